@@ -1,0 +1,56 @@
+"""Every exception that `tuner` raises on purpose, and the exit code each one ends with.
+
+    TunerError                 one paragraph for the person, no traceback      exit
+    ├── ConfigError            a field, an override, a recipe, a YAML              2
+    ├── DataError              rows, files, a tokenizer, a checkpoint              2
+    ├── StoreError             a lock, a disk, a file system                       2
+    ├── StageError             a stage that ran and failed                         1
+    └── Interrupted            stopped by a signal; the same command continues    75
+
+Anything else is a bug of ours and keeps its traceback.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+
+class TunerError(Exception):
+    """Something a person can mend. The message says what was found, what was expected and what mends it."""
+
+    exit_code = 1
+
+
+class ConfigError(TunerError):
+    """The config is wrong: an unknown field or option, a value of the wrong type, values that contradict."""
+
+    exit_code = 2
+
+
+class DataError(TunerError):
+    """What the config points at is wrong: a missing file, a bad row, a model directory without tokenizer."""
+
+    exit_code = 2
+
+
+class StoreError(TunerError):
+    """The output root can't be used: not writable, no locks, no space."""
+
+    exit_code = 2
+
+
+class StageError(TunerError):
+    """A stage ran and failed: a loss that is not finite, a process that was killed."""
+
+
+class Interrupted(TunerError):
+    """A signal asked the run to stop; what was done is kept and the same command continues."""
+
+    exit_code = 75
+
+
+def require(module: str, extra: str, why: str) -> ModuleType:
+    """Import `module`, or raise a ConfigError that names the extra of `tuner` which brings it."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"{why} needs the package {module}, which can't be imported here ({error}). Install it with: pip install 'tuner[{extra}]'") from error
