@@ -1,0 +1,221 @@
+"""The config of a run: one tree of frozen dataclasses, and for each field what it decides.
+
+Every leaf is declared with one of three words and the stages that may read it:
+
+    identity   changes what exact arithmetic would compute, or which rows, steps or files exist: enters the fingerprints
+    place      says where content lies: the content's digest is the identity, the place only tells runs apart
+    neutral    rounding, speed or display: enters nothing
+
+A field added later carries `left_out`, the value at which it stays out of the hash, so that no older artifact is lost.
+The string under a field is its documentation; `tuner copy` writes it beside the field.
+"""
+
+from dataclasses import MISSING, dataclass, field
+from typing import Any, Literal
+
+UNSET: Any = object()
+
+Kind = Literal["identity", "place", "neutral"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Role:
+    """What a field decides, and for whom."""
+
+    kind: Kind
+    stages: frozenset[str]
+    left_out: Any = UNSET
+
+
+def _declare(kind: Kind, stages: tuple[str, ...], default: Any, left_out: Any = UNSET) -> Any:
+    metadata = {"role": Role(kind=kind, stages=frozenset(stages), left_out=left_out)}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def identity(*stages: str, default: Any = MISSING, left_out: Any = UNSET) -> Any:
+    """A field that enters the fingerprints of `stages`, unless its value is `left_out`."""
+    return _declare("identity", stages, default, left_out)
+
+
+def place(*stages: str, default: Any = None) -> Any:
+    """A field that says where content lies; it tells runs apart and enters no fingerprint."""
+    return _declare("place", stages, default)
+
+
+def neutral(*stages: str, default: Any = None) -> Any:
+    """A field that changes rounding, speed or display only."""
+    return _declare("neutral", stages, default)
+
+
+TEXT_STAGES = ("tokenize", "convert", "baseline", "evaluate")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chat:
+    """How a conversation is written for the model. Each turn is a text with one `{text}`."""
+
+    special: tuple[str, ...] = identity(*TEXT_STAGES, default=())
+    """the special tokens in the texts below; each must be one id of the tokenizer, and enters by that id"""
+    begin: str = identity(*TEXT_STAGES, default="")
+    """written once, before the first turn"""
+    system: str = identity(*TEXT_STAGES, default="{text}\n\n")
+    """a system turn"""
+    user: str = identity(*TEXT_STAGES, default="{text}\n\n")
+    """a user turn"""
+    assistant: str = identity(*TEXT_STAGES, default="{text}\n\n")
+    """an assistant turn; loss on what stands for `{text}` and on `end`"""
+    end: str = identity(*TEXT_STAGES, default="")
+    """the special token that ends an assistant turn: it is trained, and generation stops at it"""
+    default_system: str | None = identity(*TEXT_STAGES, default=None)
+    """a system prompt for conversations that bring none"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """Which model, where it comes from, and how it is talked to."""
+
+    source: Literal["path", "package"] = place("fetch_model", "tokenize", default="path")
+    """`path`: a Hugging Face directory or a GGUF file; `package`: a file that an installed Python package carries"""
+    path: str | None = place("fetch_model", "tokenize", default=None)
+    """the directory or file, for source=path"""
+    package: str | None = place("fetch_model", default=None)
+    """the name to import, for source=package"""
+    file: str | None = place("fetch_model", default=None)
+    """the file inside the package"""
+    install: str | None = neutral("fetch_model", default=None)
+    """the line that installs the package"""
+    repo: str | None = identity("convert", default=None)
+    """the public name, written into adapters as their base model"""
+    context: int | None = neutral("tokenize", default=None)
+    """the longest sequence the model was made for, in tokens; a longer data.length is refused"""
+    chat: Chat = field(default_factory=Chat)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Optim:
+    """AdamW."""
+
+    lr: float = identity("train", default=2e-4)
+    """the highest learning rate, reached after the warm-up"""
+    betas: tuple[float, float] = identity("train", default=(0.9, 0.999))
+    """decay of the running means of the gradient and of its square"""
+    eps: float = identity("train", default=1e-8)
+    """added to the denominator"""
+    weight_decay: float = identity("train", default=0.0)
+    """decoupled weight decay, on matrices only"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Algo:
+    """What is trained, and by which rule."""
+
+    adapter: Literal["none", "lora"] = identity("train", "convert", "merge", default="lora")
+    """`lora`: low-rank adapters on a frozen base (arXiv:2106.09685); `none`: full fine-tuning"""
+    r: int = identity("train", default=16)
+    """the rank of the adapters"""
+    alpha: float = identity("train", default=32.0)
+    """the adapters' output is scaled by alpha / r"""
+    dropout: float = identity("train", default=0.0)
+    """on the adapters' input"""
+    targets: str | tuple[str, ...] = identity("train", default="all-linear")
+    """module names that get an adapter, or `all-linear`: every linear layer but the output head"""
+    precision: Literal["bf16", "fp32"] = identity("train", "convert", "baseline", "evaluate", default="bf16")
+    """of the forward and backward pass; adapters, fp32 masters and optimizer state are always fp32"""
+    epochs: float = identity("train", default=3.0)
+    """passes over the training packs"""
+    steps: int | None = identity("train", default=None)
+    """optimizer steps, instead of epochs"""
+    batch_tokens: int | Literal["auto"] = identity("train", default="auto")
+    """tokens that an optimizer step sees, over all devices; `auto` keeps small data at about 100 steps or more"""
+    schedule: Literal["cosine", "linear", "constant"] = identity("train", default="cosine")
+    """of the learning rate, after the warm-up"""
+    warmup: float = identity("train", default=0.03)
+    """the share of steps over which the learning rate rises from zero"""
+    clip: float | None = identity("train", default=1.0)
+    """the largest 2-norm of all gradients together; null for none"""
+    optim: Optim = field(default_factory=Optim)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data:
+    """Which conversations, and how they become packs of tokens."""
+
+    source: Literal["path", "package"] = place("fetch_data", default="path")
+    """`path`: local files; `package`: files that an installed Python package carries"""
+    path: str | tuple[str, ...] | None = place("fetch_data", default=None)
+    """a file or a list of files (JSONL or JSON); inside the package for source=package"""
+    package: str | None = place("fetch_data", default=None)
+    """the name to import, for source=package"""
+    format: Literal["auto", "messages", "alpaca", "sharegpt"] = identity("fetch_data", "tokenize", default="auto")
+    """how a row is read; `auto` looks at its keys"""
+    fill: dict[str, str] = identity("tokenize", default=dict)
+    """words for the `{{name}}` places in the rows"""
+    system: str | None = identity(*TEXT_STAGES, default=None)
+    """a system prompt for conversations that bring none, before model.chat.default_system"""
+    length: int = identity("tokenize", "train", default=2048)
+    """the length of a pack, in tokens"""
+    overlong: Literal["truncate", "drop", "error"] = identity("tokenize", default="truncate")
+    """what happens to a conversation longer than a pack"""
+    held_out: float = identity("tokenize", default=0.05)
+    """the share of conversations kept out of training, to measure the loss on"""
+    seed: int = identity("tokenize", default=0)
+    """of the held-out draw and the packing; the top `seed` enters training only"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """How a run is computed, never what."""
+
+    device: Literal["auto", "cpu", "cuda"] = neutral("train", "baseline", "evaluate", default="auto")
+    """`auto` takes the GPU where there is one"""
+    threads: int | Literal["auto"] = neutral("train", "merge", "baseline", "evaluate", default="auto")
+    """CPU threads; `auto` is the number of cores this process may use"""
+    micro_batch: int | Literal["auto"] = neutral("train", default="auto")
+    """packs in one forward pass; `auto` is 1"""
+    save_every: int = neutral("train", default=50)
+    """optimizer steps between checkpoints; the last step is always saved"""
+    keep: int = neutral("train", default=2)
+    """checkpoints that stay while training"""
+    tensorboard: bool = neutral("train", default=True)
+    """write the curves for TensorBoard too"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Eval:
+    """How the result is measured."""
+
+    prompts: tuple[str, ...] = identity("baseline", "evaluate", default=())
+    """questions that the base and the tuned model answer, greedily"""
+    max_new_tokens: int = identity("baseline", "evaluate", default=48)
+    """the longest answer, in tokens"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """One run."""
+
+    model: Model = field(default_factory=Model)
+    algo: Algo = field(default_factory=Algo)
+    data: Data = field(default_factory=Data)
+    machine: Machine = field(default_factory=Machine)
+    eval: Eval = field(default_factory=Eval)
+    seed: int = identity("train", default=0)
+    """of the initial adapters, the order of the data and dropout"""
+    variant: str = identity("train", default="", left_out="")
+    """a free word in the identity, for training the same thing again"""
+    root: str = neutral(default="outputs")
+    """the output root: the store and the views of the runs"""
+    store: str | None = neutral(default=None)
+    """where the artifacts lie; `root`/store when null"""
+    until: str | None = neutral(default=None)
+    """stop after this stage: fetch, tokenize, train, convert, merge or evaluate"""
+    redo: str | None = neutral(default=None)
+    """build again from this stage on; what was there goes to the trash"""
+    name: str | None = neutral(default=None)
+    """the run's directory is called so, instead of model-algo-data"""
+    note: str | None = neutral(default=None)
+    """a line of your own, shown by `status`"""
+    choices: dict[str, str] = neutral(default=dict)
+    """the options that were composed: filled by the tool"""

@@ -1,0 +1,109 @@
+"""The contract of a stage, and the view of the config that a stage gets.
+
+A stage is a function from a config and the artifacts before it to files in one directory. It declares what decides those
+files; everything else (whether to run, where, locking, publishing) is the pipeline's.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from tuner.schema import Config, Role
+
+
+class View:
+    """The config as one stage may read it: any field that was not declared for the stage raises."""
+
+    __slots__ = ("_node", "_path", "_stage")
+
+    def __init__(self, node: Any, stage: str, path: str = "") -> None:
+        self._node, self._stage, self._path = node, stage, path
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._node, name)
+        path = f"{self._path}{name}"
+        if is_dataclass(value):
+            return View(value, self._stage, f"{path}.")
+        role = next(f.metadata["role"] for f in fields(self._node) if f.name == name)
+        if self._stage not in role.stages:
+            raise AttributeError(f"{path} is not declared for the stage {self._stage}; declare it in tuner/schema.py, so that it enters the fingerprint")
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """An artifact that a stage reads. `dir` holds `files`; for a local model or data set they are the person's own."""
+
+    dir: Path
+    files: Mapping[str, Path]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """All that a running stage knows."""
+
+    config: View
+    inputs: Mapping[str, Input]
+    """by stage name"""
+    out: Path
+    """an empty directory to write into; for a stage with `progress`, with what a killed one left"""
+    say: Callable[[str], None]
+    """tells the person, and the run's log, one line"""
+
+
+def _nothing(_config: Any) -> Any:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of the pipeline."""
+
+    name: str
+    version: int
+    """bumped by hand when the stage's own code changes what it writes"""
+    does: str
+    """what it does, in a few words, for `plan`"""
+    run: Callable[[Context], dict[str, Any]]
+    """does the work and returns facts for the manifest"""
+    upstream: tuple[str, ...] = ()
+    """the stages whose artifacts it reads"""
+    versions: Callable[[View], dict[str, int]] = _nothing
+    """versions of the pieces that this config uses"""
+    sources: Callable[[View], dict[str, Path]] = _nothing
+    """local files that enter by content: name → where"""
+    check: Callable[[View], None] = _nothing
+    """raises what can be known to fail before anything runs; no heavy import"""
+    references: Callable[[View], bool] = lambda _: False
+    """whether `sources` are themselves the artifact's files: referenced with their hashes, not copied"""
+    child: bool = False
+    """runs in a process of its own: it imports torch"""
+    progress: Callable[[Path], str | None] | None = None
+    """for a stage that goes on from what a killed one left: how far a partial directory is (`step 120`), or None"""
+    by_content: bool = False
+    """the stages after it key on the digest of its files, wherever they came from; otherwise on its fingerprint"""
+    product: bool = False
+    """wanted for its own sake: built again when it was removed, even if no later stage needs it"""
+    journal: tuple[str, ...] = field(default=())
+    """patterns of files that record how it went: kept and verified, but not part of the content's digest"""
+
+
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Role, Any]]:
+    """All fields of a config tree as (dotted path, role, value).
+
+    >>> [path for path, role, _ in leaves(Config()) if path.startswith("algo.optim.")][:2]
+    ['algo.optim.lr', 'algo.optim.betas']
+    """
+    for f in fields(node):
+        value = getattr(node, f.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{path}{f.name}.")
+        else:
+            yield f"{path}{f.name}", f.metadata["role"], value
+
+
+def inputs(config: Config, stage: str) -> dict[str, Any]:
+    """The identity fields that enter `stage`, by dotted path; fields at their left-out value stay out."""
+    return {path: value for path, role, value in leaves(config) if role.kind == "identity" and stage in role.stages and value != role.left_out}
