@@ -1,0 +1,79 @@
+"""The child's side of a stage: `python -m tuner.worker` reads a job from standard input and answers on standard output.
+
+The config arrives resolved; Hydra is never imported here.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+from tuner.errors import Interrupted, TunerError
+from tuner.freeze import freeze
+from tuner.stage import Context, Input, View
+from tuner.stages import STAGES
+from tuner.store import disk_full
+
+PR_SET_PDEATHSIG = 1
+
+
+def follow(parent: int) -> None:
+    """Get SIGTERM when the parent dies, even of SIGKILL: a training saves and ends, anything else just ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before we could ask
+        raise SystemExit(Interrupted.exit_code)
+
+
+def main() -> int:
+    # Standard output carries the answer alone: whatever a library prints goes to standard error.
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then sends SIGTERM
+    # Of peft and transformers among themselves; a person can do nothing about it.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+    job: dict[str, Any] = json.load(sys.stdin)
+    follow(job["parent"])
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what a stage reads is there; nothing may be looked up behind its back
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    log = Path(job["log"])
+
+    def say(line: str) -> None:
+        print(f"  {line}", file=sys.stderr, flush=True)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')}   {line}\n")
+
+    stage = next(s for s in STAGES if s.name == job["stage"])
+    inputs = {
+        name: Input(dir=Path(i["dir"]), files={n: Path(p) for n, p in i["files"].items()}, facts=i["facts"]) for name, i in job["inputs"].items()
+    }
+    context = Context(config=View(freeze(job["config"]), stage.name), inputs=inputs, out=Path(job["out"]), say=say)
+    try:
+        facts = stage.run(context)
+    except TunerError as error:
+        json.dump({"error": type(error).__name__, "message": str(error)}, answer)
+        answer.flush()
+        return error.exit_code
+    except Exception as error:
+        if disk_full(error):
+            json.dump({"error": "StoreError", "message": f"The disk is full: {error}. What was finished is kept; make space (tuner clean) and run the same command again."}, answer)
+            answer.flush()
+            return 2
+        text = traceback.format_exc()
+        print(text, file=sys.stderr, flush=True)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(text)
+        return 1
+    json.dump({"facts": facts}, answer)
+    answer.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
