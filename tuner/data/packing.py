@@ -1,0 +1,64 @@
+"""Documents → packs: best fit, longest first, so that no document is split and few places stay empty.
+
+Each document goes into the pack it fills best, and opens a new one where none has room (best-fit decreasing; at most 11/9 of the
+fewest packs possible, and one more: Johnson 1973, Dósa 2007). The result depends on the lengths, their order and the seed, and on nothing else.
+"""
+
+import random
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+
+VERSION = 1
+"""bumped when the same lengths and seed would give other packs"""
+
+
+def pack(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]]:
+    """Put documents of `lengths` tokens into packs of at most `capacity`. Returns each pack's document indices, rising.
+
+    >>> sorted(pack([5, 3, 7, 2], capacity=10, seed=0))
+    [[0, 3], [1, 2]]
+
+    Here 7 opens a pack (3 left), 5 opens one (5 left), 3 fills the first, 2 goes into the second. The packs come shuffled by
+    `seed`, since longest first would be an order. Raises ValueError when a document is longer than a pack.
+    """
+    packs: list[list[int]] = []
+    open_by_room: dict[int, list[int]] = {}
+    rooms: list[int] = []  # the keys of open_by_room, rising
+    for document in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = lengths[document]
+        if length > capacity:
+            raise ValueError(f"document {document} has {length} tokens, more than a pack's {capacity}")
+        at = bisect_left(rooms, length)
+        if at == len(rooms):
+            chosen, room = len(packs), capacity
+            packs.append([])
+        else:
+            room = rooms[at]
+            chosen = open_by_room[room].pop()
+            if not open_by_room[room]:
+                del open_by_room[room], rooms[at]
+        packs[chosen].append(document)
+        left = room - length
+        if left not in open_by_room:
+            open_by_room[left] = []
+            insort(rooms, left)
+        open_by_room[left].append(chosen)
+    return [sorted(packs[i]) for i in shuffled(len(packs), f"packs/{seed}")]
+
+
+def held_out(rows: int, share: float, seed: int) -> list[int]:
+    """The indices, rising, of the rows that are kept out of training: about `share` of them, at least one of two, never all.
+
+    Each row draws a number in its turn and the smallest win, so a row that is added at the end moves few others.
+    """
+    if share <= 0 or rows < 2:
+        return []
+    count = min(max(1, round(rows * share)), rows - 1)
+    return sorted(shuffled(rows, f"held_out/{seed}")[:count])
+
+
+def shuffled(count: int, seed: str) -> list[int]:
+    """The numbers below `count` in an order drawn from `seed`; by Random.random() alone, which no Python version has changed."""
+    draws = random.Random(seed)
+    keys = [draws.random() for _ in range(count)]
+    return sorted(range(count), key=lambda i: (keys[i], i))
