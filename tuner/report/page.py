@@ -1,0 +1,81 @@
+"""The page of one run: what the base said and what the tuned model says, as JSON and Markdown.
+
+A report holds measured values and answers to questions of the config. It holds no data rows, paths, host names or times: it can be shown.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+VERSION = 1
+
+
+def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Two measurements ({"loss", "perplexity", "tokens", "answers"}) as one report.
+
+    Raises ValueError when they are not over the same held-out tokens and questions: a comparison would mean nothing.
+    """
+    questions = [row["prompt"] for row in before["answers"]]
+    if before["tokens"] != after["tokens"] or questions != [row["prompt"] for row in after["answers"]]:
+        raise ValueError("the two measurements are over different held-out tokens or questions")
+    answers = [{"prompt": b["prompt"], "before": b["answer"], "after": a["answer"]} for b, a in zip(before["answers"], after["answers"], strict=True)]
+    return {
+        "version": VERSION,
+        "held_out": {
+            "tokens": before["tokens"],
+            "loss": {"before": before["loss"], "after": after["loss"]},
+            "perplexity": {"before": before["perplexity"], "after": after["perplexity"]},
+        },
+        "answers": answers,
+    }
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """The held-out loss in one line.
+
+    >>> loss, nothing = {"before": 2.0, "after": 1.5}, {"before": None, "after": None}
+    >>> headline({"held_out": {"tokens": 1200, "loss": loss, "perplexity": {"before": 7.389, "after": 4.4817}}})
+    'held-out loss 2.0000 → 1.5000, perplexity 7.389 → 4.482, over 1,200 tokens'
+    >>> headline({"held_out": {"tokens": 0, "loss": nothing, "perplexity": nothing}})
+    'nothing was held out (data.held_out=0), so no loss was measured'
+    """
+    held_out = report["held_out"]
+    loss, perplexity = held_out["loss"], held_out["perplexity"]
+    if loss["before"] is None or loss["after"] is None:
+        return "nothing was held out (data.held_out=0), so no loss was measured"
+    return (
+        f"held-out loss {loss['before']:.4f} → {loss['after']:.4f}, "
+        f"perplexity {perplexity['before']:.4g} → {perplexity['after']:.4g}, over {held_out['tokens']:,} tokens"
+    )
+
+
+def to_markdown(report: Mapping[str, Any]) -> str:
+    """The report as a page. Answers are quoted with their markup escaped: they show as the model wrote them."""
+    held_out = report["held_out"]
+    lines = ["# Before and after", ""]
+    if held_out["loss"]["before"] is None or held_out["loss"]["after"] is None:
+        lines += [headline(report).capitalize() + "."]
+    else:
+        lines += ["| | before | after |", "| --- | ---: | ---: |"]
+        lines += [f"| held-out {key} | {held_out[key]['before']:.4f} | {held_out[key]['after']:.4f} |" for key in ("loss", "perplexity")]
+        lines += ["", f"Loss in nats per token, over {held_out['tokens']:,} tokens that were kept out of training."]
+    if report["answers"]:
+        lines += ["", "## Answers", "", "Greedy, one turn each."]
+    for row in report["answers"]:
+        lines += ["", f"### {_escape(_flat(row['prompt']))}"]
+        for key in ("before", "after"):
+            lines += ["", f"{key}:", "", *(f"> {_escape(line)}".rstrip() for line in (row[key] or "(nothing)").splitlines())]
+    return "\n".join(lines) + "\n"
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split()) or "(nothing)"
+
+
+def _escape(text: str) -> str:
+    r"""Backslashes before what Markdown or HTML would read.
+
+    >>> print(_escape("<b> 2*3 | # x"))
+    \<b\> 2\*3 \| \# x
+    """
+    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", text)

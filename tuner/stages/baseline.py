@@ -1,0 +1,75 @@
+"""baseline: the base model's loss and answers before training. It depends on no training, so a sweep has one."""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuner.stage import Context, Stage, View
+
+if TYPE_CHECKING:
+    from tuner.train.measure import Measurement
+
+MEASURE = {"held_out": 1, "answers": 1}
+"""versions of tuner.train.measure and tuner.models.answer"""
+
+
+def versions(view: View) -> dict[str, int]:
+    return MEASURE if view.eval.prompts else {"held_out": MEASURE["held_out"]}
+
+
+def measure(ctx: Context, directory: Path) -> tuple["Measurement", dict[str, Any]]:
+    """Measure the model in `directory` on the held-out packs and the prompts; facts say how it was computed."""
+    import torch
+
+    from tuner.data.tokens import Packs
+    from tuner.models.load import DTYPES, compute_dtype, load_model, resolve_device
+    from tuner.models.sidecars import spoken
+    from tuner.report.progress import track
+    from tuner.train.measure import Measurement, ask, held_out_loss, perplexity
+
+    config, began = ctx.config, time.monotonic()
+    packs, prompts = Packs.open(ctx.inputs["tokenize"].dir / "held_out.arrow"), config.eval.prompts
+    if not len(packs):
+        ctx.say("nothing was held out (data.held_out=0), so no loss is measured")
+    if not len(packs) and not prompts:
+        return Measurement(loss=None, perplexity=None, tokens=0, answers=()), {}
+    if config.machine.threads != "auto":
+        torch.set_num_threads(config.machine.threads)
+    device = resolve_device(config.machine.device)
+    compute = compute_dtype(config.algo.precision, device)
+    model = load_model(directory, dtype=compute, device=device, rounded=DTYPES[config.algo.precision])
+    loss, tokens = held_out_loss(model, track(packs, "held-out loss", len(packs), ctx.say), device)
+    # Answers grow token by token on a cache, which the kernel for packed rows does not serve.
+    model.set_attn_implementation("sdpa")
+    answers = ask(model, directory, spoken(config.model.chat, config.data.system), prompts, config.eval.max_new_tokens)
+    facts = {
+        "device": device.type,
+        "compute": str(compute).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    return Measurement(loss=loss, perplexity=perplexity(loss), tokens=tokens, answers=answers), facts
+
+
+def write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def run(ctx: Context) -> dict[str, Any]:
+    """Write baseline.json."""
+    result, facts = measure(ctx, ctx.inputs["fetch_model"].dir)
+    write(ctx.out / "baseline.json", result.to_json())
+    return {"loss": result.loss, "tokens": result.tokens} | facts
+
+
+STAGE = Stage(
+    name="baseline",
+    version=1,
+    does="measure the base model",
+    run=run,
+    upstream=("fetch_model", "tokenize"),
+    versions=versions,
+    child=True,
+)

@@ -1,0 +1,74 @@
+"""What a model is worth: its loss on conversations kept out of training, and its answers to fixed questions."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuner.data.chat import compile_template, load_tokenizer
+from tuner.data.conversation import Message
+from tuner.data.tokens import Pack
+from tuner.errors import StageError
+from tuner.models.answer import answer
+from tuner.schema import Chat
+from tuner.train.batch import collate
+from tuner.train.objective import summed_loss
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """A model, measured. The same model, data and settings give the same values: no times, no places."""
+
+    loss: float | None
+    """mean over the held-out tokens of -log p, in nats; null where nothing was held out"""
+    perplexity: float | None
+    """exp(loss)"""
+    tokens: int
+    """how many held-out tokens the loss is over"""
+    answers: tuple[dict[str, str], ...]
+    """{"prompt", "answer"}, in the order of eval.prompts"""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"answers": list(self.answers)}
+
+
+@torch.inference_mode()
+def held_out_loss(model: torch.nn.Module, packs: Iterable[Pack], device: torch.device | str) -> tuple[float | None, int]:
+    """The loss per token over all packs together (not a mean of means), and the number of tokens.
+
+    `model` attends within documents. Raises StageError when the loss is not finite.
+    """
+    total, tokens = 0.0, 0
+    for pack in packs:
+        batch = collate([pack], device)
+        if len(batch.targets_M):
+            total += summed_loss(model, batch).item()
+            tokens += len(batch.targets_M)
+    if not math.isfinite(total):
+        raise StageError("The held-out loss is not a finite number: the model's weights or its arithmetic are broken. Try algo.precision=fp32.")
+    return (total / tokens if tokens else None), tokens
+
+
+def perplexity(loss: float | None) -> float | None:
+    """exp(loss), at most exp(700), where floats end.
+
+    >>> perplexity(0.0), perplexity(None)
+    (1.0, None)
+    """
+    return None if loss is None else math.exp(min(loss, 700.0))
+
+
+def ask(model: Any, directory: Path, chat: Chat, prompts: Sequence[str], max_new_tokens: int) -> tuple[dict[str, str], ...]:
+    """What the model answers to each prompt as the first turn of a conversation, written by `chat` for the tokenizer in `directory`."""
+    if not prompts:
+        return ()
+    tokenizer = load_tokenizer(directory)
+    template = compile_template(chat, tokenizer)
+    ids = [template.prompt([Message(role="user", content=prompt)]) for prompt in prompts]
+    replies = answer(model, ids, end_id=template.end_id, max_new_tokens=max_new_tokens)
+    # An answer that is cut at its longest may end inside a character, which then decodes to U+FFFD.
+    texts = [tokenizer.decode(reply, skip_special_tokens=True).rstrip("\ufffd").strip() for reply in replies]
+    return tuple({"prompt": prompt, "answer": text} for prompt, text in zip(prompts, texts, strict=True))

@@ -1,0 +1,140 @@
+"""Sets a training up from a stage's context, runs the loop, and leaves the artifact: what the child process does."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuner.data.tokens import Pack, Packs
+from tuner.errors import DataError
+from tuner.models.load import DTYPES, adapter_config, add_lora, compute_dtype, load_model, resolve_device, trainable
+from tuner.stage import Context, View
+from tuner.train import checkpoint
+from tuner.train.engine import TorchEngine
+from tuner.train.journal import Journal
+from tuner.train.loop import Recipe, train
+from tuner.train.order import plan_order
+from tuner.train.stop import Stop
+
+RESOLVED = ("device", "threads", "micro_batch", "torch")
+
+
+def run(ctx: Context) -> dict[str, Any]:
+    """Train, or go on from the newest whole step in ctx.out; returns the facts of the manifest."""
+    with Stop() as stop:
+        algo, machine, tokens = ctx.config.algo, ctx.config.machine, ctx.inputs["tokenize"].dir
+        packs = Packs.open(tokens / "train.arrow")
+        if not len(packs):
+            raise DataError(
+                "There is nothing to train on: the tokenized training set is empty. The rows' fate is in ledger.json in the run's tokenize directory"
+            )
+        order = plan_order(
+            len(packs), ctx.config.data.length, seed=ctx.config.seed, epochs=algo.epochs, steps=algo.steps, batch_tokens=algo.batch_tokens
+        )
+        found = checkpoint.newest(ctx.out)
+        if found is None:
+            clear(ctx.out)
+        facts = resolve(machine, ctx.out / "facts.json", ctx.say)
+        torch.set_num_threads(facts["threads"])
+        device = torch.device(facts["device"])
+        compute = compute_dtype(algo.precision, device)
+
+        model = build(ctx.config, ctx.inputs["fetch_model"].dir, device, compute)
+        if algo.adapter == "lora":
+            write_json(ctx.out / "adapter_config.json", adapter_config(model))
+        autocast = compute if algo.adapter == "none" and compute != torch.float32 else None
+        engine = TorchEngine(model, betas=algo.optim.betas, eps=algo.optim.eps, weight_decay=algo.optim.weight_decay, autocast=autocast)
+        if found:
+            engine.load(checkpoint.read(found))
+            ctx.say(f"continuing after step {found.step} of {order.steps}")
+        micro = min(facts["micro_batch"], order.per_step)
+        ctx.say(
+            f"{order.steps} steps of {order.per_step} packs ({micro} at once, {-(-order.per_step // micro)} times), "
+            f"up to {order.per_step * ctx.config.data.length:,} tokens a step"
+        )
+        ctx.say(
+            f"{trainable(model):,} numbers train; {algo.precision} weights, {short_name(compute)} arithmetic; {device.type}, {facts['threads']} threads"
+        )
+        recipe = Recipe(
+            seed=ctx.config.seed, lr=algo.optim.lr, schedule=algo.schedule, warmup=algo.warmup, clip=algo.clip,
+            micro_batch=micro, save_every=machine.save_every, keep=machine.keep,
+        )  # fmt: skip
+        begin, seen = (found.step, found.tokens) if found else (0, 0)
+        journal = Journal(ctx.out, step=begin, tensorboard=machine.tensorboard, say=ctx.say)
+        try:
+            train(
+                engine, packs, order, recipe, out=ctx.out, device=device, begin=begin, tokens=seen,
+                journal=journal, stop=stop, say=ctx.say, where=row_names(tokens / "ledger.json"),
+            )  # fmt: skip
+        finally:
+            journal.close()
+    checkpoint.prune(ctx.out, keep=1)
+    (ctx.out / "facts.json").unlink()
+    row = journal.last or {}
+    return facts | {
+        "step": order.steps, "steps": order.steps, "loss": row["loss"], "tokens": row["tokens"], "seconds": row["seconds"],
+        "tokens_per_second": round(row["tokens"] / max(row["seconds"], 1e-3), 1), "dtype": algo.precision, "compute": short_name(compute),
+        "packs_per_step": order.per_step, "trainable": trainable(model),
+    }  # fmt: skip
+
+
+def build(config: View, directory: Path, device: torch.device, compute: torch.dtype) -> Any:
+    """The model in train mode: a frozen base with fp32 adapters, or fp32 masters of all weights."""
+    algo = config.algo
+    if algo.adapter == "none":
+        return load_model(directory, dtype=torch.float32, device=device).train()
+    base = load_model(directory, dtype=compute, device=device, rounded=DTYPES[algo.precision])
+    return add_lora(base, r=algo.r, alpha=algo.alpha, dropout=algo.dropout, targets=algo.targets, seed=config.seed).train()
+
+
+def resolve(machine: View, path: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """What `auto` means here, written to `path`. A training that goes on keeps what it began with, or says what differs."""
+    began = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    device = resolve_device(machine.device)
+    if machine.device == "auto" and began.get("device") == "cpu":
+        device = torch.device("cpu")
+    facts: dict[str, Any] = {"device": device.type, "torch": torch.__version__}
+    facts["threads"] = began.get("threads", cores()) if machine.threads == "auto" else machine.threads
+    facts["micro_batch"] = began.get("micro_batch", 1) if machine.micro_batch == "auto" else machine.micro_batch
+    for key in RESOLVED:
+        if key in began and began[key] != facts[key]:
+            say(f"{key} is {facts[key]} now and was {began[key]} before; the last bits of the result may differ from an uninterrupted run")
+    write_json(path, facts)
+    return facts
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def row_names(ledger: Path) -> Callable[[Pack], list[str]]:
+    """A function from a pack to the `file:line` of its documents."""
+
+    def where(pack: Pack) -> list[str]:
+        sources = json.loads(ledger.read_text(encoding="utf-8"))["sources"]
+        return [f"{sources[file]['file']}:{line}" for file, line in zip(pack.files, pack.lines, strict=True)]
+
+    return where
+
+
+def clear(out: Path) -> None:
+    """Remove what a training left that has no whole step."""
+    for name in ("steps", "tensorboard"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in ("facts.json", "metrics.jsonl", "adapter_config.json"):
+        (out / name).unlink(missing_ok=True)
+
+
+def short_name(dtype: torch.dtype) -> str:
+    return next(key for key, value in DTYPES.items() if value == dtype)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(path)
