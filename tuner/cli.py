@@ -1,0 +1,241 @@
+"""argv → verb → config → pipeline. Nothing heavy is imported before the verb that needs it."""
+
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tuner.errors import ConfigError, Interrupted, TunerError
+from tuner.freeze import nearest
+from tuner.schema import Config
+
+HELP = """\
+usage: python -m tuner [VERB] [RECIPE.yaml] [group=option | field=value ...] [-m]
+
+Fine-tunes a language model: fetch → tokenize → train → convert → merge → evaluate. What is done already is not done
+again; what was killed goes on; and it says which, and why.
+
+verbs
+  run (or none)     run the pipeline
+  plan              what would run, and why; --check exits 3 when there is work, --json for machines
+  status            all runs under the root: stages, progress, loss, disk
+  list [GROUP] [F]  models, algos, data, machines, evals and chat templates whose name or line contains F
+  copy FILE         write the command's config as a recipe to edit and to run: python -m tuner FILE
+  doctor            versions, GPU, disk, locks, shadowed YAML, and what mends them
+  clean [RUN]       remove one run, or what no run refers to; --dry-run only lists
+
+groups (each with a default; `list` shows the options)
+{groups}
+
+examples
+  python -m tuner                                               the default: a real model, real training, on any machine
+  python -m tuner algo=full algo.optim.lr=2e-5                  full fine-tuning, at a lower rate
+  python -m tuner model=local model.path=~/models/qwen data=local 'data.path=客服/2026(1).jsonl' name=support
+  python -m tuner -m algo=lora,full seed=1,2                    a sweep; equal stages are built once
+  python -m tuner plan algo.optim.lr=1e-4                       what that would run, and why
+
+options
+  -m, --multirun    a sweep over the values that commas separate
+  -cd DIR           a directory of your own YAML, laid out as the groups; it wins over the shipped one
+  until=STAGE       stop after fetch, tokenize, train, convert, merge or evaluate
+  redo=STAGE        build again from this stage on; the old artifacts go to the store's trash
+  --version, --help
+
+exit codes: 0 done, 1 failed, 2 the config or the data is wrong, 3 work to do (plan --check), 75 interrupted: run it again
+"""
+
+VERBS = ("run", "plan", "status", "list", "copy", "doctor", "clean")
+
+
+@dataclass
+class Line:
+    """A command line, taken apart."""
+
+    verb: str = "run"
+    bare: list[str] = field(default_factory=list)
+    """words that are neither overrides nor recipes: what the verb is about"""
+    words: list[str] = field(default_factory=list)
+    """overrides: a recipe's first, then those typed"""
+    flags: set[str] = field(default_factory=set)
+    extra: Path | None = None
+    """the -cd directory"""
+
+
+FLAGS = {
+    "-m": {"run", "plan"},
+    "--check": {"plan"},
+    "--json": {"plan", "status", "list"},
+    "--dry-run": {"clean"},
+    "--all": {"clean"},
+}
+
+
+def parse(argv: Sequence[str]) -> Line:
+    """Take a command line apart. Raises ConfigError."""
+    line, typed, rest = Line(), [], list(argv)
+    while rest:
+        word = rest.pop(0)
+        word = "-m" if word == "--multirun" else word
+        if word in ("-h", "--help", "--version"):
+            line.flags.add("--help" if word == "-h" else word)
+        elif word in ("-cd", "--config-dir"):
+            if not rest:
+                raise ConfigError(f"{word} needs a directory behind it.")
+            line.extra = Path(rest.pop(0)).expanduser()
+        elif word in FLAGS:
+            line.flags.add(word)
+        elif word.startswith("-"):
+            raise ConfigError(f"{word} is not an option.{nearest(word, [*FLAGS, '--help', '--version', '--config-dir'])}")
+        elif "=" in word or word.startswith("~"):
+            typed.append(word)
+        elif word in VERBS and not line.bare and "verb" not in line.flags:
+            line.verb = word
+            line.flags.add("verb")
+        else:
+            line.bare.append(word)
+    for flag in line.flags & set(FLAGS):
+        if line.verb not in FLAGS[flag]:
+            raise ConfigError(f"{flag} does not go with {line.verb}, but with {' and '.join(sorted(FLAGS[flag]))}.")
+    if line.verb in ("run", "plan", "copy"):
+        _take_recipes(line)
+    line.words += typed
+    return line
+
+
+def _take_recipes(line: Line) -> None:
+    from tuner.recipe import read_recipe
+
+    target = 1 if line.verb == "copy" else 0  # copy's last bare word is the file it writes
+    while len(line.bare) > target:
+        word = line.bare.pop(0)
+        if not word.endswith((".yaml", ".yml")):
+            hint = nearest(word, VERBS) or " A bare word is a verb in front, or a recipe that ends in .yaml."
+            raise ConfigError(f"{word!r} is not a verb.{hint}")
+        line.words += read_recipe(Path(word).expanduser())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        return _dispatch(parse(sys.argv[1:] if argv is None else argv))
+    except TunerError as error:
+        print(f"tuner: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("tuner: interrupted; run the same command again to go on.", file=sys.stderr)
+        return Interrupted.exit_code
+    except BrokenPipeError:  # the reader of our output went away: `tuner status | head`
+        sys.stderr.close()
+        return 0
+
+
+def _stop(_number: int, _frame: Any) -> NoReturn:
+    raise Interrupted("stopped by SIGTERM; run the same command again to go on.")
+
+
+def _dispatch(line: Line) -> int:
+    if "--version" in line.flags:
+        from tuner import __version__
+
+        print(f"tuner {__version__}")
+        return 0
+    if "--help" in line.flags:
+        from tuner.catalogue import group_lines
+
+        print(HELP.format(groups="\n".join(group_lines(line.extra))))
+        return 0
+    if line.verb in ("run", "plan"):
+        return _sweep(line) if "-m" in line.flags else _single(line)
+    if line.verb == "list":
+        from tuner.catalogue import show
+
+        return show(line.bare, line.extra, as_json="--json" in line.flags)
+    if line.verb == "copy":
+        from tuner.recipe import write_recipe
+
+        if len(line.bare) != 1:
+            raise ConfigError("copy needs the file to write: python -m tuner copy my.yaml algo=full")
+        return write_recipe(Path(line.bare[0]).expanduser(), _compose(line))
+    if line.verb == "doctor":
+        from tuner.doctor import examine
+
+        return examine(_compose(line), line.extra)
+    if line.verb == "clean":
+        from tuner.clean import clean
+
+        return clean(_compose(line), line.bare, dry_run="--dry-run" in line.flags, spare_recent="--all" not in line.flags)
+    from tuner.status import show as show_status
+
+    return show_status(_compose(line), as_json="--json" in line.flags)
+
+
+def _compose(line: Line) -> Config:
+    from tuner.config import compose
+
+    return compose(line.words, extra=line.extra)
+
+
+def _single(line: Line) -> int:
+    config = _compose(line)
+    return _plan(config, line.flags) if line.verb == "plan" else _run(config, set())
+
+
+def _run(config: Config, redone: set[str]) -> int:
+    from tuner.pipeline import execute
+    from tuner.show import summary
+    from tuner.stages import STAGES
+
+    run = execute(config, STAGES, _tell, redone)
+    print(summary(run))
+    return 0
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _plan(config: Config, flags: set[str]) -> int:
+    from tuner.plan import plan
+    from tuner.runs import Run, store_of
+    from tuner.show import plan_json, plan_text
+    from tuner.stages import STAGES
+
+    run = Run.of(config)
+    steps = plan(config, STAGES, store_of(config), run, redo=config.redo)
+    print(plan_json(steps, config, run) if "--json" in flags else plan_text(steps, config, run))
+    return 3 if "--check" in flags and any(step.to_do for step in steps) else 0
+
+
+def _sweep(line: Line) -> int:
+    from tuner.config import sweep
+    from tuner.show import sweep_summary
+
+    dry = line.verb == "plan"
+    results = sweep(line.words, partial(_job, line.verb, frozenset(line.flags), set()), extra=line.extra, dry=dry)
+    if not dry:
+        print(sweep_summary(results))
+    return max((code for _, code, _ in results), default=0)
+
+
+def _job(verb: str, flags: frozenset[str], redone: set[str], config: Config | ConfigError, overrides: list[str]) -> tuple[str, int, str]:
+    """One job of a sweep: (what it is, exit code, what went wrong). Only an interruption ends the sweep."""
+    title = " ".join(overrides)
+    _tell(f"── {title}")
+    try:
+        if isinstance(config, ConfigError):
+            raise config
+        return title, _plan(config, set(flags)) if verb == "plan" else _run(config, redone), ""
+    except (Interrupted, KeyboardInterrupt) as error:
+        _tell(f"tuner: {error or 'interrupted'}")
+        raise SystemExit(Interrupted.exit_code) from error  # not an Exception: Hydra's launcher would go on with the next job
+    except TunerError as error:
+        _tell(f"tuner: {error}")
+        return title, error.exit_code, str(error)
+    except Exception as error:  # a bug of ours: shown in full, and the other jobs go on
+        traceback.print_exc()
+        return title, 1, f"{type(error).__name__}: {error}"
