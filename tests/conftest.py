@@ -19,7 +19,14 @@ ROWS = [
     for a in range(6)
     for b in range(6)
 ] + [
-    {"messages": [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "你好！"}, {"role": "user", "content": "再见"}, {"role": "assistant", "content": "再见。"}]}
+    {
+        "messages": [
+            {"role": "user", "content": "你好"},
+            {"role": "assistant", "content": "你好！"},
+            {"role": "user", "content": "再见"},
+            {"role": "assistant", "content": "再见。"},
+        ]
+    }
     for _ in range(4)
 ]
 
@@ -85,7 +92,9 @@ def tuner(tmp_path: Path) -> Tuner:
     """Run the command line in `tmp_path` and return what it did."""
 
     def call(*words: str, env: Mapping[str, str] | None = None, code: int | None = 0, timeout: float = 300) -> Done:
-        done = subprocess.run([sys.executable, "-m", "tuner", *words], cwd=tmp_path, env=environment(env), capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "tuner", *words], cwd=tmp_path, env=environment(env), capture_output=True, text=True, timeout=timeout, check=False
+        )
         if code is not None:
             assert done.returncode == code, f"{words} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         return Done(done.returncode, done.stdout, done.stderr)

@@ -57,7 +57,9 @@ def test_again_nothing_runs_in_under_a_second(tuner: Tuner, root: Path, words: l
     assert "before" in done.out
     assert best_of(4, tuner, f"root={root}", *words) < 1.0
     assert best_of(4, tuner, "plan", f"root={root}", *words) < 0.7
-    timed = subprocess.run([sys.executable, "-X", "importtime", "-m", "tuner", f"root={root}", *words], env=environment(), capture_output=True, text=True, check=True)
+    timed = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "tuner", f"root={root}", *words], env=environment(), capture_output=True, text=True, check=True
+    )
     assert not re.search(r"\| +(torch|transformers|numpy|datasets|peft)\b", timed.stderr)
 
 
@@ -95,7 +97,10 @@ def test_a_moved_model_runs_nothing(tuner: Tuner, root: Path, words: list[str], 
 def test_two_empty_roots_give_the_same_bytes(tuner: Tuner, finished: Path, words: list[str], tmp_path: Path) -> None:
     """fp32 on a CPU: tokens and adapter to the bit."""
     tuner(f"root={tmp_path}/second", "until=convert", *words)
-    for stage, names in (("tokenize", ("train.arrow", "held_out.arrow", "ledger.json")), ("convert", ("adapter_model.safetensors", "adapter_config.json"))):
+    for stage, names in (
+        ("tokenize", ("train.arrow", "held_out.arrow", "ledger.json")),
+        ("convert", ("adapter_model.safetensors", "adapter_config.json")),
+    ):
         for name in names:
             assert (linked(finished, stage) / name).read_bytes() == (linked(tmp_path / "second", stage) / name).read_bytes(), name
 
@@ -109,7 +114,10 @@ def test_the_result_loads_in_plain_libraries(finished: Path) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(merged), AutoTokenizer.from_pretrained(merged)
     assert model.dtype == torch.bfloat16
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in model.generation_config.eos_token_id
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True)
+        == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    )
     adapter = linked(finished, "convert")
     report = json.loads((linked(finished, "evaluate") / "report.json").read_text(encoding="utf-8"))
     assert report["held_out"]["loss"]["after"] < report["held_out"]["loss"]["before"]
@@ -207,7 +215,10 @@ def test_full_fine_tuning(tuner: Tuner, words: list[str], tmp_path: Path) -> Non
 
 def processes(*commands: list[str], env: dict[str, str] | None = None) -> Iterator[Done]:
     """Run commands at the same time."""
-    started = [subprocess.Popen([sys.executable, "-m", "tuner", *words], env=environment(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for words in commands]
+    started = [
+        subprocess.Popen([sys.executable, "-m", "tuner", *words], env=environment(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for words in commands
+    ]
     for process in started:
         out, err = process.communicate(timeout=300)
         yield Done(process.returncode, out, err)
@@ -269,7 +280,9 @@ def test_a_model_without_tokenizer(tuner: Tuner, words: list[str], no_tokenizer:
         ("other.jsonl", '{"a": 1}\n', "other.jsonl:1"),
     ],
 )
-def test_bad_data_is_refused_before_any_model_is_loaded(tuner: Tuner, words: list[str], tmp_path: Path, name: str, content: str | None, says: str) -> None:
+def test_bad_data_is_refused_before_any_model_is_loaded(
+    tuner: Tuner, words: list[str], tmp_path: Path, name: str, content: str | None, says: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_text(content, encoding="utf-8")
     done = tuner(*[f"data.path={name}" if word.startswith("data.path=") else word for word in words], code=2)
@@ -289,6 +302,13 @@ def test_other_bad_input(tuner: Tuner, words: list[str], tmp_path: Path) -> None
 
 
 def test_it_works_from_any_directory(finished: Path, words: list[str], tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "tuner", "plan", "--check", f"root={finished}", *words], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "tuner", "plan", "--check", f"root={finished}", *words],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert (REPO / "conf").is_dir()

@@ -55,7 +55,12 @@ def straight(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> byte
 
     root = tmp_path_factory.mktemp("straight")
     write_rows(root / "rows.jsonl", ROWS)
-    subprocess.run([sys.executable, "-m", "tuner", f"root={root}/out", *tiny_words(tiny_model, root / "rows.jsonl"), *LONG], env=environment(), check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "tuner", f"root={root}/out", *tiny_words(tiny_model, root / "rows.jsonl"), *LONG],
+        env=environment(),
+        check=True,
+        capture_output=True,
+    )
     return adapter(root / "out")
 
 
@@ -112,7 +117,14 @@ def test_a_held_lock_is_waited_for(tuner: Tuner, tiny: list[str], tmp_path: Path
 def test_ctrl_c_in_a_terminal(tiny: list[str], tmp_path: Path, straight: bytes) -> None:
     """A real terminal sends SIGINT to parent and child alike; both end in order, and the bar is a bar."""
     root, words = tmp_path / "out", [*tiny, *LONG]
-    terminal = pexpect.spawn(sys.executable, ["-m", "tuner", f"root={root}", *words], env=environment({"TERM": "xterm"}), encoding="utf-8", dimensions=(40, 120), timeout=120)  # type: ignore[arg-type]
+    terminal = pexpect.spawn(
+        sys.executable,
+        ["-m", "tuner", f"root={root}", *words],
+        env=environment({"TERM": "xterm"}),
+        encoding="utf-8",
+        dimensions=(40, 120),
+        timeout=120,
+    )  # type: ignore[arg-type]
     terminal.expect("tokens/s")
     terminal.sendintr()
     terminal.expect(r"stopped after step \d+ of 120|[Ii]nterrupted|stopped")

@@ -70,7 +70,9 @@ def run_and_kill(words: list[str], log: Path, stage: str, delay: float | None, w
     """Start the run; when `stage` has begun, wait `delay` and kill; or let the point `at` kill."""
     env = {"PYTHONPATH": str(REPO / "tests" / "killer"), "KILL_AT": at} if at else {}
     with log.open("w") as err:
-        process = subprocess.Popen([sys.executable, "-m", "tuner", *words], env=environment(env), stdout=subprocess.DEVNULL, stderr=err, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tuner", *words], env=environment(env), stdout=subprocess.DEVNULL, stderr=err, start_new_session=True
+        )
     if delay is not None:
         while process.poll() is None and not re.search(rf"^{stage} +(run|continue)", log.read_text(encoding="utf-8"), re.MULTILINE):
             time.sleep(0.005)

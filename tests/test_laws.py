@@ -43,9 +43,13 @@ def test_a_module_imports_only_from_lower_floors(path: Path) -> None:
     assert not [name for name in imports(path) if name != own and HEIGHT[name] >= HEIGHT[own]]
 
 
-@pytest.mark.parametrize("module", ["tuner.cli", "tuner.plan", "tuner.pipeline", "tuner.stages", "tuner.show", "tuner.status", "tuner.doctor", "tuner.recipe"])
+@pytest.mark.parametrize(
+    "module", ["tuner.cli", "tuner.plan", "tuner.pipeline", "tuner.stages", "tuner.show", "tuner.status", "tuner.doctor", "tuner.recipe"]
+)
 def test_a_plan_imports_nothing_heavy(module: str) -> None:
-    code = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'datasets', 'peft', 'numpy', 'pyarrow', 'tokenizers'}} & set(sys.modules)))"
+    code = (
+        f"import sys, {module}; print(sorted({{'torch', 'transformers', 'datasets', 'peft', 'numpy', 'pyarrow', 'tokenizers'}} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

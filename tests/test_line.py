@@ -37,7 +37,17 @@ def test_split_undoes_join(parts: list[str]) -> None:
 
 def test_lists_numbers_and_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/小金")
-    config = compose(["data=local", "data.path=[a b.jsonl,'c,d.jsonl',客.jsonl]", "algo.optim.lr=1e-4", "algo.steps=1e3", "algo.targets=[q_proj,v_proj]", "store=~/s", "data.fill.name=小金 (v2)"])
+    config = compose(
+        [
+            "data=local",
+            "data.path=[a b.jsonl,'c,d.jsonl',客.jsonl]",
+            "algo.optim.lr=1e-4",
+            "algo.steps=1e3",
+            "algo.targets=[q_proj,v_proj]",
+            "store=~/s",
+            "data.fill.name=小金 (v2)",
+        ]
+    )
     assert config.data.path == ("a b.jsonl", "c,d.jsonl", "客.jsonl")
     assert (config.algo.optim.lr, config.algo.steps, config.algo.targets) == (1e-4, 1000, ("q_proj", "v_proj"))
     assert (config.store, config.data.fill["name"]) == ("/home/小金/s", "小金 (v2)")

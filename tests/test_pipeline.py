@@ -30,7 +30,9 @@ def stages(built: list[str]) -> list[Stage]:
 
     def made(ctx: Context, name: str, text: str) -> dict[str, Any]:
         built.append(name)
-        (ctx.out / "text").write_text(text + "".join(f"[{(i.dir / 'text').read_text()}]" for n, i in sorted(ctx.inputs.items()) if n != "fetch_data"), encoding="utf-8")
+        (ctx.out / "text").write_text(
+            text + "".join(f"[{(i.dir / 'text').read_text()}]" for n, i in sorted(ctx.inputs.items()) if n != "fetch_data"), encoding="utf-8"
+        )
         return {"at": time.time_ns()}
 
     def fetch(ctx: Context) -> dict[str, Any]:

@@ -13,7 +13,16 @@ from tuner.stage import leaves
 
 def test_a_copy_composes_to_the_same_config(tmp_path: Path) -> None:
     awkward = "a, 'b' \"c\" # d: [e] ${f} 客服"
-    words = ["algo=full", "data=local", "data.path=[x y.jsonl,客.jsonl]", f"data.system={awkward}", "algo.optim.lr=3e-5", "data.fill.name=金, \"x\"", "eval.prompts=['Who, me?',你是谁？]", "algo.clip=null"]
+    words = [
+        "algo=full",
+        "data=local",
+        "data.path=[x y.jsonl,客.jsonl]",
+        f"data.system={awkward}",
+        "algo.optim.lr=3e-5",
+        'data.fill.name=金, "x"',
+        "eval.prompts=['Who, me?',你是谁？]",
+        "algo.clip=null",
+    ]
     config = compose(words)
     write_recipe(tmp_path / "my.yaml", config)
     assert compose(read_recipe(tmp_path / "my.yaml")) == config

@@ -32,10 +32,18 @@ def publish(store: Store, key: str, files: dict[str, bytes], journal: tuple[str,
     for name, content in files.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(content)
-    return store.publish(key, {"stage": key.split("-")[0], "fingerprint": "f", "origin": ORIGIN, "upstream": {}, "references": {}, "facts": {}, "made": time.time()}, journal)
+    return store.publish(
+        key,
+        {"stage": key.split("-")[0], "fingerprint": "f", "origin": ORIGIN, "upstream": {}, "references": {}, "facts": {}, "made": time.time()},
+        journal,
+    )
 
 
-json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c), max_leaves=8)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda c: st.lists(c) | st.dictionaries(st.text(), c),
+    max_leaves=8,
+)
 
 
 @given(st.dictionaries(st.text(), json_values))
@@ -174,7 +182,11 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, answer: str, say
     (tmp_path / "no.c").write_text(f"#include <errno.h>\nint flock(int fd, int op) {{ {answer} }}\n")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "no.so", tmp_path / "no.c"], check=True)
     done = subprocess.run(
-        [sys.executable, "-m", "tuner", f"root={tmp_path}/out"], env=environment({"LD_PRELOAD": str(tmp_path / "no.so")}), capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tuner", f"root={tmp_path}/out"],
+        env=environment({"LD_PRELOAD": str(tmp_path / "no.so")}),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert says in done.stderr

@@ -8,7 +8,15 @@ from tuner.errors import ConfigError
 from tuner.freeze import nearest
 from tuner.line import GROUPS
 
-PLURALS = {"models": "model", "algos": "algo", "machines": "machine", "evals": "eval", "chats": "model/chat", "chat": "model/chat", "templates": "model/chat"}
+PLURALS = {
+    "models": "model",
+    "algos": "algo",
+    "machines": "machine",
+    "evals": "eval",
+    "chats": "model/chat",
+    "chat": "model/chat",
+    "templates": "model/chat",
+}
 
 
 def file_of(group: str, option: str, extra: Path | None) -> Path:
@@ -27,7 +35,10 @@ def group_lines(extra: Path | None) -> list[str]:
     """A line for each group: its default and how many options it has."""
     defaults = {str(k): str(v) for entry in load_yaml(conf_dir() / "tuner.yaml")["defaults"] if isinstance(entry, dict) for k, v in entry.items()}
     found = options(extra)
-    return [f"  {group:<17} {', '.join(found[group][:6])}{' …' if len(found[group]) > 6 else ''}{f'   (default {defaults[group]})' if group in defaults else ''}" for group in GROUPS]
+    return [
+        f"  {group:<17} {', '.join(found[group][:6])}{' …' if len(found[group]) > 6 else ''}{f'   (default {defaults[group]})' if group in defaults else ''}"
+        for group in GROUPS
+    ]
 
 
 def show(words: list[str], extra: Path | None, *, as_json: bool) -> int:
@@ -39,7 +50,9 @@ def show(words: list[str], extra: Path | None, *, as_json: bool) -> int:
     found = [(group, option, about(file_of(group, option, extra))) for group in groups for option in options(extra)[group]]
     shown = [entry for entry in found if all(word.lower() in " ".join(entry).lower() for word in words)]
     if not shown:
-        raise ConfigError(f"Nothing in {', '.join(groups)} matches {' '.join(words)!r}.{nearest(words[-1], [*(option for _, option, _ in found), *GROUPS])}")
+        raise ConfigError(
+            f"Nothing in {', '.join(groups)} matches {' '.join(words)!r}.{nearest(words[-1], [*(option for _, option, _ in found), *GROUPS])}"
+        )
     if as_json:
         print(json.dumps([{"group": group, "option": option, "about": text} for group, option, text in shown], ensure_ascii=False, indent=1))
         return 0

@@ -31,13 +31,17 @@ def clean(config: Config, names: list[str], *, dry_run: bool, spare_recent: bool
         freed += size
         if not dry_run:
             _remove(store, path)
-    print(f"{'would free' if dry_run else 'freed'} {freed / 1e6:.1f} MB{'' if spare_recent is False else '; what is younger than a day was spared (--all takes it too)'}")
+    print(
+        f"{'would free' if dry_run else 'freed'} {freed / 1e6:.1f} MB{'' if spare_recent is False else '; what is younger than a day was spared (--all takes it too)'}"
+    )
     return 0
 
 
 def _named(root: Path, name: str) -> Run:
     runs = list(all_runs(root))
-    found = [run for run in runs if run.path.name == name or run.path == Path(name)] or [run for run in runs if run.path.name.startswith(name) or run.path.name.rsplit("-", 1)[-1].startswith(name)]
+    found = [run for run in runs if run.path.name == name or run.path == Path(name)] or [
+        run for run in runs if run.path.name.startswith(name) or run.path.name.rsplit("-", 1)[-1].startswith(name)
+    ]
     if len(found) != 1:
         there = ", ".join(run.path.name for run in (found or runs)) or "none"
         raise ConfigError(f"{name!r} names {len(found)} runs under {root}.{nearest(name, [r.path.name for r in runs])} There are: {there}.")

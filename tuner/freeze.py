@@ -164,7 +164,13 @@ def validate(config: Config) -> None:
         "machine.keep": machine.keep,
         "eval.max_new_tokens": config.eval.max_new_tokens,
     }
-    more_than_zero = {"algo.alpha": algo.alpha, "algo.epochs": algo.epochs, "algo.optim.lr": algo.optim.lr, "algo.optim.eps": algo.optim.eps, "algo.clip": algo.clip}
+    more_than_zero = {
+        "algo.alpha": algo.alpha,
+        "algo.epochs": algo.epochs,
+        "algo.optim.lr": algo.optim.lr,
+        "algo.optim.eps": algo.optim.eps,
+        "algo.clip": algo.clip,
+    }
     shares = {"algo.dropout": algo.dropout, "data.held_out": data.held_out, "algo.optim.betas": max(algo.optim.betas), "algo.warmup": algo.warmup}
     problems = [f"{path} is {n}, but must be at least 1." for path, n in at_least_one.items() if isinstance(n, int) and n < 1]
     problems += [f"{path} is {x}, but must be more than 0." for path, x in more_than_zero.items() if x is not None and x <= 0]
@@ -175,7 +181,9 @@ def validate(config: Config) -> None:
         if part.source == "package" and not part.package:
             problems.append(f"{group}.source is package, but {group}.package is not set.")
     if isinstance(algo.batch_tokens, int) and algo.batch_tokens < data.length:
-        problems.append(f"algo.batch_tokens is {algo.batch_tokens}, less than one pack of data.length={data.length} tokens: raise the one or lower the other.")
+        problems.append(
+            f"algo.batch_tokens is {algo.batch_tokens}, less than one pack of data.length={data.length} tokens: raise the one or lower the other."
+        )
     if model.context and data.length > model.context:
         problems.append(f"data.length is {data.length}, but the model was made for {model.context} tokens (model.context).")
     if algo.adapter == "none" and algo.dropout:

@@ -25,7 +25,10 @@ def launch(stage: str, config: Config, inputs: Mapping[str, Input], out: Path, l
     job = {
         "stage": stage,
         "config": thaw(config),
-        "inputs": {name: {"dir": str(i.dir.absolute()), "files": {n: str(p.absolute()) for n, p in i.files.items()}, "facts": dict(i.facts)} for name, i in inputs.items()},
+        "inputs": {
+            name: {"dir": str(i.dir.absolute()), "files": {n: str(p.absolute()) for n, p in i.files.items()}, "facts": dict(i.facts)}
+            for name, i in inputs.items()
+        },
         "out": str(out.absolute()),
         "log": str(log.absolute()),
         "parent": os.getpid(),
@@ -70,6 +73,8 @@ def _result(stage: str, code: int, answer: bytes) -> dict[str, Any]:
     if code in (-signal.SIGTERM, -signal.SIGINT):
         raise Interrupted(f"{stage} was stopped; run the same command again to go on.")
     if code == -signal.SIGKILL:
-        raise StageError(f"{stage} was killed (SIGKILL). When nobody did it, the machine ran out of memory: make data.length or machine.micro_batch smaller. The same command goes on from the last checkpoint.")
+        raise StageError(
+            f"{stage} was killed (SIGKILL). When nobody did it, the machine ran out of memory: make data.length or machine.micro_batch smaller. The same command goes on from the last checkpoint."
+        )
     how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     raise StageError(f"{stage} failed: its process {how}; the reason stands above and in the run's log.")

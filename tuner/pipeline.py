@@ -51,11 +51,15 @@ def execute(config: Config, stages: Sequence[Stage], tell: Callable[[str], None]
             name = step.stage.name
             built[name] = built.get(name, 0) + 1
             if built[name] > 3:
-                raise StageError(f"{name} was built {built[name] - 1} times in this run and is still not right ({step.why}): something changes its files while it runs.")
+                raise StageError(
+                    f"{name} was built {built[name] - 1} times in this run and is still not right ({step.why}): something changes its files while it runs."
+                )
             _build(step, {s.stage.name: s for s in steps}, config, store, run, say)
     except OSError as error:
         if disk_full(error):
-            raise StoreError(f"The disk that holds {store.root} is full. What was finished is kept; make space (tuner clean) and run the same command again.") from error
+            raise StoreError(
+                f"The disk that holds {store.root} is full. What was finished is kept; make space (tuner clean) and run the same command again."
+            ) from error
         raise
 
 

@@ -123,7 +123,13 @@ def _look(stage: Stage, config: Config, before: Mapping[str, Step], store: Store
     fingerprint = digest(origin)
     key = f"{stage.name}-{fingerprint[:12]}"
     found = store.find(key)
-    problem = fault(found, stage, fingerprint, contents(stage, before), store) if found else "damaged: no readable manifest.json" if (store.root / key).is_dir() else None
+    problem = (
+        fault(found, stage, fingerprint, contents(stage, before), store)
+        if found
+        else "damaged: no readable manifest.json"
+        if (store.root / key).is_dir()
+        else None
+    )
     artifact = found if problem is None else None
     state: State = "done" if artifact else "run"
     reason = problem or ""
@@ -138,7 +144,17 @@ def _look(stage: Stage, config: Config, before: Mapping[str, Step], store: Store
     if stage.by_content:
         # For referenced files the content is known without the artifact.
         known_as = content_digest(hashes) if stage.references(view) else artifact.content if artifact else None
-    return Step(stage=stage, state=state, why=reason, origin=origin, fingerprint=fingerprint, artifact=artifact, replaces=problem is not None, sources=sources, known_as=known_as)
+    return Step(
+        stage=stage,
+        state=state,
+        why=reason,
+        origin=origin,
+        fingerprint=fingerprint,
+        artifact=artifact,
+        replaces=problem is not None,
+        sources=sources,
+        known_as=known_as,
+    )
 
 
 def fault(found: Artifact, stage: Stage, fingerprint: str, contents: Mapping[str, str], store: Store) -> str | None:

@@ -36,7 +36,9 @@ def read_recipe(file: Path) -> list[str]:
         if entry in ("_self_", "tuner"):
             continue
         if not isinstance(entry, dict) or len(entry) != 1:
-            raise ConfigError(f"{file}: an entry of `defaults:` is {entry!r}, but must be a group and its option, such as `- model: smollm2_135m_q4`.")
+            raise ConfigError(
+                f"{file}: an entry of `defaults:` is {entry!r}, but must be a group and its option, such as `- model: smollm2_135m_q4`."
+            )
         group, choice = next(iter(entry.items()))
         group = str(group).removeprefix("override ").strip("/ ")
         if group not in GROUPS:
@@ -72,7 +74,10 @@ def write_recipe(file: Path, config: Config) -> int:
     about = dict(documentation(Config))
     options = [f"  - {group}: {option}" for group, option in config.choices.items() if not (group == "model/chat" and _follows(config))]
     text = [f"# Run it with: python -m tuner {file}", "defaults:", *options, ""]
-    text += _tree({path: (value, about.get(path, ""), False) for path, value in changed.items()} | {path: (after[path], about[path], True) for path in EDITED if path not in changed})
+    text += _tree(
+        {path: (value, about.get(path, ""), False) for path, value in changed.items()}
+        | {path: (after[path], about[path], True) for path in EDITED if path not in changed}
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n".join(text) + "\n", encoding="utf-8")
     print(f"wrote {file}; run it with: python -m tuner {file}")
@@ -119,7 +124,11 @@ def documentation(cls: type, path: str = "") -> Iterator[tuple[str, str]]:
     """The string under each field, by dotted path. Python throws them away, so they are read from the source."""
     tree = ast.parse(inspect.getsource(schema))
     body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__).body
-    after = {a.target.id: b.value.value for a, b in pairwise(body) if isinstance(a, ast.AnnAssign) and isinstance(a.target, ast.Name) and isinstance(b, ast.Expr) and isinstance(b.value, ast.Constant)}
+    after = {
+        a.target.id: b.value.value
+        for a, b in pairwise(body)
+        if isinstance(a, ast.AnnAssign) and isinstance(a.target, ast.Name) and isinstance(b, ast.Expr) and isinstance(b.value, ast.Constant)
+    }
     hints = get_type_hints(cls)
     for f in fields(cls):
         if is_dataclass(hints[f.name]):

@@ -84,7 +84,11 @@ def printable(text: str) -> str:
 def summary(run: Run) -> str:
     """Where things are, and the answers before and after."""
     lines = [f"run     {run.path}"]
-    lines += [f"{label:<7} {run.path / name}" for label, name in (("adapter", "convert"), ("model", "merge"), ("report", "report.md")) if (run.path / name).exists()]
+    lines += [
+        f"{label:<7} {run.path / name}"
+        for label, name in (("adapter", "convert"), ("model", "merge"), ("report", "report.md"))
+        if (run.path / name).exists()
+    ]
     try:
         report: dict[str, Any] = json.loads((run.path / "evaluate" / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -92,7 +96,9 @@ def summary(run: Run) -> str:
     held_out = report["held_out"]
     if held_out["tokens"]:
         loss, perplexity = held_out["loss"], held_out["perplexity"]
-        lines.append(f"held-out loss {loss['before']:.4f} → {loss['after']:.4f}, perplexity {perplexity['before']:.2f} → {perplexity['after']:.2f} ({held_out['tokens']:,} tokens)")
+        lines.append(
+            f"held-out loss {loss['before']:.4f} → {loss['after']:.4f}, perplexity {perplexity['before']:.2f} → {perplexity['after']:.2f} ({held_out['tokens']:,} tokens)"
+        )
     for answer in report["answers"]:
         lines += [printable(answer["prompt"]), f"    before  {printable(answer['before'])}", f"    after   {printable(answer['after'])}"]
     return "\n".join(lines)

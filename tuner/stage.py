@@ -27,7 +27,9 @@ class View:
             return View(value, self._stage, f"{path}.")
         role = next(f.metadata["role"] for f in fields(self._node) if f.name == name)
         if self._stage not in role.stages:
-            raise AttributeError(f"{path} is not declared for the stage {self._stage}; declare it in tuner/schema.py, so that it enters the fingerprint")
+            raise AttributeError(
+                f"{path} is not declared for the stage {self._stage}; declare it in tuner/schema.py, so that it enters the fingerprint"
+            )
         return value
 
 

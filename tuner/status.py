@@ -68,4 +68,10 @@ def _where(config: Config, run: Run) -> str:
 
 def _words(steps: list[Any]) -> Iterator[str]:
     for step in steps:
-        yield f"{step.stage.name} running" if step.state == "wait" else f"{step.stage.name} {step.why}" if step.state == "continue" else f"next: {step.stage.name}"
+        yield (
+            f"{step.stage.name} running"
+            if step.state == "wait"
+            else f"{step.stage.name} {step.why}"
+            if step.state == "continue"
+            else f"next: {step.stage.name}"
+        )

@@ -157,16 +157,22 @@ class Store:
             probe = self.root / ".locks" / f".probe-{os.getpid()}"
             first, second = (os.open(probe, os.O_RDWR | os.O_CREAT) for _ in range(2))
         except OSError as error:
-            raise StoreError(f"The output root can't be written to: {error.strerror} ({self.root}). Choose another with root=DIR, or mend its permissions.") from error
+            raise StoreError(
+                f"The output root can't be written to: {error.strerror} ({self.root}). Choose another with root=DIR, or mend its permissions."
+            ) from error
         try:
             fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
                 fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
-            raise StoreError(f"Locks do nothing on the file system of {self.root}: two processes could build the same artifact over each other. Put the store on a local disk with store=DIR.")
+            raise StoreError(
+                f"Locks do nothing on the file system of {self.root}: two processes could build the same artifact over each other. Put the store on a local disk with store=DIR."
+            )
         except OSError as error:
-            raise StoreError(f"The file system of {self.root} has no locks ({error.strerror}); on NFS they need the lock service. Put the store on a local disk with store=DIR.") from error
+            raise StoreError(
+                f"The file system of {self.root} has no locks ({error.strerror}); on NFS they need the lock service. Put the store on a local disk with store=DIR."
+            ) from error
         finally:
             os.close(first)
             os.close(second)
@@ -215,7 +221,11 @@ class Store:
         for path in sorted(p for p in partial.rglob("*") if p.is_file()):
             _fsync(path)
             stat = path.stat()
-            files[path.relative_to(partial).as_posix()] = {"sha256": _sha256(path), "size": stat.st_size, "times": [stat.st_mtime_ns, stat.st_ctime_ns]}
+            files[path.relative_to(partial).as_posix()] = {
+                "sha256": _sha256(path),
+                "size": stat.st_size,
+                "times": [stat.st_mtime_ns, stat.st_ctime_ns],
+            }
         content = {name: entry["sha256"] for name, entry in files.items() if not any(fnmatch(name, pattern) for pattern in journal)}
         content |= {name: entry["sha256"] for name, entry in manifest["references"].items()}
         write_json(partial / MANIFEST, {**manifest, "files": files, "content": content_digest(content)}, indent=1)
@@ -237,7 +247,6 @@ class Store:
         except FileNotFoundError:
             return False
         return True
-
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:

@@ -10,7 +10,6 @@ import signal
 import sys
 import time
 import traceback
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,6 @@ def main() -> int:
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then sends SIGTERM
-    # Of peft and transformers among themselves; a person can do nothing about it.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     job: dict[str, Any] = json.load(sys.stdin)
     follow(job["parent"])
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what a stage reads is there; nothing may be looked up behind its back
@@ -62,7 +59,13 @@ def main() -> int:
         return error.exit_code
     except Exception as error:
         if disk_full(error):
-            json.dump({"error": "StoreError", "message": f"The disk is full: {error}. What was finished is kept; make space (tuner clean) and run the same command again."}, answer)
+            json.dump(
+                {
+                    "error": "StoreError",
+                    "message": f"The disk is full: {error}. What was finished is kept; make space (tuner clean) and run the same command again.",
+                },
+                answer,
+            )
             answer.flush()
             return 2
         text = traceback.format_exc()

@@ -58,13 +58,10 @@ def train(
 ) -> None:
     """Do the steps from `begin` on and save into `out`; `tokens` were seen before, and `where` names the rows of a pack.
 
-    Raises Interrupted after saving when `stop` was requested, StageError at a loss or gradient that is not finite.
+    Raises Interrupted after the step at hand is saved when `stop` was requested, StageError at a loss or gradient that is not finite.
     """
     with Progress(start=begin, steps=order.steps, say=say) as progress:
         for step in range(begin, order.steps):
-            if stop.requested:
-                kept = f"after step {step} of {order.steps}, which is saved" if step else "before its first step"
-                raise Interrupted(f"Training was stopped {kept}; the same command continues.")
             started = time.monotonic()
             torch.manual_seed(step_seed(recipe.seed, step))
             chosen = [packs[i] for i in order.at(step)]
@@ -85,10 +82,13 @@ def train(
             journal.write(row)
             progress.show(row)
             last = step + 1 == order.steps
-            if last or stop.requested or (step + 1) % recipe.save_every == 0:
+            stopping = stop.requested and not last  # read once: a signal that comes after this line is for the next step
+            if last or stopping or (step + 1) % recipe.save_every == 0:
                 journal.sync()
                 checkpoint.save(out, engine.state(), step=step + 1, tokens=tokens, last=last)
                 checkpoint.prune(out, recipe.keep)
+            if stopping:
+                raise Interrupted(f"Training was stopped after step {step + 1} of {order.steps}, which is saved; the same command continues.")
 
 
 def step_seed(seed: int, step: int) -> int:

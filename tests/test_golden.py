@@ -1,0 +1,38 @@
+"""The default config's fingerprints are pinned: a change that re-keys everybody's artifacts must be meant, and bumps a version."""
+
+import pytest
+
+from tuner.config import compose
+from tuner.data import formats
+from tuner.plan import origin_of
+from tuner.schema import Config
+from tuner.stage import Stage
+from tuner.stages import STAGES
+from tuner.store import digest
+
+GOLDEN: dict[str, str] = {}
+
+
+@pytest.fixture(scope="module")
+def default() -> Config:
+    return compose([])
+
+
+def fingerprint(stage: Stage, config: Config) -> str:
+    """With fixed digests for what lies outside the config."""
+    sources = {"rows.jsonl": "0" * 64} if stage.name.startswith("fetch") else {}
+    return digest(origin_of(stage, config, sources, {name: "1" * 64 for name in stage.upstream}))[:12]
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_golden(stage: Stage, default: Config) -> None:
+    assert fingerprint(stage, default) == GOLDEN[stage.name]
+
+
+def test_a_bumped_version_of_something_not_used_changes_nothing(default: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {stage.name: fingerprint(stage, default) for stage in STAGES}
+    monkeypatch.setitem(formats.VERSIONS, "alpaca", 99)
+    assert {stage.name: fingerprint(stage, default) for stage in STAGES} == before
+    monkeypatch.setitem(formats.VERSIONS, "messages", 99)
+    after = {stage.name: fingerprint(stage, default) for stage in STAGES}
+    assert [name for name in before if after[name] != before[name]] == ["tokenize"]
