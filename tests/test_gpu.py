@@ -55,7 +55,7 @@ def test_bf16_trains(tuner: Tuner, tiny: list[str], tmp_path: Path) -> None:
         words = [*tiny, f"algo={algo}", "machine=auto", "algo.precision=bf16", "algo.steps=30", "algo.optim.lr=1e-2", f"root={tmp_path}/{algo}"]
         tuner(*words)
         rows = [json.loads(line) for line in (linked(tmp_path / algo, "train") / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
+        assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
 
 
 def test_speed_of_a_135m_llama(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,8 @@ def main() -> int:
     follow(job["parent"])
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what a stage reads is there; nothing may be looked up behind its back
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # OpenMP's threads spin while they wait for each other: on cores that something else uses too, that halves the speed and more.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     log = Path(job["log"])
 
     def say(line: str) -> None:
