@@ -10,7 +10,16 @@ from tuner.stage import Stage
 from tuner.stages import STAGES
 from tuner.store import digest
 
-GOLDEN: dict[str, str] = {}
+GOLDEN: dict[str, str] = {
+    "fetch_data": "9ee2528cbb32",
+    "fetch_model": "543438ac7732",
+    "tokenize": "b56d3c732b02",
+    "train": "af0439793679",
+    "convert": "4d121795930b",
+    "merge": "eb57af251ee2",
+    "baseline": "978ffffcf14b",
+    "evaluate": "bd1717a15847",
+}
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,9 @@ def packs_of(root: Path) -> Packs:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
-def test_packed_logits_equal_the_documents_alone(tuner: Tuner, tiny: list[str], tiny_model: Path, tmp_path: Path, dtype: torch.dtype, tolerance: float) -> None:
+def test_packed_logits_equal_the_documents_alone(
+    tuner: Tuner, tiny: list[str], tiny_model: Path, tmp_path: Path, dtype: torch.dtype, tolerance: float
+) -> None:
     tuner(f"root={tmp_path}/out", *tiny, "until=tokenize")
     model = load_model(tiny_model, dtype=dtype, device="cuda")
     pack = packs_of(tmp_path / "out")[0]
@@ -45,14 +47,16 @@ def test_the_pipeline_gives_the_numbers_of_the_processor(tuner: Tuner, tiny: lis
     facts = json.loads((linked(tmp_path / "gpu", "train") / "manifest.json").read_text(encoding="utf-8"))["facts"]
     assert facts["device"] == "cuda"
     tuner(*cpu)
-    losses = [json.loads((linked(root, "evaluate") / "eval.json").read_text(encoding="utf-8"))["loss"] for root in (tmp_path / "gpu", tmp_path / "cpu")]
+    losses = [
+        json.loads((linked(root, "evaluate") / "eval.json").read_text(encoding="utf-8"))["loss"] for root in (tmp_path / "gpu", tmp_path / "cpu")
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     tuner("plan", "--check", *gpu, "machine=cpu")  # another machine: nothing to do
 
 
 def test_bf16_trains(tuner: Tuner, tiny: list[str], tmp_path: Path) -> None:
     for algo in ("lora", "full"):
-        words = [*tiny, f"algo={algo}", "machine=auto", "algo.precision=bf16", "algo.steps=30", "algo.optim.lr=1e-2", f"root={tmp_path}/{algo}"]
+        words = [*tiny, f"algo={algo}", "machine=auto", "algo.precision=bf16", "algo.steps=30", "algo.optim.lr=1e-2", "until=train", f"root={tmp_path}/{algo}"]
         tuner(*words)
         rows = [json.loads(line) for line in (linked(tmp_path / algo, "train") / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
@@ -67,7 +71,9 @@ def test_speed_of_a_135m_llama(tmp_path: Path, capsys: pytest.CaptureFixture[str
         hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True
     )  # fmt: skip
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "model")
-    model = add_lora(load_model(tmp_path / "model", dtype=torch.bfloat16, device="cuda"), r=16, alpha=32, dropout=0, targets="all-linear", seed=0).train()
+    model = add_lora(
+        load_model(tmp_path / "model", dtype=torch.bfloat16, device="cuda"), r=16, alpha=32, dropout=0, targets="all-linear", seed=0
+    ).train()
     engine = TorchEngine(model, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     ids = torch.randint(49152, (1, 8 * 2048), device="cuda")
     positions = torch.arange(512, device="cuda").repeat(32)[None]
@@ -87,4 +93,6 @@ def test_speed_of_a_135m_llama(tmp_path: Path, capsys: pytest.CaptureFixture[str
         times.append(time.perf_counter() - began)
     with capsys.disabled():
         peak = torch.cuda.max_memory_allocated() / 2**30
-        print(f"\nLoRA r 16 on a 135M Llama, 16,384 tokens a step: {16384 / sorted(times)[len(times) // 2]:,.0f} tokens/s, peak {peak:.1f} GiB, {torch.cuda.get_device_name()}")
+        print(
+            f"\nLoRA r 16 on a 135M Llama, 16,384 tokens a step: {16384 / sorted(times)[len(times) // 2]:,.0f} tokens/s, peak {peak:.1f} GiB, {torch.cuda.get_device_name()}"
+        )

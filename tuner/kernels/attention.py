@@ -13,6 +13,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from tuner.errors import DataError
+
 NAME = "tuner"
 
 
@@ -62,7 +64,9 @@ def packed_attention(
     of other implementations.
     """
     if softcap is not None or s_aux is not None:
-        raise NotImplementedError(f"{type(module).__name__} uses a soft cap or attention sinks, which packed attention does not compute")
+        raise DataError(
+            f"This model's {type(module).__name__} has a soft cap or attention sinks, which tuner's packed attention does not compute; choose a model without."
+        )
     if position_ids is None or position_ids.ndim != 2 or q_1HND.shape[0] != 1 or q_1HND.shape[2] != k_1KND.shape[2]:
         raise NotImplementedError(
             "packed attention takes one row with position_ids [1, N] and no cache; load the model with attention='sdpa' to generate"
