@@ -56,7 +56,16 @@ def test_the_pipeline_gives_the_numbers_of_the_processor(tuner: Tuner, tiny: lis
 
 def test_bf16_trains(tuner: Tuner, tiny: list[str], tmp_path: Path) -> None:
     for algo in ("lora", "full"):
-        words = [*tiny, f"algo={algo}", "machine=auto", "algo.precision=bf16", "algo.steps=30", "algo.optim.lr=1e-2", "until=train", f"root={tmp_path}/{algo}"]
+        words = [
+            *tiny,
+            f"algo={algo}",
+            "machine=auto",
+            "algo.precision=bf16",
+            "algo.steps=30",
+            "algo.optim.lr=1e-2",
+            "until=train",
+            f"root={tmp_path}/{algo}",
+        ]
         tuner(*words)
         rows = [json.loads(line) for line in (linked(tmp_path / algo, "train") / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         assert rows[-1]["loss"] < rows[0]["loss"] - 0.3

@@ -202,7 +202,11 @@ def validate(config: Config) -> None:
 
 def _secrets(config: Config) -> list[str]:
     """A config is written into every run's directory, so nothing in it may be a credential."""
-    secrets = {value for name, value in os.environ.items() if re.search(r"TOKEN|SECRET|PASSWORD|API_?KEY", name, re.IGNORECASE) and len(value) >= 8}
+    secrets = {
+        value
+        for name, value in os.environ.items()
+        if re.search(r"TOKEN|SECRET|PASSWORD|API_?KEY", name, re.IGNORECASE) and len(value) >= 8 and not value.startswith("/")
+    }
     found = []
     for path, _, value in leaves(config):
         text = repr(value)

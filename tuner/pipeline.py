@@ -39,7 +39,7 @@ def execute(config: Config, stages: Sequence[Stage], tell: Callable[[str], None]
         built: dict[str, int] = {}
         shown: set[str] = set()
         while True:
-            steps = plan(config, stages, store, run, hash_all=True)
+            steps = plan(config, stages, store, run, hashing=say)
             for step in steps:
                 if step.to_do:
                     break
@@ -75,7 +75,7 @@ def _finish(step: Step, run: Run, say: Callable[[str], None], *, fresh: bool) ->
 def _redo(config: Config, stages: Sequence[Stage], store: Store, run: Run, redone: set[str], say: Callable[[str], None]) -> None:
     """Move what `redo` names, and all that is made from it, to the trash; only what this invocation has not built already."""
     again = made_from(stages, config.redo or "")
-    for step in plan(config, stages, store, run, hash_all=True):
+    for step in plan(config, stages, store, run, hashing=say):
         key = step.key
         if step.stage.name not in again or key is None or key in redone:
             continue

@@ -1,7 +1,7 @@
 """What would run, and why: the pure half of the pipeline. It reads manifests and stats files, and writes nothing."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -89,12 +89,15 @@ def made_from(stages: Sequence[Stage], word: str) -> set[str]:
     return found
 
 
-def plan(config: Config, stages: Sequence[Stage], store: Store, run: Run, *, hash_all: bool = False, redo: str | None = None) -> list[Step]:
-    """One step for each requested stage. `hash_all` hashes local files of any size; `redo` shows what it would build again."""
+def plan(
+    config: Config, stages: Sequence[Stage], store: Store, run: Run, *, hashing: Callable[[str], None] | None = None, redo: str | None = None
+) -> list[Step]:
+    """One step for each requested stage. Large local files are hashed when there is someone to tell
+    (`hashing`), and pending otherwise; `redo` shows what it would build again."""
     steps: dict[str, Step] = {}
     again = made_from(stages, redo) if redo else set()
     for stage in requested(stages, config.until):
-        step = _look(stage, config, steps, store, run, hash_all)
+        step = _look(stage, config, steps, store, run, hashing)
         if stage.name in again and step.state in ("done", "continue"):
             step = replace(step, state="run", why=f"redo={redo}", artifact=None, replaces=True)
         steps[stage.name] = step
@@ -109,12 +112,16 @@ def origin_of(stage: Stage, config: Config, sources: Mapping[str, str], upstream
     return origin
 
 
-def _look(stage: Stage, config: Config, before: Mapping[str, Step], store: Store, run: Run, hash_all: bool) -> Step:
+def _look(stage: Stage, config: Config, before: Mapping[str, Step], store: Store, run: Run, hashing: Callable[[str], None] | None) -> Step:
     view = View(config, stage.name)
     sources = stage.sources(view)
     upstream = {name: before[name].known_as for name in stage.upstream}
     unknown = [name for name, known in upstream.items() if known is None]
-    pending = [name for name, path in sources.items() if not hash_all and path.stat().st_size > HASH_AT_ONCE and not store.hashed(path)]
+    large = [name for name, path in sources.items() if path.stat().st_size > HASH_AT_ONCE and not store.hashed(path)]
+    pending = [] if hashing else large
+    if large and hashing:
+        size = sum(sources[name].stat().st_size for name in large)
+        hashing(f"{stage.name:<12} hashing {', '.join(large)} ({size / 1e9:.1f} GB), once")
     if unknown or pending:
         reason = f"hash pending: {', '.join(pending)}" if pending else f"after {', '.join(unknown)}"
         return Step(stage=stage, state="run", why=reason, origin=None, fingerprint=None, artifact=None, sources=sources, known_as=None)

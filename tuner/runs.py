@@ -10,6 +10,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ class Run:
     def create(self, config: Config) -> None:
         """Make the directory and write the config into it, if it is not there as it is now."""
         self.path.mkdir(parents=True, exist_ok=True)
-        text = yaml.dump(thaw(config), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+        whole = replace(config, until=None, redo=None)  # wishes of one invocation, not of the run
+        text = yaml.dump(thaw(whole), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
         file = self.path / "config.yaml"
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             part = self.path / f".config.yaml.{os.getpid()}"

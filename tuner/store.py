@@ -74,6 +74,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._read: dict[Path, tuple[list[int], str]] = {}
 
     # Reading: nothing here writes, so that a plan can look at a store it may not touch.
 
@@ -109,15 +110,20 @@ class Store:
         return None
 
     def sha256(self, path: Path, *, fresh: bool = False) -> str:
-        """A file's sha256, remembered by path, size, times and inode; `fresh` reads it in any case."""
+        """A file's sha256, remembered by path, size, times and inode; `fresh` trusts only what this object has read itself."""
         memo = self.root / ".hashes" / hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
         before = _identity(path)
+        if (read := self._read.get(path)) and read[0] == before:
+            return read[1]
         if not fresh and (known := _read_json(memo)) and known.get("file") == before:
             sha: str = known["sha256"]
             return sha
         sha = _sha256(path)
         # A file written to in the last tick of the clock could change again without a change of its times: not remembered.
-        if _identity(path) == before and time.time_ns() - before[2] > 50_000_000 and memo.parent.is_dir():
+        if _identity(path) != before or time.time_ns() - before[2] <= 50_000_000:
+            return sha
+        self._read[path] = (before, sha)
+        if memo.parent.is_dir():
             with suppress(OSError):  # a memory only: a full disk or another user's store costs time, not the run
                 write_json(memo, {"file": before, "sha256": sha})
         return sha
