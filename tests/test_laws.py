@@ -100,4 +100,4 @@ def test_every_field_of_a_stage_is_read_by_it(stage: str) -> None:
 
 def test_top_fields_are_read() -> None:
     read = set().union(*(reads(path) for path in (REPO / "tuner").glob("*.py")))
-    assert not [path for path, role, _ in leaves(Config()) if not role.stages and path not in read]
+    assert not [path for path, role, _ in leaves(Config()) if not role.stages and path.rsplit(".", 1)[-1] not in read]

@@ -78,6 +78,13 @@ def test_lists_numbers_and_home(monkeypatch: pytest.MonkeyPatch) -> None:
         ("algo.batch_tokens=16", "less than one pack"),
         ("data.length=9000", "made for 8192"),
         ("algo.optim.betas=[0.9]", "list"),
+        ("data.length=1", "at least 2 tokens"),
+        ("data.held_out=1", "less than 1"),
+        ("algo.epochs=0", "more than 0"),
+        ("algo.steps=-1", "at least 1"),
+        ("algo.warmup=1.5", "less than 1"),
+        ("machine.micro_batch=0", "at least 1"),
+        ("model.file=null", r"needs model\.package"),
         ("note=https://me:secret@host/x", "user name or password"),
     ],
 )

@@ -174,12 +174,15 @@ def validate(config: Config) -> None:
     shares = {"algo.dropout": algo.dropout, "data.held_out": data.held_out, "algo.optim.betas": max(algo.optim.betas), "algo.warmup": algo.warmup}
     problems = [f"{path} is {n}, but must be at least 1." for path, n in at_least_one.items() if isinstance(n, int) and n < 1]
     problems += [f"{path} is {x}, but must be more than 0." for path, x in more_than_zero.items() if x is not None and x <= 0]
+    if data.length == 1:
+        problems.append("data.length is 1, but a pack needs at least 2 tokens: one to read and one to predict.")
     problems += [f"{path} is {x}, but must be at least 0 and less than 1." for path, x in shares.items() if not 0 <= x < 1]
     for group, part, kinds in (("model", model, "a directory or a GGUF file"), ("data", data, "a file or a list of files")):
         if part.source == "path" and not part.path:
             problems.append(f"{group}.path is not set: {group}=local needs {group}.path={'DIR' if group == 'model' else 'FILE'}, {kinds}.")
-        if part.source == "package" and not part.package:
-            problems.append(f"{group}.source is package, but {group}.package is not set.")
+        inside = "file" if group == "model" else "path"
+        if part.source == "package" and not (part.package and getattr(part, inside)):
+            problems.append(f"{group}.source is package: it needs {group}.package, the name to import, and {group}.{inside}, what lies inside it.")
     if isinstance(algo.batch_tokens, int) and algo.batch_tokens < data.length:
         problems.append(
             f"algo.batch_tokens is {algo.batch_tokens}, less than one pack of data.length={data.length} tokens: raise the one or lower the other."

@@ -88,7 +88,7 @@ class Model:
     """the line that installs the package"""
     repo: str | None = identity("convert", default=None)
     """the public name, written into adapters as their base model"""
-    context: int | None = neutral("tokenize", default=None)
+    context: int | None = neutral(default=None)
     """the longest sequence the model was made for, in tokens; a longer data.length is refused"""
     chat: Chat = field(default_factory=Chat)
 

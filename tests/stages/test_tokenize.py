@@ -1,6 +1,5 @@
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 import yaml
 
 from tuner.data import chat, tokens
-from tuner.errors import ConfigError, DataError
+from tuner.errors import DataError
 from tuner.schema import Chat, Config, Data, Model
 from tuner.stage import Context, Input, View
 from tuner.stages import fetch_data, tokenize
@@ -141,29 +140,9 @@ def test_a_set_without_answers_is_refused(run: Run, tmp_path: Path, values: tupl
         run(rows(tmp_path / "a.jsonl", *values))
 
 
-def test_fetch_says_what_is_not_set() -> None:
-    with pytest.raises(ConfigError, match=r"data\.path is not set"):
-        fetch_data.files(View(Config(), "fetch_data"))
-    with pytest.raises(ConfigError, match=r"data\.package is not set"):
-        fetch_data.files(View(Config(data=Data(source="package", path="a.jsonl")), "fetch_data"))
-
-
-@pytest.mark.parametrize(
-    ("model", "data", "error", "words"),
-    [
-        ({"context": 1024}, {"length": 2048}, ConfigError, r"Use data\.length=1024 or less"),
-        ({}, {"length": 1}, ConfigError, "at least 2 tokens"),
-        ({}, {"held_out": 1.0}, ConfigError, "less than 1"),
-        ({"path": "."}, {}, DataError, r"has no tokenizer\.json"),
-    ],
-)
-def test_what_can_be_refused_early_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], data: dict[str, Any], error: type[Exception], words: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = Config()
-    with pytest.raises(error, match=words):
-        tokenize.check(View(replace(config, model=replace(config.model, **model), data=replace(config.data, **data)), "tokenize"))
+def test_a_model_without_tokenizer_is_refused_early(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no tokenizer\.json"):
+        tokenize.check(View(Config(model=Model(path=str(tmp_path))), "tokenize"))
 
 
 def test_versions_are_those_of_the_pieces() -> None:

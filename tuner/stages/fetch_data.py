@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from tuner.data import formats, sources
-from tuner.errors import ConfigError
 from tuner.stage import Context, Stage, View
 
 
@@ -12,10 +11,6 @@ def files(view: View) -> dict[str, Path]:
     """Name → file, as the config says."""
     data = view.data
     path = data.path
-    if not path:
-        raise ConfigError("data.path is not set: which file should be trained on? For example: data=local data.path=FILE.jsonl")
-    if data.source == "package" and not data.package:
-        raise ConfigError("data.package is not set, and data.source=package needs the name of an installed package.")
     return sources.locate([path] if isinstance(path, str) else path, data.package if data.source == "package" else None)
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tuner.errors import ConfigError, DataError
+from tuner.errors import DataError
 from tuner.models import files
 from tuner.stage import Context, Stage, View
 
@@ -16,13 +16,7 @@ GGUF = 1
 def place(view: View) -> Path:
     """The directory or GGUF file that the config names."""
     model = view.model
-    if model.source == "package":
-        if not model.package or not model.file:
-            raise ConfigError("model.source=package needs model.package, the name to import, and model.file, the file inside it.")
-        return files.package_file(model.package, model.file, model.install)
-    if not model.path:
-        raise ConfigError("model.path is not set: which model should be tuned? For example: model=local model.path=DIR")
-    return files.locate(model.path)
+    return files.package_file(model.package, model.file, model.install) if model.source == "package" else files.locate(model.path)
 
 
 def sources(view: View) -> dict[str, Path]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tuner.data import formats, packing
 from tuner.data.conversation import Conversation, fill, with_system
-from tuner.errors import ConfigError, DataError
+from tuner.errors import DataError
 from tuner.stage import Context, Stage, View
 
 BATCH = 2000
@@ -23,24 +23,14 @@ def versions(view: View) -> dict[str, int]:
 
 
 def check(view: View) -> None:
-    """What can be refused before anything runs: lengths, shares, a model without tokenizer."""
-    data, model = view.data, view.model
-    if data.length < 2:
-        raise ConfigError(f"data.length is {data.length}; a pack needs at least 2 tokens, one to read and one to predict.")
-    if model.context is not None and data.length > model.context:
-        raise ConfigError(
-            f"data.length is {data.length}, and the model was made for {model.context} tokens (model.context). "
-            f"Use data.length={model.context} or less."
+    """A local model directory has a tokenizer."""
+    model = view.model
+    directory = Path(model.path).expanduser() if model.source == "path" and model.path else None
+    if directory and directory.is_dir() and not (directory / "tokenizer.json").is_file():
+        raise DataError(
+            f"{directory} has no tokenizer.json, which turns text into tokens. "
+            "Copy it from the model's publisher into that directory, or stop before with until=fetch."
         )
-    if not 0 <= data.held_out < 1:
-        raise ConfigError(f"data.held_out is {data.held_out}; it is a share of the conversations, from 0 to less than 1.")
-    if model.source == "path" and model.path:
-        directory = Path(model.path).expanduser()
-        if directory.is_dir() and not (directory / "tokenizer.json").is_file():
-            raise DataError(
-                f"{directory} has no tokenizer.json, which turns text into tokens. "
-                "Copy it from the model's publisher into that directory, or stop before with until=fetch."
-            )
 
 
 def run(context: Context) -> dict[str, Any]:
