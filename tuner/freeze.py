@@ -59,7 +59,7 @@ def freeze(values: Mapping[str, Any], *, whole: bool = True) -> Config:
 def thaw(config: Config) -> dict[str, Any]:
     """The nested mapping that freezes to an equal config: JSON and YAML can hold it.
 
-    >>> freeze(thaw(Config(seed=3))) == Config(seed=3)
+    >>> freeze(thaw(Config(seed=3)), whole=False) == Config(seed=3)
     True
     """
     values: dict[str, Any] = _plain(asdict(config))
