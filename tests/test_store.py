@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import environment
+from tuner.disk import write_json
 from tuner.errors import StoreError
-from tuner.store import Store, canonical, content_digest, digest, write_json
+from tuner.store import Store, canonical, content_digest, digest
 
 ORIGIN = {"stage": "train", "inputs": {}, "versions": {}, "sources": {}, "upstream": {}}
 

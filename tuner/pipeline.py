@@ -1,5 +1,6 @@
 """Running a plan: look, lock, look again, build in a partial directory, publish; until nothing is left to do."""
 
+import errno
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -7,13 +8,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tuner.disk import disk_full
 from tuner.errors import Interrupted, StageError, StoreError
 from tuner.launch import launch
 from tuner.plan import Step, contents, fault, made_from, plan, requested
 from tuner.runs import Run, store_of
 from tuner.schema import Config
 from tuner.stage import Context, Stage, View
-from tuner.store import Store, disk_full
+from tuner.store import Store
 
 LIBRARIES = ("tuner", "torch", "transformers", "tokenizers", "peft", "safetensors", "pyarrow", "numpy")
 
@@ -59,6 +61,10 @@ def execute(config: Config, stages: Sequence[Stage], tell: Callable[[str], None]
         if disk_full(error):
             raise StoreError(
                 f"The disk that holds {store.root} is full. What was finished is kept; make space (tuner clean) and run the same command again."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StoreError(
+                f"{error.filename or store.root} can't be written: {error.strerror}. Choose another place with root=DIR or store=DIR, or mend its permissions."
             ) from error
         raise
 

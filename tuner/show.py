@@ -47,7 +47,7 @@ def estimate(steps: Sequence[Step], config: Config) -> dict[str, str]:
     if "train" in by_name and by_name["train"].to_do:
         algo = config.algo
         order = plan_order(packs, config.data.length, seed=0, epochs=algo.epochs, steps=algo.steps, batch_tokens=algo.batch_tokens)
-        told[f"steps of {order.per_step} packs"] = f"{guess}{order.steps:,}"
+        told[f"steps of {order.per_step} pack{'s' * (order.per_step > 1)}"] = f"{guess}{order.steps:,}"
         speeds = [a.manifest["facts"]["tokens_per_second"] for a in store_of(config).all("train")]
         if speeds:  # of the newest training in this store, whatever it trained: a guess
             told["training"] = f"~{_span(order.end * tokens / packs / speeds[-1])}"

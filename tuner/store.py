@@ -9,7 +9,6 @@
 Standard library only, so that a plan costs milliseconds.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -24,6 +23,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from tuner.disk import drop_leftovers, identity, read_json, sha256_of, sync, write_json
 from tuner.errors import StoreError
 
 MANIFEST = "manifest.json"
@@ -112,15 +112,15 @@ class Store:
     def sha256(self, path: Path, *, fresh: bool = False) -> str:
         """A file's sha256, remembered by path, size, times and inode; `fresh` trusts only what this object has read itself."""
         memo = self.root / ".hashes" / hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
-        before = _identity(path)
+        before = identity(path)
         if (read := self._read.get(path)) and read[0] == before:
             return read[1]
-        if not fresh and (known := _read_json(memo)) and known.get("file") == before:
+        if not fresh and (known := read_json(memo)) and known.get("file") == before:
             sha: str = known["sha256"]
             return sha
-        sha = _sha256(path)
+        sha = sha256_of(path)
         # A file written to in the last tick of the clock could change again without a change of its times: not remembered.
-        if _identity(path) != before or time.time_ns() - before[2] <= 50_000_000:
+        if identity(path) != before or time.time_ns() - before[2] <= 50_000_000:
             return sha
         self._read[path] = (before, sha)
         if memo.parent.is_dir():
@@ -131,7 +131,7 @@ class Store:
     def hashed(self, path: Path) -> bool:
         """Whether `sha256` would answer at once."""
         memo = self.root / ".hashes" / hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
-        return (_read_json(memo) or {}).get("file") == _identity(path)
+        return (read_json(memo) or {}).get("file") == identity(path)
 
     def holder(self, key: str) -> str | None:
         """Who holds the lock of `key` now, as host:pid, or None."""
@@ -208,7 +208,7 @@ class Store:
     def begin(self, key: str, origin: Mapping[str, Any], *, resume: bool) -> Path:
         """The directory to build `key` in. With `resume`, what a killed process left stays, if it was made from the same."""
         path, note = self.partial(key), self.root / ".partial" / f"{key}.json"
-        if not (resume and _read_json(note) == origin):
+        if not (resume and read_json(note) == origin):
             self.drop(key)
         path.mkdir(exist_ok=True)
         write_json(note, origin)
@@ -222,13 +222,13 @@ class Store:
     def publish(self, key: str, manifest: Mapping[str, Any], journal: tuple[str, ...]) -> Artifact:
         """Publish what lies in the partial directory of `key`: hash, manifest last, fsync, one rename."""
         partial = self.partial(key)
-        _sweep_leftovers(partial)
+        drop_leftovers(partial)
         files: dict[str, dict[str, Any]] = {}
         for path in sorted(p for p in partial.rglob("*") if p.is_file()):
-            _fsync(path)
+            sync(path)
             stat = path.stat()
             files[path.relative_to(partial).as_posix()] = {
-                "sha256": _sha256(path),
+                "sha256": sha256_of(path),
                 "size": stat.st_size,
                 "times": [stat.st_mtime_ns, stat.st_ctime_ns],
             }
@@ -236,10 +236,10 @@ class Store:
         content |= {name: entry["sha256"] for name, entry in manifest["references"].items()}
         write_json(partial / MANIFEST, {**manifest, "files": files, "content": content_digest(content)}, indent=1)
         for directory in [partial, *(p for p in partial.rglob("*") if p.is_dir())]:
-            _fsync(directory)
+            sync(directory)
         self.trash(key)
         partial.rename(self.root / key)
-        _fsync(self.root)
+        sync(self.root)
         (self.root / ".partial" / f"{key}.json").unlink(missing_ok=True)
         artifact = self.find(key)
         if artifact is None:
@@ -253,59 +253,3 @@ class Store:
         except FileNotFoundError:
             return False
         return True
-
-
-def write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    """Write a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=indent, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(path)
-
-
-def disk_full(error: BaseException) -> bool:
-    """Whether an error, or what caused it, is a full disk or quota."""
-    found: BaseException | None = error
-    while found is not None:
-        if isinstance(found, OSError) and found.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        found = found.__cause__ or found.__context__
-    return False
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _sweep_leftovers(directory: Path) -> None:
-    """Remove names that start with a dot: what a killed writer had not finished."""
-    for path in list(directory.rglob(".*")):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _identity(path: Path) -> list[int]:
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -13,11 +13,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from tuner.disk import disk_full
 from tuner.errors import Interrupted, TunerError
 from tuner.freeze import freeze
 from tuner.stage import Context, Input, View
 from tuner.stages import STAGES
-from tuner.store import disk_full
 
 PR_SET_PDEATHSIG = 1
 

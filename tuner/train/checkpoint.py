@@ -4,9 +4,7 @@ A step is written beside its place, synced and renamed, and `state.json` with th
 of that name either is a whole step or was damaged later, which the hashes show. The last step of a run has no optimizer.safetensors.
 """
 
-import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from tuner.disk import sha256_of, sync
 from tuner.errors import StageError
 from tuner.train.engine import State
 
@@ -47,13 +46,13 @@ def save(out: Path, state: State, *, step: int, tokens: int, last: bool) -> Chec
         _write_tensors(partial / WEIGHTS, state.weights)
         if not last:
             _write_tensors(partial / OPTIMIZER, state.optimizer)
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(partial.iterdir())}
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(partial.iterdir())}
         (partial / MARKER).write_text(json.dumps({"step": step, "tokens": tokens, "files": files}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for path in [*partial.iterdir(), partial]:
-            _sync(path)
+            sync(path)
         shutil.rmtree(target, ignore_errors=True)  # a damaged step of the same number
         partial.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         mend = "Make space or mend the disk; the same command continues."
@@ -66,7 +65,7 @@ def newest(out: Path) -> Checkpoint | None:
     for directory in reversed(_steps(out)):
         try:
             marker = json.loads((directory / MARKER).read_text(encoding="utf-8"))
-            if all(_sha256(directory / name) == file["sha256"] for name, file in marker["files"].items()):
+            if all(sha256_of(directory / name) == file["sha256"] for name, file in marker["files"].items()):
                 return Checkpoint(dir=directory, step=marker["step"], tokens=marker["tokens"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
@@ -94,16 +93,3 @@ def _steps(out: Path) -> list[Path]:
 
 def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tuner.data.tokens import Pack, Packs
+from tuner.disk import write_json
 from tuner.errors import DataError
 from tuner.models.load import DTYPES, adapter_config, add_lora, compute_dtype, load_model, resolve_device, trainable
 from tuner.stage import Context, View
@@ -45,17 +46,15 @@ def run(ctx: Context) -> dict[str, Any]:
 
         model = build(ctx.config, ctx.inputs["fetch_model"].dir, device, compute)
         if algo.adapter == "lora":
-            write_json(ctx.out / "adapter_config.json", adapter_config(model))
+            write_json(ctx.out / "adapter_config.json", adapter_config(model), indent=2)
         autocast = compute if algo.adapter == "none" and compute != torch.float32 else None
         engine = TorchEngine(model, betas=algo.optim.betas, eps=algo.optim.eps, weight_decay=algo.optim.weight_decay, autocast=autocast)
         if found:
             engine.load(checkpoint.read(found))
             ctx.say(f"continuing after step {found.step} of {order.steps}")
         micro = min(facts["micro_batch"], order.per_step)
-        ctx.say(
-            f"{order.steps} steps of {order.per_step} packs ({micro} at once, {-(-order.per_step // micro)} times), "
-            f"up to {order.per_step * ctx.config.data.length:,} tokens a step"
-        )
+        parts = "1 pack" if order.per_step == 1 else f"{order.per_step} packs, {micro} at once"
+        ctx.say(f"{order.steps} steps of {parts}, up to {order.per_step * ctx.config.data.length:,} tokens a step")
         ctx.say(
             f"{trainable(model):,} numbers train; {algo.precision} weights, {short_name(compute)} arithmetic; {device.type}, {facts['threads']} threads"
         )
@@ -132,9 +131,3 @@ def clear(out: Path) -> None:
 
 def short_name(dtype: torch.dtype) -> str:
     return next(key for key, value in DTYPES.items() if value == dtype)
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)

@@ -1,0 +1,73 @@
+"""Small dealings with the disk: JSON that is written whole or not at all, a file's digest and identity, syncing."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Write a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=indent, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error, or what caused it, is a full disk or quota."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        found = found.__cause__ or found.__context__
+    return False
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, or None when there is none that can be read."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def drop_leftovers(directory: Path) -> None:
+    """Remove names that start with a dot: what a killed writer had not finished."""
+    for path in list(directory.rglob(".*")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """A file's sha256, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identity(path: Path) -> list[int]:
+    """Size, times in ns and inode: what changes when a file does."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def sync(path: Path) -> None:
+    """Have a file, or a directory's entries, on the disk before going on."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
