@@ -110,6 +110,22 @@ def tiny(tiny_model: Path, data: Path) -> list[str]:
     return tiny_words(tiny_model, data)
 
 
+@pytest.fixture(scope="session")
+def words(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The same words, with data that all tests share."""
+    rows = tmp_path_factory.mktemp("rows") / "数据 (1).jsonl"
+    write_rows(rows, ROWS)
+    return tiny_words(tiny_model, rows)
+
+
+@pytest.fixture(scope="session")
+def finished(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output root of a run that nobody interrupted. Tests that change it copy it first."""
+    root = tmp_path_factory.mktemp("finished") / "outputs"
+    subprocess.run([sys.executable, "-m", "tuner", f"root={root}", *words], env=environment(), check=True, capture_output=True)
+    return root
+
+
 def tiny_words(model: Path, data: Path) -> list[str]:
     return [
         "model=local", f"model.path={model}", "data=local", f"data.path={data}", "data.length=64", "data.held_out=0.1", "algo.precision=fp32",

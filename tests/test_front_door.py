@@ -12,26 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPO, Done, Tuner, environment, linked, reasons, states, tiny_words, write_rows
+from tests.conftest import REPO, Done, Tuner, environment, linked, reasons, states
 
 ALL = ["fetch_data", "fetch_model", "tokenize", "train", "convert", "merge", "baseline", "evaluate"]
-
-
-@pytest.fixture(scope="module")
-def words(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    from tests.conftest import ROWS
-
-    path = tmp_path_factory.mktemp("rows") / "数据 (1).jsonl"
-    write_rows(path, ROWS)
-    return tiny_words(tiny_model, path)
-
-
-@pytest.fixture(scope="module")
-def finished(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output root of a finished run; tests copy it."""
-    root = tmp_path_factory.mktemp("finished") / "outputs"
-    subprocess.run([sys.executable, "-m", "tuner", f"root={root}", *words], env=environment(), check=True, capture_output=True)
-    return root
 
 
 @pytest.fixture

@@ -49,18 +49,10 @@ def adapter(root: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def straight(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def straight(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The adapter of the long run, uninterrupted."""
-    from tests.conftest import ROWS, tiny_words, write_rows
-
     root = tmp_path_factory.mktemp("straight")
-    write_rows(root / "rows.jsonl", ROWS)
-    subprocess.run(
-        [sys.executable, "-m", "tuner", f"root={root}/out", *tiny_words(tiny_model, root / "rows.jsonl"), *LONG],
-        env=environment(),
-        check=True,
-        capture_output=True,
-    )
+    subprocess.run([sys.executable, "-m", "tuner", f"root={root}/out", *words, *LONG], env=environment(), check=True, capture_output=True)
     return adapter(root / "out")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPO, ROWS, environment, linked, tiny_words, write_rows
+from tests.conftest import REPO, environment, linked
 
 STAGES = ["fetch_data", "fetch_model", "tokenize", "train", "convert", "merge", "baseline", "evaluate"]
 KILLS = 100 if os.environ.get("TUNER_TEST_ALL") else 4
@@ -29,21 +29,6 @@ RESULTS = {
     "baseline": ["baseline.json"],
     "evaluate": ["report.json", "report.md", "eval.json"],
 }
-
-
-@pytest.fixture(scope="module")
-def words(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    rows = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    write_rows(rows, ROWS)
-    return tiny_words(tiny_model, rows)
-
-
-@pytest.fixture(scope="module")
-def whole(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root of a run that nobody interrupted."""
-    root = tmp_path_factory.mktemp("whole") / "out"
-    subprocess.run([sys.executable, "-m", "tuner", f"root={root}", *words], env=environment(), check=True, capture_output=True)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +76,12 @@ def run_and_kill(words: list[str], log: Path, stage: str, delay: float | None, w
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_kills(stage: str, words: list[str], whole: Path, broken: Path, tmp_path: Path) -> None:
+def test_kills(stage: str, words: list[str], finished: Path, broken: Path, tmp_path: Path) -> None:
     print(f"seed {SEED}")
     draw = random.Random(f"{SEED}/{stage}")
     until = ["until=fetch"] if stage.startswith("fetch") else [f"until={stage}"] if stage != "baseline" else []
     command = [f"root={broken}", *words, *until]
-    long = seconds(whole, stage)
+    long = seconds(finished, stage)
     forget(broken, stage)
     for number in range(KILLS):
         if number % 4 == 0:  # the manifest is written, the directory not yet renamed
@@ -110,5 +95,5 @@ def test_kills(stage: str, words: list[str], whole: Path, broken: Path, tmp_path
         forget(broken, stage)  # it got through before the kill: the next one gets its chance too
     done = subprocess.run([sys.executable, "-m", "tuner", *command], env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"seed {SEED}\n{done.stderr}"
-    same(whole, broken, stage)
+    same(finished, broken, stage)
     assert not [path for path in (broken / "store" / ".partial").iterdir() if path.name.startswith(f"{stage}-")]
