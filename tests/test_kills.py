@@ -75,6 +75,7 @@ def run_and_kill(words: list[str], log: Path, stage: str, delay: float | None, w
     process.wait(timeout=120)
 
 
+@pytest.mark.timeout(max(600, 30 * KILLS))
 @pytest.mark.parametrize("stage", STAGES)
 def test_kills(stage: str, words: list[str], finished: Path, broken: Path, tmp_path: Path) -> None:
     print(f"seed {SEED}")
