@@ -13,7 +13,7 @@ from tuner.stage import leaves
 from tuner.stages import STAGES
 
 FLOORS = [
-    {"errors"}, {"disk"}, {"schema"}, {"stage"}, {"freeze"}, {"line"}, {"config"}, {"recipe", "catalogue"}, {"store"}, {"runs"}, {"explain"}, {"plan"}, {"report"},
+    {"errors"}, {"disk", "cpu"}, {"schema"}, {"stage"}, {"freeze"}, {"line"}, {"config"}, {"recipe", "catalogue"}, {"store"}, {"runs"}, {"explain"}, {"plan"}, {"report"},
     {"kernels"}, {"data"}, {"models"}, {"train"}, {"stages"}, {"launch", "show", "status", "clean", "doctor"}, {"pipeline", "worker"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}

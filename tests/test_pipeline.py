@@ -40,11 +40,11 @@ def stages(built: list[str]) -> list[Stage]:
         return {}
 
     return [
-        Stage(name="fetch_data", version=1, does="", run=fetch, sources=lambda v: {"rows": Path(v.path)} if isinstance(v, Data) else {"rows": Path(v.data.path)}, references=lambda _: True, by_content=True),
-        Stage(name="tokenize", version=1, does="", run=lambda c: made(c, "tokenize", f"{c.config.data.length}{c.inputs['fetch_data'].files['rows'].read_text()}"), upstream=("fetch_data",)),
-        Stage(name="train", version=1, does="", run=lambda c: made(c, "train", f"{c.config.algo.optim.lr}"), upstream=("tokenize",)),
-        Stage(name="convert", version=1, does="", run=lambda c: made(c, "convert", "c"), upstream=("train",), product=True),
-        Stage(name="merge", version=1, does="", run=lambda c: made(c, "merge", "m"), upstream=("convert",), product=True),
+        Stage(name="fetch_data", version=1, run=fetch, sources=lambda v: {"rows": Path(v.path)} if isinstance(v, Data) else {"rows": Path(v.data.path)}, references=lambda _: True, by_content=True),
+        Stage(name="tokenize", version=1, run=lambda c: made(c, "tokenize", f"{c.config.data.length}{c.inputs['fetch_data'].files['rows'].read_text()}"), upstream=("fetch_data",)),
+        Stage(name="train", version=1, run=lambda c: made(c, "train", f"{c.config.algo.optim.lr}"), upstream=("tokenize",)),
+        Stage(name="convert", version=1, run=lambda c: made(c, "convert", "c"), upstream=("train",), product=True),
+        Stage(name="merge", version=1, run=lambda c: made(c, "merge", "m"), upstream=("convert",), product=True),
     ]  # fmt: skip
 
 

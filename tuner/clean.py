@@ -32,7 +32,7 @@ def clean(config: Config, names: list[str], *, dry_run: bool, spare_recent: bool
         if not dry_run:
             _remove(store, path)
     print(
-        f"{'would free' if dry_run else 'freed'} {freed / 1e6:.1f} MB{'' if spare_recent is False else '; what is younger than a day was spared (--all takes it too)'}"
+        f"{'would free' if dry_run else 'freed'} {freed / 1e6:.1f} MB{'; what is younger than a day was spared (--all takes it too)' if spare_recent else ''}"
     )
     return 0
 
@@ -63,9 +63,7 @@ def _remove(store: Store, path: Path) -> None:
     """Out of sight by one rename under the artifact's lock, so that nobody meets half an artifact; then the bytes."""
     if path.parent == store.root:
         with store.lock(path.name, lambda holder: print(f"waiting for {path.name}, held by {holder}")):
-            target = store.root / ".trash" / f"{path.name}-{time.time_ns()}"
-            path.rename(target)
-        path = target
+            path = store.trash(path.name) or path
     if path.is_dir():
         shutil.rmtree(path)
     else:

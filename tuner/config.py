@@ -6,7 +6,8 @@ Hydra's is reached from YAML that is not ours: a recipe or a config directory fr
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,10 +36,12 @@ def options(extra: Path | None = None) -> dict[str, list[str]]:
 
 def compose(words: list[str], *, extra: Path | None = None, whole: bool = True) -> Config:
     """The config that the words name; `whole` as in `freeze`. Raises ConfigError."""
+    from hydra.types import RunMode
+
     overrides = translate(words, options(extra), sweep=False)
     hydra = _hydra(extra)
     with _one_paragraph():
-        composed = hydra.compose_config(config_name="tuner", overrides=overrides, run_mode=_run_mode("RUN"), with_log_configuration=False)
+        composed = hydra.compose_config(config_name="tuner", overrides=overrides, run_mode=RunMode.RUN, with_log_configuration=False)
         _check_paths(words, dict(composed.hydra.runtime.choices))
         return _freeze(composed, dict(composed.hydra.runtime.choices), whole=whole)
 
@@ -97,12 +100,6 @@ def _hydra(extra: Path | None) -> Any:
     return Hydra.create_main_hydra2("tuner", search_path)
 
 
-def _run_mode(name: str) -> Any:
-    from hydra.types import RunMode
-
-    return RunMode[name]
-
-
 def _check_paths(words: list[str], choices: dict[str, Any]) -> None:
     """`data.path=FILE` without `data=local` would be looked for in the default's package: say what was forgotten."""
     for group in ("model", "data"):
@@ -111,18 +108,16 @@ def _check_paths(words: list[str], choices: dict[str, Any]) -> None:
             raise ConfigError(f"{typed} goes with {group}=local; the {group} here is {choices.get(group)}, the default. Write {group}=local {typed}")
 
 
-class _one_paragraph:  # noqa: N801 - reads as a statement
-    """Turns what Hydra and OmegaConf raise into a ConfigError of one paragraph."""
+@contextmanager
+def _one_paragraph() -> Iterator[None]:
+    """Turn what Hydra and OmegaConf raise into a ConfigError of one paragraph."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        from hydra.errors import HydraException
-        from omegaconf.errors import OmegaConfBaseException
-
-        if isinstance(error, HydraException | OmegaConfBaseException):
-            raise ConfigError(" ".join(f"{error} {error.__cause__ or ''}".split())) from error
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(" ".join(f"{error} {error.__cause__ or ''}".split())) from error
 
 
 def check_directory(directory: Path) -> None:

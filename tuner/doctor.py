@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from tuner import __version__
 from tuner.config import conf_dir
+from tuner.cpu import cores, has_bf16
 from tuner.errors import StoreError
 from tuner.line import GROUPS
 from tuner.runs import store_of
@@ -93,10 +94,8 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _cpu() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    fast = any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16 "))
-    yield Finding("ok", f"{cores} CPU cores, {'with' if fast else 'without'} bf16 arithmetic{'' if fast else ' (bf16 runs there compute in fp32)'}")
+    bf16 = "with bf16 arithmetic" if has_bf16() else "without bf16 arithmetic (bf16 runs there compute in fp32)"
+    yield Finding("ok", f"{cores()} CPU cores, {bf16}")
 
 
 def _disk(config: Config) -> Iterator[Finding]:

@@ -10,9 +10,6 @@
 Anything else is a bug of ours and keeps its traceback.
 """
 
-from importlib import import_module
-from types import ModuleType
-
 
 class TunerError(Exception):
     """Something a person can mend. The message says what was found, what was expected and what mends it."""
@@ -46,13 +43,3 @@ class Interrupted(TunerError):
     """A signal asked the run to stop; what was done is kept and the same command continues."""
 
     exit_code = 75
-
-
-def require(module: str, extra: str, why: str) -> ModuleType:
-    """Import `module`, or raise a ConfigError that names the extra of `tuner` which brings it."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ConfigError(
-            f"{why} needs the package {module}, which can't be imported here ({error}). Install it with: pip install 'tuner[{extra}]'"
-        ) from error

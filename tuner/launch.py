@@ -20,7 +20,7 @@ from tuner.schema import Config
 from tuner.stage import Input
 
 
-def launch(stage: str, config: Config, inputs: Mapping[str, Input], out: Path, log: Path, lock: int) -> dict[str, Any]:
+def launch(stage: str, config: Config, inputs: Mapping[str, Input], out: Path, run: Path, lock: int) -> dict[str, Any]:
     """Run `stage` in a child; returns its facts. Raises what it raised, or StageError when it died."""
     job = {
         "stage": stage,
@@ -30,7 +30,7 @@ def launch(stage: str, config: Config, inputs: Mapping[str, Input], out: Path, l
             for name, i in inputs.items()
         },
         "out": str(out.absolute()),
-        "log": str(log.absolute()),
+        "run": str(run.absolute()),
         "parent": os.getpid(),
     }
     home = str(Path(__file__).resolve().parent.parent)

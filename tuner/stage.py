@@ -66,8 +66,6 @@ class Stage:
     name: str
     version: int
     """bumped by hand when the stage's own code changes what it writes"""
-    does: str
-    """what it does, in a few words, for `plan`"""
     run: Callable[[Context], dict[str, Any]]
     """does the work and returns facts for the manifest"""
     upstream: tuple[str, ...] = ()

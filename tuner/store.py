@@ -246,10 +246,11 @@ class Store:
             raise StoreError(f"{key} was published to {self.root}, but can't be read back.")
         return artifact
 
-    def trash(self, key: str) -> bool:
-        """Move a published artifact out of the way, if there is one."""
+    def trash(self, key: str) -> Path | None:
+        """Move a published artifact out of the way, by one rename; returns where it is now, or None when there was none."""
+        target = self.root / ".trash" / f"{key}-{time.time_ns()}"
         try:
-            (self.root / key).rename(self.root / ".trash" / f"{key}-{time.time_ns()}")
+            (self.root / key).rename(target)
         except FileNotFoundError:
-            return False
-        return True
+            return None
+        return target

@@ -8,14 +8,14 @@ import json
 import os
 import signal
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 from tuner.disk import disk_full
-from tuner.errors import Interrupted, TunerError
+from tuner.errors import Interrupted, StoreError, TunerError
 from tuner.freeze import freeze
+from tuner.runs import Run
 from tuner.stage import Context, Input, View
 from tuner.stages import STAGES
 
@@ -41,43 +41,32 @@ def main() -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # OpenMP's threads spin while they wait for each other: on cores that something else uses too, that halves the speed and more.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    log = Path(job["log"])
+    run = Run(Path(job["run"]))
 
     def say(line: str) -> None:
         print(f"  {line}", file=sys.stderr, flush=True)
-        with log.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')}   {line}\n")
+        run.log(f"  {line}")
 
     stage = next(s for s in STAGES if s.name == job["stage"])
     inputs = {
         name: Input(dir=Path(i["dir"]), files={n: Path(p) for n, p in i["files"].items()}, facts=i["facts"]) for name, i in job["inputs"].items()
     }
     context = Context(config=View(freeze(job["config"]), stage.name), inputs=inputs, out=Path(job["out"]), say=say)
+    result: dict[str, Any]
     try:
-        facts = stage.run(context)
-    except TunerError as error:
-        json.dump({"error": type(error).__name__, "message": str(error)}, answer)
-        answer.flush()
-        return error.exit_code
-    except Exception as error:
-        if disk_full(error):
-            json.dump(
-                {
-                    "error": "StoreError",
-                    "message": f"The disk is full: {error}. What was finished is kept; make space (tuner clean) and run the same command again.",
-                },
-                answer,
-            )
-            answer.flush()
-            return 2
-        text = traceback.format_exc()
-        print(text, file=sys.stderr, flush=True)
-        with log.open("a", encoding="utf-8") as file:
-            file.write(text)
-        return 1
-    json.dump({"facts": facts}, answer)
+        result, code = {"facts": stage.run(context)}, 0
+    except Exception as raised:
+        error = raised
+        if disk_full(raised) and not isinstance(raised, TunerError):
+            error = StoreError(f"The disk is full: {raised}. What was finished is kept; make space (tuner clean) and run the same command again.")
+        if not isinstance(error, TunerError):
+            print(traceback.format_exc(), file=sys.stderr, flush=True)
+            run.log(traceback.format_exc())
+            return 1
+        result, code = {"error": type(error).__name__, "message": str(error)}, error.exit_code
+    json.dump(result, answer)
     answer.flush()
-    return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def test_the_first_loss_is_the_models_own(either: Config, context: Make, tmp_pat
 
 @pytest.mark.parametrize("has_bf16", [True, False])
 def test_bf16(either: Config, context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_bf16: bool) -> None:
-    monkeypatch.setattr("tuner.models.load._cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr("tuner.models.load.has_bf16", lambda: has_bf16)
     STAGE.run(context(either, tmp_path / "fp32"))
     facts = STAGE.run(context(replace(either, algo=replace(either.algo, precision="bf16")), tmp_path / "bf16"))
     assert (facts["dtype"], facts["compute"]) == ("bf16", "bf16" if has_bf16 else "fp32")

@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
+from tuner.cpu import has_bf16
 from tuner.errors import ConfigError, DataError
 from tuner.kernels import attention as seam
 
@@ -36,18 +37,9 @@ def compute_dtype(precision: str, device: torch.device | str) -> torch.dtype:
     A processor without bf16 instructions multiplies bf16 matrices ten times slower than fp32 ones. There, bf16 means weights rounded
     to bf16 and arithmetic in fp32: a difference of rounding, which is neutral.
     """
-    if precision == "bf16" and torch.device(device).type == "cpu" and not _cpu_has_bf16():
+    if precision == "bf16" and torch.device(device).type == "cpu" and not has_bf16():
         return torch.float32
     return DTYPES[precision]
-
-
-def _cpu_has_bf16() -> bool:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    flags = {flag for line in text.splitlines() if line.lower().startswith(("flags", "features")) for flag in line.partition(":")[2].split()}
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def load_model(

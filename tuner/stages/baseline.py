@@ -67,7 +67,6 @@ def run(ctx: Context) -> dict[str, Any]:
 STAGE = Stage(
     name="baseline",
     version=1,
-    does="measure the base model",
     run=run,
     upstream=("fetch_model", "tokenize"),
     versions=versions,

@@ -43,7 +43,6 @@ def run(ctx: Context) -> dict[str, Any]:
 STAGE = Stage(
     name="convert",
     version=1,
-    does="write the trained weights as other tools read them",
     run=run,
     upstream=("train", "fetch_model"),
     versions=versions,

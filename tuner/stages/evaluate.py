@@ -30,7 +30,6 @@ def run(ctx: Context) -> dict[str, Any]:
 STAGE = Stage(
     name="evaluate",
     version=1,
-    does="measure the result and report what changed",
     run=run,
     upstream=("baseline", "merge", "tokenize"),
     versions=versions,

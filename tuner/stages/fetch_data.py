@@ -34,7 +34,6 @@ def run(context: Context) -> dict[str, Any]:
 STAGE = Stage(
     name="fetch_data",
     version=1,
-    does="find the data set's files",
     run=run,
     sources=files,
     check=check,

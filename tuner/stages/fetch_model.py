@@ -87,7 +87,6 @@ def native(directory: Path) -> dict[str, Any]:
 STAGE = Stage(
     name="fetch_model",
     version=1,
-    does="find the base model",
     run=run,
     versions=versions,
     sources=sources,

@@ -60,7 +60,6 @@ def weight_bytes(directory: Path) -> int:
 STAGE = Stage(
     name="merge",
     version=1,
-    does="put the adapter into the base model",
     run=run,
     upstream=("fetch_model", "convert"),
     versions=versions,

@@ -162,7 +162,6 @@ def _told(train: dict[str, Any], held_out: dict[str, Any], sources: list[Any], l
 STAGE = Stage(
     name="tokenize",
     version=1,
-    does="turn the conversations into packs of tokens",
     run=run,
     upstream=("fetch_data", "fetch_model"),
     versions=versions,

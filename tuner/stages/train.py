@@ -29,7 +29,6 @@ def progress(partial: Path) -> str | None:
 STAGE = Stage(
     name="train",
     version=1,
-    does="trains on the packs",
     run=run,
     upstream=("fetch_model", "tokenize"),
     versions=versions,

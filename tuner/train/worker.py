@@ -1,7 +1,6 @@
 """Sets a training up from a stage's context, runs the loop, and leaves the artifact: what the child process does."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tuner.cpu import cores
 from tuner.data.tokens import Pack, Packs
 from tuner.disk import write_json
 from tuner.errors import DataError
@@ -104,11 +104,6 @@ def resolve(machine: View, path: Path, say: Callable[[str], None]) -> dict[str, 
             say(f"{key} is {facts[key]} now and was {began[key]} before; the last bits of the result may differ from an uninterrupted run")
     write_json(path, facts)
     return facts
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def row_names(ledger: Path) -> Callable[[Pack], list[str]]:
