@@ -127,7 +127,7 @@ def test_a_moved_file_runs_nothing(config: Config, stages: list[Stage], built: l
 @pytest.mark.parametrize("stage", ["tokenize", "train", "merge"])
 def test_damage_is_reported_and_rebuilt(config: Config, stages: list[Stage], built: list[str], stage: str, how: str) -> None:
     run(config, stages)
-    path = Run.of(config).path / stage / ("manifest.json" if how == "manifest" else "text")
+    path = Run.of(config).dir / stage / ("manifest.json" if how == "manifest" else "text")
     if how == "remove":
         path.unlink()
     else:
@@ -156,7 +156,7 @@ def test_what_was_made_from_other_bytes_is_rebuilt(config: Config, stages: list[
 
 def test_rot_with_an_unchanged_stat_is_found_before_use(config: Config, stages: list[Stage], built: list[str]) -> None:
     run(config, stages)
-    path = Run.of(config).path / "tokenize" / "text"
+    path = Run.of(config).dir / "tokenize" / "text"
     manifest = path.with_name("manifest.json")
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     value = json.loads(manifest.read_text())
@@ -207,7 +207,7 @@ def test_until(config: Config, stages: list[Stage], built: list[str]) -> None:
     run(replace(config, until="fetch"), stages)
     run(replace(config, until="train"), stages)
     assert built == ALL[:3]
-    assert Run.of(config).path == Run.of(replace(config, until="train")).path
+    assert Run.of(config).dir == Run.of(replace(config, until="train")).dir
 
 
 def test_a_stage_that_fails_leaves_no_trace(config: Config, stages: list[Stage], built: list[str]) -> None:

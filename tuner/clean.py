@@ -20,9 +20,9 @@ def clean(config: Config, names: list[str], *, dry_run: bool, spare_recent: bool
     root, store = Path(config.root), store_of(config)
     if names:
         for run in [_named(root, name) for name in names]:
-            print(f"run {run.path.name}")
+            print(f"run {run.dir.name}")
             if not dry_run:
-                shutil.rmtree(run.path)
+                shutil.rmtree(run.dir)
         return 0
     freed = 0
     for label, path in _unreferenced(root, store, RECENT if spare_recent else 0.0):
@@ -39,17 +39,17 @@ def clean(config: Config, names: list[str], *, dry_run: bool, spare_recent: bool
 
 def _named(root: Path, name: str) -> Run:
     runs = list(all_runs(root))
-    found = [run for run in runs if run.path.name == name or run.path == Path(name)] or [
-        run for run in runs if run.path.name.startswith(name) or run.path.name.rsplit("-", 1)[-1].startswith(name)
+    found = [run for run in runs if run.dir.name == name or run.dir == Path(name)] or [
+        run for run in runs if run.dir.name.startswith(name) or run.dir.name.rsplit("-", 1)[-1].startswith(name)
     ]
     if len(found) != 1:
-        there = ", ".join(run.path.name for run in (found or runs)) or "none"
-        raise ConfigError(f"{name!r} names {len(found)} runs under {root}.{nearest(name, [r.path.name for r in runs])} There are: {there}.")
+        there = ", ".join(run.dir.name for run in (found or runs)) or "none"
+        raise ConfigError(f"{name!r} names {len(found)} runs under {root}.{nearest(name, [r.dir.name for r in runs])} There are: {there}.")
     return found[0]
 
 
 def _unreferenced(root: Path, store: Store, age: float) -> Iterator[tuple[str, Path]]:
-    linked = {link.readlink().name for run in all_runs(root) for link in run.path.iterdir() if link.is_symlink()}
+    linked = {link.readlink().name for run in all_runs(root) for link in run.dir.iterdir() if link.is_symlink()}
     for artifact in store.all():
         if artifact.key not in linked and time.time() - artifact.manifest.get("made", 0.0) >= age:
             yield artifact.key, artifact.path

@@ -153,7 +153,7 @@ def _inputs_hold(stage: Stage, steps: dict[str, Step], store: Store, say: Callab
 def _run(step: Step, steps: dict[str, Step], config: Config, out: Path, run: Run, lock: int, say: Callable[[str], None]) -> dict[str, Any]:
     given = {name: steps[name].input() for name in step.stage.upstream}
     if step.stage.child:
-        return launch(step.stage.name, config, given, out, run.path, lock)
+        return launch(step.stage.name, config, given, out, run.dir, lock)
     context = Context(config=View(config, step.stage.name), inputs=given, out=out, say=lambda line: say(f"  {line}"))
     try:
         return step.stage.run(context)

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from tuner.errors import ConfigError
-from tuner.freeze import freeze, thaw
+from tuner.freeze import freeze, nearest, thaw
 from tuner.schema import Config
 from tuner.stage import leaves
 from tuner.store import Artifact, Store, digest
@@ -59,8 +59,8 @@ def run_name(config: Config) -> str:
 class Run:
     """The directory of one run."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, directory: Path) -> None:
+        self.dir = directory
 
     @classmethod
     def of(cls, config: Config) -> "Run":
@@ -68,39 +68,58 @@ class Run:
 
     def create(self, config: Config) -> None:
         """Make the directory and write the config into it, if it is not there as it is now."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.dir.mkdir(parents=True, exist_ok=True)
         whole = replace(config, until=None, redo=None)  # wishes of one invocation, not of the run
         text = yaml.dump(thaw(whole), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
-        file = self.path / "config.yaml"
+        file = self.dir / "config.yaml"
         if not file.exists() or file.read_text(encoding="utf-8") != text:
-            part = self.path / f".config.yaml.{os.getpid()}"
+            part = self.dir / f".config.yaml.{os.getpid()}"
             part.write_text(text, encoding="utf-8")
             part.rename(file)
 
     def config(self) -> Config:
         """The config that the run was made with. Raises ConfigError when the file is not one."""
-        file = self.path / "config.yaml"
+        file = self.dir / "config.yaml"
         try:
             return freeze(yaml.load(file.read_text(encoding="utf-8"), Loader=Loader))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{file} can't be read: {' '.join(str(error).split())}") from error
 
+    @property
+    def name(self) -> str:
+        """What the run is called: its directory's name without the digest."""
+        return self.dir.name.rpartition("-")[0]
+
+    @property
+    def digest(self) -> str:
+        """The end of the directory's name."""
+        return self.dir.name.rpartition("-")[2]
+
+    def used(self) -> float:
+        """When something last ran here, in seconds since 1970."""
+        file = next((file for file in (self.dir / "log", self.dir / "config.yaml") if file.exists()), self.dir)
+        return file.stat().st_mtime
+
+    def path(self, stage: str) -> Path:
+        """The directory of what a stage made: a link into the store."""
+        return self.dir / stage
+
     def key(self, stage: str) -> str | None:
         """The key of the artifact that the run links for `stage`."""
         try:
-            return (self.path / stage).readlink().name
+            return (self.dir / stage).readlink().name
         except OSError:
             return None
 
     def link(self, stage: str, artifact: Artifact) -> None:
         """Point the run at an artifact, with a relative link that survives moving the root."""
-        self._point(stage, os.path.relpath(artifact.path, self.path))
+        self._point(stage, os.path.relpath(artifact.path, self.dir))
 
     def _point(self, name: str, target: str) -> None:
-        link = self.path / name
+        link = self.dir / name
         if link.is_symlink() and str(link.readlink()) == target:
             return
-        part = self.path / f".{name}.{os.getpid()}"
+        part = self.dir / f".{name}.{os.getpid()}"
         part.unlink(missing_ok=True)
         part.symlink_to(target)
         part.rename(link)
@@ -111,7 +130,7 @@ class Run:
 
     def log(self, line: str) -> None:
         """Append a line to the run's log."""
-        with (self.path / "log").open("a", encoding="utf-8") as file:
+        with (self.dir / "log").open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}\n")
 
 
@@ -119,3 +138,48 @@ def all_runs(root: Path) -> Iterator[Run]:
     """Every run under an output root."""
     for file in sorted((root / "runs").glob("*/config.yaml")):
         yield Run(file.parent)
+
+
+def find_run(root: Path, word: str) -> Run:
+    """The run that a person means: its directory, its name, its digest or the start of it, or `last`.
+
+    Raises ConfigError that lists the candidates when there are several, and the nearest name when there is none.
+    """
+    path = Path(word).expanduser()
+    if (path / "config.yaml").is_file():
+        return Run(path)
+    runs = list(all_runs(root))
+    if word == "last" and runs:
+        return max(runs, key=Run.used)
+    found = (
+        [run for run in runs if run.dir.name == word]
+        or [run for run in runs if run.name == word]
+        or [run for run in runs if len(word) >= 3 and run.digest.startswith(word)]
+    )
+    if len(found) == 1:
+        return found[0]
+    if found:
+        choice = "\n".join(f"  {run.dir.name}  {_ago(run.used())}{_apart(run, found)}" for run in sorted(found, key=Run.used))
+        raise ConfigError(f"{word} means {len(found)} runs under {root}; name one by its digest, the end of its directory's name:\n{choice}")
+    there = f" There are: {', '.join(run.dir.name for run in runs)}." if runs else " There are none; start one with: python -m tuner"
+    raise ConfigError(f"{word} is no run under {root}.{nearest(word, {name for run in runs for name in (run.dir.name, run.name)})}{there}")
+
+
+def _ago(time_used: float) -> str:
+    minutes = (time.time() - time_used) / 60
+    return f"{minutes:.0f} min ago" if minutes < 90 else f"{minutes / 60:.0f} h ago" if minutes < 2880 else f"{minutes / 1440:.0f} days ago"
+
+
+def _apart(run: Run, others: list[Run]) -> str:
+    """The fields that tell a run from the others, with its own values."""
+    try:
+        differing = differing_fields([run, *(other for other in others if other is not run)])
+    except ConfigError:
+        return ""
+    return "".join(f"  {path}={values[0]}" for path, values in differing.items())
+
+
+def differing_fields(runs: list[Run]) -> dict[str, list[Any]]:
+    """The identity and place fields in which the runs' configs differ: path → a value for each run. Raises ConfigError."""
+    written = [{path: value for path, role, value in leaves(run.config()) if role.kind != "neutral"} for run in runs]
+    return {path: [fields[path] for fields in written] for path in written[0] if any(fields[path] != written[0][path] for fields in written)}

@@ -24,24 +24,27 @@ class Role:
 
     kind: Kind
     stages: frozenset[str]
+    """that may read it; an identity field enters their fingerprints"""
+    seen_by: frozenset[str] = frozenset()
+    """that may read it too, for what is neutral to them"""
     left_out: Any = UNSET
 
 
-def _declare(kind: Kind, stages: tuple[str, ...], default: Any, left_out: Any = UNSET) -> Any:
-    metadata = {"role": Role(kind=kind, stages=frozenset(stages), left_out=left_out)}
+def _declare(kind: Kind, stages: tuple[str, ...], default: Any, left_out: Any = UNSET, seen_by: tuple[str, ...] = ()) -> Any:
+    metadata = {"role": Role(kind=kind, stages=frozenset(stages), seen_by=frozenset(seen_by), left_out=left_out)}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def identity(*stages: str, default: Any = MISSING, left_out: Any = UNSET) -> Any:
+def identity(*stages: str, default: Any = MISSING, left_out: Any = UNSET, seen_by: tuple[str, ...] = ()) -> Any:
     """A field that enters the fingerprints of `stages`, unless its value is `left_out`."""
-    return _declare("identity", stages, default, left_out)
+    return _declare("identity", stages, default, left_out, seen_by)
 
 
-def place(*stages: str, default: Any = None) -> Any:
-    """A field that says where content lies; it tells runs apart and enters no fingerprint."""
-    return _declare("place", stages, default)
+def place(*stages: str, default: Any = None, left_out: Any = UNSET) -> Any:
+    """A field that says where content lies; it tells runs apart, unless its value is `left_out`, and enters no fingerprint."""
+    return _declare("place", stages, default, left_out)
 
 
 def neutral(*stages: str, default: Any = None) -> Any:
@@ -76,8 +79,8 @@ class Chat:
 class Model:
     """Which model, where it comes from, and how it is talked to."""
 
-    source: Literal["path", "package"] = place("fetch_model", "tokenize", default="path")
-    """`path`: a Hugging Face directory or a GGUF file; `package`: a file that an installed Python package carries"""
+    source: Literal["path", "package", "run"] = place("fetch_model", "tokenize", default="path")
+    """`path`: a Hugging Face directory or a GGUF file; `package`: a file that an installed Python package carries; `run`: what an earlier run made"""
     path: str | None = place("fetch_model", "tokenize", default=None)
     """the directory or file, for source=path"""
     package: str | None = place("fetch_model", default=None)
@@ -86,6 +89,12 @@ class Model:
     """the file inside the package"""
     install: str | None = neutral("fetch_model", default=None)
     """the line that installs the package"""
+    run: str | None = place("fetch_model", default=None, left_out=None)
+    """the earlier run, for source=run: its name, path, digest prefix or `last`"""
+    dir: str | None = neutral("fetch_model", "tokenize", default=None)
+    """where that run's model lies: filled by the tool"""
+    adapter: str | None = neutral("train", "baseline", default=None)
+    """where the adapter lies that algo.init=continue goes on from: filled by the tool"""
     repo: str | None = identity("convert", default=None)
     """the public name, written into adapters as their base model"""
     context: int | None = neutral(default=None)
@@ -127,6 +136,12 @@ class Algo:
     """passes over the training packs"""
     steps: int | None = identity("train", default=None)
     """optimizer steps, instead of epochs"""
+    stop_step: int | None = identity("train", default=None, left_out=None)
+    """end after this step, with the schedule of the whole training; raised later, the training goes on from there"""
+    schedule_steps: int | None = identity("train", default=None, left_out=None)
+    """the steps over which the learning rate runs its course; those of the training when null"""
+    init: Literal["on_merged", "continue"] = identity("train", "baseline", default="on_merged", left_out="on_merged")
+    """with model=run and an adapter there: train on the merged model, or `continue` that adapter on its own base"""
     batch_tokens: int | Literal["auto"] = identity("train", default="auto")
     """tokens that an optimizer step sees, over all devices; `auto` keeps small data at about 100 steps or more"""
     schedule: Literal["cosine", "linear", "constant"] = identity("train", default="cosine")
@@ -170,6 +185,8 @@ class Machine:
 
     device: Literal["auto", "cpu", "cuda"] = neutral("train", "baseline", "evaluate", default="auto")
     """`auto` takes the GPU where there is one"""
+    gpus: int | Literal["auto"] | tuple[int, ...] = neutral(default="auto")
+    """how many GPUs, the emptiest of those that are visible, never a busy one; a list such as [0,3] takes just those; `auto` is 1"""
     threads: int | Literal["auto"] = neutral("train", "merge", "baseline", "evaluate", default="auto")
     """CPU threads; `auto` is the number of cores this process may use"""
     micro_batch: int | Literal["auto"] = neutral("train", default="auto")
@@ -177,9 +194,27 @@ class Machine:
     save_every: int = neutral("train", default=50)
     """optimizer steps between checkpoints; the last step is always saved"""
     keep: int = neutral("train", default=2)
-    """checkpoints that stay while training"""
+    """newest steps that stay, beside the best one and that of convert.step"""
     tensorboard: bool = neutral("train", default=True)
     """write the curves for TensorBoard too"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Train:
+    """What a training leaves."""
+
+    keep: Literal["auto", "resume", "weights"] = neutral("train", default="auto")
+    """`resume` keeps the optimizer's state, so that a longer training can go on; `auto` does where algo.stop_step ended it early"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Convert:
+    """Which step of the training is handed on."""
+
+    step: int | Literal["last", "best"] = identity("convert", default="last", left_out="last", seen_by=("train",))
+    """a step's number, the `last` one, or the `best` by convert.best_by"""
+    best_by: Literal["held_out", "loss"] = neutral("convert", "train", default="held_out")
+    """the lowest value decides: the loss on held-out conversations, or the training loss"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,6 +228,22 @@ class Eval:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """How a finished run answers, in `chat`."""
+
+    system: str | None = neutral(default=None)
+    """a system prompt for the conversation, before the one that was trained"""
+    temperature: float = neutral(default=0.0)
+    """0 always takes the likeliest token; higher values draw, and 1 draws as the model says"""
+    top_p: float = neutral(default=1.0)
+    """draw among the likeliest tokens that have this probability together"""
+    max_new_tokens: int = neutral(default=512)
+    """the longest answer, in tokens"""
+    seed: int | None = neutral(default=None)
+    """of the draws; null for a new one each time"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """One run."""
 
@@ -201,6 +252,11 @@ class Config:
     data: Data = field(default_factory=Data)
     machine: Machine = field(default_factory=Machine)
     eval: Eval = field(default_factory=Eval)
+    train: Train = field(default_factory=Train)
+    convert: Convert = field(default_factory=Convert)
+    generation: Generation = field(default_factory=Generation)
+    merge: Literal["auto", "always", "never"] = neutral("merge", default="auto")
+    """build the merged model: `auto` does, except in a sweep; evaluation does not need it"""
     seed: int = identity("train", default=0)
     """of the initial adapters, the order of the data and dropout"""
     variant: str = identity("train", default="", left_out="")
@@ -217,5 +273,7 @@ class Config:
     """the run's directory is called so, instead of model-algo-data"""
     note: str | None = neutral(default=None)
     """a line of your own, shown by `status`"""
+    tags: tuple[str, ...] = neutral(default=())
+    """words of your own, shown by `status`"""
     choices: dict[str, str] = neutral(default=dict)
     """the options that were composed: filled by the tool"""

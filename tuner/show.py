@@ -15,7 +15,7 @@ BYTES_A_TOKEN = 4
 
 def plan_text(steps: Sequence[Step], config: Config, run: Run) -> str:
     """A line for each stage, and what is known of the work."""
-    lines = [f"plan for {run.path}"]
+    lines = [f"plan for {run.dir}"]
     for step in steps:
         state = f"continue {step.why}" if step.state == "continue" else f"wait ({step.why})" if step.state == "wait" else step.state
         lines.append(f"  {step.stage.name:<12} {state:<18} {step.why if step.state not in ('continue', 'wait') else ''}".rstrip())
@@ -27,7 +27,7 @@ def plan_text(steps: Sequence[Step], config: Config, run: Run) -> str:
 def plan_json(steps: Sequence[Step], config: Config, run: Run) -> str:
     """The plan for machines."""
     stages = [{"name": s.stage.name, "state": s.state, "why": s.why, "fingerprint": s.fingerprint} for s in steps]
-    return json.dumps({"run": str(run.path), "stages": stages, "estimate": estimate(steps, config)}, ensure_ascii=False, indent=1)
+    return json.dumps({"run": str(run.dir), "stages": stages, "estimate": estimate(steps, config)}, ensure_ascii=False, indent=1)
 
 
 def estimate(steps: Sequence[Step], config: Config) -> dict[str, str]:
@@ -83,14 +83,14 @@ def printable(text: str) -> str:
 
 def summary(run: Run) -> str:
     """Where things are, and the answers before and after."""
-    lines = [f"run     {run.path}"]
+    lines = [f"run     {run.dir}"]
     lines += [
-        f"{label:<7} {run.path / name}"
+        f"{label:<7} {run.dir / name}"
         for label, name in (("adapter", "convert"), ("model", "merge"), ("report", "report.md"))
-        if (run.path / name).exists()
+        if (run.dir / name).exists()
     ]
     try:
-        report: dict[str, Any] = json.loads((run.path / "evaluate" / "report.json").read_text(encoding="utf-8"))
+        report: dict[str, Any] = json.loads((run.dir / "evaluate" / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "\n".join(lines)
     held_out = report["held_out"]

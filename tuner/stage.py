@@ -26,7 +26,7 @@ class View:
         if is_dataclass(value):
             return View(value, self._stage, f"{path}.")
         role = next(f.metadata["role"] for f in fields(self._node) if f.name == name)
-        if self._stage not in role.stages:
+        if self._stage not in role.stages | role.seen_by:
             raise AttributeError(
                 f"{path} is not declared for the stage {self._stage}; declare it in tuner/schema.py, so that it enters the fingerprint"
             )

@@ -37,8 +37,8 @@ def _number(value: float | None) -> str:
 
 
 def _row(run: Run) -> dict[str, Any]:
-    row: dict[str, Any] = {"run": run.path.name, "state": "", "loss": None, "held_out_before": None, "held_out_after": None, "bytes": 0, "note": None}
-    row["changed"] = (run.path / "log").stat().st_mtime if (run.path / "log").exists() else 0.0
+    row: dict[str, Any] = {"run": run.dir.name, "state": "", "loss": None, "held_out_before": None, "held_out_after": None, "bytes": 0, "note": None}
+    row["changed"] = (run.dir / "log").stat().st_mtime if (run.dir / "log").exists() else 0.0
     try:
         config = run.config()
     except ConfigError as error:  # an older version's field, an edited file: the run is still shown
