@@ -18,7 +18,7 @@ GOLDEN: dict[str, str] = {
     "convert": "4d121795930b",
     "merge": "eb57af251ee2",
     "baseline": "978ffffcf14b",
-    "evaluate": "bd1717a15847",
+    "evaluate": "534c999260cb",
 }
 
 

@@ -13,8 +13,9 @@ from tuner.stage import leaves
 from tuner.stages import STAGES
 
 FLOORS = [
-    {"errors"}, {"disk", "cpu"}, {"schema"}, {"stage"}, {"freeze"}, {"line"}, {"config"}, {"recipe", "catalogue"}, {"store"}, {"runs"}, {"explain"}, {"plan"}, {"report"},
-    {"kernels"}, {"data"}, {"models"}, {"train"}, {"stages"}, {"launch", "show", "status", "clean", "doctor"}, {"pipeline", "worker"}, {"cli"}, {"__main__"},
+    {"errors"}, {"disk", "cpu", "gpus"}, {"driver"}, {"schema"}, {"stage"}, {"freeze"}, {"line"}, {"config"}, {"recipe", "catalogue"}, {"locks"}, {"store"}, {"refs"}, {"runs"}, {"explain", "lineage"}, {"plan"}, {"report"},
+    {"kernels"}, {"data"}, {"models"}, {"train"}, {"stages"},
+    {"budget", "chains", "launch", "doctor"}, {"show", "status", "clean", "compare", "stop", "chat"}, {"pipeline", "worker"}, {"rerun", "api"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
 

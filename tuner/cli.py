@@ -4,14 +4,18 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from tuner.errors import ConfigError, Interrupted, TunerError
+from tuner.errors import ConfigError, Interrupted, Stopped, TunerError
 from tuner.freeze import nearest
 from tuner.schema import Config
+
+if TYPE_CHECKING:
+    from tuner.runs import Run
 
 HELP = """\
 usage: python -m tuner [VERB] [RECIPE.yaml] [group=option | field=value ...] [-m]
@@ -26,6 +30,15 @@ verbs
   list [GROUP] [F]  models, algos, data, machines, evals and chat templates whose name or line contains F
   copy FILE         write the command's config as a recipe to edit and to run: python -m tuner FILE
   doctor            versions, GPU, disk, locks, shadowed YAML, and what mends them
+
+verbs on a run, called by its name, its path, its digest or the start of it, or `last`; they train nothing
+  chat RUN          talk with the result; /help says how
+  compare RUN RUN   what differs, scores, curves and answers side by side, here and as a page; --json
+  stop RUN          a running training saves and ends; later stages may go on from there
+  convert RUN       a trained step as files: convert.step=N, last or best
+  merge RUN         the merged model, where it was not made
+  evaluate RUN      measure again: another step, other questions
+  rename RUN NAME   call it otherwise; note=… and tags=[…] too
   clean [RUN]       remove one run, or what no run refers to; --dry-run only lists
 
 groups (each with a default; `list` shows the options)
@@ -37,6 +50,8 @@ examples
   python -m tuner model=local model.path=~/models/qwen data=local 'data.path=客服/2026(1).jsonl' name=support
   python -m tuner -m algo=lora,full seed=1,2                    a sweep; equal stages are built once
   python -m tuner plan algo.optim.lr=1e-4                       what that would run, and why
+  python -m tuner chat last                                     talk with what came out
+  python -m tuner model=run model.run=support data=local data.path=week2.jsonl       go on from an earlier run
 
 options
   -m, --multirun    a sweep over the values that commas separate
@@ -48,7 +63,8 @@ options
 exit codes: 0 done, 1 failed, 2 the config or the data is wrong, 3 work to do (plan --check), 75 interrupted: run it again
 """
 
-VERBS = ("run", "plan", "status", "list", "copy", "doctor", "clean")
+VERBS = ("run", "plan", "status", "list", "copy", "doctor", "chat", "compare", "stop", "convert", "merge", "evaluate", "rename", "clean")
+ON_A_RUN = ("chat", "compare", "stop", "convert", "merge", "evaluate", "rename")
 
 
 @dataclass
@@ -68,7 +84,7 @@ class Line:
 FLAGS = {
     "-m": {"run", "plan"},
     "--check": {"plan"},
-    "--json": {"plan", "status", "list"},
+    "--json": {"plan", "status", "list", "compare"},
     "--dry-run": {"clean"},
     "--all": {"clean"},
 }
@@ -161,37 +177,81 @@ def _dispatch(line: Line) -> int:
         if len(line.bare) != 1:
             raise ConfigError("copy needs the file to write: python -m tuner copy my.yaml algo=full")
         return write_recipe(Path(line.bare[0]).expanduser(), _compose(line))
+    if line.verb in ON_A_RUN:
+        return _on_a_run(line)
+    config = _compose(line)
     if line.verb == "doctor":
         from tuner.doctor import examine
 
-        return examine(_compose(line), line.extra)
+        return examine(config, line.extra)
     if line.verb == "clean":
         from tuner.clean import clean
 
-        return clean(_compose(line), line.bare, dry_run="--dry-run" in line.flags, spare_recent="--all" not in line.flags)
+        return clean(config, line.bare, dry_run="--dry-run" in line.flags, spare_recent="--all" not in line.flags)
     from tuner.status import show as show_status
 
-    return show_status(_compose(line), as_json="--json" in line.flags)
+    return show_status(config, as_json="--json" in line.flags)
 
 
 def _compose(line: Line) -> Config:
+    """The config of a command that is not about running it: what a run would lack need not be there."""
     from tuner.config import compose
 
-    return compose(line.words, extra=line.extra)
+    return compose(line.words, extra=line.extra, whole=False)
 
 
-def _single(line: Line) -> int:
-    config = _compose(line)
-    return _plan(config, line.flags) if line.verb == "plan" else _run(config, set())
+def _on_a_run(line: Line) -> int:
+    """A verb on one run, or on several."""
+    from tuner.runs import find_run
+
+    root = Path(_compose(line).root)
+    bare = line.bare[:1] if line.verb == "rename" else line.bare
+    wanted = "two runs or more" if line.verb == "compare" else "one run"
+    if len(bare) != 1 and (line.verb != "compare" or len(bare) < 2):
+        raise ConfigError(f"{line.verb} needs {wanted}: a name, a path, a digest, or `last`. `python -m tuner status` shows them.")
+    runs = [find_run(root, word) for word in bare]
+    words = [word for word in line.words if not word.startswith(("root=", "store="))]
+    if line.verb == "compare":
+        from tuner.compare import compare
+
+        return compare(runs, root, as_json="--json" in line.flags)
+    if line.verb == "stop":
+        from tuner.stop import stop
+
+        return stop(runs[0])
+    if line.verb == "rename":
+        from tuner.rerun import relabel
+
+        return relabel(runs[0], line.bare[1:], words)
+    return _after_training(line.verb, runs[0], words, line.extra)
 
 
-def _run(config: Config, redone: set[str]) -> int:
-    from tuner.pipeline import execute
+def _after_training(verb: str, run: "Run", words: list[str], extra: Path | None) -> int:
+    from tuner.rerun import rerun
     from tuner.show import summary
     from tuner.stages import STAGES
 
-    run = execute(config, STAGES, _tell, redone)
-    print(summary(run))
+    if verb == "chat":
+        from tuner.chat import chat
+        from tuner.rerun import spoken_with
+
+        return chat(*spoken_with(run, words, STAGES, _tell, extra))
+    print(summary(rerun(run, words, verb, STAGES, _tell, extra)))
+    return 0
+
+
+def _single(line: Line) -> int:
+    from tuner.api import prepare
+
+    config = prepare(line.words, line.extra)
+    return _plan(config, line.flags) if line.verb == "plan" else _run(config)
+
+
+def _run(config: Config, redone: set[str] | None = None) -> int:
+    from tuner.api import execute_config
+    from tuner.show import summary
+
+    print(summary(execute_config(config, _tell, redone)))
     return 0
 
 
@@ -216,10 +276,40 @@ def _sweep(line: Line) -> int:
     from tuner.show import sweep_summary
 
     dry = line.verb == "plan"
+    if not dry:
+        _check_disk(line)
     results = sweep(line.words, partial(_job, line.verb, frozenset(line.flags), set()), extra=line.extra, dry=dry)
     if not dry:
         print(sweep_summary(results))
     return max((code for _, code, _ in results), default=0)
+
+
+def _check_disk(line: Line) -> None:
+    """Raise StoreError when the disk does not hold what all jobs together will make. A job that can't be planned says so in its turn."""
+    from tuner import budget
+    from tuner.config import sweep
+    from tuner.plan import plan
+    from tuner.runs import Run, store_of
+    from tuner.stages import STAGES
+
+    jobs = []
+
+    def look(config: Config | ConfigError, _overrides: list[str]) -> None:
+        with suppress(TunerError):
+            if isinstance(config, Config):
+                config = _of_a_sweep(config)
+                jobs.append((plan(config, STAGES, store_of(config), Run.of(config), redo=config.redo), config))
+
+    sweep([*line.words, "hydra/launcher=basic"], look, extra=line.extra, dry=True)
+    budget.check(jobs)
+
+
+def _of_a_sweep(config: Config) -> Config:
+    """A job's config: with what it takes from an earlier run, and without a merged model that nobody asked for."""
+    from tuner.chains import inherit
+    from tuner.stages import STAGES
+
+    return inherit(replace(config, merge="never") if config.merge == "auto" else config, STAGES)
 
 
 def _job(verb: str, flags: frozenset[str], redone: set[str], config: Config | ConfigError, overrides: list[str]) -> tuple[str, int, str]:
@@ -229,7 +319,11 @@ def _job(verb: str, flags: frozenset[str], redone: set[str], config: Config | Co
     try:
         if isinstance(config, ConfigError):
             raise config
+        config = _of_a_sweep(config)
         return title, _plan(config, set(flags)) if verb == "plan" else _run(config, redone), ""
+    except Stopped as stopped:  # this training only, and on purpose
+        _tell(f"tuner: {stopped}")
+        return title, stopped.exit_code, str(stopped)
     except (Interrupted, KeyboardInterrupt) as error:
         _tell(f"tuner: {error or 'interrupted'}")
         raise SystemExit(Interrupted.exit_code) from error  # not an Exception: Hydra's launcher would go on with the next job

@@ -102,10 +102,13 @@ def _hydra(extra: Path | None) -> Any:
 
 def _check_paths(words: list[str], choices: dict[str, Any]) -> None:
     """`data.path=FILE` without `data=local` would be looked for in the default's package: say what was forgotten."""
-    for group in ("model", "data"):
-        typed = next((word for word in words if word.startswith(f"{group}.path=")), None)
-        if typed and choices.get(group) != "local" and not any(word.startswith(f"{group}=") for word in words):
-            raise ConfigError(f"{typed} goes with {group}=local; the {group} here is {choices.get(group)}, the default. Write {group}=local {typed}")
+    for field, option in (("model.path", "local"), ("data.path", "local"), ("model.run", "run")):
+        group = field.partition(".")[0]
+        typed = next((word for word in words if word.startswith(f"{field}=")), None)
+        if typed and choices.get(group) != option and not any(word.startswith(f"{group}=") for word in words):
+            raise ConfigError(
+                f"{typed} goes with {group}={option}; the {group} here is {choices.get(group)}, the default. Write {group}={option} {typed}"
+            )
 
 
 @contextmanager

@@ -6,6 +6,7 @@
     ├── StoreError             a lock, a disk, a file system                       2
     ├── StageError             a stage that ran and failed                         1
     └── Interrupted            stopped by a signal; the same command continues    75
+        └── Stopped            by `stop`: this run only, a sweep goes on          75
 
 Anything else is a bug of ours and keeps its traceback.
 """
@@ -43,3 +44,7 @@ class Interrupted(TunerError):
     """A signal asked the run to stop; what was done is kept and the same command continues."""
 
     exit_code = 75
+
+
+class Stopped(Interrupted):
+    """A person asked this run's training to stop; what was done is kept and can be used, and the same command continues."""

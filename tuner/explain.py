@@ -4,9 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuner.runs import Run
+from tuner.schema import UNSET, Config
+from tuner.stage import leaves
 from tuner.store import Artifact, Store
 
 MISSING = object()
+NAMED = 6
+"""reasons that are told; a different model differs in every file"""
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -15,7 +19,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     >>> differences({"inputs": {"algo.optim.lr": 2e-4}}, {"inputs": {"algo.optim.lr": 1e-4}})
     ['algo.optim.lr 0.0002 → 0.0001']
     """
-    reasons = [f"{path} {_shown(a)} → {_shown(b)}" for path, a, b in _changed(old, new, "inputs")]
+    reasons = [f"{path} {_shown(_meant(path, a))} → {_shown(_meant(path, b))}" for path, a, b in _changed(old, new, "inputs")]
     for name, a, b in _changed(old, new, "sources"):
         reasons.append(f"{name} is new" if a is MISSING else f"{name} is gone" if b is MISSING else f"the content of {name} changed")
     reasons += [f"{name} version {_shown(a)} → {_shown(b)}" for name, a, b in _changed(old, new, "versions")]
@@ -32,6 +36,12 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any], part: str) -> list[
     ]
 
 
+def _meant(path: str, value: Any) -> Any:
+    """What a field that is not in the hash stands for: the value at which it is left out."""
+    left_out = {name: role.left_out for name, role, _ in leaves(Config())}.get(path, UNSET) if value is MISSING else UNSET
+    return value if left_out is UNSET else left_out
+
+
 def _shown(value: Any) -> str:
     if value is MISSING:
         return "(none)"
@@ -44,12 +54,18 @@ def why(origin: Mapping[str, Any], store: Store, run: Run) -> str:
     stage = origin["stage"]
     linked = store.find(run.key(stage) or "-")
     if linked is not None and (reasons := differences(linked.manifest["origin"], origin)):
-        return ", ".join(reasons)
+        return _listed(reasons)
     others = [(len(reasons), other, reasons) for other in store.all(stage) if (reasons := differences(other.manifest["origin"], origin))]
     if not others:
         return "never made"
     _, other, reasons = min(others, key=lambda item: (item[0], _age(item[1])))
-    return f"{', '.join(reasons)} (against {other.key})"
+    return f"{_listed(reasons)} (against {other.key})"
+
+
+def _listed(reasons: list[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(reasons) - NAMED} more" if len(reasons) > NAMED else ""
+    return ", ".join(reasons[:NAMED]) + more
 
 
 def _age(artifact: Artifact) -> float:

@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tuner.errors import ConfigError
-from tuner.schema import Config
+from tuner.schema import Algo, Config
 from tuner.stage import leaves
 
 UNTIL = ("fetch", "tokenize", "train", "convert", "merge", "evaluate")
@@ -156,13 +156,18 @@ def validate(config: Config) -> None:
     at_least_one = {
         "algo.r": algo.r,
         "algo.steps": algo.steps,
+        "algo.stop_step": algo.stop_step,
+        "algo.schedule_steps": algo.schedule_steps,
         "algo.batch_tokens": algo.batch_tokens,
         "data.length": data.length,
         "machine.threads": machine.threads,
         "machine.micro_batch": machine.micro_batch,
         "machine.save_every": machine.save_every,
         "machine.keep": machine.keep,
+        "machine.gpus": machine.gpus,
+        "convert.step": config.convert.step,
         "eval.max_new_tokens": config.eval.max_new_tokens,
+        "generation.max_new_tokens": config.generation.max_new_tokens,
     }
     more_than_zero = {
         "algo.alpha": algo.alpha,
@@ -170,6 +175,7 @@ def validate(config: Config) -> None:
         "algo.optim.lr": algo.optim.lr,
         "algo.optim.eps": algo.optim.eps,
         "algo.clip": algo.clip,
+        "generation.top_p": config.generation.top_p,
     }
     shares = {"algo.dropout": algo.dropout, "data.held_out": data.held_out, "algo.optim.betas": max(algo.optim.betas), "algo.warmup": algo.warmup}
     problems = [f"{path} is {n}, but must be at least 1." for path, n in at_least_one.items() if isinstance(n, int) and n < 1]
@@ -177,6 +183,15 @@ def validate(config: Config) -> None:
     if data.length == 1:
         problems.append("data.length is 1, but a pack needs at least 2 tokens: one to read and one to predict.")
     problems += [f"{path} is {x}, but must be at least 0 and less than 1." for path, x in shares.items() if not 0 <= x < 1]
+    if model.source == "run" and not model.run:
+        problems.append("model.run is not set: model=run needs model.run=RUN, an earlier run's name, path, digest, or `last`.")
+    if algo.init == "continue" and (model.source != "run" or algo.adapter != "lora"):
+        problems.append("algo.init=continue goes on with the adapter of an earlier run: it needs model=run model.run=RUN and algo=lora.")
+    problems += _ends(algo)
+    if isinstance(machine.gpus, tuple) and (not machine.gpus or min(machine.gpus) < 0 or len(set(machine.gpus)) < len(machine.gpus)):
+        problems.append(f"machine.gpus is {list(machine.gpus)}, but must be different numbers of GPUs, such as [0,1], or how many.")
+    if config.generation.temperature < 0 or config.generation.top_p > 1:
+        problems.append("generation.temperature must be at least 0, and generation.top_p at most 1.")
     for group, part, kinds in (("model", model, "a directory or a GGUF file"), ("data", data, "a file or a list of files")):
         if part.source == "path" and not part.path:
             problems.append(f"{group}.path is not set: {group}=local needs {group}.path={'DIR' if group == 'model' else 'FILE'}, {kinds}.")
@@ -201,6 +216,19 @@ def validate(config: Config) -> None:
     problems += _secrets(config)
     if problems:
         raise ConfigError(" ".join(problems))
+
+
+def _ends(algo: Algo) -> list[str]:
+    """Where the training, its stop and the learning rate's course end, as far as that is known without the data."""
+    problems = []
+    if algo.steps and algo.stop_step and algo.stop_step > algo.steps:
+        problems.append(f"algo.stop_step is {algo.stop_step}, but algo.steps ends the training at {algo.steps}: raise that to train longer.")
+    end = algo.stop_step or algo.steps
+    if end and algo.schedule_steps and algo.schedule_steps < end and algo.schedule != "constant":
+        problems.append(
+            f"algo.schedule_steps is {algo.schedule_steps}, but the training ends at step {end}: the learning rate would be 0 from there. Raise it, or set algo.schedule=constant."
+        )
+    return problems
 
 
 def _secrets(config: Config) -> list[str]:

@@ -20,8 +20,11 @@ from tuner.schema import Config
 from tuner.stage import Input
 
 
-def launch(stage: str, config: Config, inputs: Mapping[str, Input], out: Path, run: Path, lock: int) -> dict[str, Any]:
-    """Run `stage` in a child; returns its facts. Raises what it raised, or StageError when it died."""
+def launch(stage: str, config: Config, inputs: Mapping[str, Input], out: Path, run: Path, locks: list[int], gpus: str | None) -> dict[str, Any]:
+    """Run `stage` in a child that holds `locks` and sees the GPUs that CUDA_VISIBLE_DEVICES=`gpus` names; returns its facts.
+
+    Raises what it raised, or StageError when it died.
+    """
     job = {
         "stage": stage,
         "config": thaw(config),
@@ -35,7 +38,9 @@ def launch(stage: str, config: Config, inputs: Mapping[str, Input], out: Path, r
     }
     home = str(Path(__file__).resolve().parent.parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (home, os.environ.get("PYTHONPATH")) if p)}
-    child = subprocess.Popen([sys.executable, "-m", "tuner.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(lock,), env=environment)
+    if gpus is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus
+    child = subprocess.Popen([sys.executable, "-m", "tuner.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=locks, env=environment)
     try:
         answer, _ = child.communicate(json.dumps(job).encode())
     except (KeyboardInterrupt, Interrupted):

@@ -1,62 +1,82 @@
 """Running a plan: look, lock, look again, build in a partial directory, publish; until nothing is left to do."""
 
 import errno
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tuner.disk import disk_full
 from tuner.errors import Interrupted, StageError, StoreError
+from tuner.gpus import choose, gpus
 from tuner.launch import launch
-from tuner.plan import Step, contents, fault, made_from, plan, requested
+from tuner.plan import Step, fault, made_from, plan, requested
 from tuner.runs import Run, store_of
 from tuner.schema import Config
-from tuner.stage import Context, Stage, View
+from tuner.stage import Context, Input, Stage, View
 from tuner.store import Store
 
 LIBRARIES = ("tuner", "torch", "transformers", "tokenizers", "peft", "safetensors", "pyarrow", "numpy")
 
 
-def execute(config: Config, stages: Sequence[Stage], tell: Callable[[str], None], redone: set[str] | None = None) -> Run:
+def execute(
+    config: Config,
+    stages: Sequence[Stage],
+    tell: Callable[[str], None],
+    redone: set[str] | None = None,
+    *,
+    run: Run | None = None,
+    pinned: bool = False,
+) -> Run:
     """Bring every requested stage to `done`; returns the run. `redone` holds what this invocation has moved to the trash.
 
+    With `pinned`, what `run` was trained on and what was trained is taken as it is, and only later stages are built.
     Raises TunerError; whatever was finished before stays.
     """
-    store, run = store_of(config), Run.of(config)
-    for stage in requested(stages, config.until):
+    store, run = store_of(config), run or Run.of(config)
+    for stage in requested(stages, config.until) if not pinned else ():
         stage.check(View(config, stage.name))
     store.open()
     try:
-        run.create(config)
+        run.create(config, store)
 
         def say(line: str) -> None:
             tell(line)
             run.log(line)
 
         if config.redo:
-            _redo(config, stages, store, run, set() if redone is None else redone, say)
+            _redo(config, stages, store, run, set() if redone is None else redone, say, pinned)
         built: dict[str, int] = {}
         shown: set[str] = set()
         while True:
-            steps = plan(config, stages, store, run, hashing=say)
+            steps = plan(config, stages, store, run, hashing=say, pinned=pinned)
             for step in steps:
-                if step.to_do:
+                if step.to_do or not _linked(step, store, run):
                     break
                 if step.stage.name not in shown:
                     shown.add(step.stage.name)
-                    _finish(step, run, say, fresh=step.stage.name in built)
+                    if step.stage.name not in built:
+                        say(f"{step.stage.name:<12} {step.state}{f'  {step.why}' if step.why else ''}")
             else:
                 return run
+            if not step.to_do:
+                continue  # it was cleaned away just now
             name = step.stage.name
+            if pinned:
+                _refuse(step, steps, run)
             built[name] = built.get(name, 0) + 1
+            if pinned and built[name] > 1:
+                raise StoreError(f"{name} of {run.dir.name} could not be made: what it reads, named above, is not what the run was trained with.")
             if built[name] > 3:
                 raise StageError(
                     f"{name} was built {built[name] - 1} times in this run and is still not right ({step.why}): something changes its files while it runs."
                 )
-            _build(step, {s.stage.name: s for s in steps}, config, store, run, say)
+            _build(step, {s.stage.name: s for s in steps}, store, run, say)
     except OSError as error:
         if disk_full(error):
             raise StoreError(
@@ -69,19 +89,31 @@ def execute(config: Config, stages: Sequence[Stage], tell: Callable[[str], None]
         raise
 
 
-def _finish(step: Step, run: Run, say: Callable[[str], None], *, fresh: bool) -> None:
-    if step.artifact is not None:
-        run.link(step.stage.name, step.artifact)
+def _linked(step: Step, store: Store, run: Run) -> bool:
+    """Point the run at a finished artifact; False when it was cleaned away before the link could keep it."""
+    if step.artifact is None:
+        return True
+    with store.shared([step.artifact.key]):
+        run.link(step.stage.name, step.artifact.path)
         if step.stage.name == "evaluate":
             run.show_report()
-    if not fresh:
-        say(f"{step.stage.name:<12} {step.state}{f'  {step.why}' if step.why else ''}")
+        return store.find(step.artifact.key) is not None
 
 
-def _redo(config: Config, stages: Sequence[Stage], store: Store, run: Run, redone: set[str], say: Callable[[str], None]) -> None:
+def _refuse(step: Step, steps: Sequence[Step], run: Run) -> None:
+    """A verb on a run builds what follows the training, and nothing else."""
+    train = next(s for s in steps if s.stage.name == "train")
+    if step.stage.name in [s.stage.name for s in steps[: steps.index(train) + 1]]:
+        raise StoreError(f"{step.stage.name} of {run.dir.name} is {step.why}, and this command trains nothing. Run its pipeline again to mend it.")
+    if step.origin is None:
+        missing = "has saved no step yet" if train.state == "part" else "was not trained yet, or what it was made from is gone"
+        raise StoreError(f"{run.dir.name} {missing}, so there is nothing to go on from ({step.stage.name} waits {step.why}).")
+
+
+def _redo(config: Config, stages: Sequence[Stage], store: Store, run: Run, redone: set[str], say: Callable[[str], None], pinned: bool) -> None:
     """Move what `redo` names, and all that is made from it, to the trash; only what this invocation has not built already."""
     again = made_from(stages, config.redo or "")
-    for step in plan(config, stages, store, run, hashing=say):
+    for step in plan(config, stages, store, run, hashing=say, pinned=pinned):
         key = step.key
         if step.stage.name not in again or key is None or key in redone:
             continue
@@ -92,22 +124,38 @@ def _redo(config: Config, stages: Sequence[Stage], store: Store, run: Run, redon
                 say(f"{step.stage.name:<12} moved to the trash (redo={config.redo})")
 
 
-def _build(step: Step, steps: dict[str, Step], config: Config, store: Store, run: Run, say: Callable[[str], None]) -> None:
-    stage, key = step.stage, step.key
+def _build(step: Step, steps: dict[str, Step], store: Store, run: Run, say: Callable[[str], None]) -> None:
+    stage, key, config = step.stage, step.key, step.config
     assert key is not None
     assert step.origin is not None
     say(f"{stage.name:<12} {step.state}  {step.why}")
-    with store.lock(key, lambda holder: say(f"{stage.name:<12} waiting: {holder} builds it")) as lock:
+    read = [steps[name].key or "" for name in stage.upstream if steps[name].artifact]
+    with ExitStack() as stack:
+        lock = stack.enter_context(store.lock(key, lambda holder: say(f"{stage.name:<12} waiting: {holder} builds it")))
         assert step.fingerprint is not None
-        upstream = contents(stage, steps)
-        if (other := store.find(key)) and fault(other, stage, step.fingerprint, upstream, store) is None:
+        if (other := store.find(key)) and fault(other, stage, step.fingerprint, step.contents, store) is None:
             return  # built by somebody else while we waited; the next plan looks at it
-        if not _inputs_hold(stage, steps, store, say):
+        if not _inputs_hold(step, steps, store, say):
+            return
+        # Held as long as anything reads them, by the child too: a clean meanwhile leaves them alone.
+        held = stack.enter_context(store.shared(read))
+        if any(store.find(name) is None for name in read):
+            return
+        try:
+            given = {name: _input(step, steps[name], store, stack) for name in stage.upstream}
+        except OSError as error:
+            say(f"{stage.name:<12} {error}; looking again")
             return
         began = time.monotonic()
-        out = store.begin(key, {"fingerprint": step.fingerprint, "upstream": upstream}, resume=stage.progress is not None)
+        note = {"fingerprint": step.fingerprint, "upstream": dict(step.contents), "origin": step.origin}
+        out = store.begin(key, note, resume=stage.progress is not None)
+        if stage.progress:
+            run.link(stage.name, out)  # what is there so far can be watched, and a clean leaves it alone
+        if step.ancestor and stage.growth:
+            with suppress(OSError):  # it was pruned or cleaned meanwhile: begin anew
+                stage.growth.adopt(step.ancestor.path, out, step.ancestor.step)
         try:
-            facts = _run(step, steps, config, out, run, lock, say)
+            facts = _run(step, given, out, run, [lock, *held], say)
         except BaseException:
             if stage.progress is None:
                 store.drop(key)
@@ -119,7 +167,7 @@ def _build(step: Step, steps: dict[str, Step], config: Config, store: Store, run
             "stage": stage.name,
             "fingerprint": step.fingerprint,
             "origin": step.origin,
-            "upstream": upstream,
+            "upstream": dict(step.contents),
             "references": references,
             "facts": facts,
             "libraries": _libraries(),
@@ -127,38 +175,71 @@ def _build(step: Step, steps: dict[str, Step], config: Config, store: Store, run
             "seconds": round(time.monotonic() - began, 3),
         }
         artifact = store.publish(key, manifest, stage.journal)
-        run.link(stage.name, artifact)
+        run.link(stage.name, artifact.path)
         say(f"{stage.name:<12} done in {manifest['seconds']:.1f} s")
 
 
-def _inputs_hold(stage: Stage, steps: dict[str, Step], store: Store, say: Callable[[str], None]) -> bool:
+def _inputs_hold(step: Step, steps: dict[str, Step], store: Store, say: Callable[[str], None]) -> bool:
     """Read every byte that the stage is about to use; a rotten artifact goes to the trash, and the next plan builds it again."""
     whole = True
-    for name in stage.upstream:
-        step = steps[name]
-        assert step.artifact is not None
-        assert step.key is not None
-        changed = [n for n, entry in step.artifact.manifest["references"].items() if store.sha256(step.sources[n], fresh=True) != entry["sha256"]]
+    for name in step.stage.upstream:
+        source = steps[name]
+        if source.artifact is None:
+            continue  # a part of what is not finished; the stage looks at its hashes itself
+        assert source.key is not None
+        changed = [n for n, entry in source.artifact.manifest["references"].items() if _hash(source.sources.get(n), store) != entry["sha256"]]
         if changed:
             say(f"{name:<12} {', '.join(changed)} changed just now; looking again")
             whole = False
-        elif problem := store.damage(step.artifact, deep=True):
-            with store.lock(step.key, lambda holder, name=name: say(f"{name:<12} waiting: held by {holder}")):  # type: ignore[misc]
-                store.trash(step.key)
+        elif problem := store.damage(source.artifact, deep=True):
+            with store.lock(source.key, lambda holder, name=name: say(f"{name:<12} waiting: held by {holder}")):  # type: ignore[misc]
+                store.trash(source.key)
             say(f"{name:<12} damaged: {problem}; it will be built again")
             whole = False
     return whole
 
 
-def _run(step: Step, steps: dict[str, Step], config: Config, out: Path, run: Run, lock: int, say: Callable[[str], None]) -> dict[str, Any]:
-    given = {name: steps[name].input() for name in step.stage.upstream}
+def _hash(path: Path | None, store: Store) -> str | None:
+    try:
+        return store.sha256(path, fresh=True) if path else None
+    except OSError:
+        return None
+
+
+def _input(step: Step, source: Step, store: Store, stack: ExitStack) -> Input:
+    """What `step` reads of `source`. A part of what is not finished is put aside first: whoever goes on building it may prune it."""
+    if source.artifact is not None:
+        return source.input()
+    assert source.partial is not None
+    assert step.pick is not None
+    assert step.stage.choice is not None
+    aside = Path(stack.enter_context(TemporaryDirectory(dir=store.root / ".partial", prefix=f"{step.key}.reads-")))
+    step.stage.choice.extract(source.partial, aside, step.pick.step)
+    return Input(dir=aside, files={}, facts={})
+
+
+def _run(step: Step, given: dict[str, Input], out: Path, run: Run, locks: list[int], say: Callable[[str], None]) -> dict[str, Any]:
     if step.stage.child:
-        return launch(step.stage.name, config, given, out, run.dir, lock)
-    context = Context(config=View(config, step.stage.name), inputs=given, out=out, say=lambda line: say(f"  {line}"))
+        return launch(step.stage.name, step.config, given, out, run.dir, locks, _gpus(step, say))
+    context = Context(config=View(step.config, step.stage.name), inputs=given, out=out, say=lambda line: say(f"  {line}"))
     try:
         return step.stage.run(context)
     except KeyboardInterrupt:
         raise Interrupted(f"{step.stage.name} was interrupted; the same command begins it again.") from None
+
+
+def _gpus(step: Step, say: Callable[[str], None]) -> str | None:
+    """The GPUs for a stage that computes on them, chosen when it starts: what is idle changes."""
+    machine = step.config.machine
+    if not step.stage.computes or machine.device == "cpu":
+        return None
+    found = gpus()
+    chosen = choose(machine.gpus, found, os.environ)
+    if chosen and len(found) > 1:
+        cards = [card for card in found if card.uuid in chosen.split(",")]
+        more = ", of which one process uses the first" if len(cards) > 1 else ""
+        say("  on " + " and ".join(f"GPU {card.index} ({card.name}, {card.free / 1024:.0f} GiB free)" for card in cards) + more)
+    return chosen
 
 
 def _libraries() -> dict[str, str]:

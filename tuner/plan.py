@@ -2,17 +2,22 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tuner.disk import read_json
+from tuner.errors import TunerError
 from tuner.explain import why
+from tuner.lineage import Ancestor, ancestor
 from tuner.runs import Run
 from tuner.schema import Config
-from tuner.stage import Input, Stage, View, inputs
+from tuner.stage import Input, Pick, Stage, View, inputs
 from tuner.store import Artifact, Store, canonical, content_digest, digest
 
-State = Literal["done", "continue", "run", "wait", "gone"]
+State = Literal["done", "continue", "run", "wait", "part", "skip"]
+"""`part`: not finished, and a step of it is all that is needed; `skip`: not there, and not needed"""
 
 HASH_AT_ONCE = 256 << 20
 """bytes of local files that a plan hashes while the person waits; more is said to be pending"""
@@ -23,8 +28,9 @@ class Step:
     """What the plan says of one stage."""
 
     stage: Stage
+    config: Config
+    """with what had to be chosen for this stage"""
     state: State
-    """`gone`: its artifact was removed, and nothing that is still to do needs it"""
     why: str
     origin: Mapping[str, Any] | None
     """what the artifact is made from; None while something before it is not known"""
@@ -36,6 +42,14 @@ class Step:
     sources: Mapping[str, Path]
     known_as: str | None
     """what later stages key on: a content digest or a fingerprint"""
+    contents: Mapping[str, str] = field(default_factory=dict)
+    """the content digests of what it reads, as far as that is there"""
+    partial: Path | None = None
+    """for the state `part`: where the unfinished files lie"""
+    pick: Pick | None = None
+    """the part of an upstream artifact that it reads"""
+    ancestor: Ancestor | None = None
+    """what it goes on from, when that is another artifact than its own"""
 
     @property
     def key(self) -> str | None:
@@ -90,18 +104,55 @@ def made_from(stages: Sequence[Stage], word: str) -> set[str]:
 
 
 def plan(
-    config: Config, stages: Sequence[Stage], store: Store, run: Run, *, hashing: Callable[[str], None] | None = None, redo: str | None = None
+    config: Config,
+    stages: Sequence[Stage],
+    store: Store,
+    run: Run,
+    *,
+    hashing: Callable[[str], None] | None = None,
+    redo: str | None = None,
+    pinned: bool = False,
 ) -> list[Step]:
     """One step for each requested stage. Large local files are hashed when there is someone to tell
-    (`hashing`), and pending otherwise; `redo` shows what it would build again."""
+    (`hashing`), and pending otherwise; `redo` shows what it would build again.
+
+    A `pinned` plan takes what was fetched, tokenized and trained from the run's links, whatever became of the files and the
+    recipe since, and never holds work on those stages.
+    """
     steps: dict[str, Step] = {}
     again = made_from(stages, redo) if redo else set()
+    fixed = {stage.name for stage in stages[: _trained(stages)]} if pinned else set()
     for stage in requested(stages, config.until):
-        step = _look(stage, config, steps, store, run, hashing)
+        step = _linked(stage, config, store, run) if stage.name in fixed else _look(stage, config, steps, store, run, hashing, pinned)
         if stage.name in again and step.state in ("done", "continue"):
             step = replace(step, state="run", why=f"redo={redo}", artifact=None, replaces=True)
         steps[stage.name] = step
     return _needed(list(steps.values()), targets(stages, config.until))
+
+
+def _trained(stages: Sequence[Stage]) -> int:
+    """How many stages there are up to and with the training."""
+    return next((i for i, stage in enumerate(stages, start=1) if stage.name == "train"), 0)
+
+
+def _linked(stage: Stage, config: Config, store: Store, run: Run) -> Step:
+    """A stage as the run left it."""
+    key = run.key(stage.name) or "-"
+    sources: Mapping[str, Path] = {}
+    with suppress(TunerError):  # the files may be gone; only who reads them will miss them
+        sources = stage.sources(View(config, stage.name))
+    step = Step(
+        stage=stage, config=config, state="skip", why="not there", origin=None, fingerprint=None, artifact=None, sources=sources, known_as=None
+    )
+    if found := store.find(key):
+        problem = store.damage(found)
+        known_as = found.content if stage.by_content else found.manifest["fingerprint"]
+        step = replace(step, origin=found.manifest["origin"], fingerprint=found.manifest["fingerprint"], known_as=known_as)
+        return replace(step, state="run", why=f"damaged: {problem}") if problem else replace(step, state="done", why="", artifact=found)
+    if note := read_json(store.partial(key).with_suffix(".json")):
+        fingerprint, far = note["fingerprint"], (stage.progress or (lambda _: None))(store.partial(key))
+        return replace(step, why=f"@{far or 'no step yet'}", fingerprint=fingerprint, known_as=fingerprint, state="part", partial=store.partial(key))
+    return step
 
 
 def origin_of(stage: Stage, config: Config, sources: Mapping[str, str], upstream: Mapping[str, str | None]) -> dict[str, Any]:
@@ -112,56 +163,80 @@ def origin_of(stage: Stage, config: Config, sources: Mapping[str, str], upstream
     return origin
 
 
-def _look(stage: Stage, config: Config, before: Mapping[str, Step], store: Store, run: Run, hashing: Callable[[str], None] | None) -> Step:
+def _look(stage: Stage, config: Config, before: dict[str, Step], store: Store, run: Run, hashing: Callable[[str], None] | None, pinned: bool) -> Step:
+    config, pick, open_choice = _chosen(stage, config, before, store, pinned)
     view = View(config, stage.name)
     sources = stage.sources(view)
     upstream = {name: before[name].known_as for name in stage.upstream}
-    unknown = [name for name, known in upstream.items() if known is None]
+    unknown = [name for name, known in upstream.items() if known is None or name == open_choice]
     large = [name for name, path in sources.items() if path.stat().st_size > HASH_AT_ONCE and not store.hashed(path)]
     pending = [] if hashing else large
     if large and hashing:
         size = sum(sources[name].stat().st_size for name in large)
         hashing(f"{stage.name:<12} hashing {', '.join(large)} ({size / 1e9:.1f} GB), once")
+    step = Step(stage=stage, config=config, state="run", why="", origin=None, fingerprint=None, artifact=None, sources=sources, known_as=None)
     if unknown or pending:
-        reason = f"hash pending: {', '.join(pending)}" if pending else f"after {', '.join(unknown)}"
-        return Step(stage=stage, state="run", why=reason, origin=None, fingerprint=None, artifact=None, sources=sources, known_as=None)
+        return replace(step, why=f"hash pending: {', '.join(pending)}" if pending else f"after {', '.join(unknown)}")
     hashes = {name: store.sha256(path) for name, path in sources.items()}
     origin = origin_of(stage, config, hashes, upstream)
     fingerprint = digest(origin)
     key = f"{stage.name}-{fingerprint[:12]}"
+    contents = {name: artifact.content for name in stage.upstream if (artifact := before[name].artifact)}
+    if pick and stage.choice:
+        contents[stage.choice.upstream] = pick.content
     found = store.find(key)
     problem = (
-        fault(found, stage, fingerprint, contents(stage, before), store)
-        if found
-        else "damaged: no readable manifest.json"
-        if (store.root / key).is_dir()
-        else None
+        fault(found, stage, fingerprint, contents, store) if found else "damaged: no readable manifest.json" if (store.root / key).is_dir() else None
     )
     artifact = found if problem is None else None
     state: State = "done" if artifact else "run"
-    reason = problem or ""
+    reason, grown = problem or "", None
     if artifact is None:
         if holder := store.holder(key):
             state, reason = "wait", f"held by {holder}"
         elif problem is None and stage.progress and (far := stage.progress(store.partial(key))):
             state, reason = "continue", f"@{far}"
+        elif problem is None and (grown := ancestor(stage, origin, contents, view, store, key)):
+            state, reason = "continue", grown.why
         elif problem is None:
             reason = why(origin, store, run)
     known_as: str | None = fingerprint
     if stage.by_content:
         # For referenced files the content is known without the artifact.
         known_as = content_digest(hashes) if stage.references(view) else artifact.content if artifact else None
-    return Step(
-        stage=stage,
+    return replace(
+        step,
         state=state,
         why=reason,
         origin=origin,
         fingerprint=fingerprint,
         artifact=artifact,
         replaces=problem is not None,
-        sources=sources,
         known_as=known_as,
+        contents=contents,
+        pick=pick,
+        ancestor=grown,
     )
+
+
+def _chosen(stage: Stage, config: Config, before: dict[str, Step], store: Store, pinned: bool) -> tuple[Config, Pick | None, str | None]:
+    """The config with the choice made that `stage` leaves open, what it picks, and the name of the stage that has to run before it can.
+
+    A step that was asked for by number needs no more of its training than that step; `last` and `best` wait for its end, unless
+    the plan is pinned and there will be none.
+    """
+    if stage.choice is None:
+        return config, None, None
+    name = stage.choice.upstream
+    source, step = before[name], config.convert.step
+    directory = source.artifact.path if source.artifact else store.partial(source.key) if source.key else None
+    if directory is not None and directory.is_dir() and (source.artifact or pinned or isinstance(step, int)):
+        pick = stage.choice.pick(directory, config, source.artifact is not None)
+        if pick is not None:
+            if source.artifact is None:
+                before[name] = replace(source, state="part", why=f"{source.why}, step {pick.step} is used", partial=directory)
+            return pick.config, pick, None
+    return config, None, name if step == "best" or (pinned and source.artifact is None) else None
 
 
 def fault(found: Artifact, stage: Stage, fingerprint: str, contents: Mapping[str, str], store: Store) -> str | None:
@@ -175,18 +250,15 @@ def fault(found: Artifact, stage: Stage, fingerprint: str, contents: Mapping[str
     return None
 
 
-def contents(stage: Stage, before: Mapping[str, Step]) -> dict[str, str]:
-    """The content digests of the artifacts that `stage` reads, as far as they are there."""
-    return {name: artifact.content for name in stage.upstream if (artifact := before[name].artifact)}
-
-
 def _needed(steps: list[Step], targets: set[str]) -> list[Step]:
-    """Leave out what was removed and is not needed: only products, the targets, and what a stage that runs reads."""
+    """Leave out what is not there and not needed: only products, the targets, and what a stage that runs reads."""
     wanted: set[str] = set()
     result = []
     for step in reversed(steps):
-        needed = step.stage.name in targets or step.replaces or step.stage.product or step.stage.name in wanted or step.known_as is None
-        result.append(step if step.state == "done" or needed else replace(step, state="gone", why="removed, and nothing needs it"))
+        name, view = step.stage.name, View(step.config, step.stage.name)
+        needed = name in targets or step.replaces or step.stage.product(view) or name in wanted or (step.known_as is None and step.to_do)
+        left = replace(step, state="skip", why="not there, and nothing needs it")
+        result.append(step if needed or not step.to_do else left)
         if result[-1].to_do:
             wanted |= set(step.stage.upstream)
     return result[::-1]

@@ -10,6 +10,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tuner.errors import ConfigError
 from tuner.freeze import freeze, nearest, thaw
 from tuner.schema import Config
 from tuner.stage import leaves
-from tuner.store import Artifact, Store, digest
+from tuner.store import Store, digest
 
 try:
     from yaml import CSafeDumper as Dumper
@@ -45,6 +46,8 @@ def run_name(config: Config) -> str:
 
     def called(group: str, path: Any) -> str:
         chosen = config.choices.get(group, group)
+        if group == "model" and config.model.run:
+            return config.model.run
         first = path if isinstance(path, str) else path[0] if path else ""
         if chosen != "local" or not first:
             return chosen
@@ -52,7 +55,7 @@ def run_name(config: Config) -> str:
         return plain if "*" not in plain else Path(first).parent.name or chosen
 
     words = config.name or "-".join((called("model", config.model.path), config.choices.get("algo", "algo"), called("data", config.data.path)))
-    plain = re.sub(r"[^\w.()-]+", "_", words)[:80]
+    plain = re.sub(r"[^\w.()+-]+", "_", words)[:80]
     return f"{plain}-{run_digest(config)}"
 
 
@@ -64,18 +67,50 @@ class Run:
 
     @classmethod
     def of(cls, config: Config) -> "Run":
-        return cls(Path(config.root) / "runs" / run_name(config))
+        """The run of a config: the directory that ends in its digest, whatever it is called, or the one that it will have."""
+        name, digest = run_name(config), run_digest(config)
+        there = [run for run in all_runs(Path(config.root)) if run.digest == digest]
+        return next((run for run in there if run.dir.name == name), there[0] if there else cls(Path(config.root) / "runs" / name))
 
-    def create(self, config: Config) -> None:
-        """Make the directory and write the config into it, if it is not there as it is now."""
+    def create(self, config: Config, store: Store) -> None:
+        """Make the directory, under the name that the config gives, and write the config into it, if it is not there as it is now.
+
+        A name, note or tags from before stay where the config has none.
+        """
+        if config.name and self.dir.exists():
+            self.rename(run_name(config), store)
         self.dir.mkdir(parents=True, exist_ok=True)
-        whole = replace(config, until=None, redo=None)  # wishes of one invocation, not of the run
+        labels: dict[str, Any] = {}
+        with suppress(ConfigError):
+            before = self.config()
+            labels = {field: getattr(before, field) for field in ("name", "note", "tags") if not getattr(config, field)}
+        self.write(replace(config, **labels))
+
+    def write(self, config: Config) -> None:
+        """Write the config down, without what was a wish of one invocation."""
+        whole = replace(config, until=None, redo=None, merge="auto")
         text = yaml.dump(thaw(whole), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
         file = self.dir / "config.yaml"
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             part = self.dir / f".config.yaml.{os.getpid()}"
             part.write_text(text, encoding="utf-8")
             part.rename(file)
+
+    def rename(self, name: str, store: Store) -> None:
+        """Give the directory another name. Raises ConfigError while something of the run is being built, or when the name is taken."""
+        if name == self.dir.name:
+            return
+        if holder := self.holder(store):
+            raise ConfigError(f"{self.dir.name} is running ({holder}) and can't be renamed now: stop it, or wait.")
+        target = self.dir.with_name(name)
+        if target.exists():
+            raise ConfigError(f"{target} is there already, so {self.dir.name} can't be renamed to it.")
+        self.dir = self.dir.rename(target)
+
+    def holder(self, store: Store) -> str | None:
+        """Who builds something of this run now, as host:pid."""
+        keys = [link.readlink().name for link in self.dir.iterdir() if link.is_symlink()]
+        return next((holder for key in keys if (holder := store.holder(key))), None)
 
     def config(self) -> Config:
         """The config that the run was made with. Raises ConfigError when the file is not one."""
@@ -104,6 +139,14 @@ class Run:
         """The directory of what a stage made: a link into the store."""
         return self.dir / stage
 
+    def store(self) -> Path | None:
+        """The store that the links lead into; None when there is no link."""
+        for link in self.dir.iterdir():
+            if link.is_symlink() and len(link.readlink().parts) > 2:  # into the store; report.md stays in the directory
+                place = self.dir / link.readlink().parent
+                return Path(os.path.normpath(place.parent if place.name == ".partial" else place))
+        return None
+
     def key(self, stage: str) -> str | None:
         """The key of the artifact that the run links for `stage`."""
         try:
@@ -111,9 +154,9 @@ class Run:
         except OSError:
             return None
 
-    def link(self, stage: str, artifact: Artifact) -> None:
-        """Point the run at an artifact, with a relative link that survives moving the root."""
-        self._point(stage, os.path.relpath(artifact.path, self.dir))
+    def link(self, name: str, target: Path) -> None:
+        """Point to something in the store, by a relative link that survives moving the root."""
+        self._point(name, os.path.relpath(target, self.dir))
 
     def _point(self, name: str, target: str) -> None:
         link = self.dir / name

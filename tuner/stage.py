@@ -55,6 +55,40 @@ class Context:
     """tells the person, and the run's log, one line"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """How a stage goes on from another of its artifacts, finished or not, that is the same but went less far."""
+
+    field: str
+    """the identity field that only says how far"""
+    reach: Callable[[Path, View], int | None]
+    """the step, not behind the config's end, from which the files in a directory can be gone on from"""
+    adopt: Callable[[Path, Path, int], None]
+    """puts that step of a directory into an empty one; raises OSError when it went away meanwhile"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick:
+    """The part of an upstream artifact that a stage reads."""
+
+    config: Config
+    """with the choice made: `best` has become a number"""
+    content: str
+    """the digest of that part"""
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A stage that reads a part of an upstream artifact, which can then be read before that is finished."""
+
+    upstream: str
+    pick: Callable[[Path, Config, bool], Pick | None]
+    """from a directory, finished or not, what the config asks for; None where it is not there (yet)"""
+    extract: Callable[[Path, Path, int], None]
+    """puts that step into an empty directory, out of the reach of whoever goes on building; raises OSError when it went away"""
+
+
 def _nothing(_config: Any) -> Any:
     return {}
 
@@ -80,12 +114,16 @@ class Stage:
     """whether `sources` are themselves the artifact's files: referenced with their hashes, not copied"""
     child: bool = False
     """runs in a process of its own: it imports torch"""
+    computes: bool = False
+    """computes on machine.device, which may be a GPU"""
     progress: Callable[[Path], str | None] | None = None
     """for a stage that goes on from what a killed one left: how far a partial directory is (`step 120`), or None"""
+    growth: Growth | None = None
+    choice: Choice | None = None
     by_content: bool = False
     """the stages after it key on the digest of its files, wherever they came from; otherwise on its fingerprint"""
-    product: bool = False
-    """wanted for its own sake: built again when it was removed, even if no later stage needs it"""
+    product: Callable[[View], bool] = lambda _: False
+    """whether it is wanted for its own sake: built even if no later stage needs it"""
     journal: tuple[str, ...] = field(default=())
     """patterns of files that record how it went: kept and verified, but not part of the content's digest"""
 

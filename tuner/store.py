@@ -16,7 +16,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -204,6 +204,19 @@ class Store:
             yield fd
         finally:
             os.close(fd)
+
+    @contextmanager
+    def shared(self, keys: Sequence[str]) -> Iterator[list[int]]:
+        """Hold the locks of `keys` together with other readers, so that nobody removes these artifacts; yields the descriptors."""
+        fds: list[int] = []
+        try:
+            for key in keys:
+                fds.append(os.open(self.root / ".locks" / key, os.O_RDWR | os.O_CREAT, 0o666))
+                fcntl.flock(fds[-1], fcntl.LOCK_SH)
+            yield fds
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     def begin(self, key: str, origin: Mapping[str, Any], *, resume: bool) -> Path:
         """The directory to build `key` in. With `resume`, what a killed process left stays, if it was made from the same."""

@@ -44,7 +44,7 @@ def trained_lora(base: Path, out: Path) -> Path:
     """What train leaves of a LoRA."""
     out.mkdir()
     peft = tiny_adapter(base)
-    checkpoint.save(out, State(weights=get_peft_model_state_dict(peft), optimizer={}), step=3, tokens=99, last=True)
+    checkpoint.save(out, State(weights=get_peft_model_state_dict(peft), optimizer={}), step=3, tokens=99, scores={"loss": 2.0}, optimizer=False)
     write_json(out / "adapter_config.json", adapter_config(peft))
     return out
 
@@ -54,7 +54,7 @@ def trained_full(base: Path, out: Path) -> Path:
     out.mkdir()
     model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
     weights = {name: p.detach() + 0.01 for name, p in model.named_parameters()}
-    checkpoint.save(out, State(weights=weights, optimizer={}), step=3, tokens=99, last=True)
+    checkpoint.save(out, State(weights=weights, optimizer={}), step=3, tokens=99, scores={"loss": 2.0}, optimizer=False)
     return out
 
 

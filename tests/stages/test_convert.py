@@ -59,7 +59,7 @@ def test_a_damaged_training_is_refused(base: Path, tmp_path: Path) -> None:
     train = trained_lora(base, tmp_path / "train")
     weights = train / "steps" / "step-000003" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(StageError, match="no whole step"):
+    with pytest.raises(StageError, match="files of the step to convert are damaged"):
         run(STAGE, config(), tmp_path / "out", train=train, fetch_model=base)
 
 

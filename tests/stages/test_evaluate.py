@@ -10,10 +10,10 @@ import torch
 from transformers import LlamaForCausalLM
 
 from tests.models.tiny import write_tiny
-from tests.stages.support import config, held_out, run
+from tests.stages.support import config, held_out, run, trained_lora
 from tuner.data.tokens import Packs
 from tuner.schema import Config, Eval
-from tuner.stages import baseline, evaluate
+from tuner.stages import baseline, convert, evaluate, merge
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def plainly(directory: Path, packs: Packs) -> tuple[float, int]:
 
 def measured(config: Config, base: Path, tuned: Path, tokens: Path, tmp_path: Path, said: list[str] | None = None) -> Path:
     run(baseline.STAGE, config, tmp_path / "baseline", said, fetch_model=base, tokenize=tokens)
-    run(evaluate.STAGE, config, tmp_path / "evaluate", said, baseline=tmp_path / "baseline", merge=tuned, tokenize=tokens)
+    run(evaluate.STAGE, config, tmp_path / "evaluate", said, baseline=tmp_path / "baseline", fetch_model=base, convert=tuned, tokenize=tokens)
     return tmp_path / "evaluate"
 
 
@@ -71,6 +71,18 @@ def test_before_and_after(base: Path, tuned: Path, tmp_path: Path) -> None:
     texts = [path.read_text(encoding="utf-8") for directory in ("baseline", "evaluate") for path in (tmp_path / directory).iterdir()]
     assert str(tmp_path) not in "".join(texts)
     assert {path.name for path in out.iterdir()} == {"eval.json", "report.json", "report.md"}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_an_adapter_is_measured_as_the_merged_model_would_be(base: Path, tmp_path: Path, precision: str) -> None:
+    """To the byte: the merged model need not be there, and is what was measured."""
+    wish, tokens = config(precision=precision), held_out(tmp_path / "tokens")
+    run(convert.STAGE, wish, tmp_path / "convert", train=trained_lora(base, tmp_path / "train"), fetch_model=base)
+    run(merge.STAGE, wish, tmp_path / "merge", fetch_model=base, convert=tmp_path / "convert")
+    for name, tuned in (("adapter", tmp_path / "convert"), ("merged", tmp_path / "merge")):
+        measured(wish, base, tuned, tokens, tmp_path)
+        (tmp_path / "evaluate").rename(tmp_path / name)
+    assert (tmp_path / "adapter" / "eval.json").read_bytes() == (tmp_path / "merged" / "eval.json").read_bytes()
 
 
 def test_the_same_measurement_gives_the_same_bytes(base: Path, tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tokens")
     draw = random.Random(7)
     write_packs(directory / "train.arrow", [make_pack(draw, index) for index in range(7)])
+    write_packs(directory / "held_out.arrow", [make_pack(draw, 7)])
     (directory / "ledger.json").write_text(json.dumps({"sources": [{"file": "rows.jsonl"}]}), encoding="utf-8")
     return directory
 

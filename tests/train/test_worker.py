@@ -16,22 +16,23 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tuner.data.tokens import Packs, write_packs
-from tuner.errors import DataError, Interrupted, StageError
+from tuner.errors import ConfigError, DataError, Interrupted, StageError
 from tuner.models.load import load_model
-from tuner.schema import Config
+from tuner.schema import Config, Convert, Train
 from tuner.stage import Context, View
 from tuner.stages.train import STAGE
+from tuner.train import steps
 from tuner.train.batch import collate, count_targets
 from tuner.train.engine import TorchEngine
-from tuner.train.journal import Journal, read_rows
+from tuner.train.journal import read_rows
 from tuner.train.objective import summed_loss
 
 Make = Callable[..., Context]
 
 
 def content(out: Path) -> dict[str, str]:
-    """Hashes of all that is not a journal."""
-    files = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name != "metrics.jsonl" and "tensorboard" not in path.parts)
+    """Hashes of what is handed on: the last step's weights and the adapter's settings."""
+    files = [steps.kept(out)[-1].dir / steps.WEIGHTS, *out.glob(steps.ADAPTER)]
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -40,16 +41,16 @@ def curve(out: Path) -> list[tuple[float, ...]]:
 
 
 def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
-    """Do `act` once, when the row of `step` is written."""
-    write, pending = Journal.write, [True]
+    """Do `act` once, when a training that began at step 0 has done `step` and not yet written it down."""
+    done, before = [0], TorchEngine.step
 
-    def writing(self: Journal, row: dict[str, float]) -> None:
-        write(self, row)
-        if row["step"] == step and pending:
-            pending.clear()
+    def counting(self: TorchEngine, lr: float) -> None:
+        before(self, lr)
+        done[0] += 1
+        if done[0] == step:
             act()
 
-    monkeypatch.setattr(Journal, "write", writing)
+    monkeypatch.setattr(TorchEngine, "step", counting)
 
 
 @pytest.fixture(params=["lora", "none"])
@@ -61,7 +62,12 @@ def either(request: pytest.FixtureRequest, config: Config) -> Config:
 def test_what_it_leaves(config: Config, context: Make, tmp_path: Path, tiny: Path, packs: Packs) -> None:
     config = replace(config, machine=replace(config.machine, tensorboard=True))
     facts = STAGE.run(context(config, tmp_path))
-    assert set(content(tmp_path)) == {"adapter_config.json", "steps/step-000007/state.json", "steps/step-000007/weights.safetensors"}
+    kept = steps.kept(tmp_path)
+    assert [checkpoint.step for checkpoint in kept][-2:] == [6, 7]
+    assert all(sorted(path.name for path in checkpoint.dir.iterdir()) == ["state.json", "weights.safetensors"] for checkpoint in kept)
+    assert steps.best(kept, "held_out").scores["held_out"] == min(
+        row["held_out"] for row in read_rows(tmp_path / "metrics.jsonl") if "held_out" in row
+    )  # type: ignore[union-attr]
     assert list((tmp_path / "tensorboard").iterdir())
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 8))
@@ -163,6 +169,57 @@ def test_a_resumed_training_keeps_what_auto_meant(config: Config, context: Make,
     assert [line for line in said if "before" in line] == [
         "micro_batch is 2 now and was 1 before; the last bits of the result may differ from an uninterrupted run"
     ]
+
+
+def test_an_early_stop_is_a_prefix_of_the_longer_training(either: Config, context: Make, tmp_path: Path) -> None:
+    """Stopped at 3 with the schedule of 7, then on to 5: the bits of a straight 5, at the cost of 2 steps."""
+    until = {n: replace(either, algo=replace(either.algo, stop_step=n)) for n in (3, 5)}
+    STAGE.run(context(until[5], tmp_path / "straight"))
+    STAGE.run(context(until[3], tmp_path / "short"))
+    (tmp_path / "long").mkdir()
+    found = STAGE.growth.reach(tmp_path / "short", View(until[5], "train"))  # type: ignore[union-attr]
+    assert found == 3
+    assert STAGE.growth.reach(tmp_path / "straight", View(until[3], "train")) is None  # type: ignore[union-attr]
+    STAGE.growth.adopt(tmp_path / "short", tmp_path / "long", found)  # type: ignore[union-attr]
+    said: list[str] = []
+    STAGE.run(context(until[5], tmp_path / "long", said))
+    assert said[0] == "continuing after step 3 of 5"
+    assert content(tmp_path / "straight") == content(tmp_path / "long")
+    assert curve(tmp_path / "straight") == curve(tmp_path / "long")
+    assert [row["lr"] for row in read_rows(tmp_path / "long/metrics.jsonl")][-1] > 0
+
+
+@pytest.mark.parametrize(("keep", "stop", "resumable"), [("auto", None, False), ("auto", 5, True), ("resume", None, True), ("weights", 5, False)])
+def test_the_optimizer_stays_where_a_training_can_go_on(
+    config: Config, context: Make, tmp_path: Path, keep: str, stop: int | None, resumable: bool
+) -> None:
+    STAGE.run(context(replace(config, train=Train(keep=keep), algo=replace(config.algo, stop_step=stop)), tmp_path))  # type: ignore[arg-type]
+    assert [checkpoint.resumable for checkpoint in steps.kept(tmp_path)][-1] is resumable
+    assert sum(checkpoint.resumable for checkpoint in steps.kept(tmp_path)) == resumable
+
+
+def test_the_step_to_convert_is_kept(config: Config, context: Make, tmp_path: Path) -> None:
+    STAGE.run(context(replace(config, convert=Convert(step=3), machine=replace(config.machine, save_every=100, keep=1)), tmp_path))
+    assert {3, 7} <= {checkpoint.step for checkpoint in steps.kept(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("algo", "words"),
+    [
+        ({"stop_step": 8}, r"stop_step=8 lies behind the end .* 7 steps"),
+        ({"schedule_steps": 5}, r"schedule_steps=5 ends before the training does \(step 7\)"),
+    ],
+)
+def test_an_end_that_can_not_be(config: Config, context: Make, tmp_path: Path, algo: dict[str, int], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        STAGE.run(context(replace(config, algo=replace(config.algo, **algo)), tmp_path))
+
+
+def test_measuring_changes_nothing(either: Config, context: Make, tmp_path: Path) -> None:
+    dropout = replace(either, algo=replace(either.algo, dropout=0.1 if either.algo.adapter == "lora" else 0.0))
+    for every in (1, 100):
+        STAGE.run(context(replace(dropout, machine=replace(dropout.machine, save_every=every)), tmp_path / str(every)))
+    assert content(tmp_path / "1") == content(tmp_path / "100")
 
 
 def test_nothing_whole_starts_anew(config: Config, context: Make, tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ TEXT = (
 )
 """what makes up a tokenizer, in one layout or another"""
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""what makes up a PEFT adapter"""
+
 SETTINGS = ("config.json", "generation_config.json", "chat_template.jinja")
 
 INDEX = "model.safetensors.index.json"

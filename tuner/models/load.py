@@ -1,34 +1,53 @@
 """A model from a directory, ready to train or to measure, with or without adapters."""
 
 import math
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from tuner.cpu import has_bf16
-from tuner.errors import ConfigError, DataError
+from tuner.driver import absence, trouble
+from tuner.errors import ConfigError, DataError, StageError
+from tuner.gpus import VARIABLE, hidden
 from tuner.kernels import attention as seam
+from tuner.models import shards
+from tuner.models.files import weight_files
+from tuner.models.merge import merged, pairs
+from tuner.models.merge import rounded as rounded_specs
+from tuner.models.sidecars import read_json
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def resolve_device(wish: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` as a device. A GPU that is present but can't be used is a ConfigError, never a silent CPU run."""
-    usable = torch.cuda.is_available()
-    if wish == "cpu" or (wish == "auto" and not usable and not Path("/dev/nvidia0").exists()):
+    """`auto`, `cpu` or `cuda` as a device. Raises ConfigError when a GPU is present and can't be used: that is never a silent CPU run.
+
+    A CUDA_VISIBLE_DEVICES that hides every card is a person's wish for the processor.
+    """
+    if wish == "cpu":
         return torch.device("cpu")
-    if not usable:
-        found = "an NVIDIA GPU that PyTorch can't use" if Path("/dev/nvidia0").exists() else "no NVIDIA GPU"
-        raise ConfigError(
-            f"machine.device={wish} needs a GPU, and this machine has {found} (torch {torch.__version__}, built for CUDA {torch.version.cuda}). "
-            "Install a PyTorch built for this driver, or train on the processor with machine.device=cpu"
-        )
-    return torch.device("cuda")
+    with warnings.catch_warnings(record=True) as said:  # in a warning, torch says why CUDA does not start
+        warnings.simplefilter("always")
+        usable = torch.cuda.is_available()
+    if usable:
+        return torch.device("cuda")
+    if hidden(os.environ):
+        reason = f"{VARIABLE}={os.environ[VARIABLE]!r} hides every card"
+    elif why := trouble(os.environ, str(said[0].message) if said else "it does not say why"):
+        raise ConfigError(f"machine.device={wish} finds a GPU that can't be used. {why.paragraph}")
+    else:
+        reason = absence()
+    if wish == "auto":
+        return torch.device("cpu")
+    raise ConfigError(f"machine.device={wish} needs an NVIDIA GPU, and {reason}. Mend that, or train on the processor with machine=cpu.")
 
 
 def compute_dtype(precision: str, device: torch.device | str) -> torch.dtype:
@@ -66,6 +85,54 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise DataError(f"The model in {directory} can't be loaded: {error}") from error
+    return _ready(model, dtype, device, attention, rounded)
+
+
+def load_tuned(
+    base: Path,
+    adapter: Path | None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attention: str = seam.NAME,
+    rounded: torch.dtype | None = None,
+) -> PreTrainedModel:
+    """The model that `load_model` gives for the merged directory of `base` and `adapter`, bit for bit, without that directory.
+
+    The weights take the bf16 values that merging writes, whatever `dtype` is. Without an adapter it is the model in `base` as it lies there.
+    Raises DataError like `load_model`, and StageError when the adapter doesn't fit the base.
+    """
+    if adapter is None:
+        return load_model(base, dtype=dtype, device=device, attention=attention, rounded=rounded)
+    logging.disable_progress_bar()
+    if attention == seam.NAME:
+        seam.register()
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = type(skeleton).from_pretrained(
+            None, config=skeleton.config, state_dict=_merged_tensors(base, adapter), dtype=dtype, attn_implementation=attention
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(f"The model in {base} can't be loaded: {error}") from error
+    return _ready(model, dtype, device, attention, rounded)
+
+
+def _merged_tensors(base: Path, adapter: Path) -> dict[str, Tensor]:
+    """What tuner.models.merge would write, by name."""
+    weights, deltas = shards.Checkpoint(weight_files(base)), shards.Checkpoint([adapter / "adapter_model.safetensors"])
+    plan = pairs(read_json(adapter / "adapter_config.json"), deltas.specs)
+    if strange := sorted(plan.keys() - weights.specs.keys()):
+        raise StageError(f"The adapter has a part for {strange[0]}, and the base has no such tensor: it was made for another model or layout.")
+    specs = rounded_specs(weights.specs, "BF16")
+    tensors = {name: weights[name].to(shards.DTYPES[spec.dtype]) for name, spec in specs.items() if name not in plan}
+    for name, pair in plan.items():
+        tensors[name] = merged(weights[name], deltas[pair.a], deltas[pair.b], pair.scale).to(torch.bfloat16)
+    return tensors
+
+
+def _ready(model: PreTrainedModel, dtype: torch.dtype, device: torch.device | str, attention: str, rounded: torch.dtype | None) -> PreTrainedModel:
     if rounded is not None and rounded != dtype:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(rounded).to(dtype)
@@ -90,6 +157,17 @@ def add_lora(model: PreTrainedModel, *, r: int, alpha: float, dropout: float, ta
     except ValueError as error:
         linears = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)})
         raise ConfigError(f"algo.targets={targets} fits no module of this model ({error}). Its linear layers are {', '.join(linears)}") from error
+
+
+def load_adapter(model: PeftModel, directory: Path) -> None:
+    """Give the adapters of `model` the values that an adapter in `directory` has. Raises ConfigError when they are not made alike."""
+    weights, own = load_file(directory / "adapter_model.safetensors"), get_peft_model_state_dict(model, save_embedding_layers=False)
+    if {name: tensor.shape for name, tensor in weights.items()} != {name: tensor.shape for name, tensor in own.items()}:
+        raise ConfigError(
+            "The adapter that algo.init=continue goes on from has other layers or another rank than algo.r and algo.targets say: "
+            "give them the values that its adapter_config.json has, or train a new one with algo.init=on_merged."
+        )
+    set_peft_model_state_dict(model, weights)
 
 
 def adapter_config(model: PeftModel) -> dict[str, Any]:

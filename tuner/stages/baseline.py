@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.stage import Context, Stage, View
+from tuner.stages.train import sources
 
 if TYPE_CHECKING:
     from tuner.train.measure import Measurement
@@ -18,12 +19,15 @@ def versions(view: View) -> dict[str, int]:
     return MEASURE if view.eval.prompts else {"held_out": MEASURE["held_out"]}
 
 
-def measure(ctx: Context, directory: Path) -> tuple["Measurement", dict[str, Any]]:
-    """Measure the model in `directory` on the held-out packs and the prompts; facts say how it was computed."""
+def measure(ctx: Context, directory: Path, adapter: Path | None) -> tuple["Measurement", dict[str, Any]]:
+    """Measure the model in `directory`, with `adapter` merged into it in memory, on the held-out packs and the prompts.
+
+    Facts say how it was computed.
+    """
     import torch
 
     from tuner.data.tokens import Packs
-    from tuner.models.load import DTYPES, compute_dtype, load_model, resolve_device
+    from tuner.models.load import DTYPES, compute_dtype, load_tuned, resolve_device
     from tuner.models.sidecars import spoken
     from tuner.report.progress import track
     from tuner.train.measure import Measurement, ask, held_out_loss, perplexity
@@ -38,7 +42,7 @@ def measure(ctx: Context, directory: Path) -> tuple["Measurement", dict[str, Any
         torch.set_num_threads(config.machine.threads)
     device = resolve_device(config.machine.device)
     compute = compute_dtype(config.algo.precision, device)
-    model = load_model(directory, dtype=compute, device=device, rounded=DTYPES[config.algo.precision])
+    model = load_tuned(directory, adapter, dtype=compute, device=device, rounded=DTYPES[config.algo.precision])
     loss, tokens = held_out_loss(model, track(packs, "held-out loss", len(packs), ctx.say), device)
     # Answers grow token by token on a cache, which the kernel for packed rows does not serve.
     model.set_attn_implementation("sdpa")
@@ -59,7 +63,8 @@ def write(path: Path, value: dict[str, Any]) -> None:
 
 def run(ctx: Context) -> dict[str, Any]:
     """Write baseline.json."""
-    result, facts = measure(ctx, ctx.inputs["fetch_model"].dir)
+    adapter = Path(ctx.config.model.adapter) if ctx.config.algo.init == "continue" else None
+    result, facts = measure(ctx, ctx.inputs["fetch_model"].dir, adapter)
     write(ctx.out / "baseline.json", result.to_json())
     return {"loss": result.loss, "tokens": result.tokens} | facts
 
@@ -70,5 +75,7 @@ STAGE = Stage(
     run=run,
     upstream=("fetch_model", "tokenize"),
     versions=versions,
+    sources=sources,
     child=True,
+    computes=True,
 )

@@ -1,9 +1,14 @@
-"""convert: the newest trained step → a PEFT adapter, or full safetensors, with tokenizer and chat template beside it."""
+"""convert: a trained step → a PEFT adapter, or full safetensors, with tokenizer and chat template beside it."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from tuner.errors import StageError
-from tuner.stage import Context, Stage, View
+from tuner.errors import ConfigError, StageError
+from tuner.schema import Config
+from tuner.stage import Choice, Context, Pick, Stage, View
+from tuner.stages.train import adopt
+from tuner.train import steps
 
 LAYOUT = {"adapter": 1, "full": 1, "sidecars": 1}
 """versions of what tuner.models.convert and tuner.models.sidecars write"""
@@ -13,25 +18,50 @@ def versions(view: View) -> dict[str, int]:
     return {name: LAYOUT[name] for name in ("adapter" if view.algo.adapter == "lora" else "full", "sidecars")}
 
 
+def pick(trained: Path, config: Config, finished: bool) -> Pick | None:
+    """The step that convert.step means. Of an unfinished training `last` and `best` become the number that they are now.
+
+    Raises ConfigError when a finished training has not kept the step.
+    """
+    wish, found = config.convert.step, steps.kept(trained)
+    chosen = steps.choose(found, wish, config.convert.best_by)
+    if chosen is None:
+        if not finished:
+            return None
+        if wish == "best":
+            raise ConfigError(
+                f"convert.step=best asks for the step with the lowest {config.convert.best_by}, and this training measured none: "
+                "set data.held_out above 0, or convert.best_by=loss."
+            )
+        kept = ", ".join(str(checkpoint.step) for checkpoint in found)
+        raise ConfigError(
+            f"convert.step={wish}: the training is finished and kept the steps {kept}. Choose one of these, or train again with redo=train, "
+            "which keeps the step that convert.step names."
+        )
+    whole = finished and wish != chosen.step and chosen is found[-1]
+    pinned = replace(config, convert=replace(config.convert, step="last" if whole else chosen.step))
+    return Pick(config=pinned, content=steps.content(trained, chosen), step=chosen.step)
+
+
 def run(ctx: Context) -> dict[str, Any]:
     """Write the artifact; facts: the step, and the bytes of its weights."""
     from tuner.data.chat import compile_template, load_tokenizer
     from tuner.models.convert import write_adapter, write_full
     from tuner.models.sidecars import spoken, write_config, write_generation_config, write_tokenizer
-    from tuner.train.checkpoint import WEIGHTS, newest
 
     base, trained, out = ctx.inputs["fetch_model"].dir, ctx.inputs["train"].dir, ctx.out
     algo, model = ctx.config.algo, ctx.config.model
     chat = spoken(model.chat, ctx.config.data.system)
     end_id = compile_template(chat, load_tokenizer(base)).end_id
-    found = newest(trained)
-    if found is None:
-        raise StageError("The training has no whole step to convert: its files are damaged. Train again with redo=train.")
+    found = steps.choose(steps.kept(trained), ctx.config.convert.step, ctx.config.convert.best_by)
+    if found is None or not found.whole():
+        raise StageError("The training's files of the step to convert are damaged. Train again with redo=train.")
+    weights = found.dir / steps.WEIGHTS
     if algo.adapter == "lora":
-        write_adapter(found.dir / WEIGHTS, trained / "adapter_config.json", out, model.repo or "")
+        write_adapter(weights, trained / steps.ADAPTER, out, model.repo or "")
     else:
         code, dtype = {"bf16": ("BF16", "bfloat16"), "fp32": ("F32", "float32")}[algo.precision]
-        write_full(found.dir / WEIGHTS, base, out, code)
+        write_full(weights, base, out, code)
         write_config(base, out, dtype)
     write_tokenizer(base, out, chat)
     write_generation_config(base, out, end_id)
@@ -47,5 +77,6 @@ STAGE = Stage(
     upstream=("train", "fetch_model"),
     versions=versions,
     child=True,
-    product=True,
+    product=lambda _: True,
+    choice=Choice(upstream="train", pick=pick, extract=adopt),
 )

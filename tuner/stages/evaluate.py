@@ -1,8 +1,12 @@
-"""evaluate: the tuned model measured as the base was, and the two side by side in a report."""
+"""evaluate: the tuned model measured as the base was, and the two side by side in a report.
+
+An adapter is merged in memory, to the very weights that merge would write: no merged model has to be on the disk for this.
+"""
 
 import json
 from typing import Any
 
+from tuner.models.files import ADAPTER_FILES
 from tuner.report import page
 from tuner.stage import Context, Stage, View
 from tuner.stages import baseline
@@ -16,7 +20,9 @@ def versions(view: View) -> dict[str, int]:
 
 def run(ctx: Context) -> dict[str, Any]:
     """Write eval.json, report.json and report.md."""
-    result, facts = baseline.measure(ctx, ctx.inputs["merge"].dir)
+    tuned = ctx.inputs["convert"]
+    adapted = ADAPTER_FILES[0] in tuned.files
+    result, facts = baseline.measure(ctx, ctx.inputs["fetch_model"].dir if adapted else tuned.dir, tuned.dir if adapted else None)
     before = json.loads((ctx.inputs["baseline"].dir / "baseline.json").read_text(encoding="utf-8"))
     after = result.to_json()
     report = page.compare(before, after)
@@ -31,8 +37,9 @@ STAGE = Stage(
     name="evaluate",
     version=1,
     run=run,
-    upstream=("baseline", "merge", "tokenize"),
+    upstream=("baseline", "fetch_model", "convert", "tokenize"),
     versions=versions,
     child=True,
-    product=True,
+    computes=True,
+    product=lambda _: True,
 )

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tuner.errors import DataError
+from tuner.errors import ConfigError, DataError
 from tuner.models import files
 from tuner.stage import Context, Stage, View
 
@@ -16,6 +16,10 @@ GGUF = 1
 def place(view: View) -> Path:
     """The directory or GGUF file that the config names."""
     model = view.model
+    if model.source == "run":
+        if not model.dir:
+            raise ConfigError(f"model.run={model.run} was not looked up: a run's model is found by the command line, not by a stage.")
+        return Path(model.dir)
     return files.package_file(model.package, model.file, model.install) if model.source == "package" else files.locate(model.path)
 
 

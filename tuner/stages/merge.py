@@ -1,10 +1,10 @@
 """merge: base and adapter → one bf16 model directory that loads anywhere. With full fine-tuning that is convert's, linked."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from tuner.disk import link_or_copy
 from tuner.models.files import SETTINGS, TEXT, weight_files
 from tuner.stage import Context, Stage, View
 
@@ -18,7 +18,7 @@ def versions(view: View) -> dict[str, int]:
 def run(ctx: Context) -> dict[str, Any]:
     """Write the model; facts: its files' bytes and whether they are links."""
     if ctx.config.algo.adapter == "none":
-        linked = [link(path, ctx.out / name) for name, path in sorted(ctx.inputs["convert"].files.items())]
+        linked = [link_or_copy(path, ctx.out / name) for name, path in sorted(ctx.inputs["convert"].files.items())]
         return {"bytes": weight_bytes(ctx.out), "linked": all(linked)}
 
     import torch
@@ -43,16 +43,6 @@ def run(ctx: Context) -> dict[str, Any]:
     return {"bytes": size, "linked": False}
 
 
-def link(source: Path, target: Path) -> bool:
-    """A hard link, or a copy where the file system has none. Says which."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-        return False
-    return True
-
-
 def weight_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
 
@@ -64,5 +54,5 @@ STAGE = Stage(
     upstream=("fetch_model", "convert"),
     versions=versions,
     child=True,
-    product=True,
+    product=lambda config: config.merge != "never",
 )

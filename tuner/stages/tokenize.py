@@ -25,7 +25,8 @@ def versions(view: View) -> dict[str, int]:
 def check(view: View) -> None:
     """A local model directory has a tokenizer."""
     model = view.model
-    directory = Path(model.path).expanduser() if model.source == "path" and model.path else None
+    place = model.dir if model.source == "run" else model.path if model.source == "path" else None
+    directory = Path(place).expanduser() if place else None
     if directory and directory.is_dir() and not (directory / "tokenizer.json").is_file():
         raise DataError(
             f"{directory} has no tokenizer.json, which turns text into tokens. "

@@ -1,9 +1,13 @@
-"""train: packs and a base model → the newest step's weights, and how it went."""
+"""train: packs and a base model → saved steps of what trains, and how it went."""
 
+import json
 from pathlib import Path
 from typing import Any
 
-from tuner.stage import Context, Stage, View
+from tuner.errors import ConfigError
+from tuner.models.files import ADAPTER_FILES
+from tuner.stage import Context, Growth, Stage, View
+from tuner.train import steps
 
 PIECES = {"order": 1, "schedule": 1, "loss": 1, "adamw": 1}
 LORA = 1
@@ -20,10 +24,40 @@ def versions(config: View) -> dict[str, int]:
     return PIECES | ({"lora": LORA} if config.algo.adapter == "lora" else {})
 
 
+def sources(config: View) -> dict[str, Path]:
+    """The adapter that is gone on from."""
+    return {name: Path(config.model.adapter) / name for name in ADAPTER_FILES} if config.algo.init == "continue" else {}
+
+
+def check(config: View) -> None:
+    """An adapter that is gone on from is made as the config says."""
+    algo = config.algo
+    if algo.init != "continue":
+        return
+    there = json.loads((Path(config.model.adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+    wrong = [(f"algo.{name}", there[key]) for name, key in (("r", "r"), ("alpha", "lora_alpha")) if getattr(algo, name) != there[key]]
+    if wrong:
+        words = " ".join(f"{field}={value}" for field, value in wrong)
+        raise ConfigError(f"algo.init=continue goes on from an adapter that was made otherwise than this config says. Add: {words}")
+
+
 def progress(partial: Path) -> str | None:
     """The newest step that a killed training left; whether its files are sound is looked at when it goes on from there."""
-    steps = sorted(int(marker.parent.name.removeprefix("step-")) for marker in partial.glob("steps/step-*[0-9]/state.json"))
-    return f"step {steps[-1]}" if steps else None
+    found = steps.kept(partial)
+    return f"step {found[-1].step}" if found else None
+
+
+def reach(directory: Path, config: View) -> int | None:
+    """The newest step that another training left with its optimizer's state, not behind the end of this one."""
+    end = config.algo.stop_step
+    return max((c.step for c in steps.kept(directory) if c.resumable and (end is None or c.step <= end)), default=None)
+
+
+def adopt(source: Path, out: Path, step: int) -> None:
+    checkpoint = steps.choose(steps.kept(source), step, "")
+    if checkpoint is None:
+        raise FileNotFoundError(f"step {step} of {source.name} is gone")
+    steps.adopt(source, out, checkpoint)
 
 
 STAGE = Stage(
@@ -32,7 +66,11 @@ STAGE = Stage(
     run=run,
     upstream=("fetch_model", "tokenize"),
     versions=versions,
+    sources=sources,
+    check=check,
     child=True,
+    computes=True,
     progress=progress,
-    journal=("metrics.jsonl", "tensorboard/*"),
+    growth=Growth(field="algo.stop_step", reach=reach, adopt=adopt),
+    journal=("metrics.jsonl", "tensorboard/*", "steps/*"),
 )

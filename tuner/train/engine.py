@@ -34,6 +34,9 @@ class Engine(Protocol):
     def step(self, lr: float) -> None:
         """Apply the gradients with this learning rate, and forget them."""
 
+    def measure(self, batches: Iterable[Batch]) -> float:
+        """The loss per target over all batches together, in nats, without dropout. Changes nothing."""
+
     def state(self) -> State:
         """The tensors as they are now (not copies)."""
 
@@ -62,11 +65,21 @@ class TorchEngine:
     def forward_backward(self, batches: Iterable[Batch], targets: int) -> list[float]:
         losses = []
         for batch in batches:
-            with torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext():
-                loss = summed_loss(self.model, batch)
+            loss = self._loss(batch)
             (loss / max(1, targets)).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         return torch.stack(losses).tolist()  # one wait for the device a step
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        with torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext():
+            return summed_loss(self.model, batch)
+
+    @torch.no_grad()
+    def measure(self, batches: Iterable[Batch]) -> float:
+        self.model.eval()
+        parts = [(self._loss(batch).item(), len(batch.targets_M)) for batch in batches]
+        self.model.train()
+        return sum(loss for loss, _ in parts) / max(1, sum(targets for _, targets in parts))
 
     def clip(self, max_norm: float | None) -> float:
         return torch.nn.utils.clip_grad_norm_(self.named.values(), max_norm if max_norm is not None else float("inf")).item()

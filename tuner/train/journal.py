@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CURVES = ("loss", "lr", "grad_norm", "tokens_per_second")
+CURVES = ("loss", "lr", "grad_norm", "tokens_per_second", "held_out")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ class Journal:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         if self._board:
-            for name in CURVES:
+            for name in [name for name in CURVES if name in row]:
                 self._board.add_scalar(f"train/{name}", row[name], row["step"])
 
     def sync(self) -> None:

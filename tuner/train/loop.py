@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from tuner.data.tokens import Pack, Packs
-from tuner.errors import Interrupted, StageError
-from tuner.train import checkpoint
+from tuner.errors import Interrupted, StageError, Stopped
+from tuner.train import checkpoint, steps
 from tuner.train.batch import collate, count_targets
 from tuner.train.engine import Engine
 from tuner.train.journal import Journal
@@ -31,6 +31,8 @@ class Recipe:
     """of dropout"""
     lr: float
     schedule: str
+    horizon: int
+    """the steps over which the learning rate runs its course"""
     warmup: float
     clip: float | None
     micro_batch: int
@@ -38,7 +40,13 @@ class Recipe:
     save_every: int
     """steps between checkpoints"""
     keep: int
-    """checkpoints that stay"""
+    """newest checkpoints that stay"""
+    best_by: str
+    """the score whose lowest step stays too"""
+    pinned: int | None
+    """a step that is saved and stays whatever comes"""
+    resumable: bool
+    """whether the last step keeps the optimizer's state"""
 
 
 def train(
@@ -51,6 +59,7 @@ def train(
     device: torch.device,
     begin: int,
     tokens: int,
+    held_out: Sequence[Pack],
     journal: Journal,
     stop: Stop,
     say: Callable[[str], None],
@@ -58,6 +67,7 @@ def train(
 ) -> None:
     """Do the steps from `begin` on and save into `out`; `tokens` were seen before, and `where` names the rows of a pack.
 
+    Whenever a step is saved, the loss on the packs `held_out` is measured: it says which step is best.
     Raises Interrupted after the step at hand is saved when `stop` was requested, StageError at a loss or gradient that is not finite.
     """
     with Progress(start=begin, steps=order.steps, say=say) as progress:
@@ -72,23 +82,31 @@ def train(
             refuse_not_finite("loss", losses, step, micro, where)
             norm = engine.clip(recipe.clip)
             refuse_not_finite("gradient", [norm] * len(micro), step, micro, where)
-            lr = lr_at(step, order.steps, lr=recipe.lr, schedule=recipe.schedule, warmup=recipe.warmup)
+            lr = lr_at(step, recipe.horizon, lr=recipe.lr, schedule=recipe.schedule, warmup=recipe.warmup)
             engine.step(lr)
 
             spent, seen = time.monotonic() - started, sum(len(pack.ids) for pack in chosen)
             tokens += seen
             row = {"step": step + 1, "loss": sum(losses) / max(1, targets), "lr": lr, "grad_norm": norm, "tokens": tokens}
             row |= {"seconds": round(journal.seconds + spent, 3), "tokens_per_second": round(seen / spent, 1)}
+            last = step + 1 == order.steps
+            stopping = stop.requested and not last  # read once: a wish that comes after this line is for the next step
+            saving = last or stopping or step + 1 == recipe.pinned or (step + 1) % recipe.save_every == 0
+            if saving and held_out:
+                row["held_out"] = engine.measure(collate([pack], device) for pack in held_out)
             journal.write(row)
             progress.show(row)
-            last = step + 1 == order.steps
-            stopping = stop.requested and not last  # read once: a signal that comes after this line is for the next step
-            if last or stopping or (step + 1) % recipe.save_every == 0:
+            if saving:
                 journal.sync()
-                checkpoint.save(out, engine.state(), step=step + 1, tokens=tokens, last=last)
-                checkpoint.prune(out, recipe.keep)
+                scores: dict[str, float] = {name: row[name] for name in steps.SCORES if name in row}
+                checkpoint.save(out, engine.state(), step=step + 1, tokens=tokens, scores=scores, optimizer=not last or recipe.resumable)
+                # Two can be gone on from, should one be damaged; the others are there to be handed on.
+                steps.prune(out, keep=recipe.keep, by=recipe.best_by, pinned=recipe.pinned, resumable=2)
             if stopping:
-                raise Interrupted(f"Training was stopped after step {step + 1} of {order.steps}, which is saved; the same command continues.")
+                by_hand = stop.by_hand
+                stop.answered()
+                kind, who = (Stopped, "by hand ") if by_hand else (Interrupted, "")
+                raise kind(f"Training was stopped {who}after step {step + 1} of {order.steps}, which is saved; the same command continues.")
 
 
 def step_seed(seed: int, step: int) -> int:

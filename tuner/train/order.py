@@ -2,7 +2,7 @@
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -35,6 +35,10 @@ class Order:
         """
         places = range(step * self.per_step, min((step + 1) * self.per_step, self.end))
         return [permutation(self.packs, self.seed, place // self.packs)[place % self.packs] for place in places]
+
+    def until(self, step: int | None) -> "Order":
+        """The same sequence, left after `step`: a training that stops later sees the same and then more."""
+        return self if step is None else replace(self, steps=step, end=min(self.end, step * self.per_step))
 
 
 @lru_cache(maxsize=2)

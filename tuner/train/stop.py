@@ -1,19 +1,27 @@
-"""SIGTERM as a wish to stop after the step at hand."""
+"""A wish to stop after the step at hand: SIGTERM, or a file that `tuner stop` puts into the training's directory.
+
+A file reaches a training on another machine, of another user or without a parent; a signal does not.
+"""
 
 import signal
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+FILE = "stop"
+
 
 class Stop:
-    """While entered, SIGTERM only sets `requested`.
+    """While entered, SIGTERM only counts as a wish.
 
     However often it comes: one Ctrl-C or `scancel` may reach us twice, from the terminal or the scheduler and from the parent.
     Who can't wait for the step sends SIGKILL, and loses what came after the last checkpoint.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, out: Path) -> None:
+        self._file = out / FILE
+        self._file.unlink(missing_ok=True)  # of a training that ended before it looked
+        self._signalled = False
         self._before: Any = None
 
     def __enter__(self) -> "Stop":
@@ -24,4 +32,17 @@ class Stop:
         signal.signal(signal.SIGTERM, self._before)
 
     def _request(self, _number: int, _frame: FrameType | None) -> None:
-        self.requested = True
+        self._signalled = True
+
+    @property
+    def requested(self) -> bool:
+        return self._signalled or self.by_hand
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether `tuner stop` asked."""
+        return self._file.exists()
+
+    def answered(self) -> None:
+        """The training has saved and ends."""
+        self._file.unlink(missing_ok=True)

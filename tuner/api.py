@@ -1,0 +1,76 @@
+"""tuner from Python: what the command line does, as functions.
+
+>>> import tuner                                                                              # doctest: +SKIP
+>>> run = tuner.run(["data=local", "data.path=support.jsonl", "name=support"])                # doctest: +SKIP
+>>> run.metrics.to_pandas().plot(x="step", y="loss")                                          # doctest: +SKIP
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuner import budget, runs
+from tuner.chains import inherit, load
+from tuner.config import compose
+from tuner.pipeline import execute
+from tuner.plan import Step, plan
+from tuner.runs import store_of
+from tuner.schema import Config
+from tuner.stages import STAGES
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+
+class Run(runs.Run):
+    """A run: its directory `dir`, and what lies there."""
+
+    def plan(self) -> list[Step]:
+        """What the run's config would do now, a step for each stage; `step.stage.name`, `step.state` and `step.why` say it."""
+        config = load(self)
+        return plan(config, STAGES, store_of(config), self)
+
+    @property
+    def metrics(self) -> "Table":
+        """How the training went so far, a row for each step; columns a step lacks are null. `.to_pandas()` makes a frame of it."""
+        from pyarrow import Table
+
+        from tuner.train.journal import read_rows
+
+        rows = read_rows(self.path("train") / "metrics.jsonl")
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        return Table.from_pydict({name: [row.get(name) for row in rows] for name in columns})
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.dir)!r})"
+
+
+def run(overrides: Sequence[str] = (), *, config_dir: str | Path | None = None, tell: Callable[[str], None] | None = None) -> Run:
+    """Run the pipeline for the words that the command line would take: `run(["algo=full", "seed=1"])`. What is done is not done again.
+
+    `tell` gets each line of progress; they go to standard error when it is None.
+    Raises TunerError: ConfigError and DataError for what a person can mend, StageError for a stage that failed.
+    """
+    return execute_config(prepare(overrides, config_dir), tell or to_stderr)
+
+
+def find(word: str = "last", *, root: str | Path = "outputs") -> Run:
+    """The run that `word` means: its name, path, digest or the start of it, or `last`. Raises ConfigError."""
+    return Run(runs.find_run(Path(root), word).dir)
+
+
+def prepare(overrides: Sequence[str], config_dir: str | Path | None = None) -> Config:
+    """The config that the words mean. Raises ConfigError."""
+    return inherit(compose(list(overrides), extra=Path(config_dir) if config_dir else None), STAGES)
+
+
+def execute_config(config: Config, tell: Callable[[str], None], redone: set[str] | None = None) -> Run:
+    """Run the pipeline of a config, if the disk holds what it will make."""
+    store = store_of(config)
+    budget.check([(plan(config, STAGES, store, runs.Run.of(config), redo=config.redo), config)])
+    return Run(execute(config, STAGES, tell, redone).dir)
+
+
+def to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
