@@ -150,18 +150,33 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_loses_nothing(tuner: Tuner, tiny: list[str], tmp_path: Path, small_disk: Path) -> None:
-    words = [*tiny, f"root={small_disk}/out"]
+    """It fills up while the training runs: what the check before the start could not know."""
+    root, words = small_disk / "out", [*tiny, *LONG]
     ballast = small_disk / "ballast"
-    tuner(*words, "until=tokenize")
-    free = shutil.disk_usage(small_disk).free
-    ballast.write_bytes(b"x" * (free - 90_000))  # room for some steps of the training, not for the merged model
-    done = tuner(*words, code=None)
-    assert done.code in (1, 2), done.err
-    assert re.search(r"full|space", done.err)
-    assert "Traceback" not in done.err
-    assert "done" in tuner("plan", *words).out
+    process = start(root, words)
+    wait_for_step(root, 3, process)
+    os.kill(child := child_of(process), signal.SIGSTOP)
+    ballast.write_bytes(b"x" * shutil.disk_usage(small_disk).free)
+    os.kill(child, signal.SIGCONT)
+    assert process.wait(timeout=60) in (1, 2), told(root)
+    assert re.search(r"full|space", told(root))
+    assert "Traceback" not in told(root)
+    assert "done" in tuner("plan", f"root={root}", *words).out
     ballast.unlink()
-    tuner(*words)
-    tuner("plan", "--check", *words)
-    tuner(*[word for word in words if not word.startswith("root=")], f"root={tmp_path}/roomy", "until=convert")
-    assert adapter(small_disk / "out") == adapter(tmp_path / "roomy")
+    done = tuner(f"root={root}", *words)
+    assert "continuing after step" in done.err
+    tuner("plan", "--check", f"root={root}", *words)
+    tuner(*words, f"root={tmp_path}/roomy")
+    assert adapter(root) == adapter(tmp_path / "roomy")
+
+
+def test_a_plan_that_the_disk_does_not_hold_starts_nothing(tuner: Tuner, tiny: list[str], small_disk: Path) -> None:
+    """One run fits, and four at once do not: a sweep is looked at as a whole."""
+    root = f"root={small_disk}/out"
+    tuner(*tiny, root, "until=tokenize")
+    (small_disk / "ballast").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 800_000))
+    before = sorted(path.name for path in (small_disk / "out/store").iterdir())
+    refused = tuner("-m", *tiny, root, "seed=1,2,3,4", "merge=always", code=2)
+    assert re.search(r"needs about .* of disk.* free", refused.err), refused.err
+    assert sorted(path.name for path in (small_disk / "out/store").iterdir()) == before
+    tuner(*tiny, root, "seed=1")

@@ -15,7 +15,7 @@ from tuner.stages import STAGES
 FLOORS = [
     {"errors"}, {"disk", "cpu", "gpus"}, {"driver"}, {"schema"}, {"stage"}, {"freeze"}, {"line"}, {"config"}, {"recipe", "catalogue"}, {"locks"}, {"store"}, {"refs"}, {"runs"}, {"explain", "lineage"}, {"plan"}, {"report"},
     {"kernels"}, {"data"}, {"models"}, {"train"}, {"stages"},
-    {"budget", "chains", "launch", "doctor"}, {"show", "status", "clean", "compare", "stop", "chat"}, {"pipeline", "worker"}, {"rerun", "api"}, {"cli"}, {"__main__"},
+    {"budget", "chains", "launch", "doctor"}, {"show", "status", "clean", "compare", "stop", "chat"}, {"pipeline", "worker"}, {"rerun", "api"}, {"verbs"}, {"sweeps"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
 
@@ -45,7 +45,21 @@ def test_a_module_imports_only_from_lower_floors(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["tuner.cli", "tuner.plan", "tuner.pipeline", "tuner.stages", "tuner.show", "tuner.status", "tuner.doctor", "tuner.recipe"]
+    "module",
+    [
+        "tuner.cli",
+        "tuner.plan",
+        "tuner.pipeline",
+        "tuner.stages",
+        "tuner.show",
+        "tuner.status",
+        "tuner.doctor",
+        "tuner.recipe",
+        "tuner.compare",
+        "tuner.verbs",
+        "tuner.sweeps",
+        "tuner.api",
+    ],
 )
 def test_a_plan_imports_nothing_heavy(module: str) -> None:
     code = (

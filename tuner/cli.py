@@ -2,20 +2,14 @@
 
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from tuner.errors import ConfigError, Interrupted, Stopped, TunerError
+from tuner.errors import ConfigError, Interrupted, TunerError
 from tuner.freeze import nearest
 from tuner.schema import Config
-
-if TYPE_CHECKING:
-    from tuner.runs import Run
 
 HELP = """\
 usage: python -m tuner [VERB] [RECIPE.yaml] [group=option | field=value ...] [-m]
@@ -166,7 +160,11 @@ def _dispatch(line: Line) -> int:
         print(HELP.format(groups="\n".join(group_lines(line.extra))))
         return 0
     if line.verb in ("run", "plan"):
-        return _sweep(line) if "-m" in line.flags else _single(line)
+        if "-m" not in line.flags:
+            return _single(line)
+        from tuner.sweeps import sweep
+
+        return sweep(line.verb, line.words, line.flags, line.extra)
     if line.verb == "list":
         from tuner.catalogue import show
 
@@ -223,113 +221,14 @@ def _on_a_run(line: Line) -> int:
         from tuner.rerun import relabel
 
         return relabel(runs[0], line.bare[1:], words)
-    return _after_training(line.verb, runs[0], words, line.extra)
+    from tuner.verbs import after_training
 
-
-def _after_training(verb: str, run: "Run", words: list[str], extra: Path | None) -> int:
-    from tuner.rerun import rerun
-    from tuner.show import summary
-    from tuner.stages import STAGES
-
-    if verb == "chat":
-        from tuner.chat import chat
-        from tuner.rerun import spoken_with
-
-        return chat(*spoken_with(run, words, STAGES, _tell, extra))
-    print(summary(rerun(run, words, verb, STAGES, _tell, extra)))
-    return 0
+    return after_training(line.verb, runs[0], words, line.extra)
 
 
 def _single(line: Line) -> int:
-    from tuner.api import prepare
+    from tuner.api import prepare, to_stderr
+    from tuner.verbs import plan_one, run_one
 
     config = prepare(line.words, line.extra)
-    return _plan(config, line.flags) if line.verb == "plan" else _run(config)
-
-
-def _run(config: Config, redone: set[str] | None = None) -> int:
-    from tuner.api import execute_config
-    from tuner.show import summary
-
-    print(summary(execute_config(config, _tell, redone)))
-    return 0
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _plan(config: Config, flags: set[str]) -> int:
-    from tuner.plan import plan
-    from tuner.runs import Run, store_of
-    from tuner.show import plan_json, plan_text
-    from tuner.stages import STAGES
-
-    run = Run.of(config)
-    steps = plan(config, STAGES, store_of(config), run, redo=config.redo)
-    print(plan_json(steps, config, run) if "--json" in flags else plan_text(steps, config, run))
-    return 3 if "--check" in flags and any(step.to_do for step in steps) else 0
-
-
-def _sweep(line: Line) -> int:
-    from tuner.config import sweep
-    from tuner.show import sweep_summary
-
-    dry = line.verb == "plan"
-    if not dry:
-        _check_disk(line)
-    results = sweep(line.words, partial(_job, line.verb, frozenset(line.flags), set()), extra=line.extra, dry=dry)
-    if not dry:
-        print(sweep_summary(results))
-    return max((code for _, code, _ in results), default=0)
-
-
-def _check_disk(line: Line) -> None:
-    """Raise StoreError when the disk does not hold what all jobs together will make. A job that can't be planned says so in its turn."""
-    from tuner import budget
-    from tuner.config import sweep
-    from tuner.plan import plan
-    from tuner.runs import Run, store_of
-    from tuner.stages import STAGES
-
-    jobs = []
-
-    def look(config: Config | ConfigError, _overrides: list[str]) -> None:
-        with suppress(TunerError):
-            if isinstance(config, Config):
-                config = _of_a_sweep(config)
-                jobs.append((plan(config, STAGES, store_of(config), Run.of(config), redo=config.redo), config))
-
-    sweep([*line.words, "hydra/launcher=basic"], look, extra=line.extra, dry=True)
-    budget.check(jobs)
-
-
-def _of_a_sweep(config: Config) -> Config:
-    """A job's config: with what it takes from an earlier run, and without a merged model that nobody asked for."""
-    from tuner.chains import inherit
-    from tuner.stages import STAGES
-
-    return inherit(replace(config, merge="never") if config.merge == "auto" else config, STAGES)
-
-
-def _job(verb: str, flags: frozenset[str], redone: set[str], config: Config | ConfigError, overrides: list[str]) -> tuple[str, int, str]:
-    """One job of a sweep: (what it is, exit code, what went wrong). Only an interruption ends the sweep."""
-    title = " ".join(overrides)
-    _tell(f"── {title}")
-    try:
-        if isinstance(config, ConfigError):
-            raise config
-        config = _of_a_sweep(config)
-        return title, _plan(config, set(flags)) if verb == "plan" else _run(config, redone), ""
-    except Stopped as stopped:  # this training only, and on purpose
-        _tell(f"tuner: {stopped}")
-        return title, stopped.exit_code, str(stopped)
-    except (Interrupted, KeyboardInterrupt) as error:
-        _tell(f"tuner: {error or 'interrupted'}")
-        raise SystemExit(Interrupted.exit_code) from error  # not an Exception: Hydra's launcher would go on with the next job
-    except TunerError as error:
-        _tell(f"tuner: {error}")
-        return title, error.exit_code, str(error)
-    except Exception as error:  # a bug of ours: shown in full, and the other jobs go on
-        traceback.print_exc()
-        return title, 1, f"{type(error).__name__}: {error}"
+    return plan_one(config, line.flags) if line.verb == "plan" else run_one(config, to_stderr)

@@ -4,9 +4,8 @@ import importlib.util
 import os
 import platform
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,9 @@ from typing import NamedTuple
 from tuner import __version__
 from tuner.config import conf_dir
 from tuner.cpu import cores, has_bf16
-from tuner.errors import StoreError
+from tuner.driver import absence, misfit, torch_build, trouble
+from tuner.errors import ConfigError, StoreError
+from tuner.gpus import VARIABLE, gpus, hidden, instances, visible
 from tuner.line import GROUPS
 from tuner.runs import store_of
 from tuner.schema import Config
@@ -37,7 +38,7 @@ EXTRAS = {"bitsandbytes": "qlora", "deepspeed": "multi", "triton": "gpu", "flash
 def examine(config: Config, extra: Path | None) -> int:
     """Print the findings; exit code 1 when something is wrong."""
     findings = [Finding("ok", f"tuner {__version__}, Python {platform.python_version()}, {platform.platform()}")]
-    findings += [*_packages(), *_model_package(config), *_gpu(), *_cpu(), *_disk(config), *_locks(store_of(config)), *_shadowed(extra)]
+    findings += [*_packages(), *_model_package(config), *_gpu(os.environ), *_cpu(), *_disk(config), *_locks(store_of(config)), *_shadowed(extra)]
     for finding in findings:
         print(f"{finding.mark}  {finding.what}")
         if finding.mend:
@@ -71,26 +72,26 @@ def _model_package(config: Config) -> Iterator[Finding]:
         )
 
 
-def _gpu() -> Iterator[Finding]:
-    tool = shutil.which("nvidia-smi")
-    cards = Path("/dev").glob("nvidia[0-9]*")
-    if tool is None:
-        if any(cards):
-            yield Finding(
-                "!!",
-                "an NVIDIA card is present, but nvidia-smi is not found",
-                "install the NVIDIA driver's tools; training needs a driver that fits torch's CUDA",
-            )
-        else:
-            yield Finding("--", "no NVIDIA GPU: training runs on the CPU")
+def _gpu(environ: Mapping[str, str]) -> Iterator[Finding]:
+    if hidden(environ):
+        yield Finding("--", f"{VARIABLE}={environ[VARIABLE]!r} hides every GPU: training runs on the CPU", f"unset {VARIABLE}")
         return
-    asked = subprocess.run(
-        [tool, "--query-gpu=name,memory.total,memory.used,driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=False
-    )
-    if asked.returncode:
-        yield Finding("!!", f"nvidia-smi fails: {' '.join((asked.stdout + asked.stderr).split())[:200]}", "reload or reinstall the NVIDIA driver")
-        return
-    yield from (Finding("ok", f"GPU {line}") for line in asked.stdout.strip().splitlines())
+    why = trouble(environ)
+    if why:
+        yield Finding("!!", *why)
+    try:
+        found = gpus()
+    except ConfigError:
+        return  # nvidia-smi does not answer, which is trouble, and said
+    if not found and not why:
+        yield Finding("--", f"{absence()}: training runs on the CPU")
+    seen = found if instances(environ) else visible(found, environ)
+    for card in found:
+        memory = f"{card.free} of {card.memory_total} MiB free, " if card.memory_total else ""
+        yield Finding("ok", f"GPU {card.index}, {card.name}: {memory}{card.state if card in seen else f'hidden by {VARIABLE}'}")
+    build = torch_build()
+    if found and build and not misfit(found[0].driver):
+        yield Finding("ok", f"the NVIDIA driver {found[0].driver} runs the CUDA {build[1]} of torch {build[0]}")
 
 
 def _cpu() -> Iterator[Finding]:

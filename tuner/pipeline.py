@@ -12,8 +12,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tuner.disk import disk_full
-from tuner.errors import Interrupted, StageError, StoreError
-from tuner.gpus import choose, gpus
+from tuner.driver import trouble
+from tuner.errors import ConfigError, Interrupted, StageError, StoreError
+from tuner.gpus import choose, gpus, hidden
 from tuner.launch import launch
 from tuner.plan import Step, fault, made_from, plan, requested
 from tuner.runs import Run, store_of
@@ -69,6 +70,8 @@ def execute(
             name = step.stage.name
             if pinned:
                 _refuse(step, steps, run)
+            if not built:
+                _refuse_driver(config, steps)
             built[name] = built.get(name, 0) + 1
             if pinned and built[name] > 1:
                 raise StoreError(f"{name} of {run.dir.name} could not be made: what it reads, named above, is not what the run was trained with.")
@@ -108,6 +111,14 @@ def _refuse(step: Step, steps: Sequence[Step], run: Run) -> None:
     if step.origin is None:
         missing = "has saved no step yet" if train.state == "part" else "was not trained yet, or what it was made from is gone"
         raise StoreError(f"{run.dir.name} {missing}, so there is nothing to go on from ({step.stage.name} waits {step.why}).")
+
+
+def _refuse_driver(config: Config, steps: Sequence[Step]) -> None:
+    """A card that is here and can't be used is said before anything runs, not after an hour of tokenizing."""
+    if config.machine.device == "cpu" or hidden(os.environ) or not any(step.stage.computes and step.to_do for step in steps):
+        return
+    if why := trouble(os.environ):
+        raise ConfigError(why.paragraph)
 
 
 def _redo(config: Config, stages: Sequence[Stage], store: Store, run: Run, redone: set[str], say: Callable[[str], None], pinned: bool) -> None:
@@ -231,7 +242,7 @@ def _run(step: Step, given: dict[str, Input], out: Path, run: Run, locks: list[i
 def _gpus(step: Step, say: Callable[[str], None]) -> str | None:
     """The GPUs for a stage that computes on them, chosen when it starts: what is idle changes."""
     machine = step.config.machine
-    if not step.stage.computes or machine.device == "cpu":
+    if not step.stage.computes or machine.device == "cpu" or hidden(os.environ):
         return None
     found = gpus()
     chosen = choose(machine.gpus, found, os.environ)

@@ -111,7 +111,7 @@ def relabel(run: Run, names: Sequence[str], words: Sequence[str]) -> int:
     return 0
 
 
-def spoken_with(
+def to_talk_with(
     run: Run, words: Sequence[str], stages: Sequence[Stage], tell: Callable[[str], None], extra: Path | None = None
 ) -> tuple[Run, Config, Path | None]:
     """What a conversation with the run needs: the run that holds its result, its config, and where the base of its adapter lies."""

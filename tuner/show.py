@@ -4,18 +4,20 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from tuner import budget
 from tuner.plan import Step
+from tuner.report.page import printable
 from tuner.runs import Run, store_of
 from tuner.schema import Config
-from tuner.train.order import plan_order
-
-BYTES_A_TOKEN = 4
-"""of JSONL, for a data set that was not tokenized yet: between English and Chinese, with the keys and quotes around the text"""
 
 
 def plan_text(steps: Sequence[Step], config: Config, run: Run) -> str:
     """A line for each stage, and what is known of the work."""
     lines = [f"plan for {run.dir}"]
+    if config.model.source == "run":
+        lines.append(
+            f"  starts from the run {config.model.run}, {'going on with its adapter' if config.model.adapter else 'on its model'}: {config.model.dir}"
+        )
     for step in steps:
         state = f"continue {step.why}" if step.state == "continue" else f"wait ({step.why})" if step.state == "wait" else step.state
         lines.append(f"  {step.stage.name:<12} {state:<18} {step.why if step.state not in ('continue', 'wait') else ''}".rstrip())
@@ -36,49 +38,21 @@ def estimate(steps: Sequence[Step], config: Config) -> dict[str, str]:
     if not any(step.to_do for step in steps) or "tokenize" not in by_name:
         return {}
     told: dict[str, str] = {}
-    made = by_name["tokenize"].artifact
-    if made:
-        packs, tokens, guess = made.manifest["facts"]["packs"], made.manifest["facts"]["tokens"], ""
-    else:
-        size = sum(path.stat().st_size for path in by_name["fetch_data"].sources.values())
-        tokens, guess = max(1, size // BYTES_A_TOKEN), "~"
-        packs = -(-tokens // config.data.length)
+    tokens, packs, counted = budget.epoch(by_name, config)
+    guess = "" if counted else "~"
     told["tokens an epoch"] = f"{guess}{tokens:,}"
     if "train" in by_name and by_name["train"].to_do:
-        algo = config.algo
-        order = plan_order(packs, config.data.length, seed=0, epochs=algo.epochs, steps=algo.steps, batch_tokens=algo.batch_tokens)
+        order = budget.order_of(packs, config)
         told[f"steps of {order.per_step} pack{'s' * (order.per_step > 1)}"] = f"{guess}{order.steps:,}"
         speeds = [a.manifest["facts"]["tokens_per_second"] for a in store_of(config).all("train")]
         if speeds:  # of the newest training in this store, whatever it trained: a guess
             told["training"] = f"~{_span(order.end * tokens / packs / speeds[-1])}"
-    if disk := _disk(by_name, config):
-        told["of disk"] = f"~{disk / 1e6:,.0f} MB"
+    told["of disk"] = f"~{budget.readable(budget.most(budget.needs(steps, config).values()))}"
     return told
-
-
-def _disk(by_name: dict[str, Step], config: Config) -> int:
-    """Bytes that the stages to do will add, from the model's size; nothing while that is not known."""
-    model = by_name["fetch_model"].artifact
-    if model is None:
-        return 0
-    parameters, size = model.manifest["facts"]["parameters"], {"bf16": 2, "fp32": 4}[config.algo.precision]
-    full = config.algo.adapter == "none"
-    # A full training keeps fp32 masters and both moments in each kept checkpoint; merge then links to convert's files.
-    needs = {"train": 12 * (config.machine.keep + 1) * full, "convert": size * full, "merge": 2 * (not full)}
-    return sum(int(parameters * share) for name, share in needs.items() if name in by_name and by_name[name].to_do)
 
 
 def _span(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def printable(text: str) -> str:
-    """On one line, with nothing that could move a terminal's cursor.
-
-    >>> printable("red\\x1b[31m\\nnext")
-    'red?[31m next'
-    """
-    return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
 
 
 def summary(run: Run) -> str:

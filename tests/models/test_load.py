@@ -4,8 +4,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tuner.errors import ConfigError, DataError
+from tests.models.tiny import tiny_adapter, write_tiny
+from tuner.errors import ConfigError, DataError, StageError
+from tuner.gpus import Trouble
 from tuner.models import load
+from tuner.models.merge import merge_adapter
+from tuner.models.sidecars import write_config
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,41 @@ def test_code_beside_the_weights_never_runs(tiny: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32, torch.float16])
+def test_base_and_adapter_are_the_merged_model_bit_for_bit(tmp_path: Path, stored: torch.dtype, tied: bool) -> None:
+    base = write_tiny(tmp_path / "base", dtype=stored, tied=tied)
+    tiny_adapter(base).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "merged").mkdir()
+    merge_adapter(base, tmp_path / "adapter", tmp_path / "merged", limit=400_000)
+    write_config(base, tmp_path / "merged", "bfloat16")
+    for dtype in (torch.bfloat16, torch.float32):
+        tuned = load.load_tuned(base, tmp_path / "adapter", dtype=dtype, device="cpu")
+        written = load.load_model(tmp_path / "merged", dtype=dtype, device="cpu")
+        assert type(tuned) is type(written)
+        assert tuned.config._attn_implementation == written.config._attn_implementation
+        assert (tuned.lm_head.weight.data_ptr() == tuned.model.embed_tokens.weight.data_ptr()) == tied
+        ours, theirs = tuned.state_dict(), written.state_dict()
+        assert ours.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            assert ours[name].dtype == tensor.dtype == dtype, name
+            assert torch.equal(ours[name], tensor), name
+
+
+def test_without_an_adapter_it_is_the_model_as_it_lies_there(tmp_path: Path) -> None:
+    base = write_tiny(tmp_path, dtype=torch.float32)
+    tuned, plain = (load.load_tuned(base, None, dtype=torch.float32, device="cpu"), load.load_model(base, dtype=torch.float32, device="cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(tuned.parameters(), plain.parameters(), strict=True))
+
+
+def test_an_adapter_of_another_model_is_refused(tiny: Path, tmp_path: Path) -> None:
+    other = LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
+    LlamaForCausalLM(other).save_pretrained(tmp_path / "deeper")
+    tiny_adapter(tmp_path / "deeper").save_pretrained(tmp_path / "adapter")
+    with pytest.raises(StageError, match=r"layers\.2\..*, and the base has no such tensor"):
+        load.load_tuned(tiny, tmp_path / "adapter", dtype=torch.float32, device="cpu")
+
+
 def test_lora(tiny: Path) -> None:
     base = load.load_model(tiny, dtype=torch.bfloat16, device="cpu")
     model = load.add_lora(base, r=4, alpha=8.0, dropout=0.0, targets="all-linear", seed=3)
@@ -90,12 +129,13 @@ def test_bf16_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(Path, "exists", lambda _: False)
+    monkeypatch.setattr(load, "trouble", lambda *_: None)
     assert load.resolve_device("auto").type == "cpu"
-    with pytest.raises(ConfigError, match=r"machine\.device=cuda needs a GPU, and this machine has no NVIDIA GPU"):
+    with pytest.raises(ConfigError, match=r"machine\.device=cuda needs an NVIDIA GPU"):
         load.resolve_device("cuda")
-    monkeypatch.setattr(Path, "exists", lambda self: str(self) == "/dev/nvidia0")
+    monkeypatch.setattr(load, "trouble", lambda *_: Trouble("the driver is too old", "update it"))
     assert load.resolve_device("cpu").type == "cpu"
-    with pytest.raises(ConfigError, match="an NVIDIA GPU that PyTorch can't use"):
+    with pytest.raises(ConfigError, match=r"machine\.device=auto finds a GPU that can't be used\. the driver is too old: update it"):
         load.resolve_device("auto")

@@ -9,20 +9,15 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from tuner.cpu import has_bf16
 from tuner.driver import absence, trouble
-from tuner.errors import ConfigError, DataError, StageError
+from tuner.errors import ConfigError, DataError
 from tuner.gpus import VARIABLE, hidden
 from tuner.kernels import attention as seam
-from tuner.models import shards
-from tuner.models.files import weight_files
-from tuner.models.merge import merged, pairs
-from tuner.models.merge import rounded as rounded_specs
-from tuner.models.sidecars import read_json
+from tuner.models.merge import overlay
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -107,29 +102,17 @@ def load_tuned(
     logging.disable_progress_bar()
     if attention == seam.NAME:
         seam.register()
+    specs, value = overlay(base, adapter)
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         model = type(skeleton).from_pretrained(
-            None, config=skeleton.config, state_dict=_merged_tensors(base, adapter), dtype=dtype, attn_implementation=attention
+            None, config=skeleton.config, state_dict={name: value(name) for name in specs}, dtype=dtype, attn_implementation=attention
         )
     except (OSError, ValueError) as error:
         raise DataError(f"The model in {base} can't be loaded: {error}") from error
     return _ready(model, dtype, device, attention, rounded)
-
-
-def _merged_tensors(base: Path, adapter: Path) -> dict[str, Tensor]:
-    """What tuner.models.merge would write, by name."""
-    weights, deltas = shards.Checkpoint(weight_files(base)), shards.Checkpoint([adapter / "adapter_model.safetensors"])
-    plan = pairs(read_json(adapter / "adapter_config.json"), deltas.specs)
-    if strange := sorted(plan.keys() - weights.specs.keys()):
-        raise StageError(f"The adapter has a part for {strange[0]}, and the base has no such tensor: it was made for another model or layout.")
-    specs = rounded_specs(weights.specs, "BF16")
-    tensors = {name: weights[name].to(shards.DTYPES[spec.dtype]) for name, spec in specs.items() if name not in plan}
-    for name, pair in plan.items():
-        tensors[name] = merged(weights[name], deltas[pair.a], deltas[pair.b], pair.scale).to(torch.bfloat16)
-    return tensors
 
 
 def _ready(model: PreTrainedModel, dtype: torch.dtype, device: torch.device | str, attention: str, rounded: torch.dtype | None) -> PreTrainedModel:

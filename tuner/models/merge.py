@@ -82,8 +82,8 @@ def rounded(specs: dict[str, Spec], dtype: str) -> dict[str, Spec]:
     return {name: replace(spec, dtype=dtype) if spec.dtype == own and own in FLOATS else spec for name, spec in specs.items()}
 
 
-def merge_adapter(base: Path, adapter: Path, out: Path, *, limit: int = LIMIT, tick: Callable[[Spec], None] = lambda _: None) -> list[str]:
-    """Write the base with the adapter in it to `out` as a bf16 checkpoint, and return the names of its files.
+def overlay(base: Path, adapter: Path) -> tuple[dict[str, Spec], Callable[[str], Tensor]]:
+    """The base with the adapter in it: what its tensors are, in bf16, and a function that computes one by its name.
 
     Raises StageError when the adapter doesn't fit the base.
     """
@@ -109,4 +109,13 @@ def merge_adapter(base: Path, adapter: Path, out: Path, *, limit: int = LIMIT, t
             weight = weight.to(torch.bfloat16)
         return weight
 
+    return specs, value
+
+
+def merge_adapter(base: Path, adapter: Path, out: Path, *, limit: int = LIMIT, tick: Callable[[Spec], None] = lambda _: None) -> list[str]:
+    """Write the base with the adapter in it to `out` as a bf16 checkpoint, and return the names of its files.
+
+    Raises StageError when the adapter doesn't fit the base.
+    """
+    specs, value = overlay(base, adapter)
     return write_checkpoint(out, specs.values(), value, limit=limit, tick=tick)

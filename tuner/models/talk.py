@@ -1,7 +1,8 @@
-"""An answer, token by token: what the cache has read is not read again, and a character is given out when it is whole."""
+"""A conversation, and an answer to it, token by token: what the cache has read is not read again, and a character is given out when it is whole."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from inspect import signature
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -9,10 +10,42 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tuner.data.chat import Template
+from tuner.data.conversation import Message
+from tuner.disk import read_json
+
 CHUNK = 128
 """tokens of a prompt that are read at once: between two chunks an answer can be stopped"""
 HELD = 8
 """tokens after which what is no character yet never becomes one"""
+
+
+class Dialogue:
+    """What was said so far. Texts are kept, not ids: they are tokenised each time as a row of the training is."""
+
+    def __init__(self, template: Template, system: str | None) -> None:
+        self._template = template
+        self.system = system
+        """in place of the system prompt of the training, which None leaves"""
+        self.turns: list[tuple[str, str]] = []
+        """questions and their answers"""
+
+    def messages(self, question: str) -> list[Message]:
+        """The conversation as a row would have it, up to a question without an answer."""
+        said = [] if self.system is None else [Message(role="system", content=self.system)]
+        for asked, answered in self.turns:
+            said += [Message(role="user", content=asked), Message(role="assistant", content=answered)]
+        return [*said, Message(role="user", content=question)]
+
+    def prompt(self, question: str) -> list[int]:
+        """The ids up to where the answer begins."""
+        return self._template.prompt(self.messages(question))
+
+
+def end_ids(home: Path, end_id: int) -> frozenset[int]:
+    """Every id that ends an answer: the template's own, and those that the artifact's generation settings name."""
+    told = (read_json(home / "generation_config.json") or {}).get("eos_token_id")
+    return frozenset([end_id, *(told if isinstance(told, list) else [] if told is None else [told])])
 
 
 class Speaker:

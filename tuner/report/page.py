@@ -68,6 +68,15 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def printable(text: str) -> str:
+    """On one line, with nothing that could move a terminal's cursor.
+
+    >>> printable("red\\x1b[31m\\nnext")
+    'red?[31m next'
+    """
+    return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
+
+
 def _flat(text: str) -> str:
     return " ".join(text.split()) or "(nothing)"
 

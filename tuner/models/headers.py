@@ -1,0 +1,96 @@
+"""The shapes of a model's tensors, from the headers of its files alone: safetensors and GGUF, by the standard library, in milliseconds.
+
+For guesses and sizes before anything runs: whatever is odd about a file makes it unreadable here. `tuner.models.shards` reads safetensors
+strictly, and says what is wrong.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+from tuner.disk import identity
+
+HEADER, ENTRIES = 100_000_000, 1 << 21
+"""bytes of a safetensors header (that format's own limit) and values in a GGUF header, beyond which a file is not read"""
+
+NUMBERS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""bytes of a number in a GGUF header, by the number of its type"""
+
+
+def read_header(path: Path) -> tuple[Mapping[str, tuple[int, ...]], int]:
+    """The shapes of a file's tensors, outer dimension first, and the bytes of its header. Nothing of a file that is damaged, or not what its name says."""
+    try:
+        return _read_header(path, tuple(identity(path)))
+    except OSError:
+        return {}, 0
+
+
+@lru_cache(maxsize=1024)
+def _read_header(path: Path, stamp: tuple[int, ...]) -> tuple[Mapping[str, tuple[int, ...]], int]:
+    try:
+        with path.open("rb") as file:
+            shapes = _gguf(file) if path.suffix == ".gguf" else _safetensors(file, stamp[0])
+            length = file.tell()
+        return (shapes, length) if sum(map(prod, shapes.values())) <= 8 * stamp[0] else ({}, 0)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return {}, 0
+
+
+def _safetensors(file: BinaryIO, size: int) -> dict[str, tuple[int, ...]]:
+    """https://github.com/huggingface/safetensors#format: the header's length in 8 bytes, then name → dtype, shape, offsets as JSON."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(HEADER, size - 8):
+        raise ValueError("no header")
+    entries = json.loads(file.read(length))
+    return {name: _shape(entry["shape"]) for name, entry in entries.items() if name != "__metadata__"}
+
+
+def _gguf(file: BinaryIO) -> dict[str, tuple[int, ...]]:
+    """https://github.com/ggml-org/ggml/blob/master/docs/gguf.md: magic, version, two counts, the metadata (skipped), each tensor's name and shape."""
+    left = ENTRIES
+
+    def number(width: int = 8) -> int:
+        if len(data := file.read(width)) < width:
+            raise ValueError("the file ends within its header")
+        return int.from_bytes(data, "little")
+
+    def times(count: int) -> range:
+        nonlocal left
+        left -= count
+        if left < 0:
+            raise ValueError("more values than any model has")
+        return range(count)
+
+    def skip(kind: int, count: int) -> None:
+        if kind in NUMBERS:
+            file.seek(NUMBERS[kind] * count, 1)
+        elif kind == 8:  # texts
+            for _ in times(count):
+                file.seek(number(), 1)
+        elif kind == 9:  # arrays
+            for _ in times(count):
+                skip(number(4), number())
+        else:
+            raise ValueError(f"values of an unknown type {kind}")
+
+    if file.read(4) != b"GGUF" or number(4) not in (2, 3):
+        raise ValueError("no little-endian GGUF of version 2 or 3")
+    tensors, settings = number(), number()
+    for _ in times(settings):
+        file.seek(number(), 1)
+        skip(number(4), 1)
+    shapes = {}
+    for _ in times(tensors):
+        name = file.read(min(number(), 1024)).decode()
+        shapes[name] = _shape([number() for _ in range(min(number(4), 9))][::-1])  # inner dimension first
+        file.seek(12, 1)  # type and place
+    return shapes
+
+
+def _shape(sizes: list[int]) -> tuple[int, ...]:
+    if len(sizes) > 8 or any(not isinstance(size, int) or size < 0 for size in sizes):
+        raise ValueError("no shape of a tensor")
+    return tuple(sizes)
