@@ -1,8 +1,10 @@
-"""The documentation does what it says: commands parse and compose, YAML examples are read, links lead somewhere, no verb is forgotten."""
+"""The documentation does what it says: commands parse and compose, YAML examples are read, links lead somewhere, no verb is forgotten,
+and the README in Chinese says what the English one says."""
 
 import re
 import shlex
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,14 @@ from tuner.config import compose, options
 from tuner.line import translate
 
 REPO = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(path.relative_to(REPO).as_posix() for path in (REPO / "docs").glob("*.md"))]
+READMES = ["README.md", "README.zh.md"]
+PAGES = [*READMES, "CONTRIBUTING.md", "CHANGELOG.md", *sorted(path.relative_to(REPO).as_posix() for path in (REPO / "docs").glob("*.md"))]
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMED_YAML = re.compile(r"`([\w./-]+\.yaml)`:\n\n```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]\n]+\]\(([^)\s]+)\)")
+CODE = re.compile(r"`[^`]+`")
+MARK = re.compile(r"#+ |- |\| |```|")
 
 
 def text(page: str) -> str:
@@ -38,10 +43,35 @@ def commands() -> list[tuple[str, str]]:
     return [(page, found[1]) for page in PAGES for line in shell_lines(page) if (found := re.match(r"(?:time )?(python -m tuner\b.*)", line))]
 
 
-def anchors(page: str) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
-    prose = BLOCK.sub("", text(page))
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", prose, re.MULTILINE)}
+def prose(page: str) -> str:
+    """A page with a fence for each code block."""
+    return BLOCK.sub("```", text(page))
+
+
+def anchor_of(heading: str) -> str:
+    """What GitHub makes of a heading: letters of any script stay, punctuation of any script goes."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def anchors(page: str) -> list[str]:
+    return [anchor_of(heading) for heading in re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)]
+
+
+def outline(page: str) -> list[str]:
+    """A page's parts in order: the mark of each heading, list item, table row and code block, and nothing for a paragraph."""
+    marked = [(before, line, MARK.match(line)[0]) for before, line in pairwise(["", *prose(page).splitlines()])]
+    return [mark for before, line, mark in marked if mark or (line and not before)]
+
+
+def names(page: str) -> set[str]:
+    """What stands in code style within a line: commands, fields, files, words of the output."""
+    return {" ".join(code.split()) for code in CODE.findall(BLOCK.sub("", text(page)))}
+
+
+def targets(page: str) -> list[str]:
+    """Where a page's links lead, sorted: other files by their path, headings of its own by their place in the order."""
+    own, links = anchors(page), [link for link in LINK.findall(prose(page)) if link not in READMES]
+    return sorted(f"#{own.index(link[1:])}" if link.startswith("#") else link for link in links)
 
 
 @pytest.fixture
@@ -54,8 +84,9 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_there_are_commands_to_check() -> None:
-    assert len([command for page, command in commands() if page == "README.md"]) > 20
+@pytest.mark.parametrize("readme", READMES)
+def test_there_are_commands_to_check(readme: str) -> None:
+    assert len([command for page, command in commands() if page == readme]) > 20
 
 
 @pytest.mark.parametrize(("page", "command"), commands())
@@ -96,7 +127,7 @@ def test_the_recipes_have_examples() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_internal_links_lead_somewhere(page: str) -> None:
-    for link in LINK.findall(BLOCK.sub("", text(page))):
+    for link in LINK.findall(prose(page)):
         if re.match(r"https?://", link):
             continue
         path, _, anchor = link.partition("#")
@@ -106,6 +137,48 @@ def test_internal_links_lead_somewhere(page: str) -> None:
             assert anchor in anchors(target.relative_to(REPO).as_posix()), f"{page} links to {link}"
 
 
-def test_every_verb_is_in_the_readme() -> None:
-    words = set(re.findall(r"`(\w+)", text("README.md")))
+@pytest.mark.parametrize(
+    ("heading", "anchor"),
+    [
+        ("Before you run: `plan`", "before-you-run-plan"),
+        ("运行之前：`plan`", "运行之前plan"),
+        ("停止、查看、续训", "停止查看续训"),
+        ("共享 store（多人）", "共享-store多人"),
+        ("`max_new_tokens` - 上限", "max_new_tokens---上限"),
+    ],
+)
+def test_anchors_are_those_of_github(heading: str, anchor: str) -> None:
+    assert anchor_of(heading) == anchor
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_every_heading_of_the_readmes_has_an_anchor_of_its_own(page: str) -> None:
+    assert len(set(anchors(page))) == len(anchors(page))
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_every_verb_is_in_the_readme(page: str) -> None:
+    words = set(re.findall(r"`(\w+)", text(page)))
     assert set(VERBS) <= words
+
+
+def test_the_readmes_have_the_same_code_blocks() -> None:
+    english, chinese = (BLOCK.findall(text(page)) for page in READMES)
+    assert chinese == english
+
+
+def test_the_readmes_have_the_same_parts_in_the_same_order() -> None:
+    english, chinese = (outline(page) for page in READMES)
+    assert chinese == english
+
+
+def test_the_readmes_name_the_same_things() -> None:
+    english, chinese = (names(page) for page in READMES)
+    assert chinese == english
+
+
+def test_the_links_of_the_readmes_lead_to_the_same_places() -> None:
+    english, chinese = (targets(page) for page in READMES)
+    assert chinese == english
+    assert "README.zh.md" in LINK.findall(text("README.md"))
+    assert "README.md" in LINK.findall(text("README.zh.md"))
