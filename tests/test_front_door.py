@@ -141,7 +141,7 @@ def test_redo_and_clean(tuner: Tuner, root: Path, words: list[str]) -> None:
     assert not run.exists()
     tuner("clean", "--all", f"root={root}")
     assert not list((root / "store").glob("[!.]*"))
-    assert "names 0 runs" in tuner("clean", "nobody", f"root={root}", code=2).err
+    assert "is no run under" in tuner("clean", "nobody", f"root={root}", code=2).err
 
 
 def test_status_list_doctor_copy(tuner: Tuner, root: Path, words: list[str], tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tuner: Tuner, tiny: list[str
     saved = int(re.search(r"stopped after step (\d+) of 120", told(root))[1])  # type: ignore[index]
     assert saved >= 7
     assert f"continue @step {saved}" in tuner("plan", f"root={root}", *words).out
-    assert f"train @step {saved}" in tuner("status", f"root={root}").out
+    assert f"train stopped @step {saved}" in tuner("status", f"root={root}").out
     done = tuner(f"root={root}", *words)
     assert f"continuing after step {saved} of 120" in done.err
     assert adapter(root) == straight

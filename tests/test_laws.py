@@ -13,7 +13,7 @@ from tuner.stage import leaves
 from tuner.stages import STAGES
 
 FLOORS = [
-    {"errors"}, {"disk", "cpu", "gpus"}, {"driver"}, {"schema"}, {"stage"}, {"freeze"}, {"line"}, {"config"}, {"recipe", "catalogue"}, {"locks"}, {"store"}, {"refs"}, {"runs"}, {"explain", "lineage"}, {"plan"}, {"report"},
+    {"errors"}, {"disk", "cpu", "gpus"}, {"driver"}, {"schema"}, {"stage"}, {"freeze"}, {"line"}, {"config"}, {"recipe", "catalogue"}, {"locks"}, {"store"}, {"refs"}, {"usage"}, {"runs"}, {"explain", "lineage"}, {"plan"}, {"report"},
     {"kernels"}, {"data"}, {"models"}, {"train"}, {"stages"},
     {"budget", "chains", "launch", "doctor"}, {"show", "status", "clean", "compare", "stop", "chat"}, {"pipeline", "worker"}, {"rerun", "api"}, {"verbs"}, {"sweeps"}, {"cli"}, {"__main__"},
 ]  # fmt: skip

@@ -78,4 +78,4 @@ def test_rename_from_the_command_line(tuner: Tuner, finished: Path, words: list[
     assert (row["name"], row["note"], row["tags"]) == ("support", "客服 v1", ["week1", "zh"])
     tuner("plan", "--check", f"root={root}", *words)
     assert "support-" in tuner("plan", f"root={root}", *words).out
-    assert "rename takes" in tuner("rename", "support", "other", "seed=3", f"root={root}", code=2).err
+    assert "rename takes" in tuner("rename", "support", "other", "machine.keep=3", f"root={root}", code=2).err

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from tests.conftest import environment
 from tuner.disk import write_json
 from tuner.errors import StoreError
-from tuner.store import Store, canonical, content_digest, digest
+from tuner.locks import lock_trouble
+from tuner.store import Store, canonical, content_digest, digest, key_of
 
 ORIGIN = {"stage": "train", "inputs": {}, "versions": {}, "sources": {}, "upstream": {}}
 
@@ -192,6 +194,90 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, answer: str, say
     assert done.returncode == 2
     assert says in done.stderr
     assert not list((tmp_path / "out" / "store").glob("[!.]*"))
+
+
+MOUNTS = """\
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+23 22 0:21 / /proc rw,relatime - proc proc rw
+40 22 0:50 / /home rw,relatime shared:2 - nfs4 filer:/home rw,vers=4.2,hard,proto=tcp,local_lock=none,addr=10.0.0.1
+41 22 0:51 / /old rw,relatime - nfs filer:/old rw,vers=3,nolock,local_lock=all,addr=10.0.0.1
+42 22 0:52 / /win\\040share\\134x rw - nfs filer:/win rw,vers=3,local_lock=flock
+43 40 254:1 / /home/scratch rw - xfs /dev/vdb rw
+44 22 0:53 / /posix rw - nfs filer:/posix rw,vers=3,local_lock=posix
+45 22 0:54 / /lustre rw - lustre mds@tcp:/l rw,flock,lazystatfs
+46 22 0:55 / /lustre/local rw - lustre mds@tcp:/l rw,localflock
+47 22 0:56 / /ssh rw - fuse.sshfs me@host: rw,user_id=0
+48 22 0:57 / /smb rw - cifs //server/share rw,vers=3.1.1,nobrl
+49 22 0:58 / /smb2 rw - cifs //server/share rw,vers=3.1.1
+50 22 0:59 / /vm rw - 9p share rw,sync,dirsync,trans=virtio
+51 22 0:60 / /mnt/c rw,noatime - 9p C:\\134 rw,aname=drvfs;path=C:\\134;uid=1000,trans=virtio
+52 22 0:61 / /sandbox rw - 9p none rw,trans=fd,rfdno=4,wfdno=4
+53 22 0:62 / /over rw - nfs filer:/over rw,local_lock=all
+54 22 254:2 / /over rw - ext4 /dev/vdc rw
+55 22 0:63 / /bucket rw - fuse.s3fs s3fs rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/data", None),
+        ("/home/me/outputs", None),
+        ("/home/scratch/outputs", None),
+        ("/old/outputs", r"/old \(nfs\) is mounted with local_lock=all, .*without nolock, .*store=DIR"),
+        ("/win share\\x/outputs", r"is mounted with local_lock=flock"),
+        ("/win", None),
+        ("/older", None),
+        ("/posix", None),
+        ("/lustre/me", None),
+        ("/lustre/local", r"with localflock, .* Have it mounted with the option flock, or put the store"),
+        ("/ssh/outputs", r"/ssh \(fuse\.sshfs\) is sshfs, so locks there hold on this machine only: .* Put the store on a local disk"),
+        ("/smb", "nobrl"),
+        ("/smb2", None),
+        ("/vm/outputs", r"trans=virtio"),
+        ("/mnt/c/outputs", None),
+        ("/sandbox", None),
+        ("/over/outputs", None),
+        ("/bucket", "s3fs"),
+    ],
+)
+def test_locks_that_hold_on_one_machine_only_are_known_by_the_mount(path: str, says: str | None) -> None:
+    trouble = lock_trouble(MOUNTS, Path(path))
+    assert trouble is None if says is None else re.search(says, trouble or "")
+
+
+def test_the_mounts_of_this_machine_can_be_read(tmp_path: Path) -> None:
+    assert lock_trouble(Path("/proc/self/mountinfo").read_text(encoding="utf-8"), tmp_path) is None
+    assert lock_trouble("", tmp_path) is None
+    assert lock_trouble("\n1 2 3\n- \n", tmp_path) is None
+
+
+def test_a_store_whose_locks_hold_on_one_machine_only_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuner.store.locks.lock_trouble", lambda _, path: lock_trouble(f"1 2 0:1 / {path.parent} rw - nfs x rw,nolock", path))
+    with pytest.raises(StoreError, match="is mounted with nolock"):
+        Store(tmp_path / "store").open()
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_reader_waits_for_whoever_builds(store: Store) -> None:
+    began = time.monotonic()
+    with store.lock("train-1", lambda _: None) as fd:
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.7)"], pass_fds=(fd,))
+    with store.shared(["train-1", "train-2"]) as fds:
+        assert time.monotonic() - began > 0.5
+        assert len(fds) == 2
+        with store.lock_at_once("train-1") as free:
+            assert not free
+        with store.shared(["train-1"]):
+            pass
+    child.wait()
+    with store.lock_at_once("train-1") as free:
+        assert free
+
+
+def test_the_key_of_what_lies_in_the_store() -> None:
+    names = ("train-1", "train-1.json", "train-1-u1000", "train-1-u1000.json", ".train-1.json.77", "train-1.reads-x1")
+    assert {key_of(name) for name in names} == {"train-1"}
 
 
 def test_flock_here_is_real(tmp_path: Path) -> None:

@@ -101,4 +101,7 @@ def keep_links(config: Config, run: Run) -> None:
     store = store_of(config).root.resolve()
     for name, place in (("base", config.model.dir), ("adapter", config.model.adapter)):
         if place and store in Path(place).resolve().parents:
-            run.link(name, Path(place))
+            with store_of(config).shared([Path(place).name]):
+                run.link(name, Path(place))
+            if not Path(place).is_dir():
+                raise ConfigError(f"{place} was removed just now; run the same command again.")

@@ -1,10 +1,12 @@
-"""Small dealings with the disk: JSON that is written whole or not at all, a file's digest and identity, syncing."""
+"""Small dealings with the disk: JSON that is written whole or not at all, a file's digest and identity, whose it is."""
 
 import errno
 import hashlib
 import json
 import os
+import pwd
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +62,8 @@ def sha256_of(path: Path) -> str:
 
 def identity(path: Path) -> list[int]:
     """Size, times in ns and inode: what changes when a file does."""
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def sync(path: Path) -> None:
@@ -83,3 +85,43 @@ def link_or_copy(source: Path, target: Path) -> bool:
         shutil.copyfile(source, target)
         return False
     return True
+
+
+def owner(path: Path) -> str:
+    """The name of whom a file belongs to."""
+    uid = path.lstat().st_uid
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"the user {uid}"
+
+
+def foreign(path: Path) -> str | None:
+    """Whom a file belongs to, when that is somebody else. Nothing is foreign to root, who may change it all."""
+    try:
+        return owner(path) if os.geteuid() not in (0, path.lstat().st_uid) else None
+    except FileNotFoundError:
+        return None
+
+
+def group_of(directory: Path) -> int | None:
+    """The id of the group that may write into a directory, if we belong to it; None when only its owner may, or it is not there."""
+    try:
+        status = directory.stat()
+    except OSError:
+        return None
+    ours = os.geteuid() == 0 or status.st_gid in (os.getegid(), *os.getgroups())
+    return status.st_gid if ours and status.st_mode & stat.S_IWGRP else None
+
+
+def open_to_group(path: Path, group: int) -> None:
+    """Let a group read a file of ours, or enter a directory, and nobody but us change it, whatever the umask was."""
+    status = path.lstat()
+    if status.st_uid != os.geteuid() or stat.S_ISLNK(status.st_mode):
+        return  # a hard link to another user's file is theirs, and open already
+    if status.st_gid != group:
+        os.chown(path, -1, group)
+    before = stat.S_IMODE(path.lstat().st_mode)
+    mode = (before | (0o050 if stat.S_ISDIR(status.st_mode) else 0o040)) & ~0o022
+    if mode != before:
+        path.chmod(mode)

@@ -110,6 +110,9 @@ def _disk(config: Config) -> Iterator[Finding]:
     if store_of(config).root.is_dir():
         try:
             store_of(config).open()
+            if not store_of(config).guarded():
+                place = store_of(config).root
+                yield Finding("!!", f"others of its group can rename your artifacts in {place}", f"its owner: chmod +t {place}")
             yield Finding("ok", "the store's file system has working locks")
         except StoreError as error:
             yield Finding("!!", str(error), "store=DIR on a local disk")

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tuner.chains import keep_links
 from tuner.disk import disk_full
 from tuner.driver import trouble
 from tuner.errors import ConfigError, Interrupted, StageError, StoreError
@@ -45,6 +46,7 @@ def execute(
     store.open()
     try:
         run.create(config, store)
+        keep_links(config, run)
 
         def say(line: str) -> None:
             tell(line)

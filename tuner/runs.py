@@ -17,11 +17,12 @@ from typing import Any
 
 import yaml
 
+from tuner import refs
 from tuner.errors import ConfigError
 from tuner.freeze import freeze, nearest, thaw
 from tuner.schema import Config
 from tuner.stage import leaves
-from tuner.store import Store, digest
+from tuner.store import Store, digest, key_of
 
 try:
     from yaml import CSafeDumper as Dumper
@@ -105,12 +106,15 @@ class Run:
         target = self.dir.with_name(name)
         if target.exists():
             raise ConfigError(f"{target} is there already, so {self.dir.name} can't be renamed to it.")
-        self.dir = self.dir.rename(target)
+        with store.shared(sorted(refs.linked(store, self.dir))):  # a clean of somebody else's waits until the note says where the run is now
+            note = refs.note_file(store, self.dir)
+            self.dir = self.dir.rename(target)
+            refs.note(store, self.dir)
+            note.unlink(missing_ok=True)
 
     def holder(self, store: Store) -> str | None:
         """Who builds something of this run now, as host:pid."""
-        keys = [link.readlink().name for link in self.dir.iterdir() if link.is_symlink()]
-        return next((holder for key in keys if (holder := store.holder(key))), None)
+        return next((holder for key in sorted(refs.linked(store, self.dir)) if (holder := store.holder(key))), None)
 
     def config(self) -> Config:
         """The config that the run was made with. Raises ConfigError when the file is not one."""
@@ -150,13 +154,17 @@ class Run:
     def key(self, stage: str) -> str | None:
         """The key of the artifact that the run links for `stage`."""
         try:
-            return (self.dir / stage).readlink().name
+            return key_of((self.dir / stage).readlink().name)
         except OSError:
             return None
 
     def link(self, name: str, target: Path) -> None:
-        """Point to something in the store, by a relative link that survives moving the root."""
+        """Point to something in the store, by a relative link that survives moving the root, and note it there."""
+        place = target.parent
+        store = Store(place.parent if place.name == ".partial" else place)
+        refs.note(store, self.dir, key_of(target.name))  # before the link, and again after it, when the old target is let go
         self._point(name, os.path.relpath(target, self.dir))
+        refs.note(store, self.dir)
 
     def _point(self, name: str, target: str) -> None:
         link = self.dir / name

@@ -31,8 +31,8 @@ def stop(run: Run) -> int:
         print(f"{run.dir.name} had just finished")
         return 0
     print(
-        f"{run.dir.name} is stopped at {_far(run)}\\n"
-        f"  use what is there   python -m tuner evaluate {run.digest}   (or convert, merge, chat)\\n"
+        f"{run.dir.name} is stopped at {_far(run)}\n"
+        f"  use what is there   python -m tuner evaluate {run.digest}   (or convert, merge, chat)\n"
         f"  go on training      the same command again"
     )
     return 0
