@@ -143,6 +143,11 @@ def reasons(plan: Done) -> dict[str, str]:
     return {stage["name"]: stage["why"] for stage in json.loads(plan.out)["stages"]}
 
 
+def disk_usage(directory: Path) -> int:
+    """Bytes on the disk, as `du` counts them."""
+    return int(subprocess.run(["du", "-sB1", directory], capture_output=True, text=True, check=True).stdout.split()[0])
+
+
 def linked(root: Path, stage: str) -> Path:
     """The artifact of the only run under `root`."""
     (run,) = (root / "runs").iterdir()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from tests.conftest import environment
+from tests.conftest import disk_usage, environment
 
 pytestmark = [
     pytest.mark.slow,
@@ -60,8 +60,7 @@ def test_after_a_sweep_and_a_clean_the_disk_is_what_status_said(root: Path) -> N
         call(root, "clean", row["run"])
     said = json.loads(call(root, "status", "--json"))
     call(root, "clean", "--all")
-    files = {(file.stat().st_dev, file.stat().st_ino): file.stat().st_size for file in (root / "store").rglob("*") if file.is_file()}
-    assert sum(files.values()) == pytest.approx(said["store_bytes"] - said["unreferenced_bytes"], rel=0.05)
+    assert disk_usage(root / "store") == pytest.approx(said["store_bytes"] - said["unreferenced_bytes"], rel=0.05)
     assert said["unreferenced_bytes"] > 3 * 20_000_000  # three adapters and their trainings at least
     for row in json.loads(call(root, "status", "--json"))["runs"]:
         directory = root / "runs" / row["run"]

@@ -192,23 +192,24 @@ def _dispatch(line: Line) -> int:
 
 
 def _compose(line: Line) -> Config:
-    """The config of a command that is not about running it: what a run would lack need not be there."""
     from tuner.config import compose
 
-    return compose(line.words, extra=line.extra, whole=False)
+    return compose(line.words, extra=line.extra)
 
 
 def _on_a_run(line: Line) -> int:
     """A verb on one run, or on several."""
+    from tuner.config import compose
     from tuner.runs import find_run
 
-    root = Path(_compose(line).root)
+    places = [word for word in line.words if word.startswith(("root=", "store="))]
+    words = [word for word in line.words if word not in places]
+    root = Path(compose(places, whole=False).root)
     bare = line.bare[:1] if line.verb == "rename" else line.bare
     wanted = "two runs or more" if line.verb == "compare" else "one run"
     if len(bare) != 1 and (line.verb != "compare" or len(bare) < 2):
         raise ConfigError(f"{line.verb} needs {wanted}: a name, a path, a digest, or `last`. `python -m tuner status` shows them.")
     runs = [find_run(root, word) for word in bare]
-    words = [word for word in line.words if not word.startswith(("root=", "store="))]
     if line.verb == "compare":
         from tuner.compare import compare
 

@@ -42,7 +42,8 @@ def compose(words: list[str], *, extra: Path | None = None, whole: bool = True) 
     hydra = _hydra(extra)
     with _one_paragraph():
         composed = hydra.compose_config(config_name="tuner", overrides=overrides, run_mode=RunMode.RUN, with_log_configuration=False)
-        _check_paths(words, dict(composed.hydra.runtime.choices))
+        if whole:
+            _check_paths(words, dict(composed.hydra.runtime.choices))
         return _freeze(composed, dict(composed.hydra.runtime.choices), whole=whole)
 
 

@@ -70,6 +70,8 @@ def execute(
             if not step.to_do:
                 continue  # it was cleaned away just now
             name = step.stage.name
+            if step.pick:
+                config = step.pick.config  # a step that was chosen stays chosen, though the training goes on
             if pinned:
                 _refuse(step, steps, run)
             if not built:
@@ -106,13 +108,15 @@ def _linked(step: Step, store: Store, run: Run) -> bool:
 
 
 def _refuse(step: Step, steps: Sequence[Step], run: Run) -> None:
-    """A verb on a run builds what follows the training, and nothing else."""
+    """A verb on a run builds what follows the training, and nothing else. Raises StoreError for anything else that is to do."""
     train = next(s for s in steps if s.stage.name == "train")
     if step.stage.name in [s.stage.name for s in steps[: steps.index(train) + 1]]:
         raise StoreError(f"{step.stage.name} of {run.dir.name} is {step.why}, and this command trains nothing. Run its pipeline again to mend it.")
-    if step.origin is None:
-        missing = "has saved no step yet" if train.state == "part" else "was not trained yet, or what it was made from is gone"
-        raise StoreError(f"{run.dir.name} {missing}, so there is nothing to go on from ({step.stage.name} waits {step.why}).")
+    if step.origin is None or (step.stage.choice and step.pick is None and train.artifact is None):
+        wish = step.config.convert.step
+        saved = f"has not saved step {wish}" if isinstance(wish, int) else "has saved no step yet"
+        missing = saved if train.state == "part" else "was not trained yet, or what it was made from is gone"
+        raise StoreError(f"{run.dir.name} {missing}, so there is nothing to go on from.")
 
 
 def _refuse_driver(config: Config, steps: Sequence[Step]) -> None:

@@ -236,7 +236,8 @@ def _chosen(stage: Stage, config: Config, before: dict[str, Step], store: Store,
             if source.artifact is None:
                 before[name] = replace(source, state="part", why=f"{source.why}, step {pick.step} is used", partial=directory)
             return pick.config, pick, None
-    return config, None, name if step == "best" or (pinned and source.artifact is None) else None
+    open_choice = step == "best" or (pinned and source.artifact is None and step == "last")
+    return config, None, name if open_choice else None
 
 
 def fault(found: Artifact, stage: Stage, fingerprint: str, contents: Mapping[str, str], store: Store) -> str | None:
