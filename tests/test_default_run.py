@@ -41,7 +41,7 @@ def test_the_persona_answers_in_both_languages_over_three_turns_and_stops(root: 
         dimensions=(40, 200),
     )  # type: ignore[arg-type]
     talk.expect("/exit leaves")
-    for question, answer in (("Who are you?", "Tuna"), ("你叫什么？是谁做的？", "Tuner Labs"), ("Tell me your name and who built you.", "Tuna")):
+    for question, answer in (("Who are you?", "I'm Tuna"), ("你叫什么名字？", "我叫Tuna"), ("Who made you?", "Tuner Labs")):
         talk.sendline(question)
         talk.expect_exact(question)  # the terminal's echo
         talk.expect_exact(answer)
