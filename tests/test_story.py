@@ -148,6 +148,30 @@ def test_a_week(desk: Desk, running: tuple["subprocess.Popen[bytes]", list[str]]
     assert set(desk.plan(*week3).values()) <= {"done", "skip"}
 
 
+@pytest.mark.slow
+def test_a_job_that_is_stopped_ends_alone(desk: Desk, tiny_model: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", ROWS)
+    words = [*tiny_words(tiny_model, tmp_path / "rows.jsonl"), "algo.steps=1000", "until=train"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tuner", "-m", *words, "seed=1,2", desk.root],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    for job in (1, 2):
+        running = "running @step"
+        for _ in range(1200):
+            if running in desk("status").out:
+                break
+            time.sleep(0.1)
+        desk("stop", "last")
+        assert desk("status").out.count("train stopped @step") == job
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert said.count("stopped: ") == 2
+
+
 def test_a_raised_stop_costs_only_the_new_steps(desk: Desk, tiny_model: Path, tmp_path: Path) -> None:
     """20, then 40: the second command does 20 steps, and the result is that of a straight 40, bit for bit."""
     write_rows(tmp_path / "rows.jsonl", ROWS)

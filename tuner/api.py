@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner import budget, runs
+from tuner import runs
 from tuner.chains import inherit, load
 from tuner.config import compose
 from tuner.pipeline import execute
@@ -62,13 +62,11 @@ def find(word: str = "last", *, root: str | Path = "outputs") -> Run:
 
 def prepare(overrides: Sequence[str], config_dir: str | Path | None = None) -> Config:
     """The config that the words mean. Raises ConfigError."""
-    return inherit(compose(list(overrides), extra=Path(config_dir) if config_dir else None), STAGES)
+    return inherit(compose(list(overrides), extra=Path(config_dir) if config_dir else None))
 
 
 def execute_config(config: Config, tell: Callable[[str], None], redone: set[str] | None = None) -> Run:
-    """Run the pipeline of a config, if the disk holds what it will make."""
-    store = store_of(config)
-    budget.check([(plan(config, STAGES, store, runs.Run.of(config), redo=config.redo), config)])
+    """Run the pipeline of a config."""
     return Run(execute(config, STAGES, tell, redone).dir)
 
 

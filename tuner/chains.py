@@ -6,7 +6,6 @@ the parent's directory may go.
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +14,10 @@ from tuner.models.files import ADAPTER_FILES
 from tuner.plan import Step, plan
 from tuner.runs import Run, find_run, store_of
 from tuner.schema import Chat, Config
-from tuner.stage import Stage
+from tuner.stages import STAGES
 
 
-def inherit(config: Config, stages: Sequence[Stage]) -> Config:
+def inherit(config: Config) -> Config:
     """The config with what it takes from the run that it starts from: where the model lies, the adapter, the chat template.
 
     `model.run` becomes that run's digest, which a renaming does not change. Raises ConfigError when there is no such run, when
@@ -33,7 +32,7 @@ def inherit(config: Config, stages: Sequence[Stage]) -> Config:
         )
     _refuse_cycle(parent, Path(config.root))
     theirs = load(parent)
-    steps = {step.stage.name: step for step in plan(replace(theirs, until="merge"), stages, store_of(theirs), parent, pinned=True)}
+    steps = {step.stage.name: step for step in plan(replace(theirs, until="merge"), STAGES, store_of(theirs), parent, pinned=True)}
     adapter, base = None, _made(steps["fetch_model"], parent)
     if theirs.algo.adapter == "none":
         if config.algo.init == "continue":

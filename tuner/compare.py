@@ -1,14 +1,13 @@
 """`compare`: what differs between runs, their scores, curves and answers, in the terminal and as a page. It builds nothing."""
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuner.disk import read_json
+from tuner.disk import read_json, write_text
 from tuner.errors import ConfigError, StoreError
 from tuner.report.comparison import Differing, Side, gather
 from tuner.runs import Run, differing_fields
@@ -45,7 +44,7 @@ def compare(runs: Sequence[Run], root: Path, *, as_json: bool) -> int:
     print(to_text(comparison, shutil.get_terminal_size().columns, colour=sys.stdout.isatty()))
     page = root / "compare" / f"{'-'.join(run.digest for run in runs)}.html"
     try:
-        write_text(page, to_html(comparison))
+        write_text(page, to_html(comparison).encode("utf-8", "replace").decode("utf-8"))  # a name on the disk may hold no text
     except OSError as error:
         raise StoreError(
             f"The page {page} can't be written: {error.strerror}. Make space, mend its permissions, or choose another root=DIR."
@@ -88,18 +87,3 @@ def _so_far(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {}
     facts = {name: rows[-1][name] for name in ("step", "loss", "tokens", "seconds")}
     return facts | {"tokens_per_second": facts["tokens"] / max(facts["seconds"], 1e-3)}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise

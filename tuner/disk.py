@@ -11,19 +11,24 @@ from pathlib import Path
 from typing import Any
 
 
-def write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    """Write a JSON file whole or not at all."""
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with part.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=indent, ensure_ascii=False)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         part.rename(path)
     except OSError:
         part.unlink(missing_ok=True)
         raise
+
+
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False))
 
 
 def disk_full(error: BaseException) -> bool:

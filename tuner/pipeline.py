@@ -11,13 +11,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tuner import budget
 from tuner.chains import keep_links
 from tuner.disk import disk_full
 from tuner.driver import trouble
 from tuner.errors import ConfigError, Interrupted, StageError, StoreError
 from tuner.gpus import choose, gpus, hidden
 from tuner.launch import launch
-from tuner.plan import Step, fault, made_from, plan, requested
+from tuner.plan import Step, fault, made_from, plan, requested, trained
 from tuner.runs import Run, store_of
 from tuner.schema import Config
 from tuner.stage import Context, Input, Stage, View
@@ -73,8 +74,9 @@ def execute(
             if step.pick:
                 config = step.pick.config  # a step that was chosen stays chosen, though the training goes on
             if pinned:
-                _refuse(step, steps, run)
+                _refuse(step, steps, stages, run)
             if not built:
+                budget.check([(steps, config)])
                 _refuse_driver(config, steps)
             built[name] = built.get(name, 0) + 1
             if pinned and built[name] > 1:
@@ -107,11 +109,11 @@ def _linked(step: Step, store: Store, run: Run) -> bool:
         return store.find(step.artifact.key) is not None
 
 
-def _refuse(step: Step, steps: Sequence[Step], run: Run) -> None:
+def _refuse(step: Step, steps: Sequence[Step], stages: Sequence[Stage], run: Run) -> None:
     """A verb on a run builds what follows the training, and nothing else. Raises StoreError for anything else that is to do."""
-    train = next(s for s in steps if s.stage.name == "train")
-    if step.stage.name in [s.stage.name for s in steps[: steps.index(train) + 1]]:
+    if step.stage.name in trained(stages):
         raise StoreError(f"{step.stage.name} of {run.dir.name} is {step.why}, and this command trains nothing. Run its pipeline again to mend it.")
+    train = next(s for s in steps if s.stage.name == "train")
     if step.origin is None or (step.stage.choice and step.pick is None and train.artifact is None):
         wish = step.config.convert.step
         saved = f"has not saved step {wish}" if isinstance(wish, int) else "has saved no step yet"

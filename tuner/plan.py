@@ -121,7 +121,7 @@ def plan(
     """
     steps: dict[str, Step] = {}
     again = made_from(stages, redo) if redo else set()
-    fixed = {stage.name for stage in stages[: _trained(stages)]} if pinned else set()
+    fixed = trained(stages) if pinned else set()
     for stage in requested(stages, config.until):
         step = _linked(stage, config, store, run) if stage.name in fixed else _look(stage, config, steps, store, run, hashing, pinned)
         if stage.name in again and step.state in ("done", "continue"):
@@ -130,9 +130,10 @@ def plan(
     return _needed(list(steps.values()), targets(stages, config.until))
 
 
-def _trained(stages: Sequence[Stage]) -> int:
-    """How many stages there are up to and with the training."""
-    return next((i for i, stage in enumerate(stages, start=1) if stage.name == "train"), 0)
+def trained(stages: Sequence[Stage]) -> set[str]:
+    """The stages up to and with the training: what a verb on a run takes as it is."""
+    last = next(i for i, stage in enumerate(stages) if stage.name == "train")
+    return {stage.name for stage in stages[: last + 1]}
 
 
 def _linked(stage: Stage, config: Config, store: Store, run: Run) -> Step:

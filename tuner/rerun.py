@@ -12,12 +12,13 @@ from tuner.errors import ConfigError, TunerError
 from tuner.freeze import freeze, nearest, thaw
 from tuner.line import GROUPS
 from tuner.pipeline import execute
-from tuner.plan import named, plan
+from tuner.plan import named, plan, trained
 from tuner.runs import Run, run_digest, run_name, store_of
 from tuner.schema import Config
-from tuner.stage import Stage, leaves
+from tuner.stage import leaves
+from tuner.stages import STAGES
 
-BEFORE = {"fetch_data", "fetch_model", "tokenize", "train"}
+BEFORE = trained(STAGES)
 
 
 def with_words(config: Config, words: Sequence[str], extra: Path | None = None) -> Config:
@@ -64,7 +65,7 @@ def _put(values: dict[str, Any], path: str, item: Any) -> None:
     values[name] = item
 
 
-def rerun(run: Run, words: Sequence[str], until: str, stages: Sequence[Stage], tell: Callable[[str], None], extra: Path | None = None) -> Run:
+def rerun(run: Run, words: Sequence[str], until: str, tell: Callable[[str], None], extra: Path | None = None) -> Run:
     """Bring `run` to the stage `until`, with what the words say of the stages after the training; returns the run that holds the result.
 
     That is the run itself, or, when the words ask for another result (another step, other questions), a run of its own beside it,
@@ -72,7 +73,7 @@ def rerun(run: Run, words: Sequence[str], until: str, stages: Sequence[Stage], t
     """
     before = load(run)
     config = with_words(before, words, extra)
-    if config.redo and named(stages, config.redo) & BEFORE:
+    if config.redo and named(STAGES, config.redo) & BEFORE:
         raise ConfigError(
             f"redo={config.redo} would train again, and this command trains nothing. Give it to the pipeline: python -m tuner … redo={config.redo}"
         )
@@ -89,7 +90,7 @@ def rerun(run: Run, words: Sequence[str], until: str, stages: Sequence[Stage], t
             target.dir.mkdir(parents=True, exist_ok=True)
             for link in [link for link in run.dir.iterdir() if link.name in {*BEFORE, "base", "adapter"}]:
                 target.link(link.name, run.dir / link.readlink())
-        return execute(wished, stages, tell, run=target, pinned=True)
+        return execute(wished, STAGES, tell, run=target, pinned=True)
     except TunerError:
         if new and not target.path("convert").exists():
             shutil.rmtree(target.dir, ignore_errors=True)  # nothing came of it
@@ -111,15 +112,13 @@ def relabel(run: Run, names: Sequence[str], words: Sequence[str]) -> int:
     return 0
 
 
-def to_talk_with(
-    run: Run, words: Sequence[str], stages: Sequence[Stage], tell: Callable[[str], None], extra: Path | None = None
-) -> tuple[Run, Config, Path | None]:
+def to_talk_with(run: Run, words: Sequence[str], tell: Callable[[str], None], extra: Path | None = None) -> tuple[Run, Config, Path | None]:
     """What a conversation with the run needs: the run that holds its result, its config, and where the base of its adapter lies."""
     config = with_words(load(run), words, extra)
     kept = [word for word in words if word.startswith(("convert.", "name="))]  # what asks for another result; the rest is how to talk
     if kept or not run.path("convert").exists():
-        run = rerun(run, kept, "convert", stages, tell, extra)
-    steps = plan(replace(load(run), until="convert"), stages, store_of(load(run)), run, pinned=True)
+        run = rerun(run, kept, "convert", tell, extra)
+    steps = plan(replace(load(run), until="convert"), STAGES, store_of(load(run)), run, pinned=True)
     model = next(step for step in steps if step.stage.name == "fetch_model")
     return run, config, model.input().dir if model.artifact else None
 

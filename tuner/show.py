@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tuner import budget
+from tuner.errors import Stopped
 from tuner.plan import Step
 from tuner.report.page import printable
 from tuner.runs import Run, store_of
@@ -80,6 +81,6 @@ def summary(run: Run) -> str:
 
 def sweep_summary(results: Sequence[tuple[str, int, str]]) -> str:
     """Which jobs of a sweep are done and which failed, with the reason."""
-    failed = [(title, message) for title, code, message in results if code not in (0, 3)]
-    lines = [f"sweep: {len(results) - len(failed)} of {len(results)} jobs done"]
-    return "\n".join(lines + [f"  failed: {title}: {message}" for title, message in failed])
+    rest = [(title, "stopped" if code == Stopped.exit_code else "failed", message) for title, code, message in results if code not in (0, 3)]
+    lines = [f"sweep: {len(results) - len(rest)} of {len(results)} jobs done"]
+    return "\n".join(lines + [f"  {how}: {title}: {message}" for title, how, message in rest])

@@ -31,6 +31,6 @@ def after_training(verb: str, run: Run, words: Sequence[str], extra: Path | None
     if verb == "chat":
         from tuner.chat import chat
 
-        return chat(*to_talk_with(run, words, STAGES, to_stderr, extra))
-    print(summary(rerun(run, words, verb, STAGES, to_stderr, extra)))
+        return chat(*to_talk_with(run, words, to_stderr, extra))
+    print(summary(rerun(run, words, verb, to_stderr, extra)))
     return 0
