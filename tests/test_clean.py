@@ -427,3 +427,29 @@ def test_a_clean_beside_running_builds_loses_nothing(root: Path, store: Store, t
     assert cleaned > 20, "too few cleans to have been in anybody's way"
     assert all(made > 5 and kept > 20 for made, kept in counts), counts
     assert len(artifacts(store)) <= 2
+
+
+def test_a_clean_beside_two_real_runs_loses_nothing(tuner: Tuner, words: list[str], finished: Path, tmp_path: Path) -> None:
+    """Two trainings that share their data and base, and a `clean --all` that never rests: both come to their end, with the usual bytes."""
+    root = tmp_path / "outputs"
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tuner", *words, f"seed={seed}", "until=convert", f"name=s{seed}", f"root={root}"],
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for seed in (0, 1)
+    ]
+    cleans = 0
+    while any(run.poll() is None for run in runs):
+        tuner("clean", "--all", f"root={root}")
+        cleans += 1
+    assert [run.returncode for run in runs] == [0, 0]
+    tuner("clean", "--all", f"root={root}")
+    assert cleans > 5
+    for directory in (root / "runs").iterdir():
+        assert [link.name for link in directory.iterdir() if link.is_symlink() and not link.exists()] == []
+    (undisturbed,) = (finished / "runs").glob("*/convert/adapter_model.safetensors")
+    (beside,) = (root / "runs").glob("s0-*/convert/adapter_model.safetensors")
+    assert beside.read_bytes() == undisturbed.read_bytes()
