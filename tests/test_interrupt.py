@@ -115,6 +115,7 @@ def test_ctrl_c_in_a_terminal(tiny: list[str], tmp_path: Path, straight: bytes) 
         env=environment({"TERM": "xterm"}),
         encoding="utf-8",
         dimensions=(40, 120),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite that runs in the background ignores it, and children inherit that
         timeout=120,
     )  # type: ignore[arg-type]
     terminal.expect("/120")  # the bar is there, before the first step

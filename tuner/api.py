@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner import runs
+from tuner import budget, runs
 from tuner.chains import inherit, load
 from tuner.config import compose
 from tuner.pipeline import execute
@@ -66,7 +66,8 @@ def prepare(overrides: Sequence[str], config_dir: str | Path | None = None) -> C
 
 
 def execute_config(config: Config, tell: Callable[[str], None], redone: set[str] | None = None) -> Run:
-    """Run the pipeline of a config."""
+    """Run the pipeline of a config, if the disk holds what it will make."""
+    budget.check([(plan(config, STAGES, store_of(config), runs.Run.of(config), redo=config.redo), config)])
     return Run(execute(config, STAGES, tell, redone).dir)
 
 

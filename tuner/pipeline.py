@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tuner import budget
 from tuner.chains import keep_links
 from tuner.disk import disk_full
 from tuner.driver import trouble
@@ -76,7 +75,6 @@ def execute(
             if pinned:
                 _refuse(step, steps, stages, run)
             if not built:
-                budget.check([(steps, config)])
                 _refuse_driver(config, steps)
             built[name] = built.get(name, 0) + 1
             if pinned and built[name] > 1:
