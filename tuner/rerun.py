@@ -118,8 +118,8 @@ def to_talk_with(run: Run, words: Sequence[str], tell: Callable[[str], None], ex
     kept = [word for word in words if word.startswith(("convert.", "name="))]  # what asks for another result; the rest is how to talk
     if kept or not run.path("convert").exists():
         run = rerun(run, kept, "convert", tell, extra)
-    steps = plan(replace(load(run), until="convert"), STAGES, store_of(load(run)), run, pinned=True)
-    model = next(step for step in steps if step.stage.name == "fetch_model")
+    ours = replace(load(run), until="fetch")
+    model = next(step for step in plan(ours, STAGES, store_of(ours), run, pinned=True) if step.stage.name == "fetch_model")
     return run, config, model.input().dir if model.artifact else None
 
 
