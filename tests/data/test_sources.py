@@ -1,11 +1,8 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tuner.data import sources
 from tuner.errors import ConfigError, DataError
@@ -64,56 +61,44 @@ def test_a_package_is_found_without_running_it(folder: Path, monkeypatch: pytest
         sources.locate(["a.jsonl"], "carier")
 
 
-JSON_ROWS = st.lists(st.dictionaries(st.text(max_size=4), st.text(max_size=8) | st.integers() | st.none(), max_size=3), max_size=6)
+def save(folder: Path, shards: list[str], present: list[str] | None = None) -> list[Path]:
+    """A directory as save_to_disk of `datasets` leaves it."""
+    write(folder / "state.json", json.dumps({"_data_files": [{"filename": name} for name in shards], "_fingerprint": "0", "_split": "train"}))
+    write(folder / "dataset_info.json", "{}")
+    return [write(folder / name, b"\xff\xff\xff\xff") for name in (shards if present is None else present)]
 
 
-@settings(deadline=None, max_examples=40)
-@given(rows=JSON_ROWS, ascii_only=st.booleans(), indent=st.sampled_from([None, 1]), bom=st.booleans())
-def test_lines_and_lists_give_the_same_rows(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[Any], ascii_only: bool, indent: int | None, bom: bool
-) -> None:
-    folder = tmp_path_factory.mktemp("rows")
-    mark = b"\xef\xbb\xbf" if bom else b""
-    lines = write(folder / "a.json", mark + "".join(json.dumps(row, ensure_ascii=ascii_only) + "\n\n" for row in rows).encode())
-    whole = write(folder / "b.jsonl", mark + json.dumps(rows, ensure_ascii=ascii_only, indent=indent).encode())
-    assert [row for _, row in sources.read(lines)] == rows
-    assert list(sources.read(whole)) == list(enumerate(rows, start=1))
+def test_a_directory_that_datasets_saved_stands_for_its_shards_in_their_order(folder: Path) -> None:
+    shards = save(folder / "saved", ["data-00000-of-00003.arrow", "data-00002-of-00003.arrow", "data-00001-of-00003.arrow"])
+    write(folder / "saved" / "cache-1.arrow", "")
+    rows = write(folder / "a.jsonl", "{}")
+    found = sources.locate(["saved", "a.jsonl"])
+    assert list(found.values()) == [*shards, rows]
+    assert list(found)[1:] == ["0001-data-00002-of-00003.arrow", "0002-data-00001-of-00003.arrow", "0003-a.jsonl"]
+    (one,) = save(folder / "one", ["data-00000-of-00001.arrow"])
+    assert sources.locate(["on*"]) == {"data-00000-of-00001.arrow": one}
 
 
-def test_blank_lines_count_as_lines(tmp_path: Path) -> None:
-    assert list(sources.read(write(tmp_path / "a.jsonl", '\r\n{"a": 1}\r\n\n{"a": 2}'))) == [(2, {"a": 1}), (4, {"a": 2})]
+def test_splits_and_damaged_directories_are_refused(folder: Path) -> None:
+    write(folder / "splits" / "dataset_dict.json", '{"splits": ["train", "test"]}')
+    with pytest.raises(DataError, match=r"holds the splits train, test .*data\.path=.*splits/train"):
+        sources.locate(["splits"])
+    save(folder / "lost", ["a.arrow", "b.arrow"], present=["a.arrow"])
+    with pytest.raises(DataError, match=r"state\.json names b\.arrow, which is not in"):
+        sources.locate(["lost"])
+    save(folder / "outside", ["../a.jsonl"], present=[])
+    with pytest.raises(DataError, match="a file under `_data_files` has no name of its own"):
+        sources.locate(["outside"])
+    for content in ("", "[]", "{}", '{"_data_files": []}', '{"_data_files": 3}', "[" * 100_000):
+        write(folder / "broken" / "state.json", content)
+        with pytest.raises(DataError, match=r"state\.json.*`_data_files`"):
+            sources.locate(["broken"])
 
 
-def test_a_line_of_turns_is_a_row_and_a_line_of_rows_is_the_set(tmp_path: Path) -> None:
-    turns = '[{"role": "user", "content": "a"}]\n'
-    assert len(list(sources.read(write(tmp_path / "a.json", turns)))) == 1
-    assert list(sources.read(write(tmp_path / "b.json", '[{"instruction": "a"}, {"instruction": "b"}]')))[1][0] == 2
-    assert len(list(sources.read(write(tmp_path / "c.json", f"[{turns}, {turns}]")))) == 2
-
-
-def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
-    assert list(sources.read(write(tmp_path / "a.jsonl", b""))) == []
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b'{"a": 1}\n{"a": 1,}\n', r"a\.jsonl:2: no valid JSON"),
-        (b'{"a": 1}\n{"a": "\xff"}\n', r"a\.jsonl:2: no valid UTF-8 \(byte 0xff at 7\)"),
-        (b'{"a": 1}\n' + b"[" * 200_000 + b"\n", r"a\.jsonl:2: JSON nested too deeply"),
-        (b'[\n{"a": 1},\n{"a"}\n]', r"a\.jsonl:3: no valid JSON"),
-        (b'[\n{"a": "\xff"}]', r"a\.jsonl: no valid UTF-8"),
-    ],
-)
-def test_bad_lines_are_named(tmp_path: Path, content: bytes, words: str) -> None:
-    with pytest.raises(DataError, match=words):
-        list(sources.read(write(tmp_path / "a.jsonl", content)))
-
-
-def test_good_rows_come_before_the_error_and_ten_bad_ones_are_named(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", '{"a": 1}\n' + "oops\n" * 30)
-    rows = sources.read(file)
-    assert next(rows) == (1, {"a": 1})
-    with pytest.raises(DataError, match="10 rows can't be used") as caught:
-        next(rows)
-    assert str(caught.value).count("no valid JSON") == 10
+def test_all_endings_that_can_be_read_are_named(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no data file \(\.jsonl, .*\.parquet, \.arrow, \.txt, also with \.gz or \.zst\)"):
+        sources.locate(["*.csv"])
+    for name in ("a.parquet", "b.csv.gz", "c.txt", "d.py"):
+        write(folder / name, "")
+    with pytest.raises(DataError, match=r"holds a\.parquet, b\.csv\.gz, c\.txt\."):
+        sources.locate(["*.json"])

@@ -1,0 +1,28 @@
+"""What a file is cut into."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+CHUNK = 1 << 20
+"""about as many bytes (or characters) of a file are one chunk"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """Some rows of a file, one after the other: lines that are still to be parsed, or values."""
+
+    first: int
+    """number of its first row, from 1: the line of a JSONL or text file, the item's number in a JSON list or a table"""
+    lines: bytes | None = None
+    """whole lines of a JSONL file, in UTF-8 whatever the file was written in"""
+    values: Sequence[Any] | None = None
+    """rows that had to be parsed to be cut: values, and `Unreadable` where there is none"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unreadable:
+    """What stands where a row should be."""
+
+    reason: str
+    """what was found and what was expected, without the file and the row's number"""
