@@ -1,15 +1,36 @@
 import pytest
 
-from tuner.data.conversation import Conversation, Message, fill, with_system
-from tuner.errors import DataError
+from tuner.data.conversation import (
+    Call,
+    Conversation,
+    Message,
+    RowError,
+    apart,
+    every_turn,
+    exchanges,
+    fill,
+    last_only,
+    with_system,
+    without_reasoning,
+)
 
 TALK = Conversation(
     messages=(Message(role="user", content="{{name}}?"), Message(role="assistant", content="I'm {{name}} by {{maker}}, {name}.", trained=True))
 )
 
 
+def talk(*turns: str) -> Conversation:
+    """Turns such as "u question" and "a answer"; all answers are trained."""
+    roles = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
+    return Conversation(messages=tuple(Message(role=roles[t[0]], content=t[2:], trained=t[0] == "a") for t in turns))  # type: ignore[arg-type]
+
+
 def texts(conversation: Conversation) -> list[str]:
     return [message.content for message in conversation.messages]
+
+
+def trained(conversation: Conversation) -> list[bool]:
+    return [message.trained for message in conversation.messages]
 
 
 def test_fill_puts_words_into_every_turn_and_looks_at_them_once() -> None:
@@ -21,7 +42,7 @@ def test_without_words_texts_stay_as_they_are() -> None:
 
 
 def test_a_place_without_word_is_refused() -> None:
-    with pytest.raises(DataError, match=r"place \{\{maker\}\}.*data\.fill\.name.*Add data\.fill\.maker="):
+    with pytest.raises(RowError, match=r"place \{\{maker\}\}.*data\.fill\.name.*Add data\.fill\.maker="):
         fill(TALK, {"name": "Tuna"})
 
 
@@ -35,3 +56,40 @@ def test_a_system_prompt_is_for_those_that_bring_none() -> None:
 def test_an_answer_without_text_trains_nothing() -> None:
     assert TALK.trains
     assert not Conversation(messages=(Message(role="assistant", content=" \n", trained=True), Message(role="assistant", content="no"))).trains
+
+
+def test_a_call_without_text_is_trained() -> None:
+    assert Message(role="assistant", calls=(Call(name="look", arguments={}),), trained=True).trains
+
+
+def test_a_thought_in_front_of_an_answer_is_taken_out_of_it() -> None:
+    split = apart(talk("u <think>q</think>", "a <think>\nwhy\n\nnot\n</think>\n\nso", "a <think></think>yes", "a see </think>"))
+    assert texts(split) == ["<think>q</think>", "so", "yes", "see </think>"]
+    assert [message.reasoning for message in split.messages] == [None, "why\n\nnot", "", None]
+    assert texts(without_reasoning(split)) == texts(split)
+    assert not any(message.reasoning for message in without_reasoning(split).messages)
+    plain = talk("u q", "a b")
+    assert apart(plain) is plain
+
+
+def test_a_thought_of_its_own_leaves_the_text_alone() -> None:
+    both = Conversation(messages=(Message(role="assistant", content="<think>a</think>b", reasoning="c"),))
+    assert apart(both).messages == both.messages
+
+
+def test_the_last_turn_that_trains_is_the_last_trained() -> None:
+    assert trained(last_only(talk("u a", "a b", "u c", "a d", "a  "))) == [False, False, False, True, False]
+    assert trained(last_only(talk("u a"))) == [False]
+
+
+def test_each_turn_that_trains_ends_a_conversation() -> None:
+    parts = list(every_turn(talk("u 1", "a 2", "u 3", "a ", "u 5", "a 6", "u 7")))
+    assert [texts(part) for part in parts] == [["1", "2"], ["1", "2", "3", "", "5", "6"]]
+    assert all(trained(part) == [False] * (len(part.messages) - 1) + [True] for part in parts)
+
+
+def test_groups_begin_where_a_person_speaks_after_an_answer() -> None:
+    messages = talk("s s", "u 1", "u 2", "a 3", "t 4", "a 5", "u 6", "a 7", "u 8").messages
+    groups = [[message.content for message in group] for group in exchanges(messages)]
+    assert groups == [["s", "1", "2", "3", "4", "5"], ["6", "7"], ["8"]]
+    assert list(exchanges(())) == []

@@ -1,15 +1,25 @@
-"""A conversation: what every format becomes, and what the chat template writes."""
+"""What a row becomes: a conversation, a plain text, or a preference; and what is done to a conversation before it is written as tokens."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
-from tuner.errors import DataError
-
-Speaker = Literal["system", "user", "assistant"]
+Speaker = Literal["system", "user", "assistant", "tool"]
 
 PLACE = re.compile(r"\{\{(\w+)\}\}")
+THOUGHT = re.compile(r"\A\s*<think>(.*?)</think>\s*", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """A tool that the assistant calls."""
+
+    name: str
+    arguments: Any
+    """a JSON value, as a rule an object; never JSON in a text"""
+    id: str | None = None
+    """by which a tool's answer refers to it"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,33 +27,70 @@ class Message:
     """One turn."""
 
     role: Speaker
-    """who speaks"""
-    content: str
+    """who speaks; `tool` is what a tool answered"""
+    content: str = ""
     """the text, as the row has it: never stripped, never parsed for special tokens"""
     trained: bool = False
     """whether the loss should be on it; only an assistant's turn can be"""
+    reasoning: str | None = None
+    """what the assistant thought before it spoke, without any marks around it"""
+    calls: tuple[Call, ...] = ()
+    """of the assistant"""
+    call_id: str | None = None
+    """of a tool's answer: the call that it answers"""
+    name: str | None = None
+    """of a tool's answer: the tool"""
 
     @property
     def trains(self) -> bool:
         """Whether the loss is on it: an answer without text would teach silence."""
-        return self.trained and bool(self.content.strip())
+        return self.trained and bool(self.calls or self.content.strip())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conversation:
-    """Turns in their order, and the place they came from."""
+    """Turns in their order."""
 
     messages: tuple[Message, ...]
     """at least one"""
-    file: int = 0
-    """index of the file in the ledger's sources"""
-    line: int = 1
-    """line of a JSONL file or number of the item in a JSON list, from 1"""
+    tools: tuple[Any, ...] = ()
+    """what the assistant may call: JSON values as the row has them, in OpenAI's form ({"type": "function", "function": {…}})"""
 
     @property
     def trains(self) -> bool:
         """Whether the loss is on any turn."""
         return any(message.trains for message in self.messages)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Text:
+    """A plain text, for continued pre-training: all of it is trained."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preference:
+    """Two ways to go on from the same turns, the first of which is better."""
+
+    prompt: Conversation
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Label:
+    """A conversation whose last answer was found good or bad."""
+
+    conversation: Conversation
+    good: bool
+
+
+Sample = Conversation | Text | Preference | Label
+
+
+class RowError(Exception):
+    """A row that can't be taken; the message says what was found and what was expected, and who reads the file adds where."""
 
 
 def with_system(conversation: Conversation, system: str | None) -> Conversation:
@@ -57,7 +104,7 @@ def fill(conversation: Conversation, words: Mapping[str, str]) -> Conversation:
     """Replace each `{{key}}` by its word, in every turn; without `words` the texts stay as they are.
 
     A word is put in as it is: places inside it are not looked at again.
-    Raises DataError (without the file's name, which the caller knows) for a place that has no word.
+    Raises RowError for a place that has no word.
     """
     if not words:
         return conversation
@@ -65,7 +112,54 @@ def fill(conversation: Conversation, words: Mapping[str, str]) -> Conversation:
     def word(place: re.Match[str]) -> str:
         if place[1] not in words:
             known = ", ".join(f"data.fill.{key}" for key in words)
-            raise DataError(f"the text has the place {place[0]} and data.fill has no word for it (it has {known}). Add data.fill.{place[1]}=…")
+            raise RowError(f"the text has the place {place[0]} and data.fill has no word for it (it has {known}). Add data.fill.{place[1]}=…")
         return words[place[1]]
 
     return replace(conversation, messages=tuple(replace(message, content=PLACE.sub(word, message.content)) for message in conversation.messages))
+
+
+def apart(conversation: Conversation) -> Conversation:
+    """Take the reasoning that an answer's text begins with (`<think>…</think>`) out of it, into its own field."""
+    if not any("</think>" in message.content for message in conversation.messages):
+        return conversation
+
+    def part(message: Message) -> Message:
+        if message.role != "assistant" or message.reasoning is not None or not (thought := THOUGHT.match(message.content)):
+            return message
+        return replace(message, reasoning=thought[1].strip("\n"), content=message.content[thought.end() :])
+
+    return replace(conversation, messages=tuple(part(message) for message in conversation.messages))
+
+
+def without_reasoning(conversation: Conversation) -> Conversation:
+    """The same, as if the assistant had not thought."""
+    return replace(conversation, messages=tuple(replace(message, reasoning=None) for message in apart(conversation).messages))
+
+
+def last_only(conversation: Conversation) -> Conversation:
+    """The same, with the loss on the last turn that trains, and on no other."""
+    last = max((i for i, message in enumerate(conversation.messages) if message.trains), default=-1)
+    return replace(conversation, messages=tuple(replace(m, trained=i == last) for i, m in enumerate(conversation.messages)))
+
+
+def every_turn(conversation: Conversation) -> Iterator[Conversation]:
+    """One conversation for each turn that trains, which is its last: so each is written as it was when the assistant had to speak."""
+    for i, message in enumerate(conversation.messages):
+        if message.trains:
+            yield last_only(replace(conversation, messages=conversation.messages[: i + 1]))
+
+
+def exchanges(messages: Sequence[Message]) -> Iterator[tuple[Message, ...]]:
+    """Turns in groups that can stand alone: each begins where a person speaks after an answer.
+
+    >>> [len(group) for group in exchanges([Message(role=r) for r in ("user", "assistant", "tool", "assistant", "user", "assistant")])]
+    [4, 2]
+    """
+    group: list[Message] = []
+    for message in messages:
+        if message.role == "user" and any(m.role == "assistant" for m in group):
+            yield tuple(group)
+            group = []
+        group.append(message)
+    if group:
+        yield tuple(group)

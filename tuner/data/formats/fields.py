@@ -1,0 +1,121 @@
+"""What a row holds, checked: texts, roles, JSON written in a text; and how errors name what they found."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tuner.data.conversation import RowError, Speaker
+
+Words = Mapping[str, Speaker]
+"""role → who speaks"""
+
+SHORT = 40
+"""characters of a value that an error shows"""
+KEYS = 8
+"""keys of a row that an error names"""
+DEEPEST = 100
+"""objects and lists inside one another: more would be no call, and at some depth nothing could write them"""
+
+
+def quoted(value: str) -> str:
+    """A text in quotes, short and on one line, whatever is in it."""
+    shown = repr(value[:SHORT])
+    return shown if len(value) <= SHORT and len(shown) <= SHORT else f"{shown[: SHORT - 2]}…{shown[0]}"
+
+
+def named(keys: Iterable[Any]) -> str:
+    """Keys of a row in a list.
+
+    >>> named({"question": "…", "answer": "…"})
+    'question, answer'
+    """
+    shown = [key if isinstance(key, str) and key.isprintable() and 0 < len(key) <= SHORT else quoted(str(key)) for key in keys]
+    return ", ".join(shown[:KEYS]) + (f" and {len(shown) - KEYS} more" if len(shown) > KEYS else "") or "none"
+
+
+def told(value: Any) -> str:
+    """What a value is, in a few words; never all of it, however large or deep it may be.
+
+    >>> told(None), told(True), told(3), told("hello"), told([1, 2]), told({"role": "user"})
+    ('null', 'true', 'the number 3', "the text 'hello'", 'a list of 2', 'an object with the keys role')
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return f"the text {quoted(value)}"
+    if isinstance(value, int | float):
+        return f"the number {value}" if isinstance(value, float) or value.bit_length() < 64 else "a large number"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, Mapping):
+        return f"an object with the keys {named(value)}" if value else "an empty object"
+    return f"a value of the type {type(value).__name__}"
+
+
+def text(value: Any, name: str) -> str:
+    """The text that must stand in `name`, as it is. Raises RowError."""
+    if not isinstance(value, str):
+        raise RowError(f"{name} must be a text, and this is {told(value)}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise RowError(f"{name} holds half of a surrogate pair, which is no character (in {quoted(value)})") from None
+    return value
+
+
+def needed(row: Mapping[str, Any], key: str) -> Any:
+    """The value of a key that a format can't do without."""
+    if key not in row:
+        raise RowError(f"{key} is expected, and the row has none (its keys are {named(row)}); data.columns.{key}=… says where else it is")
+    return row[key]
+
+
+def speaker(word: Any, words: Words) -> Speaker:
+    """Who speaks where the role is `word`. Raises RowError for one that isn't known."""
+    role = words.get(word) if isinstance(word, str) else None
+    if role is None:
+        hint = f"; data.roles.user=[{word}] would make it one of them" if isinstance(word, str) and word.isidentifier() and word.isascii() else ""
+        raise RowError(f"a turn of {quoted(word) if isinstance(word, str) else told(word)}; known are {', '.join(words)}{hint}")
+    return role
+
+
+def parsed(value: str, name: str) -> Any:
+    """The JSON value written in a text. Raises RowError."""
+    try:
+        result = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:SHORT]
+        raise RowError(f"{name} must be JSON in a text, and {quoted(value)} is none ({why})") from None
+    if "\\u" in value:
+        return sound(result, name)
+    text(value, name)
+    return _shallow(result, value, name)
+
+
+def sound(value: Any, name: str) -> Any:
+    """A JSON value, found to be one in all its parts. Raises RowError."""
+    try:
+        written = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise RowError(f"{name} must be a JSON value, and this is {told(value)} ({why})") from None
+    if not written.isascii():
+        try:
+            written.encode()
+        except UnicodeEncodeError:
+            raise RowError(f"{name} holds half of a surrogate pair, which is no character") from None
+    return _shallow(value, written, name)
+
+
+def _shallow(value: Any, written: str, name: str) -> Any:
+    if written.count("[") + written.count("{") <= DEEPEST:  # nearly all
+        return value
+    open_ = [(value, 1)]
+    while open_:
+        inner, depth = open_.pop()
+        if depth > DEEPEST:
+            raise RowError(f"{name} is nested too deeply: more than {DEEPEST} objects and lists stand inside one another")
+        parts = inner.values() if isinstance(inner, dict) else inner if isinstance(inner, list) else ()
+        open_ += [(part, depth + 1) for part in parts if isinstance(part, dict | list)]
+    return value

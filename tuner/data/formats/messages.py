@@ -1,0 +1,124 @@
+"""OpenAI's chat format: `{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}`, or the bare list of turns.
+
+A content is a text, null, or a list of parts: text, reasoning, calls. Parts of one kind are joined, and stand in the order in which a
+message is written: thoughts, text, calls; another order is refused, and so are pictures, sound and files.
+An answer with `"weight": 0`, `"loss": false` or `"train": false` is shown and not trained; on other turns, which are never trained, these say nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tuner.data.conversation import Call, Conversation, Message, RowError, Speaker
+from tuner.data.formats.fields import Words, named, needed, parsed, quoted, speaker, text, told
+from tuner.data.formats.tools import call, calls, spoken
+from tuner.data.formats.turns import conversation
+
+ROLES: Words = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool", "function": "tool"}
+
+FLAGS = ("weight", "loss", "train")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+REFUSED = frozenset(("refusal", "audio", "audios", "image", "images", "image_url", "video", "videos", "file", "files", "attachments", "tool_call"))
+"""keys of a turn that say something a message can't hold; others that aren't known, such as `id`, say nothing about its text"""
+KINDS = {"text": 1, "input_text": 1, "output_text": 1, "reasoning": 0, "thinking": 0, "tool_call": 2}
+"""types of parts → their place in a message"""
+
+
+def messages(row: Any, words: Words = ROLES) -> Conversation:
+    """Raises RowError."""
+    if isinstance(row, list):
+        return conversation({}, turns(row, "a row", words))
+    found = needed(row, "messages")
+    return conversation(row, turns(parsed(found, "messages") if isinstance(found, str) else found, "messages", words))
+
+
+def turns(value: Any, name: str, words: Words) -> list[Message]:
+    """A list of turns, of which there must be one at least."""
+    if not isinstance(value, list) or not value:
+        raise RowError(f"{name} must be a list of turns with at least one in it, and this is {told(value)}")
+    return [turn(entry, words) for entry in value]
+
+
+def turn(value: Any, words: Words) -> Message:
+    """One turn."""
+    if not isinstance(value, dict):
+        raise RowError(f'a turn must be an object such as {{"role": "user", "content": "…"}}, and this is {told(value)}')
+    role, content = speaker(_role(value), words), value.get("content")
+    if len(value) == 2 and isinstance(content, str):  # nearly all
+        return Message(role=role, content=text(content, "content"), trained=role == "assistant")
+    return _rich(value, role, content)
+
+
+def _role(value: Mapping[str, Any]) -> Any:
+    if "role" not in value:
+        hint = "; turns of `from` and `value` are read from the column conversations: data.columns.conversations=…" if "from" in value else ""
+        raise RowError(f"a turn has no role (its keys are {named(value)}){hint}")
+    return value["role"]
+
+
+def _rich(value: Mapping[str, Any], role: Speaker, content: Any) -> Message:
+    if not REFUSED.isdisjoint(value):
+        for key in sorted(REFUSED.intersection(value)):
+            if value[key]:
+                raise RowError(f"a turn has {key}, which can't be trained; only text, reasoning and calls can")
+    thought, said, called = _parts(content) if isinstance(content, list) else (None, None if content is None else text(content, "content"), [])
+    for key in THOUGHTS:
+        if value.get(key) and (other := text(value[key], key)) != thought:
+            if thought is not None:
+                raise RowError(f"a turn has two different thoughts, one of them in {key}, and one is expected")
+            thought = other
+    beside = (calls(value["tool_calls"]) if value.get("tool_calls") else ()) + ((call(value["function_call"]),) if value.get("function_call") else ())
+    if called and beside:
+        raise RowError("a turn has calls both in its content and beside it, and one of them is expected")
+    called = called or list(beside)
+    if role != "assistant" and (thought or called):
+        raise RowError(f"a turn of {quoted(value['role'])} has {'reasoning' if thought else 'calls'}, which only the assistant's can have")
+    if said is None and "content" not in value and not thought and not called:
+        raise RowError(f"a turn has no content (its keys are {named(value)})")
+    wanted = [_wanted(value[key], key) for key in FLAGS if value.get(key) is not None]
+    tool = role == "tool"
+    return Message(
+        role=role,
+        content=said or "",
+        trained=role == "assistant" and all(wanted),
+        reasoning=thought or None,
+        calls=tuple(called),
+        call_id=text(value["tool_call_id"], "tool_call_id") if tool and value.get("tool_call_id") is not None else None,
+        name=text(value["name"], "name") if tool and value.get("name") is not None else None,
+    )
+
+
+def _parts(content: Sequence[Any]) -> tuple[str | None, str, list[Call]]:
+    """Thoughts, text and calls."""
+    thoughts: list[str] = []
+    texts: list[str] = []
+    called: list[Call] = []
+    last = 0
+    for part in content:
+        if not isinstance(part, dict):
+            raise RowError(f'a part of a content must be an object such as {{"type": "text", "text": "…"}}, and this is {told(part)}')
+        kind = part.get("type")
+        place = KINDS.get(kind) if isinstance(kind, str) else None
+        if place is None:
+            raise RowError(
+                f"a content part of the type {quoted(kind) if isinstance(kind, str) else told(kind)} can't be trained; only {', '.join(KINDS)}"
+            )
+        if place < last:
+            raise RowError(f"a content part of the type {quoted(str(kind))} comes late: thoughts are expected first, then text, then calls")
+        last = place
+        if place == 2:
+            called += [call(part, part.get("id"))] if "name" in part else spoken(_inside(part, "value", "tool_call", "text"), "a tool_call")
+        elif place == 1:
+            texts.append(text(_inside(part, "text", "value"), "the text of a part"))
+        else:
+            thoughts.append(text(_inside(part, "text", "value", str(kind)), "the reasoning of a part"))
+    return "\n".join(thoughts) if thoughts else None, "".join(texts), called
+
+
+def _inside(part: Mapping[str, Any], *keys: str) -> Any:
+    return next((part[key] for key in keys if part.get(key) is not None), None)
+
+
+def _wanted(value: Any, key: str) -> bool:
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return bool(value)
+    raise RowError(f"{key} must be 0 or 1, false or true, and this is {told(value)}")

@@ -1,0 +1,95 @@
+"""Plain text, and conversations in one text (the guanaco form).
+
+`{"text": "…"}` is a document for continued pre-training. A blank one gives nothing to train on.
+
+`{"text": "### Human: …### Assistant: …"}` is a conversation: turns begin at the marks `### Human:` and `### Assistant:`, with or without
+a line break before them, and at `### System:` where a line begins. Other headings (`### Step 1`) are text. White space around a turn is the form's.
+A mark that begins a line inside a code fence is text as well, with those behind it in that fence: the answer shows what such a text
+looks like. A fence that nobody closes, or that is followed by one that opens (```python), was left open and quotes nothing.
+`{"input": "### Human: … ### Assistant:", "output": "…"}` is the same, with the last answer, whatever is in it, apart.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tuner.data.conversation import Conversation, Message, RowError, Speaker, Text
+from tuner.data.formats.fields import needed, quoted, text
+from tuner.data.formats.turns import conversation
+
+MARKS = ("### Human:", "### Assistant:", "### System:")
+SPEAKERS: Mapping[str, Speaker] = {"Human": "user", "Assistant": "assistant", "System": "system"}
+BEGIN = re.compile(r"\s*### (?:Human|Assistant|System):")
+TOKENS = re.compile(r"### (?P<who>Human|Assistant|System):|```+(?P<info>\w*)")
+MARK = re.compile(r"### (?P<who>Human|Assistant|System):")
+"""the same without fences, which is much faster"""
+
+
+def plain(row: Mapping[str, Any]) -> tuple[Text, ...]:
+    """One document, or none. Raises RowError."""
+    found = text(needed(row, "text"), "text")
+    return (Text(text=found),) if found and not found.isspace() else ()
+
+
+def is_marked(value: Any) -> bool:
+    """Whether a text begins as the guanaco form does."""
+    return isinstance(value, str) and BEGIN.match(value) is not None
+
+
+def guanaco(row: Mapping[str, Any]) -> Conversation:
+    """Raises RowError."""
+    apart = is_marked(row.get("input")) and "output" in row
+    found = text(row["input"] if apart else needed(row, "text"), "input" if apart else "text")
+    messages: list[Message] = []
+    end, who = 0, None
+    for mark in marks(found):
+        _turn(messages, who, found[end : mark.start()])
+        end, who = mark.end(), mark["who"]
+    if who is None:
+        raise RowError(f"the text must begin with one of the marks {', '.join(MARKS)}, and none is in {quoted(found)}")
+    rest = found[end:]
+    if apart:
+        if who != "Assistant" or rest.strip():
+            raise RowError("input must end with the mark ### Assistant:, as output is what follows it")
+        rest = text(row["output"], "output")
+    _turn(messages, who, rest)
+    return conversation(row, messages)
+
+
+def _turn(messages: list[Message], who: str | None, said: str) -> None:
+    if who:
+        messages.append(Message(role=SPEAKERS[who], content=said.strip(), trained=who == "Assistant"))
+    elif said.strip():
+        raise RowError(f"the text must begin with one of the marks {', '.join(MARKS)}, and {quoted(said.strip())} stands before the first")
+
+
+def marks(value: str) -> Iterator[re.Match[str]]:
+    """The marks at which turns begin."""
+    if "```" not in value:
+        yield from (mark for mark in MARK.finditer(value) if mark["who"] != "System" or _begins_line(value, mark))
+        return
+    held: list[re.Match[str]] = []
+    inside = False
+    for token in TOKENS.finditer(value):
+        if token["who"]:
+            first = _begins_line(value, token)
+            if token["who"] == "System" and not first:
+                continue
+            if inside and (held or first):
+                held.append(token)
+            else:
+                # in the middle of a line a turn begins, whatever fence was left open before it
+                inside = False
+                yield token
+        elif not inside:
+            inside = True
+        elif held and token["info"]:
+            yield from held
+            held = []
+        else:
+            held, inside = [], False
+    yield from held
+
+
+def _begins_line(value: str, mark: re.Match[str]) -> bool:
+    return mark.start() == 0 or value[mark.start() - 1] == "\n"

@@ -1,0 +1,228 @@
+"""A row of a data set → samples, in whatever format it is.
+
+    a row → columns under the names of the format → which format? → its function → samples
+            formats/columns                         formats/keys    formats/*
+
+A file whose rows are single messages of trees (flat OpenAssistant) becomes samples only as a whole: `gathers`, `gather`.
+
+How to add a format:
+
+1. a module in `formats` with a pure function `name(row, …) -> Sample`; it takes what `fields` and `turns` check, raises RowError for what
+   it can't take, and never leaves out a part of a row that says something
+2. its line in `_readers`, its version 1 in VERSIONS, its columns in COLUMNS
+3. its keys in `formats/keys`, behind those that say more
+4. its word in `data.format` in the schema
+5. a row of it in tests/data/test_formats.py
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from tuner.data.conversation import RowError, Sample, Speaker
+from tuner.data.files import Unreadable
+from tuner.data.formats import alpaca, messages, oasst, preference, prompt, sharegpt, text
+from tuner.data.formats.columns import mapped
+from tuner.data.formats.fields import Words, needed, told
+from tuner.data.formats.fields import text as text_of
+from tuner.data.formats.keys import sniff
+from tuner.errors import ConfigError
+
+__all__ = ["COLUMNS", "VERSIONS", "Gathered", "Reader", "Shape", "gather", "gathers", "read", "reader", "sniff", "versions"]
+
+VERSIONS = {"messages": 2, "sharegpt": 2, "alpaca": 2, "prompt": 1, "text": 1, "guanaco": 1, "oasst": 1, "preference": 1, "label": 1}
+"""each bumped when its function would read the same row differently"""
+
+TURNS = ("system", "tools", "functions")
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "messages": ("messages", *TURNS),
+    "sharegpt": ("conversations", *TURNS),
+    "alpaca": ("instruction", "input", "output", "history", *TURNS),
+    "prompt": ("prompt", "completion", *TURNS),
+    "text": ("text",),
+    "guanaco": ("text", "input", "output", *TURNS),
+    "oasst": ("prompt", "message_tree_id", "message_id", "parent_id", "role", "text", "rank", "deleted", "review_result"),
+    "preference": ("chosen", "rejected", "prompt", "messages", "conversations", "instruction", "input", *TURNS),
+    "label": ("label", "messages", "conversations", "prompt", "completion", "instruction", "input", "output", "history", *TURNS),
+}
+"""what each format reads of a row, and `data.columns` can say the place of"""
+
+SPEAKERS: tuple[Speaker, ...] = ("system", "user", "assistant", "tool")
+
+WINDOW = 10_000
+"""rows that may lie between two messages of a tree: so many are held in memory at once"""
+
+Reader = Callable[[Any], tuple[Sample, ...]]
+Roles = tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """How the rows of a source are read."""
+
+    format: str = "auto"
+    """a key of VERSIONS, or `auto`, which looks at each row"""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """a format's column → where it is found (formats/columns)"""
+    roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """system, user, assistant or tool → more words for it"""
+    paths: str = "best"
+    """of trees: `best` or `all`"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gathered:
+    """What became of some rows of a file together."""
+
+    numbers: tuple[int, ...]
+    """of the rows"""
+    samples: tuple[Sample, ...] = ()
+    left: Mapping[int, str] = field(default_factory=dict)
+    """number of a row → why it is in no sample"""
+    bad: frozenset[int] = frozenset()
+    """which of those can't be read: the file is wrong there"""
+
+
+def reader(shape: Shape) -> Reader:
+    """The function that reads such rows: it gives a row's samples, mostly one, none where there is nothing to train on, or raises RowError."""
+    return _reader(shape.format, tuple(shape.columns.items()), _frozen(shape.roles), shape.paths)
+
+
+def read(row: Any, shape: Shape) -> tuple[Sample, ...]:
+    """The samples of one row. Raises RowError."""
+    return reader(shape)(row)
+
+
+@lru_cache(maxsize=256)
+def _reader(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, paths: str) -> Reader:
+    readers = _readers(roles, paths)
+    if format != "auto" and format not in readers:
+        raise ConfigError(f"data.format={format} is not known; known are auto, {', '.join(readers)}.")
+    get = mapped(dict(columns)) if columns else None
+
+    def read_auto(row: Any) -> tuple[Sample, ...]:
+        if get is not None:
+            row = get(row)
+            return readers[_meant(row, columns)](row)
+        return readers[sniff(row)](row)
+
+    def read_named(row: Any) -> tuple[Sample, ...]:
+        if get is not None:
+            row = get(row)
+        if not isinstance(row, dict):
+            if not isinstance(row, list):
+                raise RowError(f"a row must be an object, and this is {told(row)}")
+            if format != "messages":
+                raise RowError(f"a bare list of turns is of the format messages, and data.format is {format}")
+        return readers[format](row)
+
+    return read_auto if format == "auto" else read_named
+
+
+def _readers(roles: Roles, paths: str) -> dict[str, Reader]:
+    openai, share, tree = (_words(base, roles) for base in (messages.ROLES, sharegpt.ROLES, oasst.ROLES))
+    return {
+        "messages": lambda row: (messages.messages(row, openai),),
+        "sharegpt": lambda row: (sharegpt.sharegpt(row, share),),
+        "alpaca": lambda row: (alpaca.alpaca(row),),
+        "prompt": lambda row: (prompt.prompt(row, openai),),
+        "text": text.plain,
+        "guanaco": lambda row: (text.guanaco(row),),
+        "oasst": lambda row: oasst.tree(row, tree, paths),
+        "preference": lambda row: (preference.preference(row, share),),
+        "label": lambda row: (preference.label(row, share),),
+    }
+
+
+def _frozen(roles: Mapping[str, tuple[str, ...]]) -> Roles:
+    return tuple((role, tuple(words)) for role, words in sorted(roles.items()))
+
+
+def _words(base: Words, roles: Roles) -> Words:
+    result = dict(base)
+    for role, words in roles:
+        if role not in SPEAKERS:
+            raise ConfigError(f"data.roles.{role} is none of {', '.join(SPEAKERS)}, for which data.roles has other words.")
+        result |= dict.fromkeys(words, role)
+    return result
+
+
+def _meant(row: Mapping[str, Any], columns: tuple[tuple[str, str], ...]) -> str:
+    # The columns that were asked for say what the row is taken for, unless it says which of two answers is the better one.
+    try:
+        found = sniff(row)
+        if found in ("preference", "label"):
+            return found
+    except RowError:
+        found = ""
+    try:
+        return sniff({ours: row[ours] for ours, _ in columns})
+    except RowError:
+        return found or sniff(row)
+
+
+def gathers(row: Any, shape: Shape) -> bool:
+    """Whether the rows of a file that begins with `row` become samples only together."""
+    if shape.format not in ("auto", "oasst"):
+        return False
+    return oasst.is_message(_placed(shape)(row)) if isinstance(row, dict) else shape.format == "oasst"
+
+
+def gather(rows: Iterable[tuple[int, Any]], shape: Shape) -> Iterator[Gathered]:
+    """The trees of a file, from the number and value of each row, in the order of their last messages; a row that is no message stands for itself.
+
+    The messages of a tree may stand in any order, with no more than WINDOW rows of others in between; later ones are refused.
+    """
+    place_of, read_alone = _placed(shape), reader(shape)
+    words = _words(oasst.ROLES, _frozen(shape.roles))
+    open_: dict[str, list[tuple[int, Any]]] = {}
+    last: dict[str, int] = {}
+    closed: set[str] = set()
+
+    def grown(tree: str) -> Gathered:
+        closed.add(tree)
+        members = open_.pop(tree)
+        found = oasst.grow(members, words, shape.paths)
+        return Gathered(numbers=tuple(number for number, _ in members), samples=found.conversations, left=found.left, bad=found.bad)
+
+    for place, (number, row) in enumerate(rows):
+        while open_ and place - last[tree := next(iter(open_))] > WINDOW:
+            yield grown(tree)
+        try:
+            if isinstance(row, Unreadable):
+                raise RowError(row.reason)
+            if not oasst.is_message(placed := place_of(row)):
+                yield Gathered(numbers=(number,), samples=read_alone(row))
+                continue
+            tree = text_of(needed(placed, "message_tree_id"), "message_tree_id")
+            if tree in closed:
+                raise RowError(f"its tree ended more than {WINDOW:,} rows before; sort the file by message_tree_id")
+        except RowError as error:
+            yield Gathered(numbers=(number,), left={number: str(error)}, bad=frozenset((number,)))
+            continue
+        # behind the others, as the one that was seen last; and only what is read of it
+        open_[tree] = open_.pop(tree, [])
+        open_[tree].append((number, {key: placed[key] for key in COLUMNS["oasst"] if key in placed}))
+        last[tree] = place
+    yield from map(grown, list(open_))
+
+
+def _placed(shape: Shape) -> Callable[[Any], Any]:
+    """The columns of a row under their names, where it has them."""
+    if not shape.columns:
+        return lambda row: row
+    get = mapped(shape.columns)
+
+    def place(row: Any) -> Any:
+        try:
+            return get(row)
+        except RowError:
+            return row
+
+    return place
+
+
+def versions(format: str) -> dict[str, int]:
+    """The versions that reading as `format` depends on; `auto` may meet them all."""
+    return {f"format.{known}": version for known, version in VERSIONS.items() if format in (known, "auto")}
