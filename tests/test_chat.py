@@ -19,8 +19,9 @@ from tests.conftest import environment
 from tests.models.talkers import moody, parrot, put
 from tests.models.tiny import tiny_adapter
 from tuner.chat import chat
-from tuner.data.chat import compile_template, load_tokenizer
+from tuner.data.chat import compile_template
 from tuner.data.conversation import Conversation, Message
+from tuner.data.tokenizer import load_vocabulary
 from tuner.errors import ConfigError
 from tuner.models.merge import merge_adapter
 from tuner.models.sidecars import spoken
@@ -39,7 +40,7 @@ def run(finished: Path, tmp_path: Path) -> Run:
         made = found.path(stage).resolve()
         found.path(stage).unlink()
         shutil.copytree(made, found.path(stage))
-    put(moody(load_tokenizer(found.path("merge"))), found.path("merge"))
+    put(moody(load_vocabulary(found.path("merge")).tokenizer), found.path("merge"))
     return found
 
 
@@ -83,7 +84,7 @@ def shown(text: str) -> str:
 @pytest.mark.parametrize("system", [None, "你是一个助手"])
 def test_the_ids_are_those_of_a_training_row_and_of_the_artifacts_template(run: Run, system: str | None) -> None:
     home, config = run.path("merge"), run.config()
-    template = compile_template(spoken(config.model.chat, config.data.system), load_tokenizer(home))
+    template = compile_template(spoken(config.model.chat, config.data.system), load_vocabulary(home))
     dialogue = Dialogue(template, system)
     theirs = AutoTokenizer.from_pretrained(home)
     row = [] if system is None else [Message(role="system", content=system)]
@@ -94,7 +95,7 @@ def test_the_ids_are_those_of_a_training_row_and_of_the_artifacts_template(run: 
         if not any(message.content.startswith("\n") for message in row):  # the template of serving engines knows no border there
             assert ids == theirs.apply_chat_template(jinja, add_generation_prompt=True, return_dict=False)
         row.append(Message(role="assistant", content=answer, trained=True))
-        encoded = template.encode([Conversation(messages=tuple(row))])[0]
+        encoded = template.encode([Conversation(messages=tuple(row))])
         assert encoded.ids[: len(ids)].tolist() == ids
         if answer.strip():
             assert encoded.trained[len(ids)]
@@ -126,7 +127,7 @@ def test_undo_reset_and_system(run: Run, say: Callable[..., tuple[str, str]]) ->
 
 def test_without_a_merged_model_it_is_the_adapter_on_its_base(run: Run, say: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     convert, base, merged = run.path("convert"), tmp_path / "base", tmp_path / "merged"
-    moody(load_tokenizer(convert)).save_pretrained(base)
+    moody(load_vocabulary(convert).tokenizer).save_pretrained(base)
     tiny_adapter(base).save_pretrained(tmp_path / "adapter")
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         shutil.copyfile(tmp_path / "adapter" / name, convert / name)
@@ -160,7 +161,7 @@ def test_a_merged_model_of_a_step_converted_before_is_passed_over(run: Run, say:
 
 
 def test_a_full_context_is_said_and_can_be_left(run: Run, say: Callable[..., tuple[str, str]]) -> None:
-    put(moody(load_tokenizer(run.path("merge")), positions=64), run.path("merge"))
+    put(moody(load_vocabulary(run.path("merge")).tokenizer, positions=64), run.path("merge"))
     expected = answers(run.path("merge"), [ASKED[0]])[0]
     out, err = say("long " * 40, ASKED[0], "/reset", ASKED[0], max_new_tokens=12)
     assert out == (shown(expected) + "\n") * 2
@@ -178,7 +179,7 @@ def test_a_seed_gives_the_same_conversation(say: Callable[..., tuple[str, str]])
 
 
 def test_a_model_can_not_command_the_terminal_and_bad_bytes_are_no_crash(run: Run, say: Callable[..., tuple[str, str]]) -> None:
-    put(parrot(load_tokenizer(run.path("merge")), "é\x1b[2J\r\x07\t🙂".encode() + b"\xfe"), run.path("merge"))
+    put(parrot(load_vocabulary(run.path("merge")).tokenizer, "é\x1b[2J\r\x07\t🙂".encode() + b"\xfe"), run.path("merge"))
     assert say(b"\xff\xfe broken", "Hi", max_new_tokens=50)[0] == "é[2J\t🙂\n" * 2
 
 
@@ -229,7 +230,7 @@ def test_in_a_terminal_three_turns_then_exit(run: Run, terminal: Callable[..., A
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_the_program(run: Run, terminal: Callable[..., Any]) -> None:
-    put(parrot(load_tokenizer(run.path("merge")), "é🙂 hello".replace("ll", "l").encode(), then=7, positions=10**6), run.path("merge"))
+    put(parrot(load_vocabulary(run.path("merge")).tokenizer, "é🙂 hello".replace("ll", "l").encode(), then=7, positions=10**6), run.path("merge"))
     child = terminal("generation.max_new_tokens=900000", env={"LC_ALL": "C"})
     for question in ("你好吗\x7f", "again"):  # what is rubbed out is a character, not a byte, whatever the locale
         child.sendline(question)

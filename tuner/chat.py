@@ -57,7 +57,8 @@ def chat(run: Run, config: Config, base: Path | None) -> int:
         os.environ[VARIABLE] = cards  # read when CUDA starts
     import torch
 
-    from tuner.data.chat import compile_template, load_tokenizer
+    from tuner.data.chat import compile_template
+    from tuner.data.tokenizer import load_vocabulary
     from tuner.models.load import DTYPES, compute_dtype, load_tuned, resolve_device
     from tuner.models.sidecars import spoken
     from tuner.models.talk import Dialogue, Speaker, end_ids
@@ -66,11 +67,11 @@ def chat(run: Run, config: Config, base: Path | None) -> int:
         torch.set_num_threads(config.machine.threads)
     device = resolve_device(config.machine.device)
     dtype = compute_dtype(config.algo.precision, device)
-    tokenizer = load_tokenizer(found.home)
-    template = compile_template(spoken(config.model.chat, config.data.system), tokenizer)
+    template = compile_template(spoken(config.model.chat, config.data.system), load_vocabulary(found.home))
     model = load_tuned(found.base, found.adapter, dtype=dtype, device=device, attention="sdpa", rounded=DTYPES[config.algo.precision])
     wish = config.generation
-    speaker = Speaker(model, tokenizer, stops=end_ids(found.home, template.end_id), temperature=wish.temperature, top_p=wish.top_p, seed=wish.seed)
+    stops = end_ids(found.home, template.stops)
+    speaker = Speaker(model, template.tokenizer, stops=stops, temperature=wish.temperature, top_p=wish.top_p, seed=wish.seed)
     known = (config.model.context, getattr(model.config.get_text_config(), "max_position_embeddings", None))
     context = min((length for length in known if length), default=None)
     terminal.hint(f"on {device.type} in {str(dtype).removeprefix('torch.')}; /help says what there is, /exit leaves")

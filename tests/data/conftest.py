@@ -1,12 +1,15 @@
-"""What the data tests share: the shipped ChatML template and a real tokenizer."""
+"""What the data tests share: the shipped ChatML template, real tokenizers, and real conversations."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 from tokenizers import Tokenizer
 
-from tuner.data.chat import Template, compile_template, load_tokenizer
+from tuner.data.chat import Template, compile_template
+from tuner.data.tokenizer import Vocabulary, load_vocabulary
 from tuner.schema import Chat
 
 ROOT = Path(__file__).parents[2]
@@ -20,17 +23,28 @@ def shared() -> Path:
     return SHARED
 
 
+def read_chat(file: Path) -> Chat:
+    """A chat template from its YAML file."""
+    fields = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return Chat(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+
+
 @pytest.fixture(scope="session")
 def chatml() -> Chat:
-    fields = yaml.safe_load((ROOT / "conf" / "model" / "chat" / "chatml.yaml").read_text(encoding="utf-8"))
-    return Chat(**{**fields, "special": tuple(fields["special"])})
+    return read_chat(ROOT / "conf" / "model" / "chat" / "chatml.yaml")
 
 
 @pytest.fixture(scope="session")
-def smollm2(shared: Path) -> Tokenizer:
-    return load_tokenizer(shared / "tokenizers" / "smollm2")
+def vocabulary(shared: Path) -> Callable[[str], Vocabulary]:
+    """The vocabulary of a directory in ../shared/tokenizers, loaded once."""
+    return cache(lambda name: load_vocabulary(shared / "tokenizers" / name))
 
 
 @pytest.fixture(scope="session")
-def template(chatml: Chat, smollm2: Tokenizer) -> Template:
-    return compile_template(chatml, smollm2)
+def smollm2(vocabulary: Callable[[str], Vocabulary]) -> Tokenizer:
+    return vocabulary("smollm2").tokenizer
+
+
+@pytest.fixture(scope="session")
+def template(chatml: Chat, vocabulary: Callable[[str], Vocabulary]) -> Template:
+    return compile_template(chatml, vocabulary("smollm2"))

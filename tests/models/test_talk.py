@@ -12,7 +12,7 @@ from transformers.generation import TopPLogitsWarper
 
 from tests.conftest import SHARED
 from tests.models.talkers import moody, sign
-from tuner.data.chat import load_tokenizer
+from tuner.data.tokenizer import load_vocabulary
 from tuner.models.load import load_model
 from tuner.models.talk import CHUNK, Speaker, draw, end_ids, pieces
 
@@ -21,7 +21,7 @@ TEXTS = ["你好，世界！🙂", "👩‍👩‍👧 한국어 é́", "  two s
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model: Path) -> Tokenizer:
-    return load_tokenizer(tiny_model)
+    return load_vocabulary(tiny_model).tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +93,10 @@ def test_what_ends_an_answer(model: PreTrainedModel, tokenizer: Tokenizer) -> No
 
 
 def test_every_end_of_turn_of_the_artifact_ends_an_answer(tmp_path: Path) -> None:
-    assert end_ids(tmp_path, 2) == {2}
+    assert end_ids(tmp_path, [2]) == {2}
     for told, expected in ((7, {2, 7}), ([2, 5, 9], {2, 5, 9}), (None, {2})):
         (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": told}), encoding="utf-8")
-        assert end_ids(tmp_path, 2) == expected
+        assert end_ids(tmp_path, [2]) == expected
 
 
 def test_a_pass_that_broke_off_leaves_nothing_half_read(tokenizer: Tokenizer) -> None:
@@ -157,7 +157,7 @@ def test_top_p_keeps_the_tokens_that_transformers_keeps(top_p: float) -> None:
 def test_pieces_are_whole_characters_and_join_to_the_text(name: str) -> None:
     if not (SHARED / "tokenizers" / name).is_dir():
         pytest.skip("the shared tokenizers are not here")
-    tokenizer = load_tokenizer(SHARED / "tokenizers" / name)
+    tokenizer = load_vocabulary(SHARED / "tokenizers" / name).tokenizer
     for text in [*TEXTS, "".join(TEXTS)]:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         found = list(pieces(tokenizer, ids))

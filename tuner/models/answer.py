@@ -4,7 +4,7 @@ Padding is masked and positions count from each prompt's own first token, so an 
 ships for sampling (temperature, penalties) are set aside: the base and the tuned model are asked under the same rule.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -25,23 +25,26 @@ def pad_left(prompts: Sequence[Sequence[int]], filler: int) -> tuple[torch.Tenso
 
 
 @torch.inference_mode()
-def answer(model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, end_id: int, max_new_tokens: int) -> list[list[int]]:
-    """The ids that follow each prompt, without the end token, at most `max_new_tokens` of them.
+def answer(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, end_id: int, max_new_tokens: int, stops: Iterable[int] = ()
+) -> list[list[int]]:
+    """The ids that follow each prompt, without the token that ends them (`end_id` or one of `stops`), at most `max_new_tokens` of them.
 
     `model` attends with a kernel that honours a padding mask and a cache (attention="sdpa"), not with the one for packed rows.
     """
-    settings = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end_id, pad_token_id=end_id, use_cache=True)
+    ends = [end_id, *sorted({*stops} - {end_id})]
+    settings = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=end_id, use_cache=True)
     shipped, model.generation_config = model.generation_config, settings
     answers: list[list[int]] = []
     try:
         for start in range(0, len(prompts), BATCH):
             ids_BT, mask_BT = pad_left(prompts[start : start + BATCH], end_id)
             out_BT = model.generate(input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device))
-            answers += [_before(row, end_id) for row in out_BT[:, ids_BT.shape[1] :].tolist()]
+            answers += [_before(row, ends) for row in out_BT[:, ids_BT.shape[1] :].tolist()]
     finally:
         model.generation_config = shipped
     return answers
 
 
-def _before(ids: list[int], end_id: int) -> list[int]:
-    return ids[: ids.index(end_id)] if end_id in ids else ids
+def _before(ids: list[int], ends: Sequence[int]) -> list[int]:
+    return ids[: next((i for i, id_ in enumerate(ids) if id_ in ends), len(ids))]

@@ -5,11 +5,14 @@ All of it is JSON and text, written the same to the byte wherever it is written,
 
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from tuner.data.chat import to_jinja
+from tuner.data.chat import compile_template
+from tuner.data.jinja import to_jinja
+from tuner.data.tokenizer import load_vocabulary
 from tuner.errors import DataError
 from tuner.models.files import TEXT
 from tuner.schema import Chat
@@ -57,23 +60,33 @@ def spoken(chat: Any, system: str | None) -> Chat:
 
 
 def write_tokenizer(source: Path, out: Path, chat: Chat) -> None:
-    """Copy a model directory's tokenizer and write the chat template beside it, in place of any that the tokenizer's own config carries."""
+    """Copy a model directory's tokenizer and write the chat template beside it, in place of any that the tokenizer's own config carries.
+
+    Where the template had to name or mark special tokens of the vocabulary, they are named and marked in what is written. A tokenizer that
+    needs code of its publisher to load gets the general class instead, which reads tokenizer.json.
+    """
+    vocabulary = load_vocabulary(source)
+    template = compile_template(chat, vocabulary)
     for name in TEXT:
         if (source / name).is_file() and name != "tokenizer_config.json":
             shutil.copyfile(source / name, out / name)
     settings = read_json(source / "tokenizer_config.json") if (source / "tokenizer_config.json").is_file() else {}
     settings.pop("chat_template", None)
+    if template.vocabulary.repaired:
+        (out / "tokenizer.json").write_text(template.tokenizer.to_str(pretty=True), encoding="utf-8")
+    if template.vocabulary.repaired or "auto_map" in settings:
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     write_json(out / "tokenizer_config.json", settings)
-    (out / "chat_template.jinja").write_text(to_jinja(chat), encoding="utf-8")
+    (out / "chat_template.jinja").write_text(to_jinja(chat, vocabulary), encoding="utf-8")
 
 
-def write_generation_config(source: Path, out: Path, end_id: int) -> None:
-    """The base's generation settings, with the id that ends an answer among those that stop generation."""
+def write_generation_config(source: Path, out: Path, end_id: int, stops: Iterable[int] = ()) -> None:
+    """The base's generation settings, with the id that ends an answer, and `stops`, among those that stop generation."""
     path = source / "generation_config.json"
     settings = read_json(path) if path.is_file() else {}
     known = settings.get("eos_token_id")
-    stops = known if isinstance(known, list) else [] if known is None else [known]
-    settings["eos_token_id"] = [end_id, *(stop for stop in stops if stop != end_id)]
+    shipped = known if isinstance(known, list) else [] if known is None else [known]
+    settings["eos_token_id"] = list(dict.fromkeys([end_id, *sorted(stops), *shipped]))
     write_json(out / "generation_config.json", settings)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tuner.data.chat import Template
-from tuner.data.conversation import Message
+from tuner.data.conversation import Conversation, Message, apart
 from tuner.disk import read_json
 
 CHUNK = 128
@@ -34,18 +34,21 @@ class Dialogue:
         """The conversation as a row would have it, up to a question without an answer."""
         said = [] if self.system is None else [Message(role="system", content=self.system)]
         for asked, answered in self.turns:
+            if self._template.reasons and "</think>" in answered and "<think>" not in answered:
+                answered = f"<think>{answered}"  # a prompt may open the thought
             said += [Message(role="user", content=asked), Message(role="assistant", content=answered)]
-        return [*said, Message(role="user", content=question)]
+        said.append(Message(role="user", content=question))
+        return list(apart(Conversation(messages=tuple(said))).messages) if self._template.reasons else said
 
     def prompt(self, question: str) -> list[int]:
         """The ids up to where the answer begins."""
         return self._template.prompt(self.messages(question))
 
 
-def end_ids(home: Path, end_id: int) -> frozenset[int]:
-    """Every id that ends an answer: the template's own, and those that the artifact's generation settings name."""
+def end_ids(home: Path, stops: Iterable[int]) -> frozenset[int]:
+    """Every id that ends an answer: those of the template, and those that the artifact's generation settings name."""
     told = (read_json(home / "generation_config.json") or {}).get("eos_token_id")
-    return frozenset([end_id, *(told if isinstance(told, list) else [] if told is None else [told])])
+    return frozenset([*stops, *(told if isinstance(told, list) else [] if told is None else [told])])
 
 
 class Speaker:

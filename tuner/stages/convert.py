@@ -10,7 +10,7 @@ from tuner.stage import Choice, Context, Pick, Stage, View
 from tuner.stages.train import adopt
 from tuner.train import steps
 
-LAYOUT = {"adapter": 1, "full": 1, "sidecars": 1}
+LAYOUT = {"adapter": 1, "full": 1, "sidecars": 2}
 """versions of what tuner.models.convert and tuner.models.sidecars write"""
 
 
@@ -45,14 +45,15 @@ def pick(trained: Path, config: Config, finished: bool) -> Pick | None:
 
 def run(ctx: Context) -> dict[str, Any]:
     """Write the artifact; facts: the step, and the bytes of its weights."""
-    from tuner.data.chat import compile_template, load_tokenizer
+    from tuner.data.chat import compile_template
+    from tuner.data.tokenizer import load_vocabulary
     from tuner.models.convert import write_adapter, write_full
     from tuner.models.sidecars import spoken, write_config, write_generation_config, write_tokenizer
 
     base, trained, out = ctx.inputs["fetch_model"].dir, ctx.inputs["train"].dir, ctx.out
     algo, model = ctx.config.algo, ctx.config.model
     chat = spoken(model.chat, ctx.config.data.system)
-    end_id = compile_template(chat, load_tokenizer(base)).end_id
+    template = compile_template(chat, load_vocabulary(base))
     found = steps.choose(steps.kept(trained), ctx.config.convert.step, ctx.config.convert.best_by)
     if found is None or not found.whole():
         raise StageError("The training's files of the step to convert are damaged. Train again with redo=train.")
@@ -64,7 +65,7 @@ def run(ctx: Context) -> dict[str, Any]:
         write_full(weights, base, out, code)
         write_config(base, out, dtype)
     write_tokenizer(base, out, chat)
-    write_generation_config(base, out, end_id)
+    write_generation_config(base, out, template.end_id, template.stops)
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     ctx.say(f"step {found.step} as {'an adapter for PEFT' if algo.adapter == 'lora' else 'a full checkpoint'}, {size / 1e6:,.0f} MB")
     return {"step": found.step, "bytes": size}

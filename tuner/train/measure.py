@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from tuner.data.chat import compile_template, load_tokenizer
+from tuner.data.chat import compile_template
 from tuner.data.conversation import Message
+from tuner.data.tokenizer import load_vocabulary
 from tuner.data.tokens import Pack
 from tuner.errors import StageError
 from tuner.models.answer import answer
@@ -65,10 +66,9 @@ def ask(model: Any, directory: Path, chat: Chat, prompts: Sequence[str], max_new
     """What the model answers to each prompt as the first turn of a conversation, written by `chat` for the tokenizer in `directory`."""
     if not prompts:
         return ()
-    tokenizer = load_tokenizer(directory)
-    template = compile_template(chat, tokenizer)
+    template = compile_template(chat, load_vocabulary(directory))
     ids = [template.prompt([Message(role="user", content=prompt)]) for prompt in prompts]
-    replies = answer(model, ids, end_id=template.end_id, max_new_tokens=max_new_tokens)
+    replies = answer(model, ids, end_id=template.end_id, stops=template.stops, max_new_tokens=max_new_tokens)
     # An answer that is cut at its longest may end inside a character, which then decodes to U+FFFD.
-    texts = [tokenizer.decode(reply, skip_special_tokens=True).rstrip("\ufffd").strip() for reply in replies]
+    texts = [template.tokenizer.decode(reply, skip_special_tokens=True).rstrip("\ufffd").strip() for reply in replies]
     return tuple({"prompt": prompt, "answer": text} for prompt, text in zip(prompts, texts, strict=True))
