@@ -41,3 +41,27 @@ def track(items: Iterable[T], what: str, total: int, say: Callable[[str], None])
         for item in items:
             yield item
             advance(1)
+
+
+@contextmanager
+def counter(what: str, things: str, say: Callable[[str], None]) -> Iterator[Callable[[int], None]]:
+    """A function that hears how many more were done, of nobody knows how many."""
+    done, said = 0, time.monotonic()
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn(f"  {what} {{task.completed:,.0f}} {things}"), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+            task = shown.add_task(what, total=None)
+            yield lambda more: shown.update(task, advance=more)
+        return
+
+    def advance(more: int) -> None:
+        nonlocal done, said
+        done += more
+        if time.monotonic() - said >= LINE_EVERY:
+            said = time.monotonic()
+            say(f"{what}: {done:,} {things}")
+
+    yield advance
