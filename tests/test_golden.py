@@ -3,7 +3,7 @@
 import pytest
 
 from tuner.config import compose
-from tuner.data import formats
+from tuner.data import rows
 from tuner.plan import origin_of
 from tuner.schema import Config
 from tuner.stage import Stage
@@ -13,9 +13,9 @@ from tuner.store import digest
 GOLDEN: dict[str, str] = {
     "fetch_data": "9ee2528cbb32",
     "fetch_model": "543438ac7732",
-    "tokenize": "b56d3c732b02",
+    "tokenize": "41d28127dc7e",
     "train": "af0439793679",
-    "convert": "4d121795930b",
+    "convert": "43100a41eed3",
     "merge": "eb57af251ee2",
     "baseline": "978ffffcf14b",
     "evaluate": "534c999260cb",
@@ -40,8 +40,8 @@ def test_golden(stage: Stage, default: Config) -> None:
 
 def test_a_bumped_version_of_something_not_used_changes_nothing(default: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {stage.name: fingerprint(stage, default) for stage in STAGES}
-    monkeypatch.setitem(formats.VERSIONS, "alpaca", 99)
+    monkeypatch.setitem(rows.VERSIONS, "alpaca", 99)
     assert {stage.name: fingerprint(stage, default) for stage in STAGES} == before
-    monkeypatch.setitem(formats.VERSIONS, "messages", 99)
+    monkeypatch.setitem(rows.VERSIONS, "messages", 99)
     after = {stage.name: fingerprint(stage, default) for stage in STAGES}
     assert [name for name in before if after[name] != before[name]] == ["tokenize"]

@@ -15,7 +15,7 @@ from tuner.stages import STAGES
 FLOORS = [
     {"errors"}, {"disk", "cpu", "gpus"}, {"driver"}, {"schema"}, {"stage"}, {"freeze"}, {"line"}, {"config"}, {"recipe", "catalogue"}, {"locks"}, {"store"}, {"refs"}, {"usage"}, {"runs"}, {"explain", "lineage"}, {"plan"}, {"report"},
     {"kernels"}, {"data"}, {"models"}, {"train"}, {"stages"},
-    {"budget", "chains", "launch", "doctor"}, {"show", "status", "clean", "compare", "stop", "chat"}, {"pipeline", "worker"}, {"rerun", "api"}, {"verbs"}, {"sweeps"}, {"cli"}, {"__main__"},
+    {"budget", "chains", "launch", "doctor"}, {"show", "status", "clean", "compare", "stop", "chat", "preview"}, {"pipeline", "worker"}, {"rerun", "api"}, {"verbs"}, {"sweeps"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
 

@@ -23,7 +23,7 @@ from tuner.train.order import Order, plan_order
 
 BYTES_A_TOKEN = 4
 """of JSONL, for a data set that was not tokenized yet: between English and Chinese, with the keys and quotes around the text"""
-PACKED, FRAMES = 4.6, 3600
+PACKED, FRAMES = 4.6, 4200
 """bytes of a token in tuner.data.tokens (its id, its bit of the loss mask, its share of a short document's numbers); of both files' schema and footer"""
 TENSOR = 128
 """bytes of a tensor's entry in the header of a safetensors file"""
@@ -148,7 +148,9 @@ def epoch(steps: Mapping[str, Step], config: Config) -> tuple[int, int, bool]:
     """Tokens and packs of the training set, and whether they were counted; else they are a guess from the size of the data."""
     if made := steps["tokenize"].artifact:
         return made.manifest["facts"]["tokens"], made.manifest["facts"]["packs"], True
-    tokens = max(1, sum(_bytes_under(path) for path in steps["fetch_data"].sources.values()) // BYTES_A_TOKEN)
+    data = steps["fetch_data"]
+    size = sum(_bytes_under(path) for path in data.sources.values()) + (data.artifact.size() if data.artifact else 0)
+    tokens = max(1, size // BYTES_A_TOKEN)
     return tokens, -(-tokens // config.data.length), False
 
 
@@ -183,6 +185,7 @@ def _sizes(stage: str, shapes: Shapes, steps: Mapping[str, Step], config: Config
             return whole + beside + shapes.tokenizer, whole + beside  # the tokenizer is written twice
         case "tokenize":
             size = int(epoch(steps, config)[0] * PACKED) + FRAMES + MANIFEST
+            return 2 * size, size  # the documents, until they are packed
         case "train":
             return _training(numbers, tensors, steps, config)
         case "convert":

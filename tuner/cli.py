@@ -20,6 +20,8 @@ again; what was killed goes on; and it says which, and why.
 verbs
   run (or none)     run the pipeline
   plan              what would run, and why; --check exits 3 when there is work, --json for machines
+  preview [ROW]     rows as the model will see them, and what is trained: the first of each source, or 12, 3-17, FILE:12;
+                    --ids shows the tokens, --all leaves nothing out, --json for machines
   status            all runs under the root: stages, progress, loss, disk
   list [GROUP] [F]  models, algos, data, machines, evals and chat templates whose name or line contains F
   copy FILE         write the command's config as a recipe to edit and to run: python -m tuner FILE
@@ -57,7 +59,7 @@ options
 exit codes: 0 done, 1 failed, 2 the config or the data is wrong, 3 work to do (plan --check), 75 interrupted: run it again
 """
 
-VERBS = ("run", "plan", "status", "list", "copy", "doctor", "chat", "compare", "stop", "convert", "merge", "evaluate", "rename", "clean")
+VERBS = ("run", "plan", "preview", "status", "list", "copy", "doctor", "chat", "compare", "stop", "convert", "merge", "evaluate", "rename", "clean")
 ON_A_RUN = ("chat", "compare", "stop", "convert", "merge", "evaluate", "rename")
 
 
@@ -78,9 +80,10 @@ class Line:
 FLAGS = {
     "-m": {"run", "plan"},
     "--check": {"plan"},
-    "--json": {"plan", "status", "list", "compare"},
+    "--json": {"plan", "preview", "status", "list", "compare"},
+    "--ids": {"preview"},
     "--dry-run": {"clean"},
-    "--all": {"clean"},
+    "--all": {"clean", "preview"},
 }
 
 
@@ -110,7 +113,7 @@ def parse(argv: Sequence[str]) -> Line:
     for flag in line.flags & set(FLAGS):
         if line.verb not in FLAGS[flag]:
             raise ConfigError(f"{flag} does not go with {line.verb}, but with {' and '.join(sorted(FLAGS[flag]))}.")
-    if line.verb in ("run", "plan", "copy"):
+    if line.verb in ("run", "plan", "preview", "copy"):
         _take_recipes(line)
     line.words += typed
     return line
@@ -120,12 +123,17 @@ def _take_recipes(line: Line) -> None:
     from tuner.recipe import read_recipe
 
     target = 1 if line.verb == "copy" else 0  # copy's last bare word is the file it writes
+    rows = []  # of preview
     while len(line.bare) > target:
         word = line.bare.pop(0)
         if not word.endswith((".yaml", ".yml")):
+            if line.verb == "preview":
+                rows.append(word)
+                continue
             hint = nearest(word, VERBS) or " A bare word is a verb in front, or a recipe that ends in .yaml."
             raise ConfigError(f"{word!r} is not a verb.{hint}")
         line.words += read_recipe(Path(word).expanduser())
+    line.bare += rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -165,6 +173,11 @@ def _dispatch(line: Line) -> int:
         from tuner.sweeps import sweep
 
         return sweep(line.verb, line.words, line.flags, line.extra)
+    if line.verb == "preview":
+        from tuner.api import prepare
+        from tuner.verbs import preview_one
+
+        return preview_one(prepare(line.words, line.extra), line.bare, line.flags)
     if line.verb == "list":
         from tuner.catalogue import show
 

@@ -8,6 +8,7 @@ Hydra's is reached from YAML that is not ours: a recipe or a config directory fr
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,9 +16,9 @@ from typing import Any
 import yaml
 
 from tuner.errors import ConfigError
-from tuner.freeze import freeze
+from tuner.freeze import freeze, nearest
 from tuner.line import GROUPS, Override, quote, translate
-from tuner.schema import Config
+from tuner.schema import Config, Part
 
 
 def conf_dir() -> Path:
@@ -44,7 +45,7 @@ def compose(words: list[str], *, extra: Path | None = None, whole: bool = True) 
         composed = hydra.compose_config(config_name="tuner", overrides=overrides, run_mode=RunMode.RUN, with_log_configuration=False)
         if whole:
             _check_paths(words, dict(composed.hydra.runtime.choices))
-        return _freeze(composed, dict(composed.hydra.runtime.choices), whole=whole)
+        return _freeze(composed, dict(composed.hydra.runtime.choices), extra, whole=whole)
 
 
 def sweep(words: list[str], job: Callable[[Config | ConfigError, list[str]], Any], *, extra: Path | None = None, dry: bool = False) -> list[Any]:
@@ -55,7 +56,7 @@ def sweep(words: list[str], job: Callable[[Config | ConfigError, list[str]], Any
     """
     overrides = translate(words, options(extra), sweep=True)
     hydra = _hydra(extra)
-    task = _Task(job, frozenset(word.removeprefix("++") for word in overrides if isinstance(word, Override)))
+    task = _Task(job, extra, frozenset(word.removeprefix("++") for word in overrides if isinstance(word, Override)))
     with _one_paragraph(), TemporaryDirectory() as scratch:
         overrides += [f"hydra.sweep.dir={quote(scratch)}"] if dry else []
         batches = hydra.multirun(config_name="tuner", task_function=task, overrides=overrides, with_log_configuration=False)
@@ -65,8 +66,8 @@ def sweep(words: list[str], job: Callable[[Config | ConfigError, list[str]], Any
 class _Task:
     """What Hydra's launcher calls for each job; a class, so that launchers that pickle can send it to other processes."""
 
-    def __init__(self, job: Callable[[Config | ConfigError, list[str]], Any], recipe: frozenset[str]) -> None:
-        self.job, self.recipe = job, recipe
+    def __init__(self, job: Callable[[Config | ConfigError, list[str]], Any], extra: Path | None, recipe: frozenset[str]) -> None:
+        self.job, self.extra, self.recipe = job, extra, recipe
 
     def __call__(self, composed: Any) -> Any:
         from hydra.core.hydra_config import HydraConfig
@@ -74,19 +75,34 @@ class _Task:
         runtime = HydraConfig.get()
         config: Config | ConfigError
         try:
-            config = _freeze(composed, dict(runtime.runtime.choices))
+            config = _freeze(composed, dict(runtime.runtime.choices), self.extra)
         except ConfigError as error:
             config = error
         return self.job(config, [word for word in (w.removeprefix("++") for w in runtime.overrides.task) if word not in self.recipe])
 
 
-def _freeze(composed: Any, choices: dict[str, Any], *, whole: bool = True) -> Config:
+def _freeze(composed: Any, choices: dict[str, Any], extra: Path | None, *, whole: bool = True) -> Config:
     from omegaconf import OmegaConf
 
     values: Any = OmegaConf.to_container(composed, resolve=True)
     values.pop("hydra", None)
+    if isinstance(of := values.get("data", {}).get("of"), dict):
+        values["data"]["parts"] = [_part(str(name), take, extra) for name, take in of.items()]
     chosen = {group: str(choices[group]) for group in GROUPS if choices.get(group)}
     return freeze({**values, "choices": chosen}, whole=whole)
+
+
+def _part(name: str, take: Any, extra: Path | None) -> dict[str, Any]:
+    """A source of a mixture: an option of the group `data`, without what is the mixture's own to say, or a file."""
+    files = [root / "data" / f"{name}.yaml" for root in ([extra] if extra else []) + [conf_dir()]]
+    if file := next((file for file in files if file.is_file()), None):
+        values = load_yaml(file)
+        if values.get("of") or values.get("defaults"):
+            raise ConfigError(f"data.of names {name}, which is made of others itself ({file}): name its sources instead.")
+        return {f.name: values[f.name] for f in fields(Part) if f.name in values} | {"label": name, "take": take}
+    if "/" in name or "." in name or Path(name).exists():
+        return {"source": "path", "path": name, "label": Path(name).name, "take": take}
+    raise ConfigError(f"data.of names {name}, which is neither an option of `data` nor a file.{nearest(name, options(extra)['data'])}")
 
 
 def _hydra(extra: Path | None) -> Any:

@@ -3,6 +3,7 @@
 This is the only judge of a config: shipped YAML, recipes, the command line and a worker's job file all pass through here.
 """
 
+import codecs
 import difflib
 import math
 import os
@@ -13,7 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tuner.errors import ConfigError
-from tuner.schema import Algo, Config
+from tuner.schema import Algo, Config, Data, Part
 from tuner.stage import leaves
 
 UNTIL = ("fetch", "tokenize", "train", "convert", "merge", "evaluate")
@@ -39,10 +40,15 @@ def field_paths() -> dict[str, Any]:
         for f in fields(cls):
             if is_dataclass(hints[f.name]):
                 yield from walk(hints[f.name], f"{path}{f.name}.")
-            else:
+            elif _node_of(hints[f.name]) is None:
                 yield f"{path}{f.name}", hints[f.name]
 
     return dict(walk(Config, ""))
+
+
+def _node_of(hint: Any) -> Any:
+    """The class of the nodes in a list of nodes, or None for any other type."""
+    return get_args(hint)[0] if get_origin(hint) is tuple and is_dataclass(get_args(hint)[0]) else None
 
 
 def freeze(values: Mapping[str, Any], *, whole: bool = True) -> Config:
@@ -83,6 +89,8 @@ def _build(cls: Any, values: Any, path: str) -> Any:
         hint = hints[f.name]
         if is_dataclass(hint):
             built[f.name] = _build(hint, values.get(f.name, {}), f"{path}{f.name}.")
+        elif node := _node_of(hint):
+            built[f.name] = tuple(_build(node, item, f"{path}{f.name}.{i}.") for i, item in enumerate(values.get(f.name, ())))
         elif f.name in values:
             built[f.name] = coerce(values[f.name], hint, f"{path}{f.name}")
         elif f.default is MISSING and f.default_factory is MISSING:
@@ -92,11 +100,10 @@ def _build(cls: Any, values: Any, path: str) -> Any:
 
 def coerce(value: Any, hint: Any, path: str) -> Any:
     """`value` as the type `hint`; a number written as text counts, a number for a text does only where nothing is lost."""
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    for option in options:
-        result = _as(value, option)
-        if result is not _NO:
-            return result
+    result = _as(value, hint)
+    if result is not _NO:
+        return result
+    options = _options(hint)
     words = [str(word) for option in options if get_origin(option) is Literal for word in get_args(option)]
     raise ConfigError(f"{path} is {value!r}, but must be {' or '.join(_describe(o) for o in options)}.{nearest(str(value), words) if words else ''}")
 
@@ -104,8 +111,16 @@ def coerce(value: Any, hint: Any, path: str) -> Any:
 _NO: Any = object()
 
 
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
 def _as(value: Any, hint: Any) -> Any:
     origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        # of 1 and 1.0, one is a count and the other a share
+        options = [float, *args] if {int, float} <= {*args} and not _whole(value) else args
+        return next((result for option in options if (result := _as(value, option)) is not _NO), _NO)
     if hint is NoneType:
         return None if value is None else _NO
     if origin is Literal:
@@ -124,6 +139,10 @@ def _as(value: Any, hint: Any) -> Any:
     if hint in (int, float):
         return _number(value, hint)
     return _NO
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value) is not None)
 
 
 def _number(value: Any, hint: type) -> Any:
@@ -160,7 +179,9 @@ def validate(config: Config) -> None:
         "algo.schedule_steps": algo.schedule_steps,
         "algo.batch_tokens": algo.batch_tokens,
         "data.length": data.length,
+        "data.min_trained_tokens": data.min_trained_tokens,
         "machine.threads": machine.threads,
+        "machine.workers": machine.workers,
         "machine.micro_batch": machine.micro_batch,
         "machine.save_every": machine.save_every,
         "machine.keep": machine.keep,
@@ -192,9 +213,13 @@ def validate(config: Config) -> None:
         problems.append(f"machine.gpus is {list(machine.gpus)}, but must be different numbers of GPUs, such as [0,1], or how many.")
     if config.generation.temperature < 0 or config.generation.top_p > 1:
         problems.append("generation.temperature must be at least 0, and generation.top_p at most 1.")
-    for group, part, kinds in (("model", model, "a directory or a GGUF file"), ("data", data, "a file or a list of files")):
+    problems += _data(data)
+    paths: list[tuple[str, Any, str, str]] = [("model", model, "a directory or a GGUF file", "")]
+    if not data.parts:
+        paths.append(("data", data, "a file or a list of files", " data=mix needs data.of={SOURCE: share, …}."))
+    for group, part, kinds, more in paths:
         if part.source == "path" and not part.path:
-            problems.append(f"{group}.path is not set: {group}=local needs {group}.path={'DIR' if group == 'model' else 'FILE'}, {kinds}.")
+            problems.append(f"{group}.path is not set: {group}=local needs {group}.path={'DIR' if group == 'model' else 'FILE'}, {kinds}.{more}")
         inside = "file" if group == "model" else "path"
         if part.source == "package" and not (part.package and getattr(part, inside)):
             problems.append(f"{group}.source is package: it needs {group}.package, the name to import, and {group}.{inside}, what lies inside it.")
@@ -216,6 +241,41 @@ def validate(config: Config) -> None:
     problems += _secrets(config)
     if problems:
         raise ConfigError(" ".join(problems))
+
+
+def _data(data: Data) -> list[str]:
+    """Where rows come from, and what is done with them."""
+    problems = []
+    if data.of and data.source == "path" and not data.path and not data.parts:
+        problems.append("data.of is set, but its sources were not looked up: a mixture is composed on the command line or in a recipe.")
+    own = {f.name for f in fields(Part)} - {"label", "system"}
+    if data.parts and (set_ := [name for name in sorted(own) if getattr(data, name) != getattr(Part(), name)]):
+        problems.append(
+            f"data.{set_[0]} describes one source, and data.of names {len(data.parts)}: write it into the YAML of that source (in a directory of your own, -cd DIR)."
+        )
+    for where, part in [(f"data.of.{part.label}", part) for part in data.parts] or [("data", data)]:
+        if part.source in ("hub", "modelscope") and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", part.repo or ""):
+            problems.append(f"{where}: repo is {part.repo!r}, but source={part.source} needs the name of a data set, such as data.repo=org/name.")
+        if part.encoding != "auto" and not _codec(part.encoding):
+            problems.append(
+                f"{where}: encoding is {part.encoding!r}, which is no text encoding of Python's, such as utf-8, gb18030, latin-1 or utf-16."
+            )
+        if part.take is not None and part.take <= 0:
+            problems.append(f"{where}: take is {part.take}, but must be a number of rows from 1, or a share above 0.0.")
+        if unknown := [role for role in part.roles if role not in ("system", "user", "assistant", "tool")]:
+            problems.append(
+                f"{where}: roles.{unknown[0]} names no role; there are system, user, assistant and tool.{nearest(unknown[0], ['system', 'user', 'assistant', 'tool'])}"
+            )
+    if isinstance(data.max_dropped, float) and not 0 <= data.max_dropped <= 1:
+        problems.append(f"data.max_dropped is {data.max_dropped}, but must be a number of rows, or a share from 0.0 to 1.0.")
+    return problems
+
+
+def _codec(name: str) -> bool:
+    try:
+        return codecs.lookup(name)._is_text_encoding
+    except LookupError:
+        return False
 
 
 def _ends(algo: Algo) -> list[str]:

@@ -62,11 +62,10 @@ class Step:
     def input(self) -> Input:
         """The artifact as a later stage reads it."""
         assert self.artifact is not None
-        if names := self.artifact.manifest["references"]:
-            files = {name: self.sources[name] for name in names}
-            return Input(dir=_common(list(files.values())), files=files, facts=self.artifact.manifest["facts"])
-        files = {name: self.artifact.path / name for name in self.artifact.manifest["files"]}
-        return Input(dir=self.artifact.path, files=files, facts=self.artifact.manifest["facts"])
+        referenced = {name: self.sources[name] for name in self.artifact.manifest["references"]}
+        own = {name: self.artifact.path / name for name in self.artifact.manifest["files"]}
+        directory = self.artifact.path if own or not referenced else _common(list(referenced.values()))
+        return Input(dir=directory, files=referenced | own, facts=self.artifact.manifest["facts"])
 
 
 def _common(paths: list[Path]) -> Path:
@@ -204,7 +203,8 @@ def _look(stage: Stage, config: Config, before: dict[str, Step], store: Store, r
     known_as: str | None = fingerprint
     if stage.by_content:
         # For referenced files the content is known without the artifact.
-        known_as = content_digest(hashes) if stage.references(view) else artifact.content if artifact else None
+        known = stage.references(view) and not stage.fetches(view)
+        known_as = content_digest(hashes) if known else artifact.content if artifact else None
     return replace(
         step,
         state=state,

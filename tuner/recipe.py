@@ -50,7 +50,9 @@ def read_recipe(file: Path) -> list[str]:
 def _words(values: dict[str, Any], path: str) -> list[str]:
     words: list[str] = []
     for key, item in values.items():
-        if isinstance(item, dict):
+        if isinstance(item, dict) and f"{path}{key}" == "data.of":  # its keys are names of files too
+            words.append(Override(f"++{path}{key}={{{','.join(f'{name}:{_grammar(take)}' for name, take in item.items())}}}"))
+        elif isinstance(item, dict):
             words += _words(item, f"{path}{key}.")
         else:
             words.append(Override(f"++{path}{key}={_grammar(item)}"))
@@ -91,7 +93,7 @@ def _follows(config: Config) -> bool:
 
 def _flat(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     for key, item in values.items():
-        if f"{path}{key}" == "choices":
+        if f"{path}{key}" in ("choices", "data.parts"):
             continue
         if isinstance(item, dict) and item:
             yield from _flat(item, f"{path}{key}.")
@@ -123,7 +125,8 @@ def _tree(entries: dict[str, tuple[Any, str, bool]]) -> list[str]:
 def documentation(cls: type, path: str = "") -> Iterator[tuple[str, str]]:
     """The string under each field, by dotted path. Python throws them away, so they are read from the source."""
     tree = ast.parse(inspect.getsource(schema))
-    body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__).body
+    names = {base.__name__ for base in cls.__mro__}
+    body = [part for node in tree.body if isinstance(node, ast.ClassDef) and node.name in names for part in node.body]
     after = {
         a.target.id: b.value.value
         for a, b in pairwise(body)
@@ -134,4 +137,4 @@ def documentation(cls: type, path: str = "") -> Iterator[tuple[str, str]]:
         if is_dataclass(hints[f.name]):
             yield from documentation(hints[f.name], f"{path}{f.name}.")
         else:
-            yield f"{path}{f.name}", str(after.get(f.name, ""))
+            yield f"{path}{f.name}", " ".join(str(after.get(f.name, "")).split())

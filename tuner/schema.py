@@ -57,22 +57,90 @@ TEXT_STAGES = ("tokenize", "convert", "baseline", "evaluate")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chat:
-    """How a conversation is written for the model. Each turn is a text with one `{text}`."""
+    """How a conversation is written for the model.
+
+    `{text}` stands for what a turn says, `{bos}` for the token that the tokenizer begins a text with (nothing where there is none), and `{eos}` for
+    the one that ends it; these two are special tokens without being listed. Braces around anything else are text.
+    """
 
     special: tuple[str, ...] = identity(*TEXT_STAGES, default=())
     """the special tokens in the texts below; each must be one id of the tokenizer, and enters by that id"""
+    ids: dict[str, int] = identity(*TEXT_STAGES, default=dict, left_out={})
+    """the ids of special tokens that the tokenizer's vocabulary calls otherwise"""
     begin: str = identity(*TEXT_STAGES, default="")
     """written once, before the first turn"""
     system: str = identity(*TEXT_STAGES, default="{text}\n\n")
-    """a system turn"""
+    """a system turn; where `system_in` names a user's turn, what stands in front of that turn's text"""
+    system_in: Literal["turn", "first_user", "last_user", "refused"] = identity(*TEXT_STAGES, default="turn", left_out="turn")
+    """where a system prompt is written: as a turn of its own, or inside the first or the last user turn; `refused`: the model has no place for one"""
+    system_with_tools: str = identity(*TEXT_STAGES, default="", left_out="")
+    """the system turn of a conversation with tools, where it is another than `system`"""
     user: str = identity(*TEXT_STAGES, default="{text}\n\n")
     """a user turn"""
     assistant: str = identity(*TEXT_STAGES, default="{text}\n\n")
-    """an assistant turn; loss on what stands for `{text}` and on `end`"""
+    """an assistant turn, with `end` somewhere after `{text}`; trained is all from `{text}` to `end`"""
+    prompt: str | None = identity(*TEXT_STAGES, default=None, left_out=None)
+    """how the assistant is made to speak, where that isn't all before `{text}` in `assistant`: more, such as an open thought, or less. What comes after
+    it is trained"""
     end: str = identity(*TEXT_STAGES, default="")
     """the special token that ends an assistant turn: it is trained, and generation stops at it"""
+    end_in: Literal["turn", "next"] = identity(*TEXT_STAGES, default="turn", left_out="turn")
+    """`next`: `assistant` has no end; the first token of the next turn, which is special, ends it and is trained; after the last turn it is `end`"""
+    stops: tuple[str, ...] = identity(*TEXT_STAGES, default=(), left_out=())
+    """more special tokens at which generation stops"""
+    finish: str = identity(*TEXT_STAGES, default="", left_out="")
+    """written once, after the last turn"""
     default_system: str | None = identity(*TEXT_STAGES, default=None)
-    """a system prompt for conversations that bring none"""
+    """a system prompt for conversations that do not begin with one"""
+    trim: tuple[str, ...] = identity(*TEXT_STAGES, default=(), left_out=())
+    """whose texts lose the white space at both ends: system, user, assistant, tool. A system prompt inside a user's turn is trimmed with that turn's
+    text, as one, unless `system` is named too"""
+    tools: str = identity(*TEXT_STAGES, default="", left_out="")
+    """how the tools of a conversation are written, with `{tools}`; empty where the model knows none"""
+    tools_in: Literal["system", "after_system", "first", "first_user", "last_user"] = identity(*TEXT_STAGES, default="system", left_out="system")
+    """where: in the system turn after its text; as a turn of its own behind the system turn, or before all turns; inside the first user turn before its
+    text; or in front of the last user turn"""
+    tools_gap: str = identity(*TEXT_STAGES, default="\n\n", left_out="\n\n")
+    """between a system prompt and the tools, for tools_in=system"""
+    tool: str = identity(*TEXT_STAGES, default="{tool}", left_out="{tool}")
+    """one tool: `{tool}` is JSON of all of it, `{function}` of its function alone, `{parameters}` of that one's parameters; `{name}` and `{description}`
+    are texts; `{raw}` is `{function}` with its own texts unescaped, as Mistral's templates write it"""
+    tool_indent: int | None = identity(*TEXT_STAGES, default=None, left_out=None)
+    """JSON of tools goes over several lines, indented by so many spaces; on one line when null"""
+    tool_join: str = identity(*TEXT_STAGES, default="\n", left_out="\n")
+    """between two tools"""
+    calls: str = identity(*TEXT_STAGES, default="", left_out="")
+    """what the assistant calls, with `{calls}`; empty where the model knows none"""
+    calls_in: Literal["turn", "apart", "refused"] = identity(*TEXT_STAGES, default="turn", left_out="turn")
+    """calls that come with a text: in the same turn, after it; `apart`, in a turn of their own; or `refused`, where the model writes one or the other"""
+    calls_gap: str = identity(*TEXT_STAGES, default="", left_out="")
+    """between the text and the calls"""
+    calls_turn: str = identity(*TEXT_STAGES, default="", left_out="")
+    """an assistant turn that calls, where it is another than `assistant`; its `{text}` stands for text and calls"""
+    calls_end: str = identity(*TEXT_STAGES, default="", left_out="")
+    """the special token that ends an assistant turn that calls, where it is another than `end`"""
+    call: str = identity(*TEXT_STAGES, default="", left_out="")
+    """one call, with `{name}`, `{arguments}` as JSON, and `{id}`"""
+    call_join: str = identity(*TEXT_STAGES, default="\n", left_out="\n")
+    """between two calls"""
+    id_length: int | None = identity(*TEXT_STAGES, default=None, left_out=None)
+    """ids of calls must be so many letters and digits: others, and missing ones, are replaced"""
+    results: str = identity(*TEXT_STAGES, default="", left_out="")
+    """a turn of what tools answered one after the other, with `{results}`; empty where the model knows none"""
+    result: str = identity(*TEXT_STAGES, default="{text}", left_out="{text}")
+    """one answer of a tool: `{text}`, or `{json}`, the same as a JSON string; with `{name}` and `{id}` of the call"""
+    result_join: str = identity(*TEXT_STAGES, default="\n", left_out="\n")
+    """between two answers of tools"""
+    reasoning: str = identity(*TEXT_STAGES, default="", left_out="")
+    """what the assistant thought, before its text, with `{text}`; empty where the model does not think"""
+    reasoning_in: Literal["every_turn", "last_turns"] = identity(*TEXT_STAGES, default="last_turns", left_out="last_turns")
+    """which turns show it: all, or only those after the last user turn"""
+    no_reasoning: str = identity(*TEXT_STAGES, default="", left_out="")
+    """what is written instead where the assistant did not think, such as an empty thought; never trained"""
+    no_reasoning_in: Literal["every_turn", "last_turns", "last_turn"] = identity(*TEXT_STAGES, default="last_turn", left_out="last_turn")
+    """which turns show that: all, those after the last user turn, or only the last turn of a conversation"""
+    jinja: bool = identity(*TEXT_STAGES, default=False, left_out=False)
+    """take the tokenizer's own Jinja template, and of all above only `default_system`"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,29 +222,74 @@ class Algo:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Data:
-    """Which conversations, and how they become packs of tokens."""
+class Part:
+    """Where rows come from, and how they are read: one source of a mixture."""
 
-    source: Literal["path", "package"] = place("fetch_data", default="path")
-    """`path`: local files; `package`: files that an installed Python package carries"""
+    label: str = identity("fetch_data", "tokenize", default="", left_out="")
+    """what the ledger calls it: filled by the tool in a mixture"""
+    source: Literal["path", "package", "hub", "modelscope"] = place("fetch_data", "tokenize", default="path")
+    """`path`: local files; `package`: files that an installed Python package carries; `hub`, `modelscope`: a data set of a hub"""
     path: str | tuple[str, ...] | None = place("fetch_data", default=None)
-    """a file or a list of files (JSONL or JSON); inside the package for source=package"""
+    """a file, a pattern or a list of them; inside the package for source=package"""
     package: str | None = place("fetch_data", default=None)
     """the name to import, for source=package"""
-    format: Literal["auto", "messages", "alpaca", "sharegpt"] = identity("fetch_data", "tokenize", default="auto")
+    repo: str | None = identity("fetch_data", default=None, left_out=None)
+    """the data set's name on its hub, such as OpenAssistant/oasst1"""
+    revision: str | None = identity("fetch_data", default=None, left_out=None)
+    """a branch, a tag or a commit; the hub's default when null"""
+    files: str | tuple[str, ...] | None = identity("fetch_data", default=None, left_out=None)
+    """patterns of the files wanted of it; those of the training split when null"""
+    encoding: str = identity("fetch_data", "tokenize", default="auto", left_out="auto")
+    """of text files; `auto` is UTF-8, or UTF-16 with a byte order mark"""
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt", "text", "guanaco", "oasst", "preference", "label"] = identity(
+        "fetch_data", "tokenize", default="auto"
+    )
     """how a row is read; `auto` looks at its keys"""
+    columns: dict[str, str] = identity("fetch_data", "tokenize", default=dict, left_out={})
+    """where a format's columns are found in a row: another name, a path such as `instances.0.input`, or a text with {names} in it"""
+    roles: dict[str, str | tuple[str, ...]] = identity("fetch_data", "tokenize", default=dict, left_out={})
+    """other words for system, user, assistant and tool"""
+    paths: Literal["best", "all"] = identity("fetch_data", "tokenize", default="best", left_out="best")
+    """of a tree of messages: the path of the best-ranked replies, or every path"""
     fill: dict[str, str] = identity("tokenize", default=dict)
     """words for the `{{name}}` places in the rows"""
     system: str | None = identity(*TEXT_STAGES, default=None)
     """a system prompt for conversations that bring none, before model.chat.default_system"""
+    take: int | float | None = identity("tokenize", default=None, left_out=None)
+    """how many rows are drawn (by data.seed), or as which share; 2.0 takes each twice"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data(Part):
+    """Which rows, and how they become packs of tokens."""
+
+    of: dict[str, int | float] = neutral(default=dict)
+    """the sources of a mixture (data=mix): an option of `data` or a file → `take`"""
+    parts: tuple[Part, ...] = field(default=())
+    """what `of` names: filled by the tool"""
     length: int = identity("tokenize", "train", default=2048)
     """the length of a pack, in tokens"""
-    overlong: Literal["truncate", "drop", "error"] = identity("tokenize", default="truncate")
-    """what happens to a conversation longer than a pack"""
+    overlong: Literal["auto", "truncate", "split", "drop", "error"] = identity("tokenize", default="auto")
+    """what happens to a row longer than a pack; `auto` splits a plain text and truncates a conversation, where possible between two turns"""
+    loss: Literal["assistant", "last", "all"] = identity("tokenize", default="assistant", left_out="assistant")
+    """on what the assistant writes, on its last turn only, or on everything"""
+    reasoning: Literal["last", "every_turn", "keep", "strip"] = identity("tokenize", default="last", left_out="last")
+    """`last` shows the thoughts that the template shows and trains no answer whose thoughts it hides; `every_turn` makes one sample of each turn;
+    `keep` shows all; `strip` none"""
+    bad_rows: Literal["error", "skip"] = identity("tokenize", default="error", left_out="error")
+    """what happens to rows that can't be read; the ledger counts those that were skipped"""
+    duplicates: Literal["keep", "drop"] = identity("tokenize", default="keep", left_out="keep")
+    """what happens to rows that give the same tokens again"""
     held_out: float = identity("tokenize", default=0.05)
     """the share of conversations kept out of training, to measure the loss on"""
+    held_out_path: str | tuple[str, ...] | None = place("fetch_data", default=None, left_out=None)
+    """a file of its own for that, instead of a share; read as the rest is"""
+    max_dropped: int | float | None = identity("tokenize", default=None, left_out=None)
+    """fail when more rows than this, or a larger share of them, are left out"""
+    min_trained_tokens: int | None = identity("tokenize", default=None, left_out=None)
+    """fail when fewer tokens than this are trained"""
     seed: int = identity("tokenize", default=0)
-    """of the held-out draw and the packing; the top `seed` enters training only"""
+    """of the draws, the held-out share and the packing; the top `seed` enters training only"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,6 +302,8 @@ class Machine:
     """how many GPUs, the emptiest of those that are visible, never a busy one; a list such as [0,3] takes just those; `auto` is 1"""
     threads: int | Literal["auto"] = neutral("train", "merge", "baseline", "evaluate", default="auto")
     """CPU threads; `auto` is the number of cores this process may use"""
+    workers: int | Literal["auto"] = neutral("tokenize", default="auto")
+    """processes that tokenize; `auto` is one for each core, or one where there is little to do"""
     micro_batch: int | Literal["auto"] = neutral("train", default="auto")
     """packs in one forward pass; `auto` is 1"""
     save_every: int = neutral("train", default=50)

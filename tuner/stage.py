@@ -25,8 +25,10 @@ class View:
         path = f"{self._path}{name}"
         if is_dataclass(value):
             return View(value, self._stage, f"{path}.")
-        role = next(f.metadata["role"] for f in fields(self._node) if f.name == name)
-        if self._stage not in role.stages | role.seen_by:
+        if nodes(value):
+            return tuple(View(node, self._stage, f"{path}.{i}.") for i, node in enumerate(value))
+        role = next((f.metadata["role"] for f in fields(self._node) if f.name == name and "role" in f.metadata), None)
+        if role is not None and self._stage not in role.stages | role.seen_by:
             raise AttributeError(
                 f"{path} is not declared for the stage {self._stage}; declare it in tuner/schema.py, so that it enters the fingerprint"
             )
@@ -112,6 +114,8 @@ class Stage:
     """raises what can be known to fail before anything runs; no heavy import"""
     references: Callable[[View], bool] = lambda _: False
     """whether `sources` are themselves the artifact's files: referenced with their hashes, not copied"""
+    fetches: Callable[[View], bool] = lambda _: False
+    """whether it brings files of its own beside those: then its content is known only once it was made"""
     child: bool = False
     """runs in a process of its own: it imports torch"""
     computes: bool = False
@@ -128,6 +132,11 @@ class Stage:
     """patterns of files that record how it went: kept and verified, but not part of the content's digest"""
 
 
+def nodes(value: Any) -> bool:
+    """Whether a field holds a list of nodes, as `data.parts` does."""
+    return isinstance(value, tuple) and bool(value) and all(is_dataclass(item) for item in value)
+
+
 def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Role, Any]]:
     """All fields of a config tree as (dotted path, role, value).
 
@@ -138,7 +147,10 @@ def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Role, Any]]:
         value = getattr(node, f.name)
         if is_dataclass(value):
             yield from leaves(value, f"{path}{f.name}.")
-        else:
+        elif nodes(value):
+            for i, item in enumerate(value):
+                yield from leaves(item, f"{path}{f.name}.{i}.")
+        elif "role" in f.metadata:  # an empty list of nodes has none
             yield f"{path}{f.name}", f.metadata["role"], value
 
 

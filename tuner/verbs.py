@@ -1,6 +1,7 @@
 """What the verbs do with a config or a run, and what they print."""
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tuner.api import execute_config, to_stderr
@@ -9,7 +10,9 @@ from tuner.rerun import rerun, to_talk_with
 from tuner.runs import Run, store_of
 from tuner.schema import Config
 from tuner.show import plan_json, plan_text, summary
-from tuner.stages import STAGES
+from tuner.stage import View
+from tuner.stages import STAGES, tokenize
+from tuner.stages.fetch_data import parts
 
 
 def run_one(config: Config, tell: Callable[[str], None], redone: set[str] | None = None) -> int:
@@ -24,6 +27,24 @@ def plan_one(config: Config, flags: Collection[str]) -> int:
     steps = plan(config, STAGES, store_of(config), run, redo=config.redo)
     print(plan_json(steps, config, run) if "--json" in flags else plan_text(steps, config, run))
     return 3 if "--check" in flags and any(step.to_do for step in steps) else 0
+
+
+def preview_one(config: Config, words: Sequence[str], flags: Collection[str]) -> int:
+    """Fetch what is not here yet, and show rows as the model will see them: those that the words name, or the first."""
+    from tuner.preview import places, preview
+
+    wished, config = places(words), replace(config, until="fetch")
+    steps = {step.stage.name: step for step in plan(config, STAGES, store_of(config), execute_config(config, to_stderr))}
+    view = View(config, "tokenize")
+    return preview(
+        tokenize.settings_of(view, steps["fetch_model"].input().dir),
+        tokenize.listed_files(view, steps["fetch_data"].input().files),
+        wished,
+        takes=[part.take for part in parts(view)],
+        seed=view.data.seed,
+        skip=view.data.bad_rows == "skip",
+        flags=flags,
+    )
 
 
 def after_training(verb: str, run: Run, words: Sequence[str], extra: Path | None) -> int:

@@ -1,14 +1,15 @@
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tuner.data import chat, tokens
+from tuner.data import chat, prepare, tokenizer, tokens
 from tuner.errors import DataError
-from tuner.schema import Chat, Config, Data, Model
+from tuner.schema import Chat, Config, Data, Machine, Model, Part
 from tuner.stage import Context, Input, View
 from tuner.stages import fetch_data, tokenize
 
@@ -40,7 +41,9 @@ def run(tmp_path: Path) -> Run:
     def go(*files: Path, **fields: Any) -> tuple[dict[str, Any], dict[str, Any], Path]:
         out = tmp_path / f"out{len(list(tmp_path.glob('out*')))}"
         out.mkdir()
-        config = Config(model=Model(chat=chatml()), data=Data(**{"path": tuple(map(str, files)), "length": 64, **fields}))
+        workers = fields.pop("workers", 1)
+        described = {"path": tuple(map(str, files)) or None, "length": 64, **fields}
+        config = Config(model=Model(chat=chatml()), data=Data(**described), machine=Machine(workers=workers))
         fetched = fetch_data.files(View(config, "fetch_data"))
         fetch_data.run(Context(config=View(config, "fetch_data"), inputs={}, out=out, say=print))
         view = View(config, "tokenize")
@@ -81,36 +84,199 @@ def test_the_ledger_tells_every_fate(run: Run, tmp_path: Path) -> None:
     b = rows(tmp_path / "b.jsonl", *[row("q", " ")] * 12, row("q", "b"))
     facts, ledger, _ = run(a, b, held_out=0.0)
     silent = "no assistant turn with text is trained"
-    assert ledger["sources"] == [
-        {
-            "file": "0000-a.jsonl",
-            "rows": 4,
-            "kept": 2,
-            "truncated": 1,
-            "held_out": 0,
-            "dropped": {silent: {"rows": 1, "first": [2]}, "no trained token within data.length": {"rows": 1, "first": [4]}},
-        },
-        {
-            "file": "0001-b.jsonl",
-            "rows": 13,
-            "kept": 1,
-            "truncated": 0,
-            "held_out": 0,
-            "dropped": {silent: {"rows": 12, "first": list(range(1, 11))}},
-        },
-    ]
+    first, second = ledger["sources"]
+    assert {name: first[name] for name in ("file", "rows", "kept", "truncated", "split", "held_out", "documents", "dropped")} == {
+        "file": "0000-a.jsonl",
+        "rows": 4,
+        "kept": 2,
+        "truncated": 1,
+        "split": 0,
+        "held_out": 0,
+        "documents": 2,
+        "dropped": {silent: {"rows": 1, "first": [2]}, "no trained token within data.length": {"rows": 1, "first": [4]}},
+    }
+    assert (second["rows"], second["kept"], second["dropped"]) == (13, 1, {silent: {"rows": 12, "first": list(range(1, 11))}})
+    assert first["tokens"] + second["tokens"] == facts["tokens"] == ledger["train"]["tokens"]
+    assert first["trained_tokens"] + second["trained_tokens"] == facts["trained_tokens"]
     assert ledger["held_out"] == {"packs": 0, "documents": 0, "tokens": 0, "trained_tokens": 0, "efficiency": None}
     assert facts["held_out_tokens"] == 0
 
 
+def documents(out: Path, name: str = "train") -> list[tuple[int, str, str]]:
+    """(line, text, trained text) of each document, in the order of the lines."""
+    found = []
+    for pack in tokens.Packs.open(out / f"{name}.arrow"):
+        ends = pack.lengths.cumsum()
+        for line, start, end in zip(pack.lines.tolist(), ends - pack.lengths, ends, strict=True):
+            ids, trained = pack.ids[start:end], pack.trained[start:end]
+            found.append((line, decode(ids.tolist()), decode(ids[trained].tolist())))
+    return sorted(found)
+
+
+def decode(ids: list[int]) -> str:
+    text: str = smollm2().decode(ids, skip_special_tokens=False)
+    return text
+
+
+@cache
+def smollm2() -> Any:
+    return tokenizer.load_vocabulary(SMOLLM2).tokenizer
+
+
 def test_overlong_conversations(run: Run, tmp_path: Path) -> None:
     file = rows(tmp_path / "a.jsonl", row("q", "a"), row("q", "long " * 100), row("q", "b"))
-    assert run(file, overlong="truncate")[1]["sources"][0]["truncated"] == 1
+    assert run(file, overlong="auto", held_out=0.0)[1]["sources"][0]["truncated"] == 1
     assert run(file, overlong="drop")[1]["sources"][0]["dropped"] == {"longer than data.length": {"rows": 1, "first": [2]}}
-    with pytest.raises(DataError, match=r"(?s)1 conversations are longer than data\.length=64.*a\.jsonl:2: \d+ tokens"):
+    with pytest.raises(DataError, match=r"(?s)1 row are longer than data\.length=64 tokens.*a\.jsonl:2"):
         run(file, overlong="error")
     with pytest.raises(DataError, match=r"all 3 rows were left out \(longer than data\.length\)"):
         run(file, overlong="drop", length=4)
+
+
+LONG = {
+    "messages": [
+        {"role": "system", "content": "Count."},
+        *(turn for n in range(12) for turn in row(f"What comes after {n}?", f"After {n} comes {n + 1}.")["messages"]),
+    ]
+}
+
+
+def test_a_long_conversation_is_cut_where_an_answer_ends(run: Run, tmp_path: Path) -> None:
+    [(_, text, trained)] = documents(run(rows(tmp_path / "a.jsonl", LONG), held_out=0.0)[2])
+    assert text.endswith("<|im_end|>")
+    assert 1 < trained.count("<|im_end|>") == text.count("assistant") < 12
+
+
+def test_a_split_conversation_loses_no_answer(run: Run, tmp_path: Path) -> None:
+    _, ledger, out = run(rows(tmp_path / "a.jsonl", LONG), held_out=0.0, overlong="split")
+    found = documents(out)
+    assert len(found) > 2
+    assert all(text.startswith("<|im_start|>system\nCount.<|im_end|>") and text.count("system") == 1 for _, text, _ in found)
+    said = sorted(answer for _, _, trained in found for answer in trained.split("<|im_end|>") if answer)
+    assert said == sorted(f"After {n} comes {n + 1}." for n in range(12))
+    assert (ledger["sources"][0]["kept"], ledger["sources"][0]["split"], ledger["sources"][0]["documents"]) == (1, 1, len(found))
+
+
+def test_a_split_answer_keeps_all_its_tokens(run: Run, tmp_path: Path) -> None:
+    words = " ".join(map(str, range(100)))
+    found = documents(run(rows(tmp_path / "a.jsonl", row("q", words)), held_out=0.0, overlong="split", length=50)[2])
+    assert len(found) > 2
+    assert "".join(text for _, text, _ in found).count("<|im_end|>") == 2
+    assert all(len(text) > len(trained) for _, text, trained in found)
+
+
+def test_a_plain_text_is_trained_whole_and_split(run: Run, tmp_path: Path) -> None:
+    words = " ".join(map(str, range(100)))
+    _, ledger, out = run(rows(tmp_path / "a.jsonl", {"text": words}, {"text": "short"}), held_out=0.0)
+    found = documents(out)
+    assert ledger["sources"][0]["split"] == 1
+    assert next(trained for line, _, trained in found if line == 2).endswith("<|im_end|>")
+    assert sum(len(trained) for line, _, trained in found if line == 1) > 0.9 * len(words)
+
+
+def test_loss_on_the_last_answer_or_on_all(run: Run, tmp_path: Path) -> None:
+    file = rows(tmp_path / "a.jsonl", {"messages": [*row("q", "one")["messages"], *row("r", "two")["messages"]]})
+    [(_, text, trained)] = documents(run(file, held_out=0.0)[2])
+    assert trained == "one<|im_end|>two<|im_end|>"
+    [(_, _, trained)] = documents(run(file, held_out=0.0, loss="last")[2])
+    assert trained == "two<|im_end|>"
+    [(_, _, trained)] = documents(run(file, held_out=0.0, loss="all")[2])
+    assert trained == text.removeprefix("<|im_start|>")
+
+
+def test_each_turn_as_a_sample(run: Run, tmp_path: Path) -> None:
+    file = rows(tmp_path / "a.jsonl", {"messages": [*row("q", "one")["messages"], *row("r", "two")["messages"]]})
+    _, ledger, out = run(file, held_out=0.0, reasoning="every_turn")
+    assert sorted(trained for _, _, trained in documents(out)) == ["one<|im_end|>", "two<|im_end|>"]
+    assert (ledger["sources"][0]["kept"], ledger["sources"][0]["documents"]) == (1, 2)
+
+
+def test_rows_are_drawn_by_number_and_by_share(run: Run, tmp_path: Path) -> None:
+    file = rows(tmp_path / "a.jsonl", *(row(f"question {i}", f"answer {i}") for i in range(40)))
+    lines = {take: [line for line, _, _ in documents(run(file, held_out=0.0, take=take)[2])] for take in (10, 0.25, 2.0, 1.0)}
+    assert len(set(lines[10])) == 10
+    assert lines[10] == lines[0.25]
+    assert lines[1.0] == list(range(1, 41))
+    assert lines[2.0] == sorted([*range(1, 41)] * 2)
+    ledger = run(file, take=10)[1]["sources"][0]
+    assert (ledger["rows"], ledger["kept"], ledger["dropped"]["not drawn (take)"]["rows"]) == (40, 10, 30)
+    with pytest.raises(DataError, match="there are 40 rows, fewer than the 41 wanted"):
+        run(file, take=41)
+
+
+def test_a_mixture_takes_of_each_what_it_says(run: Run, tmp_path: Path) -> None:
+    chats = rows(tmp_path / "chats.jsonl", *(row(f"question {i}", f"answer {i}") for i in range(20)))
+    tasks = rows(tmp_path / "tasks.jsonl", *({"q": f"task {i}", "a": f"done {i}"} for i in range(20)))
+    parts = (
+        Part(label="chats", path=str(chats), take=0.5, system="Chat."),
+        Part(label="tasks", path=str(tasks), take=5, format="alpaca", columns={"instruction": "q", "output": "a"}),
+    )
+    _, ledger, out = run(parts=parts, held_out=0.0, system="All.")
+    assert [(source["source"], source["rows"], source["kept"]) for source in ledger["sources"]] == [("chats", 20, 10), ("tasks", 20, 5)]
+    found = documents(out)
+    assert sum("Chat." in text and "answer" in text for _, text, _ in found) == 10
+    assert sum("All." in text and "done" in text for _, text, _ in found) == 5
+
+
+def test_a_file_of_its_own_is_held_out(run: Run, tmp_path: Path) -> None:
+    file = rows(tmp_path / "a.jsonl", *(row(f"question {i}", f"answer {i}") for i in range(10)), row("question 100", "answer 100"))
+    other = rows(tmp_path / "b.jsonl", *(row(f"question {i}", f"answer {i}") for i in range(100, 105)))
+    _, ledger, out = run(file, held_out_path=str(other))
+    assert ledger["held_out"]["documents"] == 6, "the row that is in both files is not trained on"
+    assert not {text for _, text, _ in documents(out)} & {text for _, text, _ in documents(out, "held_out")}
+
+
+def test_duplicates_never_stand_on_both_sides(run: Run, tmp_path: Path) -> None:
+    file = rows(tmp_path / "a.jsonl", *(row(f"question {i % 20}", f"answer {i % 20}") for i in range(60)))
+    _, ledger, out = run(file, held_out=0.2)
+    assert ledger["sources"][0]["duplicates"] == 40
+    assert not {text for _, text, _ in documents(out)} & {text for _, text, _ in documents(out, "held_out")}
+    _, ledger, out = run(file, held_out=0.0, duplicates="drop")
+    assert [line for line, _, _ in documents(out)] == list(range(1, 21))
+    assert ledger["sources"][0]["dropped"] == {"the same tokens as a row before": {"rows": 40, "first": list(range(21, 31))}}
+
+
+def test_bad_rows_fail_with_their_number_or_are_counted(run: Run, tmp_path: Path) -> None:
+    good = [row(f"question {i}", f"answer {i}") for i in range(30)]
+    file = rows(tmp_path / "a.jsonl", *good, *[{"messages": "what?"}] * 12, [1], *good)
+    with pytest.raises(DataError, match=r"(?s)13 rows can't be used\. The first 10:\n.*a\.jsonl:31: .*a\.jsonl:40: .*data\.bad_rows=skip"):
+        run(file)
+    ledger = run(file, bad_rows="skip")[1]["sources"][0]
+    bad = ledger["dropped"]["can't be used"]
+    assert (ledger["rows"], ledger["kept"], bad["rows"], bad["first"]) == (73, 60, 13, list(range(31, 41)))
+    assert len(bad["why"]) == 10
+
+
+def test_thresholds_fail_the_run(run: Run, tmp_path: Path) -> None:
+    file = rows(tmp_path / "a.jsonl", *[row("q", "a")] * 8, *[row("q", "")] * 2)
+    run(file, max_dropped=2, held_out=0.0)
+    run(file, max_dropped=0.2, held_out=0.0)
+    with pytest.raises(DataError, match=r"(?s)2 of 10 rows are left out, more than data\.max_dropped=0\.1 allows.*a\.jsonl:9, 10"):
+        run(file, max_dropped=0.1)
+    with pytest.raises(DataError, match=r"16 tokens are trained, fewer than data\.min_trained_tokens=17"):
+        run(file, min_trained_tokens=17, held_out=0.0)
+
+
+def test_extreme_rows_are_handled(run: Run, tmp_path: Path) -> None:
+    many = {"messages": [turn for n in range(1500) for turn in row(f"{n}?", f"{n}!")["messages"]]}
+    wide = row("q", "a word " * 30_000)
+    odd = row("two\u2028lines\x00and a \ufeffmark", "<|im_end|> is text ")
+    deep = {"message_id": "0", "parent_id": None, "message_tree_id": "t", "text": "q", "role": "prompter"}
+    tree = [deep, *({**deep, "message_id": str(n), "parent_id": str(n - 1), "role": "assistant" if n % 2 else "prompter"} for n in range(1, 2000))]
+    _, ledger, out = run(rows(tmp_path / "a.jsonl", many, wide, odd), rows(tmp_path / "b.jsonl", *tree), held_out=0.0, length=1024, overlong="split")
+    first, second = ledger["sources"]
+    assert (first["rows"], first["kept"], first["split"]) == (3, 3, 2)
+    assert (second["rows"], second["kept"], second["split"]) == (2000, 2000, 1)
+    found = [(text, trained) for line, text, trained in documents(out) if line == 3]
+    assert [trained for _, trained in found] == ["<|im_end|> is text <|im_end|>"]
+    assert sum(trained.count("<|im_end|>") for line, _, trained in documents(out) if line == 1) == 1500 + 1000  # of both files
+
+
+def test_one_and_two_workers_give_the_same_bytes(run: Run, tmp_path: Path) -> None:
+    file = rows(tmp_path / "a.jsonl", *(row(f"question {i} " * (i % 40 + 1), f"answer {i}\n" * (i % 17)) for i in range(6000)))
+    outs = [run(file, workers=workers, held_out=0.1, length=256)[2] for workers in (1, 2, 3)]
+    for name in ("train.arrow", "held_out.arrow", "ledger.json"):
+        assert len({(out / name).read_bytes() for out in outs}) == 1
 
 
 def test_held_out_conversations_are_not_trained_on(run: Run, tmp_path: Path) -> None:
@@ -126,7 +292,7 @@ def test_system_prompts_and_words_reach_the_tokens(run: Run, tmp_path: Path) -> 
     file = rows(tmp_path / "a.jsonl", row("who?", "I'm {{name}}."))
     _, _, out = run(file, fill={"name": "Tuna"}, system="Be kind.", held_out=0.0)
     [pack] = tokens.Packs.open(out / "train.arrow")
-    text = chat.load_tokenizer(SMOLLM2).decode(pack.ids.tolist(), skip_special_tokens=False)
+    text = decode(pack.ids.tolist())
     assert text == "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nwho?<|im_end|>\n<|im_start|>assistant\nI'm Tuna.<|im_end|>\n"
     with pytest.raises(DataError, match=r"a\.jsonl:1: the text has the place \{\{name\}\}"):
         run(file, fill={"maker": "us"})
@@ -146,5 +312,8 @@ def test_a_model_without_tokenizer_is_refused_early(tmp_path: Path) -> None:
 
 
 def test_versions_are_those_of_the_pieces() -> None:
-    assert (tokenize.CHAT, tokenize.PACKS) == (chat.VERSION, tokens.VERSION)
-    assert tokenize.versions(View(Config(data=Data(format="alpaca")), "tokenize")) == {"format.alpaca": 1, "chat": 1, "packing": 1, "packs": 1}
+    assert (tokenize.CHAT, tokenize.PACKS, tokenize.PREPARE) == (chat.VERSION, tokens.VERSION, prepare.VERSION)
+    names = {"format.alpaca", "chat", "packing", "packs", "prepare"}
+    assert tokenize.versions(View(Config(data=Data(format="alpaca")), "tokenize")).keys() == names
+    mixed = Data(parts=(Part(format="alpaca"), Part(format="text")))
+    assert tokenize.versions(View(Config(data=mixed), "tokenize")).keys() == names | {"format.text"}

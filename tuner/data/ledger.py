@@ -2,63 +2,63 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 FIRST = 10
 """lines that are named for each reason"""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Document:
-    """A conversation that was kept, as tokens."""
-
-    ids: NDArray[np.int32]
-    """[T], at most data.length"""
-    trained: NDArray[np.bool_]
-    """[T]"""
-    file: int
-    """index into the ledger's sources"""
-    line: int
-    """line or item number, from 1"""
-
-
 @dataclass(kw_only=True, slots=True)
 class Source:
-    """The counts of one file while it is read."""
+    """The counts of one file. `rows` is what was read, and the sum of `kept` and of what was dropped."""
 
+    source: str
+    """of a mixture: its name there"""
     file: str
-    """its name, without its place"""
+    """the file's name, without its place"""
     rows: int = 0
     kept: int = 0
     truncated: int = 0
-    """of the kept"""
+    """of the kept: the end was left out"""
+    split: int = 0
+    """of the kept: became several documents"""
     held_out: int = 0
-    """of the kept"""
+    """of the documents: not trained on"""
+    duplicates: int = 0
+    """of the documents: the same tokens as one before"""
+    documents: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
     dropped: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """by reason: how many rows, and the first few lines"""
+    """by reason: how many rows, and the first lines"""
 
-    def drop(self, line: int, reason: str) -> None:
-        """Count a row that is left out."""
+    def drop(self, reason: str, lines: Sequence[int], why: Sequence[str] = ()) -> None:
+        """Count rows that are left out; `why` says more of each."""
+        if not lines:
+            return
         entry = self.dropped.setdefault(reason, {"rows": 0, "first": []})
-        entry["rows"] += 1
-        if len(entry["first"]) < FIRST:
-            entry["first"].append(line)
+        room = FIRST - len(entry["first"])
+        entry["rows"] += len(lines)
+        entry["first"] += lines[:room]
+        if why and room:
+            entry.setdefault("why", []).extend(why[:room])
+
+    @property
+    def lost(self) -> int:
+        """Rows that are left out."""
+        return sum(entry["rows"] for entry in self.dropped.values())
 
 
-def summary(packs: Sequence[Sequence[int]], documents: Sequence[Document], length: int) -> dict[str, Any]:
+def summary(packs: int, lengths: int, documents: int, trained: int, capacity: int) -> dict[str, Any]:
     """What a file of packs holds. `efficiency` is the share of the packs' places that hold a token; null where there is no pack."""
-    tokens = sum(len(document.ids) for document in documents)
     return {
-        "packs": len(packs),
-        "documents": len(documents),
-        "tokens": tokens,
-        "trained_tokens": sum(int(document.trained.sum()) for document in documents),
-        "efficiency": round(tokens / (len(packs) * length), 4) if packs else None,
+        "packs": packs,
+        "documents": documents,
+        "tokens": lengths,
+        "trained_tokens": trained,
+        "efficiency": round(lengths / (packs * capacity), 4) if packs else None,
     }
 
 
@@ -66,8 +66,42 @@ def write(path: Path, sources: Iterable[Source], *, length: int, train: dict[str
     """Write ledger.json. Every row must be accounted for: a row that is neither kept nor dropped is a bug of ours."""
     entries = []
     for source in sources:
-        dropped = sum(entry["rows"] for entry in source.dropped.values())
-        assert source.rows == source.kept + dropped, f"{source.file}: {source.rows} rows, {source.kept} kept, {dropped} dropped"
-        entries.append({name: getattr(source, name) for name in ("file", "rows", "kept", "truncated", "held_out", "dropped")})
+        assert source.rows == source.kept + source.lost, f"{source.file}: {source.rows} rows, {source.kept} kept, {source.lost} dropped"
+        entries.append(asdict(source))
     ledger = {"length": length, "sources": entries, "train": train, "held_out": held_out}
     path.write_text(json.dumps(ledger, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+SHOWN = 12
+"""lines of the table; what is more is summed up"""
+
+
+def table(sources: Sequence[Source]) -> list[str]:
+    """The counts as lines of a table: a source of a mixture, or else a file, to a line; then why rows were left out."""
+    groups: dict[str, list[Source]] = {}
+    for source in sources:
+        groups.setdefault(source.source or source.file, []).append(source)
+    names = ("rows", "kept", "truncated", "split", "lost", "held_out", "documents", "tokens", "trained_tokens")
+    counts = [(name, [sum(getattr(source, column) for source in group) for column in names]) for name, group in groups.items()]
+    if len(counts) > SHOWN:
+        rest = counts[SHOWN - 1 :]
+        counts[SHOWN - 1 :] = [(f"{len(rest)} more", [sum(column) for column in zip(*(row for _, row in rest), strict=True)])]
+    if len(counts) > 1:
+        counts.append(("in all", [sum(column) for column in zip(*(row for _, row in counts), strict=True)]))
+    heads = [name.replace("_", " ").replace("lost", "dropped") for name in names]
+    wide = max(len(name) for name, _ in counts)
+    widths = [max(len(head), *(len(f"{row[i]:,}") for _, row in counts)) for i, head in enumerate(heads)]
+    lines = [f"{'':{wide}}  " + "  ".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
+    lines += [f"{name:{wide}}  " + "  ".join(f"{n:>{width},}" for n, width in zip(row, widths, strict=True)) for name, row in counts]
+    return lines + reasons(sources)
+
+
+def reasons(sources: Iterable[Source]) -> list[str]:
+    """Why rows were left out, with their lines."""
+    lines = []
+    for source in sources:
+        for reason, entry in source.dropped.items():
+            first = ", ".join(map(str, entry["first"]))
+            where = f" ({source.file}:{first}{' …' if entry['rows'] > len(entry['first']) else ''})" if first else ""
+            lines.append(f"dropped {entry['rows']:,}: {reason}{where}")
+    return lines

@@ -57,6 +57,23 @@ def held_out(rows: int, share: float, seed: int) -> list[int]:
     return sorted(shuffled(rows, f"held_out/{seed}")[:count])
 
 
+def draw(rows: int, take: int | float, seed: int) -> list[int]:
+    """How often each of `rows` rows is used when `take` of them are drawn: a number of rows, or as a float a share of them.
+
+    >>> draw(4, 2, seed=0), draw(4, 2.5, seed=0)
+    ([0, 1, 1, 0], [2, 3, 3, 2])
+
+    Raises ValueError for more rows than there are; a share above 1.0 takes rows again.
+    """
+    if isinstance(take, int) and take > rows:
+        raise ValueError(f"there are {rows} rows, fewer than the {take} wanted")
+    whole, count = (0, take) if isinstance(take, int) else divmod(round(rows * take), rows) if rows else (0, 0)
+    times = [whole] * rows
+    for i in shuffled(rows, f"take/{seed}")[:count]:
+        times[i] += 1
+    return times
+
+
 def shuffled(count: int, seed: str) -> list[int]:
     """The numbers below `count` in an order drawn from `seed`; by Random.random() alone, which no Python version has changed."""
     draws = random.Random(seed)

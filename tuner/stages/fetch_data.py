@@ -1,34 +1,164 @@
-"""fetch_data: find the files of the data set. They are referenced by content, never copied."""
+"""fetch_data: find the files of the data set. Files of your own are referenced by content, never copied; those of a hub are downloaded.
 
+A file's name says whose it is: `p01-…` is of the second source of a mixture, `held_out-…` of those kept out of training, any other of
+the only source.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuner.data import formats, sources
+from tuner.data import files as readers
+from tuner.data import rows, sources
+from tuner.data.conversation import Conversation, RowError, Sample, Text
+from tuner.errors import DataError
 from tuner.stage import Context, Stage, View
+
+HUBS = ("hub", "modelscope")
+OWNED = re.compile(r"p(\d{2,})-|held_out-")
+SHOWN = 3
+"""bad rows that are named where there is no good one"""
+
+
+def parts(view: View) -> tuple[View, ...]:
+    """The sources: those of a mixture, or the only one."""
+    data = view.data
+    return tuple(data.parts) or (data,)
+
+
+def owner(name: str) -> tuple[int, bool]:
+    """Which source a file is of, and whether all its rows are held out; those are read as the first source's are.
+
+    >>> owner("chats.jsonl"), owner("0001-b.jsonl"), owner("p02-a.jsonl"), owner("held_out-a.jsonl")
+    ((0, False), (0, False), (2, False), (0, True))
+    """
+    found = OWNED.match(name)
+    return (int(found[1] or 0), found[1] is None) if found else (0, False)
+
+
+def shape_of(part: View) -> rows.Shape:
+    """How the rows of a source are read."""
+    words = {role: (word,) if isinstance(word, str) else tuple(word) for role, word in part.roles.items()}
+    return rows.Shape(format=part.format, columns=part.columns, roles=words, paths=part.paths)
 
 
 def files(view: View) -> dict[str, Path]:
-    """Name → file, as the config says."""
-    data = view.data
-    path = data.path
-    return sources.locate([path] if isinstance(path, str) else path, data.package if data.source == "package" else None)
+    """Name → file, of those that lie here, as the config says."""
+    data, found = view.data, dict[str, Path]()
+    for number, part in enumerate(parts(view)):
+        if part.source in HUBS:
+            continue
+        where = f"data.of ({part.label})" if data.parts else "data.path"
+        located = _located(part.path, part.package if part.source == "package" else None, where)
+        found |= {_named(name, number if data.parts else None): file for name, file in located.items()}
+    if data.held_out_path is not None:
+        apart = _located(data.held_out_path, None, "data.held_out_path")
+        trained = {file.resolve() for file in found.values()}
+        if both := [str(file) for file in apart.values() if file.resolve() in trained]:
+            raise DataError(f"data.held_out_path names {', '.join(both)}, which is trained on too: what is measured must not be. Name another file.")
+        found |= {f"held_out-{name}": file for name, file in apart.items()}
+    return found
+
+
+def _located(paths: str | Sequence[str], package: str | None, where: str) -> dict[str, Path]:
+    try:
+        return sources.locate([paths] if isinstance(paths, str) else paths, package)
+    except DataError as error:
+        raise DataError(str(error).replace("data.path:", f"{where}:", 1)) from error
+
+
+def _named(name: str, number: int | None) -> str:
+    if number is not None:
+        return f"{_prefix(number)}{name}"
+    return f"0000-{name}" if OWNED.match(name) else name  # a file may well be called p01-x.jsonl
+
+
+def _prefix(number: int) -> str:
+    return f"p{number:02d}-"
 
 
 def check(view: View) -> None:
-    """The files are there."""
+    """The files that lie here are there."""
     files(view)
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Read until the first row that can be trained on was found; what is wrong further on, tokenize finds."""
-    found = files(context.config)
-    rows = 0
-    for rows, conversation in enumerate(formats.read(found, context.config.data.format), start=1):  # noqa: B007 (counts them for the error)
-        if conversation.trains:
-            break
-    else:
-        raise formats.empty(found, rows)
-    return {"files": len(found), "bytes": sum(file.stat().st_size for file in found.values())}
+    """Bring what lies at a hub, and read until a row of each source can be trained on; what is wrong further on, tokenize finds."""
+    view, found = context.config, files(context.config)
+    brought = [_bring(part, _prefix(number) if view.data.parts else "", context) for number, part in enumerate(parts(view)) if part.source in HUBS]
+    own = [name for facts in brought for name in facts["files"]]
+    if brought:
+        from tuner.data import download
+
+        download.remove_leftovers(context.out, own)
+    found |= {name: context.out / name for name in own}
+    described = parts(view)
+    for number, apart in sorted({owner(name) for name in found}):
+        part = described[number]
+        look([file for name, file in sorted(found.items()) if owner(name) == (number, apart)], part.encoding, shape_of(part))
+    facts = {"files": len(found), "bytes": sum(file.stat().st_size for file in found.values())}
+    return facts | ({"hub": brought} if brought else {})
+
+
+def _bring(part: View, prefix: str, context: Context) -> dict[str, Any]:
+    from tuner.data import hub, modelscope
+
+    bring = hub.fetch if part.source == "hub" else modelscope.fetch
+    patterns = [part.files] if isinstance(part.files, str) else part.files
+    return bring(part.repo, part.revision, patterns, context.out, context.say, prefix=prefix)
+
+
+def look(found: Sequence[Path], encoding: str, shape: rows.Shape) -> None:
+    """Read files until a row can be trained on. Raises DataError when none can."""
+    read, bad = 0, list[str]()
+    for file in found:
+        for count, samples, problems in _samples(file, encoding, shape):
+            if any(map(trains, samples)):
+                return
+            read += count
+            if len(bad) < SHOWN:
+                bad += [f"{file}:{line}: {reason}" for line, reason in problems][: SHOWN - len(bad)]
+    names = ", ".join(map(str, found))
+    if bad:
+        first = "\n  ".join(bad)
+        raise DataError(
+            f"{names}: none of {read:,} rows can be trained on. The first that can't be read:\n  {first}\nMend the rows, or say how to read them: data.format, data.columns."
+        )
+    seen = f"{read:,} rows, and no assistant turn with text in any of them" if read else "no rows"
+    raise DataError(f"{names}: found {seen}. At least one conversation with an answer is needed to train on.")
+
+
+def trains(sample: Sample) -> bool:
+    """Whether there is something to train in it. A preference is one for a later objective, and its rows are read as they are."""
+    return isinstance(sample, Text) or (isinstance(sample, Conversation) and sample.trains)
+
+
+def _samples(file: Path, encoding: str, shape: rows.Shape) -> Iterable[tuple[int, Sequence[Sample], Iterable[tuple[int, str]]]]:
+    """(how many rows, their samples, those that can't be read and why), a row or the rows of a tree at a time."""
+    entries = ((number, row) for chunk in readers.chunks(file, encoding) for number, row in readers.values(chunk))
+    first = next(((number, row) for chunk in readers.chunks(file, encoding) for number, row in readers.values(chunk)), (0, None))
+    if rows.gathers(first[1], shape):
+        for tree in rows.gather(entries, shape):
+            yield len(tree.numbers), tree.samples, [(number, why) for number, why in tree.left.items() if number in tree.bad]
+        return
+    read = rows.reader(shape)
+    for number, row in entries:
+        try:
+            if isinstance(row, readers.Unreadable):
+                raise RowError(row.reason)
+            yield 1, read(row), ()
+        except RowError as error:
+            yield 1, (), [(number, str(error))]
+
+
+def progress(partial: Path) -> str | None:
+    """How much an interrupted download left."""
+    if not partial.is_dir():
+        return None
+    from tuner.data import download  # and with it the modules of the network, which a plan can do without
+
+    return download.progress(partial)
 
 
 STAGE = Stage(
@@ -38,5 +168,7 @@ STAGE = Stage(
     sources=files,
     check=check,
     references=lambda _: True,
+    fetches=lambda view: any(part.source in HUBS for part in parts(view)),
+    progress=progress,
     by_content=True,
 )

@@ -1,29 +1,34 @@
-"""tokenize: rows → conversations → ids and loss mask → packs, and a ledger of every row's fate."""
+"""tokenize: rows → documents → packs, and a ledger of every row's fate."""
 
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from tuner.data import formats, packing
-from tuner.data.conversation import Conversation, fill, with_system
-from tuner.errors import DataError
+from tuner.data import packing, rows
+from tuner.errors import ConfigError, DataError
+from tuner.freeze import nearest
 from tuner.stage import Context, Stage, View
+from tuner.stages.fetch_data import owner, parts, shape_of
 
-BATCH = 2000
-"""conversations that the tokenizer's threads get at once"""
-CHAT, PACKS = 1, 1
-"""versions of tuner.data.chat and tuner.data.tokens, whose imports are too heavy for a plan; a test holds them equal"""
+CHAT, PACKS, PREPARE = 2, 1, 1
+"""versions of tuner.data.chat, tuner.data.tokens and tuner.data.prepare, whose imports are too heavy for a plan; a test holds them equal"""
 
 
 def versions(view: View) -> dict[str, int]:
     """The pieces that this config uses."""
-    return {**formats.versions(view.data.format), "chat": CHAT, "packing": packing.VERSION, "packs": PACKS}
+    formats = {name: version for part in parts(view) for name, version in rows.versions(part.format).items()}
+    return {**formats, "chat": CHAT, "packing": packing.VERSION, "packs": PACKS, "prepare": PREPARE}
 
 
 def check(view: View) -> None:
-    """A local model directory has a tokenizer."""
+    """A local model directory has a tokenizer, and the columns are those of the format."""
+    for part in parts(view):
+        known = rows.COLUMNS.get(part.format, set().union(*rows.COLUMNS.values()))
+        if unknown := [column for column in part.columns if column not in known]:
+            raise ConfigError(
+                f"data.columns.{unknown[0]}: the format {part.format} reads no such column.{nearest(unknown[0], known)} It reads {', '.join(sorted(known))}."
+            )
     model = view.model
     place = model.dir if model.source == "run" else model.path if model.source == "path" else None
     directory = Path(place).expanduser() if place else None
@@ -36,133 +41,94 @@ def check(view: View) -> None:
 
 def run(context: Context) -> dict[str, Any]:
     """Write train.arrow, held_out.arrow and ledger.json."""
-    from tuner.data import ledger
-    from tuner.data.chat import compile_template, load_tokenizer
+    from tuner.data import ledger, reading
+    from tuner.data.documents import Documents
     from tuner.data.tokens import write_packs
 
-    data = context.config.data
-    files = dict(sorted(context.inputs["fetch_data"].files.items()))
-    template = compile_template(context.config.model.chat, load_tokenizer(context.inputs["fetch_model"].dir))
-    sources = [ledger.Source(file=name) for name in files]
-    documents = []
-    overlong: list[str] = []
-    for batch in _batches(_counted(_prepared(files, data), context.say)):
-        for conversation, encoded in zip(batch, template.encode(batch), strict=True):
-            source, line, tokens = sources[conversation.file], conversation.line, len(encoded.ids)
-            source.rows += 1
-            trained = encoded.trained[: data.length]
-            if not conversation.trains:
-                source.drop(line, "no assistant turn with text is trained")
-            elif tokens > data.length and data.overlong == "error":
-                overlong.append(f"{list(files.values())[conversation.file]}:{line}: {tokens} tokens")
-                source.drop(line, "longer than data.length")
-            elif tokens > data.length and data.overlong == "drop":
-                source.drop(line, "longer than data.length")
-            elif not trained.any():
-                source.drop(line, "no trained token within data.length")
-            else:
-                source.kept += 1
-                source.truncated += tokens > data.length
-                documents.append(ledger.Document(ids=encoded.ids[: data.length], trained=trained, file=conversation.file, line=line))
-    if overlong:
-        raise DataError(
-            f"{len(overlong)} conversations are longer than data.length={data.length} tokens, and data.overlong=error refuses them:\n  "
-            + "\n  ".join(overlong[: ledger.FIRST])
-            + "\nRaise data.length, or use data.overlong=truncate or drop."
+    data, length = context.config.data, context.config.data.length
+    listed = listed_files(context.config, context.inputs["fetch_data"].files)
+    documents = Documents(context.out / ".documents")
+    try:
+        sources = reading.read(
+            settings_of(context.config, context.inputs["fetch_model"].dir),
+            listed,
+            documents,
+            takes=[part.take for part in parts(context.config)],
+            seed=data.seed,
+            skip=data.bad_rows == "skip",
+            workers=context.config.machine.workers,
+            say=context.say,
         )
-    if not documents:
-        raise _nothing_left(files, sources)
-
-    kept_out = set(packing.held_out(len(documents), data.held_out, data.seed))
-    facts = {}
-    for name in ("train", "held_out"):
-        part = [document for i, document in enumerate(documents) if (i in kept_out) == (name == "held_out")]
-        packs = packing.pack([len(document.ids) for document in part], data.length, data.seed)
-        write_packs(context.out / f"{name}.arrow", (_pack([part[i] for i in members]) for members in packs))
-        facts[name] = ledger.summary(packs, part, data.length)
-    for i in kept_out:
-        sources[documents[i].file].held_out += 1
-    ledger.write(context.out / "ledger.json", sources, length=data.length, **facts)
-    train, held_out = facts["train"], facts["held_out"]
-    context.say(_told(train, held_out, sources, data.length))
+        reading.drop_duplicates(documents, sources, drop=data.duplicates == "drop")
+        reading.refuse_loss(sources, data.max_dropped)
+        reading.count_tokens(documents, sources)
+        apart = reading.hold_out(documents, listed, sources, data.held_out, data.seed)
+        facts = {}
+        for name, which in (("train", ~apart), ("held_out", apart)):
+            members = which.nonzero()[0]
+            packs = packing.pack(documents.lengths[members].tolist(), length, data.seed)
+            write_packs(context.out / f"{name}.arrow", (documents.pack(members[pack]) for pack in packs))
+            tokens, trained = int(documents.lengths[members].sum()), int(documents.trained[members].sum())
+            facts[name] = ledger.summary(len(packs), tokens, len(members), trained, length)
+    finally:
+        documents.close()
+    ledger.write(context.out / "ledger.json", sources, length=length, **facts)
+    for line in [*ledger.table(sources), _told(facts["train"], facts["held_out"], length)]:
+        context.say(f"  {line}")
+    wanted, trained = data.min_trained_tokens, facts["train"]["trained_tokens"]
+    if wanted is not None and trained < wanted:
+        raise DataError(f"{trained:,} tokens are trained, fewer than data.min_trained_tokens={wanted:,}. Look at the rows, or lower it.")
     return {
-        "packs": train["packs"],
-        "tokens": train["tokens"],
-        "trained_tokens": train["trained_tokens"],
-        "held_out_tokens": held_out["tokens"],
-        "efficiency": train["efficiency"],
+        "packs": facts["train"]["packs"],
+        "tokens": facts["train"]["tokens"],
+        "trained_tokens": trained,
+        "held_out_tokens": facts["held_out"]["tokens"],
+        "efficiency": facts["train"]["efficiency"],
     }
 
 
-def _prepared(files: dict[str, Path], data: View) -> Iterator[Conversation]:
-    places = list(files.values())
-    for conversation in formats.read(files, data.format):
-        try:
-            yield with_system(fill(conversation, data.fill), data.system)
-        except DataError as error:
-            raise DataError(f"{places[conversation.file]}:{conversation.line}: {error}") from None
+def settings_of(view: View, model: Path) -> Any:
+    """All that decides the documents of this config, with the tokenizer in the directory `model`."""
+    from tuner.data.job import Settings, Source
+    from tuner.schema import Chat
 
-
-def _batches(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
-    rest = iter(conversations)
-    while batch := list(islice(rest, BATCH)):
-        yield batch
-
-
-def _counted(conversations: Iterable[Conversation], say: Callable[[str], None]) -> Iterator[Conversation]:
-    """The same, with a progress bar on a terminal and a line now and then elsewhere."""
-    if not sys.stderr.isatty():
-        for count, conversation in enumerate(conversations, start=1):
-            yield conversation
-            if count % (25 * BATCH) == 0:
-                say(f"{count:,} rows")
-        return
-    from rich.console import Console
-    from rich.progress import Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("tokenize {task.completed:,.0f} rows"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield from bar.track(conversations, total=0)
-
-
-def _pack(members: list[Any]) -> Any:
-    import numpy as np
-
-    from tuner.data.tokens import Pack
-
-    return Pack(
-        ids=np.concatenate([document.ids for document in members]),
-        trained=np.concatenate([document.trained for document in members]),
-        lengths=np.array([len(document.ids) for document in members], dtype=np.int32),
-        files=np.array([document.file for document in members], dtype=np.int32),
-        lines=np.array([document.line for document in members], dtype=np.int32),
+    data = view.data
+    return Settings(
+        model=model,
+        chat=Chat(**{f.name: getattr(view.model.chat, f.name) for f in fields(Chat)}),
+        sources=tuple(
+            Source(shape=shape_of(part), fill=part.fill, system=part.system if part.system is not None else data.system) for part in parts(view)
+        ),
+        length=data.length,
+        overlong=data.overlong,
+        loss=data.loss,
+        reasoning=data.reasoning,
     )
 
 
-def _nothing_left(files: dict[str, Path], sources: list[Any]) -> DataError:
-    rows = sum(source.rows for source in sources)
-    reasons = sorted({reason for source in sources for reason in source.dropped})
-    if not rows or reasons == ["no assistant turn with text is trained"]:
-        return formats.empty(files, rows)
-    return DataError(f"all {rows} rows were left out ({'; '.join(reasons)}). Raise data.length, or look at the rows.")
+def listed_files(view: View, files: Mapping[str, Path]) -> list[Any]:
+    """The files of a data set in their order, with what is said of their source."""
+    from tuner.data.reading import File
+
+    described, result = parts(view), []
+    for name, path in sorted(files.items()):
+        source, apart = owner(name)
+        part = described[source]
+        result.append(File(name=name, path=path, source=source, label=part.label, apart=apart, encoding=part.encoding))
+    return result
 
 
-def _told(train: dict[str, Any], held_out: dict[str, Any], sources: list[Any], length: int) -> str:
-    told = [
-        f"{train['documents']:,} conversations, {train['tokens']:,} tokens ({train['trained_tokens']:,} trained) "
-        f"in {train['packs']:,} packs of {length:,} ({train['efficiency']:.0%} full)",
-        f"{held_out['documents']:,} held out",
-    ]
-    if truncated := sum(source.truncated for source in sources):
-        told.append(f"{truncated:,} truncated")
-    if dropped := sum(source.rows - source.kept for source in sources):
-        told.append(f"{dropped:,} dropped, see ledger.json")
-    return "; ".join(told)
+def _told(train: dict[str, Any], held_out: dict[str, Any], length: int) -> str:
+    share = f"{train['efficiency']:.1%} full" if train["packs"] else "none"
+    return (
+        f"{train['documents']:,} documents, {train['tokens']:,} tokens ({train['trained_tokens']:,} trained) "
+        f"in {train['packs']:,} packs of {length:,} ({share}); {held_out['documents']:,} held out"
+    )
 
 
 STAGE = Stage(
     name="tokenize",
-    version=1,
+    version=2,
     run=run,
     upstream=("fetch_data", "fetch_model"),
     versions=versions,

@@ -1,0 +1,233 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import ROWS, Tuner, environment, linked, reasons, states
+from tests.hub import Cut, Hold, Hub, jsonl
+from tuner.data import web
+from tuner.errors import DataError
+from tuner.schema import Config, Data, Part
+from tuner.stage import Context, View
+from tuner.stages import fetch_data
+from tuner.stages.fetch_data import owner
+
+GOOD = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+SILENT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": ""}]}
+LONG = jsonl([*ROWS, {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "word " * 400_000}]}])
+"""2 MB"""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub() as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(web, "PAUSES", (0.01, 0.01, 0.01, 0.01))
+        yield server
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(jsonl(rows or (GOOD,)))
+    return path
+
+
+def view(**fields: Any) -> View:
+    return View(Config(data=Data(**fields)), "fetch_data")
+
+
+def names(**fields: Any) -> list[str]:
+    return list(fetch_data.files(view(**fields)))
+
+
+def run(out: Path, **fields: Any) -> dict[str, Any]:
+    out.mkdir(exist_ok=True)
+    return fetch_data.run(Context(config=view(**fields), inputs={}, out=out, say=print))
+
+
+def test_files_of_one_source_are_known_as_they_are_called(folder: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl", "p01-x.jsonl", "held_out-x.jsonl"):
+        write(folder / name)
+    assert names(path="a.jsonl") == ["a.jsonl"]
+    assert names(path=("b.jsonl", "a.jsonl")) == ["0000-b.jsonl", "0001-a.jsonl"]
+    assert names(path="p01-x.jsonl") == ["0000-p01-x.jsonl"]
+    assert names(path="held_out-x.jsonl") == ["0000-held_out-x.jsonl"]
+    assert all(owner(name) == (0, False) for name in names(path="[ph]*.jsonl"))
+
+
+def test_files_of_a_mixture_say_whose_they_are(folder: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl", "h.jsonl"):
+        write(folder / name)
+    parts = (Part(label="x", path="a.jsonl"), Part(label="y", source="hub", repo="org/name"), Part(label="z", path=("c.jsonl", "b.jsonl")))
+    found = fetch_data.files(view(parts=parts, held_out_path="h.jsonl"))
+    assert {name: (owner(name), path.name) for name, path in found.items()} == {
+        "p00-a.jsonl": ((0, False), "a.jsonl"),
+        "p02-0000-c.jsonl": ((2, False), "c.jsonl"),
+        "p02-0001-b.jsonl": ((2, False), "b.jsonl"),
+        "held_out-h.jsonl": ((0, True), "h.jsonl"),
+    }
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(st.integers(0, 300), st.text(min_size=1, max_size=20), st.booleans())
+def test_owner_inverts_the_names_that_are_given(number: int, name: str, mixture: bool) -> None:
+    assert owner(fetch_data._named(name, number if mixture else None)) == (number if mixture else 0, False)
+    assert owner(f"held_out-{name}") == (0, True)
+
+
+def test_what_is_missing_is_said_by_the_field_that_names_it(folder: Path) -> None:
+    write(folder / "a.jsonl")
+    with pytest.raises(DataError, match=r"data\.path: no file 'b\.jsonl'"):
+        fetch_data.check(view(path="b.jsonl"))
+    with pytest.raises(DataError, match=r"data\.held_out_path: no file 'b\.jsonl'"):
+        fetch_data.check(view(path="a.jsonl", held_out_path="b.jsonl"))
+    with pytest.raises(DataError, match=r"data\.of \(mine\): no file 'b\.jsonl'"):
+        fetch_data.check(view(parts=(Part(label="mine", path="b.jsonl"),)))
+    with pytest.raises(DataError, match=r"data\.held_out_path names .*a\.jsonl, which is trained on too"):
+        fetch_data.check(view(path="*.jsonl", held_out_path="a.jsonl"))
+
+
+def test_rows_are_read_until_one_can_be_trained_on(folder: Path) -> None:
+    write(folder / "a.jsonl", SILENT, "no row", SILENT)
+    write(folder / "b.jsonl", GOOD, "no row")
+    facts = run(folder / "out", path=("a.jsonl", "b.jsonl"))
+    assert facts == {"files": 2, "bytes": sum((folder / name).stat().st_size for name in ("a.jsonl", "b.jsonl"))}
+    assert list((folder / "out").iterdir()) == []
+    with pytest.raises(DataError, match=r"a\.jsonl: none of 3 rows can be trained on.*\n  .*a\.jsonl:2: a row must be an object"):
+        run(folder / "out", path="a.jsonl")
+    write(folder / "c.jsonl", SILENT, SILENT)
+    with pytest.raises(DataError, match=r"c\.jsonl: found 2 rows, and no assistant turn with text in any of them\. At least one"):
+        run(folder / "out", path="c.jsonl")
+    (folder / "d.jsonl").write_text("\n")
+    with pytest.raises(DataError, match=r"d\.jsonl: found no rows\."):
+        run(folder / "out", path="d.jsonl")
+    with pytest.raises(DataError, match=r"d\.jsonl: found no rows\."):
+        run(folder / "out", path="b.jsonl", held_out_path="d.jsonl")
+    with pytest.raises(DataError, match=r"c\.jsonl: found 2 rows"):
+        run(folder / "out", parts=(Part(label="b", path="b.jsonl"), Part(label="c", path="c.jsonl")))
+
+
+def test_each_source_is_read_as_it_says(folder: Path) -> None:
+    write(folder / "faq.jsonl", {"question": "q", "answer": "a"})
+    (folder / "zh.jsonl").write_bytes('{"text": "你好"}\n'.encode("gb18030"))
+    faq = Part(label="faq", path="faq.jsonl", columns={"instruction": "question", "output": "answer"})
+    run(folder / "out", parts=(faq, Part(label="zh", path="zh.jsonl", encoding="gb18030")))
+    with pytest.raises(DataError, match=r"faq\.jsonl:1: no known format has these keys"):
+        run(folder / "out", path="faq.jsonl")
+    write(folder / "chat.jsonl", {"messages": [{"role": "guest", "content": "q"}, {"role": "agent", "content": "a"}]})
+    run(folder / "out", path="chat.jsonl", roles={"user": "guest", "assistant": ("agent", "bot")})
+
+
+def test_messages_of_trees_are_read_together(folder: Path) -> None:
+    asked = {"message_id": "1", "parent_id": None, "message_tree_id": "1", "role": "prompter", "text": "q"}
+    said = {"message_id": "2", "parent_id": "1", "message_tree_id": "1", "role": "assistant", "text": "a", "rank": 0}
+    write(folder / "trees.jsonl", asked, said)
+    run(folder / "out", path="trees.jsonl")
+    write(folder / "questions.jsonl", asked)
+    with pytest.raises(DataError, match="found 1 rows?, and no assistant turn"):
+        run(folder / "out", path="questions.jsonl")
+
+
+def test_a_hubs_files_are_brought_and_local_ones_stay_where_they_are(server: Hub, folder: Path) -> None:
+    commit = server.add("org/name", {"train.jsonl": jsonl([GOOD]), "test.jsonl": b"no"})
+    server.add("org/other", {"a.jsonl": jsonl([GOOD] * 2)})
+    write(folder / "mine.jsonl")
+    hub = Part(label="x", source="hub", repo="org/name")
+    scope = Part(label="z", source="modelscope", repo="org/other", files="a.*")
+    fields: dict[str, Any] = {"parts": (hub, Part(label="y", path="mine.jsonl"), scope), "held_out_path": str(write(folder / "h.jsonl"))}
+    facts = run(folder / "out", **fields)
+    assert sorted(path.name for path in (folder / "out").rglob("*")) == ["p00-0000-train.jsonl", "p02-0000-a.jsonl"]
+    assert facts["files"] == 4
+    assert facts["hub"][0] == {"repo": "org/name", "commit": commit, "files": {"p00-0000-train.jsonl": "train.jsonl"}}
+    stage = fetch_data.STAGE
+    assert stage.fetches(view(**fields))
+    assert not stage.fetches(view(path="mine.jsonl"))
+    assert list(fetch_data.files(view(source="hub", repo="org/name"))) == []
+
+
+def test_what_an_interrupted_download_left_is_told_and_used(server: Hub, folder: Path) -> None:
+    server.add("org/name", {"train.jsonl": LONG})
+    server.fail("train.jsonl", Cut(1_000_000), *[503] * 5)
+    assert fetch_data.progress(folder / "out") is None
+    with pytest.raises(DataError, match="can't be reached"):
+        run(folder / "out", source="hub", repo="org/name")
+    assert fetch_data.progress(folder / "out") == "1.0 MB of 2.0 MB"
+    (folder / "out" / "0007-stale.jsonl").write_text("of another attempt")
+    run(folder / "out", source="hub", repo="org/name")
+    assert [path.name for path in (folder / "out").rglob("*")] == ["0000-train.jsonl"]
+    assert server.sent["train.jsonl"] == len(LONG)
+
+
+@pytest.fixture
+def words(tiny_model: Path) -> list[str]:
+    return ["model=local", f"model.path={tiny_model}", "data=hub", "data.repo=org/name", "data.length=64", "until=fetch", "machine=cpu"]
+
+
+def test_a_set_of_a_hub_goes_through_the_front_door(server: Hub, tuner: Tuner, words: list[str], tmp_path: Path) -> None:
+    server.add("org/name", {"train.jsonl": jsonl(ROWS), "test.jsonl": b"no"})
+    plan = tuner("plan", "--json", *words, "until=tokenize", env=server.env)
+    assert states(plan)["tokenize"] == "run"
+    assert reasons(plan)["tokenize"] == "after fetch_data"
+    assert server.asked == []
+    done = tuner(*words, "until=tokenize", env=server.env)
+    assert "org/name at " in done.err + done.out
+    assert sorted(path.name for path in linked(tmp_path / "outputs", "fetch_data").iterdir()) == ["0000-train.jsonl", "manifest.json"]
+    asked = len(server.asked)
+    server.add("org/name", {"train.jsonl": b"another commit"})
+    again = tuner("plan", "--json", *words, "until=tokenize", env={**server.env, "HF_HUB_OFFLINE": "1"})
+    assert set(states(again).values()) == {"done"}
+    tuner(*words, "until=tokenize", env={**server.env, "HF_HUB_OFFLINE": "1"})
+    assert len(server.asked) == asked
+    refused = tuner(*words, "data.repo=org/other", env={**server.env, "HF_HUB_OFFLINE": "1"}, code=2)
+    assert "HF_HUB_OFFLINE forbids it" in refused.err
+
+
+def test_a_killed_download_goes_on_with_the_bytes_it_had(server: Hub, tuner: Tuner, words: list[str], tmp_path: Path) -> None:
+    server.add("org/name", {"a.jsonl": jsonl(ROWS), "b.jsonl": LONG})
+    server.fail("b.jsonl", Hold(1_500_000))
+    killed = subprocess.Popen([sys.executable, "-m", "tuner", *words], cwd=tmp_path, env=environment(server.env), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    assert server.held.wait(60)
+    partial = tmp_path / "outputs" / "store" / ".partial"
+    while sum(path.stat().st_size for path in partial.rglob("*.part")) < 1_000_000:
+        assert killed.poll() is None
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    server.go.set()
+    plan = tuner("plan", "--json", *words, env=server.env)
+    assert states(plan)["fetch_data"] == "continue"
+    assert "MB of 2.0 MB" in reasons(plan)["fetch_data"]
+    before = server.sent["b.jsonl"]
+    tuner(*words, env=server.env)
+    artifact = linked(tmp_path / "outputs", "fetch_data")
+    assert (artifact / "0001-b.jsonl").read_bytes() == LONG
+    assert server.sent["b.jsonl"] - before < len(LONG) - 900_000
+    assert server.sent["a.jsonl"] == len(jsonl(ROWS))
+    facts = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))["facts"]
+    assert facts["hub"][0]["files"] == {"0000-a.jsonl": "a.jsonl", "0001-b.jsonl": "b.jsonl"}
+
+
+def test_local_data_that_cant_be_used_leaves_nothing_to_go_on_from(tuner: Tuner, tiny_model: Path, tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", SILENT)
+    words = ["model=local", f"model.path={tiny_model}", "data=local", "data.path=a.jsonl", "until=fetch"]
+    assert "found 1 rows, and no assistant turn" in tuner(*words, code=2).err
+    assert states(tuner("plan", "--json", *words))["fetch_data"] == "run"
+    write(tmp_path / "a.jsonl", GOOD)
+    tuner(*words)
+    assert states(tuner("plan", "--json", *words))["fetch_data"] == "done"

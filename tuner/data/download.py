@@ -1,0 +1,234 @@
+"""Files of a hub → a directory: several at a time, each one checked, and none begun anew that was begun.
+
+What came of a file lies under PARTS in the directory until it is whole and its digest is right; one rename then gives it its name.
+So whoever was killed goes on where it was, in the middle of a file too. Standard library only: the same for every hub.
+
+Not covered: files in several pieces at once, and hubs that want anything but HTTP.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tuner.data import web
+from tuner.disk import read_json, write_json
+from tuner.errors import DataError
+from tuner.report.progress import bar
+
+PARTS = ".parts"
+"""where files lie that are not whole; it begins with a dot, so nothing in it is ever published"""
+AT_ONCE = 4
+"""files that are received at the same time"""
+BEGINNINGS = 2
+"""times that a file is begun from its first byte, before it is given up as wrong"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Remote:
+    """A file of a hub."""
+
+    path: str
+    """in its repository"""
+    url: str
+    size: int | None = None
+    """in bytes"""
+    sha256: str | None = None
+    """of its content, in hex"""
+    blob: str | None = None
+    """else the name that git gives its content: sha1 of `blob SIZE\\0` and the content"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listing:
+    """A repository at one commit."""
+
+    repo: str
+    commit: str
+    files: tuple[Remote, ...]
+
+
+class _Ended(Exception):
+    """Another file failed, or the person wants to stop."""
+
+
+def fetch(
+    look: Callable[[], tuple[Listing, Mapping[str, Remote]]], key: str, out: Path, headers: Mapping[str, str], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Bring the files that `look` finds, by the names it gives them, into `out`; returns {repo, commit, files: name → path}.
+
+    What was found is noted in `out` under `key` until the end: an attempt that goes on does not look again, so a branch that moved
+    meanwhile changes nothing. Raises what `look` and `bring` raise.
+    """
+    note = out / PARTS / f"{key}.json"
+    known = read_json(note)
+    if known is None:
+        listing, wanted = look()
+        known = {"repo": listing.repo, "commit": listing.commit, "files": {name: asdict(remote) for name, remote in wanted.items()}}
+        write_json(note, known)
+    remotes = {name: Remote(**fields) for name, fields in known["files"].items()}
+    total = sum(remote.size or 0 for remote in remotes.values())
+    count = f"{len(remotes):,} file{'s' if len(remotes) != 1 else ''}"
+    say(f"{known['repo']} at {known['commit'][:12]}: {count}, {readable(total)}")
+    bring(remotes, out, headers, say)
+    return {"repo": known["repo"], "commit": known["commit"], "files": {name: remote.path for name, remote in remotes.items()}}
+
+
+def progress(out: Path) -> str | None:
+    """How much of it an interrupted `fetch` left in `out`, in words; None where there is nothing to go on from."""
+    notes = [note for path in sorted((out / PARTS).glob("*.json")) if (note := read_json(path))]
+    sizes = [fields.get("size") or 0 for note in notes for fields in note["files"].values()]
+    there = sum(path.stat().st_size for path in [*out.glob("*"), *(out / PARTS).glob("*")] if path.is_file() and path.suffix != ".json")
+    return f"{readable(there)} of {readable(sum(sizes))}" if there else None
+
+
+def bring(wanted: Mapping[str, Remote], out: Path, headers: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """Have each file of `wanted`, a name in `out` → where it comes from, whole and with its digest. What is there already stays.
+
+    `headers` go to the host of a file's address and to no other. Raises web.Refused, DataError for a server that can't be reached or whose
+    files are not what they should be, and OSError for a disk that is full.
+    """
+    for name in wanted:
+        if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
+            raise DataError(f"a file of the hub is called {name!r}, which would lie outside its directory; it is not taken.")
+    (out / PARTS).mkdir(parents=True, exist_ok=True)
+    stop, counted = threading.Event(), threading.Lock()
+    with bar("download", sum(remote.size or 0 for remote in wanted.values()), say) as advance:
+
+        def count(more: int) -> None:
+            with counted:
+                advance(more)
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            tasks = [pool.submit(_bring, remote, out / name, out / PARTS, headers, stop, count) for name, remote in wanted.items()]
+            try:
+                wait(tasks, return_when=FIRST_EXCEPTION)
+            finally:
+                stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+    errors = [error for task in tasks if not task.cancelled() and (error := task.exception())]
+    for error in sorted(errors, key=lambda error: isinstance(error, _Ended)):  # who was only told to end knows no reason
+        raise error
+
+
+def _bring(remote: Remote, target: Path, parts: Path, headers: Mapping[str, str], stop: threading.Event, count: Callable[[int], None]) -> None:
+    if target.is_file() and _right(target, remote):
+        count(target.stat().st_size)
+        return
+    known = "|".join(map(str, (remote.url, remote.size, remote.sha256, remote.blob)))
+    part = parts / f"{hashlib.sha256(known.encode()).hexdigest()[:32]}.part"
+    for beginning in range(BEGINNINGS):
+        size = _receive(remote, part, headers, stop, count)
+        if _right(part, remote):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part.replace(target)
+            return
+        part.unlink()
+        count(-size if beginning + 1 < BEGINNINGS else 0)
+    expected = f"{remote.size:,} bytes" if remote.size is not None and size != remote.size else "the digest that the hub tells"
+    raise DataError(
+        f"{remote.path} was received as {size:,} bytes, twice, and is not what the hub describes: {expected} was expected. "
+        "Something on the way changes or cuts it, or the hub's own copy is damaged: try again later, or another data.revision."
+    )
+
+
+def _receive(remote: Remote, part: Path, headers: Mapping[str, str], stop: threading.Event, count: Callable[[int], None]) -> int:
+    """Bring a part to its end, as far as the server gives it; returns its bytes."""
+    have = part.stat().st_size if part.is_file() else 0
+    count(have)
+    failed = 0
+    while True:
+        before = have
+        try:
+            if remote.size is None or have < remote.size or not part.is_file():
+                have = _more(remote, part, have, headers, stop, count)
+            return have
+        except (web.Refused, web.Broken) as error:
+            have = part.stat().st_size if part.is_file() else 0
+            if isinstance(error, web.Refused) and error.status == 416:  # there is no more: who looks at the digest says whether that is all
+                return have
+            if isinstance(error, web.Refused) and error.status not in web.PASSING:
+                raise
+            failed = 0 if have > before else failed
+            if failed == len(web.PAUSES):
+                raise web.unreachable(remote.url, str(error)) from error
+            pause = max(web.PAUSES[failed], error.after)
+            failed += 1
+            if stop.wait(pause):
+                raise _Ended from None
+
+
+def _more(remote: Remote, part: Path, have: int, headers: Mapping[str, str], stop: threading.Event, count: Callable[[int], None]) -> int:
+    with web.opened(remote.url, {**headers, **({"Range": f"bytes={have}-"} if have else {})}) as response:
+        if have and response.status != 206:  # the server gives all of it again
+            count(-have)
+            have = 0
+        with part.open("r+b" if have else "wb") as file:
+            file.seek(have)
+            file.truncate()
+            while piece := web.read(response):
+                if stop.is_set():
+                    raise _Ended
+                file.write(piece)
+                have += len(piece)
+                count(len(piece))
+                if remote.size is not None and have > remote.size:
+                    break
+    cut = response.length is None and remote.size is not None and have < remote.size
+    if (remote.size is None or have < remote.size) and (cut or response.length):
+        raise web.Broken(f"the connection ended after {have:,}{f' of {remote.size:,}' if remote.size is not None else ''} bytes")
+    return have  # or fewer than expected, where the server has no more: the digest decides
+
+
+def _right(file: Path, remote: Remote) -> bool:
+    """Whether a file is what the hub describes, as far as it does."""
+    size = file.stat().st_size
+    if remote.size is not None and size != remote.size:
+        return False
+    if not (remote.sha256 or remote.blob):
+        return True
+    digest = hashlib.sha256() if remote.sha256 else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with file.open("rb") as stream:
+        while piece := stream.read(web.PIECE):
+            digest.update(piece)
+    return digest.hexdigest() == (remote.sha256 or remote.blob)
+
+
+def names(paths: Sequence[str], prefix: str = "") -> dict[str, str]:
+    """Name in a directory → path in a repository; the names keep the order.
+
+    >>> names(["data/train-00000-of-00002.parquet", "b.jsonl"], "p01-")
+    {'p01-0000-data-train-00000-of-00002.parquet': 'data/train-00000-of-00002.parquet', 'p01-0001-b.jsonl': 'b.jsonl'}
+    """
+    return {f"{prefix}{number:04d}-{_flat(path)}": path for number, path in enumerate(paths)}
+
+
+def _flat(path: str) -> str:
+    # A name may have 255 bytes; its end says what it is.
+    flat = "".join(letter if letter.isprintable() else "_" for letter in path.replace("/", "-"))
+    return flat.encode()[-200:].decode(errors="ignore")
+
+
+def remove_leftovers(out: Path, wanted: Iterable[str]) -> None:
+    """Remove from `out` what an interrupted attempt noted, and files that are not wanted."""
+    keep = set(wanted)
+    for path in [*(out / PARTS).glob("*"), *(path for path in out.glob("*") if path.is_file() and path.name not in keep)]:
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        (out / PARTS).rmdir()
+
+
+def readable(size: int) -> str:
+    """A number of bytes for a person.
+
+    >>> readable(812), readable(269_060_552), readable(6_500_000_000)
+    ('812 bytes', '269 MB', '6.5 GB')
+    """
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.{1 if size < 10 * unit else 0}f} {name}"
+    return f"{size} bytes"

@@ -1,0 +1,96 @@
+"""What a worker gets and gives: the settings once, then rows, for which documents come back. All of it can be sent to another process."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuner.data import files, rows
+from tuner.schema import Chat
+
+NO_ANSWER = "no assistant turn with text is trained"
+TOO_LONG = "longer than data.length"
+OUT_OF_REACH = "no trained token within data.length"
+NOT_DRAWN = "not drawn (take)"
+
+
+def _none(kind: Any) -> Any:
+    return lambda: np.zeros(0, dtype=kind)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """How the rows of one source are read."""
+
+    shape: rows.Shape
+    fill: dict[str, str]
+    system: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """All that decides the documents, but for the rows."""
+
+    model: Path
+    """the directory of the tokenizer"""
+    chat: Chat
+    sources: tuple[Source, ...]
+    length: int
+    """the longest document, in tokens"""
+    overlong: str
+    loss: str
+    reasoning: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """Rows to be made into documents."""
+
+    source: int
+    """index into the settings' sources"""
+    rows: files.Chunk | tuple[rows.Gathered, ...]
+    drawn: NDArray[np.bool_] | None = None
+    """[rows] which of them are wanted; None for all"""
+    check: bool = False
+    """only look for rows that can't be read"""
+
+
+@dataclass(kw_only=True, slots=True)
+class Made:
+    """What became of a job's rows. Lines are in the order of the rows; each list of them is whole."""
+
+    read: int = 0
+    kept: int = 0
+    bad: list[tuple[int, str]] = field(default_factory=list)
+    """(line, why) of the rows that can't be read"""
+    unwritten: list[tuple[int, str]] = field(default_factory=list)
+    """of those that the template can't write"""
+    dropped: dict[str, list[int]] = field(default_factory=dict)
+    """by reason, the lines"""
+    truncated: int = 0
+    """rows of which the end was left out"""
+    split: int = 0
+    """rows that became several documents, each within length"""
+    places: NDArray[np.int64] = field(default_factory=_none(np.int64))
+    """[D] the place of a document's row (or tree) among the job's, from 0"""
+    lines: NDArray[np.int32] = field(default_factory=_none(np.int32))
+    """[D] the row's line, or the first of them"""
+    parts: NDArray[np.int32] = field(default_factory=_none(np.int32))
+    """[D] which of its row's samples it was made from, from 0"""
+    weights: NDArray[np.int32] = field(default_factory=_none(np.int32))
+    """[D] how many rows it was made from"""
+    lengths: NDArray[np.int32] = field(default_factory=_none(np.int32))
+    """[D] tokens of each document"""
+    ids: NDArray[np.int32] = field(default_factory=_none(np.int32))
+    """[sum of lengths]"""
+    trained: NDArray[np.bool_] = field(default_factory=_none(np.bool_))
+    """[sum of lengths]"""
+    hashes: NDArray[np.uint64] = field(default_factory=_none(np.uint64))
+    """[D] of a document's ids"""
+
+    def drop(self, reason: str, lines: Iterable[int]) -> None:
+        """Count rows that are left out."""
+        self.dropped.setdefault(reason, []).extend(lines)

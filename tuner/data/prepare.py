@@ -1,0 +1,226 @@
+"""Rows → documents: what is read, written as tokens, cut to length, and accounted for. Pure: the same rows give the same documents in any process.
+
+a chunk of rows → samples (rows) → conversations as they are to be shown (conversation) → ids and mask (chat) → documents of at most `length` tokens
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuner.data import files, rows
+from tuner.data.chat import Template, compile_template
+from tuner.data.conversation import (
+    Conversation,
+    Label,
+    Preference,
+    RowError,
+    Sample,
+    Text,
+    apart,
+    every_turn,
+    exchanges,
+    fill,
+    last_only,
+    with_system,
+    without_reasoning,
+)
+from tuner.data.job import NO_ANSWER, NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, Made, Settings, Source
+from tuner.data.pieces import Batch
+from tuner.data.tokenizer import load_vocabulary
+
+VERSION = 1
+"""bumped when the same rows and settings would give other documents"""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Unit:
+    """A row, or the rows of a tree, on its way."""
+
+    place: int
+    lines: list[int]
+    parts: list[Conversation | Text] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """Tokens of one row, or of a part of it."""
+
+    ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+    cut: str = ""
+    """`truncated` or `split`, where it is not the whole"""
+
+
+class Maker:
+    """The settings, compiled: one for each process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.template: Template = compile_template(settings.chat, load_vocabulary(settings.model))
+        self._readers = [rows.reader(source.shape) for source in settings.sources]
+
+    def make(self, job: Job) -> Made:
+        """The documents of a job's rows."""
+        made = Made()
+        source = self.settings.sources[job.source]
+        units: list[_Unit] = []
+        for unit, samples in self._samples(job, made):
+            try:
+                for sample in samples:
+                    unit.parts += [sample] if isinstance(sample, Text) else self.shown(sample, source)
+            except RowError as error:
+                made.bad += [(line, str(error)) for line in unit.lines]
+                continue
+            if unit.parts:
+                units.append(unit)
+            else:
+                made.drop(NO_ANSWER, unit.lines)
+        if not job.check:
+            self._write(made, units)
+        return made
+
+    def _samples(self, job: Job, made: Made) -> Iterator[tuple["_Unit", Sequence[Sample]]]:
+        """What is wanted and can be read."""
+        if isinstance(job.rows, tuple):
+            for place, tree in enumerate(job.rows):
+                made.read += len(tree.numbers)
+                if job.drawn is not None and not job.drawn[place]:
+                    made.drop(NOT_DRAWN, tree.numbers)
+                    continue
+                for line, reason in tree.left.items():
+                    if line in tree.bad:
+                        made.bad.append((line, reason))
+                    else:
+                        made.drop(reason, [line])
+                if lines := [line for line in tree.numbers if line not in tree.left]:
+                    yield _Unit(place=place, lines=lines), tree.samples
+            return
+        reader = self._readers[job.source]
+        for place, (line, row) in enumerate(files.values(job.rows)):
+            made.read += 1
+            if job.drawn is not None and not job.drawn[place]:
+                made.drop(NOT_DRAWN, [line])
+            elif isinstance(row, files.Unreadable):
+                made.bad.append((line, row.reason))
+            else:
+                try:
+                    samples = reader(row)
+                except RowError as error:
+                    made.bad.append((line, str(error)))
+                else:
+                    yield _Unit(place=place, lines=[line]), samples
+
+    def shown(self, sample: Sample, source: Source) -> Iterator[Conversation]:
+        """A conversation as the template gets it: those to train on. Raises RowError."""
+        if isinstance(sample, Preference | Label):
+            raise RowError(
+                "a preference (chosen and rejected, or a label) can't be trained by this objective; "
+                "data.format=messages or sharegpt would train on a row's own turns, where it has some"
+            )
+        assert isinstance(sample, Conversation)
+        mode = self.settings.reasoning
+        conversation = with_system(fill(sample, source.fill), source.system)
+        if mode == "strip":
+            conversation = without_reasoning(conversation)
+        elif self.template.reasons:
+            conversation = apart(conversation)
+        if not conversation.trains:
+            return
+        if self.settings.loss == "last":
+            yield last_only(conversation)
+        elif mode == "every_turn":
+            yield from every_turn(conversation)
+        else:
+            yield conversation
+
+    def encode(self, conversations: Sequence[Conversation]) -> Batch:
+        """The whole of each conversation, as long as it is."""
+        batch = self.template.encode(conversations, keep_reasoning=self.settings.reasoning == "keep")
+        return replace(batch, trained=_all_but_first(batch)) if self.settings.loss == "all" else batch
+
+    def _write(self, made: Made, units: Sequence["_Unit"]) -> None:
+        spoken = self.encode([part for unit in units for part in unit.parts if isinstance(part, Conversation)])
+        plain = self.template.texts([part.text for unit in units for part in unit.parts if isinstance(part, Text)])
+        conversations, texts = count(), count()
+        kept: list[tuple[_Unit, int, Document]] = []
+        for unit in units:
+            where = [(plain, next(texts), None) if isinstance(part, Text) else (spoken, next(conversations), part) for part in unit.parts]
+            if problem := next((batch.problems[i] for batch, i, _ in where if i in batch.problems), None):
+                made.unwritten += [(line, problem) for line in unit.lines]
+                continue
+            documents = [(n, document) for n, (batch, i, part) in enumerate(where) for document in self.fit(batch, i, part)]
+            fit = [(n, document) for n, document in documents if document.trained.any()]
+            if not fit:
+                made.drop(OUT_OF_REACH if documents else TOO_LONG, unit.lines)
+                continue
+            made.kept += len(unit.lines)
+            made.truncated += any(document.cut == "truncated" for _, document in fit)
+            made.split += any(document.cut == "split" for _, document in fit)
+            kept += [(unit, n, document) for n, document in fit]
+        if kept:
+            made.places = np.array([unit.place for unit, _, _ in kept], dtype=np.int64)
+            made.lines = np.array([unit.lines[0] for unit, _, _ in kept], dtype=np.int32)
+            made.parts = np.array([n for _, n, _ in kept], dtype=np.int32)
+            made.weights = np.array([len(unit.lines) for unit, _, _ in kept], dtype=np.int32)
+            made.lengths = np.array([len(document.ids) for _, _, document in kept], dtype=np.int32)
+            made.ids = np.concatenate([document.ids for _, _, document in kept])
+            made.trained = np.concatenate([document.trained for _, _, document in kept])
+            made.hashes = np.array([_hash(document.ids) for _, _, document in kept], dtype=np.uint64)
+
+    def fit(self, batch: Batch, index: int, conversation: Conversation | None) -> Iterator[Document]:
+        """A document of a batch in at most `length` tokens; none where it is dropped. `conversation` is None for a plain text."""
+        start, end, length = int(batch.offsets[index]), int(batch.offsets[index + 1]), self.settings.length
+        ids, trained = batch.ids[start:end], batch.trained[start:end]
+        if end - start <= length:
+            yield Document(ids=ids, trained=trained)
+            return
+        rule = self.settings.overlong
+        if rule == "auto":
+            rule = "truncate" if conversation else "split"
+        if rule == "truncate":
+            whole = [at for at in batch.ends[index] if at <= length and trained[:at].any()]
+            at = max(whole, default=length)
+            yield Document(ids=ids[:at], trained=trained[:at], cut="truncated")
+        elif rule == "split" and conversation and len(groups := list(self._groups(conversation))) > 1:
+            parts = self.encode(groups)
+            for i in range(len(groups)):
+                piece = slice(int(parts.offsets[i]), int(parts.offsets[i + 1]))
+                yield from windows(parts.ids[piece], parts.trained[piece], length)
+        elif rule == "split":
+            yield from windows(ids, trained, length)
+
+    def _groups(self, conversation: Conversation) -> Iterator[Conversation]:
+        """Exchanges in groups that fit into a pack together, as far as their lengths alone say so; each with the system turn in front."""
+        systems = tuple(message for message in conversation.messages[:1] if message.role == "system")
+        groups = list(exchanges(conversation.messages[len(systems) :]))
+        alone = self.encode([replace(conversation, messages=(*systems, *group)) for group in groups])
+        open_, room = list(systems), self.settings.length
+        for group, size in zip(groups, np.diff(alone.offsets).tolist(), strict=True):
+            if size > room and len(open_) > len(systems):
+                yield replace(conversation, messages=tuple(open_))
+                open_, room = list(systems), self.settings.length
+            open_ += group
+            room -= size
+        yield replace(conversation, messages=tuple(open_))
+
+
+def windows(ids: NDArray[np.int32], trained: NDArray[np.bool_], length: int) -> Iterator[Document]:
+    """Tokens in pieces of `length`, the last one shorter; the first token of each has nothing before it, and is not trained."""
+    for at in range(0, len(ids), length):
+        piece = trained[at : at + length].copy()
+        piece[0] = False
+        yield Document(ids=ids[at : at + length], trained=piece, cut="split")
+
+
+def _hash(ids: NDArray[np.int32]) -> int:
+    return int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
+
+
+def _all_but_first(batch: Batch) -> NDArray[np.bool_]:
+    trained = np.ones(len(batch.ids), dtype=np.bool_)
+    trained[batch.offsets[:-1][np.diff(batch.offsets) > 0]] = False
+    return trained

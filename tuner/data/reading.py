@@ -1,0 +1,236 @@
+"""Reading a whole data set: its files in order, through the worker processes, into documents and the counts of the ledger."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuner.cpu import cores
+from tuner.data import files, packing, rows
+from tuner.data.documents import Documents
+from tuner.data.formats.oasst import CUT_OFF, NOT_BEST, UNANSWERED
+from tuner.data.job import NO_ANSWER, NOT_DRAWN, TOO_LONG, Job, Made, Settings
+from tuner.data.ledger import FIRST, Source, reasons
+from tuner.data.pool import make_all
+from tuner.errors import DataError
+from tuner.report.progress import counter
+
+WORTH = 4 << 20
+"""bytes of data for which one more process is worth its start"""
+TREES = 500
+"""trees of messages in a job"""
+BAD = "can't be used"
+CHOSEN = (NOT_DRAWN, NOT_BEST, UNANSWERED, CUT_OFF)
+"""reasons that are no loss: a sample was wanted, or the best path of a tree"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class File:
+    """A file of rows."""
+
+    name: str
+    path: Path
+    source: int
+    """index into the settings' sources"""
+    label: str
+    """what the ledger calls that source"""
+    apart: bool
+    """whether its rows are all held out"""
+    encoding: str
+
+
+@dataclass(kw_only=True, slots=True)
+class Refused:
+    """Rows that fail the run."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, path: Path, found: Iterable[tuple[int, str]]) -> None:
+        """(line, why) of rows of a file."""
+        for line, why in found:
+            self.count += 1
+            if len(self.first) < FIRST:
+                self.first.append(f"{path}:{line}{f': {why}' if why else ''}")
+
+    def refuse(self, what: str, mend: str) -> None:
+        """Raise DataError when there are any."""
+        if self.count:
+            more = f" The first {FIRST}:" if self.count > FIRST else ""
+            named = "\n  ".join(self.first)
+            raise DataError(f"{self.count:,} row{'s' if self.count > 1 else ''} {what}.{more}\n  {named}\n{mend}")
+
+
+def read(
+    settings: Settings,
+    listed: Sequence[File],
+    documents: Documents,
+    *,
+    takes: Sequence[int | float | None],
+    seed: int,
+    skip: bool,
+    workers: int | Literal["auto"],
+    say: Callable[[str], None],
+) -> list[Source]:
+    """Read `listed` into `documents`; returns the counts of each file.
+
+    takes    for each of the settings' sources, how many of its rows are drawn (by `seed`)
+    skip     leave out rows that can't be used, and count them
+    workers  processes
+    Raises DataError for rows that can't be used, with their number and the first ten, and when nothing is left to train on.
+    """
+    sources = [Source(source=file.label, file=file.name) for file in listed]
+    drawn = draws(settings, listed, takes, seed)
+    size = sum(file.path.stat().st_size for file in listed)
+    count = max(1, min(cores(), size // WORTH)) if workers == "auto" else workers
+    bad, long = Refused(), Refused()
+    sent: deque[tuple[int, NDArray[np.int64] | None, int]] = deque()
+
+    def jobs() -> Iterator[Job]:
+        for number, file in enumerate(listed):
+            at = 0
+            for cut in cuts(file, settings.sources[file.source].shape):
+                whole, many = drawn[number], units(cut)
+                times = None if whole is None else whole[at : at + many]
+                at += many
+                sent.append((number, times, many))
+                yield Job(source=file.source, rows=cut, drawn=None if times is None else times > 0, check=bool(bad.count) and not skip)
+
+    first = 0
+    with counter("tokenize", "rows", say) as advance:
+        for made in make_all(settings, jobs(), count):
+            number, times, many = sent.popleft()
+            _account(made, sources[number], listed[number].path, bad, long, settings, skip)
+            if len(made.lengths) and not bad.count:
+                repeats = None if times is None else times[made.places]
+                documents.add(made, file=number, first=first, repeats=repeats)
+            first += many
+            advance(made.read)
+    documents.done()
+    bad.refuse(BAD, "Mend or remove them, or leave them out and count them with data.bad_rows=skip.")
+    long.refuse(
+        f"are longer than data.length={settings.length} tokens, and data.overlong=error refuses that",
+        "Raise data.length, or use data.overlong=truncate, split or drop.",
+    )
+    if not len(documents):
+        raise nothing_left(listed, sources)
+    return sources
+
+
+def _account(made: Made, source: Source, path: Path, bad: Refused, long: Refused, settings: Settings, skip: bool) -> None:
+    # Once a row was refused the later jobs are only looked through, and how many had been under way by then may not show.
+    unusable = sorted(made.bad + ([] if bad.count else made.unwritten))
+    if skip:
+        source.drop(BAD, [line for line, _ in unusable], [why for _, why in unusable])
+    else:
+        bad.add(path, unusable)
+    for reason, lines in made.dropped.items():
+        if reason == TOO_LONG and settings.overlong == "error":
+            long.add(path, ((line, "") for line in lines))
+        source.drop(reason, lines)
+    source.rows += made.read
+    source.kept += made.kept
+    source.truncated += made.truncated
+    source.split += made.split
+
+
+Cut = files.Chunk | tuple[rows.Gathered, ...]
+
+
+def cuts(file: File, shape: rows.Shape) -> Iterator[Cut]:
+    """A file in pieces for a job each: chunks of rows, or trees where its rows are the messages of trees."""
+    chunks = files.chunks(file.path, file.encoding)
+    first = next((row for chunk in files.chunks(file.path, file.encoding) for _, row in islice(files.values(chunk), 1)), None)
+    if not rows.gathers(first, shape):
+        yield from chunks
+        return
+    trees = rows.gather((entry for chunk in chunks for entry in files.values(chunk)), shape)
+    while batch := tuple(islice(trees, TREES)):
+        yield batch
+
+
+def units(cut: Cut) -> int:
+    """What a draw counts: rows, or trees."""
+    return len(cut) if isinstance(cut, tuple) else files.count(cut)
+
+
+def draws(settings: Settings, listed: Sequence[File], takes: Sequence[int | float | None], seed: int) -> list[NDArray[np.int64] | None]:
+    """For each file, how often each of its rows (or trees) is used; None for once each. Held-out files are used whole."""
+    result: list[NDArray[np.int64] | None] = [None] * len(listed)
+    for source, take in enumerate(takes):
+        if take is None or (isinstance(take, float) and take == 1):
+            continue
+        members = [i for i, file in enumerate(listed) if file.source == source and not file.apart]
+        counts = [sum(map(units, cuts(listed[i], settings.sources[source].shape))) for i in members]
+        try:
+            times = np.array(packing.draw(sum(counts), take, seed), dtype=np.int64)
+        except ValueError as error:
+            name = listed[members[0]].label or "the data"
+            raise DataError(f"{name}: {error}. Take fewer, or a share such as 2.0, which takes each twice.") from None
+        for i, part in zip(members, np.split(times, np.cumsum(counts)[:-1]), strict=True):
+            result[i] = part
+    return result
+
+
+def nothing_left(listed: Sequence[File], sources: Sequence[Source]) -> DataError:
+    """The error for a data set in which nothing is trained."""
+    read, why = sum(source.rows for source in sources), {reason for source in sources for reason in source.dropped}
+    names = ", ".join(str(file.path) for file in listed)
+    if not read or why == {NO_ANSWER}:
+        found = f"{read} rows, and no assistant turn with text in any of them" if read else "no rows"
+        return DataError(f"{names}: found {found}. At least one conversation with an answer is needed to train on.")
+    return DataError(f"all {read} rows were left out ({'; '.join(sorted(why))}). Raise data.length, or look at the rows.")
+
+
+def drop_duplicates(documents: Documents, sources: Sequence[Source], *, drop: bool) -> None:
+    """Count the documents that hold the same tokens as one of another row before them; with `drop`, leave them out."""
+    _, first, of = np.unique(documents.hashes, return_index=True, return_inverse=True)
+    again = documents.units[first][of] != documents.units
+    for file, count in enumerate(np.bincount(documents.files[again], minlength=len(sources)).tolist()):
+        sources[file].duplicates = count
+    if not drop or not again.any():
+        return
+    gone = np.setdiff1d(documents.units[again], documents.units[~again])
+    at = np.unique(documents.units, return_index=True)[1]
+    for i in at[np.isin(documents.units[at], gone)].tolist():
+        source, weight = sources[documents.files[i]], int(documents.weights[i])
+        source.kept -= weight
+        source.drop("the same tokens as a row before", [int(documents.lines[i])] * weight)
+    documents.keep(~again)
+
+
+def hold_out(documents: Documents, listed: Sequence[File], sources: Sequence[Source], share: float, seed: int) -> NDArray[np.bool_]:
+    """[D] which documents are kept out of training: those of files of their own, or else a `share` of the rows.
+
+    All documents of a row are on one side, and so are those with the same tokens: what was trained on would measure nothing.
+    """
+    apart = np.array([file.apart for file in listed])[documents.files]
+    if not apart.any():
+        of = np.unique(documents.units, return_inverse=True)[1]
+        apart = np.isin(of, packing.held_out(int(of.max()) + 1, share, seed))
+    alike = np.isin(documents.hashes, documents.hashes[apart])
+    apart = alike if not alike.all() else apart
+    for file, count in enumerate(np.bincount(documents.files[apart], minlength=len(sources)).tolist()):
+        sources[file].held_out = count
+    return apart
+
+
+def count_tokens(documents: Documents, sources: Sequence[Source]) -> None:
+    """Enter what each file gave."""
+    for name, column in (("documents", None), ("tokens", documents.lengths), ("trained_tokens", documents.trained)):
+        for file, count in enumerate(np.bincount(documents.files, column, minlength=len(sources)).tolist()):
+            setattr(sources[file], name, int(count))
+
+
+def refuse_loss(sources: Sequence[Source], most: int | float | None) -> None:
+    """Raise DataError when more rows than `most`, a number or a share of what was read, are left out."""
+    lost = sum(entry["rows"] for source in sources for reason, entry in source.dropped.items() if reason not in CHOSEN)
+    read = sum(source.rows for source in sources)
+    if most is not None and lost > (most if isinstance(most, int) else most * read):
+        named = "\n  ".join(reasons(sources))
+        raise DataError(f"{lost:,} of {read:,} rows are left out, more than data.max_dropped={most} allows:\n  {named}")

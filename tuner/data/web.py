@@ -1,0 +1,114 @@
+"""GET over HTTP with the standard library: what fails for a moment is asked again, and what says who asks stays with the host that was asked.
+
+Proxies come from the environment (HTTPS_PROXY), certificates from SSL_CERT_FILE or the system.
+"""
+
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from http.client import HTTPException, HTTPMessage, HTTPResponse
+from typing import IO
+from urllib.parse import urlsplit
+
+from tuner.errors import DataError
+
+PAUSES = (1.0, 2.0, 4.0, 8.0)
+"""seconds before each new attempt"""
+LONGEST = 60.0
+"""seconds that a server's Retry-After is followed"""
+TIMEOUT = 30.0
+"""seconds without a byte after which a connection counts as broken"""
+PIECE = 1 << 20
+PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
+"""answers that may be others in a moment"""
+KEPT_FROM_OTHERS = ("Authorization", "Cookie")
+"""headers that say who asks: another host than the one asked never sees them"""
+
+
+class Refused(Exception):
+    """An answer that asking again won't change, such as 404."""
+
+    def __init__(self, status: int, url: str, after: float = 0.0) -> None:
+        super().__init__(f"{urlsplit(url).netloc} answers with the status {status} to {urlsplit(url).path}")
+        self.status = status
+        self.after = after
+        """seconds that the server wants us to wait"""
+
+
+class Broken(Exception):
+    """A connection that broke or was not made; the message says how."""
+
+    after = 0.0
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a server to another one, and tells that one nothing of who asks."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        before, after = urlsplit(req.full_url), urlsplit(newurl)
+        if request is not None and (before.scheme, before.netloc) != (after.scheme, after.netloc):
+            for name in KEPT_FROM_OTHERS:
+                request.remove_header(name)
+        return request
+
+
+def get(url: str, headers: Mapping[str, str], most: int = 8 << 20) -> bytes:
+    """The content of a small file, or the first `most` bytes of it. Raises Refused, and DataError when the server can't be reached."""
+    for pause in (*PAUSES[:3], None):
+        try:
+            with opened(url, headers) as response:
+                content = b""
+                while len(content) < most and (piece := read(response)):
+                    content += piece
+                return content[:most]
+        except (Refused, Broken) as error:
+            if isinstance(error, Refused) and error.status not in PASSING:
+                raise
+            if pause is None:
+                raise unreachable(url, str(error)) from error
+            time.sleep(max(pause, error.after))
+    raise AssertionError
+
+
+def unreachable(url: str, why: str) -> DataError:
+    """The error for a server that can't be reached."""
+    parts = urlsplit(url)
+    return DataError(
+        f"{parts.scheme}://{parts.netloc} can't be reached, after several attempts: {why}. Look at the connection (HTTPS_PROXY names a proxy, "
+        "HF_ENDPOINT or MODELSCOPE_ENDPOINT a mirror) and run the same command again: what was received is kept. "
+        "Without a network, read files of your own: data=local data.path=FILE."
+    )
+
+
+def opened(url: str, headers: Mapping[str, str]) -> HTTPResponse:
+    """An answer whose body is still to be read. Raises Refused, Broken, and DataError for what is no address or no trusted server."""
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise DataError(f"{url} is no address of a web server; http:// or https:// was expected.")
+    opener = urllib.request.build_opener(_Redirects)
+    try:
+        response: HTTPResponse = opener.open(urllib.request.Request(url, headers=dict(headers)), timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        after = error.headers.get("Retry-After", "")
+        error.close()
+        raise Refused(error.code, url, min(LONGEST, float(after)) if after.isdecimal() else 0.0) from None
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ssl.SSLCertVerificationError):
+            raise unreachable(url, f"its certificate is not trusted here ({error.reason.verify_message})") from error
+        raise Broken(str(error.reason)) from error
+    except (HTTPException, OSError) as error:
+        raise Broken(str(error) or type(error).__name__) from error
+    return response
+
+
+def read(response: HTTPResponse) -> bytes:
+    """What came next of a body, nothing at its end. Raises Broken."""
+    # Apart from writing, whose OSErrors mean the disk.
+    try:
+        return response.read1(PIECE)
+    except (HTTPException, OSError) as error:
+        raise Broken(str(error) or type(error).__name__) from error
