@@ -13,7 +13,7 @@ from tuner.stage import leaves
 from tuner.stages import STAGES
 
 FLOORS = [
-    {"errors"}, {"disk", "cpu", "gpus"}, {"driver"}, {"schema"}, {"stage"}, {"freeze"}, {"line"}, {"config"}, {"recipe", "catalogue"}, {"locks"}, {"store"}, {"refs"}, {"usage"}, {"runs"}, {"explain", "lineage"}, {"plan"}, {"report"},
+    {"errors", "nearest"}, {"disk", "cpu", "gpus"}, {"driver"}, {"declare"}, {"schema"}, {"stage"}, {"validate"}, {"freeze"}, {"line"}, {"config"}, {"recipe", "catalogue"}, {"locks"}, {"store"}, {"refs"}, {"usage"}, {"runs"}, {"explain", "lineage"}, {"plan"}, {"report"},
     {"kernels"}, {"data"}, {"models"}, {"train"}, {"stages"},
     {"budget", "chains", "launch", "doctor"}, {"show", "status", "clean", "compare", "stop", "chat", "preview"}, {"pipeline", "worker"}, {"rerun", "api"}, {"verbs"}, {"sweeps"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
@@ -101,7 +101,7 @@ def reached(start: Path) -> set[Path]:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tuner."):
                 base = REPO.joinpath(*node.module.split("."))  # type: ignore[union-attr]
                 todo += [p for p in (base.with_suffix(".py"), *(base / f"{alias.name}.py" for alias in node.names)) if p.exists()]
-    return seen - {REPO / "tuner" / f"{name}.py" for name in ("schema", "stage", "freeze")}
+    return seen - {REPO / "tuner" / f"{name}.py" for name in ("declare", "schema", "stage", "validate", "freeze")}
 
 
 @pytest.mark.parametrize("stage", [stage.name for stage in STAGES])

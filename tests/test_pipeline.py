@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from tuner.declare import identity
 from tuner.errors import StageError
 from tuner.explain import differences
 from tuner.pipeline import execute
 from tuner.plan import plan
 from tuner.runs import Run, run_digest, run_name, store_of
-from tuner.schema import Algo, Config, Data, Machine, Model, Optim, identity
+from tuner.schema import Algo, Config, Data, Machine, Model, Optim
 from tuner.stage import Context, Stage, View, inputs
 from tuner.store import digest
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tuner.config import conf_dir, load_yaml, options
 from tuner.errors import ConfigError
-from tuner.freeze import nearest
 from tuner.line import GROUPS
+from tuner.nearest import nearest
 
 PLURALS = {
     "models": "model",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tuner.errors import ConfigError, Interrupted, TunerError
-from tuner.freeze import nearest
+from tuner.nearest import nearest
 from tuner.schema import Config
 
 HELP = """\

@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 
 from tuner.errors import ConfigError
-from tuner.freeze import freeze, nearest
+from tuner.freeze import freeze
 from tuner.line import GROUPS, Override, quote, translate
+from tuner.nearest import nearest
 from tuner.schema import Config, Part
 
 

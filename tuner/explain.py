@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tuner.declare import UNSET
 from tuner.runs import Run
-from tuner.schema import UNSET, Config
+from tuner.schema import Config
 from tuner.stage import leaves
 from tuner.store import Artifact, Store
 

@@ -10,7 +10,8 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from tuner.errors import ConfigError
-from tuner.freeze import field_paths, nearest
+from tuner.freeze import field_paths
+from tuner.nearest import nearest
 
 GROUPS = ("model", "algo", "data", "machine", "eval", "model/chat")
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[\w./@:-]+)=(?P<value>.*)", re.DOTALL)

@@ -174,7 +174,7 @@ def _build(step: Step, steps: dict[str, Step], store: Store, run: Run, say: Call
         try:
             facts = _run(step, given, out, run, [lock, *held], say)
         except BaseException:
-            if stage.progress is None:
+            if stage.progress is None or (not stage.child and stage.progress(out) is None):
                 store.drop(key)
             raise
         references = {}

@@ -16,8 +16,9 @@ import yaml
 from tuner import schema
 from tuner.config import check_outside, compose, load_yaml
 from tuner.errors import ConfigError
-from tuner.freeze import nearest, thaw
+from tuner.freeze import thaw
 from tuner.line import GROUPS, Override, quote
+from tuner.nearest import nearest
 from tuner.schema import Config
 
 EDITED = ("algo.epochs", "algo.optim.lr", "algo.r", "algo.batch_tokens", "data.length", "data.held_out", "data.system", "seed", "name")

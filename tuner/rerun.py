@@ -9,8 +9,9 @@ from typing import Any
 from tuner.chains import load
 from tuner.config import compose
 from tuner.errors import ConfigError, TunerError
-from tuner.freeze import freeze, nearest, thaw
+from tuner.freeze import freeze, thaw
 from tuner.line import GROUPS
+from tuner.nearest import nearest
 from tuner.pipeline import execute
 from tuner.plan import named, plan, trained
 from tuner.runs import Run, run_digest, run_name, store_of

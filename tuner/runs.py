@@ -19,7 +19,8 @@ import yaml
 
 from tuner import refs
 from tuner.errors import ConfigError
-from tuner.freeze import freeze, nearest, thaw
+from tuner.freeze import freeze, thaw
+from tuner.nearest import nearest
 from tuner.schema import Config
 from tuner.stage import leaves
 from tuner.store import Store, digest, key_of

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from tuner.schema import Config, Role
+from tuner.declare import Role
+from tuner.schema import Config
 
 
 class View:

@@ -141,7 +141,7 @@ def test_messages_of_trees_are_read_together(folder: Path) -> None:
     write(folder / "trees.jsonl", asked, said)
     run(folder / "out", path="trees.jsonl")
     write(folder / "questions.jsonl", asked)
-    with pytest.raises(DataError, match="found 1 rows?, and no assistant turn"):
+    with pytest.raises(DataError, match=r"found 1 row, and no assistant turn"):
         run(folder / "out", path="questions.jsonl")
 
 
@@ -226,7 +226,7 @@ def test_a_killed_download_goes_on_with_the_bytes_it_had(server: Hub, tuner: Tun
 def test_local_data_that_cant_be_used_leaves_nothing_to_go_on_from(tuner: Tuner, tiny_model: Path, tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", SILENT)
     words = ["model=local", f"model.path={tiny_model}", "data=local", "data.path=a.jsonl", "until=fetch"]
-    assert "found 1 rows, and no assistant turn" in tuner(*words, code=2).err
+    assert "found 1 row, and no assistant turn" in tuner(*words, code=2).err
     assert states(tuner("plan", "--json", *words))["fetch_data"] == "run"
     write(tmp_path / "a.jsonl", GOOD)
     tuner(*words)

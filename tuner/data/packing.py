@@ -61,7 +61,7 @@ def draw(rows: int, take: int | float, seed: int) -> list[int]:
     """How often each of `rows` rows is used when `take` of them are drawn: a number of rows, or as a float a share of them.
 
     >>> draw(4, 2, seed=0), draw(4, 2.5, seed=0)
-    ([0, 1, 1, 0], [2, 3, 3, 2])
+    ([1, 1, 0, 0], [3, 3, 2, 2])
 
     Raises ValueError for more rows than there are; a share above 1.0 takes rows again.
     """

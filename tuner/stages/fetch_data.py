@@ -123,9 +123,9 @@ def look(found: Sequence[Path], encoding: str, shape: rows.Shape) -> None:
     if bad:
         first = "\n  ".join(bad)
         raise DataError(
-            f"{names}: none of {read:,} rows can be trained on. The first that can't be read:\n  {first}\nMend the rows, or say how to read them: data.format, data.columns."
+            f"{names}: none of {read:,} row{'s' if read > 1 else ''} can be trained on. The first that can't be read:\n  {first}\nMend the rows, or say how to read them: data.format, data.columns."
         )
-    seen = f"{read:,} rows, and no assistant turn with text in any of them" if read else "no rows"
+    seen = f"{read:,} row{'s' if read > 1 else ''}, and no assistant turn with text in any of them" if read else "no rows"
     raise DataError(f"{names}: found {seen}. At least one conversation with an answer is needed to train on.")
 
 
@@ -161,10 +161,16 @@ def progress(partial: Path) -> str | None:
     return download.progress(partial)
 
 
+def versions(view: View) -> dict[str, int]:
+    """The hub that each source comes from: two hubs may have different sets of one name."""
+    return {f"{part.source}.{number}": 1 for number, part in enumerate(parts(view)) if part.source in HUBS}
+
+
 STAGE = Stage(
     name="fetch_data",
     version=1,
     run=run,
+    versions=versions,
     sources=files,
     check=check,
     references=lambda _: True,

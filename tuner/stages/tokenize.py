@@ -7,7 +7,7 @@ from typing import Any
 
 from tuner.data import packing, rows
 from tuner.errors import ConfigError, DataError
-from tuner.freeze import nearest
+from tuner.nearest import nearest
 from tuner.stage import Context, Stage, View
 from tuner.stages.fetch_data import owner, parts, shape_of
 

@@ -1,0 +1,78 @@
+"""Every file of real conversations beside the repository, as it is, through the whole stage."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import REPO, SHARED
+from tuner.data.tokens import Packs
+from tuner.freeze import freeze
+from tuner.stage import Context, Input, View
+from tuner.stages import tokenize
+
+pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared beside the repository")
+
+FILES: dict[str, dict[str, Any]] = {
+    "oasst/oasst_en_trees.jsonl": {},
+    "oasst/oasst_en_messages.jsonl": {},
+    "oasst/oasst1_val_turns.jsonl": {},
+    "oasst/oasst1_guanaco.jsonl": {},
+    "sharegpt/vicuna_identity.json": {},
+    "sharegpt/glaive_toolcall_en.json": {},
+    "sharegpt/glaive_toolcall_zh.json": {},
+    "alpaca/alpaca_en.json": {},
+    "alpaca/alpaca_zh.json": {},
+    "alpaca/identity_template.json": {"fill": {"name": "Tuna", "author": "Tuner Labs"}},
+    "alpaca/self_instruct_seed_tasks.jsonl": {"columns": {"input": "instances.0.input", "output": "instances.0.output"}},
+    "messages/openai_multiturn.jsonl": {},
+    "messages/openai_bare_lists.jsonl": {},
+    "messages/reason_tool_parts.jsonl": {},
+    "messages/openai_tools_en.jsonl": {},
+    "pretrain/c4_demo.jsonl": {},
+    "eval/gsm8k_train_1500.jsonl": {"columns": {"instruction": "question", "output": "answer"}},
+}
+
+
+def counts() -> dict[str, int]:
+    """The rows that the table beside the files promises."""
+    table = (SHARED / "data" / "README.md").read_text(encoding="utf-8")
+    return {name: int(rows.replace(",", "")) for name, rows in re.findall(r"^\| `([^`]+)` \| ([\d,]+) \|", table, re.MULTILINE)}
+
+
+def ledger_of(names: Sequence[str], out: Path, **data: Any) -> dict[str, Any]:
+    chat = yaml.safe_load((REPO / "conf" / "model" / "chat" / "qwen3.yaml").read_text(encoding="utf-8"))
+    files = {Path(name).name: SHARED / "data" / name for name in names}
+    config = freeze({"model": {"path": "-", "chat": chat}, "data": {"path": [*map(str, files.values())], **data}, "machine": {"workers": 1}})
+    found = {"fetch_data": Input(dir=SHARED, files=files, facts={})}
+    found["fetch_model"] = Input(dir=SHARED / "tokenizers" / "qwen2_5", files={}, facts={})
+    tokenize.run(Context(config=View(config, "tokenize"), inputs=found, out=out, say=print))
+    ledger: dict[str, Any] = json.loads((out / "ledger.json").read_text(encoding="utf-8"))
+    return ledger
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_row_is_in_the_ledger(name: str, tmp_path: Path) -> None:
+    ledger = ledger_of([name], tmp_path, **FILES[name])
+    [source] = ledger["sources"]
+    assert source["rows"] == counts()[name]
+    assert source["rows"] == source["kept"] + sum(entry["rows"] for entry in source["dropped"].values())
+    if name != "oasst/oasst_en_messages.jsonl":  # most of its rows are replies that are not the best
+        assert source["kept"] >= 0.98 * source["rows"]
+    for part in ("train", "held_out"):
+        packs = list(Packs.open(tmp_path / f"{part}.arrow"))
+        assert sum(len(pack.ids) for pack in packs) == ledger[part]["tokens"]
+        assert sum(int(pack.trained.sum()) for pack in packs) == ledger[part]["trained_tokens"]
+        assert sum(len(pack.lengths) for pack in packs) == ledger[part]["documents"]
+    assert source["tokens"] == sum(ledger[part]["tokens"] for part in ("train", "held_out"))
+
+
+@pytest.mark.parametrize("names", [["oasst/oasst1_guanaco.jsonl"], ["alpaca/alpaca_en.json", "alpaca/alpaca_zh.json"]], ids=["guanaco", "alpaca"])
+def test_packs_are_full(names: list[str], tmp_path: Path) -> None:
+    train = ledger_of(names, tmp_path, held_out=0.0, length=2048)["train"]
+    assert train["packs"] == -(-train["tokens"] // 2048), "no set of packs could be fuller"
+    assert train["efficiency"] >= 0.99
