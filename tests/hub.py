@@ -71,6 +71,8 @@ class Hub:
         self.large, self.page = large, page
         self.sent: Counter[str] = Counter()
         self.asked: list[tuple[str, str, Mapping[str, str]]] = []
+        self.expired: set[str] = set()
+        """tokens that are refused, whatever they ask for"""
         self.faults: dict[str, deque[Fault]] = defaultdict(deque)
         self.held, self.go = threading.Event(), threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -203,6 +205,9 @@ class _Handler(BaseHTTPRequestHandler):
         """The repository, or None after the answer that there is none for this client."""
         repo = self.hub.repos.get((kind, name))
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token in self.hub.expired:
+            self._send(401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
+            return None
         if repo is None or (repo.token and not repo.gated and token != repo.token):
             self._send(
                 401, b'{"error": "Invalid username or password."}', {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
@@ -257,7 +262,8 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             return
         if repo.gated and self.headers.get("Authorization") != f"Bearer {repo.token}":
-            self._send(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this resource is restricted"})
+            status = 403 if "Authorization" in self.headers else 401  # with a token that was not let in, or with none
+            self._send(status, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this resource is restricted"})
             return
         commit, path = repo.commit(words[3]), "/".join(words[4:])
         content = repo.commits[commit].get(path) if commit else None

@@ -11,7 +11,7 @@ from tuner.stages import STAGES
 from tuner.store import digest
 
 GOLDEN: dict[str, str] = {
-    "fetch_data": "9ee2528cbb32",
+    "fetch_data": "bbb864f34521",
     "fetch_model": "543438ac7732",
     "tokenize": "41d28127dc7e",
     "train": "af0439793679",

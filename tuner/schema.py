@@ -181,7 +181,7 @@ class Algo:
 class Part:
     """Where rows come from, and how they are read: one source of a mixture."""
 
-    label: str = identity("fetch_data", "tokenize", default="", left_out="")
+    label: str = identity("tokenize", default="", left_out="", seen_by=("fetch_data",))
     """what the ledger calls it: filled by the tool in a mixture"""
     source: Literal["path", "package", "hub", "modelscope"] = place("fetch_data", "tokenize", default="path")
     """`path`: local files; `package`: files that an installed Python package carries; `hub`, `modelscope`: a data set of a hub"""
@@ -195,17 +195,17 @@ class Part:
     """a branch, a tag or a commit; the hub's default when null"""
     files: str | tuple[str, ...] | None = identity("fetch_data", default=None, left_out=None)
     """patterns of the files wanted of it; those of the training split when null"""
-    encoding: str = identity("fetch_data", "tokenize", default="auto", left_out="auto")
+    encoding: str = identity("tokenize", default="auto", left_out="auto", seen_by=("fetch_data",))
     """of text files; `auto` is UTF-8, or UTF-16 with a byte order mark"""
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt", "text", "guanaco", "oasst", "preference", "label"] = identity(
-        "fetch_data", "tokenize", default="auto"
+        "tokenize", default="auto", seen_by=("fetch_data",)
     )
     """how a row is read; `auto` looks at its keys"""
-    columns: dict[str, str] = identity("fetch_data", "tokenize", default=dict, left_out={})
+    columns: dict[str, str] = identity("tokenize", default=dict, left_out={}, seen_by=("fetch_data",))
     """where a format's columns are found in a row: another name, a path such as `instances.0.input`, or a text with {names} in it"""
-    roles: dict[str, str | tuple[str, ...]] = identity("fetch_data", "tokenize", default=dict, left_out={})
+    roles: dict[str, str | tuple[str, ...]] = identity("tokenize", default=dict, left_out={}, seen_by=("fetch_data",))
     """other words for system, user, assistant and tool"""
-    paths: Literal["best", "all"] = identity("fetch_data", "tokenize", default="best", left_out="best")
+    paths: Literal["best", "all"] = identity("tokenize", default="best", left_out="best", seen_by=("fetch_data",))
     """of a tree of messages: the path of the best-ranked replies, or every path"""
     fill: dict[str, str] = identity("tokenize", default=dict)
     """words for the `{{name}}` places in the rows"""

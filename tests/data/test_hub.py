@@ -125,6 +125,42 @@ def test_an_attempt_that_failed_is_gone_on_from_at_the_commit_it_found(server: H
     assert sorted(path.name for path in out.rglob("*")) == ["0000-a.jsonl", "0001-b.jsonl"]
 
 
+def test_a_mirror_goes_on_from_what_another_server_gave(server: Hub, fetch: Fetch, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.add("org/name", {"a.jsonl": ROWS, "b.jsonl": BIG})
+    server.fail("b.jsonl", Cut(700_000), *[503] * 5)
+    with pytest.raises(DataError, match="HF_ENDPOINT or MODELSCOPE_ENDPOINT a mirror"):
+        fetch("org/name")
+    asked = len(server.asked)
+    with Hub() as mirror:
+        mirror.add("org/name", {"a.jsonl": ROWS, "b.jsonl": BIG})
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", mirror.url)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", mirror.url)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", mirror.url + "/{repo_id}/resolve/{revision}/{filename}")
+        fetch("org/name")
+        assert mirror.sent == {"b.jsonl": len(BIG) - 700_000}
+    assert published(out) == {"0000-a.jsonl": ROWS, "0001-b.jsonl": BIG}
+    assert len(server.asked) == asked
+
+
+def test_a_commit_that_is_gone_is_looked_for_no_longer_than_once(server: Hub, out: Path) -> None:
+    server.add("org/name", {"train.jsonl": BIG})
+    server.fail("train.jsonl", Cut(700_000), *[503] * 5)
+    with pytest.raises(DataError, match="can't be reached"):
+        hub.fetch("org/name", None, None, out, print)
+    server.repos["datasets", "org/name"].commits.clear()
+    commit = server.add("org/name", {"train.jsonl": BIG, "README.md": "squashed"})
+    with pytest.raises(DataError, match="keeps it from us"):
+        hub.fetch("org/name", None, None, out, print)
+    assert hub.fetch("org/name", None, None, out, print)["commit"] == commit
+    assert server.sent["train.jsonl"] == len(BIG)
+
+
+def test_how_much_is_there_needs_no_note_of_how_much_there_is(out: Path) -> None:
+    assert download.progress(out) is None
+    (out / "0000-a.json").write_bytes(ROWS)
+    assert download.progress(out) == f"{len(ROWS)} bytes"
+
+
 def test_what_was_damaged_on_the_disk_meanwhile_is_found(server: Hub, fetch: Fetch, out: Path) -> None:
     server.add("org/name", {"a.jsonl": BIG, "b.jsonl": ROWS})
     fetch("org/name")
@@ -199,9 +235,21 @@ def test_a_gated_set_says_where_its_terms_are(server: Hub, out: Path, monkeypatc
     server.add("org/name", {"train.jsonl": ROWS}, token="hf_secret", gated=True)
     with pytest.raises(DataError, match=r"org/name is gated: .*Accept them at http://.*/datasets/org/name, then set HF_TOKEN"):
         hub.fetch("org/name", None, None, out, print)
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    with pytest.raises(DataError, match=r"org/name is gated: "):
+        hub.fetch("org/name", None, None, out, print)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     hub.fetch("org/name", None, None, out, print)
     assert published(out) == {"0000-train.jsonl": ROWS}
+
+
+def test_a_token_that_expired_is_told_from_a_set_that_is_not_there(server: Hub, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.add("org/name", {"train.jsonl": ROWS})
+    server.expired.add("hf_old")
+    monkeypatch.setenv("HF_TOKEN", "hf_old")
+    with pytest.raises(DataError, match=r"The hub refuses the token it was given.*Renew it: set HF_TOKEN.*or unset it") as caught:
+        hub.fetch("org/name", None, None, out, print)
+    assert "hf_old" not in str(caught.value)
 
 
 def test_a_revision_that_is_not_there_is_refused_with_those_that_are(server: Hub, out: Path) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from tuner.config import compose
 from tuner.data import files, rows, splits
-from tuner.data.conversation import Call, Conversation, Message, Sample, Text
+from tuner.data.conversation import Call, Conversation, Message, Sample, Text, with_system
 from tuner.schema import Config, Data
 from tuner.stage import View
 from tuner.stages.fetch_data import shape_of
@@ -122,6 +122,53 @@ CASES: list[tuple[str, Any, list[Sample]]] = [
     ("firefly", {"kind": "ClassicalChinese", "input": "译", "target": "文"}, [asked("译", "文")]),
     ("tinystories", {"text": "Once upon a time …"}, [Text(text="Once upon a time …")]),
     ("oasst1_guanaco", {"text": "### Human: Q### Assistant: R\n### Step 1\nS### Human: T"}, [talk(("user", "Q"), ("assistant", "R\n### Step 1\nS"), ("user", "T"))]),
+    ("oasst1_guanaco", {"text": "### Human: Q### Assistant: R"}, [asked("Q", "R")]),
+    ("code_alpaca", {"prompt": "Sum a list.\n[1, 2]", "completion": "sum([1, 2])"}, [asked("Sum a list.\n[1, 2]", "sum([1, 2])")]),
+    ("open_platypus", {"input": "x = 2", "output": "4", "instruction": "Square it.", "data_source": "scibench"}, [asked("Square it.\nx = 2", "4")]),
+    (
+        "slim_orca",
+        {"conversations": [{"from": "human", "value": "Q", "weight": 0.0}, {"from": "gpt", "value": "R", "weight": 1.0}]},
+        [asked("Q", "R")],
+    ),
+    (
+        "wizardlm",
+        {"idx": "b2", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "R"}, {"from": "human", "value": "S"}, {"from": "gpt", "value": "T"}]},
+        [talk(("user", "Q"), ("assistant", "R"), ("user", "S"), ("assistant", "T"))],
+    ),
+    (
+        "sql",
+        {"answer": "SELECT a FROM t", "question": "Which {a}?", "context": "CREATE TABLE t (a VARCHAR); CREATE TABLE u (b VARCHAR)"},
+        [asked("CREATE TABLE t (a VARCHAR); CREATE TABLE u (b VARCHAR)\n\nWhich {a}?", "SELECT a FROM t")],
+    ),
+    ("gsm8k", {"question": "Half of 9?\n", "answer": "9/2=<<9/2=4.5>>4.5\n#### 4.5"}, [asked("Half of 9?\n", "9/2=<<9/2=4.5>>4.5\n#### 4.5")]),
+    ("medical", {"instruction": "Answer the patient.", "input": "It hurts.", "output": "See a doctor."}, [asked("Answer the patient.\nIt hurts.", "See a doctor.")]),
+    ("colorist", {"color": "#000000", "description": "Black."}, [asked("Black.", "#000000")]),
+    ("lawyer_statutes", {"question": "甲\n\n乙？", "answer": "丙", "reference": ["第一条", "第二条"]}, [asked("甲\n\n乙？", "丙")]),
+    ("ultrachat", {"prompt": "Q", "prompt_id": "1", "messages": [{"content": "Q", "role": "user"}, {"content": "R", "role": "assistant"}]}, [asked("Q", "R")]),
+    (
+        "openhermes",
+        {**GENERIC, "conversations": [{"from": "system", "value": "Be brief.", "weight": None}, {"from": "human", "value": "Q", "weight": None}, {"from": "gpt", "value": "R", "weight": None}]},
+        [talk(("system", "Be brief."), ("user", "Q"), ("assistant", "R"))],
+    ),
+    ("no_robots", {"prompt": "Q", "prompt_id": "1", "category": "Open QA", "messages": [{"content": "Q", "role": "user"}, {"content": "R", "role": "assistant"}]}, [asked("Q", "R")]),
+    (
+        "smoltalk",
+        {"messages": [{"content": "Be brief.", "role": "system"}, {"content": "Q", "role": "user"}, {"content": "R", "role": "assistant"}], "source": "systemchats-30k"},
+        [talk(("system", "Be brief."), ("user", "Q"), ("assistant", "R"))],
+    ),
+    ("belle", {"instruction": "改写\n", "input": "句子", "output": "新句"}, [asked("改写\n\n句子", "新句")]),
+    ("firefly", {"kind": "NLI", "input": "前提\n假设", "target": "蕴含"}, [asked("前提\n假设", "蕴含")]),
+    ("tinystories", {"text": ""}, []),
+    ("tiny_codes", {"prompt": "Write SQL.", "programming_language": "relation database and SQL", "idx": 8, "response": "SELECT 1"}, [asked("Write SQL.", "SELECT 1")]),
+    ("lawyer_cases", {"input": "欠款不还，后果严重吗？", "output": "可能有以下后果：\n1. 利息"}, [asked("欠款不还，后果严重吗？", "可能有以下后果：\n1. 利息")]),
+    ("arxiv_gentitle", {**PAPER, "title": "On\n  Y", "abstract": "We show $y$.", "versions": [{"version": "v1"}]}, [asked("We show $y$.", "On\n  Y")]),
+    (
+        "tulu3",
+        {"id": "x_2", "messages": [{"content": t, "role": r} for r, t in (("system", "Be brief."), ("user", "Q"), ("assistant", "R"))], "source": "ai2-adapt-dev/y"},
+        [talk(("system", "Be brief."), ("user", "Q"), ("assistant", "R"))],
+    ),
+    ("metamath", {"query": "P", "response": "The answer is: 2", "type": "MATH_FOBAR", "original_question": "O"}, [asked("P", "The answer is: 2")]),
+    ("magicoder", {"instruction": "Q\n```\nx\n```", "response": "```\ny\n```"}, [asked("Q\n```\nx\n```", "```\ny\n```")]),
 ]  # fmt: skip
 
 
@@ -181,6 +228,14 @@ LISTINGS = {
     "wizardlm": (["WizardLM_evol_instruct_V2_143k.json", "README.md"], 1),
     "sql": (["sql_create_context_v4.json", "README.md"], 1),
     "firefly": (["firefly-train-1.1M.jsonl", "len_distribution.png"], 1),
+    "belle": (["Belle_open_source_1M.json", "README.md"], 1),
+    "slim_orca": (["oo-labeled_correct.gpt4.sharegpt.jsonl", "README.md"], 1),
+    "openhermes": (["openhermes2_5.json", "README.md"], 1),
+    "glaive_toolcall": (["glaive_toolcall.json", "README.md"], 1),
+    "metamath": (["MetaMathQA-395K.json", "README.md"], 1),
+    "open_platypus": (["data/train-00000-of-00001-4fe2df04669d1669.parquet", "README.md"], 1),
+    "smoltalk": (["data/all/train-00000-of-00009.parquet", "data/all/train-00001-of-00009.parquet", "data/all/test-00000-of-00001.parquet", "data/smol-summarize/train-00000-of-00001.parquet"], 2),
+    "tinystories": (["data/train-00000-of-00004-2d5a1467fff1081b.parquet", "data/validation-00000-of-00001-869c898b519ad725.parquet", "TinyStories-train.txt", "TinyStories-valid.txt", "MLP_input_output.npy"], 1),
 }  # fmt: skip
 
 
@@ -203,6 +258,27 @@ def test_a_recipe_says_what_it_is_and_composes(name: str) -> None:
     assert set(recipe(name)) <= known
     for part in config.data.parts or (config.data,):
         assert (part.repo is None) == (part.source not in ("hub", "modelscope"))
+
+
+def test_a_mixture_takes_each_source_as_its_own_recipe_reads_it() -> None:
+    config = compose(["model=smollm2_135m_q4", "data=alpaca_enzh_oasst1"])
+    assert [(part.label, part.repo, part.format, part.take) for part in config.data.parts] == [
+        ("alpaca", "tatsu-lab/alpaca", "alpaca", 1.0),
+        ("alpaca_zh", "silk-road/alpaca-data-gpt4-chinese", "alpaca", 1.0),
+        ("oasst1_guanaco", "timdettmers/openassistant-guanaco", "guanaco", 1.0),
+    ]
+    assert config.data.parts[1].columns == recipe("alpaca_zh")["columns"]
+    lawyer = compose(["model=smollm2_135m_q4", "data=lawyer"])
+    assert [part.system for part in lawyer.data.parts] == [recipe("lawyer_cases")["system"], recipe("lawyer_statutes")["system"]]
+
+
+@pytest.mark.parametrize("name", ["sql", "colorist", "arxiv_gentitle", "lawyer_cases", "lawyer_statutes"])
+def test_a_set_whose_rows_do_not_say_the_task_has_a_system_prompt_that_does(name: str) -> None:
+    system = compose(["model=smollm2_135m_q4", f"data={name}"]).data.system
+    assert system
+    ((found,), *_) = [expected for case, _, expected in CASES if case == name]
+    assert isinstance(found, Conversation)
+    assert with_system(found, system).messages[0] == Message(role="system", content=system)
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,25 @@ def test_rows_are_read_until_one_can_be_trained_on(folder: Path) -> None:
         run(folder / "out", parts=(Part(label="b", path="b.jsonl"), Part(label="c", path="c.jsonl")))
 
 
+def test_rows_that_compare_answers_say_how_to_train_on_the_better_ones(folder: Path) -> None:
+    write(folder / "texts.jsonl", {"prompt": "q", "chosen": "a", "rejected": "b"})
+    better, worse = ([{"role": "user", "content": "q"}, {"role": "assistant", "content": text}] for text in "ab")
+    write(folder / "turns.jsonl", {"chosen": better, "rejected": worse})
+    for name in ("texts.jsonl", "turns.jsonl"):
+        with pytest.raises(DataError, match=r"found 1 row of comparisons .*data\.format=prompt data\.columns\.completion=chosen"):
+            run(folder / "out", path=name)
+    run(folder / "out", path="texts.jsonl", format="prompt", columns={"completion": "chosen"})
+    run(folder / "out", path="turns.jsonl", format="messages", columns={"messages": "chosen"})
+
+
+def test_an_error_names_a_few_of_many_files(folder: Path) -> None:
+    for number in range(30):
+        write(folder / "many" / f"{number:02d}.jsonl", SILENT)
+    with pytest.raises(DataError, match=r"00\.jsonl, .*01\.jsonl, .*02\.jsonl and 27 more files: found 30 rows") as caught:
+        run(folder / "out", path="many/*.jsonl")
+    assert "03.jsonl" not in str(caught.value)
+
+
 def test_each_source_is_read_as_it_says(folder: Path) -> None:
     write(folder / "faq.jsonl", {"question": "q", "answer": "a"})
     (folder / "zh.jsonl").write_bytes('{"text": "你好"}\n'.encode("gb18030"))

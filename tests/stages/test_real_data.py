@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.conftest import REPO, SHARED
+from tuner.data.tokenizer import load_vocabulary
 from tuner.data.tokens import Packs
 from tuner.freeze import freeze
 from tuner.stage import Context, Input, View
@@ -69,6 +70,40 @@ def test_every_row_is_in_the_ledger(name: str, tmp_path: Path) -> None:
         assert sum(int(pack.trained.sum()) for pack in packs) == ledger[part]["trained_tokens"]
         assert sum(len(pack.lengths) for pack in packs) == ledger[part]["documents"]
     assert source["tokens"] == sum(ledger[part]["tokens"] for part in ("train", "held_out"))
+
+
+TALK = [
+    {"role": "user", "content": "2+2?"},
+    {"role": "assistant", "content": "<think>\nTwo and two.\n</think>\n\nFour."},
+    {"role": "user", "content": "And 3+3?"},
+    {"role": "assistant", "reasoning_content": "Three and three.", "content": "Six."},
+]
+END, EMPTY = "<|im_end|>", "<think>\n\n</think>\n\n"
+LAST = f"<think>\nThree and three.\n</think>\n\nSix.{END}"
+FIRST = f"<think>\nTwo and two.\n</think>\n\nFour.{END}"
+
+
+@pytest.mark.parametrize(
+    ("mode", "trained", "hidden"),
+    [
+        ("last", [LAST], "Two and two."),
+        ("every_turn", [FIRST, LAST], ""),
+        ("keep", [FIRST + LAST], ""),
+        ("strip", [f"Four.{END}Six.{END}"], "Three and three."),
+    ],
+)
+def test_thoughts(mode: str, trained: list[str], hidden: str, tmp_path: Path) -> None:
+    """Written as Qwen3 writes them: an answer whose thoughts are hidden is not trained, and neither is an empty block."""
+    (tmp_path / "talk.jsonl").write_text(json.dumps({"messages": TALK}) + "\n", encoding="utf-8")
+    ledger_of([str(tmp_path / "talk.jsonl")], tmp_path, reasoning=mode, held_out=0.0)
+    [pack] = Packs.open(tmp_path / "train.arrow")
+    decode = load_vocabulary(SHARED / "tokenizers" / "qwen2_5").tokenizer.decode
+    ends = pack.lengths.cumsum().tolist()
+    documents = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+    assert sorted(decode(pack.ids[at][pack.trained[at]].tolist(), skip_special_tokens=False) for at in documents) == sorted(trained)
+    text = decode(pack.ids.tolist(), skip_special_tokens=False)
+    assert not hidden or hidden not in text
+    assert (EMPTY in text) == (mode == "strip")
 
 
 @pytest.mark.parametrize("names", [["oasst/oasst1_guanaco.jsonl"], ["alpaca/alpaca_en.json", "alpaca/alpaca_zh.json"]], ids=["guanaco", "alpaca"])

@@ -57,24 +57,29 @@ class _Ended(Exception):
 
 
 def fetch(
-    look: Callable[[], tuple[Listing, Mapping[str, Remote]]], key: str, out: Path, headers: Mapping[str, str], say: Callable[[str], None]
+    look: Callable[[], tuple[Listing, Mapping[str, Remote]]], key: str, server: str, out: Path, headers: Mapping[str, str], say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Bring the files that `look` finds, by the names it gives them, into `out`; returns {repo, commit, files: name → path}.
 
-    What was found is noted in `out` under `key` until the end: an attempt that goes on does not look again, so a branch that moved
-    meanwhile changes nothing. Raises what `look` and `bring` raise.
+    What was found at `server` is noted in `out` under `key` until the end: an attempt that goes on there does not look again, so a branch
+    that moved meanwhile changes nothing. Raises what `look` and `bring` raise.
     """
     note = out / PARTS / f"{key}.json"
     known = read_json(note)
-    if known is None:
+    if known is None or known.get("server") != server:  # a mirror has other addresses, and may be at another commit
         listing, wanted = look()
-        known = {"repo": listing.repo, "commit": listing.commit, "files": {name: asdict(remote) for name, remote in wanted.items()}}
+        files = {name: asdict(remote) for name, remote in wanted.items()}
+        known = {"server": server, "repo": listing.repo, "commit": listing.commit, "files": files}
         write_json(note, known)
     remotes = {name: Remote(**fields) for name, fields in known["files"].items()}
     total = sum(remote.size or 0 for remote in remotes.values())
     count = f"{len(remotes):,} file{'s' if len(remotes) != 1 else ''}"
     say(f"{known['repo']} at {known['commit'][:12]}: {count}, {readable(total)}")
-    bring(remotes, out, headers, say)
+    try:
+        bring(remotes, out, headers, say)
+    except web.Refused:
+        note.unlink(missing_ok=True)  # the commit may be gone: who tries again looks again
+        raise
     return {"repo": known["repo"], "commit": known["commit"], "files": {name: remote.path for name, remote in remotes.items()}}
 
 
@@ -82,8 +87,9 @@ def progress(out: Path) -> str | None:
     """How much of it an interrupted `fetch` left in `out`, in words; None where there is nothing to go on from."""
     notes = [note for path in sorted((out / PARTS).glob("*.json")) if (note := read_json(path))]
     sizes = [fields.get("size") or 0 for note in notes for fields in note["files"].values()]
-    there = sum(path.stat().st_size for path in [*out.glob("*"), *(out / PARTS).glob("*")] if path.is_file() and path.suffix != ".json")
-    return f"{readable(there)} of {readable(sum(sizes))}" if there else None
+    there = sum(path.stat().st_size for path in [*out.glob("*"), *(out / PARTS).glob("*.part")] if path.is_file())
+    of = f" of {readable(sum(sizes))}" if any(sizes) else ""  # all is there, or the hub tells no sizes
+    return f"{readable(there)}{of}" if there else None
 
 
 def bring(wanted: Mapping[str, Remote], out: Path, headers: Mapping[str, str], say: Callable[[str], None]) -> None:
@@ -119,7 +125,9 @@ def _bring(remote: Remote, target: Path, parts: Path, headers: Mapping[str, str]
     if target.is_file() and _right(target, remote):
         count(target.stat().st_size)
         return
-    known = "|".join(map(str, (remote.url, remote.size, remote.sha256, remote.blob)))
+    # A digest says which content it is, wherever it comes from; without one only the address does.
+    digest = remote.sha256 or remote.blob
+    known = "|".join(map(str, (remote.path if digest else remote.url, remote.size, digest)))
     part = parts / f"{hashlib.sha256(known.encode()).hexdigest()[:32]}.part"
     for beginning in range(BEGINNINGS):
         size = _receive(remote, part, headers, stop, count)

@@ -29,6 +29,8 @@ def fetch(
     prefix     of the names in `out`
     Raises DataError for what a person can mend.
     """
+    from huggingface_hub import constants
+
     refuse_offline(repo)
 
     def look() -> tuple[Listing, Mapping[str, Remote]]:
@@ -39,9 +41,9 @@ def fetch(
         return listing, {name: remotes[path] for name, path in download.names(chosen, prefix).items()}
 
     try:
-        return download.fetch(look, f"{prefix}hub", out, headers(), say)
+        return download.fetch(look, f"{prefix}hub", constants.ENDPOINT, out, headers(), say)
     except web.Refused as error:
-        raise _denied(repo, "dataset", error.status) from error
+        raise _denied(repo, "dataset", error.status, gated=error.code == "GatedRepo") from error
 
 
 def resolve(repo: str, revision: str | None, *, repo_type: str = "dataset") -> Listing:
@@ -94,7 +96,7 @@ def _asked(ask: Callable[[], Any], repo: str, revision: str | None, repo_type: s
         try:
             return ask()
         except errors.GatedRepoError as error:
-            raise _denied(repo, repo_type, 403) from error
+            raise _denied(repo, repo_type, error.response.status_code, gated=True) from error
         except errors.RepositoryNotFoundError as error:
             raise _denied(repo, repo_type, 404) from error
         except errors.RevisionNotFoundError as error:
@@ -103,6 +105,8 @@ def _asked(ask: Callable[[], Any], repo: str, revision: str | None, repo_type: s
             raise DataError(f"{repo!r} is no name of a repository on the hub, such as org/name: {error}") from error
         except errors.HfHubHTTPError as error:
             status = error.response.status_code
+            if status == 401:  # the client takes any other 401 for a repository that it may not see
+                raise DataError(f"The hub refuses the token it was given, before anything of {repo}. Renew it: {LOGIN}; or unset it.") from error
             if status not in web.PASSING:
                 raise _denied(repo, repo_type, status) from error
             why, cause = f"it answers with the status {status}", error
@@ -125,12 +129,12 @@ def _network() -> type[Exception]:
     return found
 
 
-def _denied(repo: str, repo_type: str, status: int) -> DataError:
+def _denied(repo: str, repo_type: str, status: int, *, gated: bool = False) -> DataError:
     from huggingface_hub import constants
 
     page = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
     kind = "data set" if repo_type == "dataset" else "model"
-    if status == 403:
+    if gated:
         return DataError(f"{repo} is gated: the hub gives it only to those who accepted its terms. Accept them at {page}, then {LOGIN}.")
     if status in (401, 404):
         return DataError(f"The hub knows no {kind} {repo}, or keeps it from us. Look at its name ({page}); if it is private or gated, {LOGIN}.")

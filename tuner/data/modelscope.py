@@ -40,7 +40,7 @@ def fetch(
         return listing, {name: remotes[path] for name, path in download.names(chosen, prefix).items()}
 
     try:
-        return download.fetch(look, f"{prefix}modelscope", out, headers(), say)
+        return download.fetch(look, f"{prefix}modelscope", endpoint(), out, headers(), say)
     except web.Refused as error:
         raise _denied(repo, error.status) from error
 

@@ -61,9 +61,9 @@ class Refused:
     def refuse(self, what: str, mend: str) -> None:
         """Raise DataError when there are any."""
         if self.count:
-            more = f" The first {FIRST}:" if self.count > FIRST else ""
+            more = f". The first {FIRST}:" if self.count > FIRST else ":"
             named = "\n  ".join(self.first)
-            raise DataError(f"{self.count:,} row{'s' if self.count > 1 else ''} {what}.{more}\n  {named}\n{mend}")
+            raise DataError(f"{self.count:,} row{'s' if self.count > 1 else ''} {what}{more}\n  {named}\n{mend}")
 
 
 def read(
@@ -180,7 +180,7 @@ def draws(settings: Settings, listed: Sequence[File], takes: Sequence[int | floa
 def nothing_left(listed: Sequence[File], sources: Sequence[Source]) -> DataError:
     """The error for a data set in which nothing is trained."""
     read, why = sum(source.rows for source in sources), {reason for source in sources for reason in source.dropped}
-    names = ", ".join(str(file.path) for file in listed)
+    names = ", ".join(str(file.path) for file in listed[:3]) + (f" and {len(listed) - 3:,} more files" if len(listed) > 3 else "")
     if not read or why == {NO_ANSWER}:
         found = f"{read} rows, and no assistant turn with text in any of them" if read else "no rows"
         return DataError(f"{names}: found {found}. At least one conversation with an answer is needed to train on.")

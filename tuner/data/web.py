@@ -30,11 +30,13 @@ KEPT_FROM_OTHERS = ("Authorization", "Cookie")
 class Refused(Exception):
     """An answer that asking again won't change, such as 404."""
 
-    def __init__(self, status: int, url: str, after: float = 0.0) -> None:
+    def __init__(self, status: int, url: str, after: float = 0.0, code: str = "") -> None:
         super().__init__(f"{urlsplit(url).netloc} answers with the status {status} to {urlsplit(url).path}")
         self.status = status
         self.after = after
         """seconds that the server wants us to wait"""
+        self.code = code
+        """the word that Hugging Face says with it, such as GatedRepo"""
 
 
 class Broken(Exception):
@@ -78,8 +80,9 @@ def get(url: str, headers: Mapping[str, str], most: int = 8 << 20) -> bytes:
 def unreachable(url: str, why: str) -> DataError:
     """The error for a server that can't be reached."""
     parts = urlsplit(url)
+    server = f"{parts.scheme}://{parts.netloc}" if parts.netloc else url or "A server without a name"
     return DataError(
-        f"{parts.scheme}://{parts.netloc} can't be reached, after several attempts: {why}. Look at the connection (HTTPS_PROXY names a proxy, "
+        f"{server} can't be reached, after several attempts: {why}. Look at the connection (HTTPS_PROXY names a proxy, "
         "HF_ENDPOINT or MODELSCOPE_ENDPOINT a mirror) and run the same command again: what was received is kept. "
         "Without a network, read files of your own: data=local data.path=FILE."
     )
@@ -93,9 +96,9 @@ def opened(url: str, headers: Mapping[str, str]) -> HTTPResponse:
     try:
         response: HTTPResponse = opener.open(urllib.request.Request(url, headers=dict(headers)), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        after = error.headers.get("Retry-After", "")
+        after, code = error.headers.get("Retry-After", ""), error.headers.get("X-Error-Code", "")
         error.close()
-        raise Refused(error.code, url, min(LONGEST, float(after)) if after.isdecimal() else 0.0) from None
+        raise Refused(error.code, url, min(LONGEST, float(after)) if after.isdecimal() else 0.0, code) from None
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise unreachable(url, f"its certificate is not trusted here ({error.reason.verify_message})") from error

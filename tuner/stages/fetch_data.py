@@ -5,20 +5,21 @@ the only source.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from tuner.data import files as readers
 from tuner.data import rows, sources
-from tuner.data.conversation import Conversation, RowError, Sample, Text
+from tuner.data.conversation import Conversation, Label, Preference, RowError, Sample, Text
 from tuner.errors import DataError
 from tuner.stage import Context, Stage, View
 
 HUBS = ("hub", "modelscope")
 OWNED = re.compile(r"p(\d{2,})-|held_out-")
 SHOWN = 3
-"""bad rows that are named where there is no good one"""
+"""bad rows, and files, that are named where there is no good one"""
 
 
 def parts(view: View) -> tuple[View, ...]:
@@ -111,34 +112,50 @@ def _bring(part: View, prefix: str, context: Context) -> dict[str, Any]:
 
 def look(found: Sequence[Path], encoding: str, shape: rows.Shape) -> None:
     """Read files until a row can be trained on. Raises DataError when none can."""
-    read, bad = 0, list[str]()
+    read, compared, bad = 0, 0, list[str]()
     for file in found:
         for count, samples, problems in _samples(file, encoding, shape):
             if any(map(trains, samples)):
                 return
             read += count
+            compared += sum(isinstance(sample, Preference | Label) for sample in samples)
             if len(bad) < SHOWN:
                 bad += [f"{file}:{line}: {reason}" for line, reason in problems][: SHOWN - len(bad)]
-    names = ", ".join(map(str, found))
+    raise DataError(f"{_listed(found)}: {_why_none(read, compared, bad)}")
+
+
+def _listed(found: Sequence[Path]) -> str:
+    more = f" and {len(found) - SHOWN:,} more files" if len(found) > SHOWN + 1 else ""
+    return ", ".join(map(str, found[:SHOWN] if more else found)) + more
+
+
+def _why_none(read: int, compared: int, bad: Sequence[str]) -> str:
+    """Why no row can be trained on, of so many that were read, so many of which compare answers; and what mends it."""
+    many = f"{read:,} row{'s' if read > 1 else ''}" if read else "no rows"
     if bad:
         first = "\n  ".join(bad)
-        raise DataError(
-            f"{names}: none of {read:,} row{'s' if read > 1 else ''} can be trained on. The first that can't be read:\n  {first}\nMend the rows, or say how to read them: data.format, data.columns."
+        return f"none of {many} can be trained on. The first that can't be read:\n  {first}\nMend the rows, or say how to read them: data.format, data.columns."
+    if compared:
+        return (
+            f"found {many} of comparisons (chosen and rejected, or a label), which no objective trains on yet. "
+            "To train on the chosen answers alone: data.format=prompt data.columns.completion=chosen, "
+            "or data.format=messages data.columns.messages=chosen where they are lists of turns."
         )
-    seen = f"{read:,} row{'s' if read > 1 else ''}, and no assistant turn with text in any of them" if read else "no rows"
-    raise DataError(f"{names}: found {seen}. At least one conversation with an answer is needed to train on.")
+    seen = f"{many}, and no assistant turn with text in any of them" if read else many
+    return f"found {seen}. At least one conversation with an answer is needed to train on."
 
 
 def trains(sample: Sample) -> bool:
-    """Whether there is something to train in it. A preference is one for a later objective, and its rows are read as they are."""
+    """Whether there is something to train in it. What compares answers is for objectives of its own."""
     return isinstance(sample, Text) or (isinstance(sample, Conversation) and sample.trains)
 
 
 def _samples(file: Path, encoding: str, shape: rows.Shape) -> Iterable[tuple[int, Sequence[Sample], Iterable[tuple[int, str]]]]:
     """(how many rows, their samples, those that can't be read and why), a row or the rows of a tree at a time."""
-    entries = ((number, row) for chunk in readers.chunks(file, encoding) for number, row in readers.values(chunk))
-    first = next(((number, row) for chunk in readers.chunks(file, encoding) for number, row in readers.values(chunk)), (0, None))
-    if rows.gathers(first[1], shape):
+    entries: Iterator[tuple[int, Any]] = (entry for chunk in readers.chunks(file, encoding) for entry in readers.values(chunk))
+    head = list(islice(entries, 1))
+    entries = chain(head, entries)
+    if head and rows.gathers(head[0][1], shape):
         for tree in rows.gather(entries, shape):
             yield len(tree.numbers), tree.samples, [(number, why) for number, why in tree.left.items() if number in tree.bad]
         return
