@@ -10,6 +10,7 @@ from tuner.plan import Step
 from tuner.report.page import printable
 from tuner.runs import Run, store_of
 from tuner.schema import Config
+from tuner.stage import View
 
 
 def plan_text(steps: Sequence[Step], config: Config, run: Run) -> str:
@@ -39,6 +40,9 @@ def estimate(steps: Sequence[Step], config: Config) -> dict[str, str]:
     if not any(step.to_do for step in steps) or "tokenize" not in by_name:
         return {}
     told: dict[str, str] = {}
+    data = by_name["fetch_data"]
+    if data.artifact is None and data.stage.fetches(View(data.config, data.stage.name)):
+        return {"until the data is downloaded": "tokens, steps and disk are not known"}
     tokens, packs, counted = budget.epoch(by_name, config)
     guess = "" if counted else "~"
     told["tokens an epoch"] = f"{guess}{tokens:,}"

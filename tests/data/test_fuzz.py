@@ -110,10 +110,10 @@ def test_damaged_bytes_are_refused_or_accounted_for(number: int, described: Sett
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) if number % 2 else json.dumps(rows, ensure_ascii=False)
     data = bytearray(text.encode())
     for _ in range(draw.randrange(1, 5)):
-        at = draw.randrange(len(data))
+        at = draw.randrange(max(1, len(data)))
         match draw.randrange(5):
             case 0:
-                data[at] = draw.randrange(256)
+                data[at : at + 1] = bytes([draw.randrange(256)])
             case 1:
                 del data[at : at + draw.randrange(1, 60)]
             case 2:

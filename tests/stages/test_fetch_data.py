@@ -250,3 +250,14 @@ def test_local_data_that_cant_be_used_leaves_nothing_to_go_on_from(tuner: Tuner,
     write(tmp_path / "a.jsonl", GOOD)
     tuner(*words)
     assert states(tuner("plan", "--json", *words))["fetch_data"] == "done"
+
+
+def test_a_plan_without_the_data_guesses_nothing(tuner: Tuner, tiny_model: Path) -> None:
+    words = ["model=local", f"model.path={tiny_model}", "data=hub", "data.repo=org/chats"]
+    assert "tokens, steps and disk are not known until the data is downloaded" in tuner("plan", *words).out
+
+
+def test_two_hubs_are_two_sources_of_one_name() -> None:
+    first, second, local = (View(Config(data=Data(source=source, repo="org/name")), "fetch_data") for source in ("hub", "modelscope", "path"))
+    assert fetch_data.versions(first) != fetch_data.versions(second)
+    assert fetch_data.versions(local) == {}
