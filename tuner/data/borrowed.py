@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from tuner.data.calls import to_json
 from tuner.data.conversation import Conversation, Message, RowError
 from tuner.data.marks import hidden, plain_turns, shown, signed
-from tuner.data.pieces import Batch, Draft, plain
+from tuner.data.pieces import Batch, Draft, drafted, plain
 from tuner.data.sandbox import Render, renderer
 from tuner.data.spelling import Speller
 from tuner.data.tokenizer import Vocabulary, fitted
@@ -78,15 +78,10 @@ class Borrowed:
         self.reasons = self._shows_thoughts()
 
     def encode(self, conversations: Sequence[Conversation], *, keep_reasoning: bool = False) -> Batch:
-        draft, problems = Draft(self.vocabulary), {}
-        for i, conversation in enumerate(conversations):
-            try:
-                self._write(draft, conversation, keep_reasoning)
-                draft.close()
-            except RowError as error:
-                problems[i] = str(error)
-                draft.drop()
-        return draft.batch(problems)
+        def write(draft: Draft, conversation: Conversation) -> None:
+            self._write(draft, conversation, keep_reasoning)
+
+        return drafted(self.vocabulary, conversations, write)
 
     def texts(self, texts: Sequence[str]) -> Batch:
         return plain(texts, self.vocabulary, self.end_id)

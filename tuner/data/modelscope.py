@@ -34,10 +34,7 @@ def fetch(
 
     def look() -> tuple[Listing, Mapping[str, Remote]]:
         listing = resolve(repo, revision)
-        remotes = {remote.path: remote for remote in listing.files}
-        card = web.get(remotes[splits.CARD].url, headers()).decode(errors="replace") if not patterns and splits.CARD in remotes else None
-        chosen = splits.choose(list(remotes), patterns, card, f"{repo} on ModelScope")
-        return listing, {name: remotes[path] for name, path in download.names(chosen, prefix).items()}
+        return listing, splits.wanted(listing, patterns, headers(), "ModelScope", prefix)
 
     try:
         return download.fetch(look, f"{prefix}modelscope", endpoint(), out, headers(), say)

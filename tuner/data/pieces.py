@@ -5,7 +5,7 @@ there a prompt was tokenised before the rest existed. Most texts have a token bo
 sides are tokenised apart.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from tuner.data.conversation import Conversation, RowError
 from tuner.data.spelling import WHITE, Fixed
 from tuner.data.tokenizer import Vocabulary
 
@@ -217,6 +218,19 @@ class Draft:
                 parts = [(first if run.first else later)[run.heads[0]], *(inner[side] for side in run.sides()[1:])]
                 run.ids, run.border = [id_ for part in parts for id_ in part], sum(map(len, parts[:-1]))
         return later
+
+
+def drafted(vocabulary: Vocabulary, conversations: Sequence[Conversation], write: Callable[[Draft, Conversation], None]) -> Batch:
+    """All conversations, each written into a draft by `write`; one for which it raises RowError is a problem, and its document empty."""
+    draft, problems = Draft(vocabulary), {}
+    for i, conversation in enumerate(conversations):
+        try:
+            write(draft, conversation)
+            draft.close()
+        except RowError as error:
+            problems[i] = str(error)
+            draft.drop()
+    return draft.batch(problems)
 
 
 def _mask(size: int, starts: Sequence[int], stops: Sequence[int]) -> NDArray[np.bool_]:

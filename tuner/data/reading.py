@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from tuner.data.formats.oasst import CUT_OFF, NOT_BEST, UNANSWERED
 from tuner.data.job import NO_ANSWER, NOT_DRAWN, TOO_LONG, Job, Made, Settings
 from tuner.data.ledger import FIRST, Source, reasons
 from tuner.data.pool import make_all
+from tuner.data.sources import named, no_answers
 from tuner.errors import DataError
 from tuner.report.progress import counter
 
@@ -62,8 +63,8 @@ class Refused:
         """Raise DataError when there are any."""
         if self.count:
             more = f". The first {FIRST}:" if self.count > FIRST else ":"
-            named = "\n  ".join(self.first)
-            raise DataError(f"{self.count:,} row{'s' if self.count > 1 else ''} {what}{more}\n  {named}\n{mend}")
+            first = "\n  ".join(self.first)
+            raise DataError(f"{self.count:,} row{'s' if self.count > 1 else ''} {what}{more}\n  {first}\n{mend}")
 
 
 def read(
@@ -145,7 +146,13 @@ Cut = files.Chunk | tuple[rows.Gathered, ...]
 def cuts(file: File, shape: rows.Shape) -> Iterator[Cut]:
     """A file in pieces for a job each: chunks of rows, or trees where its rows are the messages of trees."""
     chunks = files.chunks(file.path, file.encoding)
-    first = next((row for chunk in files.chunks(file.path, file.encoding) for _, row in islice(files.values(chunk), 1)), None)
+    head, first = list[files.Chunk](), None  # chunks up to the first that has a row
+    for chunk in chunks:
+        head.append(chunk)
+        if (found := next(files.values(chunk), None)) is not None:
+            first = found[1]
+            break
+    chunks = chain(head, chunks)
     if not rows.gathers(first, shape):
         yield from chunks
         return
@@ -180,10 +187,8 @@ def draws(settings: Settings, listed: Sequence[File], takes: Sequence[int | floa
 def nothing_left(listed: Sequence[File], sources: Sequence[Source]) -> DataError:
     """The error for a data set in which nothing is trained."""
     read, why = sum(source.rows for source in sources), {reason for source in sources for reason in source.dropped}
-    names = ", ".join(str(file.path) for file in listed[:3]) + (f" and {len(listed) - 3:,} more files" if len(listed) > 3 else "")
     if not read or why == {NO_ANSWER}:
-        found = f"{read} rows, and no assistant turn with text in any of them" if read else "no rows"
-        return DataError(f"{names}: found {found}. At least one conversation with an answer is needed to train on.")
+        return DataError(f"{named([file.path for file in listed])}: {no_answers(read)}")
     return DataError(f"all {read} rows were left out ({'; '.join(sorted(why))}). Raise data.length, or look at the rows.")
 
 
@@ -232,5 +237,5 @@ def refuse_loss(sources: Sequence[Source], most: int | float | None) -> None:
     lost = sum(entry["rows"] for source in sources for reason, entry in source.dropped.items() if reason not in CHOSEN)
     read = sum(source.rows for source in sources)
     if most is not None and lost > (most if isinstance(most, int) else most * read):
-        named = "\n  ".join(reasons(sources))
-        raise DataError(f"{lost:,} of {read:,} rows are left out, more than data.max_dropped={most} allows:\n  {named}")
+        told = "\n  ".join(reasons(sources))
+        raise DataError(f"{lost:,} of {read:,} rows are left out, more than data.max_dropped={most} allows:\n  {told}")

@@ -13,6 +13,9 @@ from pathlib import Path
 from tuner.data.files import ENDINGS, is_readable
 from tuner.errors import ConfigError, DataError
 
+SHOWN = 3
+"""files that an error names"""
+
 
 def locate(paths: Sequence[str], package: str | None = None) -> dict[str, Path]:
     """Name → file, for each of `paths` in turn: a file, or a pattern (`*`, `?`, `[…]`, `**`) whose matches come in the order of their names,
@@ -27,6 +30,18 @@ def locate(paths: Sequence[str], package: str | None = None) -> dict[str, Path]:
     if len(files) == 1:
         return {files[0].name: files[0]}
     return {f"{number:04d}-{file.name}": file for number, file in enumerate(files)}
+
+
+def named(files: Sequence[Path]) -> str:
+    """The files of a data set in an error: the first few of many."""
+    more = f" and {len(files) - SHOWN:,} more files" if len(files) > SHOWN + 1 else ""
+    return ", ".join(map(str, files[:SHOWN] if more else files)) + more
+
+
+def no_answers(read: int) -> str:
+    """What is wrong with a data set in which nothing is trained, after so many rows."""
+    found = f"{read:,} row{'s' if read > 1 else ''}, and no assistant turn with text in any of them" if read else "no rows"
+    return f"found {found}. At least one conversation with an answer is needed to train on."
 
 
 def _match(folder: Path, path: str) -> list[Path]:

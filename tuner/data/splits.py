@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from tuner.data import web
+from tuner.data.download import Listing, Remote, names
 from tuner.data.files import PACKED, is_readable
 from tuner.errors import DataError
 
@@ -32,6 +34,19 @@ ASIDE = re.compile(
 CONVERTED = re.compile(r"(?P<config>[^/]+)/(partial-)?(?P<split>[^/]+)/\d+\.parquet")
 """how the hub names the files of refs/convert/parquet"""
 SHOWN = 8
+
+
+def wanted(listing: Listing, patterns: Sequence[str] | None, headers: Mapping[str, str], hub: str, prefix: str) -> dict[str, Remote]:
+    """The files of a data set's training rows, by the names that they get. The card is only asked for where there are no patterns.
+
+    hub      in words, for errors
+    prefix   of the names
+    Raises what `choose` and `web.get` raise.
+    """
+    remotes = {remote.path: remote for remote in listing.files}
+    card = web.get(remotes[CARD].url, headers).decode(errors="replace") if not patterns and CARD in remotes else None
+    chosen = choose(list(remotes), patterns, card, f"{listing.repo} on {hub}")
+    return {name: remotes[path] for name, path in names(chosen, prefix).items()}
 
 
 def choose(paths: Sequence[str], patterns: Sequence[str] | None, card: str | None, what: str) -> list[str]:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from tuner.data.calls import Ledger, need, to_json, tool_text, value
 from tuner.data.conversation import Conversation, Message, RowError
 from tuner.data.layout import Layout, Opening, Saying, Slot, Slots
-from tuner.data.pieces import Batch, Draft, plain
+from tuner.data.pieces import Batch, Draft, drafted, plain
 from tuner.data.spelling import Fixed
 from tuner.errors import ConfigError
 
@@ -53,15 +53,10 @@ class Written:
         """whether a turn of text is written as it stands, wherever it stands"""
 
     def encode(self, conversations: Sequence[Conversation], *, keep_reasoning: bool = False) -> Batch:
-        draft, problems = Draft(self.vocabulary), {}
-        for i, conversation in enumerate(conversations):
-            try:
-                self._write(draft, conversation.messages, conversation.tools, keep_reasoning, opened=False)
-                draft.close()
-            except RowError as error:
-                problems[i] = str(error)
-                draft.drop()
-        return draft.batch(problems)
+        def write(draft: Draft, conversation: Conversation) -> None:
+            self._write(draft, conversation.messages, conversation.tools, keep_reasoning, opened=False)
+
+        return drafted(self.vocabulary, conversations, write)
 
     def texts(self, texts: Sequence[str]) -> Batch:
         return plain(texts, self.vocabulary, self.end_id)

@@ -1,10 +1,10 @@
-"""Progress through a known number of things: a bar on a terminal, a line now and then elsewhere."""
+"""Progress through things, of a known number or not: a bar on a terminal, a line now and then elsewhere."""
 
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -14,14 +14,39 @@ LINE_EVERY = 15.0
 @contextmanager
 def bar(what: str, total: int, say: Callable[[str], None]) -> Iterator[Callable[[int], None]]:
     """A function that hears how much more was done. `total` may be in any unit; work that is over in a moment says nothing on a plain log."""
+
+    def columns() -> tuple[Any, ...]:
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        return TextColumn(f"  {what}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+
+    with _shown(columns, total, lambda done: say(f"{what}: {done / max(total, 1):.0%}")) as advance:
+        yield advance
+
+
+@contextmanager
+def counter(what: str, things: str, say: Callable[[str], None]) -> Iterator[Callable[[int], None]]:
+    """A function that hears how many more were done, of nobody knows how many."""
+
+    def columns() -> tuple[Any, ...]:
+        from rich.progress import TextColumn, TimeElapsedColumn
+
+        return TextColumn(f"  {what} {{task.completed:,.0f}} {things}"), TimeElapsedColumn()
+
+    with _shown(columns, None, lambda done: say(f"{what}: {done:,} {things}")) as advance:
+        yield advance
+
+
+@contextmanager
+def _shown(columns: Callable[[], tuple[Any, ...]], total: int | None, tell: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
+    """On a terminal the columns of rich, which is imported for them alone; elsewhere what is done so far is told now and then."""
     done, said = 0, time.monotonic()
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress
 
-        columns = (TextColumn(f"  {what}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-            task = shown.add_task(what, total=total)
+        with Progress(*columns(), console=Console(stderr=True), transient=True) as shown:
+            task = shown.add_task("", total=total)
             yield lambda more: shown.update(task, advance=more)
         return
 
@@ -30,7 +55,7 @@ def bar(what: str, total: int, say: Callable[[str], None]) -> Iterator[Callable[
         done += more
         if time.monotonic() - said >= LINE_EVERY:
             said = time.monotonic()
-            say(f"{what}: {done / max(total, 1):.0%}")
+            tell(done)
 
     yield advance
 
@@ -41,27 +66,3 @@ def track(items: Iterable[T], what: str, total: int, say: Callable[[str], None])
         for item in items:
             yield item
             advance(1)
-
-
-@contextmanager
-def counter(what: str, things: str, say: Callable[[str], None]) -> Iterator[Callable[[int], None]]:
-    """A function that hears how many more were done, of nobody knows how many."""
-    done, said = 0, time.monotonic()
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress, TextColumn, TimeElapsedColumn
-
-        columns = (TextColumn(f"  {what} {{task.completed:,.0f}} {things}"), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-            task = shown.add_task(what, total=None)
-            yield lambda more: shown.update(task, advance=more)
-        return
-
-    def advance(more: int) -> None:
-        nonlocal done, said
-        done += more
-        if time.monotonic() - said >= LINE_EVERY:
-            said = time.monotonic()
-            say(f"{what}: {done:,} {things}")
-
-    yield advance

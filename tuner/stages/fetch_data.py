@@ -19,7 +19,7 @@ from tuner.stage import Context, Stage, View
 HUBS = ("hub", "modelscope")
 OWNED = re.compile(r"p(\d{2,})-|held_out-")
 SHOWN = 3
-"""bad rows, and files, that are named where there is no good one"""
+"""bad rows that are named where there is no good one"""
 
 
 def parts(view: View) -> tuple[View, ...]:
@@ -121,17 +121,12 @@ def look(found: Sequence[Path], encoding: str, shape: rows.Shape) -> None:
             compared += sum(isinstance(sample, Preference | Label) for sample in samples)
             if len(bad) < SHOWN:
                 bad += [f"{file}:{line}: {reason}" for line, reason in problems][: SHOWN - len(bad)]
-    raise DataError(f"{_listed(found)}: {_why_none(read, compared, bad)}")
-
-
-def _listed(found: Sequence[Path]) -> str:
-    more = f" and {len(found) - SHOWN:,} more files" if len(found) > SHOWN + 1 else ""
-    return ", ".join(map(str, found[:SHOWN] if more else found)) + more
+    raise DataError(f"{sources.named(found)}: {_why_none(read, compared, bad)}")
 
 
 def _why_none(read: int, compared: int, bad: Sequence[str]) -> str:
     """Why no row can be trained on, of so many that were read, so many of which compare answers; and what mends it."""
-    many = f"{read:,} row{'s' if read > 1 else ''}" if read else "no rows"
+    many = f"{read:,} row{'s' if read > 1 else ''}"
     if bad:
         first = "\n  ".join(bad)
         return f"none of {many} can be trained on. The first that can't be read:\n  {first}\nMend the rows, or say how to read them: data.format, data.columns."
@@ -141,8 +136,7 @@ def _why_none(read: int, compared: int, bad: Sequence[str]) -> str:
             "To train on the chosen answers alone: data.format=prompt data.columns.completion=chosen, "
             "or data.format=messages data.columns.messages=chosen where they are lists of turns."
         )
-    seen = f"{many}, and no assistant turn with text in any of them" if read else many
-    return f"found {seen}. At least one conversation with an answer is needed to train on."
+    return sources.no_answers(read)
 
 
 def trains(sample: Sample) -> bool:
