@@ -94,6 +94,12 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**os.environ, **(extra or {}), "PYTHONPATH": path}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is remembered of preflights is remembered for these tests only."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def tuner(tmp_path: Path) -> Tuner:
     """Run the command line in `tmp_path` and return what it did."""
@@ -134,7 +140,7 @@ def finished(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
 def tiny_words(model: Path, data: Path) -> list[str]:
     return [
         "model=local", f"model.path={model}", "data=local", f"data.path={data}", "data.length=64", "data.held_out=0.1", "algo.precision=fp32",
-        "algo.steps=6", "algo.r=4", "machine=cpu", "machine.save_every=1", "machine.threads=1", "machine.tensorboard=false", "eval.prompts=[What is 1 plus 1?]", "eval.max_new_tokens=8",
+        "algo.steps=6", "algo.r=4", "machine=cpu", "machine.save_every=1", "machine.threads=1", "machine.trackers=[]", "eval.prompts=[What is 1 plus 1?]", "eval.max_new_tokens=8",
     ]  # fmt: skip
 
 

@@ -137,7 +137,8 @@ def test_a_full_checkpoint_is_as_large_as_the_model_itself(fresh: Config, tiny_m
 def test_the_numbers_that_train_are_those_that_peft_makes(targets: str | tuple[str, ...], fresh: Config, tiny_model: Path) -> None:
     import torch
 
-    from tuner.models.load import add_lora, load_model, trainable
+    from tuner.models.adapters import add_lora, trainable
+    from tuner.models.load import load_model
 
     model = add_lora(load_model(tiny_model, dtype=torch.float32, device="cpu"), r=4, alpha=8.0, dropout=0.0, targets=targets, seed=0)
     shapes = budget.model_shapes(next(step for step in planned(fresh) if step.stage.name == "fetch_model"))
@@ -300,3 +301,25 @@ def test_what_a_stopped_run_has_left_is_not_counted_twice(fresh: Config) -> None
     (partial / "weights").write_bytes(bytes(50_000))
     after = needs(steps, fresh)[key]
     assert (before.peak - after.peak, before.stays - after.stays) == (50_000, 50_000)
+
+
+@pytest.mark.parametrize(("last_layers", "freeze"), [(1, ()), (None, ("embeddings",)), (None, ("norms",)), (2, ("norms",))])
+def test_frozen_parts_do_not_count(last_layers: int | None, freeze: tuple[str, ...], fresh: Config, tiny_model: Path) -> None:
+    import torch
+
+    from tuner.models.adapters import trainable
+    from tuner.models.trainable import load_trainable
+
+    cpu, fp32 = torch.device("cpu"), torch.float32
+    model = load_trainable(tiny_model, device=cpu, compute=fp32, rounded=fp32, last_layers=last_layers, freeze=freeze)
+    shapes = budget.model_shapes(next(step for step in planned(fresh) if step.stage.name == "fetch_model"))
+    algo = Algo(adapter="none", last_layers=last_layers, freeze=freeze)  # type: ignore[arg-type]
+    assert budget.trainable(shapes, algo)[0] == trainable(model)
+
+
+def test_a_saved_step_has_what_its_optimizer_remembers(fresh: Config) -> None:
+    def peak(name: str) -> int:
+        config = replace(fresh, algo=replace(fresh.algo, optim=replace(fresh.algo.optim, name=name)))  # type: ignore[arg-type]
+        return next(need.peak for key, need in needs(planned(config), config).items() if key.startswith("train-"))
+
+    assert peak("adafactor") < peak("adamw_8bit") < peak("muon") < peak("adamw") == peak("paged_adamw")

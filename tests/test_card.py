@@ -18,7 +18,7 @@ from tests.hub import Hub
 MODEL, ROWS = "internlm/internlm2-1_8b", "OpenAssistant/oasst1"
 CARD = ["model=internlm2_1_8b", "data=oasst1"]
 SHORT = [
-    "data.length=256", "algo.steps=2", "algo.r=4", "machine=cpu", "machine.threads=2", "machine.workers=1", "machine.tensorboard=false",
+    "data.length=256", "algo.steps=2", "algo.r=4", "machine=cpu", "machine.threads=2", "machine.workers=1", "machine.trackers=[]",
     "data.max_dropped=null", "eval.prompts=[What is a lock?]", "eval.max_new_tokens=4",
 ]  # fmt: skip
 BOMB = "import pathlib; pathlib.Path('BOOM').touch()\n"

@@ -19,7 +19,7 @@ KILLS = 30 if os.environ.get("TUNER_TEST_ALL") else 5
 def chained(parent: str, data: Path, *words: str) -> list[str]:
     return [
         "model=run", f"model.run={parent}", "data=local", f"data.path={data}", "data.length=64", "data.held_out=0.1", "algo.precision=fp32", "algo.steps=4",
-        "algo.r=4", "machine=cpu", "machine.save_every=1", "machine.threads=1", "machine.tensorboard=false", "eval=none", *words,
+        "algo.r=4", "machine=cpu", "machine.save_every=1", "machine.threads=1", "machine.trackers=[]", "eval=none", *words,
     ]  # fmt: skip
 
 

@@ -9,10 +9,13 @@ import torch
 
 from tests.conftest import Tuner, linked
 from tuner.data.tokens import Packs
-from tuner.models.load import add_lora, load_model
+from tuner.models.adapters import add_lora
+from tuner.models.load import load_model
+from tuner.schema import Optim
 from tuner.train.batch import collate
-from tuner.train.engine import TorchEngine
+from tuner.train.engine import TorchEngine, trained
 from tuner.train.objective import summed_loss
+from tuner.train.optimizers import build, ends
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -87,7 +90,7 @@ def test_speed_of_a_135m_llama(tmp_path: Path, capsys: pytest.CaptureFixture[str
     model = add_lora(
         load_model(tmp_path / "model", dtype=torch.bfloat16, device="cuda"), r=16, alpha=32, dropout=0, targets="all-linear", seed=0
     ).train()
-    engine = TorchEngine(model, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    engine = TorchEngine(model, build(trained(model), Optim(), device=torch.device("cuda"), ends=ends(model)))
     ids = torch.randint(49152, (1, 8 * 2048), device="cuda")
     positions = torch.arange(512, device="cuda").repeat(32)[None]
     keep = torch.nonzero(positions[0] < 511).flatten()
@@ -100,8 +103,7 @@ def test_speed_of_a_135m_llama(tmp_path: Path, capsys: pytest.CaptureFixture[str
         torch.cuda.synchronize()
         began = time.perf_counter()
         engine.forward_backward([batch], keep.numel())
-        engine.clip(1.0)
-        engine.step(1e-4)
+        engine.step(1e-4, 1.0)
         torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
     with capsys.disabled():

@@ -13,9 +13,9 @@ from tuner.stage import leaves
 from tuner.stages import STAGES
 
 FLOORS = [
-    {"errors", "nearest"}, {"disk", "cpu", "gpus", "imports"}, {"driver"}, {"pins"}, {"declare"}, {"schema"}, {"stage"}, {"validate"}, {"freeze"}, {"line"}, {"config"}, {"recipe", "catalogue"}, {"locks"}, {"store"}, {"refs"}, {"usage"}, {"runs"}, {"explain", "lineage"}, {"plan"}, {"report"},
-    {"kernels"}, {"data"}, {"models"}, {"train"}, {"stages"},
-    {"budget", "chains", "launch", "doctor"}, {"show", "status", "clean", "compare", "stop", "chat", "preview", "export"}, {"pipeline", "worker"}, {"rerun", "api"}, {"verbs"}, {"sweeps"}, {"cli"}, {"__main__"},
+    {"errors", "nearest"}, {"disk", "cpu", "gpus", "imports", "inits", "leash"}, {"driver"}, {"pins"}, {"declare"}, {"schema"}, {"stage", "zero"}, {"validate"}, {"freeze"}, {"line"}, {"config"}, {"recipe", "catalogue"}, {"locks"}, {"store"}, {"refs"}, {"usage"}, {"runs"}, {"explain", "lineage"}, {"plan"}, {"report"},
+    {"kernels"}, {"data"}, {"models"}, {"flops", "activations"}, {"estimate"}, {"fit"}, {"train"}, {"stages"}, {"nodes"}, {"ranks"}, {"group"},
+    {"budget", "outlook", "chains", "launch", "doctor"}, {"show", "status", "clean", "compare", "stop", "chat", "preview", "export"}, {"pipeline", "worker"}, {"rerun", "api"}, {"verbs"}, {"sweeps"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
 
@@ -98,7 +98,7 @@ def reached(start: Path) -> set[Path]:
             continue
         seen.add(path)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tuner."):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tuner":
                 base = REPO.joinpath(*node.module.split("."))  # type: ignore[union-attr]
                 todo += [p for p in (base.with_suffix(".py"), *(base / f"{alias.name}.py" for alias in node.names)) if p.exists()]
     return seen - {REPO / "tuner" / f"{name}.py" for name in ("declare", "schema", "stage", "validate", "freeze")}

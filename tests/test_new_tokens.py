@@ -44,7 +44,7 @@ def test_new_tokens_in_a_checkpoint_that_sees(tuner: Tuner, tmp_path: Path) -> N
     write_rows(tmp_path / "rows.jsonl", rows)
     tuner(
         "model=local", "model.path=model", "model/chat=minimind", f"model.new_tokens=[{','.join(TOKENS)}]", "data=local", "data.path=rows.jsonl",
-        "data.length=64", "algo.steps=3", "algo.r=4", "algo.optim.lr=1e-2", "machine=cpu", "machine.threads=1", "machine.tensorboard=false", "until=merge",
+        "data.length=64", "algo.steps=3", "algo.r=4", "algo.optim.lr=1e-2", "machine=cpu", "machine.threads=1", "machine.trackers=[]", "until=merge",
     )  # fmt: skip
     root = tmp_path / "outputs"
     before, base, merged = (

@@ -36,7 +36,7 @@ class Run(runs.Run):
         """How the training went so far, a row for each step; columns a step lacks are null. `.to_pandas()` makes a frame of it, where pandas is installed."""
         from pyarrow import Table
 
-        from tuner.train.journal import read_rows
+        from tuner.train.metrics import read_rows
 
         rows = read_rows(self.path("train") / "metrics.jsonl")
         columns = list(dict.fromkeys(name for row in rows for name in row))

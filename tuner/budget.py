@@ -10,8 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
+from tuner.disk import read_json
 from tuner.errors import DataError, StoreError
+from tuner.estimate import trained
 from tuner.models import geometry
 from tuner.models.files import TEXT
 from tuner.models.headers import read_header
@@ -36,6 +39,8 @@ ROW, POINTS = 160, 320
 """bytes of a step's line in metrics.jsonl, and of its points for TensorBoard"""
 RESUMABLE = 2
 """saved steps that keep the optimizer's moments while tuner.train.loop trains"""
+MOMENTS = {"adamw": 8.0, "paged_adamw": 8.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256, "adafactor": 0.1, "muon": 4.0}
+"""bytes that are saved of what an optimizer remembers of a number in a layer; of others it is AdamW's 8"""
 
 SHARE, BLOCKS = 20, 64 << 10
 """What should be free besides: a 20th for guesses and the file system's own books, and 64 KiB an artifact, since each file fills up its last block.
@@ -71,6 +76,8 @@ class Shapes:
     """bytes of its files"""
     gguf: bool
     """still to be rewritten"""
+    geometry: Mapping[str, Any] | None = None
+    """the native config.json, where it is there and its family is known"""
 
 
 def needs(steps: Sequence[Step], config: Config) -> dict[str, Need]:
@@ -190,7 +197,8 @@ def order_of(packs: int, config: Config) -> Order:
 def trainable(shapes: Shapes, algo: Algo) -> tuple[int, int]:
     """How many numbers train, and in how many tensors. LoRA on a layer has r · (inputs + outputs) of them (arXiv:2106.09685)."""
     if algo.adapter == "none":
-        return shapes.parameters, shapes.tensors
+        part = shapes.geometry and (algo.last_layers is not None or algo.freeze)
+        return trained(shapes.geometry or {}, algo)[0] if part else shapes.parameters, shapes.tensors
     if not shapes.widths:
         return algo.r * shapes.parameters // 400, 0  # about that of a model of 100M; larger ones have less
     names = [algo.targets] if isinstance(algo.targets, str) else algo.targets
@@ -216,9 +224,9 @@ def _sizes(stage: str, shapes: Shapes, steps: Mapping[str, Step], config: Config
             size = int(epoch(steps, config)[0] * PACKED) + FRAMES + MANIFEST
             return 2 * size, size  # the documents, until they are packed
         case "train":
-            return _training(numbers, tensors, steps, config)
+            return _training(numbers, tensors, _remembered(numbers, shapes, config.algo), steps, config)
         case "convert":
-            size = numbers * (4 if lora or config.algo.precision == "fp32" else 2) + tensors * TENSOR + beside
+            size = (numbers if lora else shapes.parameters) * (4 if lora or config.algo.precision == "fp32" else 2) + tensors * TENSOR + beside
         case "merge":
             size = whole + beside if lora else MANIFEST  # else hard links
         case "baseline" | "evaluate":
@@ -228,19 +236,25 @@ def _sizes(stage: str, shapes: Shapes, steps: Mapping[str, Step], config: Config
     return size, size
 
 
-def _training(numbers: int, tensors: int, steps: Mapping[str, Step], config: Config) -> tuple[int, int]:
-    """Of the saved steps: fp32 weights of the newest, the best and convert.step's, and both moments where a training may go on from.
+def _remembered(numbers: int, shapes: Shapes, algo: Algo) -> int:
+    """Bytes of what the optimizer remembers."""
+    inside = numbers if algo.adapter == "lora" or shapes.geometry is None else trained(shapes.geometry, algo)[1]
+    return int(MOMENTS[algo.optim.name] * inside + 8 * (numbers - inside))
+
+
+def _training(numbers: int, tensors: int, remembered: int, steps: Mapping[str, Step], config: Config) -> tuple[int, int]:
+    """Of the saved steps: fp32 weights of the newest, the best and convert.step's, and the optimizer's moments where a training may go on from.
 
     A step is written before the oldest goes, so there is one more at the peak.
     """
     machine, stop = config.machine, config.algo.stop_step
-    weights, moments = 4 * numbers + TENSOR * tensors, 8 * numbers + 3 * TENSOR * tensors
+    weights, moments = 4 * numbers + TENSOR * tensors, remembered + 3 * TENSOR * tensors
     _, packs, counted = epoch(steps, config)
     length, pinned = order_of(packs, config).steps, isinstance(config.convert.step, int)
     saves = -(-length // machine.save_every) + pinned if counted or config.algo.steps else machine.keep + 1
     beside = (saves > machine.keep) + pinned  # the best may be one of the newest too
     earlier = min(machine.keep, saves - 1) + beside
-    journal = MANIFEST + SETTINGS + length * (ROW + POINTS * machine.tensorboard)
+    journal = MANIFEST + SETTINGS + length * (ROW + POINTS * ("tensorboard" in machine.trackers))
     resumable = config.train.keep == "resume" or (config.train.keep == "auto" and stop is not None)
     peak = (earlier + 1) * weights + (min(RESUMABLE, earlier) + 1) * moments
     return peak + journal, (min(machine.keep, saves) + beside) * weights + resumable * moments + journal
@@ -266,7 +280,17 @@ def model_shapes(step: Step) -> Shapes:
         elif name in TEXT:
             tokenizer += size
     rewritten = any(path.suffix == ".gguf" for path in files.values())
-    return Shapes(parameters=parameters, tensors=tensors, widths=widths, tokenizer=tokenizer, gguf=rewritten)
+    known = _known(read_json(files["config.json"]) or {}) if "config.json" in files else None
+    return Shapes(parameters=parameters, tensors=tensors, widths=widths, tokenizer=tokenizer, gguf=rewritten, geometry=known)
+
+
+def _known(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The same, where its family is known and it tells all sizes."""
+    try:
+        geometry.shapes(found)
+    except DataError:
+        return None
+    return found
 
 
 def _described(model: Model) -> Shapes:
@@ -282,6 +306,7 @@ def _described(model: Model) -> Shapes:
         widths=widths,
         tokenizer=VOCABULARY * shapes[geometry.EMBEDDING][0],
         gguf=False,
+        geometry=model.geometry,
     )
 
 

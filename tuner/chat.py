@@ -56,7 +56,7 @@ def chat(run: Run, config: Config, base: Path | None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported; nothing may be looked up
     if config.machine.device != "cpu" and not hidden(os.environ) and (cards := choose(config.machine.gpus, gpus(), os.environ)):
         os.environ[VARIABLE] = cards  # read when CUDA starts
-    spare(config.algo.quant)
+    spare(bitsandbytes=config.algo.quant != "none", deepspeed=False)
     import torch
 
     from tuner.data.chat import compile_template

@@ -15,7 +15,7 @@ from tuner.schema import Config
 from tuner.stage import leaves
 from tuner.stages import STAGES
 from tuner.store import Store
-from tuner.train.journal import read_rows
+from tuner.train.metrics import read_rows
 
 MOST = 20
 """runs that can still be read beside each other"""

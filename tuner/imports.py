@@ -3,14 +3,21 @@
 import logging
 import sys
 
+OPTIMIZERS = frozenset({"adamw_8bit", "paged_adamw", "paged_adamw_8bit"})
+"""values of algo.optim.name that bitsandbytes computes"""
 
-def spare(quant: str) -> None:
-    """Import bitsandbytes only where `quant` (algo.quant) needs it, and a hub's kernels never.
+
+def spare(*, bitsandbytes: bool, deepspeed: bool) -> None:
+    """Import bitsandbytes and DeepSpeed only where they are needed, and a hub's kernels never.
 
     PEFT imports bitsandbytes wherever it is installed, which costs a stage one to two seconds. On some processors bitsandbytes then loads a
-    compiled kernel of a hub's through the package `kernels`: code that nobody asked for.
+    compiled kernel of a hub's through the package `kernels`: code that nobody asked for. transformers imports DeepSpeed to save a model, and
+    accelerate to wrap one, which takes seconds and picks an accelerator for the process.
     """
-    if quant == "none":
+    # Both ask importlib.util.find_spec, which answers None for a module that is None here: as if it were not installed.
+    if not bitsandbytes:
         sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+    if not deepspeed:
+        sys.modules.setdefault("deepspeed", None)  # type: ignore[arg-type]
     sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns that there is no such kernel

@@ -18,9 +18,10 @@ from tuner.disk import disk_full
 from tuner.driver import trouble
 from tuner.errors import ConfigError, Interrupted, StageError, StoreError
 from tuner.gpus import choose, gpus, hidden
-from tuner.launch import launch
+from tuner.launch import launch, refuse_many
 from tuner.pins import made
 from tuner.plan import Step, fault, made_from, plan, requested, trained
+from tuner.ranks import ranks_for
 from tuner.runs import Run, store_of
 from tuner.schema import Config
 from tuner.stage import Context, Input, Stage, View
@@ -43,6 +44,7 @@ def execute(
     With `pinned`, what `run` was trained on and what was trained is taken as it is, and only later stages are built.
     Raises TunerError; whatever was finished before stays.
     """
+    refuse_many(os.environ)
     store, run = store_of(config), run or Run.of(config)
     for stage in requested(stages, config.until) if not pinned else ():
         stage.check(View(config, stage.name))
@@ -264,7 +266,9 @@ def _input(step: Step, source: Step, store: Store, stack: ExitStack) -> Input:
 
 def _run(step: Step, given: dict[str, Input], out: Path, run: Run, locks: list[int], say: Callable[[str], None]) -> dict[str, Any]:
     if step.stage.child:
-        return launch(step.stage.name, step.config, given, out, run.dir, locks, _gpus(step, say))
+        gpus = _gpus(step, say)
+        ranks = ranks_for(step.config.machine, gpus, os.environ) if step.stage.several else None
+        return launch(step.stage.name, step.config, given, out, run.dir, locks, gpus, ranks)
     context = Context(config=View(step.config, step.stage.name), inputs=given, out=out, say=lambda line: say(f"  {line}"))
     try:
         return step.stage.run(context)
@@ -281,7 +285,7 @@ def _gpus(step: Step, say: Callable[[str], None]) -> str | None:
     chosen = choose(machine.gpus, found, os.environ)
     if chosen and len(found) > 1:
         cards = [card for card in found if card.uuid in chosen.split(",")]
-        more = ", of which one process uses the first" if len(cards) > 1 else ""
+        more = ", of which one process uses the first" if len(cards) > 1 and not step.stage.several else ""
         say("  on " + " and ".join(f"GPU {card.index} ({card.name}, {card.free / 1024:.0f} GiB free)" for card in cards) + more)
     return chosen
 

@@ -4,11 +4,16 @@ The string under a field is its documentation; `tuner copy` writes it beside the
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from tuner.declare import identity, neutral, place
+from tuner.declare import UNSET, identity, neutral, place
 
 TEXT_STAGES = ("tokenize", "convert", "baseline", "evaluate")
+
+
+def of_text(*, default: Any, left_out: Any = UNSET) -> Any:
+    """A field that decides how a conversation is written. Training sees it to prove that its masks are those of the template."""
+    return identity(*TEXT_STAGES, default=default, left_out=left_out, seen_by=("train",))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,83 +24,83 @@ class Chat:
     the one that ends it; these two are special tokens without being listed. Braces around anything else are text.
     """
 
-    special: tuple[str, ...] = identity(*TEXT_STAGES, default=())
+    special: tuple[str, ...] = of_text(default=())
     """the special tokens in the texts below; each must be one id of the tokenizer, and enters by that id"""
-    ids: dict[str, int] = identity(*TEXT_STAGES, default=dict, left_out={})
+    ids: dict[str, int] = of_text(default=dict, left_out={})
     """the ids of special tokens that the tokenizer's vocabulary calls otherwise"""
-    begin: str = identity(*TEXT_STAGES, default="")
+    begin: str = of_text(default="")
     """written once, before the first turn"""
-    system: str = identity(*TEXT_STAGES, default="{text}\n\n")
+    system: str = of_text(default="{text}\n\n")
     """a system turn; where `system_in` names a user's turn, what stands in front of that turn's text"""
-    system_in: Literal["turn", "first_user", "last_user", "refused"] = identity(*TEXT_STAGES, default="turn", left_out="turn")
+    system_in: Literal["turn", "first_user", "last_user", "refused"] = of_text(default="turn", left_out="turn")
     """where a system prompt is written: as a turn of its own, or inside the first or the last user turn; `refused`: the model has no place for one"""
-    system_with_tools: str = identity(*TEXT_STAGES, default="", left_out="")
+    system_with_tools: str = of_text(default="", left_out="")
     """the system turn of a conversation with tools, where it is another than `system`"""
-    user: str = identity(*TEXT_STAGES, default="{text}\n\n")
+    user: str = of_text(default="{text}\n\n")
     """a user turn"""
-    assistant: str = identity(*TEXT_STAGES, default="{text}\n\n")
+    assistant: str = of_text(default="{text}\n\n")
     """an assistant turn, with `end` somewhere after `{text}`; trained is all from `{text}` to `end`"""
-    prompt: str | None = identity(*TEXT_STAGES, default=None, left_out=None)
+    prompt: str | None = of_text(default=None, left_out=None)
     """how the assistant is made to speak, where that isn't all before `{text}` in `assistant`: more, such as an open thought, or less. What comes after
     it is trained"""
-    end: str = identity(*TEXT_STAGES, default="")
+    end: str = of_text(default="")
     """the special token that ends an assistant turn: it is trained, and generation stops at it"""
-    end_in: Literal["turn", "next"] = identity(*TEXT_STAGES, default="turn", left_out="turn")
+    end_in: Literal["turn", "next"] = of_text(default="turn", left_out="turn")
     """`next`: `assistant` has no end; the first token of the next turn, which is special, ends it and is trained; after the last turn it is `end`"""
-    stops: tuple[str, ...] = identity(*TEXT_STAGES, default=(), left_out=())
+    stops: tuple[str, ...] = of_text(default=(), left_out=())
     """more special tokens at which generation stops"""
-    finish: str = identity(*TEXT_STAGES, default="", left_out="")
+    finish: str = of_text(default="", left_out="")
     """written once, after the last turn"""
-    default_system: str | None = identity(*TEXT_STAGES, default=None)
+    default_system: str | None = of_text(default=None)
     """a system prompt for conversations that do not begin with one"""
-    trim: tuple[str, ...] = identity(*TEXT_STAGES, default=(), left_out=())
+    trim: tuple[str, ...] = of_text(default=(), left_out=())
     """whose texts lose the white space at both ends: system, user, assistant, tool. A system prompt inside a user's turn is trimmed with that turn's
     text, as one, unless `system` is named too"""
-    tools: str = identity(*TEXT_STAGES, default="", left_out="")
+    tools: str = of_text(default="", left_out="")
     """how the tools of a conversation are written, with `{tools}`; empty where the model knows none"""
-    tools_in: Literal["system", "after_system", "first", "first_user", "last_user"] = identity(*TEXT_STAGES, default="system", left_out="system")
+    tools_in: Literal["system", "after_system", "first", "first_user", "last_user"] = of_text(default="system", left_out="system")
     """where: in the system turn after its text; as a turn of its own behind the system turn, or before all turns; inside the first user turn before its
     text; or in front of the last user turn"""
-    tools_gap: str = identity(*TEXT_STAGES, default="\n\n", left_out="\n\n")
+    tools_gap: str = of_text(default="\n\n", left_out="\n\n")
     """between a system prompt and the tools, for tools_in=system"""
-    tool: str = identity(*TEXT_STAGES, default="{tool}", left_out="{tool}")
+    tool: str = of_text(default="{tool}", left_out="{tool}")
     """one tool: `{tool}` is JSON of all of it, `{function}` of its function alone, `{parameters}` of that one's parameters; `{name}` and `{description}`
     are texts; `{raw}` is `{function}` with its own texts unescaped, as Mistral's templates write it"""
-    tool_indent: int | None = identity(*TEXT_STAGES, default=None, left_out=None)
+    tool_indent: int | None = of_text(default=None, left_out=None)
     """JSON of tools goes over several lines, indented by so many spaces; on one line when null"""
-    tool_join: str = identity(*TEXT_STAGES, default="\n", left_out="\n")
+    tool_join: str = of_text(default="\n", left_out="\n")
     """between two tools"""
-    calls: str = identity(*TEXT_STAGES, default="", left_out="")
+    calls: str = of_text(default="", left_out="")
     """what the assistant calls, with `{calls}`; empty where the model knows none"""
-    calls_in: Literal["turn", "apart", "refused"] = identity(*TEXT_STAGES, default="turn", left_out="turn")
+    calls_in: Literal["turn", "apart", "refused"] = of_text(default="turn", left_out="turn")
     """calls that come with a text: in the same turn, after it; `apart`, in a turn of their own; or `refused`, where the model writes one or the other"""
-    calls_gap: str = identity(*TEXT_STAGES, default="", left_out="")
+    calls_gap: str = of_text(default="", left_out="")
     """between the text and the calls"""
-    calls_turn: str = identity(*TEXT_STAGES, default="", left_out="")
+    calls_turn: str = of_text(default="", left_out="")
     """an assistant turn that calls, where it is another than `assistant`; its `{text}` stands for text and calls"""
-    calls_end: str = identity(*TEXT_STAGES, default="", left_out="")
+    calls_end: str = of_text(default="", left_out="")
     """the special token that ends an assistant turn that calls, where it is another than `end`"""
-    call: str = identity(*TEXT_STAGES, default="", left_out="")
+    call: str = of_text(default="", left_out="")
     """one call, with `{name}`, `{arguments}` as JSON, and `{id}`"""
-    call_join: str = identity(*TEXT_STAGES, default="\n", left_out="\n")
+    call_join: str = of_text(default="\n", left_out="\n")
     """between two calls"""
-    id_length: int | None = identity(*TEXT_STAGES, default=None, left_out=None)
+    id_length: int | None = of_text(default=None, left_out=None)
     """ids of calls must be so many letters and digits: others, and missing ones, are replaced"""
-    results: str = identity(*TEXT_STAGES, default="", left_out="")
+    results: str = of_text(default="", left_out="")
     """a turn of what tools answered one after the other, with `{results}`; empty where the model knows none"""
-    result: str = identity(*TEXT_STAGES, default="{text}", left_out="{text}")
+    result: str = of_text(default="{text}", left_out="{text}")
     """one answer of a tool: `{text}`, or `{json}`, the same as a JSON string; with `{name}` and `{id}` of the call"""
-    result_join: str = identity(*TEXT_STAGES, default="\n", left_out="\n")
+    result_join: str = of_text(default="\n", left_out="\n")
     """between two answers of tools"""
-    reasoning: str = identity(*TEXT_STAGES, default="", left_out="")
+    reasoning: str = of_text(default="", left_out="")
     """what the assistant thought, before its text, with `{text}`; empty where the model does not think"""
-    reasoning_in: Literal["every_turn", "last_turns"] = identity(*TEXT_STAGES, default="last_turns", left_out="last_turns")
+    reasoning_in: Literal["every_turn", "last_turns"] = of_text(default="last_turns", left_out="last_turns")
     """which turns show it: all, or only those after the last user turn"""
-    no_reasoning: str = identity(*TEXT_STAGES, default="", left_out="")
+    no_reasoning: str = of_text(default="", left_out="")
     """what is written instead where the assistant did not think, such as an empty thought; never trained"""
-    no_reasoning_in: Literal["every_turn", "last_turns", "last_turn"] = identity(*TEXT_STAGES, default="last_turn", left_out="last_turn")
+    no_reasoning_in: Literal["every_turn", "last_turns", "last_turn"] = of_text(default="last_turn", left_out="last_turn")
     """which turns show that: all, those after the last user turn, or only the last turn of a conversation"""
-    jinja: bool = identity(*TEXT_STAGES, default=False, left_out=False)
+    jinja: bool = of_text(default=False, left_out=False)
     """take the tokenizer's own Jinja template, and of all above only `default_system`"""
 
 
@@ -145,16 +150,23 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Optim:
-    """AdamW."""
+    """The optimizer."""
 
+    name: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "muon"] = identity(
+        "train", default="adamw", left_out="adamw"
+    )
+    """`adamw` (arXiv:1711.05101); with its moments in 8 bits (arXiv:2110.02861) or in memory that a full GPU pages out, by bitsandbytes; `adafactor`
+    (arXiv:1804.04235); `muon`: orthogonalised momentum on the matrices of the layers, AdamW on everything else"""
     lr: float = identity("train", default=2e-4)
     """the highest learning rate, reached after the warm-up"""
     betas: tuple[float, float] = identity("train", default=(0.9, 0.999))
-    """decay of the running means of the gradient and of its square"""
+    """decay of the running means of the gradient and of its square; `adafactor` uses neither"""
     eps: float = identity("train", default=1e-8)
-    """added to the denominator"""
+    """added to the denominator, but for `adafactor`"""
     weight_decay: float = identity("train", default=0.0)
     """decoupled weight decay, on matrices only"""
+    momentum: float = identity("train", default=0.95, left_out=0.95)
+    """of `muon`"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,16 +175,34 @@ class Algo:
 
     adapter: Literal["none", "lora"] = identity("train", "convert", "merge", default="lora")
     """`lora`: low-rank adapters on a frozen base (arXiv:2106.09685); `none`: full fine-tuning"""
-    quant: Literal["none", "nf4"] = identity("train", "merge", "evaluate", default="none", left_out="none")
-    """how the frozen base is held: `nf4` in 4 bits, with its constants quantised too (arXiv:2305.14314)"""
+    quant: Literal["none", "nf4", "int8"] = identity("train", "merge", "evaluate", default="none", left_out="none")
+    """how the frozen base is held: `nf4` in 4 bits, with its constants quantised too (arXiv:2305.14314); `int8` in 8 bits, with outlying inputs
+    multiplied in 16 (arXiv:2208.07339)"""
     r: int = identity("train", default=16)
     """the rank of the adapters"""
     alpha: float = identity("train", default=32.0)
     """the adapters' output is scaled by alpha / r"""
     dropout: float = identity("train", default=0.0)
     """on the adapters' input"""
+    dora: bool = identity("train", default=False, left_out=False)
+    """adapt direction and magnitude of the weights apart (arXiv:2402.09353)"""
+    rslora: bool = identity("train", default=False, left_out=False)
+    """scale by alpha / sqrt(r) instead (arXiv:2312.03732)"""
+    lora_init: str = identity("train", default="default", left_out="default")
+    """how the adapters begin: `default` (A random, B zero), `gaussian`, `orthogonal`, `olora`, `pissa` or `pissa_niter_N`, as PEFT calls them"""
+    lora_plus: float | None = identity("train", default=None, left_out=None)
+    """B learns this many times as fast as A (arXiv:2402.12354)"""
     targets: str | tuple[str, ...] = identity("train", default="all-linear")
-    """module names that get an adapter, or `all-linear`: every linear layer of the language model but its head and the routers of experts"""
+    """module names that get an adapter, a regular expression of whole names, or `all-linear`: every linear layer of the language model but its head
+    and the routers of experts"""
+    last_layers: int | None = identity("train", default=None, left_out=None)
+    """full fine-tuning of the last so many layers only, and of what comes after them"""
+    freeze: tuple[Literal["embeddings", "norms", "head"], ...] = identity("train", default=(), left_out=())
+    """what full fine-tuning leaves as it is"""
+    neftune: float | None = identity("train", default=None, left_out=None)
+    """uniform noise on the embedded tokens while training, of this strength (arXiv:2310.05914)"""
+    label_smoothing: float = identity("train", default=0.0, left_out=0.0)
+    """the share of the target's probability that is spread over the whole vocabulary (arXiv:1512.00567)"""
     precision: Literal["bf16", "fp32"] = identity("train", "convert", "baseline", "evaluate", default="bf16")
     """of the forward and backward pass; adapters, fp32 masters and optimizer state are always fp32"""
     epochs: float = identity("train", default=3.0)
@@ -187,10 +217,16 @@ class Algo:
     """with model=run and an adapter there: train on the merged model, or `continue` that adapter on its own base"""
     batch_tokens: int | Literal["auto"] = identity("train", default="auto")
     """tokens that an optimizer step sees, over all devices; `auto` keeps small data at about 100 steps or more"""
-    schedule: Literal["cosine", "linear", "constant"] = identity("train", default="cosine")
-    """of the learning rate, after the warm-up"""
-    warmup: float = identity("train", default=0.03)
-    """the share of steps over which the learning rate rises from zero"""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = identity("train", default="cosine")
+    """of the learning rate, after the warm-up; `wsd` stays and then falls to zero (arXiv:2404.06395)"""
+    warmup: int | float = identity("train", default=0.03)
+    """the share of steps over which the learning rate rises from zero; from 1 on, their number"""
+    decay: float = identity("train", default=0.1, left_out=0.1)
+    """the share of steps over which `wsd` falls at the end"""
+    early_stop: int | None = identity("train", default=None, left_out=None)
+    """end when the loss on held-out packs has not fallen in so many measurements"""
+    early_stop_every: int = identity("train", default=50, left_out=50)
+    """steps between these measurements"""
     clip: float | None = identity("train", default=1.0)
     """the largest 2-norm of all gradients together; null for none"""
     optim: Optim = field(default_factory=Optim)
@@ -228,7 +264,7 @@ class Part:
     """of a tree of messages: the path of the best-ranked replies, or every path"""
     fill: dict[str, str] = identity("tokenize", default=dict)
     """words for the `{{name}}` places in the rows"""
-    system: str | None = identity(*TEXT_STAGES, default=None)
+    system: str | None = of_text(default=None)
     """a system prompt for conversations that bring none, before model.chat.default_system"""
     take: int | float | None = identity("tokenize", default=None, left_out=None)
     """how many rows are drawn (by data.seed), or as which share; 2.0 takes each twice"""
@@ -246,7 +282,7 @@ class Data(Part):
     """the length of a pack, in tokens"""
     overlong: Literal["auto", "truncate", "split", "drop", "error"] = identity("tokenize", default="auto")
     """what happens to a row longer than a pack; `auto` splits a plain text and truncates a conversation, where possible between two turns"""
-    loss: Literal["assistant", "last", "all"] = identity("tokenize", default="assistant", left_out="assistant")
+    loss: Literal["assistant", "last", "all"] = identity("tokenize", default="assistant", left_out="assistant", seen_by=("train",))
     """on what the assistant writes, on its last turn only, or on everything"""
     reasoning: Literal["last", "every_turn", "keep", "strip"] = identity("tokenize", default="last", left_out="last")
     """`last` shows the thoughts that the template shows and trains no answer whose thoughts it hides; `every_turn` makes one sample of each turn;
@@ -274,19 +310,59 @@ class Machine:
     device: Literal["auto", "cpu", "cuda"] = neutral("train", "baseline", "evaluate", default="auto")
     """`auto` takes the GPU where there is one"""
     gpus: int | Literal["auto"] | tuple[int, ...] = neutral(default="auto")
-    """how many GPUs, the emptiest of those that are visible, never a busy one; a list such as [0,3] takes just those; `auto` is 1"""
+    """how many GPUs, the emptiest of those that are visible, never a busy one; a list such as [0,3] takes just those; `auto` is 1. A training has a
+    process for each"""
+    processes: int | Literal["auto"] = neutral("train", default="auto")
+    """processes of a training on this node; `auto` is one for each GPU, and one on the processor"""
+    nodes: int = neutral("train", default=1)
+    """machines that train together; each has as many processes and GPUs, and sees the store at the same path"""
+    hostfile: str | None = neutral(default=None)
+    """a file that names them, one a line as DeepSpeed reads it (`host slots=8`), this one first; under Slurm they are known"""
+    launcher: Literal["auto", "local", "ssh", "slurm"] = neutral(default="auto")
+    """how processes are started on other nodes; `auto` is srun inside a Slurm allocation, else ssh"""
+    timeout: float = neutral("train", default=600.0)
+    """seconds after which processes that wait for each other, in a training of several, count as hanging"""
+    engine: Literal["auto", "torch", "deepspeed"] = neutral("train", default="auto")
+    """what computes the steps; `auto` is DeepSpeed for several processes, and where ZeRO or offload is asked for"""
+    zero: int | Literal["auto"] = neutral("train", default="auto")
+    """the ZeRO stage (arXiv:1910.02054): 1 shards the optimizer's state over the processes, 2 gradients too, 3 weights too; `auto` is 0 in one process
+    and 2 in several"""
+    offload: Literal["none", "optimizer", "all"] = neutral("train", default="none")
+    """what lies outside of the GPU's memory between uses: the optimizer's state (ZeRO 1 to 3), or with it the weights (ZeRO 3)"""
+    offload_path: str | None = neutral("train", default=None)
+    """a directory on a fast disk (NVMe) for what is offloaded (ZeRO 3); the host's memory when null"""
+    deepspeed: str | None = neutral("train", default=None)
+    """a JSON file of one's own, merged over the DeepSpeed settings that follow from the fields above"""
+    sequence_parallel: int = neutral("train", default=1)
+    """processes that share each pack (Ulysses, arXiv:2309.14509), for packs that one GPU can't hold"""
     threads: int | Literal["auto"] = neutral("train", "merge", "baseline", "evaluate", default="auto")
     """CPU threads; `auto` is the number of cores this process may use"""
     workers: int | Literal["auto"] = neutral("tokenize", default="auto")
     """processes that tokenize; `auto` is one for each core, or one where there is little to do"""
     micro_batch: int | Literal["auto"] = neutral("train", default="auto")
-    """packs in one forward pass; `auto` is 1"""
+    """packs in one forward pass; `auto` is the most that fit into the GPU's memory, and 1 on the processor"""
+    recompute: Literal["auto", "none", "blocks"] = neutral("train", default="auto")
+    """activations: `blocks` keeps the input of each layer and computes the rest again in the backward pass (arXiv:1604.06174); `auto` does where they
+    would not fit otherwise"""
+    attention: Literal["auto", "flash", "varlen", "flex", "sdpa"] = neutral("train", "baseline", "evaluate", default="auto")
+    """what computes attention: the flash-attn package, PyTorch's own flash kernel for documents of varying length, FlexAttention with a block mask, or
+    SDPA document by document; `auto` takes the first that runs here"""
+    deterministic: bool = neutral("train", "baseline", "evaluate", default=False)
+    """only algorithms that give the same bits on each run, which may be slower"""
+    preflight: bool = neutral("train", default=True)
+    """before the first step, try the longest pack and the save, and prove on the run's own data that packing, accumulation and adapters change nothing"""
     save_every: int = neutral("train", default=50)
     """optimizer steps between checkpoints; the last step is always saved"""
     keep: int = neutral("train", default=2)
     """newest steps that stay, beside the best one and that of convert.step"""
-    tensorboard: bool = neutral("train", default=True)
-    """write the curves for TensorBoard too"""
+    measure_every: int | None = neutral("train", default=None)
+    """optimizer steps between measurements of the loss on held-out packs; with each checkpoint when null"""
+    samples: bool = neutral("train", default=False)
+    """answer eval.prompts whenever the held-out loss is measured"""
+    trackers: tuple[Literal["tensorboard", "wandb", "swanlab", "mlflow", "trackio"], ...] = neutral("train", default=("tensorboard",))
+    """where the curves go besides metrics.jsonl"""
+    project: str = neutral("train", default="tuner")
+    """what trackers file the run under"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -321,9 +397,9 @@ class Merge:
 class Eval:
     """How the result is measured."""
 
-    prompts: tuple[str, ...] = identity("baseline", "evaluate", default=())
+    prompts: tuple[str, ...] = identity("baseline", "evaluate", default=(), seen_by=("train",))
     """questions that the base and the tuned model answer, greedily"""
-    max_new_tokens: int = identity("baseline", "evaluate", default=48)
+    max_new_tokens: int = identity("baseline", "evaluate", default=48, seen_by=("train",))
     """the longest answer, in tokens"""
 
 

@@ -4,13 +4,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tuner import budget
+from tuner import budget, outlook
 from tuner.errors import Stopped
 from tuner.plan import Step
 from tuner.report.page import printable
 from tuner.runs import Run, store_of
 from tuner.schema import Config
 from tuner.stage import View
+
+MEMORY = "GPU memory"
 
 
 def plan_text(steps: Sequence[Step], config: Config, run: Run) -> str:
@@ -26,7 +28,9 @@ def plan_text(steps: Sequence[Step], config: Config, run: Run) -> str:
     if config.model.licence and any(step.stage.name == "fetch_model" and step.to_do for step in steps):
         lines.append(f"  {config.model.repo}: {config.model.licence}")
     if facts := estimate(steps, config):
+        memory = facts.pop(MEMORY, None)
         lines.append("  " + ", ".join(f"{value} {name}" for name, value in facts.items()))
+        lines += [f"  {MEMORY} {memory}"] if memory else []
     return "\n".join(lines)
 
 
@@ -37,7 +41,7 @@ def plan_json(steps: Sequence[Step], config: Config, run: Run) -> str:
 
 
 def estimate(steps: Sequence[Step], config: Config) -> dict[str, str]:
-    """Tokens, steps, time and disk of the work, as far as they can be known; guesses are marked ~."""
+    """Tokens, steps, time, disk and GPU memory of the work, as far as they can be known; guesses are marked ~."""
     by_name = {step.stage.name: step for step in steps}
     if not any(step.to_do for step in steps):
         return {}
@@ -60,10 +64,21 @@ def estimate(steps: Sequence[Step], config: Config) -> dict[str, str]:
     if "train" in by_name and by_name["train"].to_do:
         order = budget.order_of(packs, config)
         told[f"steps of {order.per_step} pack{'s' * (order.per_step > 1)}"] = f"{guess}{order.steps:,}"
-        speeds = [a.manifest["facts"]["tokens_per_second"] for a in store_of(config).all("train")]
-        if speeds:  # of the newest training in this store, whatever it trained: a guess
-            told["training"] = f"~{_span(order.end * tokens / packs / speeds[-1])}"
+        shapes, made = budget.model_shapes(model), by_name["tokenize"].artifact
+        ahead = outlook.of_training(shapes.geometry, config, order, made.manifest["facts"] if made else None)
+        if ahead:
+            told[MEMORY] = f"{ahead[0].sentence} ({ahead[0].card.name})"
+        if (spent := _seconds(order.end * tokens / packs, config, ahead)) is not None:
+            told["training"] = f"~{_span(spent)}"
     return told | {"of disk": disk}
+
+
+def _seconds(tokens: float, config: Config, ahead: tuple[outlook.Outlook, float | None] | None) -> float | None:
+    """How long training takes: by the speed of an earlier one in this store on the same kind of machine, whatever it trained; else by its operations."""
+    card = ahead[0].card.name if ahead else None
+    done = [artifact.manifest["facts"] for artifact in store_of(config).all("train")]
+    speeds = [facts["tokens_per_second"] for facts in done if facts.get("gpu") == card]
+    return tokens / speeds[-1] if speeds else ahead[1] if ahead else None
 
 
 def _span(seconds: float) -> str:

@@ -128,6 +128,8 @@ class Stage:
     """runs in a process of its own: it imports torch"""
     computes: bool = False
     """computes on machine.device, which may be a GPU"""
+    several: bool = False
+    """may run in several processes, which share the work: one for each GPU"""
     progress: Callable[[Path], str | None] | None = None
     """for a stage that goes on from what a killed one left: how far a partial directory is (`step 120`), or None"""
     growth: Growth | None = None
@@ -165,3 +167,8 @@ def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Role, Any]]:
 def inputs(config: Config, stage: str) -> dict[str, Any]:
     """The identity fields that enter `stage`, by dotted path; fields at their left-out value stay out."""
     return {path: value for path, role, value in leaves(config) if role.kind == "identity" and stage in role.stages and value != role.left_out}
+
+
+def identity_of(view: View) -> dict[str, Any]:
+    """The identity fields that enter the view's own stage, by dotted path: what decides its result."""
+    return inputs(view._node, view._stage)

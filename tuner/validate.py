@@ -9,6 +9,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
+from tuner import inits, zero
 from tuner.errors import ConfigError
 from tuner.nearest import nearest
 from tuner.pins import HUBS
@@ -35,6 +36,13 @@ def validate(config: Config) -> None:
         "machine.save_every": machine.save_every,
         "machine.keep": machine.keep,
         "machine.gpus": machine.gpus,
+        "machine.processes": machine.processes,
+        "machine.nodes": machine.nodes,
+        "machine.sequence_parallel": machine.sequence_parallel,
+        "machine.measure_every": machine.measure_every,
+        "algo.last_layers": algo.last_layers,
+        "algo.early_stop": algo.early_stop,
+        "algo.early_stop_every": algo.early_stop_every,
         "convert.step": config.convert.step,
         "eval.max_new_tokens": config.eval.max_new_tokens,
         "generation.max_new_tokens": config.generation.max_new_tokens,
@@ -45,19 +53,35 @@ def validate(config: Config) -> None:
         "algo.optim.lr": algo.optim.lr,
         "algo.optim.eps": algo.optim.eps,
         "algo.clip": algo.clip,
+        "algo.lora_plus": algo.lora_plus,
+        "algo.neftune": algo.neftune,
+        "machine.timeout": machine.timeout,
         "generation.top_p": config.generation.top_p,
     }
-    shares = {"algo.dropout": algo.dropout, "data.held_out": data.held_out, "algo.optim.betas": max(algo.optim.betas), "algo.warmup": algo.warmup}
+    shares = {
+        "algo.dropout": algo.dropout,
+        "algo.label_smoothing": algo.label_smoothing,
+        "data.held_out": data.held_out,
+        "algo.optim.betas": max(algo.optim.betas),
+        "algo.optim.momentum": algo.optim.momentum,
+    }
     problems = [f"{path} is {n}, but must be at least 1." for path, n in at_least_one.items() if isinstance(n, int) and n < 1]
     problems += [f"{path} is {x}, but must be more than 0." for path, x in more_than_zero.items() if x is not None and x <= 0]
     if data.length == 1:
         problems.append("data.length is 1, but a pack needs at least 2 tokens: one to read and one to predict.")
     problems += [f"{path} is {x}, but must be at least 0 and less than 1." for path, x in shares.items() if not 0 <= x < 1]
     problems += _model(model)
-    if algo.quant != "none" and algo.adapter == "none":
+    problems += _algo(algo)
+    if algo.optim.name.startswith("paged") and machine.device == "cpu":
         problems.append(
-            f"algo.quant={algo.quant} holds a frozen base, and algo.adapter=none trains all of it: leave one of them out, or take algo=qlora."
+            f"algo.optim.name={algo.optim.name} pages a GPU's memory, and machine.device is cpu: take {algo.optim.name.removeprefix('paged_')}."
         )
+    if algo.neftune and machine.sequence_parallel > 1:
+        problems.append("algo.neftune needs whole documents in one process: leave it out, or set machine.sequence_parallel=1.")
+    if machine.zero != "auto" and not 0 <= machine.zero <= 3:
+        problems.append(f"machine.zero is {machine.zero}, but ZeRO has the stages 1, 2 and 3; 0 shards nothing.")
+    elif why := zero.problem(zero.resolve(machine, algo, processes=zero.processes(machine))):
+        problems.append(why)
     if algo.init == "continue" and (model.source != "run" or algo.adapter != "lora"):
         problems.append("algo.init=continue goes on with the adapter of an earlier run: it needs model=run model.run=RUN and algo=lora.")
     problems += _ends(algo)
@@ -81,8 +105,6 @@ def validate(config: Config) -> None:
         )
     if model.context and data.length > model.context:
         problems.append(f"data.length is {data.length}, but the model was made for {model.context} tokens (model.context).")
-    if algo.adapter == "none" and algo.dropout:
-        problems.append("algo.dropout acts on adapters, but algo.adapter is none: full fine-tuning has no such dropout.")
     for path, word in (("until", config.until), ("redo", config.redo)):
         if word is not None and word not in UNTIL:
             problems.append(f"{path} is {word!r}, but must be one of {', '.join(UNTIL)}.{nearest(word, UNTIL)}")
@@ -112,6 +134,46 @@ def _model(model: Model) -> list[str]:
         problems.append(f"model.new_tokens names {twice[0]!r} twice.")
     if any(not token.strip() for token in model.new_tokens):
         problems.append("model.new_tokens holds a token without a letter or sign.")
+    return problems
+
+
+def _algo(algo: Algo) -> list[str]:
+    """What is trained, and whether its parts go together."""
+    problems = []
+    full = algo.adapter == "none"
+    if algo.quant != "none" and full:
+        problems.append(
+            f"algo.quant={algo.quant} holds a frozen base, and algo.adapter=none trains all of it: leave one of them out, or take algo=qlora."
+        )
+    of_adapters = {
+        "dropout": algo.dropout,
+        "dora": algo.dora,
+        "rslora": algo.rslora,
+        "lora_init": algo.lora_init != "default",
+        "lora_plus": algo.lora_plus,
+    }
+    if full and (there := [name for name, value in of_adapters.items() if value]):
+        problems.append(f"algo.{there[0]} acts on adapters, but algo.adapter is none: leave it out, or take algo=lora.")
+    of_full = {"last_layers": algo.last_layers, "freeze": algo.freeze}
+    if not full and (there := [name for name, value in of_full.items() if value]):
+        problems.append(
+            f"algo.{there[0]} says what full fine-tuning leaves as it is, and algo.adapter={algo.adapter} trains no weight of the model anyway."
+        )
+    if algo.dora and algo.quant == "int8":
+        problems.append(
+            "algo.dora=true needs the length of each row of the base's weights, which PEFT can't take in 8 bits: take algo.quant=nf4 or none."
+        )
+    if not 0 <= algo.warmup < 1 and not (algo.warmup >= 1 and float(algo.warmup).is_integer()):
+        problems.append(f"algo.warmup is {algo.warmup}, but must be a share of the steps below 1, or a whole number of steps.")
+    if algo.schedule == "wsd" and not 0 < algo.decay <= 1:
+        problems.append(f"algo.decay is {algo.decay}, but must be a share of the steps, more than 0 and at most 1.")
+    if complaint := inits.complaint(algo.lora_init, r=algo.r):
+        problems.append(complaint)
+    elif inits.changes_base(algo.lora_init) and (algo.quant != "none" or algo.init == "continue"):
+        other = f"algo.quant={algo.quant}" if algo.quant != "none" else "algo.init=continue"
+        problems.append(
+            f"algo.lora_init={algo.lora_init} takes a part out of the base's weights, which can't be with {other}: leave one of them out."
+        )
     return problems
 
 

@@ -1,59 +1,97 @@
+import re
+from collections.abc import Callable
+from types import ModuleType
+
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from tuner.kernels.attention import borders, packed_attention, window_mask
+from tests.kernels.reference import reference, row
+from tuner.errors import ConfigError
+from tuner.kernels import attention, documents, flash, varlen
+from tuner.kernels.attention import choose, packed_attention, using
+from tuner.kernels.documents import announce
+from tuner.kernels.scoring import Needs, Scoring
+
+LENGTHS = (7, 1, 19, 2)
 
 
 def positions(*lengths: int) -> torch.Tensor:
     return torch.cat([torch.arange(n) for n in lengths])[None]
 
 
-def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: tuple[int, ...], window: int | None, scale: float) -> torch.Tensor:
-    """Masked softmax over the whole pack, in fp64."""
-    document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    distance = torch.arange(len(document))[:, None] - torch.arange(len(document))[None, :]
-    seen = (document[:, None] == document[None, :]) & (distance >= 0) & (distance < (window or len(document)))
-    repeat = q.shape[1] // k.shape[1]
-    k, v = (x.double().repeat_interleave(repeat, dim=1) for x in (k, v))
-    scores = (q.double() @ k.transpose(2, 3) * scale).masked_fill(~seen, float("-inf"))
-    return (scores.softmax(-1) @ v).transpose(1, 2)
+def needs(**changes: object) -> Needs:
+    return Needs(**{"device": torch.device("cpu"), "dtype": torch.bfloat16, "head_dim": 64, **changes})  # type: ignore[arg-type]
 
 
-def test_borders() -> None:
-    assert borders(positions(3, 2, 1)) == [0, 3, 5, 6]
-    assert borders(positions(1)) == [0, 1]
-    with pytest.raises(ValueError, match="begin at 4"):
-        borders(positions(9)[:, 4:])
-
-
-def test_window_mask() -> None:
-    assert window_mask(3, 2, torch.device("cpu")).int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
-
-
-@pytest.mark.parametrize("lengths", [(1,), (17,), (1, 1, 1), (5, 1, 33, 2), (64, 7)])
-@pytest.mark.parametrize(("heads", "kv"), [(4, 4), (6, 2), (3, 1)])
-@pytest.mark.parametrize("window", [None, 6])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_forward_and_gradients(lengths: tuple[int, ...], heads: int, kv: int, window: int | None, dtype: torch.dtype) -> None:
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    attention.register()
     torch.manual_seed(0)
-    q, k, v = (torch.randn(1, h, sum(lengths), 16, dtype=dtype, requires_grad=True) for h in (heads, kv, kv))
-    out, _ = packed_attention(torch.nn.Module(), q, k, v, None, scaling=0.3, position_ids=positions(*lengths), sliding_window=window)
-    expected = reference(q, k, v, lengths, window, 0.3)
-    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
-    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
-    grad = torch.randn_like(out)
-    found = torch.autograd.grad(out, (q, k, v), grad)
-    wanted = torch.autograd.grad(expected, (q, k, v), grad.double())
-    for a, b in zip(found, wanted, strict=True):
-        torch.testing.assert_close(a.double(), b.double(), atol=10 * tolerance, rtol=10 * tolerance)
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
+        max_position_embeddings=64, initializer_range=0.3,
+    )  # fmt: skip
+    made = LlamaForCausalLM._from_config(config, attn_implementation="tuner")
+    made.config.use_cache = False
+    return made.train()
 
 
-def test_a_document_does_not_see_its_neighbours() -> None:
-    q, k, v = (torch.randn(1, 2, 9, 8) for _ in range(3))
-    out, _ = packed_attention(torch.nn.Module(), q, k, v, None, position_ids=positions(4, 5))
-    alone = scaled_dot_product_attention(q[:, :, 4:], k[:, :, 4:], v[:, :, 4:], is_causal=True).transpose(1, 2)
-    assert torch.equal(out[:, 4:], alone)
+def ids(*shape: int) -> torch.Tensor:
+    return torch.randint(1, 97, shape, generator=torch.Generator().manual_seed(1))
+
+
+def gradient(model: LlamaForCausalLM, loss: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
+
+
+def test_packed_logits_and_gradients_are_those_of_each_document_alone(model: LlamaForCausalLM) -> None:
+    text, grad = ids(1, sum(LENGTHS)), torch.randn(sum(LENGTHS), 97)
+    packed = model(input_ids=text, position_ids=positions(*LENGTHS)).logits[0]
+    alone = torch.cat([model(input_ids=part, position_ids=positions(part.shape[1])).logits[0] for part in text.split(LENGTHS, dim=1)])
+    torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
+    for a, b in zip(gradient(model, (packed * grad).sum()), gradient(model, (alone * grad).sum()), strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+def test_a_token_changes_nothing_in_other_documents(model: LlamaForCausalLM) -> None:
+    text, where = ids(1, sum(LENGTHS)), positions(*LENGTHS)
+    other = text.clone()
+    other[0, 10] = 96 - other[0, 10]  # in the third document, of tokens 8 to 26
+    mask = torch.ones_like(text)
+    one, two = (model(input_ids=x, position_ids=where, attention_mask=mask).logits[0] for x in (text, other))
+    changed = (one != two).any(dim=1)
+    assert not changed[:10].any()
+    assert changed[10:27].all()
+    assert not changed[27:].any()
+    embedded = model.get_input_embeddings()(text).detach().requires_grad_()
+    (reached,) = torch.autograd.grad(model(inputs_embeds=embedded, position_ids=where).logits[0, 8:27].sum(), embedded)
+    assert (reached[0].abs().sum(dim=1) > 0).tolist() == [8 <= n < 27 for n in range(sum(LENGTHS))]
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated", "ignore:.gradient_checkpointing_disable. is deprecated")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_layer_that_is_computed_again_sees_the_same_borders(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, reentrant: bool) -> None:
+    batches = [(ids(1, sum(LENGTHS)), positions(*LENGTHS), (0, 7, 8, 27, 29)), (ids(1, sum(LENGTHS)).flip(1), positions(9, 20), (0, 9, 29))]
+    wanted = [gradient(model, model(input_ids=text, position_ids=where).logits.square().sum()) for text, where, _ in batches]
+    monkeypatch.setattr(documents, "borders", pytest.fail)  # nothing is read back from positions that were announced
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    try:
+        losses = []
+        for text, where, borders in batches:
+            announce(where, borders)
+            losses.append(model(input_ids=text, position_ids=where).logits.square().sum())
+        for loss, expected in zip(losses, wanted, strict=True):  # both backward passes come after both forward passes
+            model.zero_grad()
+            loss.backward()
+            for p, b in zip(model.parameters(), expected, strict=True):
+                assert p.grad is not None
+                torch.testing.assert_close(p.grad, b, atol=0, rtol=1e-6)
+    finally:
+        model.gradient_checkpointing_disable()
+        model.disable_input_require_grads()
+        model.zero_grad()
 
 
 def test_what_it_cannot_do_is_refused() -> None:
@@ -62,3 +100,133 @@ def test_what_it_cannot_do_is_refused() -> None:
         packed_attention(torch.nn.Module(), q, k, k, None, position_ids=positions(1))
     with pytest.raises(NotImplementedError, match="no cache"):
         packed_attention(torch.nn.Module(), k, k, k, None, position_ids=None)
+    where = positions(3, 2)
+    announce(where, (0, 3, 4))
+    with pytest.raises(ValueError, match="4 tokens together, the row 5"):
+        packed_attention(torch.nn.Module(), k, k, k, None, position_ids=where)
+
+
+def test_queries_keys_and_values_come_in_the_dtype_of_the_products() -> None:
+    q, k, v = torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8, dtype=torch.bfloat16)
+    assert packed_attention(torch.nn.Module(), q, k, v, None, position_ids=positions(5))[0].dtype == torch.bfloat16
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert packed_attention(torch.nn.Module(), q, k, q, None, position_ids=positions(5))[0].dtype == torch.bfloat16
+    assert packed_attention(torch.nn.Module(), q, k, q, None, position_ids=positions(5))[0].dtype == torch.float32
+
+
+def test_on_the_processor_it_is_sdpa_and_says_why() -> None:
+    name, why = choose("auto", needs())
+    assert name == "sdpa"
+    assert re.search(r"SDPA, document by document; flash: .*; varlen: it runs on NVIDIA GPUs only; flex: its backward pass runs", why)
+    assert choose("sdpa", needs()) == ("sdpa", "SDPA, document by document")
+    for wish, reason in (("flash", "no FlashAttention package"), ("varlen", "NVIDIA GPUs only"), ("flex", "backward pass runs on NVIDIA GPUs")):
+        with pytest.raises(ConfigError, match=rf"machine.attention={wish} .* can't be used here: .*{reason}.*auto, which takes sdpa here"):
+            choose(wish, needs())
+
+
+CARDS = [
+    ({}, (9, 0), "varlen", "PyTorch's own flash kernel"),
+    ({"dtype": torch.float32}, (9, 0), "sdpa", "SDPA, document by document"),
+    ({"dtype": torch.float32, "softcap": True}, (9, 0), "flex", "in bf16 or fp16, not in fp32"),
+    ({"softcap": True}, (9, 0), "flex", "can't cap the scores"),
+    ({"sinks": True}, (9, 0), "flex", "no attention sinks"),
+    ({"dropout": True}, (9, 0), "sdpa", "no dropout"),
+    ({"head_dim": 512}, (9, 0), "flex", "256 numbers at most, and this model has 512"),
+    ({"head_dim": 256}, (9, 0), "varlen", "PyTorch's own"),
+    ({"head_dim": 256}, (8, 9), "flex", "more shared memory"),
+    ({}, (7, 5), "sdpa", "Ampere"),
+]
+
+
+@pytest.mark.parametrize(("wanted", "capability", "name", "why"), CARDS)
+def test_auto_takes_the_fastest_that_can_do_what_is_needed(
+    monkeypatch: pytest.MonkeyPatch, wanted: dict[str, object], capability: tuple[int, int], name: str, why: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr("tuner.kernels.flash.find_spec", lambda _: None)
+    monkeypatch.setattr("tuner.kernels.flex.find_spec", lambda _: object())
+    monkeypatch.setattr("tuner.kernels.flex.shutil.which", lambda _: "/usr/bin/cc")
+    found, said = choose("auto", needs(device=torch.device("cuda"), **wanted))
+    assert found == name
+    assert why in said
+
+
+def test_another_backend_for_a_while() -> None:
+    q = torch.randn(1, 2, 5, 8)
+    with using("varlen"), pytest.raises(NotImplementedError, match="CPU"):
+        packed_attention(torch.nn.Module(), q, q, q, None, position_ids=positions(5))
+    packed_attention(torch.nn.Module(), q, q, q, None, position_ids=positions(5))
+    with pytest.raises(ValueError, match="'fast' is none of flash, varlen, flex, sdpa"):
+        attention.use("fast")
+
+
+def flash_as_documented(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor, max_seqlen_q: int, max_seqlen_k: int,
+    dropout_p: float = 0.0, softmax_scale: float | None = None, causal: bool = False, window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0,
+    deterministic: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """What the README of flash-attn 2 says of its function: a query i sees keys from i - window_size[0] to i + window_size[1]."""
+    assert q.shape[-1] % 8 == 0
+    assert q.shape[-1] == k.shape[-1] == v.shape[-1]
+    assert (max_seqlen_q, max_seqlen_k, causal, dropout_p, deterministic) == (19, 19, True, 0.0, False)
+    assert torch.equal(cu_seqlens_q, cu_seqlens_k)
+    scoring = Scoring(scaling=softmax_scale or 0.0, window=window_size[0] + 1 if window_size[0] >= 0 else None, softcap=softcap or None)
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    return reference(q, k, v, cu_seqlens_q.diff().tolist(), scoring)[0].to(q.dtype)
+
+
+@pytest.mark.parametrize(("width", "values"), [(16, 16), (12, 12), (24, 16)])
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (6, None), (6, 3.0), (100, None)])
+def test_what_flash_attention_is_told(monkeypatch: pytest.MonkeyPatch, width: int, values: int, window: int | None, softcap: float | None) -> None:
+    monkeypatch.setattr(flash, "version_for", lambda *_, **__: 2)
+    monkeypatch.setattr(flash, "function", lambda _: flash_as_documented)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 6, 29, width), torch.randn(1, 2, 29, width), torch.randn(1, 2, 29, values)
+    scoring = Scoring(scaling=0.4, window=window, softcap=softcap)
+    found = flash.attend(q, k, v, row(LENGTHS), scoring)
+    torch.testing.assert_close(found.double(), reference(q, k, v, LENGTHS, scoring), atol=1e-6, rtol=1e-6)
+
+
+def test_a_flash_attention_without_a_word_for_something_is_not_called_without_it() -> None:
+    def older(q: object, k: object, v: object, cu_seqlens_q: object, cu_seqlens_k: object, max_seqlen_q: int, max_seqlen_k: int,
+              softmax_scale: float, causal: bool) -> None: ...  # fmt: skip
+
+    assert flash.keywords(older, row(LENGTHS), Scoring(scaling=1.0, window=99), deterministic=False)["causal"]
+    for scoring, deterministic, word in ((Scoring(scaling=1.0, window=3), False, "window_size"), (Scoring(scaling=1.0), True, "deterministic")):
+        with pytest.raises(NotImplementedError, match=f"no {word}"):
+            flash.keywords(older, row(LENGTHS), scoring, deterministic=deterministic)
+
+
+def varlen_before_2_12(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_q: torch.Tensor, cu_seq_k: torch.Tensor, max_q: int, max_k: int, *,
+    scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
+) -> torch.Tensor:  # fmt: skip
+    """As PyTorch 2.11 has it."""
+    assert window_size[1] == 0
+    return flash_as_documented(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, softmax_scale=scale, causal=True, window_size=window_size
+    )  # fmt: skip
+
+
+def varlen_since_2_12(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_q: torch.Tensor, cu_seq_k: torch.Tensor, max_q: int, max_k: int, *,
+    scale: float | None = None, window_size: tuple[int, int] = (-1, -1), enable_gqa: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """As PyTorch 2.13 has it."""
+    assert enable_gqa
+    return varlen_before_2_12(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+
+
+@pytest.mark.parametrize("called", [varlen_before_2_12, varlen_since_2_12])
+@pytest.mark.parametrize("window", [None, 6])
+def test_what_either_signature_of_pytorch_is_told(monkeypatch: pytest.MonkeyPatch, called: Callable[..., torch.Tensor], window: int | None) -> None:
+    module: ModuleType = torch.nn.attention.varlen
+    monkeypatch.setattr(module, "varlen_attn", called)
+    varlen.names_groups.cache_clear()
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 6, 29, 20), torch.randn(1, 2, 29, 20), torch.randn(1, 2, 29, 16)
+    scoring = Scoring(scaling=0.4, window=window)
+    found = varlen.attend(q, k, v, row(LENGTHS), scoring)
+    varlen.names_groups.cache_clear()
+    torch.testing.assert_close(found.double(), reference(q, k, v, LENGTHS, scoring), atol=1e-6, rtol=1e-6)

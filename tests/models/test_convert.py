@@ -16,6 +16,7 @@ from tests.models.tiny import tiny_adapter, write_tiny
 from tuner.errors import StageError
 from tuner.models.convert import write_adapter, write_full
 from tuner.models.new_tokens import trainable_rows, write_rows
+from tuner.models.shards import Checkpoint
 from tuner.models.sidecars import write_config
 
 # PEFT asks transformers by a name that is going away.
@@ -28,7 +29,7 @@ def test_peft_loads_the_adapter(tiny: Path, tmp_path: Path) -> None:
     save_file(get_peft_model_state_dict(peft), tmp_path / "weights.safetensors")
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        write_adapter(tmp_path / "weights.safetensors", tmp_path / "peft" / "adapter_config.json", tmp_path / name, "org/name")
+        write_adapter(Checkpoint([tmp_path / "weights.safetensors"]), tmp_path / "peft" / "adapter_config.json", tmp_path / name, "org/name")
     for file in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     text = (tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8")
@@ -47,7 +48,7 @@ def test_full_weights_load(tmp_path: Path, tied: bool, code: str, dtype: torch.d
     weights = {name: p.detach() + 0.001 for name, p in model.named_parameters()}
     save_file(weights, tmp_path / "weights.safetensors")
     (tmp_path / "out").mkdir()
-    write_full(tmp_path / "weights.safetensors", base, tmp_path / "out", code)
+    write_full(Checkpoint([tmp_path / "weights.safetensors"]), base, tmp_path / "out", code)
     write_config(base, tmp_path / "out", str(dtype).removeprefix("torch."))
     loaded, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(loading.values())
@@ -63,14 +64,14 @@ def test_a_tensor_that_did_not_train_is_copied(tmp_path: Path) -> None:
     weights = {n: t.float() for n, t in load_file(base / "model.safetensors").items() if n != "model.buffer"}
     save_file(weights, tmp_path / "weights.safetensors")
     (tmp_path / "out").mkdir()
-    write_full(tmp_path / "weights.safetensors", base, tmp_path / "out", "BF16")
+    write_full(Checkpoint([tmp_path / "weights.safetensors"]), base, tmp_path / "out", "BF16")
     assert load_file(tmp_path / "out" / "model.safetensors")["model.buffer"].tolist() == [0, 1, 2]
 
 
 def test_a_trained_tensor_without_a_place_is_refused(tiny: Path, tmp_path: Path) -> None:
     save_file({"model.experts": torch.zeros(2, 2)}, tmp_path / "weights.safetensors")
     with pytest.raises(StageError, match=r"model\.experts is \(2, 2\), the base checkpoint has no such tensor"):
-        write_full(tmp_path / "weights.safetensors", tiny, tmp_path, "BF16")
+        write_full(Checkpoint([tmp_path / "weights.safetensors"]), tiny, tmp_path, "BF16")
 
 
 @pytest.mark.parametrize(("make", "class_"), [(seer, AutoModelForImageTextToText), (mixture, AutoModelForCausalLM)])
@@ -81,7 +82,7 @@ def test_trained_weights_go_back_to_the_tensors_they_were_made_of(make: Callable
     out.mkdir()
     weights = {name: p.detach() + 0.01 for name, p in class_.from_pretrained(base, dtype=torch.float32).named_parameters()}
     save_file(weights, tmp_path / "weights.safetensors")
-    write_full(tmp_path / "weights.safetensors", base, out, "F32", limit=30_000)
+    write_full(Checkpoint([tmp_path / "weights.safetensors"]), base, out, "F32", limit=30_000)
     write_config(base, out, "float32")
     before = load_file(base / "model.safetensors")
     after = {name: tensor for path in sorted(out.glob("*.safetensors")) for name, tensor in load_file(path).items()}
@@ -100,7 +101,7 @@ def test_an_untrained_model_comes_back_to_the_byte(tmp_path: Path) -> None:
         {name: p.detach().float() for name, p in AutoModelForCausalLM.from_pretrained(base).named_parameters()}, tmp_path / "weights.safetensors"
     )
     (tmp_path / "out").mkdir()
-    write_full(tmp_path / "weights.safetensors", base, tmp_path / "out", "BF16")
+    write_full(Checkpoint([tmp_path / "weights.safetensors"]), base, tmp_path / "out", "BF16")
     before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -110,7 +111,7 @@ def test_an_expert_of_another_shape_is_refused(tmp_path: Path) -> None:
     mixture().save_pretrained(tmp_path / "base")
     save_file({"model.layers.0.mlp.experts.down_proj": torch.zeros(2, 16, 24)}, tmp_path / "weights.safetensors")
     with pytest.raises(StageError, match=r"experts\.down_proj is \(2, 16, 24\), the base checkpoint has \(3, 16, 24\)"):
-        write_full(tmp_path / "weights.safetensors", tmp_path / "base", tmp_path, "BF16")
+        write_full(Checkpoint([tmp_path / "weights.safetensors"]), tmp_path / "base", tmp_path, "BF16")
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -127,7 +128,7 @@ def test_the_readme_of_an_adapter_with_new_rows_works_on_the_public_base(tmp_pat
             p.data += torch.randn(p.shape, generator=torch.Generator().manual_seed(3)) * 0.1
     peft.save_pretrained(tmp_path / "peft", save_embedding_layers=False)
     save_file(get_peft_model_state_dict(peft, save_embedding_layers=False), tmp_path / "weights.safetensors")
-    write_adapter(tmp_path / "weights.safetensors", tmp_path / "peft" / "adapter_config.json", out, "org/name")
+    write_adapter(Checkpoint([tmp_path / "weights.safetensors"]), tmp_path / "peft" / "adapter_config.json", out, "org/name")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (out / name).write_bytes((public / name).read_bytes())
     text = (out / "README.md").read_text(encoding="utf-8")
@@ -145,5 +146,7 @@ def test_an_adapter_without_new_rows_has_no_readme(tiny: Path, tmp_path: Path) -
     peft = tiny_adapter(tiny)
     peft.save_pretrained(tmp_path / "peft")
     (tmp_path / "out").mkdir()
-    write_adapter(tmp_path / "peft" / "adapter_model.safetensors", tmp_path / "peft" / "adapter_config.json", tmp_path / "out", "org/name")
+    write_adapter(
+        Checkpoint([tmp_path / "peft" / "adapter_model.safetensors"]), tmp_path / "peft" / "adapter_config.json", tmp_path / "out", "org/name"
+    )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]

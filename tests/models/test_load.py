@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import Gemma2Config, Gemma2ForCausalLM, GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tests.conftest import REPO, environment
@@ -201,40 +200,6 @@ def test_an_adapter_of_another_model_is_refused(tiny: Path, tmp_path: Path) -> N
     tiny_adapter(tmp_path / "deeper").save_pretrained(tmp_path / "adapter")
     with pytest.raises(StageError, match=r"layers\.2\..*, and the base has no such tensor"):
         load.load_tuned(tiny, tmp_path / "adapter", dtype=torch.float32, device="cpu")
-
-
-def test_lora(tiny: Path) -> None:
-    base = load.load_model(tiny, dtype=torch.bfloat16, device="cpu")
-    model = load.add_lora(base, r=4, alpha=8.0, dropout=0.0, targets="all-linear", seed=3)
-    trains = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert load.trainable(model) == sum(p.numel() for p in trains.values())
-    assert len(trains) == 2 * 7 * 2
-    assert all("lora_" in name and p.dtype == torch.float32 for name, p in trains.items())
-    assert not any("lm_head" in name for name in trains)
-    again = load.add_lora(load.load_model(tiny, dtype=torch.float32, device="cpu"), r=4, alpha=8.0, dropout=0.0, targets="all-linear", seed=3)
-    assert all(torch.equal(p, dict(again.named_parameters())[name].bfloat16().float()) for name, p in trains.items())
-    assert load.adapter_config(model) == load.adapter_config(again)
-    assert load.adapter_config(model)["lora_alpha"] == 8
-
-
-@pytest.mark.parametrize("layers", [2, 4])
-def test_all_linear_is_written_as_peft_writes_it(layers: int) -> None:
-    config = LlamaConfig(**SIZES | {"num_hidden_layers": layers})
-    ours = load.add_lora(LlamaForCausalLM(config), r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0)
-    theirs = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=2, lora_alpha=2, target_modules="all-linear", task_type="CAUSAL_LM"))
-    assert load.adapter_config(ours) == load.adapter_config(theirs)
-    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
-
-
-def test_targets(tiny: Path) -> None:
-    model = load.add_lora(load.load_model(tiny, dtype=torch.float32, device="cpu"), r=2, alpha=2, dropout=0.0, targets="q_proj", seed=0)
-    assert load.adapter_config(model)["target_modules"] == ["q_proj"]
-    with pytest.raises(ConfigError, match=r"algo\.targets=.*nope.*linear layers are down_proj, gate_proj, k_proj, lm_head"):
-        load.add_lora(load.load_model(tiny, dtype=torch.float32, device="cpu"), r=2, alpha=2, dropout=0.0, targets=("nope",), seed=0)
-    with pytest.raises(ConfigError, match=r"algo\.targets=\[q is no regular expression"):
-        load.add_lora(load.load_model(tiny, dtype=torch.float32, device="cpu"), r=2, alpha=2, dropout=0.0, targets="[q", seed=0)
-    with pytest.raises(ConfigError, match=r"algo\.targets=self_attn can't have adapters"):
-        load.add_lora(load.load_model(tiny, dtype=torch.float32, device="cpu"), r=2, alpha=2, dropout=0.0, targets="self_attn", seed=0)
 
 
 @pytest.fixture(scope="module")

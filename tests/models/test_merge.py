@@ -28,7 +28,8 @@ from tuner.models import quantize
 from tuner.models.files import checkpoint_files, weight_files
 from tuner.models.layouts.rewrite import write_native
 from tuner.models.load import load_model, load_tuned
-from tuner.models.merge import merge_adapter, merge_original, merged, pairs, replaced, rounded, rows
+from tuner.models.merge import merge_adapter, merge_original, merged, replaced, rounded
+from tuner.models.pairs import pairs, rows
 from tuner.models.shards import Checkpoint, Spec
 from tuner.models.sidecars import write_config
 
@@ -43,10 +44,10 @@ def adapter(tiny: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
-@pytest.mark.parametrize("use_rslora", [False, True])
-def test_equals_peft(tmp_path: Path, dtype: torch.dtype, use_rslora: bool) -> None:
+@pytest.mark.parametrize(("use_rslora", "use_dora"), [(False, False), (True, False), (True, True), (False, True)])
+def test_equals_peft(tmp_path: Path, dtype: torch.dtype, use_rslora: bool, use_dora: bool) -> None:
     base = write_tiny(tmp_path / "base", dtype=dtype, tied=False)
-    peft = tiny_adapter(base, use_rslora=use_rslora)
+    peft = tiny_adapter(base, use_rslora=use_rslora, use_dora=use_dora)
     peft.save_pretrained(tmp_path / "adapter")
     (tmp_path / "out").mkdir()
     merge_adapter(base, tmp_path / "adapter", tmp_path / "out", limit=400_000)
@@ -101,6 +102,18 @@ def test_a_lonely_half_is_refused(tiny: Path, adapter: Path, tmp_path: Path) -> 
         merge_adapter(tiny, adapter, tmp_path)
 
 
+def test_magnitudes_of_another_length_or_none_are_refused(tiny: Path, tmp_path: Path) -> None:
+    tiny_adapter(tiny, use_dora=True).save_pretrained(tmp_path / "adapter")
+    name = "base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector"
+    edit(tmp_path / "adapter", **{name: torch.ones(159)})
+    with pytest.raises(StageError, match=r"magnitudes for model\.layers\.0\.mlp\.up_proj\.weight are \(159,\)"):
+        merge_adapter(tiny, tmp_path / "adapter", tmp_path)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({n: t for n, t in load_file(file).items() if n != name}, file)
+    with pytest.raises(StageError, match=r"2 belong to no pair of A and B, first .*up_proj\.lora_A"):
+        merge_adapter(tiny, tmp_path / "adapter", tmp_path)
+
+
 def test_an_adapter_of_another_model_is_refused(tiny: Path, adapter: Path, tmp_path: Path) -> None:
     names = {half: f"base_model.model.model.layers.7.q.lora_{half}.weight" for half in "AB"}
     edit(adapter, **{names["A"]: torch.zeros(2, 64), names["B"]: torch.zeros(64, 2)})
@@ -114,9 +127,11 @@ def test_another_shape_is_refused(tiny: Path, adapter: Path, tmp_path: Path) -> 
         merge_adapter(tiny, adapter, tmp_path)
 
 
-@pytest.mark.parametrize("odd", [{"use_dora": True}, {"alpha_pattern": {"q_proj": 3}}, {"bias": "all"}])
-def test_more_than_plain_lora_is_refused(odd: dict[str, object]) -> None:
-    with pytest.raises(StageError, match=next(iter(odd))):
+@pytest.mark.parametrize(
+    "odd", [{"alpha_pattern": {"q_proj": 3}}, {"bias": "all"}, {"init_lora_weights": "pissa"}, {"use_bdlora": {}, "kasa_config": {"a": 1}}]
+)
+def test_more_than_lora_and_dora_is_refused(odd: dict[str, object]) -> None:
+    with pytest.raises(StageError, match=list(odd)[-1]):
         pairs({"lora_alpha": 8} | odd, {})
 
 

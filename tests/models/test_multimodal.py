@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from tuner.errors import ConfigError, DataError, StageError
-from tuner.models import load, quantize
+from tuner.models import adapters, load, quantize
 from tuner.models.files import weight_files
 from tuner.models.merge import merge_adapter
 from tuner.models.names import Originals, checkpoint_names, map_names
@@ -135,7 +135,7 @@ def logits(model: torch.nn.Module, ids: torch.Tensor, positions: torch.Tensor) -
 
 
 def adapted(base: Path, directory: Path, dtype: torch.dtype = torch.float32) -> PeftModel:
-    model = load.add_lora(load.load_model(base, dtype=dtype, device="cpu"), r=2, alpha=3, dropout=0.0, targets="all-linear", seed=0)
+    model = adapters.add_lora(load.load_model(base, dtype=dtype, device="cpu"), r=2, alpha=3, dropout=0.0, targets="all-linear", seed=0)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -157,7 +157,9 @@ def test_documents_of_a_pack_are_alone(base: Path) -> None:
 
 
 def test_the_whole_of_a_seeing_model_trains_on_text_through_its_adapters(seeing: Path) -> None:
-    model = load.add_lora(load.load_model(seeing, dtype=torch.float32, device="cpu"), r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0).train()
+    model = adapters.add_lora(
+        load.load_model(seeing, dtype=torch.float32, device="cpu"), r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0
+    ).train()
     model(input_ids=IDS, position_ids=POSITIONS).logits.square().mean().backward()
     trains = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all(".language_model.layers." in name and "lora_" in name for name in trains)
@@ -233,7 +235,7 @@ def test_in_4_bits_only_the_language_model_is_held(make: Make, tmp_path: Path) -
     held = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.uint8}
     assert held == {f"{name}.weight" for name in linears(skeleton(base))}
     assert quantize.names(base) == {checkpoint_names(base)[name] for name in held}
-    tuned = load.add_lora(model, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0).train()
+    tuned = adapters.add_lora(model, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0).train()
     tuned(input_ids=IDS, position_ids=POSITIONS).logits.float().square().mean().backward()
     assert len([parameter for parameter in tuned.parameters() if parameter.grad is not None]) == 2 * 7 * 2
 
@@ -242,7 +244,7 @@ def test_a_name_means_the_language_model_s_modules_and_an_expression_whatever_it
     base = write(gemma3, tmp_path / "base")
 
     def modules(targets: str | tuple[str, ...]) -> set[str]:
-        model = load.add_lora(load.load_model(base, dtype=torch.float32, device="cpu"), r=2, alpha=2, dropout=0.0, targets=targets, seed=0)
+        model = adapters.add_lora(load.load_model(base, dtype=torch.float32, device="cpu"), r=2, alpha=2, dropout=0.0, targets=targets, seed=0)
         return {name.removeprefix("base_model.model.model.").partition(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
 
     language = {f"language_model.layers.{layer}.self_attn.q_proj" for layer in range(2)}
@@ -263,7 +265,7 @@ def test_beside_experts_attention_is_adapted(sparse: Path, tmp_path: Path) -> No
 def test_an_mlp_that_peft_takes_for_experts_is_refused(tmp_path: Path) -> None:
     model = load.load_model(write(qwen3_moe, tmp_path), dtype=torch.float32, device="cpu")
     with pytest.raises(ConfigError, match=r"algo\.targets=.*down_proj.* takes for parts of this model's experts \(down_proj\).*all-linear"):
-        load.add_lora(model, r=2, alpha=2, dropout=0.0, targets=("q_proj", "down_proj"), seed=0)
+        adapters.add_lora(model, r=2, alpha=2, dropout=0.0, targets=("q_proj", "down_proj"), seed=0)
 
 
 def test_experts_are_taken_apart_into_their_tensors_again(sparse: Path) -> None:
@@ -317,8 +319,8 @@ def test_a_model_that_writes_no_text_is_refused(tmp_path: Path) -> None:
 
 def test_an_adapter_comes_back_as_it_was_written_here_and_with_peft(base: Path, tmp_path: Path) -> None:
     trained = adapted(base, tmp_path / "adapter")
-    fresh = load.add_lora(load.load_model(base, dtype=torch.float32, device="cpu"), r=2, alpha=3, dropout=0.0, targets="all-linear", seed=5)
-    load.load_adapter(fresh, tmp_path / "adapter")
+    fresh = adapters.add_lora(load.load_model(base, dtype=torch.float32, device="cpu"), r=2, alpha=3, dropout=0.0, targets="all-linear", seed=5)
+    adapters.load_adapter(fresh, tmp_path / "adapter")
     plain = type(trained.get_base_model()).from_pretrained(base, dtype=torch.float32)
     theirs = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
     positions = torch.arange(16)[None]

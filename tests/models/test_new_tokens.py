@@ -28,8 +28,11 @@ from tuner.models.merge import merge_adapter, merge_original
 from tuner.models.new_tokens import Grown, enlarged, grow, resized, token_ids, trainable_rows, vocabulary, with_rows, write_rows
 from tuner.models.shards import Checkpoint, Spec, write_checkpoint
 from tuner.models.sidecars import write_config
+from tuner.schema import Optim
 from tuner.train.batch import collate
-from tuner.train.engine import TorchEngine
+from tuner.train.engine import TorchEngine, trained
+from tuner.train.noise import prepare_noise
+from tuner.train.optimizers import build, ends
 
 # PEFT asks transformers by a name that is going away.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -333,9 +336,8 @@ def test_rows_train_through_the_engine_and_nothing_else_of_the_embedding(tmp_pat
     base = small(tmp_path / "base", tied=tied)
 
     def engine() -> TorchEngine:
-        return TorchEngine(
-            adapted(load_model(base, dtype=torch.float32, device="cpu"), [68, 69]).train(), betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0
-        )
+        model = adapted(load_model(base, dtype=torch.float32, device="cpu"), [68, 69]).train()
+        return TorchEngine(model, build(trained(model), Optim(), device=torch.device("cpu"), ends=ends(model)))
 
     ids, lengths = np.array([1, 68, 5, 69, 3, 69, 2], dtype=np.int32), np.array([4, 3], dtype=np.int32)
     pack = Pack(ids=ids, trained=np.ones(7, dtype=np.bool_), lengths=lengths, files=lengths, lines=lengths)
@@ -343,24 +345,44 @@ def test_rows_train_through_the_engine_and_nothing_else_of_the_embedding(tmp_pat
     one, other = engine(), engine()
     for step in range(3):
         one.forward_backward([batch], 5)
-        one.step(0.01)
+        one.step(0.01, None)
         if step == 0:
             other.load(one.state())
     for _ in range(2):
         other.forward_backward([batch], 5)
-        other.step(0.01)
-    trained, again = one.state(), other.state()
-    assert trained.weights.keys() == again.weights.keys()
-    assert all(torch.equal(value, again.weights[name]) for name, value in trained.weights.items())
-    grown = [name for name in trained.weights if "trainable_tokens" in name]
+        other.step(0.01, None)
+    learned, again = one.state(), other.state()
+    assert learned.weights.keys() == again.weights.keys()
+    assert all(torch.equal(value, again.weights[name]) for name, value in learned.weights.items())
+    grown = [name for name in learned.weights if "trainable_tokens" in name]
     assert [name.split(".")[-3] for name in grown] == (["embed_tokens"] if tied else ["embed_tokens", "lm_head"])
     begun = engine().state().weights
     for name in grown:
-        assert trained.weights[name].dtype == torch.float32
-        assert bool((trained.weights[name] != begun[name]).any(1).all())
+        assert learned.weights[name].dtype == torch.float32
+        assert bool((learned.weights[name] != begun[name]).any(1).all())
     whole: Any = one.model
     table = whole.get_input_embeddings().original_module.weight
     assert torch.equal(table, tensors(base)["model.embed_tokens.weight"].float())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_noise_falls_on_new_tokens_too(tmp_path: Path, tied: bool) -> None:
+    model = adapted(load_model(small(tmp_path / "base", tied=tied), dtype=torch.float32, device="cpu"), [68, 69]).train()
+    table, noise = model.get_input_embeddings(), prepare_noise(model, seed=0, dropout=0.0, neftune=5.0)
+    seen: list[torch.Tensor] = []
+    table.register_forward_hook(lambda _module, _args, given: seen.append(given.detach()))
+    ids, positions = torch.tensor([[1, 68, 69, 5]]), torch.arange(4)[None]
+    assert noise
+    for packs in ([(0, 4)], [(1, 4)]):
+        noise.enter(0, packs)
+        model(input_ids=ids, position_ids=positions)
+        noise.leave()
+    model(input_ids=ids, position_ids=positions)
+    bound = 5.0 / (4 * seen[2].shape[-1]) ** 0.5
+    for noisy in seen[:2]:
+        assert ((noisy - seen[2]).abs().amax(-1) > 0.5 * bound).all()
+        assert ((noisy - seen[2]).abs() <= bound * 1.0001).all()
+    assert not torch.equal(seen[0], seen[1])
 
 
 def test_without_new_tokens_no_rows_train() -> None:

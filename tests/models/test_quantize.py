@@ -1,4 +1,4 @@
-"""A base in 4 bits must be the same base when it trains, when it is merged into and when it is measured."""
+"""A base in 4 or 8 bits must be the same base when it trains, when it is merged into and when it is measured."""
 
 import importlib.util
 from collections.abc import Callable
@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from tests.models.tiny import tiny_adapter, tiny_model
 from tuner.errors import ConfigError, StageError
-from tuner.models import load, quantize
+from tuner.models import adapters, load, quantize
 from tuner.models.files import weight_files
 from tuner.models.merge import merge_adapter
 from tuner.models.names import checkpoint_names
@@ -94,7 +94,7 @@ def measured_in_between(base: Path, *, trap: bool) -> tuple[bool, bool]:
         if isinstance(module, bnb.nn.Linear4bit):
             assert not module.support_avx512bf16_for_cpu
             module.support_avx512bf16_for_cpu = trap
-    tuned = load.add_lora(model, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0)
+    tuned = adapters.add_lora(model, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0)
     modules = [tuned.get_submodule(f"base_model.model.{name.removesuffix('.weight')}").base_layer for name in sorted(quantize.names(base))]
 
     def values() -> list[torch.Tensor]:
@@ -130,7 +130,7 @@ def test_it_would_where_the_processor_has_bf16_and_nothing_was_done(tmp_path: Pa
 
 def qlora(base: Path, directory: Path) -> torch.nn.Module:
     """A model in 4 bits with an adapter whose B is away from zero, which is also written to `directory`."""
-    model = load.add_lora(
+    model = adapters.add_lora(
         load.load_model(base, dtype=torch.float32, device="cpu", quant="nf4"), r=4, alpha=6, dropout=0.0, targets="all-linear", seed=0
     )
     generator = torch.Generator().manual_seed(1)
@@ -175,9 +175,10 @@ def test_measured_is_what_merging_writes_bit_for_bit(base: Path, tmp_path: Path)
         assert torch.equal(tuned[name], tensor), name
 
 
-def test_training_goes_down(base: Path) -> None:
-    model = load.add_lora(
-        load.load_model(base, dtype=torch.bfloat16, device="cpu", quant="nf4"), r=4, alpha=8, dropout=0.0, targets="all-linear", seed=0
+@pytest.mark.parametrize("quant", ["nf4", "int8"])
+def test_training_goes_down(base: Path, quant: str) -> None:
+    model = adapters.add_lora(
+        load.load_model(base, dtype=torch.bfloat16, device="cpu", quant=quant), r=4, alpha=8, dropout=0.0, targets="all-linear", seed=0
     )
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters() if parameter.requires_grad)
     optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=5e-3)
@@ -192,7 +193,8 @@ def test_training_goes_down(base: Path) -> None:
     assert losses[-1] < losses[0] - 0.5
 
 
-def test_experts_are_refused_with_their_share_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("quant", ["nf4", "int8"])
+def test_experts_are_refused_with_their_share_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quant: str) -> None:
     config = Qwen3MoeConfig(
         vocab_size=64, hidden_size=32, intermediate_size=64, moe_intermediate_size=48, num_experts=8, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, decoder_sparse_step=1,
@@ -202,20 +204,21 @@ def test_experts_are_refused_with_their_share_before_anything_is_read(tmp_path: 
     share = 2 * 8 * 3 * 48 * 32 / sum(parameter.numel() for parameter in model.parameters())
     monkeypatch.setattr(Qwen3MoeForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("was loaded"))
     with pytest.raises(ConfigError, match=rf"{share:.0%} of the weights are in experts that bitsandbytes leaves.*algo\.quant=none"):
-        load.load_model(tmp_path, dtype=torch.bfloat16, device="cpu", quant="nf4")
+        load.load_model(tmp_path, dtype=torch.bfloat16, device="cpu", quant=quant)
 
 
-def test_a_layer_that_is_left_out_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("quant", "bits"), [("nf4", 4), ("int8", 8)])
+def test_a_layer_that_is_left_out_is_named(base: Path, monkeypatch: pytest.MonkeyPatch, quant: str, bits: int) -> None:
     original = quantize.settings
 
-    def forgetful(*args: object) -> object:
-        found = original(*args)
+    def forgetful(model: PreTrainedModel, quant: str, *, compute: torch.dtype, storage: torch.dtype | None) -> object:
+        found = original(model, quant, compute=compute, storage=storage)
         found.llm_int8_skip_modules.append("model.layers.1.mlp.up_proj")
         return found
 
     monkeypatch.setattr(quantize, "settings", forgetful)
-    with pytest.raises(StageError, match=r"1 of 14 linear layers are not in 4 bits.*layers\.1\.mlp\.up_proj"):
-        load.load_model(base, dtype=torch.bfloat16, device="cpu", quant="nf4")
+    with pytest.raises(StageError, match=rf"1 of 14 linear layers are not in {bits} bits.*layers\.1\.mlp\.up_proj"):
+        load.load_model(base, dtype=torch.bfloat16, device="cpu", quant=quant)
 
 
 def test_without_bitsandbytes_it_says_what_to_install(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,6 +232,71 @@ def test_without_bitsandbytes_it_says_what_to_install(base: Path, monkeypatch: p
             call()
 
 
+def eight(model: torch.nn.Module, tensor: str) -> torch.Tensor:
+    """What a layer in 8 bits holds, asked of bitsandbytes: at first beside the weight, and in a state of its own after the first forward pass."""
+    layer = model.get_submodule(tensor.removesuffix(".weight"))
+    layer = getattr(layer, "base_layer", layer)
+    scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
+    value: torch.Tensor = bnb.functional.int8_vectorwise_dequant(layer.weight.data, scales)
+    return value
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("compute", [torch.bfloat16, torch.float32])
+def test_a_base_in_8_bits_computes_with_what_merging_takes(tmp_path: Path, stored: torch.dtype, compute: torch.dtype) -> None:
+    directory = write(tmp_path, stored, tied=True)
+    model, weights = load.load_model(directory, dtype=compute, device="cpu", quant="int8"), Checkpoint(weight_files(directory))
+    held = quantize.names(directory)
+    assert len(held) == 14
+    for name in held:
+        value, weight = quantize.dequantised(weights[name], "int8"), weights[name].bfloat16().float()
+        assert torch.equal(eight(model, name), value), name
+        # arXiv:2208.07339, equation 3: a row's largest value is 127
+        assert ((value - weight).abs() <= weight.abs().amax(1, keepdim=True) / 127 * 0.501).all()
+    for name, tensor in model.state_dict().items():
+        if "_proj" not in name:
+            assert torch.equal(tensor, weights["model.embed_tokens.weight" if name == "lm_head.weight" else name].bfloat16().to(compute)), name
+
+
+def test_measuring_in_between_changes_nothing_in_8_bits(base: Path) -> None:
+    model = load.load_model(base, dtype=torch.bfloat16, device="cpu", quant="int8")
+    tuned = adapters.add_lora(model, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0)
+    names = sorted(quantize.names(base))
+    before, weights = gradients(tuned), [eight(model, name) for name in names]
+    with torch.no_grad():
+        tuned.eval()(input_ids=torch.arange(16)[None], position_ids=torch.arange(16)[None])
+    assert all(torch.equal(a, b) for a, b in zip(before, gradients(tuned), strict=True))
+    assert all(torch.equal(a, eight(model, name)) for a, name in zip(weights, names, strict=True))
+
+
+@pytest.mark.parametrize(("quant", "dora"), [("int8", False), ("nf4", True)])
+def test_merged_in_8_bits_or_with_dora_it_is_the_model_that_trained(base: Path, tmp_path: Path, quant: str, dora: bool) -> None:
+    frozen = load.load_model(base, dtype=torch.float32, device="cpu", quant=quant)
+    trained = adapters.add_lora(frozen, r=4, alpha=6, dropout=0.0, targets="all-linear", seed=0, dora=dora).train()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in trained.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.1
+    trained.save_pretrained(tmp_path)
+    ids = torch.arange(5, 45)[None]
+    positions = torch.arange(40)[None]
+    tuned, other = (load.load_tuned(base, tmp_path, dtype=torch.float32, device="cpu", quant=held) for held in (quant, "none"))
+    with torch.no_grad():
+        logits, merged, wrong = (model(input_ids=ids, position_ids=positions).logits for model in (trained, tuned, other))
+    # What is left is rounding weights to bf16. A base in 16 bits would be another model.
+    assert (merged - logits).std() < (0.1 if quant == "nf4" else 0.5) * (wrong - logits).std()
+
+
+def test_4_bits_in_bf16_are_the_same_bits(base: Path) -> None:
+    model, plain = (load.load_model(base, dtype=torch.bfloat16, device="cpu", quant="nf4", storage=storage) for storage in (torch.bfloat16, None))
+    for name in quantize.names(base):
+        assert model.get_parameter(name).dtype == torch.bfloat16
+        assert torch.equal(model.get_parameter(name).data.view(torch.uint8).flatten(), plain.get_parameter(name).data.flatten())
+        assert torch.equal(restored(model, name), restored(plain, name))
+    ours, theirs = (gradients(adapters.add_lora(m, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0, init="gaussian")) for m in (model, plain))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_gpu_holds_the_base_that_merging_on_the_processor_takes(base: Path) -> None:
@@ -240,8 +308,22 @@ def test_a_gpu_holds_the_base_that_merging_on_the_processor_takes(base: Path) ->
         assert ((there - here).abs() <= 0.05 * here.abs()).all()
         assert (there - here).norm() < 2**-9 * here.norm()
     assert all(parameter.device.type == "cuda" for parameter in model.parameters())
-    tuned = load.add_lora(model, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0)
+    tuned = adapters.add_lora(model, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0)
     ids = torch.arange(16, device="cuda")[None]
     before = tuned.eval()(input_ids=ids, position_ids=ids).logits
     before.float().square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in tuned.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_holds_in_8_bits_what_merging_on_the_processor_takes(base: Path) -> None:
+    model, weights = load.load_model(base, dtype=torch.bfloat16, device="cuda", quant="int8"), Checkpoint(weight_files(base))
+    for name in quantize.names(base):
+        there, here = eight(model, name).cpu(), quantize.dequantised(weights[name], "int8")
+        assert (there != here).float().mean() < 0.01
+        assert (there - here).norm() < 2**-9 * here.norm()
+    tuned = adapters.add_lora(model, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0)
+    ids = torch.arange(16, device="cuda")[None]
+    tuned.train()(input_ids=ids, position_ids=ids).logits.float().square().mean().backward()
     assert all(parameter.grad.isfinite().all() for parameter in tuned.parameters() if parameter.grad is not None)

@@ -42,12 +42,15 @@ def write_tiny(directory: Path, *, dtype: torch.dtype = torch.bfloat16, tied: bo
     return directory
 
 
-def tiny_adapter(base: Path, *, dtype: torch.dtype = torch.float32, use_rslora: bool = False) -> PeftModel:
-    """A LoRA of rank 4 on every linear layer of the model in `base`, with B away from zero."""
+def tiny_adapter(base: Path, *, dtype: torch.dtype = torch.float32, use_rslora: bool = False, use_dora: bool = False) -> PeftModel:
+    """A LoRA of rank 4 on every linear layer of the model in `base`, with B (and magnitudes) away from where they begin."""
     model = LlamaForCausalLM.from_pretrained(base, dtype=dtype)
-    peft = get_peft_model(model, LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM", use_rslora=use_rslora))
+    config = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM", use_rslora=use_rslora, use_dora=use_dora)
+    peft = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in peft.named_parameters():
-        if "lora_" in name:
+        if "lora_magnitude" in name:
+            parameter.data *= 1 + torch.randn(parameter.shape, generator=generator) * 0.1
+        elif "lora_" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
     return peft

@@ -10,12 +10,12 @@ from transformers import LlamaForCausalLM
 
 from tests.models.tiny import CHATML, tiny_adapter
 from tuner.data.tokens import Pack, write_packs
-from tuner.models.load import adapter_config
+from tuner.disk import write_json
+from tuner.models.adapters import adapter_config
 from tuner.schema import Algo, Config, Eval, Machine, Model
 from tuner.stage import Context, Input, Stage, View
 from tuner.train import checkpoint
 from tuner.train.engine import State
-from tuner.train.worker import write_json
 
 
 def config(**algo: Any) -> Config:

@@ -1,6 +1,7 @@
 """convert leaves directories that PEFT, transformers and serving engines read, the same to the byte."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from tests.models.tiny import write_tiny
 from tests.stages.support import config, run, trained_full, trained_lora
 from tuner.errors import DataError, StageError
 from tuner.stages.convert import STAGE
+from tuner.train import checkpoint, fragments, steps
+from tuner.train.engine import State
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
@@ -55,11 +58,69 @@ def test_full_becomes_a_model_directory(base: Path, tmp_path: Path, precision: s
     assert tokenizer.chat_template == (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8")
 
 
+def resaved(train: Path, out: Path, of: int, drop: tuple[str, ...] = ()) -> Path:
+    """The same training, as so many processes leave it: each with an equal part of every tensor, cut without regard to its rows."""
+    (found,) = steps.kept(train)
+    weights = {name: tensor for name, tensor in fragments.read(found).weights.items() if name not in drop}
+    savers = [checkpoint.Saver(out, rank=rank, of=of, timeout=20) for rank in range(of)]
+    for rank, saver in enumerate(savers):
+        own = {}
+        for name, tensor in weights.items():
+            begin, end = rank * tensor.numel() // of, (rank + 1) * tensor.numel() // of
+            own[f"{name}@{begin}"] = tensor.flatten()[begin:end]
+        state = State(weights=own, optimizer={}, shapes={name: tuple(tensor.shape) for name, tensor in weights.items()})
+        saver.save(state, step=found.step, tokens=found.tokens, scores=found.scores, optimizer=False)
+    for saver in savers:
+        saver.wait()
+    for name in steps.SETTINGS:
+        if (train / name).exists():
+            shutil.copyfile(train / name, out / name)
+    return out
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("adapter", ["lora", "none"])
+def test_what_several_processes_saved_becomes_the_same_files(base: Path, tmp_path: Path, adapter: str) -> None:
+    train = (trained_lora if adapter == "lora" else trained_full)(base, tmp_path / "train")
+    settings = config(adapter=adapter, precision="fp32" if adapter == "lora" else "bf16")
+    run(STAGE, settings, tmp_path / "one", train=train, fetch_model=base)
+    run(STAGE, settings, tmp_path / "three", train=resaved(train, tmp_path / "parts", 3), fetch_model=base)
+    assert contents(tmp_path / "one") == contents(tmp_path / "three")
+
+
+def test_what_did_not_train_is_the_base(base: Path, tmp_path: Path) -> None:
+    train = trained_full(base, tmp_path / "train")
+    frozen = "model.layers.0.mlp.up_proj.weight"
+    parts = resaved(train, tmp_path / "parts", 2, drop=(frozen,))
+    run(STAGE, config(adapter="none", precision="fp32"), tmp_path / "out", train=parts, fetch_model=base)
+    model, plain = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (tmp_path / "out", base))
+    same = {name for name, weight in model.state_dict().items() if torch.equal(weight, plain.state_dict()[name])}
+    assert same == {frozen}
+
+
+def test_an_adapter_that_began_as_a_part_of_its_base_is_written_for_the_plain_base(base: Path, tmp_path: Path) -> None:
+    train = trained_lora(base, tmp_path / "train")
+    (found,) = steps.kept(train)
+    shutil.copyfile(found.dir / "weights.safetensors", train / steps.INITIAL)  # nothing was learned
+    run(STAGE, config(), tmp_path / "out", train=resaved(train, tmp_path / "parts", 2), fetch_model=base)
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert written["r"] == 2 * json.loads((train / steps.ADAPTER).read_text(encoding="utf-8"))["r"]
+    ids_1N = torch.arange(20, 40)[None]
+    with torch.no_grad(), adapted.disable_adapter():
+        expected = adapted(ids_1N).logits
+    with torch.no_grad():
+        assert torch.allclose(adapted(ids_1N).logits, expected, atol=1e-4)
+
+
 def test_a_damaged_training_is_refused(base: Path, tmp_path: Path) -> None:
     train = trained_lora(base, tmp_path / "train")
     weights = train / "steps" / "step-000003" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(StageError, match="files of the step to convert are damaged"):
+    with pytest.raises(StageError, match=r"files of the step to convert are damaged: weights\.safetensors of step 3"):
         run(STAGE, config(), tmp_path / "out", train=train, fetch_model=base)
 
 

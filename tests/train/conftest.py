@@ -65,7 +65,7 @@ def config() -> Config:
     return Config(
         algo=Algo(precision="fp32", epochs=2, batch_tokens=2 * LENGTH, warmup=0.2, optim=Optim(lr=1e-3, weight_decay=0.01)),
         data=Data(length=LENGTH),
-        machine=Machine(device="cpu", threads=1, save_every=2, tensorboard=False),
+        machine=Machine(device="cpu", threads=1, save_every=2, trackers=(), preflight=False),
     )
 
 

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from tuner.data.tokens import Pack, Packs
 from tuner.models.load import load_model
-from tuner.train.batch import collate
-from tuner.train.objective import summed_loss
+from tuner.train.batch import collate, empty_batch
+from tuner.train.objective import logits_at, summed_loss
 
 
 def documents(pack: Pack) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -42,12 +42,26 @@ def test_loss_is_that_of_plain_transformers(tiny: Path, packs: Packs, together: 
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_micro_batch_without_targets_gives_zero_loss_and_gradient(tiny: Path, packs: Packs) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_label_smoothing_mixes_in_the_mean_over_the_vocabulary(tiny: Path, packs: Packs, smoothing: float) -> None:
+    model, batch = load_model(tiny, dtype=torch.float32, device="cpu"), collate(list(packs)[:2])
+    with torch.no_grad():
+        found, logits_MV = summed_loss(model, batch, smoothing).item(), logits_at(model, batch).double()
+    minus_log_p = logits_MV.logsumexp(1, keepdim=True) - logits_MV
+    target = minus_log_p.gather(1, batch.targets_M[:, None]).sum()
+    assert found == pytest.approx(((1 - smoothing) * target + smoothing * minus_log_p.mean(1).sum()).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_micro_batch_without_targets_gives_zero_loss_and_gradient(tiny: Path, packs: Packs, smoothing: float, empty: bool) -> None:
     model = load_model(tiny, dtype=torch.float32, device="cpu")
     pack = packs[0]
-    loss = summed_loss(model, collate([Pack(ids=pack.ids, trained=pack.trained & False, lengths=pack.lengths, files=pack.files, lines=pack.lines)]))
+    untrained = Pack(ids=pack.ids, trained=pack.trained & False, lengths=pack.lengths, files=pack.files, lines=pack.lines)
+    loss = summed_loss(model, empty_batch() if empty else collate([untrained]), smoothing)
     loss.backward()
     assert loss.item() == 0
+    assert all(p.grad is not None for p in model.parameters())
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 

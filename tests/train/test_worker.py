@@ -24,7 +24,7 @@ from tuner.stages.train import STAGE
 from tuner.train import steps
 from tuner.train.batch import collate, count_targets
 from tuner.train.engine import TorchEngine
-from tuner.train.journal import read_rows
+from tuner.train.metrics import read_rows
 from tuner.train.objective import summed_loss
 
 Make = Callable[..., Context]
@@ -32,7 +32,7 @@ Make = Callable[..., Context]
 
 def content(out: Path) -> dict[str, str]:
     """Hashes of what is handed on: the last step's weights and the adapter's settings."""
-    files = [steps.kept(out)[-1].dir / steps.WEIGHTS, *out.glob(steps.ADAPTER)]
+    files = [*steps.kept(out)[-1].paths(steps.WEIGHTS), *out.glob(steps.ADAPTER)]
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -44,11 +44,12 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], Non
     """Do `act` once, when a training that began at step 0 has done `step` and not yet written it down."""
     done, before = [0], TorchEngine.step
 
-    def counting(self: TorchEngine, lr: float) -> None:
-        before(self, lr)
+    def counting(self: TorchEngine, lr: float, max_norm: float | None) -> float:
+        norm = before(self, lr, max_norm)
         done[0] += 1
         if done[0] == step:
             act()
+        return norm
 
     monkeypatch.setattr(TorchEngine, "step", counting)
 
@@ -60,7 +61,7 @@ def either(request: pytest.FixtureRequest, config: Config) -> Config:
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own loader
 def test_what_it_leaves(config: Config, context: Make, tmp_path: Path, tiny: Path, packs: Packs) -> None:
-    config = replace(config, machine=replace(config.machine, tensorboard=True))
+    config = replace(config, machine=replace(config.machine, trackers=("tensorboard",)))
     facts = STAGE.run(context(config, tmp_path))
     kept = steps.kept(tmp_path)
     assert [checkpoint.step for checkpoint in kept][-2:] == [6, 7]
@@ -144,7 +145,7 @@ def test_a_killed_training_goes_on_from_its_newest_whole_step(either: Config, co
     (tmp_path / "parts/steps/step-000004/weights.safetensors").write_bytes(b"flipped")
     said: list[str] = []
     STAGE.run(context(either, tmp_path / "parts", said))
-    assert said[0] == "continuing after step 2 of 7"
+    assert "continuing after step 2 of 7" in said
     assert content(tmp_path / "whole") == content(tmp_path / "parts")
     assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
 
@@ -235,9 +236,10 @@ def test_nothing_whole_starts_anew(config: Config, context: Make, tmp_path: Path
 def test_a_loss_that_is_not_finite_names_step_and_rows(full: Config, context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = TorchEngine.step
 
-    def step(self: TorchEngine, lr: float) -> None:
-        before(self, lr)
+    def step(self: TorchEngine, lr: float, max_norm: float | None) -> float:
+        norm = before(self, lr, max_norm)
         self.named["model.norm.weight"].data.fill_(float("nan"))
+        return norm
 
     monkeypatch.setattr(TorchEngine, "step", step)
     with pytest.raises(StageError, match=r"The loss of step 2 is nan\. It comes from the rows rows\.jsonl:\d+, .*lower algo\.optim\.lr"):
@@ -245,7 +247,7 @@ def test_a_loss_that_is_not_finite_names_step_and_rows(full: Config, context: Ma
 
 
 def test_a_gradient_that_is_not_finite(full: Config, context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TorchEngine, "clip", lambda *_: float("inf"))
+    monkeypatch.setattr(TorchEngine, "step", lambda *_: float("inf"))
     with pytest.raises(StageError, match=r"The gradient of step 1 is inf\. It comes from the rows rows\.jsonl:\d+"):
         STAGE.run(context(full, tmp_path))
 

@@ -1,4 +1,4 @@
-"""What a family's attention asks for: what it generates with, and positions on several axes."""
+"""What a family's attention asks for: of the kernel that computes it, what it generates with, and positions on several axes."""
 
 from typing import Any
 
@@ -6,17 +6,39 @@ import torch
 from transformers import PreTrainedModel
 
 from tuner.kernels import attention as seam
+from tuner.kernels.alibi import COLUMNS, AlibiConfig
+from tuner.kernels.scoring import Needs
+
+
+def needs(model: PreTrainedModel, *, dtype: torch.dtype, device: torch.device) -> Needs:
+    """What a kernel must do to compute this model's attention in `dtype`, for tuner.kernels.attention.choose."""
+    config = model.config.get_text_config()
+    return Needs(
+        device=device, dtype=dtype, head_dim=head_width(config), softcap=capped(model), sinks=sinks(model), dropout=bool(getattr(config, "attention_dropout", 0.0))
+    )  # fmt: skip
+
+
+def head_width(config: Any) -> int:
+    """The widest query of any layer: compressed attention (DeepSeek, arXiv:2405.04434) has a part with positions and one without, and some families
+    have wider heads in layers that see everything."""
+    parts = (getattr(config, "qk_nope_head_dim", None) or 0) + (getattr(config, "qk_rope_head_dim", None) or 0)
+    common = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return max(parts or common, getattr(config, "global_head_dim", None) or 0) + (COLUMNS if isinstance(config, AlibiConfig) else 0)
 
 
 def generation_attention(model: PreTrainedModel) -> str:
     """What a model attends with when it generates: "sdpa", or "eager" where its family has no SDPA or SDPA would leave something out."""
-    return "sdpa" if getattr(model, "_supports_sdpa", True) and not _beyond(model) else "eager"
+    return "sdpa" if getattr(model, "_supports_sdpa", True) and not (capped(model) or sinks(model)) else "eager"
 
 
-def _beyond(model: PreTrainedModel) -> bool:
-    """Whether a family's attention does what SDPA does not: caps its scores, or has sinks."""
-    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
-    return bool(capped) or any(name.endswith(".sinks") for name, _ in model.named_parameters())
+def capped(model: PreTrainedModel) -> bool:
+    """Whether a family's attention caps its scores."""
+    return bool(getattr(model.config.get_text_config(), "attn_logit_softcapping", None))
+
+
+def sinks(model: PreTrainedModel) -> bool:
+    """Whether a family's attention has sinks."""
+    return any(name.endswith(".sinks") for name, _ in model.named_parameters())
 
 
 def unfold_positions(model: PreTrainedModel) -> None:

@@ -1,15 +1,10 @@
-"""A model from a directory, ready to train or to measure, with or without adapters."""
+"""A model from a directory, ready to train or to measure, or with an adapter merged into it."""
 
-import math
 import os
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -22,9 +17,7 @@ from tuner.models import quantize
 from tuner.models.attention import generation_attention, unfold_positions
 from tuner.models.merge import overlay
 from tuner.models.names import Names, check_fit, map_names
-from tuner.models.new_tokens import trainable_rows
 from tuner.models.skeleton import skeleton, stored
-from tuner.models.targets import chosen
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -71,17 +64,19 @@ def load_model(
     attention: str = seam.NAME,
     rounded: torch.dtype | None = None,
     quant: str = "none",
+    storage: torch.dtype | None = None,
 ) -> PreTrainedModel:
     """The language model in a Hugging Face directory, in eval mode, with weights in `dtype` on `device`.
 
     attention   "tuner" for packed rows without a cache, "sdpa" to generate (a family that has no SDPA takes "eager" instead)
     rounded     weights take this dtype's values first: torch.bfloat16 with dtype=torch.float32 computes in fp32 on bf16 weights
-    quant       "nf4": the linear layers in 4 bits, see tuner.models.quantize; `dtype` is then that of the products, and the base is bf16
+    quant       "nf4" or "int8": the linear layers in 4 or 8 bits, see tuner.models.quantize; `dtype` is then that of the products, and the base is bf16
+    storage     the dtype whose bytes hold the 4 bits: torch.bfloat16 where weights are sharded, which takes floats only; the bits are the same
 
     Weights go straight to the device, a few tensors at a time. Code in the directory never runs. Raises DataError when it holds no model that
-    transformers knows or whose weights and config.json contradict each other, and ConfigError where 4 bits are impossible.
+    transformers knows or whose weights and config.json contradict each other, and ConfigError where 4 or 8 bits are impossible.
     """
-    model, _ = _load(directory, dtype=dtype, device=device, attention=attention, quant=quant)
+    model, _ = _load(directory, dtype=dtype, device=device, attention=attention, quant=quant, storage=storage)
     if quant == "none" and rounded is not None and rounded != dtype:
         _round(model, rounded)
     return model
@@ -99,8 +94,8 @@ def load_tuned(
 ) -> PreTrainedModel:
     """The model that `load_model` gives for the merged directory of `base` and `adapter`, bit for bit, without that directory.
 
-    The weights take the bf16 values that merging writes, whatever `dtype` is. `quant` says how the base was held while the adapter trained: for "nf4"
-    the merged weights are those of the base in 4 bits plus the product. Without an adapter it is the model in `base` as it lies there.
+    The weights take the bf16 values that merging writes, whatever `dtype` is. `quant` says how the base was held while the adapter trained: for "nf4" and
+    "int8" the merged weights are those of the base in 4 or 8 bits plus the product. Without an adapter it is the model in `base` as it lies there.
     Beside the model there is never more than one of its tensors. Raises DataError like `load_model`, and StageError when the adapter doesn't fit.
     """
     if adapter is None:
@@ -122,7 +117,15 @@ def load_tuned(
     return model
 
 
-def _load(directory: Path, *, dtype: torch.dtype, device: torch.device | str, attention: str, quant: str = "none") -> tuple[PreTrainedModel, Names]:
+def _load(
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attention: str,
+    quant: str = "none",
+    storage: torch.dtype | None = None,
+) -> tuple[PreTrainedModel, Names]:
     """The model, and what its weights are in the checkpoint."""
     logging.disable_progress_bar()
     bare, specs = skeleton(directory), stored(directory)
@@ -134,8 +137,8 @@ def _load(directory: Path, *, dtype: torch.dtype, device: torch.device | str, at
         attention = generation_attention(bare)
     layers, settings = [], None
     if quant != "none":
-        quantize.require()
-        layers, settings = quantize.meant(bare), quantize.settings(bare, dtype)
+        quantize.require(quant)
+        layers, settings = quantize.meant(bare), quantize.settings(bare, quant, compute=dtype, storage=storage)
     target = torch.device(device)
     place = torch.device("cuda", torch.cuda.current_device()) if target == torch.device("cuda") else target
     try:
@@ -156,7 +159,7 @@ def _load(directory: Path, *, dtype: torch.dtype, device: torch.device | str, at
     if missing := sorted(said["missing_keys"]):
         raise DataError(f"The model in {directory} can't be loaded: it lacks {len(missing)} tensors, first {missing[0]}.")
     if settings:
-        quantize.settle(model, layers, dtype)
+        quantize.settle(model, layers, quant, compute=dtype)
     model.config.use_cache = attention != seam.NAME
     if attention == seam.NAME:
         unfold_positions(model)
@@ -169,60 +172,3 @@ def _round(model: PreTrainedModel, dtype: torch.dtype) -> None:
     for name, parameter in model.named_parameters():
         if not any(part in name for part in kept):
             parameter.data.copy_(parameter.data.to(dtype))
-
-
-def add_lora(
-    model: PreTrainedModel,
-    *,
-    r: int,
-    alpha: float,
-    dropout: float,
-    targets: str | tuple[str, ...],
-    seed: int,
-    new_token_ids: Sequence[int] = (),
-) -> PeftModel:
-    """PEFT's LoRA around the model: only A and B train, and the rows of the embedding that `new_token_ids` names, in fp32.
-
-    First values depend on `seed`, and on the device not at all; PEFT rounds them to the dtype of the base.
-
-    Raises ConfigError when no module of the model is called as `targets` says, or when PEFT has no adapter for one that is.
-    """
-    names = chosen(model, targets)
-    torch.manual_seed(seed)
-    whole = int(alpha) if float(alpha).is_integer() else alpha  # 32, as other tools write it, not 32.0
-    rows = trainable_rows(model, new_token_ids)
-    config = LoraConfig(r=r, lora_alpha=whole, lora_dropout=dropout, target_modules=names, task_type="CAUSAL_LM", trainable_token_indices=rows)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # PEFT reads a renamed property
-            tuned = get_peft_model(model, config)
-    except (ValueError, TypeError) as error:  # TypeError for a LoRA on a module whose rows train
-        raise ConfigError(f"algo.targets={targets} can't have adapters in this model: {error}") from error
-    if config.target_parameters:
-        raise ConfigError(
-            f"algo.targets={targets} names layers that PEFT takes for parts of this model's experts ({', '.join(sorted(config.target_parameters))}), "
-            "which can't be merged or written here. Name attention's layers only, or leave algo.targets=all-linear, which does so."
-        )
-    return tuned
-
-
-def load_adapter(model: PeftModel, directory: Path) -> None:
-    """Give the adapters of `model` the values that an adapter in `directory` has. Raises ConfigError when they are not made alike."""
-    weights, own = load_file(directory / "adapter_model.safetensors"), get_peft_model_state_dict(model, save_embedding_layers=False)
-    if {name: tensor.shape for name, tensor in weights.items()} != {name: tensor.shape for name, tensor in own.items()}:
-        raise ConfigError(
-            "The adapter that algo.init=continue goes on from has other layers or another rank than algo.r and algo.targets say: "
-            "give them the values that its adapter_config.json has, or train a new one with algo.init=on_merged."
-        )
-    set_peft_model_state_dict(model, weights)
-
-
-def adapter_config(model: PeftModel) -> dict[str, Any]:
-    """What PEFT writes as adapter_config.json, the same on every run: sets are sorted, and no directory is named."""
-    settings = model.peft_config["default"].to_dict() | {"base_model_name_or_path": "", "inference_mode": True}
-    return {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(settings.items())}
-
-
-def trainable(model: torch.nn.Module) -> int:
-    """How many numbers train."""
-    return sum(math.prod(p.shape) for p in model.parameters() if p.requires_grad)

@@ -1,16 +1,14 @@
 """A LoRA adapter written into its base model: W + s·B·A, tensor by tensor, never the whole model in memory.
 
-The product is the one of arXiv:2106.09685, section 4.1, in the order PEFT's own merge computes it, in fp32, and rounded once to bf16.
-An adapter that trained on a base in 4 bits goes into what that base was: every weight, quantised and back (arXiv:2305.14314, section 3).
+The product is the one of arXiv:2106.09685, section 4.1, in the order PEFT's own merge computes it, in fp32, and rounded once to bf16. With DoRA, the rows
+of the sum get the lengths that trained (arXiv:2402.09353, equation 5).
+An adapter that trained on a base in 4 or 8 bits goes into what that base was: every weight, quantised and back (arXiv:2305.14314, section 3).
 """
 
 import json
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
-from math import sqrt
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,96 +16,27 @@ from torch import Tensor
 from tuner.errors import StageError
 from tuner.models.files import weight_files
 from tuner.models.layouts.rewrite import write_original
+from tuner.models.pairs import pairs, rows
 from tuner.models.shards import DTYPES, FLOATS, LIMIT, Checkpoint, Spec, main_dtype, write_checkpoint
-
-PLAIN = {
-    "bias": "none",
-    "lora_bias": False,
-    "alpha_pattern": {},
-    "fan_in_fan_out": False,
-    "layer_replication": None,
-    "use_dora": False,
-    "use_qalora": False,
-}
-"""what an adapter's settings say when it is the plain product"""
 
 HEAD = "lm_head.weight"
 """the output head, which may be tied to the embedding"""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pair:
-    """The adapter of one weight."""
-
-    a: str
-    """name of A, [r, inputs]"""
-    b: str
-    """name of B, [outputs, r]"""
-    scale: float
-    """alpha / r, or alpha / sqrt(r) where the adapter says so"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rows:
-    """The rows of one weight that trained by themselves: those of new tokens, in the embedding or in a head of its own."""
-
-    tensor: str
-    """name of the rows, [tokens, width]: whole rows, no differences"""
-    ids: tuple[int, ...]
-    """which rows they are, in that order"""
-
-
-def rows(settings: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, Rows]:
-    """Which weight each tensor of rows belongs to, by the name of the module that PEFT has wrapped.
-
-    PEFT's `trainable_token_indices` is a list of ids for the embedding, or one such list for each module, by its name or the end of it.
-    Raises StageError where it doesn't say which rows they are.
-    """
-    said = settings.get("trainable_token_indices") or {}
-    lists: Mapping[str, list[int]] = said if isinstance(said, dict) else {"": said}
-    found: dict[str, Rows] = {}
-    for tensor, spec in specs.items():
-        if match := re.fullmatch(r"base_model\.model\.(.+)\.token_adapter\.trainable_tokens_delta", tensor):
-            ids = next((ids for end, ids in lists.items() if not end or f".{match[1]}".endswith(f".{end}")), [])
-            if spec.shape[:1] != (len(set(ids)),) or len(set(ids)) != len(ids):
-                raise StageError(
-                    f"The adapter's rows for {match[1]} are {spec.shape}, and trainable_token_indices in its adapter_config.json names "
-                    f"{len(set(ids))} tokens for them. The two files are not of one adapter: take both from the same."
-                )
-            found[f"{match[1]}.weight"] = Rows(tensor=tensor, ids=tuple(ids))
-    return found
-
-
-def pairs(settings: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, Pair]:
-    """Which weight each pair of adapter tensors belongs to, by the name of the module that PEFT has wrapped.
-
-    PEFT writes `base_model.model.` + the module's name + `.lora_A.weight`.
-    Raises StageError for an adapter that is more than the plain product, and for a tensor that belongs to no pair.
-    """
-    if odd := {key: settings[key] for key, plain in PLAIN.items() if settings.get(key, plain) != plain}:
-        said = ", ".join(f"{key}={value}" for key, value in odd.items())
-        raise StageError(f"The adapter says {said}. Merging knows plain LoRA (W + alpha/r · B·A) only; use the adapter as it is, with PEFT.")
-    found: dict[str, Pair] = {}
-    for a in specs:
-        if match := re.fullmatch(r"base_model\.model\.(.+)\.lora_A\.weight", a):
-            b = a.replace(".lora_A.", ".lora_B.")
-            rank = specs[a].shape[0]
-            alpha = float(str(settings["lora_alpha"]))
-            if b in specs:
-                found[f"{match[1]}.weight"] = Pair(a=a, b=b, scale=alpha / sqrt(rank) if settings.get("use_rslora") else alpha / rank)
-    used = {name for pair in found.values() for name in (pair.a, pair.b)}
-    if left := sorted(specs.keys() - used):
-        raise StageError(f"Of the adapter's {len(specs)} tensors {len(left)} belong to no pair of A and B, first {left[0]}: merging would lose them.")
-    return found
-
-
-def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """W + scale · B·A in fp32. W is [outputs, inputs], A [r, inputs], B [outputs, r]; the result is like W.
+def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude: Tensor | None = None) -> Tensor:
+    """W + scale · B·A in fp32, and with DoRA its rows at the lengths `magnitude`. W is [outputs, inputs], A [r, inputs], B [outputs, r], `magnitude`
+    [outputs]; the result is like W.
 
     >>> merged(torch.eye(2), torch.ones(1, 2), torch.tensor([[1.0], [0.0]]), 0.5).tolist()
     [[1.5, 0.5], [0.0, 1.0]]
+    >>> merged(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), torch.zeros(1, 1), 1.0, torch.tensor([10.0])).tolist()
+    [[6.0, 8.0]]
     """
-    return weight.float() + (b.float() @ a.float()) * scale
+    weight, product = weight.float(), (b.float() @ a.float()) * scale
+    if magnitude is None:
+        return weight + product
+    length: Tensor = torch.linalg.norm(weight + product, dim=1)
+    return (magnitude.float() / length).view(-1, 1) * (weight + product)
 
 
 def replaced(weight: Tensor, values: Tensor, ids: Iterable[int]) -> Tensor:
@@ -157,6 +86,8 @@ def overlay(
     plan = {names.get(name, name): pair for name, pair in by_pair.items()}
     for name, pair in plan.items():
         _fit(weights.specs.get(name), name, (deltas.specs[pair.b].shape[0], deltas.specs[pair.a].shape[1]))
+        if pair.magnitude and deltas.specs[pair.magnitude].shape != weights.specs[name].shape[:1]:
+            raise StageError(f"The adapter's magnitudes for {name} are {deltas.specs[pair.magnitude].shape}, one for each row was expected.")
     if fresh and tied(base) and (head := names.get(HEAD, HEAD)) in weights.specs:
         fresh.setdefault(head, next(iter(fresh.values())))  # the file holds the tied matrix twice
     for name, part in fresh.items():
@@ -173,7 +104,8 @@ def overlay(
 
             weight = dequantised(weight, quant)
         if name in plan:
-            weight = merged(weight, deltas[plan[name].a], deltas[plan[name].b], plan[name].scale)
+            pair = plan[name]
+            weight = merged(weight, deltas[pair.a], deltas[pair.b], pair.scale, deltas[pair.magnitude] if pair.magnitude else None)
         weight = weight.to(DTYPES[specs[name].dtype])
         return replaced(weight, deltas[fresh[name].tensor], fresh[name].ids) if name in fresh else weight
 

@@ -1,9 +1,14 @@
-"""A frozen base in 4 bits: NF4 in blocks of 64, whose constants are quantised too (QLoRA, arXiv:2305.14314, section 3), by bitsandbytes.
+"""A frozen base in 4 or 8 bits, by bitsandbytes.
 
-What is quantised is always the bf16 value, whatever arithmetic follows. Held in 4 bits are the linear layers that `targets.linears` names;
+nf4    4 bits: NF4 in blocks of 64, whose constants are quantised too (QLoRA, arXiv:2305.14314, section 3)
+int8   8 bits: each row of a weight by its largest value; inputs are quantised too, token by token, except for the columns in which one is above 6, whose
+       products are in 16 bits (LLM.int8, arXiv:2208.07339). On a processor, training leaves inputs as they are
+
+What is quantised is always the bf16 value, whatever arithmetic follows. Held in few bits are the linear layers that `targets.linears` names;
 embeddings, head, norms, routers and what sees or hears stay in bf16.
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -20,22 +25,31 @@ from tuner.models.skeleton import skeleton, stored
 from tuner.models.targets import fused, linears
 
 BLOCK = 64
-"""weights that share a constant: what bitsandbytes' layers use on every device"""
+"""weights that share a constant in 4 bits: what bitsandbytes' layers use on every device"""
+
+OUTLIER = 6.0
+"""inputs above this are multiplied in 16 bits (arXiv:2208.07339, section 3.2)"""
 
 
-def require() -> None:
+BITS = {"nf4": 4, "int8": 8}
+
+
+def require(quant: str) -> None:
     """Raise ConfigError where bitsandbytes is not installed."""
     if find_spec("bitsandbytes") is None:
-        raise ConfigError("algo.quant=nf4 holds the base in 4 bits with bitsandbytes, which is not installed here: pip install 'tuner[qlora]'")
+        bits = BITS[quant]
+        raise ConfigError(
+            f"algo.quant={quant} holds the base in {bits} bits with bitsandbytes, which is not installed here: pip install 'tuner[qlora]'"
+        )
 
 
 def meant(model: PreTrainedModel) -> list[str]:
-    """The modules whose weights are to be held in 4 bits. bitsandbytes takes plain linear layers, no classes derived from them."""
+    """The modules whose weights are to be held in few bits. bitsandbytes takes plain linear layers, no classes derived from them."""
     return [name for name in linears(model) if type(model.get_submodule(name)) is torch.nn.Linear]
 
 
 def names(directory: Path) -> frozenset[str]:
-    """The tensors of the checkpoint in `directory` that algo.quant=nf4 holds in 4 bits, by their names there."""
+    """The tensors of the checkpoint in `directory` that algo.quant=nf4 or int8 quantises, by their names there."""
     model = skeleton(directory)
     return held(model, map_names(model, stored(directory)).plain)
 
@@ -45,42 +59,56 @@ def held(model: PreTrainedModel, names: Mapping[str, str]) -> frozenset[str]:
     return frozenset(names[weight] for module in meant(model) if (weight := f"{module}.weight") in names)
 
 
-def settings(model: PreTrainedModel, compute: torch.dtype) -> Any:
-    """What transformers needs to know to load `model` with the `meant` layers in 4 bits. `compute` is the dtype of the products.
+def settings(model: PreTrainedModel, quant: str, *, compute: torch.dtype, storage: torch.dtype | None = None) -> Any:
+    """What transformers needs to know to load `model` with the `meant` layers quantised.
+
+    compute   the dtype of the products
+    storage   the dtype whose bytes hold the 4 bits, uint8 when None
 
     Raises ConfigError for a model whose experts would stay as they are, with their share.
     """
     if kept := sum(parameter.numel() for parameter in fused(model)):
         share = kept / sum(parameter.numel() for parameter in model.parameters())
         raise ConfigError(
-            f"algo.quant=nf4 saves little here: {share:.0%} of the weights are in experts that bitsandbytes leaves in bf16, since those of a layer "
+            f"algo.quant={quant} saves little here: {share:.0%} of the weights are in experts that bitsandbytes leaves in bf16, since those of a layer "
             "are one tensor of three dimensions and no linear layers. Set algo.quant=none: LoRA on this model works without it."
         )
     layers = set(meant(model))
     # Whole names: other patterns match by beginning or end, and mlp.gate would take mlp.gate_proj along.
     others = [f"{re.escape(name)}$" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name not in layers]
+    if quant == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=OUTLIER, llm_int8_skip_modules=others)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
+        bnb_4bit_quant_storage=storage or torch.uint8,
         llm_int8_skip_modules=others,
     )
 
 
-def settle(model: PreTrainedModel, layers: list[str], compute: torch.dtype) -> None:
-    """Make a freshly loaded model fit to train: its layers keep their weights as they are, and what is not in 4 bits takes the dtype `compute`.
+def settle(model: PreTrainedModel, layers: list[str], quant: str, *, compute: torch.dtype) -> None:
+    """Make a freshly loaded model fit to train: its layers keep their weights as they are, and what is not quantised takes the dtype `compute`.
 
-    Raises StageError when one of `layers` is not in 4 bits.
+    Raises StageError when one of `layers` is not quantised.
     """
-    from bitsandbytes.nn.modules import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     modules = dict(model.named_modules())
-    if left := [name for name in layers if not (isinstance(modules[name], Linear4bit) and modules[name].weight.quant_state)]:
+
+    def quantised(module: torch.nn.Module) -> bool:
+        if quant == "int8":
+            return isinstance(module, Linear8bitLt) and module.weight.dtype == torch.int8
+        return isinstance(module, Linear4bit) and module.weight.quant_state is not None
+
+    if left := [name for name in layers if not quantised(modules[name])]:
         raise StageError(
-            f"{len(left)} of {len(layers)} linear layers are not in 4 bits after loading, first {left[0]}: this version of transformers or "
+            f"{len(left)} of {len(layers)} linear layers are not in {BITS[quant]} bits after loading, first {left[0]}: this version of transformers or "
             "bitsandbytes leaves them out. Train with algo.quant=none, or with other versions."
         )
+    # At every forward pass in 8 bits it would say that inputs are cast to fp16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     packed = {id(modules[name].weight) for name in layers}
     for module in modules.values():
         if isinstance(module, Linear4bit):
@@ -92,18 +120,23 @@ def settle(model: PreTrainedModel, layers: list[str], compute: torch.dtype) -> N
 
 
 def dequantised(weight: Tensor, quant: str) -> Tensor:
-    """What the frozen base computes with where its checkpoint has `weight`: for "nf4" in bf16, for "none" the weight itself.
+    """What the frozen base computes with where its checkpoint has `weight`: for "nf4" in bf16, for "int8" in fp32, for "none" the weight itself.
 
-    Where products are in fp32, bitsandbytes does not round to bf16 what it restores; that is the only difference to those in bf16.
+    Where products are in fp32, bitsandbytes does not round to bf16 what it restores of 4 bits; that is the only difference to those in bf16. Of 8 bits
+    it multiplies whole numbers, and scales in fp32; in training on a processor it restores the weight in the dtype of the products.
 
     It is computed where the weight lies. bitsandbytes rounds some constants otherwise on a GPU than on a processor: one weight in 1,600 differs (H100,
     bitsandbytes 0.50), by 2.4 % at most, which is less in sum than rounding to bf16 does.
     """
     if quant == "none":
         return weight
-    require()
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    require(quant)
+    from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant, int8_vectorwise_quant, quantize_4bit
 
+    if quant == "int8":  # of fp16 values, as bitsandbytes' layers are
+        whole, largest, _ = int8_vectorwise_quant(weight.to(torch.bfloat16).to(torch.float16).contiguous())
+        back: Tensor = int8_vectorwise_dequant(whole, largest)
+        return back
     packed, state = quantize_4bit(
         weight.to(torch.bfloat16).contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4", quant_storage=torch.uint8
     )

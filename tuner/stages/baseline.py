@@ -29,10 +29,12 @@ def measure(ctx: Context, directory: Path, adapter: Path | None, quant: str = "n
     import torch
 
     from tuner.data.tokens import Packs
-    from tuner.models.attention import generation_attention
+    from tuner.kernels import attention
+    from tuner.models.attention import generation_attention, needs
     from tuner.models.load import DTYPES, compute_dtype, load_tuned, resolve_device
     from tuner.models.sidecars import spoken
     from tuner.report.progress import track
+    from tuner.train.deterministic import deterministic
     from tuner.train.measure import Measurement, ask, held_out_loss, perplexity
 
     config, began = ctx.config, time.monotonic()
@@ -46,12 +48,15 @@ def measure(ctx: Context, directory: Path, adapter: Path | None, quant: str = "n
     device = resolve_device(config.machine.device)
     compute = compute_dtype(config.algo.precision, device)
     model = load_tuned(directory, adapter, dtype=compute, device=device, rounded=DTYPES[config.algo.precision], quant=quant)
-    loss, tokens = held_out_loss(model, track(packs, "held-out loss", len(packs), ctx.say), device)
-    # Answers grow token by token on a cache, which the kernel for packed rows does not serve.
-    model.set_attn_implementation(generation_attention(model))
-    answers = ask(model, directory, spoken(config.model.chat, config.data.system), prompts, config.eval.max_new_tokens)
+    backend, _ = attention.choose(config.machine.attention, needs(model, dtype=compute, device=device))
+    with attention.using(backend), deterministic(config.machine.deterministic):
+        loss, tokens = held_out_loss(model, track(packs, "held-out loss", len(packs), ctx.say), device)
+        # Answers grow token by token on a cache, which the kernel for packed rows does not serve.
+        model.set_attn_implementation(generation_attention(model))
+        answers = ask(model, directory, spoken(config.model.chat, config.data.system), prompts, config.eval.max_new_tokens)
     facts = {
         "device": device.type,
+        "attention": backend,
         "compute": str(compute).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -46,22 +46,28 @@ def pick(trained: Path, config: Config, finished: bool) -> Pick | None:
 
 
 def run(ctx: Context) -> dict[str, Any]:
-    """Write the artifact; facts: the step, and the bytes of its weights."""
+    """Write the artifact; facts: the step, and the bytes of its weights.
+
+    However many processes saved the step, its tensors are put together one at a time, on the way from their files to the artifact's.
+    """
     from tuner.data.chat import compile_template
     from tuner.data.tokenizer import load_vocabulary
     from tuner.models.convert import write_adapter, write_full
     from tuner.models.sidecars import spoken, write_config, write_generation_config, write_tokenizer
+    from tuner.train import fragments
 
     base, trained, out = ctx.inputs["fetch_model"].dir, ctx.inputs["train"].dir, ctx.out
     algo, model = ctx.config.algo, ctx.config.model
     chat = spoken(model.chat, ctx.config.data.system)
     template = compile_template(chat, load_vocabulary(base))
     found = steps.choose(steps.kept(trained), ctx.config.convert.step, ctx.config.convert.best_by)
-    if found is None or not found.whole():
-        raise StageError("The training's files of the step to convert are damaged. Train again with redo=train.")
-    weights = found.dir / steps.WEIGHTS
+    if found is None or (damaged := found.damaged()):
+        which = f": {', '.join(damaged)} of step {found.step}" if found else ""
+        raise StageError(f"The training's files of the step to convert are damaged{which}. Train again with redo=train.")
+    weights = fragments.read(found).weights
     if algo.adapter == "lora":
-        write_adapter(weights, trained / steps.ADAPTER, out, model.repo or "")
+        initial = trained / steps.INITIAL
+        write_adapter(weights, trained / steps.ADAPTER, out, model.repo or "", initial=initial if initial.exists() else None)
     else:
         code, dtype = {"bf16": ("BF16", "bfloat16"), "fp32": ("F32", "float32")}[algo.precision]
         write_full(weights, base, out, code)

@@ -9,7 +9,10 @@ from tuner.models.files import ADAPTER_FILES
 from tuner.stage import Context, Growth, Stage, View
 from tuner.train import steps
 
-PIECES = {"order": 1, "schedule": 1, "loss": 1, "adamw": 1}
+PIECES = {"order": 1, "schedule": 1, "loss": 1}
+OPTIMIZERS = {"adamw": 1, "adamw_8bit": 1, "paged_adamw": 1, "paged_adamw_8bit": 1, "adafactor": 1, "muon": 1}
+NOISE = 1
+"""dropout and noise on embeddings: drawn for each pack, whatever micro batch it is in"""
 METHODS = {"lora": {"lora": 1}, "none": {"full": 2}}
 """by algo.adapter. full 2: the padding token's row of the embedding trains too, which ends an answer in some families"""
 QUANT = 1
@@ -23,7 +26,10 @@ def run(ctx: Context) -> dict[str, Any]:
 
 def versions(config: View) -> dict[str, int]:
     """Bumped by hand when a piece computes something else."""
-    return PIECES | METHODS[config.algo.adapter] | ({"quant": QUANT} if config.algo.quant != "none" else {})
+    algo = config.algo
+    noise = {"noise": NOISE} if algo.dropout or algo.neftune else {}
+    quant = {"quant": QUANT} if algo.quant != "none" else {}
+    return PIECES | {algo.optim.name: OPTIMIZERS[algo.optim.name]} | METHODS[algo.adapter] | noise | quant
 
 
 def sources(config: View) -> dict[str, Path]:
@@ -72,7 +78,8 @@ STAGE = Stage(
     check=check,
     child=True,
     computes=True,
+    several=True,
     progress=progress,
     growth=Growth(field="algo.stop_step", reach=reach, adopt=adopt),
-    journal=("metrics.jsonl", "tensorboard/*", "steps/*"),
+    journal=("metrics.jsonl", "samples.jsonl", "trackers.json", "tensorboard/*", "steps/*"),
 )

@@ -1,12 +1,13 @@
 """From packs to the tensors of one forward pass."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from tuner.data.tokens import Pack
+from tuner.kernels.documents import send
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,31 +22,57 @@ class Batch:
     """int64 [M]: the positions that predict a trained token"""
     targets_M: torch.Tensor
     """int64 [M]: the tokens they predict"""
+    borders: tuple[int, ...] = ()
+    """where documents begin, and where the last one ends; () where only the positions say it"""
+    packs: tuple[tuple[int, int], ...] = ()
+    """(index, tokens) of each pack of the row: what noise is keyed by"""
+    step: int = 0
+    """the step it belongs to, 0 for the first"""
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same on another device. The host does not wait for a GPU."""
+        place = torch.device(device)
+        ids_1N, positions_1N, keep_M, targets_M = (send(x, place) for x in (self.ids_1N, self.positions_1N, self.keep_M, self.targets_M))
+        return replace(self, ids_1N=ids_1N, positions_1N=positions_1N, keep_M=keep_M, targets_M=targets_M)
 
 
-def collate(packs: Sequence[Pack], device: torch.device | str = "cpu") -> Batch:
-    """The packs as one Batch on `device`.
+def collate(packs: Sequence[Pack], device: torch.device | str = "cpu", *, indices: Sequence[int] | None = None, step: int = 0) -> Batch:
+    """The packs as one Batch on `device`; `indices` are their numbers, 0, 1, 2 … when None.
 
     A token is predicted from the position before it, so a document's first token is no target. Two documents, `a b C` and `d E`
     with the capitals trained:
 
         ids        a b C d E
         positions  0 1 2 0 1
+        borders    0     3   5
         keep         1   3        (b predicts C, d predicts E)
         targets      C   E
     """
     ids_N = np.concatenate([pack.ids for pack in packs]).astype(np.int64)
     trained_N = np.concatenate([pack.trained for pack in packs])
-    positions_N = np.concatenate([np.arange(length, dtype=np.int64) for pack in packs for length in pack.lengths])
+    lengths_D = np.concatenate([pack.lengths for pack in packs])
+    positions_N = np.concatenate([np.arange(length, dtype=np.int64) for length in lengths_D])
     if len(positions_N) != len(ids_N):
         raise ValueError(f"the documents of the packs have {len(positions_N)} tokens together, the packs {len(ids_N)}")
     targets = np.flatnonzero(trained_N & (positions_N > 0))
+    numbers = range(len(packs)) if indices is None else indices
     return Batch(
-        ids_1N=torch.from_numpy(ids_N)[None].to(device),
-        positions_1N=torch.from_numpy(positions_N)[None].to(device),
-        keep_M=torch.from_numpy(targets - 1).to(device),
-        targets_M=torch.from_numpy(ids_N[targets]).to(device),
-    )
+        ids_1N=torch.from_numpy(ids_N)[None],
+        positions_1N=torch.from_numpy(positions_N)[None],
+        keep_M=torch.from_numpy(targets - 1),
+        targets_M=torch.from_numpy(ids_N[targets]),
+        borders=(0, *np.cumsum(lengths_D).tolist()),
+        packs=tuple((number, len(pack.ids)) for number, pack in zip(numbers, packs, strict=True)),
+        step=step,
+    ).to(device)
+
+
+def empty_batch(step: int = 0) -> Batch:
+    """One document of two tokens, neither a target: for a process that has no packs where others have some, and must keep pace with them."""
+    none = torch.zeros(0, dtype=torch.int64)
+    return Batch(
+        ids_1N=torch.zeros(1, 2, dtype=torch.int64), positions_1N=torch.tensor([[0, 1]]), keep_M=none, targets_M=none, borders=(0, 2), packs=((-1, 2),), step=step
+    )  # fmt: skip
 
 
 def count_targets(packs: Sequence[Pack]) -> int:

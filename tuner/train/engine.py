@@ -1,104 +1,164 @@
 """What the loop needs from whatever computes: gradients of micro batches, a clip, an optimizer step, and the state to save."""
 
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from torch.optim import Optimizer
 
 from tuner.train.batch import Batch
+from tuner.train.noise import Noise
 from tuner.train.objective import summed_loss
+from tuner.train.optimizers import forget, moments, restore, set_lr
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """All that a step leaves behind, by name; safetensors holds it."""
+    """All that a step leaves behind in this process, by name; safetensors holds it.
+
+    Where processes shard it, each has fragments of the flattened tensors: 1-D, under `name@offset`, with the whole shape in `shapes`.
+    """
 
     weights: dict[str, torch.Tensor]
     """what trains, fp32: adapters under PEFT's own keys, or the whole model under its parameters' names"""
     optimizer: dict[str, torch.Tensor]
     """`<parameter>/<moment>`"""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """of the tensors that are here in fragments"""
+
+
+class Saved(Protocol):
+    """A saved step, read a tensor at a time, whole, whatever the processes were that saved it."""
+
+    @property
+    def weights(self) -> Mapping[str, torch.Tensor]: ...
+
+    @property
+    def optimizer(self) -> Mapping[str, torch.Tensor]: ...
 
 
 class Engine(Protocol):
-    """One optimizer over one model. `forward_backward` adds up gradients until `step` applies and forgets them."""
+    """One optimizer over one model. `forward_backward` adds up gradients until `step` applies and forgets them.
 
-    def forward_backward(self, batches: Iterable[Batch], targets: int) -> list[float]:
-        """Add the gradient of (summed loss / targets) of each micro batch; returns the summed losses, in nats."""
+    With several processes every method is called in all of them, in the same order and, for a list of batches, with as many of them.
+    """
 
-    def clip(self, max_norm: float | None) -> float:
-        """Scale the gradients down to this 2-norm, or leave them; returns the norm they had."""
+    def forward_backward(self, batches: Sequence[Batch], targets: int) -> list[float]:
+        """Add the gradient of (summed loss / targets) of this process's micro batches, which lie on the processor; returns their summed losses, in nats.
 
-    def step(self, lr: float) -> None:
-        """Apply the gradients with this learning rate, and forget them."""
+        `targets` is the number of all processes together, so that the gradients of the processes add up to that of the whole step.
+        """
 
-    def measure(self, batches: Iterable[Batch]) -> float:
-        """The loss per target over all batches together, in nats, without dropout. Changes nothing."""
+    def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The gradients so far, summed over all processes, whole, in fp32: (parameter's name, tensor)."""
+
+    def step(self, lr: float, max_norm: float | None) -> float:
+        """Scale the gradients down to this 2-norm, apply them with this learning rate, and forget them; returns the norm that they had.
+
+        Where the norm is not finite, nothing is applied.
+        """
+
+    def measure(self, batches: Sequence[Batch]) -> tuple[float, int]:
+        """The summed loss over this process's batches, in nats, without dropout, and the number of their targets. Changes nothing."""
 
     def state(self) -> State:
         """The tensors as they are now (not copies)."""
 
-    def load(self, state: State) -> None:
-        """Go on from a saved state; its tensors are copied."""
+    def load(self, saved: Saved) -> None:
+        """Go on from a saved step; its tensors are copied."""
+
+    def reset(self) -> None:
+        """Forget gradients and the optimizer's state, as if no step had been done; the weights stay."""
 
 
 class TorchEngine:
-    """AdamW (arXiv:1711.05101) in this process, on the device where the model is."""
+    """One process, on the device where the model is."""
 
     def __init__(
-        self, model: torch.nn.Module, *, betas: tuple[float, float], eps: float, weight_decay: float, autocast: torch.dtype | None = None
+        self,
+        model: torch.nn.Module,
+        optimizer: Optimizer,
+        *,
+        autocast: torch.dtype | None = None,
+        label_smoothing: float = 0.0,
+        noise: Noise | None = None,
     ) -> None:
-        """`model` is in train mode, with requires_grad on what trains; `autocast` is the dtype of matrix products on fp32 weights."""
-        self.model = model
+        """
+        model            in train mode, with requires_grad on what trains
+        optimizer        of the parameters that train, as `optimizers.build` makes it
+        autocast         the dtype of matrix products on fp32 weights
+        label_smoothing  of the training loss (arXiv:1512.00567); what is measured has none
+        noise            dropout and the like, keyed by step and rows
+        """
+        self.model, self.optimizer = model, optimizer
         self.device = next(model.parameters()).device
-        self.autocast = autocast
-        self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        groups = [
-            {"params": [p for p in self.named.values() if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in self.named.values() if p.ndim < 2], "weight_decay": 0.0},  # norms and biases don't decay
-        ]
-        groups = [group for group in groups if group["params"]]
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=self.device.type in ("cpu", "cuda"))
+        self.autocast, self.label_smoothing, self.noise = autocast, label_smoothing, noise
+        self.named = trained(model)
 
-    def forward_backward(self, batches: Iterable[Batch], targets: int) -> list[float]:
-        losses = []
+    def forward_backward(self, batches: Sequence[Batch], targets: int) -> list[float]:
+        losses: list[torch.Tensor] = []
         for batch in batches:
-            loss = self._loss(batch)
-            (loss / max(1, targets)).backward()  # type: ignore[no-untyped-call]
+            with noisy(self.noise, batch):
+                loss = self._loss(batch, self.label_smoothing)
+                (loss / max(1, targets)).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-        return torch.stack(losses).tolist()  # one wait for the device a step
+        return torch.stack(losses).tolist() if losses else []  # one wait for the device a step
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
+    def _loss(self, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
         with torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext():
-            return summed_loss(self.model, batch)
+            return summed_loss(self.model, batch.to(self.device), label_smoothing)
+
+    def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, p in self.named.items():
+            yield name, torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float()
 
     @torch.no_grad()
-    def measure(self, batches: Iterable[Batch]) -> float:
+    def measure(self, batches: Sequence[Batch]) -> tuple[float, int]:
         self.model.eval()
-        parts = [(self._loss(batch).item(), len(batch.targets_M)) for batch in batches]
+        losses = [self._loss(batch).item() for batch in batches]
         self.model.train()
-        return sum(loss for loss, _ in parts) / max(1, sum(targets for _, targets in parts))
+        return sum(losses), sum(len(batch.targets_M) for batch in batches)
 
-    def clip(self, max_norm: float | None) -> float:
-        return torch.nn.utils.clip_grad_norm_(self.named.values(), max_norm if max_norm is not None else float("inf")).item()
-
-    def step(self, lr: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
+    def step(self, lr: float, max_norm: float | None) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), max_norm if max_norm is not None else float("inf")).item()
+        if math.isfinite(norm):
+            set_lr(self.optimizer, lr)
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def state(self) -> State:
-        moments = {f"{name}/{key}": value for name, p in self.named.items() for key, value in self.optimizer.state[p].items()}
-        return State(weights=_weights(self.model, self.named), optimizer=moments)
+        return State(weights=_weights(self.model, self.named), optimizer=moments(self.optimizer, self.named))
 
-    def load(self, state: State) -> None:
-        _load_weights(self.model, self.named, state.weights)
-        for path, value in state.optimizer.items():
-            name, _, key = path.rpartition("/")
-            self.optimizer.state[self.named[name]][key] = value.to(self.device, copy=True)  # out of the mapped file, which will be pruned
+    def load(self, saved: Saved) -> None:
+        _load_weights(self.model, self.named, saved.weights)
+        restore(self.optimizer, self.named, saved.optimizer)
+
+    def reset(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        forget(self.optimizer)
+
+
+def trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """What trains, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+@contextmanager
+def noisy(noise: Noise | None, batch: Batch) -> Iterator[None]:
+    """Around the forward pass on a training batch and its backward pass, which may compute parts of the forward pass again."""
+    if noise is None:
+        yield
+        return
+    noise.enter(batch.step, batch.packs)
+    try:
+        yield
+    finally:
+        noise.leave()
 
 
 def _weights(model: torch.nn.Module, named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,26 +1,31 @@
-"""The training loop: every step from its packs to its row of metrics, in the order in which it happens."""
+"""The training loop: every step from its packs to its row of metrics, in the order in which it happens.
+
+Every process of a training runs it. What decides how it goes on (losses, a wish to stop) is told to all of them once a step, so all decide alike.
+"""
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import torch
 
 from tuner.data.tokens import Pack, Packs
-from tuner.errors import Interrupted, StageError, Stopped
-from tuner.train import checkpoint, steps
-from tuner.train.batch import collate, count_targets
+from tuner.errors import Interrupted, Stopped
+from tuner.train import steps
+from tuner.train.batch import Batch, collate, count_targets, empty_batch
+from tuner.train.checkpoint import Saver
 from tuner.train.engine import Engine
-from tuner.train.journal import Journal
-from tuner.train.order import Order
+from tuner.train.journal import Journal, usage
+from tuner.train.order import Order, share
 from tuner.train.progress import Progress
 from tuner.train.schedule import lr_at
 from tuner.train.stop import Stop
-
-ROWS_NAMED = 8
+from tuner.train.stopping import exhausted
+from tuner.train.ulysses import shard
+from tuner.train.watch import Place, Watch, refuse_not_finite
+from tuner.train.world import World
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,17 +33,25 @@ class Recipe:
     """The numbers that the loop reads."""
 
     seed: int
-    """of dropout"""
+    """of all randomness inside a step"""
     lr: float
     schedule: str
     horizon: int
     """the steps over which the learning rate runs its course"""
     warmup: float
+    decay: float
     clip: float | None
     micro_batch: int
     """packs in one forward pass"""
+    sequence_parallel: int
+    """processes that share each pack"""
     save_every: int
     """steps between checkpoints"""
+    measure_every: int | None
+    """steps between measurements of the held-out loss, beside those at checkpoints"""
+    patience: int | None
+    """measurements without a new lowest loss after which the training ends; each `patience_every` steps one counts"""
+    patience_every: int
     keep: int
     """newest checkpoints that stay"""
     best_by: str
@@ -55,74 +68,106 @@ def train(
     order: Order,
     recipe: Recipe,
     *,
-    out: Path,
-    device: torch.device,
+    world: World,
     begin: int,
     tokens: int,
     held_out: Sequence[Pack],
     journal: Journal,
+    saver: Saver,
     stop: Stop,
     say: Callable[[str], None],
     where: Callable[[Pack], list[str]],
-) -> None:
-    """Do the steps from `begin` on and save into `out`; `tokens` were seen before, and `where` names the rows of a pack.
+    flops: Callable[[Sequence[Pack]], float],
+    peak: float | None,
+    sample: Callable[[int], None],
+) -> int:
+    """Do the steps from `begin` on; returns the last one's number, which is order.steps unless the training ended early.
 
-    Whenever a step is saved, the loss on the packs `held_out` is measured: it says which step is best.
+    tokens   seen before `begin`
+    where    the `file:line` of a pack's documents
+    flops    the floating-point operations of a step on these packs
+    peak     the most that one device does a second, where that is known
+    sample   called with the step's number where the held-out loss was measured
+
     Raises Interrupted after the step at hand is saved when `stop` was requested, StageError at a loss or gradient that is not finite.
     """
-    with Progress(start=begin, steps=order.steps, say=say) as progress:
+    watcher = Watch(horizon=recipe.horizon, rows=journal.recent)
+    with Progress(start=begin, steps=order.steps, say=say, shown=world.first) as progress:
         for step in range(begin, order.steps):
+            if recipe.patience and exhausted(journal.measured, recipe.patience, recipe.patience_every):
+                return step  # it had ended here before it was killed
             started = time.monotonic()
             torch.manual_seed(step_seed(recipe.seed, step))
             chosen = [packs[i] for i in order.at(step)]
             targets = count_targets(chosen)
-            micro = [chosen[i : i + recipe.micro_batch] for i in range(0, len(chosen), recipe.micro_batch)]
+            places = places_of(chosen, recipe, world.size, where)
 
-            losses = engine.forward_backward((collate(part, device) for part in micro), targets)
-            refuse_not_finite("loss", losses, step, micro, where)
-            norm = engine.clip(recipe.clip)
-            refuse_not_finite("gradient", [norm] * len(micro), step, micro, where)
-            lr = lr_at(step, recipe.horizon, lr=recipe.lr, schedule=recipe.schedule, warmup=recipe.warmup)
-            engine.step(lr)
+            losses = engine.forward_backward(micro_batches(chosen, recipe.micro_batch, world, step, recipe.sequence_parallel), targets)
+            losses = [loss for own in world.gather(losses) for loss in own]
+            refuse_not_finite("loss", losses, step + 1, places)
+            lr = lr_at(step, recipe.horizon, lr=recipe.lr, schedule=recipe.schedule, warmup=recipe.warmup, decay=recipe.decay)
+            norm = engine.step(lr, recipe.clip)
+            refuse_not_finite("gradient", [norm] * len(places), step + 1, places)
 
             spent, seen = time.monotonic() - started, sum(len(pack.ids) for pack in chosen)
             tokens += seen
-            row = {"step": step + 1, "loss": sum(losses) / max(1, targets), "lr": lr, "grad_norm": norm, "tokens": tokens}
+            row = {"step": step + 1, "loss": sum(losses) / max(1, targets), "lr": lr, "grad_norm": norm, "tokens": tokens, "targets": targets}
             row |= {"seconds": round(journal.seconds + spent, 3), "tokens_per_second": round(seen / spent, 1)}
-            last = step + 1 == order.steps
-            stopping = stop.requested and not last  # read once: a wish that comes after this line is for the next step
-            saving = last or stopping or step + 1 == recipe.pinned or (step + 1) % recipe.save_every == 0
-            if saving and held_out:
-                row["held_out"] = engine.measure(collate([pack], device) for pack in held_out)
+            row |= usage(world.device, flops=flops(chosen), seconds=spent, peak=peak, processes=world.size)
+            done, last = step + 1, step + 1 == order.steps
+            wishes = world.gather([stop.requested, stop.by_hand])  # once: a wish that comes after this line is for the next step
+            stopping = any(wish for wish, _ in wishes) and not last
+            saving = last or stopping or done == recipe.pinned or done % recipe.save_every == 0
+            measuring = saving or done % (recipe.measure_every or recipe.save_every) == 0
+            if held_out and (measuring or (recipe.patience and done % recipe.patience_every == 0)):
+                row["held_out"] = measured(engine, held_out, world, recipe.sequence_parallel)
+                sample(done)
             journal.write(row)
             progress.show(row)
+            for sentence in watcher.observe(row, lambda places=places: [name for place in places for name in place.rows()]):  # type: ignore[misc]
+                say(sentence)
+            if recipe.patience and exhausted(journal.measured, recipe.patience, recipe.patience_every):
+                last = saving = True
             if saving:
                 journal.sync()
                 scores: dict[str, float] = {name: row[name] for name in steps.SCORES if name in row}
-                checkpoint.save(out, engine.state(), step=step + 1, tokens=tokens, scores=scores, optimizer=not last or recipe.resumable)
-                # Two can be gone on from, should one be damaged; the others are there to be handed on.
-                steps.prune(out, keep=recipe.keep, by=recipe.best_by, pinned=recipe.pinned, resumable=2)
-            if stopping:
-                by_hand = stop.by_hand
+                saver.save(engine.state(), step=done, tokens=tokens, scores=scores, optimizer=not last or recipe.resumable)
+            saver.poll()
+            if stopping and not last:
+                saver.wait()
                 stop.answered()
-                kind, who = (Stopped, "by hand ") if by_hand else (Interrupted, "")
-                raise kind(f"Training was stopped {who}after step {step + 1} of {order.steps}, which is saved; the same command continues.")
+                kind, who = (Stopped, "by hand ") if any(by_hand for _, by_hand in wishes) else (Interrupted, "")
+                raise kind(f"Training was stopped {who}after step {done} of {order.steps}, which is saved; the same command continues.")
+            if last:
+                watcher.close()
+                return done
+    return order.steps
+
+
+def micro_batches(chosen: Sequence[Pack], micro: int, world: World, step: int, shared: int = 1) -> list[Batch]:
+    """What this process computes of a step's packs; an empty batch where the others still have one. `shared` neighbours have slices of the same rows."""
+    parts = share(range(len(chosen)), micro, world.rank // shared, world.size // shared)
+    rows = [collate([chosen[i] for i in part], indices=part, step=step) if part else empty_batch(step) for part in parts]
+    return [shard(row, world.rank % shared, shared) for row in rows]
+
+
+def places_of(chosen: Sequence[Pack], recipe: Recipe, size: int, where: Callable[[Pack], list[str]]) -> list[Place]:
+    """For each micro batch of all processes, in the order in which their losses are gathered, whose it is and which rows are in it."""
+    shared = recipe.sequence_parallel
+
+    def rows(part: Sequence[int]) -> list[str]:
+        return [row for i in part for row in where(chosen[i])]
+
+    parts = [(rank, part) for rank in range(size) for part in share(range(len(chosen)), recipe.micro_batch, rank // shared, size // shared)]
+    return [Place(rank=rank, rows=partial(rows, part)) for rank, part in parts]
+
+
+def measured(engine: Engine, held_out: Sequence[Pack], world: World, shared: int = 1) -> float:
+    """The loss per target over all held-out packs together, which the processes share."""
+    loss, targets = world.sum(engine.measure(micro_batches(held_out, 1, world, 0, shared)))
+    return loss / max(1, targets)
 
 
 def step_seed(seed: int, step: int) -> int:
     """The seed of all randomness inside a step: known from its number, so no generator's state is ever saved."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:8]) >> 1
-
-
-def refuse_not_finite(what: str, values: Sequence[float], step: int, micro: Sequence[Sequence[Pack]], where: Callable[[Pack], list[str]]) -> None:
-    """Raise StageError that names the step and the rows of the micro batches whose value is not finite."""
-    bad = [part for part, value in zip(micro, values, strict=True) if not math.isfinite(value)]
-    if not bad:
-        return
-    value = next(value for value in values if not math.isfinite(value))
-    rows = [row for part in bad for pack in part for row in where(pack)]
-    more = f" and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else ""
-    raise StageError(
-        f"The {what} of step {step + 1} is {value}. It comes from the rows {', '.join(rows[:ROWS_NAMED])}{more}. "
-        "Look at these rows; if they are sound, lower algo.optim.lr or set algo.precision=fp32. Earlier steps are kept."
-    )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tuner.data.chat import compile_template
+from tuner.data.chat import Template, compile_template
 from tuner.data.conversation import Message
 from tuner.data.tokenizer import load_vocabulary
 from tuner.data.tokens import Pack
@@ -64,11 +64,13 @@ def perplexity(loss: float | None) -> float | None:
 
 def ask(model: Any, directory: Path, chat: Chat, prompts: Sequence[str], max_new_tokens: int) -> tuple[dict[str, str], ...]:
     """What the model answers to each prompt as the first turn of a conversation, written by `chat` for the tokenizer in `directory`."""
-    if not prompts:
-        return ()
-    template = compile_template(chat, load_vocabulary(directory))
+    return replies(model, compile_template(chat, load_vocabulary(directory)), prompts, max_new_tokens) if prompts else ()
+
+
+def replies(model: Any, template: Template, prompts: Sequence[str], max_new_tokens: int) -> tuple[dict[str, str], ...]:
+    """The same with a template that is compiled already."""
     ids = [template.prompt([Message(role="user", content=prompt)]) for prompt in prompts]
-    replies = answer(model, ids, end_id=template.end_id, stops=template.stops, max_new_tokens=max_new_tokens)
+    texts = answer(model, ids, end_id=template.end_id, stops=template.stops, max_new_tokens=max_new_tokens)
     # An answer that is cut at its longest may end inside a character, which then decodes to U+FFFD.
-    texts = [template.tokenizer.decode(reply, skip_special_tokens=True).rstrip("\ufffd").strip() for reply in replies]
-    return tuple({"prompt": prompt, "answer": text} for prompt, text in zip(prompts, texts, strict=True))
+    said = [template.tokenizer.decode(text, skip_special_tokens=True).rstrip("\ufffd").strip() for text in texts]
+    return tuple({"prompt": prompt, "answer": text} for prompt, text in zip(prompts, said, strict=True))

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -39,6 +40,19 @@ class Order:
     def until(self, step: int | None) -> "Order":
         """The same sequence, left after `step`: a training that stops later sees the same and then more."""
         return self if step is None else replace(self, steps=step, end=min(self.end, step * self.per_step))
+
+
+def share(places: Sequence[int], micro: int, rank: int, size: int) -> list[list[int]]:
+    """The micro batches, of up to `micro` packs, that process `rank` of `size` takes of a step's packs: as many in each process, so that they keep pace.
+
+    Where packs are fewer than places, the last micro batches of some processes are empty.
+
+    >>> [share(range(5), 2, rank, 2) for rank in (0, 1)]
+    [[[0, 2], [4]], [[1, 3], []]]
+    """
+    own = list(places[rank::size])
+    most = math.ceil(len(places) / size)
+    return [own[i : i + micro] for i in range(0, most, micro)]
 
 
 @lru_cache(maxsize=2)

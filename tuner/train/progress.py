@@ -25,16 +25,35 @@ def left(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-class Progress:
-    """Shows rows of metrics as they come. The time that is left counts only steps of this process."""
+def facts(row: dict[str, Any]) -> str:
+    """The numbers of a step that a person looks at.
 
-    def __init__(self, *, start: int, steps: int, say: Callable[[str], None]) -> None:
-        self.start, self.steps, self.say = start, steps, say
-        self._began = self._said = time.monotonic()
+    >>> facts({"loss": 1.25, "lr": 2e-4, "tokens_per_second": 700.4, "mfu": 0.413, "memory": 5 * 2**30})
+    'loss 1.2500  lr 2.00e-04  700 tokens/s  mfu 41 %  5.0 GiB'
+    """
+    parts = [f"loss {row['loss']:.4f}", f"lr {row['lr']:.2e}", f"{row['tokens_per_second']:.0f} tokens/s"]
+    if "mfu" in row:
+        parts.append(f"mfu {row['mfu']:.0%}".replace("%", " %"))
+    if "memory" in row:
+        parts.append(f"{row['memory'] / 2**30:.1f} GiB")
+    return "  ".join(parts)
+
+
+class Progress:
+    """Shows rows of metrics as they come. The time that is left follows from the steps that this process has done, but for its first.
+
+    Nothing is timed there: the first step compiles kernels and warms caches, and may take as long as a hundred others.
+    """
+
+    def __init__(self, *, start: int, steps: int, say: Callable[[str], None], shown: bool = True) -> None:
+        """`shown` is False in processes that say nothing."""
+        self.start, self.steps, self.say, self.shown = start, steps, say, shown
+        self._said = time.monotonic()
+        self._first: float | None = None
         self._bar: Bar | None = None
 
     def __enter__(self) -> "Progress":
-        if sys.stderr.isatty():
+        if self.shown and sys.stderr.isatty():
             columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
             self._bar = Bar(*columns, console=Console(stderr=True))
             self._bar.start()
@@ -47,9 +66,16 @@ class Progress:
 
     def show(self, row: dict[str, Any]) -> None:
         """One finished step."""
+        if not self.shown:
+            return
         now, step = time.monotonic(), row["step"]
-        remaining = (now - self._began) / (step - self.start) * (self.steps - step)
-        text = f"loss {row['loss']:.4f}  {row['tokens_per_second']:.0f} tokens/s  {left(remaining)} left"
+        text = facts(row)
+        if step == self.steps:
+            pass
+        elif self._first is None:
+            self._first = now
+        else:
+            text += f"  {left((now - self._first) / (step - self.start - 1) * (self.steps - step))} left"
         if self._bar:
             self._bar.update(self._task, completed=step, description=text)
         elif step in (self.start + 1, self.steps) or now - self._said >= LINE_EVERY:

@@ -3,24 +3,38 @@
 import math
 
 
-def lr_at(step: int, steps: int, *, lr: float, schedule: str, warmup: float) -> float:
+def lr_at(step: int, steps: int, *, lr: float, schedule: str, warmup: float, decay: float = 0.1) -> float:
     """The learning rate of `step` (0 for the first) of `steps`.
 
-    With w = ceil(warmup * steps): it rises as lr * (step + 1) / (w + 1) before step w, which has the full rate. After that, with
-    x = (step - w) / (steps - w), it is lr * (1 + cos(pi x)) / 2 (arXiv:1608.03983 without restarts), lr * (1 - x), or lr.
+    warmup   the share of steps over which it rises; from 1 on, their number
+    decay    the share of steps over which `wsd` falls
+
+    With w warm-up steps (rounded up) it rises as lr * (step + 1) / (w + 1) before step w, which has the full rate. After that, with
+    x = (step - w) / (steps - w), it is lr * (1 + cos(pi x)) / 2 (cosine: arXiv:1608.03983 without restarts), lr * (1 - x) (linear), or lr (constant).
+    `wsd` (arXiv:2404.06395, with a linear decay) stays at lr until d = ceil(decay * steps) steps are left, and falls over these as linear does.
     The last of `steps` still learns: x stays below 1, and is 1 after it.
 
     >>> [round(lr_at(s, 4, lr=1.0, schedule="linear", warmup=0.25), 2) for s in range(4)]
     [0.5, 1.0, 0.67, 0.33]
+    >>> [round(lr_at(s, 6, lr=1.0, schedule="wsd", warmup=1, decay=0.5), 2) for s in range(6)]
+    [0.5, 1.0, 1.0, 1.0, 0.67, 0.33]
     """
-    rising = min(math.ceil(warmup * steps), steps)
+    rising = min(math.ceil(warmup if warmup >= 1 else warmup * steps), steps)
     if step < rising:
         return lr * (step + 1) / (rising + 1)
-    done = min(1.0, (step - rising) / max(1, steps - rising))
+    if schedule == "constant":
+        return lr
+    if schedule == "wsd":
+        begin = max(rising, steps - math.ceil(decay * steps))
+        return lr * (1 - passed(step, begin, steps))
+    done = passed(step, rising, steps)
     if schedule == "cosine":
         return lr * (1 + math.cos(math.pi * done)) / 2
     if schedule == "linear":
         return lr * (1 - done)
-    if schedule == "constant":
-        return lr
     raise ValueError(f"unknown schedule {schedule}")
+
+
+def passed(step: int, begin: int, end: int) -> float:
+    """The share of the steps from `begin` to `end` that lies before `step`: 0 up to `begin`, 1 from `end` on."""
+    return min(1.0, max(0, step - begin) / max(1, end - begin))

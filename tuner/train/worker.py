@@ -1,27 +1,34 @@
-"""Sets a training up from a stage's context, runs the loop, and leaves the artifact: what the child process does."""
+"""Sets a training up from a stage's context, runs the loop, and leaves the artifact: what each process of a training does."""
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tuner.cpu import cores
 from tuner.data.tokens import Pack, Packs
-from tuner.disk import read_json, write_json
 from tuner.errors import ConfigError, DataError
-from tuner.models.layouts import family
-from tuner.models.load import DTYPES, adapter_config, add_lora, compute_dtype, load_adapter, load_model, resolve_device, trainable
-from tuner.models.new_tokens import token_ids
-from tuner.stage import Context, View
-from tuner.train import checkpoint, steps
-from tuner.train.engine import TorchEngine
+from tuner.models.adapters import trainable
+from tuner.models.load import DTYPES, compute_dtype
+from tuner.models.sidecars import spoken
+from tuner.stage import Context, View, identity_of
+from tuner.train import facts as facts_of
+from tuner.train import fragments, steps
+from tuner.train.build import autocast_of, build_engine, build_model, choose_attention, describe, operations
+from tuner.train.checkpoint import Saver
+from tuner.train.deterministic import deterministic
 from tuner.train.journal import Journal
 from tuner.train.loop import Recipe, train
 from tuner.train.order import Order, plan_order
+from tuner.train.preflight import preflight
+from tuner.train.samples import Sampler, refusal
+from tuner.train.steps import Checkpoint
 from tuner.train.stop import Stop
+from tuner.train.trackers import open_trackers
+from tuner.train.watch import refuse_nothing_trained
+from tuner.train.world import World, from_environment
 
 MEASURED = 64
 """held-out packs at most that are measured when a step is saved; evaluation takes them all"""
@@ -29,67 +36,153 @@ MEASURED = 64
 
 def run(ctx: Context) -> dict[str, Any]:
     """Train, or go on from the newest whole step in ctx.out; returns the facts of the manifest."""
-    with Stop(ctx.out) as stop:
-        algo, machine, tokens = ctx.config.algo, ctx.config.machine, ctx.inputs["tokenize"].dir
-        packs = Packs.open(tokens / "train.arrow")
-        if not len(packs):
-            raise DataError(
-                "There is nothing to train on: the tokenized training set is empty. The rows' fate is in ledger.json in the run's tokenize directory"
-            )
-        whole = plan_order(
-            len(packs), ctx.config.data.length, seed=ctx.config.seed, epochs=algo.epochs, steps=algo.steps, batch_tokens=algo.batch_tokens
-        )
-        horizon = course(algo, whole)
-        order = whole.until(algo.stop_step)
-        found = steps.newest(ctx.out, lambda checkpoint: checkpoint.resumable or checkpoint.step == order.steps)
-        if found is None:
-            clear(ctx.out)
-        facts = resolve(machine, ctx.out / "facts.json", ctx.say)
+    machine = ctx.config.machine
+    before = facts_of.began(ctx.out)
+    device = facts_of.device_of(machine, before)
+    with deterministic(machine.deterministic), Stop(ctx.out) as stop, from_environment(device, timeout=machine.timeout) as world:
+        say = ctx.say if world.first else _silent
+        facts = facts_of.resolve(ctx.config, world.device, before, processes=world.size, here=world.size // machine.nodes)
         torch.set_num_threads(facts["threads"])
-        device = torch.device(facts["device"])
-        compute = compute_dtype(algo.precision, device)
+        return _train(ctx, world, stop, facts, before, say)
 
-        model = build(ctx.config, ctx.inputs["fetch_model"].dir, device, compute)
-        if algo.adapter == "lora":
-            write_json(ctx.out / steps.ADAPTER, adapter_config(model), indent=2)
-        autocast = compute if algo.adapter == "none" and compute != torch.float32 else None
-        engine = TorchEngine(model, betas=algo.optim.betas, eps=algo.optim.eps, weight_decay=algo.optim.weight_decay, autocast=autocast)
-        if found:
-            engine.load(checkpoint.read(found))
-            ctx.say(f"continuing after step {found.step} of {order.steps}")
-        micro = min(facts["micro_batch"], order.per_step)
-        parts = "1 pack" if order.per_step == 1 else f"{order.per_step} packs, {micro} at once"
-        ctx.say(f"{order.steps} steps of {parts}, up to {order.per_step * ctx.config.data.length:,} tokens a step")
-        ctx.say(
-            f"{trainable(model):,} numbers train; {algo.precision} weights, {short_name(compute)} arithmetic; {device.type}, {facts['threads']} threads"
-        )
-        keep, pinned = ctx.config.train.keep, ctx.config.convert.step
-        recipe = Recipe(
-            seed=ctx.config.seed, lr=algo.optim.lr, schedule=algo.schedule, horizon=horizon, warmup=algo.warmup, clip=algo.clip,
-            micro_batch=micro, save_every=machine.save_every, keep=machine.keep, best_by=ctx.config.convert.best_by,
-            pinned=pinned if isinstance(pinned, int) else None,
-            resumable=keep == "resume" or (keep == "auto" and order.steps < whole.steps),
-        )  # fmt: skip
-        held_out = Packs.open(tokens / "held_out.arrow")
-        # At most a twelfth of the time: a forward pass is a third of a training step.
-        measured = min(len(held_out), MEASURED, max(1, machine.save_every * order.per_step // 4))
-        begin, seen = (found.step, found.tokens) if found else (0, 0)
-        journal = Journal(ctx.out, step=begin, tensorboard=machine.tensorboard, say=ctx.say)
-        try:
-            train(
-                engine, packs, order, recipe, out=ctx.out, device=device, begin=begin, tokens=seen,
-                held_out=[held_out[i] for i in range(measured)], journal=journal, stop=stop, say=ctx.say, where=row_names(tokens / "ledger.json"),
+
+def _train(ctx: Context, world: World, stop: Stop, facts: dict[str, Any], before: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    algo, machine, out = ctx.config.algo, ctx.config.machine, ctx.out
+    base, tokens = ctx.inputs["fetch_model"].dir, ctx.inputs["tokenize"].dir
+    packs, where = open_packs(tokens), row_names(tokens / "ledger.json")
+    whole = plan_order(len(packs), ctx.config.data.length, seed=ctx.config.seed, epochs=algo.epochs, steps=algo.steps, batch_tokens=algo.batch_tokens)
+    horizon = course(algo, whole)
+    order = whole.until(algo.stop_step)
+    each = -(-order.per_step * machine.sequence_parallel // world.size)
+    found = begin(out, order, world, say)
+
+    compute = compute_dtype(algo.precision, world.device)
+    model = build_model(ctx.config, base, out, world.device, compute, zero_stage=facts["zero"])
+    facts["attention"], why = choose_attention(machine.attention, model, world.device, compute)
+    if world.first:
+        describe(ctx.config, model, out)
+    facts["trainable"] = trainable(model)
+    engine = build_engine(ctx.config, model, world, compute, facts)
+    facts |= preflight(
+        ctx, engine, model, packs, world=world, each=each, facts=facts, began=before if found else None, compute=compute, where=where, say=say
+    )
+    if world.first:
+        facts_of.keep(out, facts, before, say)
+    if found:
+        engine.load(fragments.read(found))
+        say(f"continuing after step {found.step} of {order.steps}")
+    recipe = recipe_of(ctx.config, min(facts["micro_batch"], each), horizon, ends_early=order.steps < whole.steps)
+    for line in outlook(ctx.config, order, world, recipe.micro_batch, each, short_name(compute), facts, why):
+        say(line)
+
+    start, seen = (found.step, found.tokens) if found else (0, 0)
+    journal = open_journal(ctx, world, start, say)
+    sample = sampler(ctx, model, journal, world, facts, autocast_of(algo, compute), say)
+    count_flops, peak = operations(ctx.config, base, world.device)
+    failed = True
+    try:
+        with Saver(out, rank=world.rank, of=world.size, timeout=machine.timeout, prune=lambda: prune(out, recipe, resumable=2)) as saver:
+            done = train(
+                engine, packs, order, recipe, world=world, begin=start, tokens=seen, held_out=held_out(tokens, recipe, order), journal=journal,
+                saver=saver, stop=stop, say=say, where=where, flops=count_flops, peak=peak, sample=sample,
             )  # fmt: skip
-        finally:
-            journal.close()
-    steps.prune(ctx.out, keep=recipe.keep, by=recipe.best_by, pinned=recipe.pinned, resumable=int(recipe.resumable))
-    (ctx.out / "facts.json").unlink()
+        failed = False
+    finally:
+        journal.close(failed=failed)
+    world.barrier()
+    if world.first:
+        prune(out, recipe, resumable=int(recipe.resumable))
+        (out / facts_of.FILE).unlink()
     row = journal.last or {}
     return facts | {
-        "step": order.steps, "steps": order.steps, "loss": row["loss"], "tokens": row["tokens"], "seconds": row["seconds"],
+        "step": done, "steps": order.steps, "loss": row["loss"], "tokens": row["tokens"], "seconds": row["seconds"],
         "tokens_per_second": round(row["tokens"] / max(row["seconds"], 1e-3), 1), "dtype": algo.precision, "compute": short_name(compute),
-        "packs_per_step": order.per_step, "trainable": trainable(model),
+        "packs_per_step": order.per_step,
     }  # fmt: skip
+
+
+def open_packs(tokens: Path) -> Packs:
+    """The training set. Raises DataError when there is nothing in it that could be trained."""
+    packs = Packs.open(tokens / "train.arrow")
+    if not len(packs):
+        raise DataError(
+            "There is nothing to train on: the tokenized training set is empty. The rows' fate is in ledger.json in the run's tokenize directory"
+        )
+    refuse_nothing_trained(packs)
+    return packs
+
+
+def held_out(tokens: Path, recipe: Recipe, order: Order) -> list[Pack]:
+    """The packs that are measured while training: at most a twelfth of the time, since a forward pass is a third of a training step."""
+    packs = Packs.open(tokens / "held_out.arrow")
+    often = recipe.measure_every or recipe.save_every
+    return [packs[i] for i in range(min(len(packs), MEASURED, max(1, often * order.per_step // 4)))]
+
+
+def recipe_of(config: View, micro: int, horizon: int, *, ends_early: bool) -> Recipe:
+    """The numbers of the loop."""
+    algo, machine, pinned, keep = config.algo, config.machine, config.convert.step, config.train.keep
+    return Recipe(
+        seed=config.seed, lr=algo.optim.lr, schedule=algo.schedule, horizon=horizon, warmup=algo.warmup, decay=algo.decay, clip=algo.clip,
+        micro_batch=micro, sequence_parallel=machine.sequence_parallel, save_every=machine.save_every, measure_every=machine.measure_every,
+        patience=algo.early_stop, patience_every=algo.early_stop_every, keep=machine.keep, best_by=config.convert.best_by,
+        pinned=pinned if isinstance(pinned, int) else None, resumable=keep == "resume" or (keep == "auto" and ends_early),
+    )  # fmt: skip
+
+
+def open_journal(ctx: Context, world: World, step: int, say: Callable[[str], None]) -> Journal:
+    """Goes on after `step` steps; the first process writes it, and tells the trackers."""
+    machine, trackers = ctx.config.machine, None
+    if world.first:
+        name = ctx.out.name.removesuffix(".partial")
+        trackers = open_trackers(machine.trackers, ctx.out, project=machine.project, name=name, config=identity_of(ctx.config), step=step, say=say)
+    return Journal(ctx.out, step=step, trackers=trackers, writes=world.first)
+
+
+def begin(out: Path, order: Order, world: World, say: Callable[[str], None]) -> Checkpoint | None:
+    """The step to go on from, the same in all processes; what lies behind it, or without one all that is there, goes. The first process looks."""
+    if world.first:
+        found = steps.newest(out, lambda checkpoint: checkpoint.resumable or checkpoint.step == order.steps, say)
+        if found is None:
+            clear(out)
+        steps.forget(out, after=found.step if found else 0)
+        world.gather(found.step if found else None)
+        return found
+    number = world.gather(None)[0]
+    return None if number is None else steps.choose(steps.kept(out), number, "")
+
+
+def prune(out: Path, recipe: Recipe, *, resumable: int) -> None:
+    """Two can be gone on from, should one be damaged; the others are there to be handed on."""
+    steps.prune(out, keep=recipe.keep, by=recipe.best_by, pinned=recipe.pinned, resumable=resumable)
+
+
+def sampler(
+    ctx: Context, model: Any, journal: Journal, world: World, facts: dict[str, Any], autocast: torch.dtype | None, say: Callable[[str], None]
+) -> Callable[[int], None]:
+    """What answers eval.prompts after a step, where machine.samples asks for it and this process is the one that does."""
+    machine, ask = ctx.config.machine, ctx.config.eval
+    if not machine.samples or not ask.prompts or not world.first:
+        return lambda _: None
+    if why := refusal(facts["zero"]):
+        say(why)
+        return lambda _: None
+    chat = spoken(ctx.config.model.chat, ctx.config.data.system)
+    base = ctx.inputs["fetch_model"].dir
+    return Sampler(model, base, chat, ask.prompts, ask.max_new_tokens, ctx.out, journal, autocast=autocast).write
+
+
+def outlook(config: View, order: Order, world: World, micro: int, each: int, compute: str, facts: dict[str, Any], why: str) -> Sequence[str]:
+    """What follows from the config, before the first step."""
+    shared = f" on {world.size} processes, {each} each" if world.size > 1 else ""
+    parts = "1 pack" if order.per_step == 1 else f"{order.per_step} packs{shared}, {micro} at once"
+    small = ", so that there are about 100" if config.algo.batch_tokens == "auto" and order.per_step * config.data.length < 32_768 else ""
+    engine = "PyTorch" if facts["engine"] == "torch" else f"DeepSpeed, ZeRO {facts['zero']}"
+    return [
+        f"{order.steps} steps of {parts}, up to {order.per_step * config.data.length:,} tokens a step{small}",
+        f"{facts['trainable']:,} numbers train; {config.algo.precision} weights, {compute} arithmetic; {world.device.type}, {facts['threads']} threads; {engine}",
+        f"attention: {why}",
+    ]
 
 
 def course(algo: View, whole: Order) -> int:
@@ -107,46 +200,6 @@ def course(algo: View, whole: Order) -> int:
     return horizon
 
 
-def build(config: View, directory: Path, device: torch.device, compute: torch.dtype) -> Any:
-    """The model in train mode: a frozen base with fp32 adapters, or fp32 masters of all weights."""
-    algo = config.algo
-    if algo.adapter == "none":
-        refuse_fixed_head(directory)
-        return load_model(directory, dtype=torch.float32, device=device).train()
-    base = load_model(directory, dtype=compute, device=device, rounded=DTYPES[algo.precision], quant=algo.quant)
-    rows = token_ids(directory, config.model.new_tokens)
-    model = add_lora(base, r=algo.r, alpha=algo.alpha, dropout=algo.dropout, targets=algo.targets, seed=config.seed, new_token_ids=rows)
-    if algo.init == "continue":
-        load_adapter(model, Path(config.model.adapter))
-    return model.train()
-
-
-def refuse_fixed_head(directory: Path) -> None:
-    """Raise ConfigError, before anything trains, for full fine-tuning of a model whose result can only be written in a layout that fixes the head's norms."""
-    layout = (read_json(directory / family.ASIDE / family.LAYOUT) or {}).get("layout")
-    if layout in family.WITHOUT_CLASS & family.NORMALISED:
-        raise ConfigError(
-            f"algo.adapter=none trains the output head, and the layout {layout}, in which this model's result is written, divides each of its rows by its "
-            "norm on every use: what was trained could not be written. Take algo=lora or algo=qlora."
-        )
-
-
-def resolve(machine: View, path: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """What `auto` means here, written to `path`. A training that goes on keeps what it began with, or says what differs."""
-    began = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    device = resolve_device(machine.device)
-    if machine.device == "auto" and began.get("device") == "cpu":
-        device = torch.device("cpu")
-    facts: dict[str, Any] = {"device": device.type, "torch": torch.__version__}
-    facts["threads"] = began.get("threads", cores()) if machine.threads == "auto" else machine.threads
-    facts["micro_batch"] = began.get("micro_batch", 1) if machine.micro_batch == "auto" else machine.micro_batch
-    for key in steps.RESOLVED:
-        if key in began and began[key] != facts[key]:
-            say(f"{key} is {facts[key]} now and was {began[key]} before; the last bits of the result may differ from an uninterrupted run")
-    write_json(path, facts)
-    return facts
-
-
 def row_names(ledger: Path) -> Callable[[Pack], list[str]]:
     """A function from a pack to the `file:line` of its documents."""
 
@@ -161,9 +214,13 @@ def clear(out: Path) -> None:
     """Remove what a training left that has no whole step."""
     for name in ("steps", "tensorboard"):
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("facts.json", "metrics.jsonl", steps.ADAPTER):
+    for name in ("facts.json", "metrics.jsonl", "samples.jsonl", "trackers.json", *steps.SETTINGS):
         (out / name).unlink(missing_ok=True)
 
 
 def short_name(dtype: torch.dtype) -> str:
     return next(key for key, value in DTYPES.items() if value == dtype)
+
+
+def _silent(_line: str) -> None:
+    pass

@@ -1,0 +1,79 @@
+"""The card's command at full size, from a hub on this machine: python scripts/card.py --tokenizer DIR --rows FILE [--steps 20] [word …]
+
+A random InternLM2-1.8B is written in its own layout and served, with the tokenizer in DIR and the OpenAssistant messages of FILE (JSON lines), by a server
+that speaks the hub's protocol. Then a shell would see just this: the command, all six stages; the command again, which does nothing; and the training once
+more under ZeRO-2, on DeepSpeed. The log goes to card.log.
+"""
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench_models import SIZES, write_model
+
+from tests.hub import Hub
+
+MODEL, ROWS = "internlm/internlm2-1_8b", "OpenAssistant/oasst1"
+CARD = ["model=internlm2_1_8b", "algo=qlora", "data=oasst1"]
+COLUMNS = (
+    "message_id", "parent_id", "text", "role", "lang", "review_count", "review_result", "deleted", "rank", "synthetic", "message_tree_id", "tree_state",
+)  # fmt: skip
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--tokenizer", type=Path, required=True)
+    options.add_argument("--rows", type=Path, required=True)
+    options.add_argument("--size", choices=SIZES, default="1.8B")
+    options.add_argument("--steps", type=int, default=20)
+    options.add_argument("--log", type=Path, default=Path("card.log"))
+    options.add_argument("words", nargs="*", help="more of the command line, for a size that is not the card's own")
+    wished = options.parse_args()
+    with tempfile.TemporaryDirectory() as scratch, Hub() as hub:
+        home = Path(scratch)
+        hub.add(MODEL, repository(home / "original", wished.size, wished.tokenizer), kind="models")
+        hub.add(ROWS, rows(wished.rows))
+        log = wished.log.open("w", encoding="utf-8")
+        short = [f"algo.steps={wished.steps}", *wished.words]
+        for words in (["plan", *CARD, *short], [*CARD, *short], [*CARD, *short], [*CARD, *short, "machine.zero=2", "redo=train"]):
+            shell(words, home, hub, log)
+    print(wished.log.read_text(encoding="utf-8"))
+
+
+def repository(directory: Path, size: str, tokenizer: Path) -> dict[str, bytes]:
+    """The files of the model's repository."""
+    write_model(directory, SIZES[size], native=False)
+    for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json"):
+        (directory / name).write_bytes((tokenizer / name).read_bytes())
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def rows(path: Path) -> dict[str, bytes]:
+    """The data set as its repository holds it: one row a message, in Parquet."""
+    from pyarrow import Table, parquet
+
+    messages = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    buffer = io.BytesIO()
+    parquet.write_table(Table.from_pylist([{name: message[name] for name in COLUMNS} for message in messages]), buffer)
+    return {"data/train-00000-of-00001-b42a775f407cee45.parquet": buffer.getvalue()}
+
+
+def shell(words: list[str], home: Path, hub: Hub, log: io.TextIOBase) -> None:
+    """One command in `home`, with what it says in the log."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "tuner", *words]
+    environment = {**os.environ, **hub.env, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])}
+    del environment["HF_HUB_OFFLINE"]
+    done = subprocess.run(command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    log.write(f"$ python -m tuner {' '.join(words)}\n{done.stdout}[exit {done.returncode}, {time.monotonic() - began:.1f} s]\n\n")
+    log.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""How an adapter may begin: the names that PEFT has for it, and which of them change the base."""
+
+import re
+
+from tuner.nearest import nearest
+
+NAMES = ("default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_4")
+"""one of each kind"""
+
+
+def complaint(name: str, *, r: int) -> str | None:
+    """What is wrong with algo.lora_init for adapters of rank r, in a sentence; None where nothing is.
+
+    >>> complaint("pissa_niter_16", r=8)
+    >>> complaint("orthogonal", r=7)
+    'algo.lora_init=orthogonal begins with two halves of the rank, and algo.r is 7: make it even.'
+    """
+    if name not in NAMES and niter(name) is None:
+        return f"algo.lora_init is {name!r}, but must be one of {', '.join(NAMES[:-1])}, pissa_niter_N.{nearest(name, NAMES)}"
+    if name == "orthogonal" and r % 2:
+        return f"algo.lora_init=orthogonal begins with two halves of the rank, and algo.r is {r}: make it even."
+    return None
+
+
+def changes_base(name: str) -> bool:
+    """Whether the adapter begins with a part of the weight, which is then taken out of the base.
+
+    >>> [changes_base(name) for name in ("default", "orthogonal", "olora", "pissa_niter_4")]
+    [False, False, True, True]
+    """
+    return name == "olora" or name.startswith("pissa")
+
+
+def niter(name: str) -> int | None:
+    """The iterations of `pissa_niter_N`.
+
+    >>> niter("pissa_niter_16"), niter("pissa")
+    (16, None)
+    """
+    match = re.fullmatch(r"pissa_niter_([0-9]+)", name)
+    return int(match[1]) if match else None

@@ -1,0 +1,54 @@
+"""Attention by the flash kernel for documents of varying length that PyTorch brings (arXiv:2307.08691): one call for the whole row.
+
+Its backward pass gives the same bits each time where torch.use_deterministic_algorithms is on.
+"""
+
+from functools import cache
+from importlib.util import find_spec
+from inspect import signature
+
+from torch import Tensor
+
+from tuner.kernels.documents import Documents
+from tuner.kernels.scoring import Needs, Scoring, flash_trouble, rows
+
+
+def trouble(needs: Needs) -> str | None:
+    """Why it can't be used here, if so."""
+    if find_spec("torch.nn.attention.varlen") is None:
+        return "this PyTorch does not bring it"
+    return flash_trouble(needs)
+
+
+def attend(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor, documents: Documents, scoring: Scoring) -> Tensor:
+    """softmax(q k' * scaling) v within each document; returns [1, N, H, E]."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    offsets_E, longest = documents.offsets, documents.longest
+    window_size = window(scoring.window, longest)
+    q_NHF, k_NKF, v_NKF = rows(q_1HND, k_1KND, v_1KNE)
+    if names_groups():
+        out_NHF = varlen_attn(
+            q_NHF, k_NKF, v_NKF, offsets_E, offsets_E, longest, longest, scale=scoring.scaling, window_size=window_size, enable_gqa=True
+        )
+    else:  # the kernel has always taken fewer key heads than query heads; newer versions want to be told that they are meant
+        out_NHF = varlen_attn(q_NHF, k_NKF, v_NKF, offsets_E, offsets_E, longest, longest, scale=scoring.scaling, window_size=window_size)
+    assert isinstance(out_NHF, Tensor)
+    return out_NHF[None, :, :, : v_1KNE.shape[-1]]
+
+
+def window(width: int | None, longest: int) -> tuple[int, int]:
+    """How many keys before the query's own, and after it, are seen; -1 is all.
+
+    >>> window(None, 9), window(4, 9), window(4, 3)
+    ((-1, 0), (3, 0), (-1, 0))
+    """
+    return (-1 if width is None or width >= longest else width - 1, 0)
+
+
+@cache
+def names_groups() -> bool:
+    """Whether this PyTorch's function has a word for grouped heads: from 2.12 on."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in signature(varlen_attn).parameters

@@ -1,0 +1,160 @@
+"""Before step 0: what fits, what it takes, and proofs on the run's own model and rows. Once found, it is remembered for this machine and config."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuner import inits
+from tuner.data.chat import compile_template
+from tuner.data.tokenizer import load_vocabulary
+from tuner.data.tokens import Pack, Packs
+from tuner.disk import read_json
+from tuner.errors import DataError
+from tuner.estimate import CONTEXT, Work, estimate
+from tuner.fit import plain, ways
+from tuner.models.geometry import Geometry
+from tuner.models.sidecars import spoken
+from tuner.schema import Algo
+from tuner.stage import Context, identity_of
+from tuner.train.build import autocast_of
+from tuner.train.engine import Engine
+from tuner.train.proofs import prove, said
+from tuner.train.rehearsal import Foresight, Wish, rehearse, set_recompute
+from tuner.train.verdict import Verdict, key_of, recall, remember
+from tuner.train.world import World
+
+SCRATCH = "preflight"
+"""where the save is tried, in the training's directory"""
+MATTERS = ("engine", "zero", "offload", "processes", "sequence_parallel", "attention", "deterministic", "threads")
+"""facts that decide what is found"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimates:
+    """What tuner.estimate says of this training."""
+
+    geometry: Geometry
+    algo: Algo
+    work: Work
+    """with the processes that share it"""
+    length: int
+
+    def at(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool) -> Work:
+        return replace(self.work, tokens=tokens, targets=targets, accumulated=accumulated, recompute=recompute)
+
+    def reserved(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool) -> float:
+        return estimate(self.geometry, self.algo, self.at(tokens, targets, accumulated=accumulated, recompute=recompute)).reserved
+
+    def ways(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool, micro: int, room: float) -> list[str]:
+        work = self.at(tokens, targets, accumulated=accumulated, recompute=recompute)
+        return ways(self.geometry, self.algo, work, room + CONTEXT, length=self.length, micro=micro)
+
+
+def preflight(
+    ctx: Context,
+    engine: Engine,
+    model: Any,
+    packs: Packs,
+    *,
+    world: World,
+    each: int,
+    facts: dict[str, Any],
+    began: dict[str, Any] | None,
+    compute: torch.dtype,
+    where: Callable[[Pack], list[str]],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Settle micro_batch and recompute, and leave the model so; returns them, with what was measured. All processes call it, before a step is loaded.
+
+    each    packs that a process takes in a step
+    began   the facts of the training that goes on; it keeps what it has, and nothing is tried again
+
+    Raises ConfigError when the training does not fit, and StageError when a proof or the save fails.
+    """
+    machine = ctx.config.machine
+    wish = Wish(micro_batch=machine.micro_batch, recompute=machine.recompute, packs=each)
+    if began is not None or not machine.preflight:
+        found = began or {}
+        verdict = Verdict(
+            micro_batch=found.get("micro_batch", 1) if wish.micro_batch == "auto" else wish.micro_batch,
+            recompute=found.get("recompute", "none") if wish.recompute == "auto" else wish.recompute,
+        )
+        set_recompute(model, verdict.recompute == "blocks")
+        return settled(verdict)
+    key = key_of(deciding(ctx, facts, each), read_by(ctx), world.device)
+    known = world.gather(_plain(recall(key)) if world.first else None)[0]
+    if known is not None:
+        verdict = Verdict(**known)
+        set_recompute(model, verdict.recompute == "blocks")
+        say("preflight: as found before on this machine with this config")
+        return settled(verdict)
+    rehearsal = rehearse(
+        engine, model, packs, wish, world=world, scratch=ctx.out / SCRATCH, timeout=machine.timeout, foresight=foresight(ctx, facts), say=say
+    )  # fmt: skip
+    say(rehearsal.sentence)
+    proofs = proved(ctx, engine, model, packs, world, compute, where)
+    if proofs:
+        say(said(proofs))
+    verdict = Verdict(
+        micro_batch=rehearsal.micro_batch, recompute=rehearsal.recompute, reserved=rehearsal.reserved,
+        expected=None if rehearsal.expected is None else round(rehearsal.expected), tokens_per_second=rehearsal.tokens_per_second, proofs=proofs,
+    )  # fmt: skip
+    if world.first:
+        remember(key, verdict)
+    return settled(verdict)
+
+
+def settled(verdict: Verdict) -> dict[str, Any]:
+    """As facts of the manifest."""
+    measured = {"proofs": dict(verdict.proofs)} if verdict.proofs else {}
+    memory = {} if verdict.reserved is None else {"preflight_reserved": verdict.reserved, "preflight_expected": verdict.expected}
+    return {"micro_batch": verdict.micro_batch, "recompute": verdict.recompute} | measured | memory
+
+
+def proved(
+    ctx: Context, engine: Engine, model: Any, packs: Packs, world: World, compute: torch.dtype, where: Callable[[Pack], list[str]]
+) -> dict[str, float]:
+    """The proofs' differences by name; none where processes share packs, since each then sees slices only."""
+    config, algo = ctx.config, ctx.config.algo
+    if config.machine.sequence_parallel > 1:
+        return {}
+    template = compile_template(spoken(config.model.chat, config.data.system), load_vocabulary(ctx.inputs["fetch_model"].dir))
+    fresh = algo.adapter == "lora" and algo.init != "continue" and not inits.changes_base(algo.lora_init) and algo.lora_init != "orthogonal"
+    return prove(
+        engine, model, packs, world, where=where, template=template, whole=config.data.loss == "all", compute=compute,
+        autocast=autocast_of(algo, compute), quant=algo.quant, zero_adapter=fresh,
+    )  # fmt: skip
+
+
+def foresight(ctx: Context, facts: dict[str, Any]) -> Foresight | None:
+    """What estimates can tell; None for a family whose shapes are not known."""
+    geometry = read_json(ctx.inputs["fetch_model"].dir / "config.json") or {}
+    work = Work(
+        tokens=2, targets=1, new_tokens=len(ctx.config.model.new_tokens), engine=facts["engine"], zero=facts["zero"], processes=facts["processes"],
+        offload=facts["offload"], sequence_parallel=facts["sequence_parallel"],
+    )  # fmt: skip
+    found = Estimates(geometry=geometry, algo=plain(ctx.config.algo), work=work, length=ctx.config.data.length)
+    try:
+        found.reserved(2, 1, accumulated=True, recompute=False)
+    except DataError:
+        return None
+    return found
+
+
+def deciding(ctx: Context, facts: dict[str, Any], each: int) -> dict[str, Any]:
+    """Of config and facts, what decides what is found."""
+    machine = ctx.config.machine
+    own = {"micro_batch": machine.micro_batch, "recompute": machine.recompute, "deepspeed": machine.deepspeed, "packs": each}
+    return identity_of(ctx.config) | own | {name: facts[name] for name in MATTERS}
+
+
+def read_by(ctx: Context) -> list[Path]:
+    """The files of the model, and the packs."""
+    return [*sorted(ctx.inputs["fetch_model"].dir.glob("*.*")), ctx.inputs["tokenize"].dir / "train.arrow"]
+
+
+def _plain(verdict: Verdict | None) -> dict[str, Any] | None:
+    return None if verdict is None else asdict(verdict)

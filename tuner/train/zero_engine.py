@@ -1,0 +1,253 @@
+"""DeepSpeed as an Engine: several processes, ZeRO 0 to 3, offload. The numbers are those of the torch engine.
+
+DeepSpeed averages gradients over processes; a micro batch's loss is multiplied by their number first, so that gradients add up. It divides by no
+number of micro batches, clips by the norm that it finds before it touches a weight, and knows nothing of precision: what trains is fp32, and
+autocast is in the model's forward pass.
+"""
+
+import logging
+import math
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from datetime import timedelta
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.distributed
+from peft import PeftModel, get_peft_model_state_dict
+from torch._C._distributed_c10d import HashStore
+
+from tuner.errors import ConfigError
+from tuner.schema import Optim
+from tuner.train import slices
+from tuner.train.batch import Batch
+from tuner.train.engine import Saved, State, noisy, trained
+from tuner.train.noise import Noise
+from tuner.train.objective import summed_loss
+from tuner.train.optimizers import build, ends, forget, moments, restore, set_lr
+from tuner.train.world import World
+
+
+class ZeroEngine:
+    """One of the processes of a training, on its own device."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        world: World,
+        settings: Mapping[str, Any],
+        optim: Optim,
+        lora_plus: float | None = None,
+        autocast: torch.dtype | None = None,
+        label_smoothing: float = 0.0,
+        noise: Noise | None = None,
+        timeout: float = 600.0,
+    ) -> None:
+        """
+        model            in train mode, with requires_grad on what trains; the same in all processes, and the engine's own from here on
+        settings         DeepSpeed's JSON, as `tuner.zero.settings` makes it
+        optim            algo.optim
+        timeout          seconds that processes wait for each other
+        lora_plus, autocast, label_smoothing, noise    as for the torch engine
+
+        Where the world has more than one process, torch.distributed must have been started. Raises ConfigError where DeepSpeed refuses the settings.
+        """
+        self.model, self.world = model, world
+        self.label_smoothing, self.noise = label_smoothing, noise
+        self.stage = int(settings["zero_optimization"]["stage"])
+        self.named = trained(model)
+        self.keys = saved_names(model, self.named)
+        self.shapes = {name: tuple(p.shape) for name, p in self.named.items()}
+        home = torch.device("cpu") if "offload_optimizer" in settings["zero_optimization"] else world.device
+        self.optimizer = build(self.named, optim, lora_plus=lora_plus, device=home, ends=ends(model))
+        if autocast:
+            # Inside of the model's forward pass: DeepSpeed turns off, on GPUs, an autocast that is around its own. With a cache, autocast would keep
+            # a copy of each weight that ZeRO 3 gathers until the forward pass ends.
+            model.forward = torch.autocast(world.device.type, dtype=autocast, cache_enabled=self.stage < 3)(model.forward)
+        self.engine = start(model, self.optimizer, settings, world, timeout)
+        self.held = slices.slices(self.engine.optimizer, self.named) if self.stage else {}
+        self._reduced = False
+
+    def forward_backward(self, batches: Sequence[Batch], targets: int) -> list[float]:
+        if self._reduced:
+            raise RuntimeError("gradients were read since the last step: step or reset before more are added")
+        self.engine.set_gradient_accumulation_boundary(False)
+        losses = []
+        for batch in batches:
+            with noisy(self.noise, batch):
+                loss = self._loss(batch, self.label_smoothing)
+                self.engine.backward(loss / max(1, targets) * self.world.size)
+            losses.append(loss.detach())
+        return torch.stack(losses).tolist() if losses else []
+
+    def _loss(self, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
+        return summed_loss(self.engine, batch.to(self.world.device), label_smoothing)
+
+    def _reduce(self) -> None:
+        """Add up the gradients of all processes, each process's slice, if that was not done yet. DeepSpeed's boundary of an accumulation."""
+        if self._reduced:
+            return
+        self.engine.set_gradient_accumulation_boundary(True)
+        if self.stage < 2:
+            self.engine.allreduce_gradients()
+        else:  # they were reduced after each backward pass
+            self.engine.optimizer.finalize_gradient_accumulation_boundary()
+        self._reduced = True
+
+    def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
+        from deepspeed.utils import safe_get_full_grad
+
+        self._reduce()
+        for name, p in self.named.items():
+            yield name, safe_get_full_grad(p).float()
+
+    @torch.no_grad()
+    def measure(self, batches: Sequence[Batch]) -> tuple[float, int]:
+        self.engine.eval()
+        losses = [self._loss(batch).item() for batch in batches]
+        self.engine.train()
+        return sum(losses), sum(len(batch.targets_M) for batch in batches)
+
+    def step(self, lr: float, max_norm: float | None) -> float:
+        self._reduce()
+        set_lr(self.optimizer, lr)
+        if self.stage:
+            self.engine.optimizer.clip_grad = max_norm or 0.0
+            self.engine.step()  # nothing but the gradients' end where the norm is not finite
+            norm = float(self.engine.get_global_grad_norm())
+            if self.stage == 3:  # a tensor without a gradient in the next step would step on this one again
+                self.engine.optimizer.grad_partitions_flat_buffer.zero_()
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(self.named.values(), max_norm if max_norm is not None else math.inf).item()
+            if math.isfinite(norm):
+                self.engine.step()
+            else:
+                self.engine.zero_grad()
+        self._reduced = False
+        return norm
+
+    def state(self) -> State:
+        if not self.stage:
+            if not self.world.first:
+                return State(weights={}, optimizer={})
+            return State(weights={self.keys[name]: p.data for name, p in self.named.items()}, optimizer=moments(self.optimizer, self.named))
+        zero = self.engine.optimizer
+        weights, optimizer, shapes = {}, {}, {}
+        for name, values in slices.weights(zero, self.named, self.held):
+            weights[f"{self.keys[name]}@{self.held[name].offset}"] = values
+            shapes[self.keys[name]] = self.shapes[name]
+        for name, key, values in slices.moments(zero, self.named, self.held):
+            if values.ndim:
+                optimizer[f"{name}/{key}@{self.held[name].offset}"] = values
+                shapes[f"{name}/{key}"] = self.shapes[name]
+            elif self.held[name].offset == 0:  # once, in the process that has the tensor's beginning
+                optimizer[f"{name}/{key}"] = values
+        return State(weights=weights, optimizer=optimizer, shapes=shapes)
+
+    def load(self, saved: Saved) -> None:
+        if set(saved.weights) != set(self.keys.values()):
+            raise ValueError(f"the checkpoint's tensors are not this model's: {sorted(set(saved.weights) ^ set(self.keys.values()))[:4]} …")
+        self._discard()
+        if not self.stage:
+            for name, p in self.named.items():
+                p.data.copy_(saved.weights[self.keys[name]])
+            restore(self.optimizer, self.named, saved.optimizer)
+            return
+        slices.restore(self.engine.optimizer, self.named, self.held, self.keys, saved)
+
+    def reset(self) -> None:
+        self._discard()
+        forget(self.optimizer)
+
+    def _discard(self) -> None:
+        if self.stage:
+            slices.discard_gradients(self.engine.optimizer)
+        else:
+            self.engine.zero_grad()
+        self._reduced = False
+
+
+def saved_names(model: torch.nn.Module, named: Mapping[str, torch.nn.Parameter]) -> dict[str, str]:
+    """Parameter's name → what its values are called in a saved step: PEFT's key of an adapter's tensor, else the same."""
+    if not isinstance(model, PeftModel):
+        return {name: name for name in named}
+    owners = {p.data_ptr(): name for name, p in named.items()}
+    # save_embedding_layers="auto" may ask the hub for the base model's vocabulary size.
+    keys = {tensor.data_ptr(): key for key, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    if owners.keys() != keys.keys():
+        strange = sorted([keys[at] for at in keys.keys() - owners.keys()] + [owners[at] for at in owners.keys() - keys.keys()])
+        raise ValueError(f"what trains is not what PEFT saves: {strange[:4]} …")
+    return {owners[at]: key for at, key in keys.items()}
+
+
+def start(model: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any], world: World, timeout: float) -> Any:
+    """DeepSpeed's engine around model and optimizer. Raises ConfigError where it is not installed or refuses the settings."""
+    if find_spec("deepspeed") is None:
+        raise ConfigError(
+            "This training needs DeepSpeed (machine.engine=deepspeed, several processes, machine.zero or machine.offload), which is not installed here: "
+            "pip install 'tuner[multi]'"
+        )
+    device = world.device
+    os.environ["DS_ACCELERATOR"] = device.type  # it would take a GPU where there is one
+    # The device that it moves the model to.
+    os.environ["LOCAL_RANK"] = str(torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index or 0)
+    with quiet():
+        import deepspeed
+        from deepspeed.utils import groups
+        from pydantic import ValidationError
+
+        if device.type == "cpu":
+            # A shared-memory all-reduce, for inference alone, that DeepSpeed would compile for half a minute.
+            vars(deepspeed.ops)["__compatible_ops__"] = {}
+        if "aio" in settings:
+            require_disk()
+        if not torch.distributed.is_initialized():
+            if world.size > 1:
+                raise RuntimeError("torch.distributed is not started, and there are other processes")
+            backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+            torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        if groups._WORLD_GROUP is None:  # its own would wait half an hour for a process that is gone
+            groups._WORLD_GROUP = torch.distributed.new_group(timeout=timedelta(seconds=timeout))
+        try:
+            if settings["zero_optimization"]["stage"] == 3 and next(model.parameters()).device.type != device.type:
+                # One tensor at a time, so that the whole model never has to fit.
+                deepspeed.init_distributed(dist_init_required=False)
+                deepspeed.zero.Init(module=model, config_dict_or_path=dict(settings))
+                for buffer in model.buffers():
+                    buffer.data = buffer.data.to(device)
+            engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(settings), dist_init_required=False)
+        except (ValidationError, deepspeed.runtime.config.DeepSpeedConfigError) as error:
+            raise ConfigError(
+                f"DeepSpeed refuses its settings: {' '.join(str(error).split())}. Mend the file that machine.deepspeed names."
+            ) from error
+    return engine
+
+
+def require_disk() -> None:
+    """Raise ConfigError where DeepSpeed can't read and write a disk beside the computation: the only part of it that is compiled here."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    try:
+        AsyncIOBuilder().load(verbose=False)
+    except Exception as error:  # of the compiler, of the linker, or DeepSpeed's own
+        raise ConfigError(
+            "machine.offload_path needs DeepSpeed's async_io, which is compiled on first use with g++ and ninja against libaio, and that failed here: "
+            f"{' '.join(str(error).split())[:300]}. Install them (apt install g++ libaio-dev; pip install ninja), or set machine.offload_path=null, "
+            "which offloads to the host's memory and compiles nothing."
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let DeepSpeed say nothing but errors, and that on stderr: stdout is the program's own."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    with redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    # It calls functions that a newer PyTorch has under other names, in each step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
