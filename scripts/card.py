@@ -70,8 +70,13 @@ def shell(words: list[str], home: Path, hub: Hub, log: io.TextIOBase) -> None:
     command = [sys.executable, "-m", "tuner", *words]
     environment = {**os.environ, **hub.env, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])}
     del environment["HF_HUB_OFFLINE"]
-    done = subprocess.run(command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    log.write(f"$ python -m tuner {' '.join(words)}\n{done.stdout}[exit {done.returncode}, {time.monotonic() - began:.1f} s]\n\n")
+    log.write(f"$ python -m tuner {' '.join(words)}\n")
+    with subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            log.write(f"{time.monotonic() - began:6.1f}  {line}")
+            log.flush()
+    log.write(f"[exit {process.returncode}, {time.monotonic() - began:.1f} s]\n\n")
     log.flush()
 
 

@@ -207,10 +207,10 @@ def _gaps(model: _Model, algo: Trained, work: Work) -> float:
     """
     tokens, targets = -(-work.tokens // work.sequence_parallel), -(-work.targets // work.sequence_parallel)
     kept = 0.0 if work.recompute else model.saved * tokens
-    found = 32 * MIB + 2.4 * targets * model.vocabulary + 0.01 * kept + 2 * model.restored
+    found = 16 * MIB + 2.4 * targets * model.vocabulary + 0.01 * kept + 2 * model.restored
     if algo.adapter == "none":
         found += (1.4 if work.recompute else 0.9) * model.trains
-    if algo.dropout:
+    if algo.dropout and kept:
         found += 40 * MIB + 0.03 * kept
     return found
 

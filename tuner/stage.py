@@ -151,7 +151,7 @@ def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Role, Any]]:
     """All fields of a config tree as (dotted path, role, value).
 
     >>> [path for path, role, _ in leaves(Config()) if path.startswith("algo.optim.")][:2]
-    ['algo.optim.lr', 'algo.optim.betas']
+    ['algo.optim.name', 'algo.optim.lr']
     """
     for f in fields(node):
         value = getattr(node, f.name)

@@ -304,7 +304,7 @@ def test_a_gpu_holds_the_base_that_merging_on_the_processor_takes(base: Path) ->
     for name in quantize.names(base):
         there, here = restored(model, name).cpu().float(), quantize.dequantised(weights[name], "nf4").float()
         assert torch.equal(there, quantize.dequantised(weights[name].cuda(), "nf4").cpu().float())
-        assert (there != here).float().mean() < 0.01
+        assert (there != here).float().mean() < 0.05
         assert ((there - here).abs() <= 0.05 * here.abs()).all()
         assert (there - here).norm() < 2**-9 * here.norm()
     assert all(parameter.device.type == "cuda" for parameter in model.parameters())

@@ -323,6 +323,7 @@ GPU = [
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.filterwarnings("ignore:inner dimension")  # bitsandbytes', of a model this small
 @pytest.mark.parametrize(("adapter", "quant", "stage", "offload"), GPU)
 def test_on_a_gpu_it_trains_in_bf16_as_the_torch_engine_does(
     tiny: Path, adapter: str, quant: str, stage: int, offload: str, monkeypatch: pytest.MonkeyPatch
