@@ -5,11 +5,13 @@ Whatever it was, nobody is left behind, and the same command ends with the bits 
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,11 +49,19 @@ def told(root: Path) -> str:
 
 def ranks(process: "subprocess.Popen[bytes]") -> dict[int, int]:
     """Rank → pid of the processes that a launcher has started."""
+    began, found = time.monotonic(), dict[int, int]()
+    while sorted(found) != [0, 1]:  # a run that goes on has rows before it has processes
+        assert time.monotonic() - began < 120
+        found = _ranks(process)
+    return found
+
+
+def _ranks(process: "subprocess.Popen[bytes]") -> dict[int, int]:
     found = {}
-    for pid in subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split():
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        found |= {int(text[5:]): int(pid) for text in variables if text.startswith(b"RANK=")}
-    assert sorted(found) == [0, 1]
+    for pid in subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout.split():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            found |= {int(text[5:]): int(pid) for text in variables if text.startswith(b"RANK=")}
     return found
 
 
@@ -125,6 +135,29 @@ def test_whatever_happens_is_told_and_gone_on_from(
     assert not re.search(r"Traceback|gloo|peer", told(root))
     assert not any(alive(pid) for pid in there.values())
     goes_on(tuner, root, words)
+    assert adapter(root) == straight
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_twenty_kills_at_random_steps_change_no_bit(tuner: Tuner, tiny: list[str], tmp_path: Path, straight: bytes) -> None:
+    """Of the launcher or of a rank, at a random moment after each second step."""
+    root, words, seed = tmp_path / "out", [*tiny, *TWO, "machine.deterministic=true"], time.time_ns()
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    for number in range(20):
+        process = start(root, words, 2 * number)
+        there = ranks(process)
+        time.sleep(draw.random() * (1.0 if number else 8.0))
+        with suppress(ProcessLookupError):
+            os.kill(draw.choice([process.pid, *there.values()]), signal.SIGKILL)
+        if process.wait(timeout=120) == 0:
+            break  # it had done all steps before the kill came
+        began = time.monotonic()
+        while any(alive(pid) for pid in there.values()):
+            assert time.monotonic() - began < 20
+            time.sleep(0.05)
+    tuner(f"root={root}", *words, env=ENV)
     assert adapter(root) == straight
 
 

@@ -1,6 +1,6 @@
 """The memory estimate beside what PyTorch reserves, on configurations drawn by a seed:
 
-    PYTHONPATH=. python scripts/measure_memory.py --seed N [--count 16]
+    scripts/bench memory --seed N [--count 16]
 
 Needs an NVIDIA GPU. Each configuration trains three steps in a process of its own, on a random model of a known shape and packs of random lengths, the
 longest at the beginning and at the end: through tuner's own loading, adapters and engine. Several processes share the card; what one reserves does not depend on the others.

@@ -1,4 +1,4 @@
-"""The card's command at full size, from a hub on this machine: python scripts/card.py --tokenizer DIR --rows FILE [--steps 20] [word …]
+"""The card's command at full size, from a hub on this machine: scripts/bench card --tokenizer DIR --rows FILE [--steps 20] [word …]
 
 A random InternLM2-1.8B is written in its own layout and served, with the tokenizer in DIR and the OpenAssistant messages of FILE (JSON lines), by a server
 that speaks the hub's protocol. Then a shell would see just this: the command, all six stages; the command again, which does nothing; and the training once
