@@ -1,10 +1,16 @@
 """What a plan says of GPU memory and time, for cards that are described and not there."""
 
+import json
+import os
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import Tuner
+from tests.smi import nvidia_smi
 from tuner import outlook
 from tuner.budget import order_of
 from tuner.errors import ConfigError
@@ -97,3 +103,11 @@ def test_targets_are_counted_once_they_can_be() -> None:
     assert packs_of(Config(data=Data(loss="all")), None).targets == 1.0
     assert packs_of(Config(), {"tokens": 1000, "trained_tokens": 200}).targets == pytest.approx(0.23)
     assert packs_of(Config(), {"tokens": 1000, "trained_tokens": 990}).targets == 1.0
+
+
+def test_memory_is_told_before_the_data_is_there(tuner: Tuner, tmp_path: Path) -> None:
+    bin_ = nvidia_smi(tmp_path / "bin", "0, GPU-a, NVIDIA H100 80GB HBM3, 81559, 0, 580.1, Disabled\n")
+    done = tuner("plan", "model=internlm2_1_8b", "algo=qlora", "data=oasst1", "--json", env={"PATH": f"{bin_}:{os.environ['PATH']}"})
+    estimate = json.loads(done.out)["estimate"]
+    assert estimate["until the data is downloaded"] == "tokens and steps are not known"
+    assert re.fullmatch(r"~\d+\.\d of 80 GiB, \d+ packs? at once.* \(NVIDIA H100 80GB HBM3\)", estimate["GPU memory"])

@@ -13,6 +13,8 @@ from tuner.schema import Config
 from tuner.stage import View
 
 MEMORY = "GPU memory"
+MANY = 100_000
+"""packs of data that are not here yet: so many that steps are as large as they get"""
 
 
 def plan_text(steps: Sequence[Step], config: Config, run: Run) -> str:
@@ -57,7 +59,9 @@ def estimate(steps: Sequence[Step], config: Config) -> dict[str, str]:
     if "tokenize" not in by_name:
         return told | {"of disk": disk}
     if data.artifact is None and data.stage.fetches(View(data.config, data.stage.name)):
-        return told | {"of disk without the data": disk, "until the data is downloaded": "tokens and steps are not known"}
+        told |= {"of disk without the data": disk, "until the data is downloaded": "tokens and steps are not known"}
+        ahead = outlook.of_training(budget.model_shapes(model).geometry, config, budget.order_of(MANY, config), None)
+        return told | ({MEMORY: f"{ahead[0].sentence} ({ahead[0].card.name})"} if ahead else {})
     tokens, packs, counted = budget.epoch(by_name, config)
     guess = "" if counted else "~"
     told["tokens an epoch"] = f"{guess}{tokens:,}"

@@ -267,3 +267,22 @@ def test_signals_are_given_back(config: Config, context: Make, tmp_path: Path) -
 
 def test_versions_name_only_what_is_used(config: Config, full: Config) -> None:
     assert STAGE.versions(View(config, "train")).keys() - STAGE.versions(View(full, "train")).keys() == {"lora"}
+
+
+def test_a_training_ends_when_the_held_out_loss_has_not_fallen(config: Config, context: Make, tmp_path: Path) -> None:
+    algo = replace(config.algo, early_stop=2, early_stop_every=1, epochs=8, optim=replace(config.algo.optim, lr=0.3))
+    config = replace(config, algo=algo, machine=replace(config.machine, save_every=1))
+    facts = STAGE.run(context(config, tmp_path))
+    losses = [row["held_out"] for row in read_rows(tmp_path / "metrics.jsonl")]
+    assert facts["step"] == len(losses) < facts["steps"]
+    assert losses.index(min(losses)) == len(losses) - 3
+    assert steps.kept(tmp_path)[-1].step == facts["step"]
+
+
+def test_killed_after_it_had_ended_early_it_does_no_more_steps(config: Config, context: Make, tmp_path: Path) -> None:
+    algo = replace(config.algo, early_stop=1, early_stop_every=1, epochs=8, optim=replace(config.algo.optim, lr=0.3))
+    config = replace(config, algo=algo, machine=replace(config.machine, save_every=1), train=replace(config.train, keep="resume"))
+    facts = STAGE.run(context(config, tmp_path))
+    (tmp_path / "facts.json").write_text('{"threads": 1}', encoding="utf-8")
+    again = STAGE.run(context(config, tmp_path))
+    assert (again["step"], again["loss"]) == (facts["step"], facts["loss"])
