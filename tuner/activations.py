@@ -7,10 +7,11 @@ input in bf16. Standard library only.
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from tuner.models.architectures import Family, family
 from tuner.models.geometry import Geometry, Shape
+from tuner.schema import Algo
 
 Layer = Mapping[str, Shape]
 """the shapes of a layer's tensors, by their names within it"""
@@ -20,36 +21,19 @@ ENDS = ("down_proj", "c_proj")
 """the last product of an MLP"""
 
 
-class Trained(Protocol):
-    """What is read of the algo group."""
-
-    @property
-    def adapter(self) -> str: ...
-    @property
-    def quant(self) -> str: ...
-    @property
-    def r(self) -> int: ...
-    @property
-    def dropout(self) -> float: ...
-    @property
-    def dora(self) -> bool: ...
-    @property
-    def precision(self) -> str: ...
-
-
 def layer_of(tensors: Mapping[str, Any], at: int) -> dict[str, Any]:
     """What belongs to a layer, by its name within it."""
     start = f"model.layers.{at}."
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
 
-def saved(geometry: Geometry, layer: Layer, pairs: Adapted, algo: Trained) -> float:
+def saved(geometry: Geometry, layer: Layer, pairs: Adapted, algo: Algo) -> float:
     """Bytes for each token."""
     built, a = family(geometry), width(algo)
     return _norms(layer, algo) + _products(layer, pairs, algo) + _attention(geometry, built, layer, a) + _mlp(geometry, built, layer, algo)
 
 
-def temporary(layer: Layer, algo: Trained, hidden: int) -> float:
+def temporary(layer: Layer, algo: Algo, hidden: int) -> float:
     """Bytes for each token that the backward pass of an MLP needs besides, when it begins and all that is saved is still there."""
     inner = max((shape[1] for name, shape in layer.items() if _leaf(name) in ENDS), default=hidden)
     if algo.adapter == "lora":
@@ -57,12 +41,12 @@ def temporary(layer: Layer, algo: Trained, hidden: int) -> float:
     return (8 if algo.precision == "fp32" else 6) * inner + 8 * hidden
 
 
-def width(algo: Trained) -> int:
+def width(algo: Algo) -> int:
     """Bytes of an activation."""
     return 4 if algo.precision == "fp32" else 2
 
 
-def _norms(layer: Layer, algo: Trained) -> float:
+def _norms(layer: Layer, algo: Algo) -> float:
     lora, found = algo.adapter == "lora", 0.0
     for name, shape in layer.items():
         if "norm" not in name or not name.endswith(".weight"):
@@ -74,7 +58,7 @@ def _norms(layer: Layer, algo: Trained) -> float:
     return found
 
 
-def _products(layer: Layer, pairs: Adapted, algo: Trained) -> float:
+def _products(layer: Layer, pairs: Adapted, algo: Algo) -> float:
     """The inputs that products keep. Attention's output is the input of o_proj, and is kept anyway."""
     wide, found = algo.precision == "fp32", 0.0
     linears = {name.removesuffix(".weight"): shape for name, shape in layer.items() if len(shape) == 2 and name.endswith(".weight")}
@@ -106,7 +90,7 @@ def _attention(geometry: Geometry, built: Family, layer: Layer, a: int) -> float
     return float(a * (inputs + out) + 4 * heads)
 
 
-def _mlp(geometry: Geometry, built: Family, layer: Layer, algo: Trained) -> float:
+def _mlp(geometry: Geometry, built: Family, layer: Layer, algo: Algo) -> float:
     """Gate, what the activation makes of it, and the other half; of experts, for those that a token is sent to."""
     a, found = width(algo), 0.0
     for name, shape in layer.items():

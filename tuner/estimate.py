@@ -9,12 +9,13 @@ Rougher, since nothing was measured there: experts, int8, latent attention, DoRA
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from math import prod
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 from tuner.activations import Adapted, layer_of, saved, temporary, width
 from tuner.flops import HEAD, adapted
 from tuner.models import geometry as shapes_of
 from tuner.models.geometry import EMBEDDING, Geometry, Shape
+from tuner.schema import Algo
 
 MIB = 1 << 20
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -31,31 +32,6 @@ WORKSPACE = 70 * MIB
 """of cuBLAS (measured on an H100)"""
 CONTEXT = 520 * MIB
 """of CUDA and its libraries, which PyTorch does not count"""
-
-
-class Trained(Protocol):
-    """What an estimate reads of the algo group."""
-
-    @property
-    def adapter(self) -> str: ...
-    @property
-    def quant(self) -> str: ...
-    @property
-    def r(self) -> int: ...
-    @property
-    def dropout(self) -> float: ...
-    @property
-    def dora(self) -> bool: ...
-    @property
-    def targets(self) -> str | tuple[str, ...]: ...
-    @property
-    def last_layers(self) -> int | None: ...
-    @property
-    def freeze(self) -> tuple[Any, ...]: ...
-    @property
-    def precision(self) -> str: ...
-    @property
-    def optim(self) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,20 +123,20 @@ class _Model:
     """bytes of the largest matrix that is taken out of 4 bits"""
 
 
-def estimate(geometry: Geometry, algo: Trained, work: Work) -> Memory:
+def estimate(geometry: Geometry, algo: Algo, work: Work) -> Memory:
     """The memory of one process, from the native config.json of the model. Raises DataError where that tells no shapes."""
     model = _read(geometry, algo)
     fullest = max(_moments(model, algo, work), key=lambda memory: memory.allocated)
     return replace(fullest, fragmentation=_gaps(model, algo, work))
 
 
-def trained(geometry: Geometry, algo: Trained) -> tuple[int, int]:
+def trained(geometry: Geometry, algo: Algo) -> tuple[int, int]:
     """How many numbers train, and how many of them are in layers. Raises DataError like `estimate`."""
     model = _read(geometry, algo)
     return model.trains, model.matrices
 
 
-def _moments(model: _Model, algo: Trained, work: Work) -> Iterator[Memory]:
+def _moments(model: _Model, algo: Algo, work: Work) -> Iterator[Memory]:
     """The memory at each moment that may be the fullest."""
     lora, a = algo.adapter == "lora", width(algo)
     tokens, targets = -(-work.tokens // work.sequence_parallel), -(-work.targets // work.sequence_parallel)
@@ -199,7 +175,7 @@ def _moments(model: _Model, algo: Trained, work: Work) -> Iterator[Memory]:
     yield replace(static, gradients=gradients, buffers=static.buffers + STEP.get(algo.optim.name, 0.0) * model.trains)
 
 
-def _gaps(model: _Model, algo: Trained, work: Work) -> float:
+def _gaps(model: _Model, algo: Algo, work: Work) -> float:
     """Bytes that PyTorch's allocator holds without use at the peak, with PYTORCH_ALLOC_CONF=expandable_segments:True; measured on an H100.
 
     The logits in bf16 leave a gap between what was there before and what the loss makes of them, into which nothing of the loss fits. Gradients in fp32
@@ -215,7 +191,7 @@ def _gaps(model: _Model, algo: Trained, work: Work) -> float:
     return found
 
 
-def _static(model: _Model, algo: Trained, work: Work) -> tuple[Memory, float]:
+def _static(model: _Model, algo: Algo, work: Work) -> tuple[Memory, float]:
     """What is there all the time, and the bytes of all gradients. ZeRO (arXiv:1910.02054) shards optimizer, gradients and weights, one a stage."""
     ranks, deepspeed = work.processes, work.engine == "deepspeed"
     shards = [ranks if work.zero >= stage else 1 for stage in (1, 2, 3)]
@@ -236,7 +212,7 @@ def _static(model: _Model, algo: Trained, work: Work) -> tuple[Memory, float]:
     return Memory(weights=weights, optimizer=moments / shards[0], buffers=buffers), gradients
 
 
-def _read(geometry: Geometry, algo: Trained) -> _Model:
+def _read(geometry: Geometry, algo: Algo) -> _Model:
     tensors, lora, a = shapes_of.shapes(geometry), algo.adapter == "lora", width(algo)
     count, (vocabulary, hidden) = geometry["num_hidden_layers"], tensors[EMBEDDING]
     pairs = adapted(geometry, algo.targets) if lora else {}
@@ -264,7 +240,7 @@ def _read(geometry: Geometry, algo: Trained) -> _Model:
     )  # fmt: skip
 
 
-def _trains(layer: Mapping[str, Shape], pairs: Adapted, algo: Trained) -> int:
+def _trains(layer: Mapping[str, Shape], pairs: Adapted, algo: Algo) -> int:
     """Numbers of a layer that train."""
     if algo.adapter == "lora":
         return sum(algo.r * sum(shape) + (shape[0] if algo.dora else 0) for shape in pairs.values())

@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
 
 from tuner.models import geometry as shapes_of
 from tuner.models.architectures import family
 from tuner.models.geometry import EMBEDDING, EXPERT_COUNTS, Geometry
+from tuner.schema import Algo
 
 HEAD = "lm_head"
 FIRST = ("q_proj", "k_proj", "v_proj", "qkv_proj", "q_a_proj", "kv_a_proj_with_mqa")
@@ -55,21 +55,6 @@ PEAKS: Mapping[str, float] = {
 """bf16 products with fp32 sums, dense, in operations a second, as NVIDIA's datasheets say; the first name that a card's has in it counts"""
 
 
-class Trained(Protocol):
-    """What `costs` reads of the algo group."""
-
-    @property
-    def adapter(self) -> str: ...
-    @property
-    def r(self) -> int: ...
-    @property
-    def targets(self) -> str | tuple[str, ...]: ...
-    @property
-    def last_layers(self) -> int | None: ...
-    @property
-    def freeze(self) -> tuple[Any, ...]: ...
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Costs:
     """Operations of a forward and a backward pass."""
@@ -96,7 +81,7 @@ class Costs:
         return self.model(found, targets) + again
 
 
-def costs(geometry: Geometry, algo: Trained) -> Costs:
+def costs(geometry: Geometry, algo: Algo) -> Costs:
     """Of training as `algo` says, from the native config.json of the model. Raises DataError where that tells no shapes."""
     found, lora = matrices(geometry), algo.adapter == "lora"
     adapters = adapted(geometry, algo.targets) if lora else {}
@@ -128,7 +113,7 @@ def costs(geometry: Geometry, algo: Trained) -> Costs:
     )
 
 
-def _begin(geometry: Geometry, algo: Trained, adapters: Iterable[str]) -> tuple[int, int]:
+def _begin(geometry: Geometry, algo: Algo, adapters: Iterable[str]) -> tuple[int, int]:
     """The place of the first matrix that trains, or before it: what lies behind needs the gradient of its input."""
     if algo.adapter == "lora":
         return min((_place(name) for name in adapters if name != HEAD), default=(geometry["num_hidden_layers"], 0))
