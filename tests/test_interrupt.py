@@ -150,6 +150,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", path], check=True)
 
 
+def at_rest(pid: int) -> bool:
+    """Whether SIGSTOP has reached all threads of a process."""
+    stats = [path.read_text(encoding="ascii") for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+
 def test_a_full_disk_loses_nothing(tuner: Tuner, tiny: list[str], tmp_path: Path, small_disk: Path) -> None:
     """It fills up while the training runs: what the check before the start could not know."""
     root, words = small_disk / "out", [*tiny, *LONG]
@@ -157,6 +163,8 @@ def test_a_full_disk_loses_nothing(tuner: Tuner, tiny: list[str], tmp_path: Path
     process = start(root, words)
     wait_for_step(root, 3, process)
     os.kill(child := child_of(process), signal.SIGSTOP)
+    while not at_rest(child):  # the thread that saves finishes the write that it is in
+        time.sleep(0.01)
     ballast.write_bytes(b"x" * shutil.disk_usage(small_disk).free)
     os.kill(child, signal.SIGCONT)
     assert process.wait(timeout=60) in (1, 2), told(root)
