@@ -14,8 +14,10 @@ import pytest
 
 from tests.conftest import Tuner, linked
 from tuner import budget
-from tuner.budget import Need, check, most, needs, read_header
+from tuner import shapes as sizes
+from tuner.budget import Need, check, most, needs
 from tuner.errors import StoreError
+from tuner.models.headers import read_header
 from tuner.plan import Step, plan
 from tuner.runs import Run, all_runs, store_of
 from tuner.schema import Algo, Config
@@ -141,9 +143,9 @@ def test_the_numbers_that_train_are_those_that_peft_makes(targets: str | tuple[s
     from tuner.models.load import load_model
 
     model = add_lora(load_model(tiny_model, dtype=torch.float32, device="cpu"), r=4, alpha=8.0, dropout=0.0, targets=targets, seed=0)
-    shapes = budget.model_shapes(next(step for step in planned(fresh) if step.stage.name == "fetch_model"))
+    shapes = sizes.model_shapes(next(step for step in planned(fresh) if step.stage.name == "fetch_model"))
     tensors = sum(p.requires_grad for p in model.parameters())
-    assert budget.trainable(shapes, Algo(r=4, targets=targets)) == (trainable(model), tensors)
+    assert sizes.trainable(shapes, Algo(r=4, targets=targets)) == (trainable(model), tensors)
 
 
 def test_a_gguf_model_is_known_before_it_is_rewritten(gguf: Path, fresh: Config) -> None:
@@ -152,7 +154,7 @@ def test_a_gguf_model_is_known_before_it_is_rewritten(gguf: Path, fresh: Config)
     model = replace(fresh.model, path=str(gguf))
     default = replace(fresh, model=model, algo=Algo())
     steps = planned(default)
-    assert budget.trainable(budget.model_shapes(steps[1]), Algo())[0] == SMOL["lora"]
+    assert sizes.trainable(sizes.model_shapes(steps[1]), Algo())[0] == SMOL["lora"]
     found = {key.partition("-")[0]: need for key, need in needs(steps, default).items()}
     assert found["fetch_model"].stays == pytest.approx(2 * SMOL["parameters"] + 3_500_000, rel=0.01)
     assert found["convert"].stays == pytest.approx(4 * SMOL["lora"] + 3_500_000, rel=0.01)
@@ -234,7 +236,7 @@ def test_a_file_that_is_not_what_it_says_costs_a_moment_and_counts_by_its_size(n
     assert time.monotonic() - began < 3
     fetch = replace(next(step for step in planned(fresh) if step.stage.name == "fetch_model"), sources={name: path}, artifact=None)
     size = path.stat().st_size
-    assert budget.model_shapes(fetch).parameters == (size * 2 if path.suffix == ".gguf" else size // 2)
+    assert sizes.model_shapes(fetch).parameters == (size * 2 if path.suffix == ".gguf" else size // 2)
 
 
 def test_a_sweep_counts_a_shared_artifact_once(gguf: Path, fresh: Config) -> None:
@@ -312,9 +314,9 @@ def test_frozen_parts_do_not_count(last_layers: int | None, freeze: tuple[str, .
 
     cpu, fp32 = torch.device("cpu"), torch.float32
     model = load_trainable(tiny_model, device=cpu, compute=fp32, rounded=fp32, last_layers=last_layers, freeze=freeze)
-    shapes = budget.model_shapes(next(step for step in planned(fresh) if step.stage.name == "fetch_model"))
+    shapes = sizes.model_shapes(next(step for step in planned(fresh) if step.stage.name == "fetch_model"))
     algo = Algo(adapter="none", last_layers=last_layers, freeze=freeze)  # type: ignore[arg-type]
-    assert budget.trainable(shapes, algo)[0] == trainable(model)
+    assert sizes.trainable(shapes, algo)[0] == trainable(model)
 
 
 def test_a_saved_step_has_what_its_optimizer_remembers(fresh: Config) -> None:

@@ -111,3 +111,7 @@ def test_memory_is_told_before_the_data_is_there(tuner: Tuner, tmp_path: Path) -
     estimate = json.loads(done.out)["estimate"]
     assert estimate["until the data is downloaded"] == "tokens and steps are not known"
     assert re.fullmatch(r"~\d+\.\d of 80 GiB, \d+ packs? at once.* \(NVIDIA H100 80GB HBM3\)", estimate["GPU memory"])
+    done = tuner(
+        "plan", "model=internlm2_1_8b", "algo=qlora", "data=oasst1", "until=tokenize", "--json", env={"PATH": f"{bin_}:{os.environ['PATH']}"}
+    )
+    assert "GPU memory" not in json.loads(done.out)["estimate"]  # nothing is to be trained

@@ -4,23 +4,19 @@ The sizes follow from the shapes of the model's tensors, which the headers of it
 counted. Standard library only, so that a plan costs milliseconds.
 """
 
-import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Any
 
-from tuner.disk import read_json
-from tuner.errors import DataError, StoreError
+from tuner.disk import bytes_under
+from tuner.errors import StoreError
+from tuner.estimate import MOMENTS as ON_A_GPU
 from tuner.estimate import trained
-from tuner.models import geometry
-from tuner.models.files import TEXT
-from tuner.models.headers import read_header
 from tuner.plan import Step
 from tuner.runs import store_of
-from tuner.schema import Algo, Config, Model
+from tuner.schema import Algo, Config
+from tuner.shapes import Shapes, model_shapes, trainable
 from tuner.stage import View, inputs
 from tuner.store import digest
 from tuner.train.order import Order, plan_order
@@ -31,27 +27,18 @@ PACKED, FRAMES = 4.6, 4200
 """bytes of a token in tuner.data.tokens (its id, its bit of the loss mask, its share of a short document's numbers); of both files' schema and footer"""
 TENSOR = 128
 """bytes of a tensor's entry in the header of a safetensors file"""
-VOCABULARY = 75
-"""bytes of the tokenizer's files for each row of the embedding, before they are here: from 45 (SmolLM2) to 85 (Gemma 2)"""
 MANIFEST, SETTINGS, MEASURED = 2560, 2048, 64 << 10
 """bytes of an artifact's manifest; of the small files beside weights; of losses, answers and a report"""
 ROW, POINTS = 160, 320
 """bytes of a step's line in metrics.jsonl, and of its points for TensorBoard"""
 RESUMABLE = 2
 """saved steps that keep the optimizer's moments while tuner.train.loop trains"""
-MOMENTS = {"adamw": 8.0, "paged_adamw": 8.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256, "adafactor": 0.1, "muon": 4.0}
+MOMENTS = ON_A_GPU | {"paged_adamw": ON_A_GPU["adamw"], "paged_adamw_8bit": ON_A_GPU["adamw_8bit"], "adafactor": 0.1}
 """bytes that are saved of what an optimizer remembers of a number in a layer; of others it is AdamW's 8"""
 
 SHARE, BLOCKS = 20, 64 << 10
 """What should be free besides: a 20th for guesses and the file system's own books, and 64 KiB an artifact, since each file fills up its last block.
 No flat reserve: a small run should start on a small disk, for the only way around a refusal is another disk."""
-
-NOT_LINEAR = re.compile(
-    r"embed|embd|wte|wpe|lm_head|^output\.weight|norm"
-    r"|\.experts\.|_exps\.|\.gate\.weight|router|shared_expert_gate|gate_inp"
-    r"|vision|visual|audio|projector"
-)
-"""names of matrices that no adapter is put around: embeddings, the head, norms; experts and what chooses them; what sees and hears"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,22 +49,6 @@ class Need:
     """at most, while it is made"""
     stays: int
     """once it is published"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shapes:
-    """What decides the sizes of all that is made from a model."""
-
-    parameters: int
-    tensors: int
-    widths: Mapping[str, int]
-    """inputs + outputs of each linear layer's matrix, by the tensor's name; empty when no header could be read"""
-    tokenizer: int
-    """bytes of its files"""
-    gguf: bool
-    """still to be rewritten"""
-    geometry: Mapping[str, Any] | None = None
-    """the native config.json, where it is there and its family is known"""
 
 
 def needs(steps: Sequence[Step], config: Config) -> dict[str, Need]:
@@ -99,7 +70,7 @@ def needs(steps: Sequence[Step], config: Config) -> dict[str, Need]:
         identities[name] = step.known_as or guess
         if step.to_do:
             peak, stays = _sizes(name, shapes, by_name, config)
-            there = _bytes_under(store.partial(step.key)) if step.key else 0  # gone on from, or removed
+            there = bytes_under(store.partial(step.key)) if step.key else 0  # gone on from, or removed
             found[step.key or f"{name}-~{guess[:12]}"] = Need(peak=max(0, peak - there), stays=max(0, stays - there))
     return found
 
@@ -182,7 +153,7 @@ def epoch(steps: Mapping[str, Step], config: Config) -> tuple[int, int, bool]:
     if made := steps["tokenize"].artifact:
         return made.manifest["facts"]["tokens"], made.manifest["facts"]["packs"], True
     data = steps["fetch_data"]
-    size = sum(_bytes_under(path) for path in data.sources.values()) + (data.artifact.size() if data.artifact else 0)
+    size = sum(bytes_under(path) for path in data.sources.values()) + (data.artifact.size() if data.artifact else 0)
     tokens = max(1, size // BYTES_A_TOKEN)
     return tokens, -(-tokens // config.data.length), False
 
@@ -192,20 +163,6 @@ def order_of(packs: int, config: Config) -> Order:
     algo = config.algo
     order = plan_order(packs, config.data.length, seed=config.seed, epochs=algo.epochs, steps=algo.steps, batch_tokens=algo.batch_tokens)
     return order.until(algo.stop_step)
-
-
-def trainable(shapes: Shapes, algo: Algo) -> tuple[int, int]:
-    """How many numbers train, and in how many tensors. LoRA on a layer has r · (inputs + outputs) of them (arXiv:2106.09685)."""
-    if algo.adapter == "none":
-        part = shapes.geometry and (algo.last_layers is not None or algo.freeze)
-        return trained(shapes.geometry or {}, algo)[0] if part else shapes.parameters, shapes.tensors
-    if not shapes.widths:
-        return algo.r * shapes.parameters // 400, 0  # about that of a model of 100M; larger ones have less
-    names = [algo.targets] if isinstance(algo.targets, str) else algo.targets
-    # GGUF has names of its own for the layers: until they are known, all count.
-    named = [name for name in shapes.widths if f".{name.removesuffix('.weight')}".endswith(tuple(f".{target}" for target in names))]
-    chosen = named or list(shapes.widths)
-    return algo.r * sum(shapes.widths[name] for name in chosen), 2 * len(chosen)
 
 
 def _sizes(stage: str, shapes: Shapes, steps: Mapping[str, Step], config: Config) -> tuple[int, int]:
@@ -258,64 +215,6 @@ def _training(numbers: int, tensors: int, remembered: int, steps: Mapping[str, S
     resumable = config.train.keep == "resume" or (config.train.keep == "auto" and stop is not None)
     peak = (earlier + 1) * weights + (min(RESUMABLE, earlier) + 1) * moments
     return peak + journal, (min(machine.keep, saves) + beside) * weights + resumable * moments + journal
-
-
-def model_shapes(step: Step) -> Shapes:
-    """The shapes of the model that fetch_model has made, or will find. Before a hub's model is here, what the config says of it."""
-    made = step.artifact
-    files = {name: made.path / name for name in made.manifest["files"]} if made and not made.manifest["references"] else step.sources
-    if not files:
-        return _described(step.config.model)
-    parameters = tensors = tokenizer = 0
-    widths: dict[str, int] = {}
-    for name, path in files.items():
-        gguf, size = path.suffix == ".gguf", _bytes_under(path)
-        if gguf or path.suffix == ".safetensors":
-            shapes, length = read_header(path)
-            # a file that can't be read counts as if its weights had 4 bits, or 16
-            parameters += sum(map(prod, shapes.values())) or (size * 2 if gguf else size // 2)
-            tensors += len(shapes)
-            widths |= {key: sum(shape) for key, shape in shapes.items() if len(shape) == 2 and not NOT_LINEAR.search(key)}
-            tokenizer += 2 * length * gguf  # the vocabulary is in the header, and about twice as long as JSON
-        elif name in TEXT:
-            tokenizer += size
-    rewritten = any(path.suffix == ".gguf" for path in files.values())
-    known = _known(read_json(files["config.json"]) or {}) if "config.json" in files else None
-    return Shapes(parameters=parameters, tensors=tensors, widths=widths, tokenizer=tokenizer, gguf=rewritten, geometry=known)
-
-
-def _known(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The same, where its family is known and it tells all sizes."""
-    try:
-        geometry.shapes(found)
-    except DataError:
-        return None
-    return found
-
-
-def _described(model: Model) -> Shapes:
-    """By the geometry that the config gives; where it gives none, or one of a family that is not known here, by the number of parameters, if any."""
-    try:
-        shapes = geometry.shapes(model.geometry)
-        widths = {name: sum(shape) for name, shape in geometry.linears(model.geometry).items()}
-    except DataError:
-        return Shapes(parameters=model.parameters or 0, tensors=0, widths={}, tokenizer=0, gguf=False)
-    return Shapes(
-        parameters=sum(map(prod, shapes.values())),
-        tensors=len(shapes),
-        widths=widths,
-        tokenizer=VOCABULARY * shapes[geometry.EMBEDDING][0],
-        gguf=False,
-        geometry=model.geometry,
-    )
-
-
-def _bytes_under(path: Path) -> int:
-    """Of a file, or of all files in a directory; 0 where there is none."""
-    try:
-        return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
-    except OSError:  # it went away meanwhile
-        return 0
 
 
 def _room(root: Path) -> int | None:

@@ -130,3 +130,11 @@ def open_to_group(path: Path, group: int) -> None:
     mode = (before | (0o050 if stat.S_ISDIR(status.st_mode) else 0o040)) & ~0o022
     if mode != before:
         path.chmod(mode)
+
+
+def bytes_under(path: Path) -> int:
+    """The size of a file, or of all files in a directory; 0 where there is none."""
+    try:
+        return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    except OSError:  # it went away meanwhile
+        return 0

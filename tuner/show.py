@@ -10,6 +10,7 @@ from tuner.plan import Step
 from tuner.report.page import printable
 from tuner.runs import Run, store_of
 from tuner.schema import Config
+from tuner.shapes import model_shapes
 from tuner.stage import View
 
 MEMORY = "GPU memory"
@@ -60,21 +61,24 @@ def estimate(steps: Sequence[Step], config: Config) -> dict[str, str]:
         return told | {"of disk": disk}
     if data.artifact is None and data.stage.fetches(View(data.config, data.stage.name)):
         told |= {"of disk without the data": disk, "until the data is downloaded": "tokens and steps are not known"}
-        ahead = outlook.of_training(budget.model_shapes(model).geometry, config, budget.order_of(MANY, config), None)
-        return told | ({MEMORY: f"{ahead[0].sentence} ({ahead[0].card.name})"} if ahead else {})
+        trains = "train" in by_name and by_name["train"].to_do
+        return told | _memory(outlook.of_training(model_shapes(model).geometry, config, budget.order_of(MANY, config), None) if trains else None)
     tokens, packs, counted = budget.epoch(by_name, config)
     guess = "" if counted else "~"
     told["tokens an epoch"] = f"{guess}{tokens:,}"
     if "train" in by_name and by_name["train"].to_do:
         order = budget.order_of(packs, config)
         told[f"steps of {order.per_step} pack{'s' * (order.per_step > 1)}"] = f"{guess}{order.steps:,}"
-        shapes, made = budget.model_shapes(model), by_name["tokenize"].artifact
+        shapes, made = model_shapes(model), by_name["tokenize"].artifact
         ahead = outlook.of_training(shapes.geometry, config, order, made.manifest["facts"] if made else None)
-        if ahead:
-            told[MEMORY] = f"{ahead[0].sentence} ({ahead[0].card.name})"
+        told |= _memory(ahead)
         if (spent := _seconds(order.end * tokens / packs, config, ahead)) is not None:
             told["training"] = f"~{_span(spent)}"
     return told | {"of disk": disk}
+
+
+def _memory(ahead: tuple[outlook.Outlook, float | None] | None) -> dict[str, str]:
+    return {MEMORY: f"{ahead[0].sentence} ({ahead[0].card.name})"} if ahead else {}
 
 
 def _seconds(tokens: float, config: Config, ahead: tuple[outlook.Outlook, float | None] | None) -> float | None:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tests.conftest import ROWS, write_rows
-from tuner import budget
+from tuner import shapes as sizes
 from tuner.cli import main
 from tuner.config import compose, conf_dir
 from tuner.models.geometry import active_parameters, linears, parameters, shapes
@@ -218,16 +218,16 @@ def test_every_model_is_planned_in_a_moment_with_its_sizes_and_without_a_network
     assert not (offline / "outputs").exists()
 
 
-def shapes_of(known: Config) -> budget.Shapes:
+def shapes_of(known: Config) -> sizes.Shapes:
     (step,) = (step for step in plan(known, STAGES, store_of(known), Run.of(known)) if step.stage.name == "fetch_model")
-    return budget.model_shapes(step)
+    return sizes.model_shapes(step)
 
 
 def test_the_sizes_of_what_was_not_downloaded_are_those_of_what_will_be(offline: Path) -> None:
     known = shapes_of(config("smollm2_135m"))
-    assert (known.parameters, budget.trainable(known, Algo(r=16))[0]) == (134_515_008, 4_884_480)  # as PEFT counts them
-    assert budget.trainable(known, Algo(adapter="none")) == (134_515_008, 272)
-    assert budget.trainable(known, Algo(r=16, targets=("q_proj", "v_proj")))[0] == 16 * 30 * (576 + 576 + 576 + 192)
+    assert (known.parameters, sizes.trainable(known, Algo(r=16))[0]) == (134_515_008, 4_884_480)  # as PEFT counts them
+    assert sizes.trainable(known, Algo(adapter="none")) == (134_515_008, 272)
+    assert sizes.trainable(known, Algo(r=16, targets=("q_proj", "v_proj")))[0] == 16 * 30 * (576 + 576 + 576 + 192)
     assert 1e6 < known.tokenizer < 5e6
 
 
@@ -246,7 +246,7 @@ def test_of_a_file_with_experts_and_a_vision_tower_only_the_language_model_s_lin
     left = [*(f"{layer}.{name}.weight" for name in others), "vision_tower.layers.0.q_proj.weight", "multi_modal_projector.linear_1.weight"]
     save_file({name: torch.zeros(rows, 8) for name, rows in (adapted | dict.fromkeys(left, 3)).items()}, file)
     step = next(step for step in plan(config("qwen1_5_moe_a2_7b"), STAGES, store_of(Config()), Run.of(Config())) if step.stage.name == "fetch_model")
-    assert budget.model_shapes(replace(step, sources={file.name: file})).widths == {name: rows + 8 for name, rows in adapted.items()}
+    assert sizes.model_shapes(replace(step, sources={file.name: file})).widths == {name: rows + 8 for name, rows in adapted.items()}
 
 
 @pytest.mark.parametrize("name", of_each_family())

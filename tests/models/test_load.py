@@ -5,14 +5,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tests.conftest import REPO, environment
-from tests.models.tiny import tiny_adapter, write_tiny
+from tests.models.tiny import SIZES, tiny_adapter, write_tiny
 from tuner.errors import ConfigError, DataError, StageError
 from tuner.gpus import Trouble
 from tuner.models import load
@@ -116,16 +115,6 @@ def test_an_adapter_beside_a_model_is_refused(tiny: Path, tmp_path: Path) -> Non
     (tmp_path / "model" / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "elsewhere"}', encoding="utf-8")
     with pytest.raises(DataError, match="holds a model and an adapter"):
         load.load_model(tmp_path / "model", dtype=torch.float32, device="cpu")
-
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 
 
 def capped() -> PreTrainedModel:

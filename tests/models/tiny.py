@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,16 @@ from tuner.schema import Chat
 
 SHARED = Path(__file__).parents[2] / ".." / "shared"
 MINIMIND = SHARED / "tokenizers" / "minimind"
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""of a model that is smaller still, without a tokenizer"""
 
 CHATML = Chat(
     special=("<|im_start|>", "<|im_end|>"),

@@ -1,7 +1,7 @@
 """What the loop needs from whatever computes: gradients of micro batches, a clip, an optimizer step, and the state to save."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -161,6 +161,12 @@ def noisy(noise: Noise | None, batch: Batch) -> Iterator[None]:
         noise.leave()
 
 
+def refuse_others(saved: Iterable[str], own: Iterable[str]) -> None:
+    """Raise ValueError where the saved tensors are not called as this model's."""
+    if strange := set(saved) ^ set(own):
+        raise ValueError(f"the checkpoint's tensors are not this model's: {sorted(strange)[:4]} …")
+
+
 def _weights(model: torch.nn.Module, named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     # save_embedding_layers="auto" may ask the hub for the base model's vocabulary size.
     if isinstance(model, PeftModel):
@@ -170,8 +176,7 @@ def _weights(model: torch.nn.Module, named: Mapping[str, torch.Tensor]) -> dict[
 
 def _load_weights(model: torch.nn.Module, named: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
     expected = _weights(model, named)
-    if expected.keys() != weights.keys():
-        raise ValueError(f"the checkpoint's tensors are not this model's: {sorted(expected.keys() ^ weights.keys())[:4]} …")
+    refuse_others(weights, expected)
     if isinstance(model, PeftModel):
         set_peft_model_state_dict(model, dict(weights))
         return

@@ -14,8 +14,6 @@ from tuner.models.load import resolve_device
 from tuner.stage import View
 from tuner.train import steps
 
-FILE = "facts.json"
-
 
 def device_of(machine: View, began: Mapping[str, Any]) -> torch.device:
     """Where this training computes: where it began, unless the config says otherwise now."""
@@ -44,11 +42,11 @@ def resolve(config: View, device: torch.device, began: Mapping[str, Any], *, pro
 
 def began(out: Path) -> dict[str, Any]:
     """The facts of the training that `out` holds, if it holds one."""
-    return read_json(out / FILE) or {}
+    return read_json(out / steps.FACTS) or {}
 
 
 def keep(out: Path, facts: Mapping[str, Any], before: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Write them down, and say what is not as it was."""
     for sentence in steps.differing(before, facts):
         say(sentence)
-    write_json(out / FILE, dict(facts))
+    write_json(out / steps.FACTS, dict(facts))

@@ -77,34 +77,55 @@ def preflight(
     machine = ctx.config.machine
     wish = Wish(micro_batch=machine.micro_batch, recompute=machine.recompute, packs=each)
     if began is not None or not machine.preflight:
-        found = began or {}
-        verdict = Verdict(
-            micro_batch=found.get("micro_batch", 1) if wish.micro_batch == "auto" else wish.micro_batch,
-            recompute=found.get("recompute", "none") if wish.recompute == "auto" else wish.recompute,
-        )
-        set_recompute(model, verdict.recompute == "blocks")
-        return settled(verdict)
-    key = key_of(deciding(ctx, facts, each), read_by(ctx), world.device)
-    known = world.gather(_plain(recall(key)) if world.first else None)[0]
-    if known is not None:
-        verdict = Verdict(**known)
-        set_recompute(model, verdict.recompute == "blocks")
-        say("preflight: as found before on this machine with this config")
-        return settled(verdict)
+        verdict = untried(wish, began or {})
+    else:
+        key = key_of(deciding(ctx, facts, each), read_by(ctx), world.device)
+        known = recall(key) if world.first else None
+        told = world.gather(asdict(known) if known else None)[0]
+        if told is not None:
+            say("preflight: as found before on this machine with this config")
+            verdict = Verdict(**told)
+        else:
+            verdict = tried(ctx, engine, model, packs, wish, world=world, facts=facts, compute=compute, where=where, say=say)
+            if world.first:
+                remember(key, verdict)
+    set_recompute(model, verdict.recompute == "blocks")
+    return settled(verdict)
+
+
+def untried(wish: Wish, began: dict[str, Any]) -> Verdict:
+    """What is wished, or was settled when the training began; the least where neither says."""
+    return Verdict(
+        micro_batch=began.get("micro_batch", 1) if wish.micro_batch == "auto" else wish.micro_batch,
+        recompute=began.get("recompute", "none") if wish.recompute == "auto" else wish.recompute,
+    )
+
+
+def tried(
+    ctx: Context,
+    engine: Engine,
+    model: Any,
+    packs: Packs,
+    wish: Wish,
+    *,
+    world: World,
+    facts: dict[str, Any],
+    compute: torch.dtype,
+    where: Callable[[Pack], list[str]],
+    say: Callable[[str], None],
+) -> Verdict:
+    """Rehearse and prove. Raises what these do."""
     rehearsal = rehearse(
-        engine, model, packs, wish, world=world, scratch=ctx.out / SCRATCH, timeout=machine.timeout, foresight=foresight(ctx, facts), say=say
+        engine, model, packs, wish, world=world, scratch=ctx.out / SCRATCH, timeout=ctx.config.machine.timeout, foresight=foresight(ctx, facts), say=say
     )  # fmt: skip
     say(rehearsal.sentence)
     proofs = proved(ctx, engine, model, packs, world, compute, where)
     if proofs:
         say(said(proofs))
-    verdict = Verdict(
+    return Verdict(
         micro_batch=rehearsal.micro_batch, recompute=rehearsal.recompute, reserved=rehearsal.reserved,
         expected=None if rehearsal.expected is None else round(rehearsal.expected), tokens_per_second=rehearsal.tokens_per_second, proofs=proofs,
     )  # fmt: skip
-    if world.first:
-        remember(key, verdict)
-    return settled(verdict)
 
 
 def settled(verdict: Verdict) -> dict[str, Any]:
@@ -154,7 +175,3 @@ def deciding(ctx: Context, facts: dict[str, Any], each: int) -> dict[str, Any]:
 def read_by(ctx: Context) -> list[Path]:
     """The files of the model, and the packs."""
     return [*sorted(ctx.inputs["fetch_model"].dir.glob("*.*")), ctx.inputs["tokenize"].dir / "train.arrow"]
-
-
-def _plain(verdict: Verdict | None) -> dict[str, Any] | None:
-    return None if verdict is None else asdict(verdict)

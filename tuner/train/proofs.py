@@ -138,7 +138,7 @@ def check(
     """The largest relative difference of pairs of logits, one pair a document. Raises StageError in all processes where it is above the tolerance in one."""
     differences = [relative(one, other) for one, other in pairs]
     worst = max(range(len(differences)), key=differences.__getitem__)
-    _agree(name, differences[worst], tolerance, ", ".join(where(documents[worst])), world)
+    _agree(name, differences[worst], tolerance, lambda: ", ".join(where(documents[worst])), world)
     return differences[worst]
 
 
@@ -157,8 +157,11 @@ def accumulated(engine: Engine, documents: Sequence[Pack], tolerance: float, whe
     off = {name: float((_values(tensor).cpu() - expected[name]).double().square().sum()) for name, tensor in engine.gradients()}
     difference = (sum(off.values()) / size) ** 0.5 if size else float(any(off.values()))
     worst = max(off, key=off.__getitem__)
-    rows = ", ".join(row for document in documents for row in where(document))
-    _agree("accumulated", difference, tolerance, f"{rows}, most of it in {worst}", world)
+
+    def place() -> str:
+        return f"{', '.join(row for document in documents for row in where(document))}, most of it in {worst}"
+
+    _agree("accumulated", difference, tolerance, place, world)
     return difference
 
 
@@ -183,12 +186,12 @@ def refuse(complaints: Sequence[str]) -> None:
         raise StageError(found[0])
 
 
-def _agree(name: str, difference: float, tolerance: float, place: str, world: World) -> None:
+def _agree(name: str, difference: float, tolerance: float, place: Callable[[], str], world: World) -> None:
     complaint = ""
     if not difference <= tolerance:  # not a number is no proof either
         complaint = (
             f"A proof on this run's own model and rows has failed ({name}): {WORDS[name]}; machine.preflight=false skips the proofs. The relative "
-            f"difference is {difference:.1e}, and rounding explains up to {tolerance:.0e}. The rows: {place}."
+            f"difference is {difference:.1e}, and rounding explains up to {tolerance:.0e}. The rows: {place()}."
         )
     refuse(world.gather(complaint))
 

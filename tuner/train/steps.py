@@ -21,6 +21,8 @@ from tuner.store import content_digest
 MARKER = "state.json"
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
 ADAPTER = "adapter_config.json"
+FACTS = "facts.json"
+"""of a training that is not finished: what `auto` and the neutral fields mean in it"""
 INITIAL = "initial.safetensors"
 """the first values of an adapter that began as a part of the base's weights: what was trained is the difference"""
 SETTINGS = (ADAPTER, INITIAL)
@@ -228,8 +230,8 @@ def adopt(source: Path, out: Path, checkpoint: Checkpoint) -> None:
     for name in (*SETTINGS, "metrics.jsonl", "samples.jsonl"):
         if (source / name).exists():
             shutil.copyfile(source / name, out / name)
-    facts = read_json(source / "facts.json") or (read_json(source / "manifest.json") or {}).get("facts", {})
-    write_json(out / "facts.json", {name: facts[name] for name in RESOLVED if name in facts})
+    facts = read_json(source / FACTS) or (read_json(source / "manifest.json") or {}).get("facts", {})
+    write_json(out / FACTS, {name: facts[name] for name in RESOLVED if name in facts})
     partial.rename(target)
 
 

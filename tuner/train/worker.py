@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tuner.train.checkpoint import Saver
 from tuner.train.deterministic import deterministic
 from tuner.train.journal import Journal
 from tuner.train.loop import Recipe, train
-from tuner.train.order import Order, plan_order
+from tuner.train.order import AUTO_STEPS, AUTO_TOKENS, Order, plan_order
 from tuner.train.preflight import preflight
 from tuner.train.samples import Sampler, refusal
 from tuner.train.steps import Checkpoint
@@ -92,7 +93,7 @@ def _train(ctx: Context, world: World, stop: Stop, facts: dict[str, Any], before
     world.barrier()
     if world.first:
         prune(out, recipe, resumable=int(recipe.resumable))
-        (out / facts_of.FILE).unlink()
+        (out / steps.FACTS).unlink()
     row = journal.last or {}
     return facts | {
         "step": done, "steps": order.steps, "loss": row["loss"], "tokens": row["tokens"], "seconds": row["seconds"],
@@ -176,7 +177,9 @@ def outlook(config: View, order: Order, world: World, micro: int, each: int, com
     """What follows from the config, before the first step."""
     shared = f" on {world.size} processes, {each} each" if world.size > 1 else ""
     parts = "1 pack" if order.per_step == 1 else f"{order.per_step} packs{shared}, {micro} at once"
-    small = ", so that there are about 100" if config.algo.batch_tokens == "auto" and order.per_step * config.data.length < 32_768 else ""
+    small = (
+        f", so that there are about {AUTO_STEPS}" if config.algo.batch_tokens == "auto" and order.per_step * config.data.length < AUTO_TOKENS else ""
+    )
     engine = "PyTorch" if facts["engine"] == "torch" else f"DeepSpeed, ZeRO {facts['zero']}"
     return [
         f"{order.steps} steps of {parts}, up to {order.per_step * config.data.length:,} tokens a step{small}",
@@ -203,9 +206,13 @@ def course(algo: View, whole: Order) -> int:
 def row_names(ledger: Path) -> Callable[[Pack], list[str]]:
     """A function from a pack to the `file:line` of its documents."""
 
+    @cache
+    def sources() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(ledger.read_text(encoding="utf-8"))["sources"]
+        return found
+
     def where(pack: Pack) -> list[str]:
-        sources = json.loads(ledger.read_text(encoding="utf-8"))["sources"]
-        return [f"{sources[file]['file']}:{line}" for file, line in zip(pack.files, pack.lines, strict=True)]
+        return [f"{sources()[file]['file']}:{line}" for file, line in zip(pack.files, pack.lines, strict=True)]
 
     return where
 
@@ -214,7 +221,7 @@ def clear(out: Path) -> None:
     """Remove what a training left that has no whole step."""
     for name in ("steps", "tensorboard"):
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("facts.json", "metrics.jsonl", "samples.jsonl", "trackers.json", *steps.SETTINGS):
+    for name in (steps.FACTS, "metrics.jsonl", "samples.jsonl", "trackers.json", *steps.SETTINGS):
         (out / name).unlink(missing_ok=True)
 
 

@@ -25,7 +25,7 @@ from tuner.errors import ConfigError
 from tuner.schema import Optim
 from tuner.train import slices
 from tuner.train.batch import Batch
-from tuner.train.engine import Saved, State, noisy, trained
+from tuner.train.engine import Saved, State, noisy, refuse_others, trained
 from tuner.train.noise import Noise
 from tuner.train.objective import summed_loss
 from tuner.train.optimizers import build, ends, forget, moments, restore, set_lr
@@ -150,8 +150,7 @@ class ZeroEngine:
         return State(weights=weights, optimizer=optimizer, shapes=shapes)
 
     def load(self, saved: Saved) -> None:
-        if set(saved.weights) != set(self.keys.values()):
-            raise ValueError(f"the checkpoint's tensors are not this model's: {sorted(set(saved.weights) ^ set(self.keys.values()))[:4]} …")
+        refuse_others(saved.weights, self.keys.values())
         self._discard()
         if not self.stage:
             for name, p in self.named.items():
