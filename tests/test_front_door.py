@@ -1,6 +1,7 @@
 """The whole pipeline through the command line, on a tiny real model. Times and counts here are promises of the README."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -24,23 +25,29 @@ def root(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "outputs"
 
 
-def best_of(count: int, tuner: Tuner, *words: str) -> float:
-    """The shortest wall time of some runs: what the machine's other work can't add to."""
-    times = []
-    for _ in range(count):
-        began = time.perf_counter()
-        tuner(*words, code=None)
-        times.append(time.perf_counter() - began)
-    return min(times)
+def in_imports_of_hydra(tuner: Tuner, *words: str) -> float:
+    """The wall time of a command, in those of a process that imports Hydra, measured in turns with it: other work of this machine slows both."""
+    shortest = {}
+    for _ in range(5):
+        for name, call in {"hydra": import_hydra, "command": lambda: tuner(*words, code=None)}.items():
+            began = time.perf_counter()
+            call()
+            shortest[name] = min(shortest.get(name, math.inf), time.perf_counter() - began)
+    return shortest["command"] / shortest["hydra"]
 
 
-def test_again_nothing_runs_in_under_a_second(tuner: Tuner, root: Path, words: list[str]) -> None:
+def import_hydra() -> None:
+    subprocess.run([sys.executable, "-c", "import hydra"], env=environment(), check=True)
+
+
+def test_again_nothing_runs_and_at_once(tuner: Tuner, root: Path, words: list[str]) -> None:
     done = tuner(f"root={root}", *words)
     assert [line.split() for line in done.err.splitlines()] == [[name, "done"] for name in ALL]
     assert "held-out loss" in done.out
     assert "before" in done.out
-    assert best_of(4, tuner, f"root={root}", *words) < 1.0
-    assert best_of(4, tuner, "plan", f"root={root}", *words) < 0.7
+    # 3.8 and 3.3 where importing Hydra takes 0.1 s; the targets there are 1 s and 0.7 s
+    assert in_imports_of_hydra(tuner, f"root={root}", *words) < 7
+    assert in_imports_of_hydra(tuner, "plan", f"root={root}", *words) < 7
     timed = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "tuner", f"root={root}", *words], env=environment(), capture_output=True, text=True, check=True
     )
