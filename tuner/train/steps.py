@@ -64,11 +64,16 @@ class Checkpoint:
 
     def damaged(self) -> list[str]:
         """The files that are not what was written; reads them all."""
-        return [name for name, sha in sorted(self.files.items()) if not _is(self.dir / name, sha)]
+        return damaged(self.dir, self.files)
 
     def whole(self) -> bool:
         """Whether all files are what was written."""
         return not self.damaged()
+
+
+def damaged(directory: Path, files: Mapping[str, str]) -> list[str]:
+    """Those of the files, by name with their sha256, that are not what was written; reads them all."""
+    return [name for name, sha in sorted(files.items()) if not _is(directory / name, sha)]
 
 
 def name_of(step: int) -> str:
@@ -123,15 +128,20 @@ def kept(out: Path) -> list[Checkpoint]:
     return [found for _, directory in _directories(out) if (found := at(directory))]
 
 
-def newest(out: Path, wanted: Callable[[Checkpoint], bool] = lambda _: True, say: Callable[[str], None] = lambda _: None) -> Checkpoint | None:
-    """The newest whole step that is `wanted`; what is damaged is passed over, and `say` told of it."""
+def newest(
+    out: Path,
+    wanted: Callable[[Checkpoint], bool] = lambda _: True,
+    say: Callable[[str], None] = lambda _: None,
+    damaged: Callable[[Checkpoint], list[str]] = Checkpoint.damaged,
+) -> Checkpoint | None:
+    """The newest whole step that is `wanted`; what is `damaged` is passed over, and `say` told of it."""
     passed = []
     found = None
     for _, directory in reversed(_directories(out)):
         checkpoint = at(directory)
         if checkpoint and not wanted(checkpoint):
             continue
-        wrong = checkpoint.damaged() if checkpoint else [MARKER]
+        wrong = damaged(checkpoint) if checkpoint else [MARKER]
         if checkpoint and not wrong:
             found = checkpoint
             break

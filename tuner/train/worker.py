@@ -1,7 +1,6 @@
 """Sets a training up from a stage's context, runs the loop, and leaves the artifact: what each process of a training does."""
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from tuner.models.load import DTYPES, compute_dtype
 from tuner.models.sidecars import spoken
 from tuner.stage import Context, View, identity_of
 from tuner.train import facts as facts_of
-from tuner.train import fragments, steps
+from tuner.train import fragments, resume, steps
 from tuner.train.build import autocast_of, build_engine, build_model, choose_attention, describe, operations
 from tuner.train.checkpoint import Saver
 from tuner.train.deterministic import deterministic
@@ -25,7 +24,6 @@ from tuner.train.loop import Recipe, train
 from tuner.train.order import AUTO_STEPS, AUTO_TOKENS, Order, plan_order
 from tuner.train.preflight import preflight
 from tuner.train.samples import Sampler, refusal
-from tuner.train.steps import Checkpoint
 from tuner.train.stop import Stop
 from tuner.train.trackers import open_trackers
 from tuner.train.watch import refuse_nothing_trained
@@ -55,7 +53,7 @@ def _train(ctx: Context, world: World, stop: Stop, facts: dict[str, Any], before
     horizon = course(algo, whole)
     order = whole.until(algo.stop_step)
     each = -(-order.per_step * machine.sequence_parallel // world.size)
-    found = begin(out, order, world, say)
+    found = resume.begin(out, order, world, say)
 
     compute = compute_dtype(algo.precision, world.device)
     model = build_model(ctx.config, base, out, world.device, compute, zero_stage=facts["zero"])
@@ -140,19 +138,6 @@ def open_journal(ctx: Context, world: World, step: int, say: Callable[[str], Non
     return Journal(ctx.out, step=step, trackers=trackers, writes=world.first)
 
 
-def begin(out: Path, order: Order, world: World, say: Callable[[str], None]) -> Checkpoint | None:
-    """The step to go on from, the same in all processes; what lies behind it, or without one all that is there, goes. The first process looks."""
-    if world.first:
-        found = steps.newest(out, lambda checkpoint: checkpoint.resumable or checkpoint.step == order.steps, say)
-        if found is None:
-            clear(out)
-        steps.forget(out, after=found.step if found else 0)
-        world.gather(found.step if found else None)
-        return found
-    number = world.gather(None)[0]
-    return None if number is None else steps.choose(steps.kept(out), number, "")
-
-
 def prune(out: Path, recipe: Recipe, *, resumable: int) -> None:
     """Two can be gone on from, should one be damaged; the others are there to be handed on."""
     steps.prune(out, keep=recipe.keep, by=recipe.best_by, pinned=recipe.pinned, resumable=resumable)
@@ -215,14 +200,6 @@ def row_names(ledger: Path) -> Callable[[Pack], list[str]]:
         return [f"{sources()[file]['file']}:{line}" for file, line in zip(pack.files, pack.lines, strict=True)]
 
     return where
-
-
-def clear(out: Path) -> None:
-    """Remove what a training left that has no whole step."""
-    for name in ("steps", "tensorboard"):
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name in (steps.FACTS, "metrics.jsonl", "samples.jsonl", "trackers.json", *steps.SETTINGS):
-        (out / name).unlink(missing_ok=True)
 
 
 def short_name(dtype: torch.dtype) -> str:
