@@ -54,6 +54,19 @@ def test_again_nothing_runs_and_at_once(tuner: Tuner, root: Path, words: list[st
     assert not re.search(r"\| +(torch|transformers|numpy|datasets|peft)\b", timed.stderr)
 
 
+def test_a_preflight_is_paid_for_once_while_its_memory_is_free(tuner: Tuner, root: Path, words: list[str], tmp_path: Path) -> None:
+    again, cache = [f"root={root}", *words, "until=train", "redo=train"], {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert "rehearsed " in tuner(*again, env=cache).err
+    found = tuner(*again, env=cache).err
+    assert "preflight: as found before" in found
+    assert "rehearsed " not in found
+    (kept,) = (tmp_path / "cache" / "tuner" / "preflight").iterdir()
+    kept.write_text(
+        json.dumps(json.loads(kept.read_text(encoding="utf-8")) | {"reserved": 1}), encoding="utf-8"
+    )  # of a GPU's memory, and none is free
+    assert "rehearsed " in tuner(*again, env=cache).err
+
+
 def test_plan_says_what_changes(tuner: Tuner, root: Path, words: list[str]) -> None:
     tuner("plan", "--check", f"root={root}", *words)
     lr = tuner("plan", "--check", "--json", f"root={root}", *words, "algo.optim.lr=1e-4", code=3)

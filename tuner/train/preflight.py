@@ -22,7 +22,7 @@ from tuner.stage import Context, identity_of
 from tuner.train.build import autocast_of
 from tuner.train.engine import Engine
 from tuner.train.proofs import prove, said
-from tuner.train.rehearsal import Foresight, Wish, rehearse, set_recompute
+from tuner.train.rehearsal import Foresight, Wish, rehearse, room_on, set_recompute
 from tuner.train.verdict import Verdict, key_of, recall, remember
 from tuner.train.world import World
 
@@ -82,7 +82,7 @@ def preflight(
         key = key_of(deciding(ctx, facts, each), read_by(ctx), world.device)
         known = recall(key) if world.first else None
         told = world.gather(asdict(known) if known else None)[0]
-        if told is not None:
+        if told is not None and (told["reserved"] or 0) <= room_on(world):
             say("preflight: as found before on this machine with this config")
             verdict = Verdict(**told)
         else:

@@ -130,7 +130,7 @@ def rehearse(
         tokens_per_second=world.size * trial.tokens / max(trial.seconds, 1e-6),
         reserved=trial.reserved if stage.cuda else None,
         expected=stage.expected(trial.micro, recompute=recompute),
-        room=stage.room() if stage.cuda else None,
+        room=room_on(world) if stage.cuda else None,
     )
 
 
@@ -153,6 +153,14 @@ def hardest(sizes: Sequence[tuple[int, int]], micro: int) -> list[list[int]]:
     [[0, 2], [1, 2]]
     """
     return [heapq.nlargest(micro, range(len(sizes)), key=lambda i: sizes[i][at]) for at in (0, 1)]
+
+
+def room_on(world: World) -> int:
+    """Bytes that PyTorch may hold on the fullest GPU of all processes; 0 on the processor."""
+    if world.device.type != "cuda":
+        return 0
+    free, _ = torch.cuda.mem_get_info(world.device)
+    return int(min(world.gather(free + torch.cuda.memory_reserved(world.device))))
 
 
 def fingerprint(state: State) -> list[int]:
@@ -199,7 +207,7 @@ class _Stage:
         kinds: list[Literal["none", "blocks"]] = (
             [self.wish.recompute] if self.wish.recompute != "auto" else ["none", "blocks"] if self.cuda else ["none"]
         )
-        room, trial = self.room(), None
+        room, trial = room_on(self.world), None
         for kind in kinds:
             expected = self.expected(begin, recompute=kind == "blocks")
             if kind != kinds[-1] and expected is not None and expected > CLEAR * room:
@@ -269,13 +277,6 @@ class _Stage:
         """Tokens of the longest micro batch, and targets of the one that has most."""
         longest, fullest = hardest(self.sizes, micro)
         return sum(self.sizes[i][0] for i in longest), sum(self.sizes[i][1] for i in fullest)
-
-    def room(self) -> int:
-        """Bytes that PyTorch may hold on the fullest GPU of all processes; 0 on the processor."""
-        if not self.cuda:
-            return 0
-        free, _ = torch.cuda.mem_get_info(self.world.device)
-        return int(min(self.world.gather(free + torch.cuda.memory_reserved(self.world.device))))
 
     def expected(self, micro: int, *, recompute: bool) -> float | None:
         if self.foresight is None or not self.cuda:
