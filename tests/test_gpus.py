@@ -348,7 +348,7 @@ def test_a_run_on_a_card_that_torch_can_not_use_ends_in_one_paragraph(tuner: Tun
     root = shutil.copytree(finished, tmp_path / "root", symlinks=True)
     path = f"{nvidia_smi(tmp_path / 'bin', TWO)}{os.pathsep}{os.environ['PATH']}"
     done = tuner(f"root={root}", *words, "machine=auto", "algo.steps=7", "until=train", env={"PATH": path}, code=2)
-    assert "built without CUDA" in done.err
+    assert ("built without CUDA" if torch.version.cuda is None else "torch can't start CUDA") in done.err
     assert "machine=cpu" in done.err
     assert "Traceback" not in done.err
 
