@@ -299,7 +299,7 @@ GLM = {"model_type": "chatglm", "padded_vocab_size": 65024, "layernorm_epsilon":
     [
         ({"model_type": "internlm"}, "internlm"),
         ({"model_type": "internlm2", "architectures": ["InternLM2ForCausalLM"]}, "internlm2"),
-        ({"model_type": "internlm3"}, "native"),
+        ({"model_type": "internlm3", "architectures": ["InternLM3ForCausalLM"]}, "internlm3"),
         ({"model_type": "llama", "auto_map": {"AutoModel": "evil.Model"}}, "native"),
         ({}, "native"),
         ({"model_type": ["llama"]}, "native"),

@@ -55,7 +55,7 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    layout = draw(st.sampled_from(["internlm2", "internlm", "baichuan", "baichuan2", "baichuan_13b", "baichuan2_13b"]))
+    layout = draw(st.sampled_from(["internlm2", "internlm3", "internlm", "baichuan", "baichuan2", "baichuan_13b", "baichuan2_13b"]))
     old = layout.startswith("baichuan")
     rope = None if old else draw(st.none() | st.tuples(st.sampled_from(["linear", "dynamic"]), st.sampled_from([1.0, 2.0, 3.5])))
     if layout == "internlm":
@@ -64,7 +64,7 @@ def cases(draw: st.DrawFn) -> Case:
         layout=layout,
         layers=draw(st.integers(1, 3)),
         groups=draw(st.integers(1, 3)),
-        each=draw(st.integers(1, 4)) if layout == "internlm2" else 1,
+        each=draw(st.integers(1, 4)) if layout in ("internlm2", "internlm3") else 1,
         dim=draw(st.sampled_from([4, 8, 12])),
         bias=not old and draw(st.booleans()),
         tied=not old and draw(st.booleans()),
@@ -85,6 +85,9 @@ def config(case: Case) -> dict[str, Any]:
     if case.layout == "internlm2":
         scaling = case.rope and {"type": case.rope[0], "factor": case.rope[1]}
         return found | {"model_type": "internlm2", "num_key_value_heads": case.groups, "bias": case.bias, "rope_theta": 5e4, "rope_scaling": scaling, "max_position_embeddings": case.window}  # fmt: skip
+    if case.layout == "internlm3":
+        scaling = case.rope and {"rope_type": case.rope[0], "factor": case.rope[1]}
+        return found | {"model_type": "internlm3", "num_key_value_heads": case.groups, "head_dim": case.dim, "qkv_bias": case.bias, "bias": case.bias, "rope_theta": 5e4, "rope_scaling": scaling, "max_position_embeddings": case.window}  # fmt: skip
     if case.layout == "internlm":
         return found | {
             "model_type": "internlm",
@@ -111,6 +114,7 @@ def tensors(case: Case) -> dict[str, Tensor]:
     rows = {
         "internlm2": {"attention.wqkv": (case.heads + 2 * case.groups) * case.dim},
         "internlm": {f"self_attn.{part}_proj": case.hidden for part in "qkv"},
+        "internlm3": {f"self_attn.{part}_proj": (case.heads if part == "q" else case.groups) * case.dim for part in "qkv"},
     }.get(case.layout, {"self_attn.W_pack": 3 * case.hidden})
     found = {f"model.{words[0]}.weight": matrix(VOCABULARY, case.hidden), "model.norm.weight": vector(case.hidden, 1)}
     if not case.tied:
@@ -124,6 +128,8 @@ def tensors(case: Case) -> dict[str, Tensor]:
         found |= {f"{at}.{name}.weight": vector(case.hidden, 1) for name in words[1:3]}
         found |= {f"{at}.{gate}.weight": matrix(FFN, case.hidden), f"{at}.{up}.weight": matrix(FFN, case.hidden)}
         found[f"{at}.{down}.weight"] = matrix(case.hidden, FFN)
+        if case.layout == "internlm3" and case.bias:
+            found |= {f"{at}.{name}.bias": vector(size, 0) for name, size in ((gate, FFN), (up, FFN), (down, case.hidden))}
     if not two:
         found |= {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.rand(case.dim // 2, generator=generator) for n in range(case.layers)}
     return {name: value if name.endswith("inv_freq") else value.to(case.dtype) for name, value in found.items()}
@@ -134,6 +140,8 @@ def part(case: Case, w: Mapping[str, Tensor], number: int, which: str, head: int
     at, of = f"model.layers.{number}", "qkv".index(which)
     if case.layout == "internlm":
         name, start = f"self_attn.{which}_proj", head * case.dim
+    elif case.layout == "internlm3":
+        name, start = f"self_attn.{which}_proj", (head if which == "q" else head // case.each) * case.dim
     elif case.layout == "internlm2":
         group = head // case.each
         place = head % case.each if which == "q" else case.each + of - 1
@@ -196,15 +204,15 @@ def original_logits(case: Case, stored: Mapping[str, Tensor], ids: list[int]) ->
             x_NC = x_NC + w[f"{out}.bias"]
         h_NC = normed(x_NC, w[at + ("ffn_norm.weight" if two else "post_attention_layernorm.weight")])
         gate, up, down = ("feed_forward.w1", "feed_forward.w3", "feed_forward.w2") if two else ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-        gated = h_NC @ w[f"{at}{gate}.weight"].T
-        x_NC = x_NC + (gated * gated.sigmoid() * (h_NC @ w[f"{at}{up}.weight"].T)) @ w[f"{at}{down}.weight"].T
+        gated, wide = (h_NC @ w[f"{at}{name}.weight"].T + w.get(f"{at}{name}.bias", 0) for name in (gate, up))
+        x_NC = x_NC + (gated * gated.sigmoid() * wide) @ w[f"{at}{down}.weight"].T + w.get(f"{at}{down}.bias", 0)
     head = embedding if case.tied else w["output.weight" if two else "lm_head.weight"]
     if case.layout.startswith("baichuan2"):
         head = torch.stack([row / row.square().sum().sqrt() for row in head])
     return normed(x_NC, w["model.norm.weight"]) @ head.T
 
 
-@settings(max_examples=45, deadline=None, derandomize=True)
+@settings(max_examples=55, deadline=None, derandomize=True)
 @given(cases())
 def test_any_geometry_computes_the_same_and_goes_back_to_the_same_bytes(case: Case) -> None:
     stored = tensors(case)

@@ -247,7 +247,10 @@ def native(directory: Path) -> dict[str, Any]:
         raise DataError(f"{path} is no model's config: it should be a JSON object with a model_type. Get it again.")
     if kind not in CONFIG_MAPPING and kind != family.ALIBI:
         own = ", and the model brings its own code, which is never run" if config.get("auto_map") else ""
-        raise DataError(f"{path} says model_type {kind}, which transformers {__version__} does not know{own}. Use a model of a family that it has.")
+        raise DataError(
+            f"{path} says model_type {kind}, which transformers {__version__} does not know{own}. "
+            "A newer transformers may know it; else use a model of a family that it has."
+        )
     remote.check_config(config)
     return config
 

@@ -1,6 +1,7 @@
 """Which layout a checkpoint is in, from its config.json alone. Standard library only: a plan asks.
 
-`native` is what transformers has a class for, as far as it is known here; whether the installed version has it, the loading says.
+`native` is what transformers has a class for, as far as it is known here; whether the installed version has it, the loading says. InternLM3 has one
+from 5.23 on only, and becomes Llama for every version.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ ASIDE, LAYOUT = "original", "layout.json"
 VERSIONS = {
     "internlm": 1,
     "internlm2": 1,
+    "internlm3": 1,
     "baichuan": 1,
     "baichuan2": 1,
     "baichuan_13b": 1,
@@ -30,6 +32,7 @@ VERSIONS = {
 MODULES = {
     "internlm": "internlm",
     "internlm2": "internlm2",
+    "internlm3": "internlm3",
     "baichuan": "baichuan",
     "baichuan2": "baichuan",
     "baichuan_13b": "baichuan",
@@ -64,7 +67,7 @@ def detect(config: Mapping[str, Any]) -> str:
     """
     kind, architectures = config.get("model_type"), config.get("architectures")
     match kind:
-        case "internlm" | "internlm2" | "minicpm" | "qwen":
+        case "internlm" | "internlm2" | "internlm3" | "minicpm" | "qwen":
             return str(kind)
         case "baichuan" | "baichuan2":
             return _baichuan(config, str(architectures[0]) if isinstance(architectures, list) and architectures else "")

@@ -60,14 +60,23 @@ def rows(specs: Mapping[str, Spec]) -> int | None:
 
 
 def config(
-    settings: Settings, sizes: Geometry, specs: Mapping[str, Spec], *, window: int, rope: Mapping[str, Any], bias: bool, eps: float = 1e-6
+    settings: Settings,
+    sizes: Geometry,
+    specs: Mapping[str, Spec],
+    *,
+    window: int,
+    rope: Mapping[str, Any],
+    bias: bool,
+    mlp_bias: bool = False,
+    eps: float = 1e-6,
 ) -> dict[str, Any]:
     """Llama's config.json, whole.
 
-    window  max_position_embeddings
-    rope    rope_parameters
-    bias    whether the four projections of attention have one; the MLP has none
-    eps     rms_norm_eps where the original does not say
+    window    max_position_embeddings
+    rope      rope_parameters
+    bias      whether the four projections of attention have one
+    mlp_bias  whether the three of the MLP do
+    eps       rms_norm_eps where the original does not say
     """
     settings.usual("hidden_act", "silu", mend="Other checkpoints of this family have it so.")
     return {
@@ -86,7 +95,7 @@ def config(
         "rms_norm_eps": settings.number("rms_norm_eps", eps),
         "attention_bias": bias,
         "attention_dropout": 0.0,
-        "mlp_bias": False,
+        "mlp_bias": mlp_bias,
         "tie_word_embeddings": settings.flag("tie_word_embeddings", False),
         "use_cache": True,
         **generation(settings, sizes.vocabulary),
@@ -99,20 +108,21 @@ def generation(settings: Settings, vocabulary: int) -> dict[str, int | list[int]
     return {key: settings.ids(key, vocabulary) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
-def rope_scaling(settings: Settings, theta: float) -> dict[str, Any]:
-    """rope_parameters of an old `rope_scaling`: null, or {type: linear or dynamic, factor}.
+def rope_scaling(settings: Settings, theta: float, key: str = "rope_scaling") -> dict[str, Any]:
+    """rope_parameters of what config.json says under `key`: null, or {type: default}, or {type: linear or dynamic, factor}.
 
     `linear` divides positions by the factor; `dynamic` makes the base larger with every token beyond max_position_embeddings.
     """
-    scaling = settings.config.get("rope_scaling")
-    if scaling is None:
+    scaling = settings.config.get(key)
+    kind = scaling.get("type", scaling.get("rope_type")) if isinstance(scaling, Mapping) else None
+    if scaling is None or kind == "default":
         return {"rope_type": "default", "rope_theta": theta}
-    if not isinstance(scaling, Mapping) or scaling.get("type", scaling.get("rope_type")) not in ("linear", "dynamic"):
-        raise settings.refusal("rope_scaling", f"null, or a type linear or dynamic with a factor, was expected. {AGAIN}")
+    if not isinstance(scaling, Mapping) or kind not in ("linear", "dynamic"):
+        raise settings.refusal(key, f"null, or a type linear or dynamic with a factor, was expected. {AGAIN}")
     factor = Settings(layout=settings.layout, config=scaling).number("factor")
     if factor < 1:
-        raise settings.refusal("rope_scaling", f"a factor from 1 on was expected. {AGAIN}")
-    return {"rope_type": scaling.get("type", scaling.get("rope_type")), "rope_theta": theta, "factor": float(factor)}
+        raise settings.refusal(key, f"a factor from 1 on was expected. {AGAIN}")
+    return {"rope_type": kind, "rope_theta": theta, "factor": float(factor)}
 
 
 def ends(sizes: Geometry, tied: bool, head: str, specs: Mapping[str, Spec]) -> dict[str, tuple[int, ...]]:
@@ -123,7 +133,7 @@ def ends(sizes: Geometry, tied: bool, head: str, specs: Mapping[str, Spec]) -> d
     return found
 
 
-def layer(sizes: Geometry, number: int, bias: bool) -> dict[str, tuple[int, ...]]:
+def layer(sizes: Geometry, number: int, bias: bool, mlp_bias: bool = False) -> dict[str, tuple[int, ...]]:
     """Llama's names of what is inside a layer besides q, k and v, with shapes."""
     hidden, ffn, at = sizes.hidden, sizes.ffn, f"model.layers.{number}"
     found: dict[str, tuple[int, ...]] = {
@@ -134,14 +144,17 @@ def layer(sizes: Geometry, number: int, bias: bool) -> dict[str, tuple[int, ...]
         f"{at}.mlp.up_proj.weight": (ffn, hidden),
         f"{at}.mlp.down_proj.weight": (hidden, ffn),
     }
-    return found | ({f"{at}.self_attn.o_proj.bias": (hidden,)} if bias else {})
+    biases: dict[str, tuple[int, ...]] = {f"{at}.self_attn.o_proj.bias": (hidden,)} if bias else {}
+    if mlp_bias:
+        biases |= {f"{at}.mlp.{name}_proj.bias": (size,) for name, size in (("gate", ffn), ("up", ffn), ("down", hidden))}
+    return found | biases
 
 
-def named(sizes: Geometry, specs: Mapping[str, Spec], *, tied: bool, bias: bool) -> dict[str, tuple[int, ...]]:
+def named(sizes: Geometry, specs: Mapping[str, Spec], *, tied: bool, bias: bool, mlp_bias: bool = False) -> dict[str, tuple[int, ...]]:
     """All of Llama's names, with shapes: for a family whose tensors are called the same."""
     found, kinds = ends(sizes, tied, HEAD, specs), {"weight": (sizes.hidden,)} | ({"bias": ()} if bias else {})
     for number in range(sizes.layers):
-        found |= layer(sizes, number, bias)
+        found |= layer(sizes, number, bias, mlp_bias)
         for kind, tail in kinds.items():
             query, key, value = queries(number, kind)
             width = sizes.groups * sizes.dim
