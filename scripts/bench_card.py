@@ -1,8 +1,9 @@
 """The card's command at full size, from a hub on this machine: scripts/bench card --tokenizer DIR --rows FILE [--steps 20] [word …]
 
 A random InternLM2-1.8B is written in its own layout and served, with the tokenizer in DIR and the OpenAssistant messages of FILE (JSON lines), by a server
-that speaks the hub's protocol. Then a shell would see just this: the command, all six stages; the command again, which does nothing; and the training once
-more under ZeRO-2, on DeepSpeed. The log goes to card.log.
+that speaks the hub's protocol. Then a shell would see just this: the command, all its stages; the command again, which does nothing; and the training once
+more under ZeRO-2, on DeepSpeed. The log goes to card.log, without the ends of long lines, as a random model's answers are. The first command that
+fails is the last.
 """
 
 import argparse
@@ -14,12 +15,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TextIO
 
 from bench_models import SIZES, write_model
 
 from tests.hub import Hub
 
 MODEL, ROWS = "internlm/internlm2-1_8b", "OpenAssistant/oasst1"
+WIDTH = 160
+"""of a line of the log, in characters"""
 CARD = ["model=internlm2_1_8b", "algo=qlora", "data=oasst1"]
 COLUMNS = (
     "message_id", "parent_id", "text", "role", "lang", "review_count", "review_result", "deleted", "rank", "synthetic", "message_tree_id", "tree_state",
@@ -39,11 +43,11 @@ def main() -> None:
         home = Path(scratch)
         hub.add(MODEL, repository(home / "original", wished.size, wished.tokenizer), kind="models")
         hub.add(ROWS, rows(wished.rows))
-        log = wished.log.open("w", encoding="utf-8")
         short = [f"algo.steps={wished.steps}", *wished.words]
-        for words in (["plan", *CARD, *short], [*CARD, *short], [*CARD, *short], [*CARD, *short, "machine.zero=2", "redo=train"]):
-            shell(words, home, hub, log)
-    print(wished.log.read_text(encoding="utf-8"))
+        with wished.log.open("w", encoding="utf-8") as log:
+            for words in (["plan", *CARD, *short], [*CARD, *short], [*CARD, *short], [*CARD, *short, "machine.zero=2", "redo=train"]):
+                if code := shell(words, home, hub, log):
+                    sys.exit(code)
 
 
 def repository(directory: Path, size: str, tokenizer: Path) -> dict[str, bytes]:
@@ -64,20 +68,25 @@ def rows(path: Path) -> dict[str, bytes]:
     return {"data/train-00000-of-00001-b42a775f407cee45.parquet": buffer.getvalue()}
 
 
-def shell(words: list[str], home: Path, hub: Hub, log: io.TextIOBase) -> None:
-    """One command in `home`, with what it says in the log."""
+def shell(words: list[str], home: Path, hub: Hub, log: TextIO) -> int:
+    """One command in `home`, with what it says in the log, each line after the seconds since it began; returns its exit status."""
+
+    def write(line: str) -> None:
+        for out in (log, sys.stdout):
+            out.write(line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…\n")
+            out.flush()
+
     began = time.monotonic()
     command = [sys.executable, "-m", "tuner", *words]
     environment = {**os.environ, **hub.env, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])}
     del environment["HF_HUB_OFFLINE"]
-    log.write(f"$ python -m tuner {' '.join(words)}\n")
-    with subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    write(f"$ python -m tuner {' '.join(words)}\n")
+    with subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8") as process:
         assert process.stdout is not None
         for line in process.stdout:
-            log.write(f"{time.monotonic() - began:6.1f}  {line}")
-            log.flush()
-    log.write(f"[exit {process.returncode}, {time.monotonic() - began:.1f} s]\n\n")
-    log.flush()
+            write(f"{time.monotonic() - began:6.1f}  {line}")
+    write(f"[exit {process.returncode}, {time.monotonic() - began:.1f} s]\n\n")
+    return process.returncode
 
 
 if __name__ == "__main__":

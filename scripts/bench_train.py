@@ -1,75 +1,125 @@
-"""Loss curves of tuner's training beside plain transformers + PEFT, on the same batches: scripts/bench train --model DIR --tokens DIR [--algo qlora,lora,full]
+"""Loss curves of tuner's training beside plain transformers + PEFT, on the same batches: scripts/bench train --model DIR --tokens DIR [--plot FILE.svg]
 
-The other side is written here with nothing of tuner's but the packs and their order: documents are rows of their own, padded, under an attention mask; the
-labels are shifted as transformers does; the optimizer is torch's. It runs with three seeds, which draw the adapters and the order of the data; the first is
-tuner's own. What should hold: the held-out losses at the end differ by no more than those seeds do. DIR of --tokens is a run's `tokenize`; --random makes a
-model of InternLM2-1.8B's shape first.
+The other side is in bench_plain.py. It runs with three seeds, which draw the adapters and the order of the data. The first is tuner's own: the same adapter
+and the same batches, so that each step can be compared. What should hold: the held-out losses at the end differ by no more than those of the seeds do.
+
+DIR of --tokens is a run's `tokenize`; --random makes a model of InternLM2-1.8B's shape first. What is done is in --out at once, and is not done again by
+the same command. --from FILE … reads such files, and shows their tables and draws them without training.
 """
 
 import argparse
 import json
-import math
+import os
+import platform
 import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import pairwise
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
+from bench_plain import ALGOS, ALPHA, BETAS, CLIP, DECAY, EPS, RANK, WARMUP, Setting, median, plain, release
+from transformers.utils import logging
 
-from tuner.data.tokens import Pack, Packs
 from tuner.schema import Algo, Config, Data, Machine, Optim
 from tuner.stage import Context, Input, View
-from tuner.train.order import plan_order
-from tuner.train.schedule import lr_at
+from tuner.train import worker
 
 SEEDS = (0, 1, 2)
-ALGOS = {
-    "qlora": {"adapter": "lora", "quant": "nf4", "lr": 2e-4},
-    "lora": {"adapter": "lora", "quant": "none", "lr": 2e-4},
-    "full": {"adapter": "none", "quant": "none", "lr": 2e-5},
-}
-WARMUP, CLIP, RANK, ALPHA = 0.1, 1.0, 16, 32
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--model", type=Path, required=True)
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", type=Path)
     options.add_argument("--random", action="store_true", help="write a random model of InternLM2-1.8B's shape to --model first")
-    options.add_argument("--tokens", type=Path, required=True)
-    options.add_argument("--length", type=int, default=1024)
+    options.add_argument("--tokens", type=Path)
+    options.add_argument("--name", default="", help="what the figure calls the model and the data")
     options.add_argument("--algo", default="qlora,lora,full")
     options.add_argument("--steps", type=int, default=60)
     options.add_argument("--packs", type=int, default=4, help="of a step")
-    options.add_argument("--held-out", type=int, default=16, help="packs measured")
+    options.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument("--out", type=Path, default=Path("bench-train.json"))
+    options.add_argument("--from", dest="read", type=Path, nargs="+", default=[], metavar="FILE", help="show what --out wrote")
+    options.add_argument("--plot", type=Path, help="the curves as SVG, with matplotlib")
     wished = options.parse_args()
-    if wished.random:
-        random_model(wished.model)
-    found: dict[str, Any] = {}
-    print(
-        "| algo | tuner | transformers + PEFT, seeds 0 to 2 | difference | spread | tokens/s, tuner | plain |\n| --- | --- | --- | --- | --- | --- | --- |",
-        flush=True,
-    )
-    for algo in wished.algo.split(","):
-        own = tuners(algo, wished)
-        others = [plain(algo, seed, wished) for seed in SEEDS]
-        found[algo] = {"tuner": own, "plain": others}
-        ends = [other["held_out"] for other in others]
-        cells = [
-            f"{own['held_out']:.4f}",
-            " ".join(f"{end:.4f}" for end in ends),
-            f"{abs(own['held_out'] - ends[0]):.4f}",
-            f"{max(ends) - min(ends):.4f}",
-        ]
-        print(f"| {algo} | {' | '.join(cells)} | {own['speed']:,.0f} | {others[0]['speed']:,.0f} |", flush=True)
-        wished.out.write_text(json.dumps(found), encoding="utf-8")
+    if wished.plot:
+        from bench_curves import draw  # before the training: should matplotlib be missing, it is said now
+    if not wished.read:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as in tuner's own processes, here for both sides
+        logging.disable_progress_bar()
+        if not wished.model or not wished.tokens:
+            options.error("--model and --tokens, or --from")
+        if wished.random and not (wished.model / "config.json").exists():
+            random_model(wished.model, wished.device)
+        setting = Setting(
+            model=wished.model, tokens=wished.tokens, steps=wished.steps, packs=wished.packs, measured=worker.MEASURED, precision=wished.precision,
+            device=wished.device,
+        )  # fmt: skip
+        compare(setting, wished.algo.split(","), wished.name or wished.model.name, wished.out)
+    found = read(wished.read or [wished.out])
+    for one in found:
+        print(table(one))
+    if wished.plot:
+        wished.plot.write_text(draw(found), encoding="utf-8")
 
 
-def random_model(directory: Path) -> None:
+def compare(setting: Setting, algos: Sequence[str], name: str, out: Path) -> None:
+    """Do what `out` doesn't have yet, and write it there."""
+    if not setting.held_out():
+        raise SystemExit(f"nothing is held out in {setting.tokens}: what is compared is that loss")
+    about = {"name": name, "settings": {"steps": setting.steps, "packs": setting.packs, "length": setting.length(), "precision": setting.precision}}
+    about |= {"device": device_name(setting.device), "versions": versions(), "held_out_packs": len(setting.held_out())}
+    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"about": about, "algos": {}}
+    if found["about"] != about:
+        raise SystemExit(f"{out} is of another comparison ({found['about']}): name another --out")
+    for algo in algos:
+        one = found["algos"].setdefault(algo, {})
+        for side in ("tuner", *map(str, SEEDS)):
+            if side not in one:
+                one[side] = tuners(algo, SEEDS[0], setting) if side == "tuner" else plain(algo, int(side), setting)
+                out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+                end = one[side]
+                print(
+                    f"{algo} {side}: {end['loss'][0]:.4f} … {end['loss'][-1]:.4f}, held out {end['held_out']:.4f}, {end['speed']:,.0f} tokens/s",
+                    flush=True,
+                )
+
+
+def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """What was found; files of one comparison, of which each has some of the algos, are one."""
+    found: list[dict[str, Any]] = []
+    for path in paths:
+        one = json.loads(path.read_text(encoding="utf-8"))
+        if same := next((other for other in found if other["about"] == one["about"]), None):
+            same["algos"] |= one["algos"]
+        else:
+            found.append(one)
+    return found
+
+
+def tuners(algo: str, seed: int, setting: Setting) -> dict[str, Any]:
+    """The training as the stage does it: the curves `loss` and `norm`, the loss `held_out` at the end, and `speed` in tokens/s."""
+    kind, longest = ALGOS[algo], setting.length()
+    config = Config(
+        seed=seed,
+        algo=Algo(
+            adapter=kind["adapter"], quant=kind["quant"], r=RANK, alpha=float(ALPHA), precision=setting.precision, steps=setting.steps, warmup=WARMUP,
+            clip=CLIP, batch_tokens=setting.packs * longest, optim=Optim(lr=kind["lr"], betas=BETAS, eps=EPS, weight_decay=DECAY),
+        ),
+        data=Data(length=longest),
+        machine=Machine(device=setting.device, threads=torch.get_num_threads(), save_every=10**6, trackers=(), preflight=False, micro_batch=1),
+    )  # fmt: skip
+    inputs = {name: Input(dir=path, files={}, facts={}) for name, path in (("fetch_model", setting.model), ("tokenize", setting.tokens))}
+    with tempfile.TemporaryDirectory() as out:
+        worker.run(Context(config=View(config, "train"), inputs=inputs, out=Path(out), say=lambda _: None))
+        rows = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    release()
+    curves = {"loss": [row["loss"] for row in rows], "norm": [row["grad_norm"] for row in rows]}
+    return curves | {"held_out": rows[-1]["held_out"], "speed": median([row["tokens_per_second"] for row in rows])}
+
+
+def random_model(directory: Path, device: str) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -77,117 +127,53 @@ def random_model(directory: Path) -> None:
         max_position_embeddings=32768, rms_norm_eps=1e-5, rope_theta=1e6, tie_word_embeddings=False,
     )  # fmt: skip
     torch.manual_seed(0)
-    with torch.device(device()):
+    with torch.device(device):
         model = LlamaForCausalLM(config)
     model.to(torch.bfloat16).save_pretrained(directory)
+    del model
+    release()
 
 
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def table(found: dict[str, Any]) -> str:
+    """What a comparison found, as Markdown. `apart` is the largest difference of a step's training loss, to the plain seed that saw the same batches."""
+    about = found["about"]
+    settings = about["settings"]
+    lines = [
+        f"{about['name']}: {settings['steps']} steps of {settings['packs']} packs of {settings['length']}, {settings['precision']}; held out {about['held_out_packs']} packs; {about['device']}; {about['versions']}",
+        "",
+        "| algo | held out before | tuner | transformers + PEFT, seeds 0 to 2 | difference | spread | apart | tokens/s, tuner | plain |",
+        "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for algo, one in found["algos"].items():
+        if set(one) != {"tuner", *map(str, SEEDS)}:
+            continue  # not finished
+        own, others = one["tuner"], [one[str(seed)] for seed in SEEDS]
+        ends = [other["held_out"] for other in others]
+        apart = max(abs(a - b) for a, b in zip(own["loss"], others[0]["loss"], strict=True))
+        cells = [algo, f"{others[0]['before']:.4f}", f"{own['held_out']:.4f}", " ".join(f"{end:.4f}" for end in ends)]
+        cells += [
+            f"{abs(own['held_out'] - ends[0]):.4f}",
+            f"{max(ends) - min(ends):.4f}",
+            f"{apart:.4f}",
+            f"{own['speed']:,.0f}",
+            f"{others[0]['speed']:,.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
 
 
-def tuners(algo: str, wished: argparse.Namespace) -> dict[str, Any]:
-    """The training as the stage does it."""
-    from tuner.train import worker
-
-    kind = ALGOS[algo]
-    config = Config(
-        algo=Algo(
-            adapter=kind["adapter"], quant=kind["quant"], r=RANK, alpha=float(ALPHA), precision="bf16", steps=wished.steps, warmup=WARMUP, clip=CLIP,
-            batch_tokens=wished.packs * wished.length, optim=Optim(lr=kind["lr"]),
-        ),
-        data=Data(length=wished.length),
-        machine=Machine(save_every=10**6, trackers=(), preflight=False, micro_batch=1),
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch)
-        inputs = {"fetch_model": Input(dir=wished.model, files={}, facts={}), "tokenize": Input(dir=wished.tokens, files={}, facts={})}
-        worker.run(Context(config=View(replace(config, seed=SEEDS[0]), "train"), inputs=inputs, out=out, say=lambda _: None))
-        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        torch.cuda.empty_cache()
-        return {"loss": [row["loss"] for row in rows], "held_out": rows[-1]["held_out"], "speed": median([row["tokens_per_second"] for row in rows])}
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
 
 
-def plain(algo: str, seed: int, wished: argparse.Namespace) -> dict[str, Any]:
-    """The same by transformers and PEFT alone."""
-    packs, held = (Packs.open(wished.tokens / f"{name}.arrow") for name in ("train", "held_out"))
-    order = plan_order(len(packs), wished.length, seed=seed, epochs=1, steps=wished.steps, batch_tokens=wished.packs * wished.length)
-    model = built(algo, seed, wished.model)
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
-    losses, speeds = [], []
-    for step in range(wished.steps):
-        began = time.perf_counter()
-        chosen = [packs[i] for i in order.at(step)]
-        targets = sum(int(pack.trained.sum()) for pack in chosen)
-        total = 0.0
-        for pack in chosen:
-            loss = summed(model, pack)
-            (loss / targets).backward()
-            total += loss.item()
-        torch.nn.utils.clip_grad_norm_(weights, CLIP)
-        for group in optimizer.param_groups:
-            group["lr"] = lr_at(step, wished.steps, lr=ALGOS[algo]["lr"], schedule="cosine", warmup=WARMUP)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(total / targets)
-        speeds.append(sum(len(pack.ids) for pack in chosen) / (time.perf_counter() - began))
-    model.eval()
-    # as many as the training measures, see tuner.train.worker
-    with torch.no_grad():
-        measured = [held[i] for i in range(min(len(held), 64))]
-        end = sum(summed(model, pack).item() for pack in measured) / sum(int(pack.trained.sum()) for pack in measured)
-    del model, optimizer, weights
-    torch.cuda.empty_cache()
-    return {"loss": losses, "held_out": end, "speed": median(speeds)}
+def versions() -> str:
+    def of(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "none"
 
-
-def built(algo: str, seed: int, directory: Path) -> Any:
-    """The model as a user of these libraries builds it."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    quantised = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
-    )  # fmt: skip
-    full = ALGOS[algo]["adapter"] == "none"
-    model = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32 if full else torch.bfloat16, device_map={"": device()}, attn_implementation="sdpa",
-        quantization_config=quantised if ALGOS[algo]["quant"] == "nf4" else None,
-    )  # fmt: skip
-    model.config.use_cache = False
-    if full:
-        return model.train()
-    torch.manual_seed(seed)
-    config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(model, config).train()
-
-
-def summed(model: Any, pack: Pack) -> torch.Tensor:
-    """The summed loss of a pack's documents, each a row of its own, padded on the right."""
-    begins = [0, *pack.lengths.cumsum().tolist()]
-    documents = [(pack.ids[a:b], pack.trained[a:b]) for a, b in pairwise(begins)]
-    longest = max(len(ids) for ids, _ in documents)
-    ids_BT, labels_BT, mask_BT = padded(documents, longest)
-    with torch.autocast(device(), dtype=torch.bfloat16):
-        logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT).logits
-    return cross_entropy(logits_BTV[:, :-1].float().flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=-100, reduction="sum")
-
-
-def padded(documents: Sequence[tuple[Any, Any]], longest: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    ids_BT = torch.zeros(len(documents), longest, dtype=torch.int64)
-    labels_BT, mask_BT = torch.full_like(ids_BT, -100), torch.zeros_like(ids_BT)
-    for row, (ids, trained) in enumerate(documents):
-        taken = torch.from_numpy(ids.astype("int64"))
-        ids_BT[row, : len(ids)] = taken
-        labels_BT[row, : len(ids)] = torch.where(torch.from_numpy(trained.astype(bool)), taken, torch.full_like(taken, -100))
-        mask_BT[row, : len(ids)] = 1
-    return ids_BT.to(device()), labels_BT.to(device()), mask_BT.to(device())
-
-
-def median(values: Sequence[float]) -> float:
-    ordered = sorted(value for value in values if math.isfinite(value))
-    return ordered[len(ordered) // 2]
+    return ", ".join(f"{package} {of(package)}" for package in ("torch", "transformers", "peft", "bitsandbytes"))
 
 
 if __name__ == "__main__":
