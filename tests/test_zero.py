@@ -168,6 +168,15 @@ def test_only_the_gpu_overlaps_and_pins() -> None:
         assert section["overlap_comm"] == section["offload_optimizer"]["pin_memory"] == section["offload_param"]["pin_memory"] == (device == "cuda")
 
 
+def test_a_disk_is_read_in_parts_that_buffers_hold() -> None:
+    case = replace(CASE, zero=3, offload="all", offload_path="/nvme", processes=8)
+    memory, disk = (make(c)["zero_optimization"] for c in (replace(case, offload_path=None), case))
+    assert disk["offload_param"]["buffer_size"] == 10**8 // 8  # of the largest tensor, what this process has
+    assert disk["offload_param"]["nvme_path"] == disk["offload_optimizer"]["nvme_path"] == "/nvme"
+    assert disk["sub_group_size"] < memory["sub_group_size"]
+    assert disk["stage3_prefetch_bucket_size"] == disk["stage3_max_reuse_distance"] == 0 < memory["stage3_prefetch_bucket_size"]
+
+
 def test_an_own_json_is_merged_over(tmp_path: Path) -> None:
     (tmp_path / "own.json").write_text(
         json.dumps(

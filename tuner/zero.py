@@ -209,7 +209,8 @@ def settings(case: Case, *, device: str, trainable: int, hidden: int, largest: i
     }
     if case.zero == 3:
         zero |= {
-            "sub_group_size": 10**9,
+            # A step takes so many numbers at a time: from a disk through four buffers of that size.
+            "sub_group_size": 10**8 if case.offload_path else 10**9,
             "stage3_prefetch_bucket_size": layer,  # the next block, while this one computes
             "stage3_param_persistence_threshold": 10 * hidden,  # norms and biases are whole everywhere: fetching them would be all latency
             "stage3_max_live_parameters": max(10**9, 3 * layer),
@@ -222,8 +223,13 @@ def settings(case: Case, *, device: str, trainable: int, hidden: int, largest: i
         there = {"device": "nvme" if case.offload_path else "cpu", "pin_memory": cuda} | disk
         zero["offload_optimizer"] = there | ({"buffer_count": 4, "fast_init": False, "pipeline_read": False, "pipeline_write": False} if disk else {})
         if case.offload == "all":
-            # A buffer takes the largest tensor. Five are in flight: two blocks' worth of a decoder's large matrices.
-            zero["offload_param"] = there | ({"buffer_count": 5, "buffer_size": _even(largest), "max_in_cpu": 10**9} if disk else {})
+            zero["offload_param"] = there
+            if disk:
+                # A buffer takes this process's part of the largest tensor, and a tensor has one as long as it is whole. DeepSpeed ends where none is
+                # free: so no tensor is read ahead, or kept for its next use.
+                part = _even(-(-largest // case.processes))
+                zero["offload_param"] = there | {"buffer_count": 5, "buffer_size": part, "max_in_cpu": 0}
+                zero |= {"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0}
     found: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # formal, like the next: what a step accumulates is told to the engine batch by batch
         "gradient_accumulation_steps": 1,

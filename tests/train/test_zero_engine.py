@@ -17,7 +17,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.train.conftest import make_pack
 from tests.train.ranks import in_processes
 from tuner import zero
-from tuner.errors import ConfigError
 from tuner.kernels import attention as seam
 from tuner.models.adapters import add_lora
 from tuner.models.load import load_model
@@ -28,7 +27,7 @@ from tuner.train.checkpoint import Saver
 from tuner.train.engine import Engine, State, TorchEngine, trained
 from tuner.train.optimizers import build, ends
 from tuner.train.world import World, alone
-from tuner.train.zero_engine import ZeroEngine, require_disk
+from tuner.train.zero_engine import ZeroEngine
 
 OPTIM = Optim(lr=1e-3, weight_decay=0.01)
 STEPS, HALF = 20, 16
@@ -42,33 +41,35 @@ class Saved:
     optimizer: Mapping[str, torch.Tensor]
 
 
-def make_model(adapter: str) -> torch.nn.Module:
+def make_model(adapter: str, hidden: int = HIDDEN) -> torch.nn.Module:
     """The same in every process: a Llama of two layers, with a tied head, and with tensors of which processes can't have equal parts."""
     torch.manual_seed(0)
     seam.register()
     config = LlamaConfig(
-        vocab_size=WORDS, hidden_size=HIDDEN, intermediate_size=81, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        tie_word_embeddings=True, initializer_range=0.2, attn_implementation=seam.NAME, use_cache=False,
+        vocab_size=WORDS, hidden_size=hidden, intermediate_size=hidden + 49, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        tie_word_embeddings=True, initializer_range=1.13 / hidden**0.5, attn_implementation=seam.NAME, use_cache=False,
     )  # fmt: skip
     model: torch.nn.Module = LlamaForCausalLM(config)
     if adapter == "lora":
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT reads a renamed property
-            model = get_peft_model(model, LoraConfig(r=3, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM"))
+            model = get_peft_model(model, LoraConfig(r=3 * hidden // HIDDEN, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM"))
         for name, p in model.named_parameters():  # B starts at zero, which would hide A's gradient
             if "lora_B" in name:
                 torch.nn.init.normal_(p, std=0.02)
     return model.train()
 
 
-def torch_engine(adapter: str, autocast: torch.dtype | None = None) -> TorchEngine:
-    model = make_model(adapter)
+def torch_engine(adapter: str, autocast: torch.dtype | None = None, hidden: int = HIDDEN) -> TorchEngine:
+    model = make_model(adapter, hidden)
     return TorchEngine(model, build(trained(model), OPTIM, device=CPU, ends=ends(model)), autocast=autocast)
 
 
-def zero_engine(adapter: str, world: World, stage: int, offload: str = "none", autocast: torch.dtype | None = None) -> ZeroEngine:
-    model = make_model(adapter)
-    return ZeroEngine(model, world=world, settings=make_settings(stage, world, offload), optim=OPTIM, autocast=autocast)
+def zero_engine(
+    adapter: str, world: World, stage: int, offload: str = "none", autocast: torch.dtype | None = None, hidden: int = HIDDEN, disk: Path | None = None
+) -> ZeroEngine:
+    settings = make_settings(stage, world, offload, disk=disk)
+    return ZeroEngine(make_model(adapter, hidden), world=world, settings=settings, optim=OPTIM, autocast=autocast)
 
 
 def make_batches() -> tuple[list[Batch], list[int]]:
@@ -133,7 +134,7 @@ def live(world: World, given: dict[str, Any]) -> dict[str, Any]:
     batches, targets = make_batches()
     lives: dict[str, dict[str, Any]] = {}
     for name, (adapter, stage, offload) in given["cases"].items():
-        engine = zero_engine(adapter, world, stage, offload)
+        engine = zero_engine(adapter, world, stage, offload, hidden=given["hidden"], disk=given.get("disk"))
         losses = [loss for batch in batches[:4][world.rank :: world.size] for loss in engine.forward_backward([batch], targets[0])]
         gradients = {name: gradient.clone() for name, gradient in engine.gradients()}
         with pytest.raises(RuntimeError, match="step or reset"):
@@ -202,11 +203,12 @@ def make_kind(directory: Path, quant: str = "none", storage: torch.dtype | None 
     return made
 
 
-def make_settings(stage: int, world: World, offload: str = "none", device: str = "cpu") -> dict[str, Any]:
-    machine = Machine(engine="deepspeed", zero=stage, offload=offload)  # type: ignore[arg-type]
+def make_settings(stage: int, world: World, offload: str = "none", device: str = "cpu", disk: Path | None = None) -> dict[str, Any]:
+    machine = Machine(engine="deepspeed", zero=stage, offload=offload, offload_path=disk and str(disk))  # type: ignore[arg-type]
     case = zero.resolve(machine, Algo(optim=OPTIM), processes=world.size)
     assert zero.problem(case) is None
-    return zero.settings(case, device=device, trainable=10**6, hidden=HIDDEN, largest=10**6)
+    own = {"zero_optimization": {"sub_group_size": 10**6}} if disk else None  # several groups even of a small model
+    return zero.settings(case, device=device, trainable=10**6, hidden=HIDDEN, largest=10**6, own=own)
 
 
 ALL = {f"{adapter} {stage}": (adapter, stage, "none") for adapter in ("lora", "none") for stage in range(4)} | {
@@ -217,52 +219,122 @@ ALL = {f"{adapter} {stage}": (adapter, stage, "none") for adapter in ("lora", "n
 FEW = {name: ALL[name] for name in ("none 0", "none 1", "none 2", "none 3", "lora 2", "lora 3", "lora 2 optimizer", "none 3 all")}
 
 
+def true_life(adapter: str, hidden: int = HIDDEN) -> dict[str, Any]:
+    """What the torch engine makes of the same."""
+    batches, targets = make_batches()
+    engine = torch_engine(adapter, hidden=hidden)
+    losses = engine.forward_backward(batches[:4], targets[0])
+    gradients = {name: gradient.clone() for name, gradient in engine.gradients()}
+    engine.reset()
+    begin, measured = whole(alone(CPU), engine.state()), engine.measure(batches[:4])
+    norms = train(engine, alone(CPU), 0, HALF)
+    half = whole(alone(CPU), engine.state())
+    norms += train(engine, alone(CPU), HALF, STEPS)
+    end = whole(alone(CPU), engine.state())
+    found = {"losses": losses, "gradients": gradients, "measured": measured, "norms": norms}
+    return found | {"begin": begin, "half": half, "end": end}
+
+
 @pytest.fixture(scope="module")
 def truth() -> dict[str, dict[str, Any]]:
-    """What the torch engine makes of the same, by adapter."""
-    batches, targets = make_batches()
-    found: dict[str, dict[str, Any]] = {}
-    for adapter in ("lora", "none"):
-        engine = torch_engine(adapter)
-        losses = engine.forward_backward(batches[:4], targets[0])
-        gradients = {name: gradient.clone() for name, gradient in engine.gradients()}
-        engine.reset()
-        begin, measured = whole(alone(CPU), engine.state()), engine.measure(batches[:4])
-        norms = train(engine, alone(CPU), 0, HALF)
-        half = whole(alone(CPU), engine.state())
-        norms += train(engine, alone(CPU), HALF, STEPS)
-        end = whole(alone(CPU), engine.state())
-        found[adapter] = {"losses": losses, "gradients": gradients, "measured": measured, "norms": norms}
-        found[adapter] |= {"begin": begin, "half": half, "end": end}
-    return found
+    return {adapter: true_life(adapter) for adapter in ("lora", "none")}
 
 
 @pytest.mark.parametrize(("size", "cases"), [(2, FEW), *(pytest.param(size, ALL, marks=pytest.mark.slow) for size in (1, 2, 4))])
 def test_every_stage_computes_what_the_torch_engine_computes(
     size: int, cases: dict[str, tuple[str, int, str]], truth: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
-    given = {"cases": cases, "out": tmp_path, "half": {adapter: found["half"] for adapter, found in truth.items()}}
+    given = {"cases": cases, "out": tmp_path, "half": {adapter: found["half"] for adapter, found in truth.items()}, "hidden": HIDDEN}
     ranks = in_processes(f"{__name__}:live", given, tmp_path / "ranks", size=size)
     for name, (adapter, _, _) in cases.items():
-        lives, true = [rank[name] for rank in ranks], truth[adapter]
-        first, begin, end = lives[0], true["begin"].weights, true["end"]
-        assert [life["losses"] for life in lives] == [pytest.approx(true["losses"][rank::size], rel=1e-6) for rank in range(size)], name
-        assert distance(first["gradients"], true["gradients"]) < 1e-6, name
-        assert sum(life["measured"][0] for life in lives) == pytest.approx(true["measured"][0], rel=1e-6), name
-        assert sum(life["measured"][1] for life in lives) == true["measured"][1], name
-        assert all(life["norms"] == first["norms"] for life in lives), name
-        assert first["norms"] == pytest.approx(true["norms"], rel=1e-4), name
-        assert apart(first["end"].weights, end.weights, begin) < 1e-4, name
-        assert first["end"].optimizer.keys() == end.optimizer.keys(), name
-        assert not any(math.isfinite(life["poisoned"]) for life in lives), f"{name}: a gradient that is not finite is told by all"
-        assert all(life["unharmed"] for life in lives), f"{name}: and nothing is applied"
-        assert all(life["restored"] and life["again"] for life in lives), f"{name}: a step that is gone on from gives the same bits"
-        assert all(life["forgot"] for life in lives), f"{name}: reset leaves the weights and forgets the rest"
-        assert apart(first["continued"].weights, end.weights, begin) < 1e-4, f"{name}: it goes on from the torch engine's step"
+        hold_to(truth[adapter], [rank[name] for rank in ranks], name)
         other = torch_engine(adapter)
-        other.load(first["half"])
+        other.load(ranks[0][name]["half"])
         train(other, alone(CPU), HALF, STEPS)
-        assert apart(whole(alone(CPU), other.state()).weights, end.weights, begin) < 1e-4, f"{name}: and the torch engine from its"
+        begin, end = truth[adapter]["begin"].weights, truth[adapter]["end"].weights
+        assert apart(whole(alone(CPU), other.state()).weights, end, begin) < 1e-4, f"{name}: the torch engine goes on from its step"
+
+
+def hold_to(true: dict[str, Any], lives: list[dict[str, Any]], name: str) -> None:
+    """Compare what processes went through with what the torch engine did."""
+    first, begin, end, size = lives[0], true["begin"].weights, true["end"], len(lives)
+    assert [life["losses"] for life in lives] == [pytest.approx(true["losses"][rank::size], rel=1e-6) for rank in range(size)], name
+    assert distance(first["gradients"], true["gradients"]) < 1e-6, name
+    assert sum(life["measured"][0] for life in lives) == pytest.approx(true["measured"][0], rel=1e-6), name
+    assert sum(life["measured"][1] for life in lives) == true["measured"][1], name
+    assert all(life["norms"] == first["norms"] for life in lives), name
+    assert first["norms"] == pytest.approx(true["norms"], rel=1e-4), name
+    assert apart(first["end"].weights, end.weights, begin) < 1e-4, name
+    assert first["end"].optimizer.keys() == end.optimizer.keys(), name
+    assert not any(math.isfinite(life["poisoned"]) for life in lives), f"{name}: a gradient that is not finite is told by all"
+    assert all(life["unharmed"] for life in lives), f"{name}: and nothing is applied"
+    assert all(life["restored"] and life["again"] for life in lives), f"{name}: a step that is gone on from gives the same bits"
+    assert all(life["forgot"] for life in lives), f"{name}: reset leaves the weights and forgets the rest"
+    assert apart(first["continued"].weights, end.weights, begin) < 1e-4, f"{name}: it goes on from the torch engine's step"
+
+
+class Sometimes(torch.nn.Module):
+    """A layer that takes part or does not, as an expert with or without tokens."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer, self.idle = layer, False
+
+    def forward(self, hidden: torch.Tensor, **others: Any) -> torch.Tensor:
+        found: torch.Tensor = hidden if self.idle else self.layer(hidden, **others)
+        return found
+
+
+def with_idle_layer(hidden: int = HIDDEN) -> tuple[torch.nn.Module, Sometimes]:
+    model: Any = make_model("none", hidden)
+    layer = model.model.layers[0] = Sometimes(model.model.layers[0])
+    return model, layer
+
+
+def train_idle(engine: Any, layer: Sometimes, world: World) -> list[float]:
+    """Four steps: the layer has no gradient in the second, and in the fourth none before its last micro batch."""
+    batches, targets = make_batches()
+    norms = []
+    for step in range(4):
+        own = batches[4 * step : 4 * step + 4][world.rank :: world.size]
+        for number, batch in enumerate(own):
+            layer.idle = step == 1 or (step == 3 and number < len(own) - 1)
+            engine.forward_backward([batch], targets[step])
+        norms.append(engine.step(1e-3, 1.0))
+    return norms
+
+
+def idles(world: World, given: dict[str, Any]) -> dict[tuple[int, str], Any]:
+    found = {}
+    for stage, offload in given["cases"]:
+        model, layer = with_idle_layer(given["hidden"])
+        engine = ZeroEngine(model, world=world, settings=make_settings(stage, world, offload, disk=given.get("disk")), optim=OPTIM)
+        found[stage, offload] = train_idle(engine, layer, world), whole(world, engine.state())
+    return found
+
+
+def test_a_tensor_without_a_gradient_does_not_step_on_an_old_one(tmp_path: Path) -> None:
+    cases = [(1, "none"), (2, "none"), (3, "none"), (1, "optimizer"), (2, "optimizer"), (3, "all")]
+    (found,) = in_processes(f"{__name__}:idles", {"cases": cases, "hidden": HIDDEN}, tmp_path / "ranks", size=1)
+    for case, (norms, saved) in found.items():
+        hold_to_idle(norms, saved, str(case))
+
+
+def fill_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+
+
+def hold_to_idle(norms: list[float], saved: Saved, name: str, hidden: int = HIDDEN) -> None:
+    model, layer = with_idle_layer(hidden)
+    optimizer = build(trained(model), OPTIM, device=CPU, ends=ends(model))
+    # Shards step on zeros where there is no gradient: weights decay, and moments fade.
+    optimizer.register_step_pre_hook(fill_gradients)
+    engine = TorchEngine(model, optimizer)
+    begin = whole(alone(CPU), engine.state()).weights
+    assert norms == pytest.approx(train_idle(engine, layer, alone(CPU)), rel=1e-4), name
+    assert apart(saved.weights, whole(alone(CPU), engine.state()).weights, begin) < 1e-4, name
 
 
 def halves(world: World, given: dict[str, Any]) -> dict[int, Any]:
@@ -284,6 +356,40 @@ def test_bf16_products_on_fp32_weights(tmp_path: Path) -> None:
     for losses, gradients in found.values():
         assert losses == true
         assert distance(gradients, dict(engine.gradients())) < 1e-2  # what is used twice adds up in another order, in bf16
+
+
+def gathers(world: World, given: dict[str, Any]) -> list[Any]:
+    """In one of several processes: the bytes that it received of weights, by dtype, and what came of them; rounded before they are sent, and after."""
+    from tuner.train import zero_engine as module
+
+    found: list[Any] = []
+    gather = module.gather_rounded
+    for rounded in (True, False):
+        module.gather_rounded = gather if rounded else lambda *_: None
+        engine = zero_engine("none", world, 3, autocast=torch.bfloat16)
+        from deepspeed.runtime.zero import partition_parameters  # the engine has told DeepSpeed the device
+
+        send, received = partition_parameters._dist_allgather_fn, dict.fromkeys((torch.bfloat16, torch.float32), 0)
+
+        def counted(own: torch.Tensor, whole: torch.Tensor, group: Any = None, send: Any = send, received: dict[Any, int] = received) -> Any:
+            received[whole.dtype] += whole.nbytes
+            return send(own, whole, group)
+
+        partition_parameters._dist_allgather_fn = counted
+        norms = train(engine, world, 0, 3)
+        partition_parameters._dist_allgather_fn = send
+        found.append((received, norms, whole(world, engine.state())))
+    return found
+
+
+def test_weights_are_gathered_in_the_dtype_that_multiplies_them(tmp_path: Path) -> None:
+    for (half, norms, saved), (full, true, end) in in_processes(f"{__name__}:gathers", {}, tmp_path / "ranks", size=2):
+        assert norms == true
+        assert same(saved, end), "to the bit: autocast would have rounded them next"
+        assert full[torch.bfloat16] == 0
+        sent = full[torch.float32] - half[torch.float32]
+        assert half[torch.bfloat16] == sent / 2, "half the bytes of the linear layers"
+        assert sent > 0.6 * full[torch.float32], "which are most: the rest is the table of words"
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -312,6 +418,40 @@ def test_what_zero_3_shards_is_multiplied_as_if_whole(tiny: Path, tmp_path: Path
             assert distance(found["gradients"], gradients) < 1e-6, name
             assert found["norms"] == pytest.approx(norms, rel=1e-4), name
             assert apart(found["saved"].weights, end.weights, begin.weights) < 1e-4, name
+
+
+def quantised(world: World, given: dict[str, Any]) -> dict[Any, list[float]]:
+    """In one of several processes: losses of nf4 under DeepSpeed. A warning is an error, as in the tests on a GPU."""
+    found = {}
+    for stage, offload in given["cases"]:
+        model = make_kind(given["model"], quant="nf4", storage=torch.bfloat16 if stage == 3 else None)
+        engine = ZeroEngine(model, world=world, settings=make_settings(stage, world, offload), optim=OPTIM)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")  # as the engine does
+            found[stage, offload] = losses_of(engine, world)
+    return found
+
+
+def losses_of(engine: Engine, world: World) -> list[float]:
+    """Of three steps, and of what is measured after them, over all processes."""
+    batches, targets = make_batches()
+    losses = []
+    for step in range(3):
+        losses.append(sum(engine.forward_backward(batches[4 * step : 4 * step + 4][world.rank :: world.size], targets[step])))
+        engine.step(1e-3, 1.0)
+    return world.sum([*losses, engine.measure(batches[-4:][world.rank :: world.size])[0]])
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_nf4_is_the_same_under_every_stage(size: int, tiny: Path, tmp_path: Path) -> None:
+    cases = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "all")]
+    ranks = in_processes(f"{__name__}:quantised", {"cases": cases, "model": tiny}, tmp_path / "ranks", size=size, bitsandbytes=True)
+    model = make_kind(tiny, quant="nf4")
+    true = losses_of(TorchEngine(model, build(trained(model), OPTIM, device=CPU, ends=ends(model))), alone(CPU))
+    assert true[0] != true[1]
+    for case in cases:
+        assert ranks[0][case] == pytest.approx(true, rel=1e-6), case
 
 
 GPU = [
@@ -358,12 +498,3 @@ def test_on_a_gpu_it_trains_in_bf16_as_the_torch_engine_does(
         curves.append([*losses, held_out / count])
     assert curves[0][0] != curves[0][-1]
     assert curves[1] == pytest.approx(curves[0], rel=1e-2)
-
-
-def test_a_disk_without_its_library_is_told_with_what_mends_it() -> None:
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    if AsyncIOBuilder().is_compatible(verbose=False):
-        pytest.skip("libaio is installed here")
-    with pytest.raises(ConfigError, match=r"machine\.offload_path needs.*libaio-dev.*machine\.offload_path=null"):
-        require_disk()

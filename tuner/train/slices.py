@@ -9,6 +9,7 @@ slice (stage 3). Either way a process holds at most one slice of a tensor, in fp
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,22 +59,26 @@ def slices(zero: Any, named: Mapping[str, torch.nn.Parameter]) -> dict[str, Slic
     return found
 
 
-def weights(zero: Any, named: Mapping[str, torch.nn.Parameter], held: Mapping[str, Slice]) -> Iterator[tuple[str, Tensor]]:
-    """The slices' weights by parameter's name: views, or copies of what lies on a disk."""
+def weights(zero: Any, held: Mapping[str, Slice]) -> Iterator[tuple[str, Tensor]]:
+    """The slices' weights by parameter's name: views, of the memory or of the disk."""
     for name, here in held.items():
-        yield name, zero.get_local_fp32_param(named[name])[: here.count].cpu() if on_disk(zero, here) else here.of(here.flat.data)
+        yield name, here.of(_stored(zero, here, here.flat) if on_disk(zero, here.group) else here.flat.data)
 
 
-def moments(zero: Any, named: Mapping[str, torch.nn.Parameter], held: Mapping[str, Slice]) -> Iterator[tuple[str, str, Tensor]]:
+def moments(zero: Any, held: Mapping[str, Slice]) -> Iterator[tuple[str, str, Tensor]]:
     """What the optimizer remembers of each slice: (parameter's name, moment, tensor). A count of steps has no dimension."""
     for name, here in held.items():
         for key, value in zero.optimizer.state.get(here.flat, {}).items():
             if not isinstance(value, Tensor) or value.ndim == 0:
                 yield name, key, torch.as_tensor(value)
-            elif on_disk(zero, here):
-                yield name, key, zero.get_local_fp32_param(named[name], key)[: here.count].cpu()
             else:
-                yield name, key, here.of(value)
+                yield name, key, here.of(_stored(zero, here, value) if on_disk(zero, here.group) else value)
+
+
+def gradient(zero: Any, p: torch.nn.Parameter) -> Tensor:
+    """The whole gradient of what DeepSpeed writes to a disk, fp32, from its copy in memory: it would read all of a group for each tensor."""
+    whole: Tensor = zero._fp32_state_allgather(p, zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition[p.ds_id])  # type: ignore[attr-defined]
+    return whole
 
 
 def restore(zero: Any, named: Mapping[str, torch.nn.Parameter], held: Mapping[str, Slice], keys: Mapping[str, str], saved: Saved) -> None:
@@ -83,48 +88,68 @@ def restore(zero: Any, named: Mapping[str, torch.nn.Parameter], held: Mapping[st
     """
     state = zero.optimizer.state
     state.clear()
+    if getattr(zero, "swap_optimizer", False):
+        zero.optimizer_swapper.purge_state()
     paths: dict[str, dict[str, str]] = {name: {} for name in named}
     for path in saved.optimizer:
         name, _, key = path.rpartition("/")
         paths[name][key] = path
+    groups: dict[int, list[str]] = {}
     for name, here in held.items():
-        _write(zero, named[name], here, saved.weights[keys[name]], None)
-        for key, path in paths[name].items():
-            value = saved.optimizer[path]
-            if value.ndim == 0:
-                state[here.flat][key] = value.to(here.flat.device, copy=True)
-                continue
-            if key not in state[here.flat]:
-                state[here.flat][key] = torch.zeros_like(here.flat, requires_grad=False)
-            _write(zero, named[name], here, value, key)
-    _spread(zero)
-
-
-def _write(zero: Any, p: torch.nn.Parameter, here: Slice, whole: Tensor, key: str | None) -> None:
-    values = whole.reshape(-1)[here.offset : here.offset + here.count]
-    if on_disk(zero, here):
-        padded = torch.zeros(p.ds_tensor.ds_numel, dtype=torch.float32)  # type: ignore[attr-defined]
-        padded[: here.count] = values
-        zero.set_local_hp_param(padded, p, key)
-    else:
-        here.of(here.flat.data if key is None else zero.optimizer.state[here.flat][key]).copy_(values)
-
-
-def _spread(zero: Any) -> None:
-    """Let the weights of the forward pass be those of the slices, in all processes."""
-    if not hasattr(zero, "fp32_partitioned_groups_flat"):
+        groups.setdefault(here.group, []).append(name)
+    if sharded := hasattr(zero, "fp32_partitioned_groups_flat"):
+        zero._partition_all_parameters()
+    for group in range(len(zero.fp32_partitioned_groups_flat)) if sharded else groups:
+        with in_memory(zero, group):
+            for name in groups.get(group, ()):
+                here = held[name]
+                here.of(here.flat.data).copy_(_part(saved.weights[keys[name]], here))
+                for key, path in paths[name].items():
+                    value = saved.optimizer[path]
+                    if value.ndim == 0:
+                        state[here.flat][key] = value.to(here.flat.device, copy=True)
+                        continue
+                    if key not in state[here.flat]:
+                        state[here.flat][key] = torch.zeros_like(here.flat, requires_grad=False)
+                    here.of(state[here.flat][key]).copy_(_part(value, here))
+            if sharded:
+                zero._reassign_or_swap_out_partitioned_parameters(group)
+    # Now the weights of the forward pass, in all processes.
+    if not sharded:
         zero.update_lp_params()
-        return
-    zero._partition_all_parameters()
-    for group in range(len(zero.fp32_partitioned_groups_flat)):
-        swapped = zero._swappable_optimizer_subgroup(group)
-        if swapped:
-            zero._optimizer_states_and_gradient_swap_in(group)
-        zero._reassign_or_swap_out_partitioned_parameters(group)
-        if swapped:
-            zero._optimizer_states_and_gradient_swap_out(group)
-    if zero.persistent_parameters:
+    elif zero.persistent_parameters:
         zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+
+def _part(whole: Tensor, here: Slice) -> Tensor:
+    return whole.reshape(-1)[here.offset : here.offset + here.count]
+
+
+def _stored(zero: Any, here: Slice, flat: Tensor) -> Tensor:
+    """The file of a flat tensor, weights or a moment, which is not in memory: read where and when it is looked at."""
+    info = zero.optimizer_swapper.swap_params_info[here.flat.ds_id]  # type: ignore[attr-defined]
+    path = next(part.swap_path for part in info.tensors if part.compute_tensor is flat)
+    return torch.from_file(path, shared=False, size=info.numel(), dtype=torch.float32)
+
+
+@contextmanager
+def in_memory(zero: Any, group: int) -> Iterator[None]:
+    """Around changes of a flat tensor and its moments. What is on a disk is read, and written again."""
+    swapped = on_disk(zero, group)
+    if swapped:
+        zero._optimizer_states_and_gradient_swap_in(group)
+    yield
+    if swapped:
+        zero._optimizer_states_and_gradient_swap_out(group)
+
+
+def forget(zero: Any, held: Mapping[str, Slice]) -> None:
+    """Drop the moments that are on a disk, as if no step had been done."""
+    if getattr(zero, "swap_optimizer", False):
+        for here in held.values():
+            if on_disk(zero, here.group):
+                zero.optimizer.state.pop(here.flat, None)
+        zero.optimizer_swapper.purge_state()
 
 
 def discard_gradients(zero: Any) -> None:
@@ -134,16 +159,30 @@ def discard_gradients(zero: Any) -> None:
         zero.averaged_gradients = {}
         zero.reset_cpu_buffers()
         zero._offload_boundary_param_ids = set()
+        if zero.swap_optimizer:
+            zero.optimizer_swapper.flush_gradients()
+    else:
+        for group in range(len(zero.bit16_groups)):
+            zero.averaged_gradients[group] = zero.all_grad_tensors[group] = None
+        zero._release_ipg_buffers()
+        zero.micro_step_id = -1
+        if zero.cpu_offload:
+            zero.reset_cpu_buffers()
+            zero._offload_accumulated_param_ids = set()
+    clear_gradients(zero)
+
+
+def clear_gradients(zero: Any) -> None:
+    """After a step: a tensor that has no gradient in the next one would step on this one's again, or add to it. An expert without tokens is such."""
+    if hasattr(zero, "fp32_partitioned_groups_flat"):
         zero.grad_partitions_flat_buffer.zero_()
-        return
-    for group in range(len(zero.bit16_groups)):
-        zero.averaged_gradients[group] = zero.all_grad_tensors[group] = None
-    zero._release_ipg_buffers()
-    zero.micro_step_id = -1
-    if zero.cpu_offload:
-        zero.reset_cpu_buffers()
-        zero._offload_accumulated_param_ids = set()
+    elif zero.cpu_offload:
+        for whole in zero.accumulated_grads_in_cpu.values():
+            whole.zero_()
+        for flat in zero.single_partition_of_fp32_groups:
+            flat.grad.zero_()
 
 
-def on_disk(zero: Any, here: Slice) -> bool:
-    return hasattr(zero, "fp32_partitioned_groups_flat") and bool(zero._swappable_optimizer_subgroup(here.group))
+def on_disk(zero: Any, group: int) -> bool:
+    """Whether a flat tensor and its moments are on a disk between steps: those of less than 1 MiB stay in memory."""
+    return hasattr(zero, "fp32_partitioned_groups_flat") and bool(zero._swappable_optimizer_subgroup(group))

@@ -5,23 +5,13 @@ number of micro batches, clips by the norm that it finds before it touches a wei
 autocast is in the model's forward pass.
 """
 
-import logging
 import math
-import os
-import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
-from datetime import timedelta
-from importlib.util import find_spec
 from typing import Any
 
 import torch
-import torch.distributed
 from peft import PeftModel, get_peft_model_state_dict
-from torch._C._distributed_c10d import HashStore
 
-from tuner.errors import ConfigError
 from tuner.schema import Optim
 from tuner.train import slices
 from tuner.train.batch import Batch
@@ -30,6 +20,7 @@ from tuner.train.noise import Noise
 from tuner.train.objective import summed_loss
 from tuner.train.optimizers import build, ends, forget, moments, restore, set_lr
 from tuner.train.world import World
+from tuner.train.zero_start import start
 
 
 class ZeroEngine:
@@ -69,6 +60,8 @@ class ZeroEngine:
             # Inside of the model's forward pass: DeepSpeed turns off, on GPUs, an autocast that is around its own. With a cache, autocast would keep
             # a copy of each weight that ZeRO 3 gathers until the forward pass ends.
             model.forward = torch.autocast(world.device.type, dtype=autocast, cache_enabled=self.stage < 3)(model.forward)
+            if self.stage == 3:
+                gather_rounded(model, autocast)
         self.engine = start(model, self.optimizer, settings, world, timeout)
         self.held = slices.slices(self.engine.optimizer, self.named) if self.stage else {}
         self._reduced = False
@@ -96,6 +89,8 @@ class ZeroEngine:
         if self.stage < 2:
             self.engine.allreduce_gradients()
         else:  # they were reduced after each backward pass
+            if self.stage == 3:  # where they are offloaded, those of tensors that had none would be what was there before
+                self.engine.optimizer._offload_boundary_param_ids.update(p.ds_id for p in self.named.values())  # type: ignore[attr-defined]
             self.engine.optimizer.finalize_gradient_accumulation_boundary()
         self._reduced = True
 
@@ -103,8 +98,10 @@ class ZeroEngine:
         from deepspeed.utils import safe_get_full_grad
 
         self._reduce()
+        zero = self.engine.optimizer
         for name, p in self.named.items():
-            yield name, safe_get_full_grad(p).float()
+            swapped = self.stage == 3 and zero.swap_optimizer
+            yield name, slices.gradient(zero, p) if swapped else safe_get_full_grad(p).float()
 
     @torch.no_grad()
     def measure(self, batches: Sequence[Batch]) -> tuple[float, int]:
@@ -120,8 +117,7 @@ class ZeroEngine:
             self.engine.optimizer.clip_grad = max_norm or 0.0
             self.engine.step()  # nothing but the gradients' end where the norm is not finite
             norm = float(self.engine.get_global_grad_norm())
-            if self.stage == 3:  # a tensor without a gradient in the next step would step on this one again
-                self.engine.optimizer.grad_partitions_flat_buffer.zero_()
+            slices.clear_gradients(self.engine.optimizer)
         else:
             norm = torch.nn.utils.clip_grad_norm_(self.named.values(), max_norm if max_norm is not None else math.inf).item()
             if math.isfinite(norm):
@@ -138,10 +134,10 @@ class ZeroEngine:
             return State(weights={self.keys[name]: p.data for name, p in self.named.items()}, optimizer=moments(self.optimizer, self.named))
         zero = self.engine.optimizer
         weights, optimizer, shapes = {}, {}, {}
-        for name, values in slices.weights(zero, self.named, self.held):
+        for name, values in slices.weights(zero, self.held):
             weights[f"{self.keys[name]}@{self.held[name].offset}"] = values
             shapes[self.keys[name]] = self.shapes[name]
-        for name, key, values in slices.moments(zero, self.named, self.held):
+        for name, key, values in slices.moments(zero, self.held):
             if values.ndim:
                 optimizer[f"{name}/{key}@{self.held[name].offset}"] = values
                 shapes[f"{name}/{key}"] = self.shapes[name]
@@ -162,6 +158,8 @@ class ZeroEngine:
     def reset(self) -> None:
         self._discard()
         forget(self.optimizer)
+        if self.stage:
+            slices.forget(self.engine.optimizer, self.held)
 
     def _discard(self) -> None:
         if self.stage:
@@ -169,6 +167,19 @@ class ZeroEngine:
         else:
             self.engine.zero_grad()
         self._reduced = False
+
+
+def gather_rounded(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Let ZeRO 3 send the weights of linear layers in the dtype in which autocast multiplies them: half the bytes and, since autocast would round them
+    next, the same bits. A table of embeddings, which may be a head too, is read as it is. Gradients are added up in fp32 all the same.
+    """
+    tables = {id(p) for module in model.modules() if isinstance(module, torch.nn.Embedding) for p in module.parameters()}
+    for module in model.modules():
+        if type(module) is torch.nn.Linear:
+            for p in module.parameters(recurse=False):
+                if id(p) not in tables and p.dtype == torch.float32:
+                    # What DeepSpeed's own torch_autocast sets, which would add gradients up in bf16 as well.
+                    p.comm_dtype = dtype  # type: ignore[attr-defined]
 
 
 def saved_names(model: torch.nn.Module, named: Mapping[str, torch.nn.Parameter]) -> dict[str, str]:
@@ -182,71 +193,3 @@ def saved_names(model: torch.nn.Module, named: Mapping[str, torch.nn.Parameter])
         strange = sorted([keys[at] for at in keys.keys() - owners.keys()] + [owners[at] for at in owners.keys() - keys.keys()])
         raise ValueError(f"what trains is not what PEFT saves: {strange[:4]} …")
     return {owners[at]: key for at, key in keys.items()}
-
-
-def start(model: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any], world: World, timeout: float) -> Any:
-    """DeepSpeed's engine around model and optimizer. Raises ConfigError where it is not installed or refuses the settings."""
-    if find_spec("deepspeed") is None:
-        raise ConfigError(
-            "This training needs DeepSpeed (machine.engine=deepspeed, several processes, machine.zero or machine.offload), which is not installed here: "
-            "pip install 'tuner[multi]'"
-        )
-    device = world.device
-    os.environ["DS_ACCELERATOR"] = device.type  # it would take a GPU where there is one
-    # The device that it moves the model to.
-    os.environ["LOCAL_RANK"] = str(torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index or 0)
-    with quiet():
-        import deepspeed
-        from deepspeed.utils import groups
-        from pydantic import ValidationError
-
-        if device.type == "cpu":
-            # A shared-memory all-reduce, for inference alone, that DeepSpeed would compile for half a minute.
-            vars(deepspeed.ops)["__compatible_ops__"] = {}
-        if "aio" in settings:
-            require_disk()
-        if not torch.distributed.is_initialized():
-            if world.size > 1:
-                raise RuntimeError("torch.distributed is not started, and there are other processes")
-            backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-            torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-        if groups._WORLD_GROUP is None:  # its own would wait half an hour for a process that is gone
-            groups._WORLD_GROUP = torch.distributed.new_group(timeout=timedelta(seconds=timeout))
-        try:
-            if settings["zero_optimization"]["stage"] == 3 and next(model.parameters()).device.type != device.type:
-                # One tensor at a time, so that the whole model never has to fit.
-                deepspeed.init_distributed(dist_init_required=False)
-                deepspeed.zero.Init(module=model, config_dict_or_path=dict(settings))
-                for buffer in model.buffers():
-                    buffer.data = buffer.data.to(device)
-            engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(settings), dist_init_required=False)
-        except (ValidationError, deepspeed.runtime.config.DeepSpeedConfigError) as error:
-            raise ConfigError(
-                f"DeepSpeed refuses its settings: {' '.join(str(error).split())}. Mend the file that machine.deepspeed names."
-            ) from error
-    return engine
-
-
-def require_disk() -> None:
-    """Raise ConfigError where DeepSpeed can't read and write a disk beside the computation: the only part of it that is compiled here."""
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    try:
-        AsyncIOBuilder().load(verbose=False)
-    except Exception as error:  # of the compiler, of the linker, or DeepSpeed's own
-        raise ConfigError(
-            "machine.offload_path needs DeepSpeed's async_io, which is compiled on first use with g++ and ninja against libaio, and that failed here: "
-            f"{' '.join(str(error).split())[:300]}. Install them (apt install g++ libaio-dev; pip install ninja), or set machine.offload_path=null, "
-            "which offloads to the host's memory and compiles nothing."
-        ) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Let DeepSpeed say nothing but errors, and that on stderr: stdout is the program's own."""
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    with redirect_stdout(sys.stderr), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    # It calls functions that a newer PyTorch has under other names, in each step.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
