@@ -13,8 +13,8 @@ from tests.conftest import REPO, environment
 from tuner.errors import Interrupted, StageError, TunerError
 from tuner.freeze import thaw
 from tuner.group import Group
-from tuner.ranks import Ranks
-from tuner.schema import Config, Data, Model
+from tuner.ranks import Ranks, ranks_for
+from tuner.schema import Config, Data, Machine, Model
 from tuner.stage import Context, Stage
 from tuner.worker import main as worker
 
@@ -95,7 +95,7 @@ def fake_machines(directory: Path) -> dict[str, str]:
     return {"PATH": f"{directory}{os.pathsep}{os.environ['PATH']}", "FAKES": str(directory)}
 
 
-def launcher(directory: Path, here: int, scene: str) -> int:
+def launcher(directory: Path, ranks: Ranks, scene: str) -> int:
     """A launcher in a process of its own: it prints what became of the training."""
     from tuner.cli import _stop
 
@@ -105,7 +105,8 @@ def launcher(directory: Path, here: int, scene: str) -> int:
 
     fcntl.flock(lock, fcntl.LOCK_EX)
     try:
-        group(directory, Ranks(here=here, timeout=20), json.loads(scene), locks=[lock]).run()
+        facts = group(directory, ranks, json.loads(scene), locks=[lock]).run()
+        print(f"Done: {facts['tenth']} over {facts['environment'].get('GLOO_SOCKET_IFNAME')}", flush=True)
     except TunerError as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         return error.exit_code
@@ -114,6 +115,15 @@ def launcher(directory: Path, here: int, scene: str) -> int:
 
 if __name__ == "__main__":
     os.chdir(REPO)
-    if len(sys.argv) > 1:
-        sys.exit(launcher(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
+    if len(sys.argv) == 4:
+        sys.exit(launcher(Path(sys.argv[1]), Ranks(here=int(sys.argv[2]), timeout=20), sys.argv[3]))
+    if len(sys.argv) == 5:  # a host file, or `slurm`
+        file = None if sys.argv[4] == "slurm" else sys.argv[4]
+        found = ranks_for(
+            Machine(nodes=2, processes=int(sys.argv[2]), device="cpu", timeout=json.loads(sys.argv[3]).get("timeout", 20), hostfile=file),
+            None,
+            os.environ,
+        )
+        assert found is not None
+        sys.exit(launcher(Path(sys.argv[1]), found, sys.argv[3]))
     sys.exit(worker([Stage(name="train", version=1, run=play)]))

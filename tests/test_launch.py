@@ -66,6 +66,7 @@ def test_a_hostfile_is_read_as_deepspeed_reads_it(tmp_path: Path) -> None:
         ("192.0.2.1\n192.0.2.2\n", r"begins with 192\.0\.2\.1, which is not this machine"),
         ("127.0.0.1\n", r"machine\.nodes is 2, but machine\.hostfile=.* names 1"),
         ("", r"names 0: none"),
+        ("localhost\nnode-2\n", r"begins with localhost, by which every machine means itself: write the name or address"),
     ],
 )
 def test_a_hostfile_that_does_not_do_is_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -305,8 +306,8 @@ def test_none_outlives_a_launcher_that_was_killed(tmp_path: Path) -> None:
 def test_a_stranger_on_the_port_changes_nothing(tmp_path: Path) -> None:
     """Whoever has not the token is not heard, whatever else it says. Here the launcher is a thread, which gets no signals."""
     made = group(tmp_path / "out", TWO, {})
-    port = made._listener.getsockname()[1]
-    assert made._listener.getsockname()[0] == "127.0.0.1"
+    host, port = made._board._listener.getsockname()
+    assert host == "127.0.0.1"
     strangers = [socket.create_connection(("127.0.0.1", port)) for _ in range(4)]
     for stranger, text in zip(strangers, (b"", b'{"token": "wrong", "rank": 0}\n', b"[" * 5000 + b"\n", b"{}\n"), strict=True):
         stranger.sendall(text + b'{"error": "StageError", "message": "a lie", "lost": false}\n')
@@ -346,7 +347,7 @@ def test_two_machines_train_together(launcher: str, fakes: Path, tmp_path: Path)
     words = (fakes / "words").read_text(encoding="utf-8")
     assert "127.0.0.2" in words
     assert "tuner.nodes" in words
-    assert made._token not in words
+    assert made._board._token not in words
     assert not running(tmp_path / "out")
 
 

@@ -14,7 +14,7 @@ from tuner.stages import STAGES
 
 FLOORS = [
     {"errors", "nearest"}, {"disk", "cpu", "gpus", "imports", "inits", "leash"}, {"driver"}, {"pins"}, {"declare"}, {"schema"}, {"stage", "zero"}, {"validate"}, {"freeze"}, {"line"}, {"config"}, {"recipe", "catalogue"}, {"locks"}, {"store"}, {"refs"}, {"usage"}, {"runs"}, {"explain", "lineage"}, {"plan"}, {"report"},
-    {"kernels"}, {"data"}, {"models"}, {"flops", "activations"}, {"estimate"}, {"fit"}, {"train"}, {"stages"}, {"nodes"}, {"ranks"}, {"group"},
+    {"kernels"}, {"data"}, {"models"}, {"flops", "activations"}, {"estimate"}, {"fit"}, {"train"}, {"stages"}, {"nodes"}, {"ranks"}, {"switchboard"}, {"group"},
     {"shapes"}, {"budget", "outlook", "chains", "launch", "doctor"}, {"show", "status", "clean", "compare", "stop", "chat", "preview", "export"}, {"pipeline", "worker"}, {"rerun", "api"}, {"verbs"}, {"sweeps"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}

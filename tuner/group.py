@@ -7,25 +7,23 @@ others wait.
 import json
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from queue import Empty, SimpleQueue
+from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
 from tuner.errors import Interrupted, StageError, TunerError
-from tuner.leash import keep_alive, line
 from tuner.nodes import carried, reach, start
-from tuner.ranks import MOMENT, SETTLE, Member, Ranks, Verdict, death, judge, kind_of, stopped
+from tuner.ranks import MOMENT, SETTLE, Member, Ranks, Verdict, cut_off, death, judge, kind_of, stopped
+from tuner.switchboard import Switchboard
 
 LOOK, PATIENCE = 0.2, 20.0
 """seconds between two looks at the processes, and until one that should end by itself is killed"""
-LOOPBACK = "127.0.0.1"
 
 
 class Group:
@@ -39,13 +37,14 @@ class Group:
         log      gets what all but the first write, line by line
         """
         self._job, self._ranks, self._locks, self._environ, self._log = job, ranks, locks, environ, log
-        self._stage, self._token = str(job["stage"]), secrets.token_hex(16)
+        self._stage = str(job["stage"])
         self._members = [Member(rank=rank, host=ranks.hosts[rank // ranks.here] if rank >= ranks.here else None) for rank in range(ranks.size)]
         self._agents: dict[str, subprocess.Popen[bytes]] = {}
-        self._events: SimpleQueue[tuple[Member, dict[str, Any] | socket.socket | None]] = SimpleQueue()
+        self._answers: dict[str, dict[str, Any]] = {}
         self._readers: list[threading.Thread] = []
-        self._store: int | None = None
-        self._listener = socket.create_server((LOOPBACK if len(ranks.hosts) < 2 else "", 0), backlog=2 * ranks.size)
+        self._board = Switchboard(self._members, ranks.hosts[0].rpartition("@")[2] if len(ranks.hosts) > 1 else None)
+        # A name that no machine has asked its file server for yet. What begins with a dot is never published.
+        self._sign = Path(job["out"]) / f".seen-{secrets.token_hex(8)}" if len(ranks.hosts) > 1 else None
 
     def run(self) -> dict[str, Any]:
         """Start them, wait for all, and return the first one's facts. None is left when this returns or raises.
@@ -64,36 +63,45 @@ class Group:
         return facts
 
     def _start(self) -> None:
-        threading.Thread(target=self._accept, daemon=True).start()
-        ranks, port = self._ranks, self._listener.getsockname()[1]
-        control = {"host": LOOPBACK, "port": port, "token": self._token, "timeout": ranks.timeout}
+        self._board.open()
+        ranks, near = self._ranks, self._board.control(self._ranks.timeout, near=True)
         for member in self._members[: ranks.here]:
             member.process = start(
-                self._job, control, member.rank, member.rank, size=ranks.size, count=ranks.here, environ=self._environ, locks=self._locks
+                self._job, near, member.rank, member.rank, size=ranks.size, count=ranks.here, environ=self._environ, locks=self._locks
             )
             if member.process.stderr:
                 self._read(member.process.stderr, lambda text, member=member: self._wrote(member, text))  # type: ignore[misc]
+        if self._sign:
+            self._sign.touch()
         for node, host in enumerate(ranks.hosts[1:], 1):
-            # A session of its own: Ctrl-C in the terminal is for this process alone, which then tells the others.
-            agent = subprocess.Popen(
-                reach(host, ranks.launcher, self._environ),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
-            self._agents[host] = agent
-            for member in self._of(host):
-                member.process = agent
-            assert agent.stderr is not None
-            self._read(agent.stderr, lambda text, host=host: self._agent_wrote(host, text))  # type: ignore[misc]
-            given = {
-                "job": self._job, "control": control | {"host": ranks.hosts[0].rpartition("@")[2]}, "first": node * ranks.here, "count": ranks.here,
-                "size": ranks.size, "environ": carried(self._environ), "gpus": ranks.gpus, "host": host,
-            }  # fmt: skip
-            assert agent.stdin is not None
-            with suppress(BrokenPipeError), agent.stdin:  # its exit code tells why
-                agent.stdin.write(json.dumps(given).encode())
+            self._start_on(host, node * ranks.here)
+
+    def _start_on(self, host: str, first: int) -> None:
+        """Start the processes of another machine, of which `first` is the first."""
+        ranks = self._ranks
+        # A session of its own: Ctrl-C in the terminal is for this process alone, which then tells the others.
+        agent = subprocess.Popen(
+            reach(host, ranks.launcher, self._environ, gpus=ranks.here if ranks.gpus is not None else 0),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._agents[host] = agent
+        for member in self._of(host):
+            member.process = agent
+        assert agent.stderr is not None
+        assert agent.stdout is not None
+        self._read(agent.stderr, lambda text: self._agent_wrote(host, text))
+        self._read(agent.stdout, lambda text: self._agent_told(host, text))
+        given = {
+            "job": self._job, "control": self._board.control(ranks.timeout, near=False), "first": first, "count": ranks.here, "size": ranks.size,
+            "environ": carried(self._environ), "gpus": ranks.gpus, "host": host, "sign": str(self._sign),
+        }  # fmt: skip
+        assert agent.stdin is not None
+        with suppress(BrokenPipeError):  # its exit code tells why
+            agent.stdin.write(json.dumps(given).encode() + b"\n")
+            agent.stdin.flush()
 
     def _of(self, host: str) -> list[Member]:
         return [member for member in self._members if member.host == host]
@@ -122,34 +130,19 @@ class Group:
             member.last.append(text)
         self._log(f"  [{host}] {text}")
 
-    def _accept(self) -> None:
-        with suppress(OSError):  # it was closed: everything has ended
-            while True:
-                connection, _ = self._listener.accept()
-                threading.Thread(target=self._hear, args=(connection,), daemon=True).start()
-
-    def _hear(self, connection: socket.socket) -> None:
-        """Pass on what a process says, once it has proved that it is one of ours."""
-        member = None
-        with suppress(OSError, ValueError, KeyError, TypeError, IndexError, RecursionError), connection, connection.makefile("rb") as lines:
-            connection.settimeout(SETTLE)
-            first = json.loads(lines.readline(1000))
-            if not secrets.compare_digest(str(first["token"]).encode(), self._token.encode()):
-                return
-            member = self._members[int(first["rank"])]
-            connection.settimeout(None)
-            keep_alive(connection)
-            self._events.put((member, connection))
-            for text in lines:
-                self._events.put((member, json.loads(text)))
-        if member:
-            self._events.put((member, None))
+    def _agent_told(self, host: str, text: str) -> None:
+        with suppress(ValueError, KeyError, IndexError, TypeError):  # what a login shell has printed is none of it
+            answer = json.loads(text)
+            if "error" in answer:
+                self._answers[host] = answer
+            else:
+                self._members[answer["rank"]].there = int(answer["code"])
 
     def _watch(self, signals: list[int]) -> TunerError | None:
         """Wait until all have ended as they should, or it is known why they don't, which is returned."""
         passed_on, looked = False, time.monotonic()
         while True:
-            self._take(LOOK)
+            self._board.take(LOOK)
             now = time.monotonic()
             if now - looked > SETTLE:  # this process slept, as after Ctrl-Z, and heard nobody meanwhile
                 for member in self._members:
@@ -170,44 +163,6 @@ class Group:
             if verdict := judge(self._members, now, self._ranks.timeout):
                 return self._hanging(verdict) if verdict.dead is None else self._obituary(verdict.dead)
 
-    def _take(self, seconds: float) -> None:
-        """What processes say; waits for it so long at most."""
-        with suppress(Empty):
-            while True:
-                member, event = self._events.get(timeout=seconds)
-                seconds = 0.001
-                member.heard = time.monotonic()
-                if event is None:
-                    member.closed = True
-                elif isinstance(event, socket.socket):
-                    member.connection = event
-                elif "at" in event:
-                    member.met, member.waited = event["at"]
-                elif "store" in event:
-                    self._store = event["store"]
-                else:
-                    member.told, member.ended = event, member.heard
-                if self._store is not None and all(m.connection for m in self._members):
-                    self._introduce(self._store)
-                    self._store = None
-
-    def _introduce(self, port: int) -> None:
-        """Tell all where the first one is met. Those of this machine have the address by which the others reach it."""
-        far = next((m.connection for m in self._members if m.host and m.connection), None)
-        own = far.getsockname()[0] if far else LOOPBACK
-        for member in self._members:
-            assert member.connection is not None
-            if member.host is None:
-                self._send(member, {"go": [LOOPBACK, port, own]})
-            else:
-                self._send(member, {"go": [self._ranks.hosts[0].rpartition("@")[2], port, member.connection.getpeername()[0]]})
-
-    @staticmethod
-    def _send(member: Member, message: Mapping[str, Any]) -> None:
-        with suppress(OSError):  # its end is seen elsewhere
-            if member.connection:
-                member.connection.sendall(line(message))
-
     def _called(self, member: Member) -> str:
         return f"rank {member.rank} of {len(self._members)}" + (f" on {member.host}" if member.host else "")
 
@@ -216,7 +171,7 @@ class Group:
         still = "; SIGSTOP has stopped it" if any(stopped(member) for member in verdict.late) else ""
         for member in verdict.late:
             if member.host:
-                self._send(member, {"dump": True})
+                self._board.send(member, {"dump": True})
             elif member.process:
                 member.process.send_signal(signal.SIGUSR1)  # answered even where Python is busy
         time.sleep(2 * MOMENT)
@@ -233,23 +188,17 @@ class Group:
             everywhere = all(m.told and m.told.get("message") == member.told["message"] for m in self._members)
             own = member.told["message"] if everywhere or not member.rank else f"{called.capitalize()}: {member.told['message']}"
             return kind_of(member.told)(own)
-        with suppress(subprocess.TimeoutExpired):
-            if member.process:
-                member.process.wait(SETTLE)
-        if member.told is None and member.host and (answer := _answer(self._agents[member.host])):
-            return kind_of(answer)(answer["message"])
+        member.await_code()
+        if member.told is None and member.host in self._answers:
+            return kind_of(self._answers[member.host])(self._answers[member.host]["message"])
         time.sleep(MOMENT)  # its last lines are on their way
         for text in member.last:
             print(f"  [rank {member.rank}] {text}", file=sys.stderr, flush=True)
         if member.told:
             return StageError(f"{self._stage} failed: {called} ended with {member.told['message']}; more stands above and in the run's log.")
-        if member.host and not member.connection:
-            tool = "ssh" if self._ranks.launcher == "ssh" else "srun"
-            mend = "It must be reached without a password, and Python, tuner and the store be at the same paths there."
-            return StageError(
-                f"{self._stage} was not started on {member.host}: {tool} ended with code {member.code}; what it said stands above. {mend}"
-            )
-        return death(f"{called[0].upper()}{called[1:]} of {self._stage}", None if member.host else member.code)
+        if member.host and member.there is None:
+            return cut_off(self._stage, called, member, "ssh" if self._ranks.launcher == "ssh" else "srun")
+        return death(f"{called[0].upper()}{called[1:]} of {self._stage}", member.code)
 
     def _await_ends(self) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -261,9 +210,13 @@ class Group:
     def _end(self) -> None:
         """End what is left, and return when it has ended: then the lock is free, and nobody writes."""
         for member in self._members:
-            self._send(member, {"end": True})
+            self._board.send(member, {"end": True})
             if member.process and not member.host:
                 member.process.kill()
+        for agent in self._agents.values():
+            with suppress(BrokenPipeError):
+                if agent.stdin:
+                    agent.stdin.close()  # it kills those that don't end
         for agent in self._agents.values():
             for ask in (agent.terminate, agent.kill):
                 try:
@@ -276,22 +229,9 @@ class Group:
                 member.process.wait()
         for reader in self._readers:
             reader.join(2 * MOMENT)  # what a process has started may keep its pipe open
-        for agent in self._agents.values():
-            if agent.stdout:
-                agent.stdout.close()
-        with suppress(OSError), self._listener:
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts connections, which closing does not
-
-
-def _answer(agent: "subprocess.Popen[bytes]") -> dict[str, Any] | None:
-    """The error for people that an agent has told, once it has ended."""
-    if agent.poll() is None or agent.stdout is None:
-        return None
-    try:
-        answer: dict[str, Any] = json.loads(agent.stdout.read())
-    except ValueError:
-        return None
-    return answer
+        self._board.close()
+        if self._sign:
+            self._sign.unlink(missing_ok=True)
 
 
 @contextmanager

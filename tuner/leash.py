@@ -112,9 +112,9 @@ def held() -> Leash | None:
 
 
 def keep_alive(connection: socket.socket) -> None:
-    """Have the kernel ask a silent connection's other machine whether it is there, and close it when nothing answers (tcp(7))."""
+    """Have the kernel close a connection when the other machine has not answered for 90 s, where both are silent and where this one speaks (tcp(7))."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6), ("TCP_USER_TIMEOUT", 90_000)):
         if hasattr(socket, name):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 

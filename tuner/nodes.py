@@ -8,23 +8,33 @@ import json
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
-from tuner.errors import ConfigError, TunerError
+from tuner.errors import ConfigError, StoreError, TunerError
 from tuner.gpus import choose, gpus, hidden
+from tuner.leash import GRACE, line
 from tuner.schema import Machine
 
 HOME = str(Path(__file__).resolve().parent.parent)
 WORKER = "tuner.worker"
 CARRIED = re.compile(r"(NCCL|GLOO|TORCH|PYTORCH|CUDA|OMP|MKL|KMP|DS|UCX|FI)_|(LD_LIBRARY_PATH|HF_HOME|TRITON_CACHE_DIR)\Z")
 """names of environment variables that processes on other machines get too"""
+BY_TASK = (
+    "SLURM_GPUS", "SLURM_GPUS_PER_TASK", "SLURM_GPUS_PER_SOCKET", "SLURM_TRES_PER_TASK", "SLURM_NTASKS_PER_NODE", "SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK",
+)  # fmt: skip
+"""what a job asked for, by the task or as a whole; srun takes them for its own options"""
+SEEN = 10.0
+"""seconds in which a file that was written on one machine must show on another"""
 
 
 def hosts(machine: Machine, environ: Mapping[str, str]) -> tuple[tuple[str, ...], Literal["ssh", "slurm"]]:
@@ -57,7 +67,12 @@ def hosts(machine: Machine, environ: Mapping[str, str]) -> tuple[tuple[str, ...]
         )
     if len(names) < machine.nodes:
         raise ConfigError(f"machine.nodes is {machine.nodes}, but {where} names {len(names)}: {', '.join(names) or 'none'}.")
-    return tuple(names[: machine.nodes]), "slurm" if slurm else "ssh"
+    names = names[: machine.nodes]
+    if _own(names[0]) and not all(map(_own, names)):
+        raise ConfigError(
+            f"{where} begins with {names[0]}, by which every machine means itself: write the name or address by which the others reach it."
+        )
+    return tuple(names), "slurm" if slurm else "ssh"
 
 
 def read_hostfile(path: Path, processes: int | Literal["auto"]) -> list[str]:
@@ -92,6 +107,11 @@ def here(name: str) -> bool:
     return True
 
 
+def _own(name: str) -> bool:
+    """Whether a host's name means on each machine that machine."""
+    return bool(re.match(r"(localhost\b|127\.|::1\Z)", name.rpartition("@")[2]))
+
+
 def _allocated(environ: Mapping[str, str]) -> tuple[list[str], str]:
     """The machines of this allocation, and what Slurm calls this one. Raises ConfigError."""
     listed = environ.get("SLURM_JOB_NODELIST", "")
@@ -103,12 +123,23 @@ def _allocated(environ: Mapping[str, str]) -> tuple[list[str], str]:
     return done.stdout.split(), environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
 
 
-def reach(host: str, launcher: Literal["ssh", "slurm"], environ: Mapping[str, str]) -> list[str]:
-    """The command that starts `python -m tuner.nodes` on another machine. Nothing secret is on it: anybody may read a command line."""
+def reach(host: str, launcher: Literal["ssh", "slurm"], environ: Mapping[str, str], *, gpus: int = 0) -> list[str]:
+    """The command that starts `python -m tuner.nodes` on another machine. Nothing secret is on it: anybody may read a command line.
+
+    gpus    how many the processes there take
+    """
     agent = ["env", f"PYTHONPATH={environ.get('PYTHONPATH', HOME)}", sys.executable, "-m", "tuner.nodes"]
-    if launcher == "slurm":  # all that the allocation has there, beside whatever step this command itself runs in
-        return ["srun", "--nodes=1", "--ntasks=1", f"--nodelist={host}", "--overlap", "--mem=0", "--cpu-bind=none", "--kill-on-bad-exit=1", *agent]
-    return ["ssh", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", host, f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(agent)}"]
+    if launcher == "ssh":
+        options = ["-o", "BatchMode=yes", "-o", "ServerAliveInterval=15"]
+        return ["ssh", *options, host, f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(agent)}"]
+    # All that the allocation has there, beside whatever step this command itself runs in. What the job asked for by task, a step of one task would
+    # get for one task, and what it asked for as a whole it would want from one machine.
+    unset = [word for name in BY_TASK if name in environ for word in ("-u", name)]
+    share = (
+        [f"--gpus-per-node={environ.get('SLURM_GPUS_ON_NODE') or gpus}"] if gpus and any("GPU" in name or "TRES" in name for name in unset) else []
+    )
+    step = ["--nodes=1", "--ntasks=1", f"--nodelist={host}", "--overlap", "--mem=0", "--cpu-bind=none", "--kill-on-bad-exit=1", *share]
+    return [*(["env", *unset] if unset else []), "srun", *step, *agent]
 
 
 def carried(environ: Mapping[str, str]) -> dict[str, str]:
@@ -144,34 +175,72 @@ def start(
 
 
 def main() -> int:
-    """Start this machine's processes, and end when they have. An error for people goes to standard output."""
-    given = json.load(sys.stdin)
+    """Start this machine's processes, and end when they have.
+
+    Standard input has a line of JSON, and stays open. An error for people, and each one's exit code, are lines of JSON on standard output.
+    """
+    # Slurm sends these to all that a job has, before its time is over or when it is cancelled. The processes of the training know what to do.
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, _stay)
+    given = json.loads(sys.stdin.readline())
     environ, count, first = {**os.environ, **given["environ"]}, given["count"], given["first"]
     try:
+        if missing := absent(given["job"], Path(given["sign"])):
+            raise StoreError(f"{missing} is not there, or not the same: all machines must see the store, the model and the data at the same paths.")
         wish = tuple(given["gpus"]) if isinstance(given["gpus"], list) else given["gpus"]
         if wish is not None and not hidden(environ) and (chosen := choose(wish, gpus(), environ)):
             environ["CUDA_VISIBLE_DEVICES"] = chosen
     except TunerError as error:
-        json.dump({"error": type(error).__name__, "message": f"On {given['host']}: {error}"}, sys.stdout)
+        _tell({"error": type(error).__name__, "message": f"On {given['host']}: {error}"})
         return error.exit_code
     children = [
         start(given["job"], given["control"], first + local, local, size=given["size"], count=count, environ=environ) for local in range(count)
     ]
-    threads = [threading.Thread(target=_pass_on, args=(child, first + local)) for local, child in enumerate(children)]
-    for thread in threads:
+    threads = [threading.Thread(target=_accompany, args=(child, first + local)) for local, child in enumerate(children)]
+    for thread in (*threads, threading.Thread(target=_follow, args=(children,), daemon=True)):
         thread.start()
-    codes = [child.wait() for child in children]
     for thread in threads:
         thread.join()
-    return 1 if any(codes) else 0
+    return 1 if any(child.returncode for child in children) else 0
 
 
-def _pass_on(child: "subprocess.Popen[bytes]", rank: int) -> None:
-    """What a process writes, line by line, with its number before it."""
+def _follow(children: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """Standard input ends with the launcher, or when it wants all to end. What has not ended by itself a little later, since it is stopped, is killed."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    time.sleep(GRACE + 1.0)
+    for child in children:
+        child.kill()
+
+
+def _stay(_number: int, _frame: FrameType | None) -> None:
+    """Go on. A handler, since children would inherit that it is ignored."""
+
+
+def absent(job: Mapping[str, Any], sign: Path) -> Path | None:
+    """What a job needs and this machine has not: its directory with the sign that the launcher has just put into it, or what it reads."""
+    needed = [Path(path) for given in job["inputs"].values() for path in (given["dir"], *given["files"].values())]
+    for _ in range(int(SEEN / 0.2)):
+        if sign.exists():
+            return next((path for path in needed if not path.exists()), None)
+        time.sleep(0.2)
+    return sign.parent
+
+
+def _accompany(child: "subprocess.Popen[bytes]", rank: int) -> None:
+    """Pass on what a process writes, line by line, with its number before it; and say how it ended."""
     assert child.stderr is not None
-    for text in child.stderr:
-        sys.stderr.buffer.write(f"[rank {rank}] ".encode() + text.rstrip(b"\r\n") + b"\n")
-        sys.stderr.buffer.flush()
+    with suppress(BrokenPipeError):  # nobody listens any more; the process itself learns of it by its connection
+        for text in child.stderr:
+            sys.stderr.buffer.write(f"[rank {rank}] ".encode() + text.rstrip(b"\r\n") + b"\n")
+            sys.stderr.buffer.flush()
+    code = child.wait()
+    with suppress(BrokenPipeError):
+        _tell({"rank": rank, "code": code})
+
+
+def _tell(message: Mapping[str, Any]) -> None:
+    os.write(sys.stdout.fileno(), line(message))  # at once, so that two don't mix
 
 
 if __name__ == "__main__":

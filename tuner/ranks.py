@@ -71,7 +71,9 @@ class Member:
     host: str | None = None
     """the machine; None for this one"""
     process: "subprocess.Popen[bytes] | None" = None
-    """the process here, or what started it on another machine and ends with it"""
+    """the process here, or what started it on another machine and ends after it"""
+    there: int | None = None
+    """its exit code on another machine, when that has told it"""
     connection: socket.socket | None = None
     closed: bool = False
     """the connection was there, and is no more"""
@@ -89,14 +91,27 @@ class Member:
 
     @property
     def code(self) -> int | None:
-        """The exit code of `process`, once it has ended."""
-        return self.process.poll() if self.process else None
+        """Its exit code, once it is known; negative for a signal."""
+        return self.there if self.host else self.process.poll() if self.process else None
+
+    @property
+    def cut_off(self) -> bool:
+        """Nothing comes from its machine any more, and how it ended is not known."""
+        return self.host is not None and self.there is None and self.process is not None and self.process.poll() is not None
+
+    def await_code(self) -> None:
+        """Give a process that ends the time to do so, and its machine the time to tell how."""
+        deadline = time.monotonic() + SETTLE
+        while self.code is None and not self.cut_off and time.monotonic() < deadline:
+            time.sleep(MOMENT / 10)
+        if self.cut_off:
+            time.sleep(MOMENT)  # what its machine told last is on its way
 
     @property
     def failed(self) -> bool:
         """It told of an error, or ended without a word."""
         if self.told is None:
-            return self.code is not None or (self.closed and self.host is not None)
+            return self.code is not None or self.cut_off or (self.closed and self.host is not None)
         return "error" in self.told and not issubclass(kind_of(self.told), Interrupted)
 
     @property
@@ -155,6 +170,19 @@ def death(who: str, code: int | None) -> TunerError:
         )
     how = "ended without a word" if code is None else f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     return StageError(f"{who} failed: its process {how}; the reason stands above and in the run's log.")
+
+
+def cut_off(stage: str, called: str, member: Member, tool: str) -> StageError:
+    """The end of a process on another machine from which nothing comes any more. `tool` started it there."""
+    code = member.process.poll() if member.process else None
+    ended = f"{tool} still waits" if code is None else f"{tool} ended with code {code}"
+    if not member.connection:
+        mend = "It must be reached without a password, and Python, tuner and the store be at the same paths there."
+        return StageError(f"{stage} was not started on {member.host}: {ended}; what it said stands above. {mend}")
+    return StageError(
+        f"{stage} lost {called}: the connection broke, and {ended}. That machine is down, or can't be reached any more. The same command goes on from "
+        "the last checkpoint."
+    )
 
 
 def stopped(member: Member) -> bool:
