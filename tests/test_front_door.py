@@ -260,6 +260,42 @@ def test_sweep(tuner: Tuner, root: Path, words: list[str]) -> None:
     assert len(list((root / "runs").iterdir())) == 5
 
 
+PLUGIN = """
+from dataclasses import dataclass
+from pathlib import Path
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.config_store import ConfigStore
+
+class NotingLauncher(BasicLauncher):
+    def __init__(self, note):
+        super().__init__()
+        self.note = note
+
+    def launch(self, job_overrides, initial_job_idx):
+        with Path(self.note).open("a") as file:
+            print(len(job_overrides), file=file)
+        return super().launch(job_overrides, initial_job_idx)
+
+@dataclass
+class Settings:
+    _target_: str = "hydra_plugins.noting.NotingLauncher"
+    note: str = "???"
+
+ConfigStore.instance().store(group="hydra/launcher", name="noting", node=Settings, provider="noting")
+"""
+
+
+def test_a_launcher_of_hydras_gets_its_fields_and_only_the_jobs_to_run(tuner: Tuner, root: Path, words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "noting.py").write_text(PLUGIN, encoding="utf-8")
+    note, env = tmp_path / "note", {"PYTHONPATH": str(tmp_path)}
+    command = [*words, "-m", f"root={root}", "seed=0,1", "until=fetch", "hydra/launcher=noting", f"hydra.launcher.note={note}"]
+    tuner("plan", *command, env=env)
+    assert not note.exists()
+    assert "2 of 2 jobs done" in tuner(*command, env=env).out
+    assert note.read_text(encoding="utf-8") == "2\n"
+
+
 @pytest.fixture
 def no_tokenizer(tiny_model: Path, tmp_path: Path) -> Path:
     shutil.copytree(tiny_model, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))

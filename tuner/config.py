@@ -21,6 +21,9 @@ from tuner.line import GROUPS, Override, quote, translate
 from tuner.nearest import nearest
 from tuner.schema import Config, Part
 
+LAUNCHER = re.compile(r"[+~]*hydra[./]launcher[=.]")
+"""a word that chooses what runs the jobs of a sweep, or tells it something"""
+
 
 def conf_dir() -> Path:
     """Where the shipped YAML lies: inside the package in a wheel, beside it in a checkout."""
@@ -52,14 +55,16 @@ def compose(words: list[str], *, extra: Path | None = None, whole: bool = True) 
 def sweep(words: list[str], job: Callable[[Config | ConfigError, list[str]], Any], *, extra: Path | None = None, dry: bool = False) -> list[Any]:
     """Call `job` for each config that the words multiply out to, through Hydra's sweeper and launcher; what it returned, in order.
 
-    A job's config that is refused arrives as the ConfigError, so that the others go on. A `dry` sweep leaves nothing under the root,
-    where Hydra otherwise notes what it multiplied out and launchers keep their logs.
+    A job's config that is refused arrives as the ConfigError, so that the others go on. A `dry` sweep looks at all jobs in this process, whatever
+    launcher is to run them, and leaves nothing under the root, where Hydra otherwise notes what it multiplied out and launchers keep their logs.
     """
     overrides = translate(words, options(extra), sweep=True)
     hydra = _hydra(extra)
     task = _Task(job, extra, frozenset(word.removeprefix("++") for word in overrides if isinstance(word, Override)))
     with _one_paragraph(), TemporaryDirectory() as scratch:
-        overrides += [f"hydra.sweep.dir={quote(scratch)}"] if dry else []
+        if dry:
+            overrides = [word for word in overrides if not LAUNCHER.match(word)]
+            overrides += ["hydra/launcher=basic", f"hydra.sweep.dir={quote(scratch)}"]
         batches = hydra.multirun(config_name="tuner", task_function=task, overrides=overrides, with_log_configuration=False)
     return [result.return_value for batch in batches or () for result in batch]
 

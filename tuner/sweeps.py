@@ -1,7 +1,7 @@
 """A sweep: one job for each combination, through Hydra's sweeper and launcher, on one store that builds equal stages once."""
 
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -30,7 +30,7 @@ def sweep(verb: str, words: list[str], flags: Collection[str], extra: Path | Non
     return max((code for _, code, _ in results), default=0)
 
 
-def _check_disk(words: Sequence[str], extra: Path | None) -> None:
+def _check_disk(words: list[str], extra: Path | None) -> None:
     """Raise StoreError when the disk does not hold what all jobs together will make. A job that can't be planned says so in its turn."""
     jobs: list[tuple[list[Step], Config]] = []
 
@@ -40,7 +40,7 @@ def _check_disk(words: Sequence[str], extra: Path | None) -> None:
                 job = of_a_sweep(job)
                 jobs.append((plan(job, STAGES, store_of(job), Run.of(job), redo=job.redo), job))
 
-    config.sweep([*words, "hydra/launcher=basic"], look, extra=extra, dry=True)
+    config.sweep(words, look, extra=extra, dry=True)
     budget.check(jobs)
 
 
