@@ -103,18 +103,16 @@ def factor(step: int, steps: int) -> float:
 
 def build(algo: str, seed: int, setting: Setting) -> Any:
     """The model as a user of these libraries builds it, in train mode."""
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     compute, kind = DTYPES[setting.precision], ALGOS[algo]
     full, quantised = kind["adapter"] == "none", kind["quant"] == "nf4"
     bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute)
     model = AutoModelForCausalLM.from_pretrained(
-        setting.model, dtype=torch.float32 if full else torch.bfloat16 if quantised else compute, device_map={"": setting.device},
+        setting.model, dtype=torch.float32 if full else compute, device_map={"": setting.device},
         attn_implementation="sdpa", quantization_config=bits if quantised else None,
     )  # fmt: skip
-    if quantised and setting.precision == "fp32":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # what is not in 4 bits becomes fp32
     model.config.use_cache = False
     if full:
         # transformers gives the row of the padding token no gradient in the embedding. In SmolLM2 that token ends each answer; tuner trains it, and so does this.

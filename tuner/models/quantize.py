@@ -114,6 +114,8 @@ def settle(model: PreTrainedModel, layers: list[str], quant: str, *, compute: to
         if isinstance(module, Linear4bit):
             # A forward pass in eval mode would repack the weight for a faster product, and neither gradients nor merging know that order.
             module.support_avx512bf16_for_cpu = False
+            # In this dtype the backward pass restores the weight; the forward pass does in that of the products.
+            module.weight.quant_state.dtype = compute
     for parameter in model.parameters():
         if id(parameter) not in packed and parameter.dtype == torch.bfloat16:
             parameter.data = parameter.data.to(compute)

@@ -15,7 +15,8 @@ NOISE = 1
 """dropout and noise on embeddings: drawn for each pack, whatever micro batch it is in"""
 METHODS = {"lora": {"lora": 1}, "none": {"full": 2}}
 """by algo.adapter. full 2: the padding token's row of the embedding trains too, which ends an answer in some families"""
-QUANT = 1
+QUANT = 2
+"""2: with products in fp32, gradients through a base in 4 bits are of the weights that the forward pass multiplies with"""
 
 
 def run(ctx: Context) -> dict[str, Any]:
