@@ -37,10 +37,12 @@ def main() -> None:
     options.add_argument("--size", choices=SIZES, default="1.8B")
     options.add_argument("--steps", type=int, default=20)
     options.add_argument("--log", type=Path, default=Path("card.log"))
+    options.add_argument("--home", type=Path, help="where the run stays, for more to be measured on it; else it goes")
     options.add_argument("words", nargs="*", help="more of the command line, for a size that is not the card's own")
     wished = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch, Hub() as hub:
-        home = Path(scratch)
+        home = wished.home or Path(scratch)
+        home.mkdir(parents=True, exist_ok=True)
         hub.add(MODEL, repository(home / "original", wished.size, wished.tokenizer), kind="models")
         hub.add(ROWS, rows(wished.rows))
         short = [f"algo.steps={wished.steps}", *wished.words]
