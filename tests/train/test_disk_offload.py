@@ -51,7 +51,7 @@ def aio() -> None:
 
 
 @pytest.fixture(scope="module")
-def truth() -> dict[str, dict[str, Any]]:
+def truth(aio: None) -> dict[str, dict[str, Any]]:
     return {adapter: true_life(adapter, HIDDEN) for adapter in ("lora", "none")}
 
 
