@@ -120,12 +120,12 @@ def tuners(algo: str, seed: int, setting: Setting) -> dict[str, Any]:
 
 
 def random_model(directory: Path, device: str) -> None:
+    from bench_models import SIZES
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=92544, hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, num_attention_heads=16, num_key_value_heads=8,
-        max_position_embeddings=32768, rms_norm_eps=1e-5, rope_theta=1e6, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=92544, max_position_embeddings=32768, rms_norm_eps=1e-5, rope_theta=1e6, tie_word_embeddings=False, **SIZES["1.8B"]
+    )
     torch.manual_seed(0)
     with torch.device(device):
         model = LlamaForCausalLM(config)

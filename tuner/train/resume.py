@@ -16,17 +16,15 @@ def begin(out: Path, order: Order, world: World, say: Callable[[str], None]) -> 
     The first process looks. All of them check what it finds, each a share of the files: a step of a large model takes one process minutes.
     """
     if not world.first:
-        while asked := world.gather(None)[0]:
-            check(out / "steps" / asked["step"], asked["files"], world)
-        number = world.gather(None)[0]
-        return None if number is None else steps.choose(steps.kept(out), number, "")
+        while isinstance(told := world.gather(None)[0], dict):  # in the end it tells the number
+            check(out / "steps" / told["step"], told["files"], world)
+        return None if told is None else steps.choose(steps.kept(out), told, "")
 
     def damaged(checkpoint: Checkpoint) -> list[str]:
         world.gather({"step": checkpoint.dir.name, "files": dict(checkpoint.files)})
         return check(checkpoint.dir, checkpoint.files, world)
 
     found = steps.newest(out, lambda checkpoint: checkpoint.resumable or checkpoint.step == order.steps, say, damaged)
-    world.gather(None)
     if found is None:
         clear(out)
     steps.forget(out, after=found.step if found else 0)

@@ -88,7 +88,7 @@ def restore(zero: Any, named: Mapping[str, torch.nn.Parameter], held: Mapping[st
     """
     state = zero.optimizer.state
     state.clear()
-    if getattr(zero, "swap_optimizer", False):
+    if swaps(zero):
         zero.optimizer_swapper.purge_state()
     paths: dict[str, dict[str, str]] = {name: {} for name in named}
     for path in saved.optimizer:
@@ -97,7 +97,7 @@ def restore(zero: Any, named: Mapping[str, torch.nn.Parameter], held: Mapping[st
     groups: dict[int, list[str]] = {}
     for name, here in held.items():
         groups.setdefault(here.group, []).append(name)
-    if sharded := hasattr(zero, "fp32_partitioned_groups_flat"):
+    if sharded := shards_weights(zero):
         zero._partition_all_parameters()
     for group in range(len(zero.fp32_partitioned_groups_flat)) if sharded else groups:
         with in_memory(zero, group):
@@ -145,7 +145,7 @@ def in_memory(zero: Any, group: int) -> Iterator[None]:
 
 def forget(zero: Any, held: Mapping[str, Slice]) -> None:
     """Drop the moments that are on a disk, as if no step had been done."""
-    if getattr(zero, "swap_optimizer", False):
+    if swaps(zero):
         for here in held.values():
             if on_disk(zero, here.group):
                 zero.optimizer.state.pop(here.flat, None)
@@ -155,11 +155,11 @@ def forget(zero: Any, held: Mapping[str, Slice]) -> None:
 def discard_gradients(zero: Any) -> None:
     """As if nothing had been computed since the last step."""
     zero.zero_grad()
-    if hasattr(zero, "fp32_partitioned_groups_flat"):
+    if shards_weights(zero):
         zero.averaged_gradients = {}
         zero.reset_cpu_buffers()
         zero._offload_boundary_param_ids = set()
-        if zero.swap_optimizer:
+        if swaps(zero):
             zero.optimizer_swapper.flush_gradients()
     else:
         for group in range(len(zero.bit16_groups)):
@@ -174,7 +174,7 @@ def discard_gradients(zero: Any) -> None:
 
 def clear_gradients(zero: Any) -> None:
     """After a step: a tensor that has no gradient in the next one would step on this one's again, or add to it. An expert without tokens is such."""
-    if hasattr(zero, "fp32_partitioned_groups_flat"):
+    if shards_weights(zero):
         zero.grad_partitions_flat_buffer.zero_()
     elif zero.cpu_offload:
         for whole in zero.accumulated_grads_in_cpu.values():
@@ -183,6 +183,16 @@ def clear_gradients(zero: Any) -> None:
             flat.grad.zero_()
 
 
+def shards_weights(zero: Any) -> bool:
+    """Whether this is DeepSpeed's optimizer of stage 3; stages 1 and 2 have another one."""
+    return hasattr(zero, "fp32_partitioned_groups_flat")
+
+
+def swaps(zero: Any) -> bool:
+    """Whether it keeps its state on a disk."""
+    return shards_weights(zero) and bool(zero.swap_optimizer)
+
+
 def on_disk(zero: Any, group: int) -> bool:
     """Whether a flat tensor and its moments are on a disk between steps: those of less than 1 MiB stay in memory."""
-    return hasattr(zero, "fp32_partitioned_groups_flat") and bool(zero._swappable_optimizer_subgroup(group))
+    return swaps(zero) and bool(zero._swappable_optimizer_subgroup(group))

@@ -99,8 +99,8 @@ class ZeroEngine:
 
         self._reduce()
         zero = self.engine.optimizer
+        swapped = slices.swaps(zero)
         for name, p in self.named.items():
-            swapped = self.stage == 3 and zero.swap_optimizer
             yield name, slices.gradient(zero, p) if swapped else safe_get_full_grad(p).float()
 
     @torch.no_grad()
