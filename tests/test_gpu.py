@@ -47,10 +47,14 @@ def test_packed_logits_equal_the_documents_alone(
             begin += length
 
 
-@pytest.mark.parametrize("algo", ["lora", "qlora", "full"])
-def test_the_pipeline_gives_the_numbers_of_the_processor(tuner: Tuner, tiny: list[str], tmp_path: Path, algo: str) -> None:
+SHARDED = [("qlora", "zero=1"), ("qlora", "zero=2"), ("lora", "zero=3"), ("full", "zero=3", "offload=all")]
+
+
+@pytest.mark.parametrize("words", [("lora",), ("qlora",), ("full",), *SHARDED], ids=" ".join)
+def test_the_pipeline_gives_the_numbers_of_the_processor(tuner: Tuner, tiny: list[str], tmp_path: Path, words: tuple[str, ...]) -> None:
+    algo, *sharded = words
     gpu, cpu = [*tiny, f"algo={algo}", *GPU, f"root={tmp_path}/gpu"], [*tiny, f"algo={algo}", f"root={tmp_path}/cpu"]
-    tuner(*gpu)
+    tuner(*gpu, *(f"machine.{field}" for field in sharded))
     facts = json.loads((linked(tmp_path / "gpu", "train") / "manifest.json").read_text(encoding="utf-8"))["facts"]
     assert facts["device"] == "cuda"
     tuner(*cpu)

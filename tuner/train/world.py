@@ -75,7 +75,11 @@ def from_environment(device: torch.device, *, timeout: float) -> Iterator[World]
     """
     size, rank, local = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")))
     if size == 1:
-        yield alone(device)
+        try:
+            yield alone(device)
+        finally:
+            if dist.is_initialized():  # by DeepSpeed's engine; NCCL complains at the end of a process that leaves it
+                dist.destroy_process_group()
         return
     if device.type == "cuda":
         if local >= (count := torch.cuda.device_count()):

@@ -38,6 +38,9 @@ def start(model: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: Ma
         if device.type == "cpu":
             # A shared-memory all-reduce, for inference alone, that DeepSpeed would compile for half a minute.
             vars(deepspeed.ops)["__compatible_ops__"] = {}
+        else:
+            # It asks NVML, by numbers in CUDA_VISIBLE_DEVICES; there are UUIDs (see tuner/gpus.py).
+            deepspeed.get_accelerator().available_memory = lambda index=None: torch.cuda.mem_get_info(index)[0]
         if "aio" in settings:
             settings = swap.prepare(settings, model)
         if not torch.distributed.is_initialized():
