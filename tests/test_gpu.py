@@ -65,6 +65,16 @@ def test_the_pipeline_gives_the_numbers_of_the_processor(tuner: Tuner, tiny: lis
     tuner("plan", "--check", *gpu, "machine=cpu")  # another machine: nothing to do
 
 
+@pytest.mark.parametrize("engine", ["engine=torch", "zero=2"])
+def test_two_deterministic_qlora_runs_make_the_same_adapter(tuner: Tuner, tiny: list[str], tmp_path: Path, engine: str) -> None:
+    made = []
+    for root in (tmp_path / "one", tmp_path / "two"):
+        words = ["algo=qlora", "algo.precision=bf16", "algo.dropout=0.1", "machine.deterministic=true", f"machine.{engine}", "until=convert"]
+        tuner(*tiny, *words, *GPU, f"root={root}")
+        made.append((linked(root, "convert") / "adapter_model.safetensors").read_bytes())
+    assert made[0] == made[1]
+
+
 def test_bf16_trains(tuner: Tuner, tiny: list[str], tmp_path: Path) -> None:
     for algo in ("lora", "full"):
         words = [
