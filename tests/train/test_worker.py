@@ -85,6 +85,19 @@ def test_what_it_leaves(config: Config, context: Make, tmp_path: Path, tiny: Pat
     assert all(p.abs().max() > 0 for name, p in adapted.named_parameters() if "lora_B" in name)
 
 
+@pytest.mark.parametrize(
+    ("batch_tokens", "words"),
+    [
+        ("auto", "1 step of 1 pack, up to 48 tokens a step, not 32,768, so that algo.epochs=2 makes 14 steps"),
+        (2 * 48, "1 step of 2 packs, 1 at once, up to 96 tokens a step"),
+    ],
+)
+def test_it_says_when_small_data_makes_small_steps(config: Config, context: Make, tmp_path: Path, batch_tokens: int | str, words: str) -> None:
+    said: list[str] = []
+    STAGE.run(context(replace(config, algo=replace(config.algo, batch_tokens=batch_tokens, steps=1)), tmp_path, said))  # type: ignore[arg-type]
+    assert words in said
+
+
 def test_full_leaves_all_weights(full: Config, context: Make, tmp_path: Path, tiny: Path) -> None:
     facts = STAGE.run(context(full, tmp_path))
     weights = load_file(tmp_path / "steps/step-000007/weights.safetensors")

@@ -1,6 +1,7 @@
 """Sets a training up from a stage's context, runs the loop, and leaves the artifact: what each process of a training does."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from tuner.train.checkpoint import Saver
 from tuner.train.deterministic import deterministic
 from tuner.train.journal import Journal
 from tuner.train.loop import Recipe, train
-from tuner.train.order import AUTO_STEPS, AUTO_TOKENS, Order, plan_order
+from tuner.train.order import AUTO_TOKENS, Order, plan_order
 from tuner.train.preflight import preflight
 from tuner.train.samples import Sampler, refusal
 from tuner.train.stop import Stop
@@ -162,12 +163,13 @@ def outlook(config: View, order: Order, world: World, micro: int, each: int, com
     """What follows from the config, before the first step."""
     shared = f" on {world.size} processes, {each} each" if world.size > 1 else ""
     parts = "1 pack" if order.per_step == 1 else f"{order.per_step} packs{shared}, {micro} at once"
-    small = (
-        f", so that there are about {AUTO_STEPS}" if config.algo.batch_tokens == "auto" and order.per_step * config.data.length < AUTO_TOKENS else ""
-    )
+    small = ""
+    if config.algo.batch_tokens == "auto" and order.per_step < AUTO_TOKENS // config.data.length:
+        passes = math.ceil(order.packs * config.algo.epochs)
+        small = f", not {AUTO_TOKENS:,}, so that algo.epochs={config.algo.epochs:g} makes {math.ceil(passes / order.per_step)} steps"
     engine = "PyTorch" if facts["engine"] == "torch" else f"DeepSpeed, ZeRO {facts['zero']}"
     return [
-        f"{order.steps} steps of {parts}, up to {order.per_step * config.data.length:,} tokens a step{small}",
+        f"{order.steps} step{'s' * (order.steps != 1)} of {parts}, up to {order.per_step * config.data.length:,} tokens a step{small}",
         f"{facts['trainable']:,} numbers train; {config.algo.precision} weights, {compute} arithmetic; {world.device.type}, {facts['threads']} threads; {engine}",
         f"attention: {why}",
     ]
