@@ -15,8 +15,7 @@ from peft import LoraConfig, get_peft_model
 
 from tests.conftest import REPO, Tuner, environment
 from tests.test_faults import ENV, adapter, goes_on, start
-from tests.train.ranks import in_processes
-from tests.train.test_zero_engine import (
+from tests.train.lives import (
     HALF,
     OPTIM,
     STEPS,
@@ -29,7 +28,8 @@ from tests.train.test_zero_engine import (
     train,
     true_life,
     whole,
-)  # fmt: skip
+)
+from tests.train.ranks import in_processes
 from tuner.errors import ConfigError, StageError
 from tuner.train import swap
 from tuner.train.rehearsal import set_recompute
@@ -39,7 +39,7 @@ from tuner.train.zero_engine import ZeroEngine
 HIDDEN = 768
 """of a model most of whose tensors have 1 MiB in each of two processes: smaller ones stay in memory"""
 CPU = torch.device("cpu")
-LIVE = "tests.train.test_zero_engine:live"
+LIVE = "tests.train.lives:live"
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_from_a_disk_the_numbers_are_the_same(offload: str, adapter: str, size: 
 @pytest.mark.usefixtures("aio")
 def test_a_tensor_without_a_gradient_does_not_step_on_what_was_in_the_buffer(tmp_path: Path) -> None:
     given = {"cases": [(3, "all")], "hidden": HIDDEN, "disk": tmp_path / "disk"}
-    ((found,),) = (rank.values() for rank in in_processes("tests.train.test_zero_engine:idles", given, tmp_path / "ranks", size=1))
+    ((found,),) = (rank.values() for rank in in_processes("tests.train.lives:idles", given, tmp_path / "ranks", size=1))
     hold_to_idle(*found, "disk", HIDDEN)
 
 

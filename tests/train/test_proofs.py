@@ -13,8 +13,8 @@ from transformers import AttentionInterface
 
 from tests.conftest import REPO, ROWS
 from tests.data.conftest import read_chat
+from tests.train.lives import WORDS, make_model, make_settings
 from tests.train.ranks import in_processes
-from tests.train.test_zero_engine import WORDS, make_model, make_settings
 from tuner.data.chat import Template, compile_template
 from tuner.data.conversation import Conversation, Message
 from tuner.data.tokenizer import load_vocabulary

@@ -61,7 +61,7 @@ def test_a_rehearsed_training_is_the_same_as_one_that_was_not(lora: bool, optimi
 
 def rehearsed(world: World, given: dict[str, Any]) -> list[bool]:
     """In one of several processes, for each ZeRO stage: whether a training after a rehearsal ends as one without."""
-    from tests.train.test_zero_engine import WORDS, train, whole, zero_engine
+    from tests.train.lives import WORDS, train, whole, zero_engine
 
     packs = [replace(pack, ids=pack.ids % WORDS) for pack in given["packs"]]
     found = []

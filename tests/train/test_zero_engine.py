@@ -1,215 +1,30 @@
 """DeepSpeed computes what the torch engine computes, sharded or not, and its saved steps are anybody's."""
 
-import math
-import random
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.train.conftest import make_pack
+from tests.train.lives import (
+    CPU,
+    HALF,
+    HIDDEN,
+    STEPS,
+    apart,
+    distance,
+    hold_to,
+    hold_to_idle,
+    make_batches,
+    same,
+    torch_engine,
+    train,
+    true_life,
+    whole,
+    zero_engine,
+)
 from tests.train.ranks import in_processes
-from tuner import zero
-from tuner.kernels import attention as seam
-from tuner.models.adapters import add_lora
-from tuner.models.load import load_model
-from tuner.schema import Algo, Machine, Optim
-from tuner.train import fragments, steps
-from tuner.train.batch import Batch, collate, count_targets
-from tuner.train.checkpoint import Saver
-from tuner.train.engine import Engine, State, TorchEngine, trained
-from tuner.train.optimizers import build, ends
 from tuner.train.world import World, alone
-from tuner.train.zero_engine import ZeroEngine
-
-OPTIM = Optim(lr=1e-3, weight_decay=0.01)
-STEPS, HALF = 20, 16
-WORDS, HIDDEN = 320, 32
-CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Saved:
-    weights: Mapping[str, torch.Tensor]
-    optimizer: Mapping[str, torch.Tensor]
-
-
-def make_model(adapter: str, hidden: int = HIDDEN) -> torch.nn.Module:
-    """The same in every process: a Llama of two layers, with a tied head, and with tensors of which processes can't have equal parts."""
-    torch.manual_seed(0)
-    seam.register()
-    config = LlamaConfig(
-        vocab_size=WORDS, hidden_size=hidden, intermediate_size=hidden + 49, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        tie_word_embeddings=True, initializer_range=1.13 / hidden**0.5, attn_implementation=seam.NAME, use_cache=False,
-    )  # fmt: skip
-    model: torch.nn.Module = LlamaForCausalLM(config)
-    if adapter == "lora":
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT reads a renamed property
-            model = get_peft_model(model, LoraConfig(r=3 * hidden // HIDDEN, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM"))
-        for name, p in model.named_parameters():  # B starts at zero, which would hide A's gradient
-            if "lora_B" in name:
-                torch.nn.init.normal_(p, std=0.02)
-    return model.train()
-
-
-def torch_engine(adapter: str, autocast: torch.dtype | None = None, hidden: int = HIDDEN) -> TorchEngine:
-    model = make_model(adapter, hidden)
-    return TorchEngine(model, build(trained(model), OPTIM, device=CPU, ends=ends(model)), autocast=autocast)
-
-
-def zero_engine(
-    adapter: str, world: World, stage: int, offload: str = "none", autocast: torch.dtype | None = None, hidden: int = HIDDEN, disk: Path | None = None
-) -> ZeroEngine:
-    settings = make_settings(stage, world, offload, disk=disk)
-    return ZeroEngine(make_model(adapter, hidden), world=world, settings=settings, optim=OPTIM, autocast=autocast)
-
-
-def make_batches() -> tuple[list[Batch], list[int]]:
-    """Four micro batches for each of some steps, and the targets of a step."""
-    draw = random.Random(11)
-    packs = [replace(pack, ids=pack.ids % WORDS) for pack in (make_pack(draw, index) for index in range(4 * STEPS))]
-    return [collate([pack]) for pack in packs], [count_targets(packs[4 * n : 4 * n + 4]) for n in range(STEPS)]
-
-
-def train(engine: Engine, world: World, first: int, last: int) -> list[float]:
-    """Steps `first` to `last`, each process with its share of the micro batches; the norms of the gradients."""
-    batches, targets = make_batches()
-    norms = []
-    for step in range(first, last):
-        engine.forward_backward(batches[4 * step : 4 * step + 4][world.rank :: world.size], targets[step])
-        norms.append(engine.step(1e-3, 1.0))
-    return norms
-
-
-def whole(world: World, state: State) -> Saved:
-    """The state of all processes together, whole."""
-    states: list[Any] = [state]
-    if world.size > 1:
-        states = [None] * world.size
-        dist.all_gather_object(states, state)
-    shapes = {name: shape for one in states for name, shape in one.shapes.items()}
-    made: dict[str, dict[str, torch.Tensor]] = {}
-    for kind in ("weights", "optimizer"):
-        made[kind] = {name: value for one in states for name, value in getattr(one, kind).items() if "@" not in name}
-        parts: dict[str, list[tuple[int, torch.Tensor]]] = {}
-        for one in states:
-            for path, value in getattr(one, kind).items():
-                if "@" in path:
-                    parts.setdefault(path.split("@")[0], []).append((int(path.split("@")[1]), value))
-        for name, found in parts.items():
-            made[kind][name] = torch.cat([value for _, value in sorted(found, key=lambda part: part[0])]).reshape(shapes[name])
-    return Saved(**{kind: {name: value.clone() for name, value in tensors.items()} for kind, tensors in made.items()})
-
-
-def same(one: Saved, other: Saved) -> bool:
-    """Whether two states are equal to the bit."""
-    pairs = ((one.weights, other.weights), (one.optimizer, other.optimizer))
-    return all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs)
-
-
-def distance(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
-    """The largest difference of a tensor's, relative in the 2-norm."""
-    assert one.keys() == other.keys()
-    return max(float((one[name] - other[name]).norm() / other[name].norm().clamp(min=1e-30)) for name in other)
-
-
-def apart(end: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor], begin: Mapping[str, torch.Tensor]) -> float:
-    """How far two trainings ended from each other, by how far the second went, over all tensors together."""
-    assert end.keys() == other.keys() == begin.keys()
-    gap = sum(float((end[name] - other[name]).double().pow(2).sum()) for name in end)
-    way = sum(float((other[name] - begin[name]).double().pow(2).sum()) for name in end)
-    return math.sqrt(gap / way)
-
-
-def live(world: World, given: dict[str, Any]) -> dict[str, Any]:
-    """In one of several processes: a training with all that can happen to it, for each case."""
-    batches, targets = make_batches()
-    lives: dict[str, dict[str, Any]] = {}
-    for name, (adapter, stage, offload) in given["cases"].items():
-        engine = zero_engine(adapter, world, stage, offload, hidden=given["hidden"], disk=given.get("disk"))
-        losses = [loss for batch in batches[:4][world.rank :: world.size] for loss in engine.forward_backward([batch], targets[0])]
-        gradients = {name: gradient.clone() for name, gradient in engine.gradients()}
-        with pytest.raises(RuntimeError, match="step or reset"):
-            engine.forward_backward(batches[:1], targets[0])
-        engine.reset()
-        measured = engine.measure(batches[:4][world.rank :: world.size])
-        norms = train(engine, world, 0, HALF)
-        half = whole(world, engine.state())
-        with Saver(given["out"] / name, rank=world.rank, of=world.size) as saver:
-            world.barrier()  # the first process has removed what it found there
-            saver.save(engine.state(), step=HALF, tokens=0, scores={}, optimizer=True)
-
-        p = next(reversed(engine.named.values()))
-        hook = p.register_hook(lambda gradient: gradient * (float("inf") if world.rank == world.size - 1 else 1.0))  # type: ignore[no-untyped-call]
-        engine.forward_backward(batches[:4][world.rank :: world.size], targets[0])
-        hook.remove()
-        poisoned = engine.step(1e-3, 1.0)
-        unharmed = same(whole(world, engine.state()), half)
-
-        norms += train(engine, world, HALF, STEPS)
-        end = whole(world, engine.state())
-        engine.load(fragments.read(steps.kept(given["out"] / name)[-1]))
-        restored = same(whole(world, engine.state()), half)
-        train(engine, world, HALF, STEPS)
-        again = same(whole(world, engine.state()), end)
-        engine.load(given["half"][adapter])
-        train(engine, world, HALF, STEPS)
-        continued = whole(world, engine.state())
-        engine.reset()
-        state = whole(world, engine.state())
-        forgot = same(replace(state, optimizer={}), replace(continued, optimizer={})) and not any(value.any() for value in state.optimizer.values())
-        lives[name] = {"losses": losses, "measured": measured, "norms": norms, "poisoned": poisoned}
-        lives[name] |= {"unharmed": unharmed, "restored": restored, "again": again, "forgot": forgot}
-        if world.first:
-            lives[name] |= {"gradients": gradients, "half": half, "end": end, "continued": continued}
-    return lives
-
-
-def kinds(world: World, given: dict[str, Any]) -> dict[str, Any]:
-    """In one of several processes: the first steps under ZeRO 3 of what PEFT and bitsandbytes make of a model."""
-    batches, targets = make_batches()
-    found = {}
-    for name, kind in given["kinds"].items():
-        engine = ZeroEngine(make_kind(given["model"], **kind), world=world, settings=make_settings(3, world), optim=OPTIM)
-        engine.forward_backward(batches[:4][world.rank :: world.size], targets[0])
-        gradients = {name: gradient.clone() for name, gradient in engine.gradients()}
-        engine.reset()
-        norms = train(engine, world, 0, 3)
-        found[name] = {"gradients": gradients, "norms": norms, "saved": whole(world, engine.state())}
-    return found
-
-
-def make_kind(directory: Path, quant: str = "none", storage: torch.dtype | None = None, recompute: bool = False, **lora: Any) -> torch.nn.Module:
-    base = load_model(directory, dtype=torch.float32, device="cpu", quant=quant, storage=storage)
-    model: Any = add_lora(base, r=4, alpha=8, dropout=0.0, targets="all-linear", seed=0, **lora)
-    torch.manual_seed(1)
-    for name, p in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(p, std=0.02)
-    if recompute:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning)  # a newer transformers calls it activation_checkpointing_enable
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
-    made: torch.nn.Module = model.train()
-    return made
-
-
-def make_settings(stage: int, world: World, offload: str = "none", device: str = "cpu", disk: Path | None = None) -> dict[str, Any]:
-    machine = Machine(engine="deepspeed", zero=stage, offload=offload, offload_path=disk and str(disk))  # type: ignore[arg-type]
-    case = zero.resolve(machine, Algo(optim=OPTIM), processes=world.size)
-    assert zero.problem(case) is None
-    own = {"zero_optimization": {"sub_group_size": 10**6}} if disk else None  # several groups even of a small model
-    return zero.settings(case, device=device, trainable=10**6, hidden=HIDDEN, largest=10**6, own=own)
-
 
 ALL = {f"{adapter} {stage}": (adapter, stage, "none") for adapter in ("lora", "none") for stage in range(4)} | {
     f"{adapter} {stage} {offload}": (adapter, stage, offload)
@@ -217,22 +32,6 @@ ALL = {f"{adapter} {stage}": (adapter, stage, "none") for adapter in ("lora", "n
     for stage, offload in ((1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all"))
 }
 FEW = {name: ALL[name] for name in ("none 0", "none 1", "none 2", "none 3", "lora 2", "lora 3", "lora 2 optimizer", "none 3 all")}
-
-
-def true_life(adapter: str, hidden: int = HIDDEN) -> dict[str, Any]:
-    """What the torch engine makes of the same."""
-    batches, targets = make_batches()
-    engine = torch_engine(adapter, hidden=hidden)
-    losses = engine.forward_backward(batches[:4], targets[0])
-    gradients = {name: gradient.clone() for name, gradient in engine.gradients()}
-    engine.reset()
-    begin, measured = whole(alone(CPU), engine.state()), engine.measure(batches[:4])
-    norms = train(engine, alone(CPU), 0, HALF)
-    half = whole(alone(CPU), engine.state())
-    norms += train(engine, alone(CPU), HALF, STEPS)
-    end = whole(alone(CPU), engine.state())
-    found = {"losses": losses, "gradients": gradients, "measured": measured, "norms": norms}
-    return found | {"begin": begin, "half": half, "end": end}
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +44,7 @@ def test_every_stage_computes_what_the_torch_engine_computes(
     size: int, cases: dict[str, tuple[str, int, str]], truth: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
     given = {"cases": cases, "out": tmp_path, "half": {adapter: found["half"] for adapter, found in truth.items()}, "hidden": HIDDEN}
-    ranks = in_processes(f"{__name__}:live", given, tmp_path / "ranks", size=size)
+    ranks = in_processes("tests.train.lives:live", given, tmp_path / "ranks", size=size)
     for name, (adapter, _, _) in cases.items():
         hold_to(truth[adapter], [rank[name] for rank in ranks], name)
         other = torch_engine(adapter)
@@ -255,86 +54,11 @@ def test_every_stage_computes_what_the_torch_engine_computes(
         assert apart(whole(alone(CPU), other.state()).weights, end, begin) < 1e-4, f"{name}: the torch engine goes on from its step"
 
 
-def hold_to(true: dict[str, Any], lives: list[dict[str, Any]], name: str) -> None:
-    """Compare what processes went through with what the torch engine did."""
-    first, begin, end, size = lives[0], true["begin"].weights, true["end"], len(lives)
-    assert [life["losses"] for life in lives] == [pytest.approx(true["losses"][rank::size], rel=1e-6) for rank in range(size)], name
-    assert distance(first["gradients"], true["gradients"]) < 1e-6, name
-    assert sum(life["measured"][0] for life in lives) == pytest.approx(true["measured"][0], rel=1e-6), name
-    assert sum(life["measured"][1] for life in lives) == true["measured"][1], name
-    assert all(life["norms"] == first["norms"] for life in lives), name
-    assert first["norms"] == pytest.approx(true["norms"], rel=1e-4), name
-    assert apart(first["end"].weights, end.weights, begin) < 1e-4, name
-    assert first["end"].optimizer.keys() == end.optimizer.keys(), name
-    assert not any(math.isfinite(life["poisoned"]) for life in lives), f"{name}: a gradient that is not finite is told by all"
-    assert all(life["unharmed"] for life in lives), f"{name}: and nothing is applied"
-    assert all(life["restored"] and life["again"] for life in lives), f"{name}: a step that is gone on from gives the same bits"
-    assert all(life["forgot"] for life in lives), f"{name}: reset leaves the weights and forgets the rest"
-    assert apart(first["continued"].weights, end.weights, begin) < 1e-4, f"{name}: it goes on from the torch engine's step"
-
-
-class Sometimes(torch.nn.Module):
-    """A layer that takes part or does not, as an expert with or without tokens."""
-
-    def __init__(self, layer: torch.nn.Module) -> None:
-        super().__init__()
-        self.layer, self.idle = layer, False
-
-    def forward(self, hidden: torch.Tensor, **others: Any) -> torch.Tensor:
-        found: torch.Tensor = hidden if self.idle else self.layer(hidden, **others)
-        return found
-
-
-def with_idle_layer(hidden: int = HIDDEN) -> tuple[torch.nn.Module, Sometimes]:
-    model: Any = make_model("none", hidden)
-    layer = model.model.layers[0] = Sometimes(model.model.layers[0])
-    return model, layer
-
-
-def train_idle(engine: Any, layer: Sometimes, world: World) -> list[float]:
-    """Four steps: the layer has no gradient in the second, and in the fourth none before its last micro batch."""
-    batches, targets = make_batches()
-    norms = []
-    for step in range(4):
-        own = batches[4 * step : 4 * step + 4][world.rank :: world.size]
-        for number, batch in enumerate(own):
-            layer.idle = step == 1 or (step == 3 and number < len(own) - 1)
-            engine.forward_backward([batch], targets[step])
-        norms.append(engine.step(1e-3, 1.0))
-    return norms
-
-
-def idles(world: World, given: dict[str, Any]) -> dict[tuple[int, str], Any]:
-    found = {}
-    for stage, offload in given["cases"]:
-        model, layer = with_idle_layer(given["hidden"])
-        engine = ZeroEngine(model, world=world, settings=make_settings(stage, world, offload, disk=given.get("disk")), optim=OPTIM)
-        found[stage, offload] = train_idle(engine, layer, world), whole(world, engine.state())
-    return found
-
-
 def test_a_tensor_without_a_gradient_does_not_step_on_an_old_one(tmp_path: Path) -> None:
     cases = [(1, "none"), (2, "none"), (3, "none"), (1, "optimizer"), (2, "optimizer"), (3, "all")]
-    (found,) = in_processes(f"{__name__}:idles", {"cases": cases, "hidden": HIDDEN}, tmp_path / "ranks", size=1)
+    (found,) = in_processes("tests.train.lives:idles", {"cases": cases, "hidden": HIDDEN}, tmp_path / "ranks", size=1)
     for case, (norms, saved) in found.items():
         hold_to_idle(norms, saved, str(case))
-
-
-def fill_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-
-
-def hold_to_idle(norms: list[float], saved: Saved, name: str, hidden: int = HIDDEN) -> None:
-    model, layer = with_idle_layer(hidden)
-    optimizer = build(trained(model), OPTIM, device=CPU, ends=ends(model))
-    # Shards step on zeros where there is no gradient: weights decay, and moments fade.
-    optimizer.register_step_pre_hook(fill_gradients)
-    engine = TorchEngine(model, optimizer)
-    begin = whole(alone(CPU), engine.state()).weights
-    assert norms == pytest.approx(train_idle(engine, layer, alone(CPU)), rel=1e-4), name
-    assert apart(saved.weights, whole(alone(CPU), engine.state()).weights, begin) < 1e-4, name
 
 
 def halves(world: World, given: dict[str, Any]) -> dict[int, Any]:
@@ -390,111 +114,3 @@ def test_weights_are_gathered_in_the_dtype_that_multiplies_them(tmp_path: Path) 
         sent = full[torch.float32] - half[torch.float32]
         assert half[torch.bfloat16] == sent / 2, "half the bytes of the linear layers"
         assert sent > 0.6 * full[torch.float32], "which are most: the rest is the table of words"
-
-
-KINDS: dict[str, dict[str, Any]] = {
-    "recompute": {"recompute": True},
-    "rows": {"new_token_ids": [6398, 6399]},
-    "dora": {"dora": True},
-    "nf4": {"quant": "nf4", "storage": torch.bfloat16},
-    "nf4 recompute": {"quant": "nf4", "storage": torch.bfloat16, "recompute": True},
-    "int8": {"quant": "int8"},
-}
-
-
-@pytest.mark.slow
-def test_what_zero_3_shards_is_multiplied_as_if_whole(tiny: Path, tmp_path: Path) -> None:
-    ranks = in_processes(f"{__name__}:kinds", {"kinds": KINDS, "model": tiny}, tmp_path / "ranks", size=2, bitsandbytes=True)
-    batches, targets = make_batches()
-    for name, kind in KINDS.items():
-        model = make_kind(tiny, **kind | {"recompute": False})
-        engine = TorchEngine(model, build(trained(model), OPTIM, device=CPU, ends=ends(model)))
-        begin = whole(alone(CPU), engine.state())
-        engine.forward_backward(batches[:4], targets[0])
-        gradients = {name: gradient.clone() for name, gradient in engine.gradients()}
-        engine.reset()
-        norms, end = train(engine, alone(CPU), 0, 3), whole(alone(CPU), engine.state())
-        for found in (rank[name] for rank in ranks):
-            assert distance(found["gradients"], gradients) < 1e-6, name
-            assert found["norms"] == pytest.approx(norms, rel=1e-4), name
-            assert apart(found["saved"].weights, end.weights, begin.weights) < 1e-4, name
-
-
-def quantised(world: World, given: dict[str, Any]) -> dict[Any, list[float]]:
-    """In one of several processes: losses of nf4 under DeepSpeed. A warning is an error, as in the tests on a GPU."""
-    found = {}
-    for stage, offload in given["cases"]:
-        model = make_kind(given["model"], quant="nf4", storage=torch.bfloat16 if stage == 3 else None)
-        engine = ZeroEngine(model, world=world, settings=make_settings(stage, world, offload), optim=OPTIM)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")  # as the engine does
-            found[stage, offload] = losses_of(engine, world)
-    return found
-
-
-def losses_of(engine: Engine, world: World) -> list[float]:
-    """Of three steps, and of what is measured after them, over all processes."""
-    batches, targets = make_batches()
-    losses = []
-    for step in range(3):
-        losses.append(sum(engine.forward_backward(batches[4 * step : 4 * step + 4][world.rank :: world.size], targets[step])))
-        engine.step(1e-3, 1.0)
-    return world.sum([*losses, engine.measure(batches[-4:][world.rank :: world.size])[0]])
-
-
-@pytest.mark.parametrize("size", [2, pytest.param(1, marks=pytest.mark.slow)])
-def test_nf4_is_the_same_under_every_stage(size: int, tiny: Path, tmp_path: Path) -> None:
-    cases = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "all")]
-    ranks = in_processes(f"{__name__}:quantised", {"cases": cases, "model": tiny}, tmp_path / "ranks", size=size, bitsandbytes=True)
-    model = make_kind(tiny, quant="nf4")
-    true = losses_of(TorchEngine(model, build(trained(model), OPTIM, device=CPU, ends=ends(model))), alone(CPU))
-    assert true[0] != true[1]
-    for case in cases:
-        assert ranks[0][case] == pytest.approx(true, rel=1e-6), case
-
-
-GPU = [
-    (*kind, stage, offload)
-    for kind in (("none", "none"), ("lora", "none"), ("lora", "nf4"))
-    for stage, offload in ((1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "all"))
-]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.filterwarnings("ignore:inner dimension")  # bitsandbytes', of a model this small
-@pytest.mark.parametrize(("adapter", "quant", "stage", "offload"), GPU)
-def test_on_a_gpu_it_trains_in_bf16_as_the_torch_engine_does(
-    tiny: Path, adapter: str, quant: str, stage: int, offload: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("LOCAL_RANK", "DS_ACCELERATOR"):  # which the engine sets
-        monkeypatch.delenv(name, raising=False)
-    world = alone(torch.device("cuda", 0))
-    batches, targets = make_batches()
-    full = adapter == "none"
-    curves = []
-    for sharded in (False, True):
-        place = "cpu" if sharded and stage == 3 and quant == "none" else "cuda"  # ZeRO 3 takes a model from the host, a tensor at a time
-        storage = torch.bfloat16 if sharded and stage == 3 and quant == "nf4" else None
-        model: Any = load_model(tiny, dtype=torch.float32 if full else torch.bfloat16, device=place, quant=quant, storage=storage)
-        model = model.train() if full else add_lora(model, r=4, alpha=8, dropout=0.0, targets="all-linear", seed=0).train()
-        autocast = torch.bfloat16 if full else None
-        engine: Engine
-        if sharded:
-            engine = ZeroEngine(model, world=world, settings=make_settings(stage, world, offload, "cuda"), optim=OPTIM, autocast=autocast)
-        else:
-            engine = TorchEngine(model, build(trained(model), OPTIM, device=world.device, ends=ends(model)), autocast=autocast)
-        seen: set[torch.dtype] = set()
-        layer = next(module for name, module in model.named_modules() if name.endswith("q_proj"))
-        layer.register_forward_hook(lambda _module, _args, out, seen=seen: seen.add(out.dtype))
-        losses = []
-        for step in range(6):
-            losses.append(sum(engine.forward_backward(batches[4 * step : 4 * step + 4], targets[step])) / targets[step])
-            assert math.isfinite(engine.step(1e-3, 1.0))
-        held_out, count = engine.measure(batches[-4:])
-        assert engine.state().weights
-        assert seen == {torch.bfloat16}
-        curves.append([*losses, held_out / count])
-    assert curves[0][0] != curves[0][-1]
-    assert curves[1] == pytest.approx(curves[0], rel=1e-2)
