@@ -1,7 +1,6 @@
 """Sets a training up from a stage's context, runs the loop, and leaves the artifact: what each process of a training does."""
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -165,8 +164,8 @@ def outlook(config: View, order: Order, world: World, micro: int, each: int, com
     parts = "1 pack" if order.per_step == 1 else f"{order.per_step} packs{shared}, {micro} at once"
     small = ""
     if config.algo.batch_tokens == "auto" and order.per_step < AUTO_TOKENS // config.data.length:
-        passes = math.ceil(order.packs * config.algo.epochs)
-        small = f", not {AUTO_TOKENS:,}, so that algo.epochs={config.algo.epochs:g} makes {math.ceil(passes / order.per_step)} steps"
+        whole = plan_order(order.packs, config.data.length, seed=order.seed, epochs=config.algo.epochs, steps=None, batch_tokens="auto")
+        small = f", not {AUTO_TOKENS:,}, so that algo.epochs={config.algo.epochs:g} makes {whole.steps} steps"
     engine = "PyTorch" if facts["engine"] == "torch" else f"DeepSpeed, ZeRO {facts['zero']}"
     return [
         f"{order.steps} step{'s' * (order.steps != 1)} of {parts}, up to {order.per_step * config.data.length:,} tokens a step{small}",
