@@ -1,9 +1,9 @@
 """The card's command at full size, from a hub on this machine: scripts/bench card --tokenizer DIR --rows FILE [--steps 20] [word …]
 
 A random InternLM2-1.8B is written in its own layout and served, with the tokenizer in DIR and the OpenAssistant messages of FILE (JSON lines), by a server
-that speaks the hub's protocol. Then a shell would see just this: the command, all its stages; the command again, which does nothing; and the training once
-more under ZeRO-2, on DeepSpeed. The log goes to card.log, without the ends of long lines, as a random model's answers are. The first command that
-fails is the last.
+that speaks the hub's protocol. Then a shell would see just this: the plan; the command, all its stages; the command again, which does nothing; and both
+once more from the training on, under ZeRO-2, on DeepSpeed. The log goes to card.log, without the ends of long lines, as a random model's answers are.
+The first command that fails is the last.
 """
 
 import argparse
@@ -45,9 +45,10 @@ def main() -> None:
         home.mkdir(parents=True, exist_ok=True)
         hub.add(MODEL, repository(home / "original", wished.size, wished.tokenizer), kind="models")
         hub.add(ROWS, rows(wished.rows))
-        short = [f"algo.steps={wished.steps}", *wished.words]
+        command = [*CARD, f"algo.steps={wished.steps}", *wished.words]
+        zero = [*command, "machine.zero=2"]
         with wished.log.open("w", encoding="utf-8") as log:
-            for words in (["plan", *CARD, *short], [*CARD, *short], [*CARD, *short], [*CARD, *short, "machine.zero=2", "redo=train"]):
+            for words in (["plan", *command], command, command, [*zero, "redo=train"], zero):
                 if code := shell(words, home, hub, log):
                     sys.exit(code)
 

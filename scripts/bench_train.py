@@ -5,6 +5,8 @@ and the same batches, so that each step can be compared. What should hold: the h
 
 DIR of --tokens is a run's `tokenize`; --random makes a model of InternLM2-1.8B's shape first. What is done is in --out at once, and is not done again by
 the same command. --from FILE … reads such files, and shows their tables and draws them without training.
+
+--also zero-1,zero-2 … adds tuner's training on DeepSpeed, with the same batches.
 """
 
 import argparse
@@ -12,8 +14,10 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,11 @@ from tuner.stage import Context, Input, View
 from tuner.train import worker
 
 SEEDS = (0, 1, 2)
+TUNERS = {
+    "tuner": {}, "zero-1": {"zero": 1}, "zero-2": {"zero": 2}, "zero-3": {"zero": 3}, "zero-2-offload": {"zero": 2, "offload": "optimizer"},
+    "zero-3-offload": {"zero": 3, "offload": "all"},
+}  # fmt: skip
+"""machine fields of tuner's own sides: the first is in each comparison, the others where --also names them"""
 
 
 def main() -> None:
@@ -35,6 +44,7 @@ def main() -> None:
     options.add_argument("--tokens", type=Path)
     options.add_argument("--name", default="", help="what the figure calls the model and the data")
     options.add_argument("--algo", default="qlora,lora,full")
+    options.add_argument("--also", default="", help=f"some of {','.join(list(TUNERS)[1:])}")
     options.add_argument("--steps", type=int, default=60)
     options.add_argument("--packs", type=int, default=4, help="of a step")
     options.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
@@ -43,6 +53,9 @@ def main() -> None:
     options.add_argument("--from", dest="read", type=Path, nargs="+", default=[], metavar="FILE", help="show what --out wrote")
     options.add_argument("--plot", type=Path, help="the curves as SVG, with matplotlib")
     wished = options.parse_args()
+    also = [side for side in wished.also.split(",") if side]
+    if strange := set(also) - TUNERS.keys():
+        options.error(f"--also has {', '.join(sorted(strange))}: there are {', '.join(TUNERS)}")
     if wished.plot:
         from bench_curves import draw  # before the training: should matplotlib be missing, it is said now
     if not wished.read:
@@ -56,7 +69,8 @@ def main() -> None:
             model=wished.model, tokens=wished.tokens, steps=wished.steps, packs=wished.packs, measured=worker.MEASURED, precision=wished.precision,
             device=wished.device,
         )  # fmt: skip
-        compare(setting, wished.algo.split(","), wished.name or wished.model.name, wished.out)
+        sides = ["tuner", *map(str, SEEDS), *also]
+        compare(setting, wished.algo.split(","), sides, wished.name or wished.model.name, wished.out)
     found = read(wished.read or [wished.out])
     for one in found:
         print(table(one))
@@ -64,7 +78,7 @@ def main() -> None:
         wished.plot.write_text(draw(found), encoding="utf-8")
 
 
-def compare(setting: Setting, algos: Sequence[str], name: str, out: Path) -> None:
+def compare(setting: Setting, algos: Sequence[str], sides: Sequence[str], name: str, out: Path) -> None:
     """Do what `out` doesn't have yet, and write it there."""
     if not setting.held_out():
         raise SystemExit(f"nothing is held out in {setting.tokens}: what is compared is that loss")
@@ -75,9 +89,9 @@ def compare(setting: Setting, algos: Sequence[str], name: str, out: Path) -> Non
         raise SystemExit(f"{out} is of another comparison ({found['about']}): name another --out")
     for algo in algos:
         one = found["algos"].setdefault(algo, {})
-        for side in ("tuner", *map(str, SEEDS)):
+        for side in sides:
             if side not in one:
-                one[side] = tuners(algo, SEEDS[0], setting) if side == "tuner" else plain(algo, int(side), setting)
+                one[side] = in_child(tuners, algo, SEEDS[0], setting, TUNERS[side]) if side in TUNERS else plain(algo, int(side), setting)
                 out.write_text(json.dumps(found, indent=1), encoding="utf-8")
                 end = one[side]
                 print(
@@ -98,8 +112,8 @@ def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
     return found
 
 
-def tuners(algo: str, seed: int, setting: Setting) -> dict[str, Any]:
-    """The training as the stage does it: the curves `loss` and `norm`, the loss `held_out` at the end, and `speed` in tokens/s."""
+def tuners(algo: str, seed: int, setting: Setting, machine: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """The training as the stage does it: the curves `loss` and `norm`, the loss `held_out` at the end, and `speed` in tokens/s. `machine`: more of its fields."""
     kind, longest = ALGOS[algo], setting.length()
     config = Config(
         seed=seed,
@@ -108,7 +122,9 @@ def tuners(algo: str, seed: int, setting: Setting) -> dict[str, Any]:
             clip=CLIP, batch_tokens=setting.packs * longest, optim=Optim(lr=kind["lr"], betas=BETAS, eps=EPS, weight_decay=DECAY),
         ),
         data=Data(length=longest),
-        machine=Machine(device=setting.device, threads=torch.get_num_threads(), save_every=10**6, trackers=(), preflight=False, micro_batch=1),
+        machine=Machine(
+            device=setting.device, threads=torch.get_num_threads(), save_every=10**6, trackers=(), preflight=False, micro_batch=1, **machine,
+        ),
     )  # fmt: skip
     inputs = {name: Input(dir=path, files={}, facts={}) for name, path in (("fetch_model", setting.model), ("tokenize", setting.tokens))}
     with tempfile.TemporaryDirectory() as out:
@@ -117,6 +133,12 @@ def tuners(algo: str, seed: int, setting: Setting) -> dict[str, Any]:
     release()
     curves = {"loss": [row["loss"] for row in rows], "norm": [row["grad_norm"] for row in rows]}
     return curves | {"held_out": rows[-1]["held_out"], "speed": median([row["tokens_per_second"] for row in rows])}
+
+
+def in_child(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """As tuner trains: DeepSpeed starts but once in a process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as child:
+        return child.submit(function, *arguments).result()
 
 
 def random_model(directory: Path, device: str) -> None:
@@ -145,20 +167,25 @@ def table(found: dict[str, Any]) -> str:
         "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for algo, one in found["algos"].items():
-        if set(one) != {"tuner", *map(str, SEEDS)}:
+        if not {"tuner", *map(str, SEEDS)} <= one.keys():
             continue  # not finished
-        own, others = one["tuner"], [one[str(seed)] for seed in SEEDS]
+        others = [one[str(seed)] for seed in SEEDS]
         ends = [other["held_out"] for other in others]
-        apart = max(abs(a - b) for a, b in zip(own["loss"], others[0]["loss"], strict=True))
-        cells = [algo, f"{others[0]['before']:.4f}", f"{own['held_out']:.4f}", " ".join(f"{end:.4f}" for end in ends)]
-        cells += [
-            f"{abs(own['held_out'] - ends[0]):.4f}",
-            f"{max(ends) - min(ends):.4f}",
-            f"{apart:.4f}",
-            f"{own['speed']:,.0f}",
-            f"{others[0]['speed']:,.0f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        for side in (side for side in TUNERS if side in one):
+            own = one[side]
+            apart = max(abs(a - b) for a, b in zip(own["loss"], others[0]["loss"], strict=True))
+            cells = [
+                algo if side == "tuner" else f"{algo}, {side}",
+                f"{others[0]['before']:.4f}",
+                f"{own['held_out']:.4f}",
+                " ".join(f"{end:.4f}" for end in ends),
+                f"{abs(own['held_out'] - ends[0]):.4f}",
+                f"{max(ends) - min(ends):.4f}",
+                f"{apart:.4f}",
+                f"{own['speed']:,.0f}",
+                f"{others[0]['speed']:,.0f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
