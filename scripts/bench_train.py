@@ -14,8 +14,8 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
@@ -47,6 +47,7 @@ def main() -> None:
     options.add_argument("--also", default="", help=f"some of {','.join(list(TUNERS)[1:])}")
     options.add_argument("--steps", type=int, default=60)
     options.add_argument("--packs", type=int, default=4, help="of a step")
+    options.add_argument("--jobs", type=int, default=1, help="trainings at once; their speeds are then of a shared machine")
     options.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     options.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument("--out", type=Path, default=Path("bench-train.json"))
@@ -60,7 +61,6 @@ def main() -> None:
         from bench_curves import draw  # before the training: should matplotlib be missing, it is said now
     if not wished.read:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as in tuner's own processes, here for both sides
-        logging.disable_progress_bar()
         if not wished.model or not wished.tokens:
             options.error("--model and --tokens, or --from")
         if wished.random and not (wished.model / "config.json").exists():
@@ -70,7 +70,7 @@ def main() -> None:
             device=wished.device,
         )  # fmt: skip
         sides = ["tuner", *map(str, SEEDS), *also]
-        compare(setting, wished.algo.split(","), sides, wished.name or wished.model.name, wished.out)
+        compare(setting, wished.algo.split(","), sides, wished.name or wished.model.name, wished.out, wished.jobs)
     found = read(wished.read or [wished.out])
     for one in found:
         print(table(one))
@@ -78,8 +78,8 @@ def main() -> None:
         wished.plot.write_text(draw(found), encoding="utf-8")
 
 
-def compare(setting: Setting, algos: Sequence[str], sides: Sequence[str], name: str, out: Path) -> None:
-    """Do what `out` doesn't have yet, and write it there."""
+def compare(setting: Setting, algos: Sequence[str], sides: Sequence[str], name: str, out: Path, jobs: int) -> None:
+    """Do what `out` doesn't have yet, `jobs` trainings at once, and write it there."""
     if not setting.held_out():
         raise SystemExit(f"nothing is held out in {setting.tokens}: what is compared is that loss")
     about = {"name": name, "settings": {"steps": setting.steps, "packs": setting.packs, "length": setting.length(), "precision": setting.precision}}
@@ -87,17 +87,23 @@ def compare(setting: Setting, algos: Sequence[str], sides: Sequence[str], name: 
     found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"about": about, "algos": {}}
     if found["about"] != about:
         raise SystemExit(f"{out} is of another comparison ({found['about']}): name another --out")
-    for algo in algos:
-        one = found["algos"].setdefault(algo, {})
-        for side in sides:
-            if side not in one:
-                one[side] = in_child(tuners, algo, SEEDS[0], setting, TUNERS[side]) if side in TUNERS else plain(algo, int(side), setting)
-                out.write_text(json.dumps(found, indent=1), encoding="utf-8")
-                end = one[side]
-                print(
-                    f"{algo} {side}: {end['loss'][0]:.4f} … {end['loss'][-1]:.4f}, held out {end['held_out']:.4f}, {end['speed']:,.0f} tokens/s",
-                    flush=True,
-                )
+    missing = [(algo, side) for algo in algos for side in sides if side not in found["algos"].setdefault(algo, {})]
+    # A process for each, as tuner has: DeepSpeed starts but once in one.
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        running = {pool.submit(train, algo, side, setting): (algo, side) for algo, side in missing}
+        for done in as_completed(running):
+            algo, side = running[done]
+            end = found["algos"][algo][side] = done.result()
+            out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+            print(
+                f"{algo} {side}: {end['loss'][0]:.4f} … {end['loss'][-1]:.4f}, held out {end['held_out']:.4f}, {end['speed']:,.0f} tokens/s",
+                flush=True,
+            )
+
+
+def train(algo: str, side: str, setting: Setting) -> dict[str, Any]:
+    logging.disable_progress_bar()
+    return tuners(algo, SEEDS[0], setting, TUNERS[side]) if side in TUNERS else plain(algo, int(side), setting)
 
 
 def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -133,12 +139,6 @@ def tuners(algo: str, seed: int, setting: Setting, machine: Mapping[str, Any] = 
     release()
     curves = {"loss": [row["loss"] for row in rows], "norm": [row["grad_norm"] for row in rows]}
     return curves | {"held_out": rows[-1]["held_out"], "speed": median([row["tokens_per_second"] for row in rows])}
-
-
-def in_child(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """As tuner trains: DeepSpeed starts but once in a process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as child:
-        return child.submit(function, *arguments).result()
 
 
 def random_model(directory: Path, device: str) -> None:
