@@ -14,7 +14,7 @@ GOLDEN: dict[str, str] = {
     "fetch_data": "bbb864f34521",
     "fetch_model": "543438ac7732",
     "tokenize": "9af4f612f6ba",
-    "train": "af0439793679",
+    "train": "876c10c08883",
     "convert": "329cef241334",
     "merge": "eb57af251ee2",
     "baseline": "978ffffcf14b",

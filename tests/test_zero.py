@@ -56,6 +56,35 @@ def test_a_combination_is_legal_or_names_a_legal_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("row", "kinds"),
+    [
+        ("all weights, or adapters on an unquantised base", [{}, {"dora": True}]),
+        ("adapters on a base in 4 bits, which ZeRO 3 stores as bf16", [{"quant": "nf4"}]),
+        (
+            "adapters on a base in 8 bits; DoRA on a quantised base",
+            [{"quant": "int8"}, {"quant": "int8", "dora": True}, {"quant": "nf4", "dora": True}],
+        ),
+        ("anything, with another optimizer than `adamw`", [{"optimizer": "muon"}, {"optimizer": "adamw_8bit", "quant": "nf4"}]),
+    ],
+)
+def test_the_documentation_has_the_rules_as_a_table(row: str, kinds: list[dict[str, Any]]) -> None:
+    columns: list[list[dict[str, Any]]] = [
+        [{}],
+        [{"offload": "optimizer"}],
+        [{"offload": "all"}],
+        [{"offload": offload, "offload_path": "/nvme"} for offload in ("optimizer", "all")],
+    ]
+    written = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    for kind in kinds:
+        cells = []
+        for places in columns:
+            (legal,) = {tuple(n for n in range(4) if problem(replace(CASE, zero=n, **kind, **where)) is None) for where in places}
+            cells.append("–" if not legal else str(legal[0]) if len(legal) == 1 else f"{legal[0]}–{legal[-1]}")
+            assert not legal or legal == tuple(range(legal[0], legal[-1] + 1))
+        assert f"| {row} | {' | '.join(cells)} |" in written
+
+
+@pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"engine": "torch", "processes": 2}, "in one process.*set machine.engine=deepspeed"),

@@ -178,9 +178,9 @@ class Algo:
     quant: Literal["none", "nf4", "int8"] = identity("train", "merge", "evaluate", default="none", left_out="none")
     """how the frozen base is held: `nf4` in 4 bits, with its constants quantised too (arXiv:2305.14314); `int8` in 8 bits, with outlying inputs
     multiplied in 16 (arXiv:2208.07339)"""
-    r: int = identity("train", default=16)
+    r: int = identity("train", default=64)
     """the rank of the adapters"""
-    alpha: float = identity("train", default=32.0)
+    alpha: float = identity("train", default=16.0)
     """the adapters' output is scaled by alpha / r"""
     dropout: float = identity("train", default=0.0)
     """on the adapters' input"""
