@@ -132,22 +132,10 @@ class SharedAttention:
         self.traded = DistributedAttention(self.whole, group, scatter_idx=2, gather_idx=1)
 
     def __call__(
-        self,
-        module: torch.nn.Module,
-        q_1HnD: Tensor,
-        k_1KnD: Tensor,
-        v_1KnD: Tensor,
-        _mask: Tensor | None,
-        *,
-        scaling: float | None = None,
-        dropout: float = 0.0,
-        position_ids: Tensor | None = None,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        s_aux: Tensor | None = None,
-        **_: Any,
-    ) -> tuple[Tensor, None]:
-        """As `packed_attention`, on the n tokens of this process, all heads; returns ([1, n, H, D], None)."""
+        self, module: torch.nn.Module, q_1HnD: Tensor, k_1KnD: Tensor, v_1KnD: Tensor, _mask: Tensor | None, *, position_ids: Tensor | None = None,
+        s_aux: Tensor | None = None, **more: Any,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        """As `packed_attention`, with its keywords, on the n tokens of this process, all heads; returns ([1, n, H, D], None)."""
         if position_ids is None or position_ids.ndim != 2 or q_1HnD.shape[0] != 1 or q_1HnD.shape[2] != k_1KnD.shape[2]:
             raise NotImplementedError("attention of several processes takes a slice of one row with position_ids [1, n] and no cache")
         q_1HnD, k_1KnD, v_1KnD = seam.alike(q_1HnD, k_1KnD, v_1KnD)
@@ -159,23 +147,15 @@ class SharedAttention:
             0,  # the dimension of rows
             module=module,
             documents=self.documents(position_ids),
-            scaling=scaling,
-            dropout=dropout,
-            window=sliding_window,
-            softcap=softcap,
-            sinks=None if s_aux is None else s_aux[self.rank * own : (self.rank + 1) * own],
+            s_aux=None if s_aux is None else s_aux[self.rank * own : (self.rank + 1) * own],
+            **more,
         )
         return out_1nHD, None
 
-    def whole(
-        self, q_1NhD: Tensor, k_1NkD: Tensor, v_1NkD: Tensor, *, module: torch.nn.Module, documents: Documents, scaling: float | None, dropout: float,
-        window: int | None, softcap: float | None, sinks: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+    def whole(self, q_1NhD: Tensor, k_1NkD: Tensor, v_1NkD: Tensor, *, module: torch.nn.Module, **more: Any) -> Tensor:
         """The whole row through this process's heads; returns [1, N, h, D]."""
         q_1hND, k_1kND, v_1kND = (x.transpose(1, 2) for x in (q_1NhD, k_1NkD, v_1NkD))
-        return seam.packed_attention(
-            module, q_1hND, k_1kND, v_1kND, None, scaling=scaling, dropout=dropout, sliding_window=window, softcap=softcap, s_aux=sinks, documents=documents
-        )[0]  # fmt: skip
+        return seam.packed_attention(module, q_1hND, k_1kND, v_1kND, None, **more)[0]
 
     def documents(self, positions_1n: Tensor) -> Documents:
         """Where the documents of the whole row are: what was announced for these positions, or what all slices of positions say."""
