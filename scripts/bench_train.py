@@ -61,6 +61,7 @@ def main() -> None:
         from bench_curves import draw  # before the training: should matplotlib be missing, it is said now
     if not wished.read:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as in tuner's own processes, here for both sides
+        logging.disable_progress_bar()
         if not wished.model or not wished.tokens:
             options.error("--model and --tokens, or --from")
         if wished.random and not (wished.model / "config.json").exists():
@@ -89,20 +90,22 @@ def compare(setting: Setting, algos: Sequence[str], sides: Sequence[str], name: 
         raise SystemExit(f"{out} is of another comparison ({found['about']}): name another --out")
     missing = [(algo, side) for algo in algos for side in sides if side not in found["algos"].setdefault(algo, {})]
     # A process for each, as tuner has: DeepSpeed starts but once in one.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=logging.disable_progress_bar, max_tasks_per_child=1) as pool:
         running = {pool.submit(train, algo, side, setting): (algo, side) for algo, side in missing}
-        for done in as_completed(running):
-            algo, side = running[done]
-            end = found["algos"][algo][side] = done.result()
-            out.write_text(json.dumps(found, indent=1), encoding="utf-8")
-            print(
-                f"{algo} {side}: {end['loss'][0]:.4f} … {end['loss'][-1]:.4f}, held out {end['held_out']:.4f}, {end['speed']:,.0f} tokens/s",
-                flush=True,
-            )
+        try:
+            for done in as_completed(running):
+                algo, side = running[done]
+                end = found["algos"][algo][side] = done.result()
+                out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+                print(
+                    f"{algo} {side}: {end['loss'][0]:.4f} … {end['loss'][-1]:.4f}, held out {end['held_out']:.4f}, {end['speed']:,.0f} tokens/s",
+                    flush=True,
+                )
+        finally:
+            pool.shutdown(cancel_futures=True)  # the first that fails is the last
 
 
 def train(algo: str, side: str, setting: Setting) -> dict[str, Any]:
-    logging.disable_progress_bar()
     return tuners(algo, SEEDS[0], setting, TUNERS[side]) if side in TUNERS else plain(algo, int(side), setting)
 
 
