@@ -13,7 +13,7 @@ from tuner.store import digest
 GOLDEN: dict[str, str] = {
     "fetch_data": "bbb864f34521",
     "fetch_model": "543438ac7732",
-    "tokenize": "9af4f612f6ba",
+    "tokenize": "fb63f4439738",
     "train": "876c10c08883",
     "convert": "329cef241334",
     "merge": "eb57af251ee2",

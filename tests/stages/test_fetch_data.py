@@ -148,9 +148,9 @@ def test_an_error_names_a_few_of_many_files(folder: Path) -> None:
 
 
 def test_each_source_is_read_as_it_says(folder: Path) -> None:
-    write(folder / "faq.jsonl", {"question": "q", "answer": "a"})
+    write(folder / "faq.jsonl", {"ask": "q", "answer": "a"})
     (folder / "zh.jsonl").write_bytes('{"text": "你好"}\n'.encode("gb18030"))
-    faq = Part(label="faq", path="faq.jsonl", columns={"instruction": "question", "output": "answer"})
+    faq = Part(label="faq", path="faq.jsonl", columns={"instruction": "ask", "output": "answer"})
     run(folder / "out", parts=(faq, Part(label="zh", path="zh.jsonl", encoding="gb18030")))
     with pytest.raises(DataError, match=r"faq\.jsonl:1: no known format has these keys"):
         run(folder / "out", path="faq.jsonl")

@@ -22,29 +22,45 @@ from typing import Any
 
 from tuner.data.conversation import RowError, Sample, Speaker
 from tuner.data.files import Unreadable
-from tuner.data.formats import alpaca, messages, oasst, preference, prompt, sharegpt, text
+from tuner.data.formats import alpaca, messages, oasst, preference, pretrain, prompt, sharegpt, text, xtuner
 from tuner.data.formats.columns import mapped
 from tuner.data.formats.fields import Words, needed, told
 from tuner.data.formats.fields import text as text_of
-from tuner.data.formats.keys import sniff
+from tuner.data.formats.keys import by_name, sniff, understood
 from tuner.errors import ConfigError
 
 __all__ = ["COLUMNS", "VERSIONS", "Gathered", "Reader", "Shape", "gather", "gathers", "read", "reader", "sniff", "versions"]
 
-VERSIONS = {"messages": 2, "sharegpt": 2, "alpaca": 2, "prompt": 1, "text": 1, "guanaco": 1, "oasst": 1, "preference": 1, "label": 1}
+VERSIONS = {
+    "messages": 3,
+    "sharegpt": 3,
+    "xtuner": 1,
+    "alpaca": 2,
+    "prompt": 1,
+    "text": 1,
+    "guanaco": 1,
+    "oasst": 1,
+    "preference": 1,
+    "label": 1,
+    "chosen": 1,
+}
 """each bumped when its function would read the same row differently"""
 
 TURNS = ("system", "tools", "functions")
+PREFERENCE = ("chosen", "rejected", "prompt", "messages", "conversations", "instruction", "input", *TURNS)
+LABEL = ("label", "messages", "conversations", "prompt", "completion", "instruction", "input", "output", "history", *TURNS)
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages", *TURNS),
     "sharegpt": ("conversations", *TURNS),
+    "xtuner": ("conversation", *TURNS),
     "alpaca": ("instruction", "input", "output", "history", *TURNS),
     "prompt": ("prompt", "completion", *TURNS),
     "text": ("text",),
     "guanaco": ("text", "input", "output", *TURNS),
     "oasst": ("prompt", "message_tree_id", "message_id", "parent_id", "role", "text", "rank", "deleted", "review_result"),
-    "preference": ("chosen", "rejected", "prompt", "messages", "conversations", "instruction", "input", *TURNS),
-    "label": ("label", "messages", "conversations", "prompt", "completion", "instruction", "input", "output", "history", *TURNS),
+    "preference": PREFERENCE,
+    "label": LABEL,
+    "chosen": tuple(dict.fromkeys((*PREFERENCE, *LABEL, "conversation", "text"))),
 }
 """what each format reads of a row, and `data.columns` can say the place of"""
 
@@ -62,7 +78,7 @@ class Shape:
     """How the rows of a source are read."""
 
     format: str = "auto"
-    """a key of VERSIONS, or `auto`, which looks at each row"""
+    """a key of VERSIONS, or `auto`, which looks at each row; `chosen` does too, and takes the better answer where a row compares some"""
     columns: Mapping[str, str] = field(default_factory=dict)
     """a format's column → where it is found (formats/columns)"""
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -97,15 +113,13 @@ def read(row: Any, shape: Shape) -> tuple[Sample, ...]:
 @lru_cache(maxsize=256)
 def _reader(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, paths: str) -> Reader:
     readers = _readers(roles, paths)
-    if format != "auto" and format not in readers:
-        raise ConfigError(f"data.format={format} is not known; known are auto, {', '.join(readers)}.")
+    if format not in ("auto", "chosen") and format not in readers:
+        raise ConfigError(f"data.format={format} is not known; known are auto, {', '.join(VERSIONS)}.")
     get = mapped(dict(columns)) if columns else None
 
     def read_auto(row: Any) -> tuple[Sample, ...]:
-        if get is not None:
-            row = get(row)
-            return readers[_meant(row, columns)](row)
-        return readers[sniff(row)](row)
+        found, row = understood(row) if get is None else _meant(get(row), columns)
+        return readers[found](row)
 
     def read_named(row: Any) -> tuple[Sample, ...]:
         if get is not None:
@@ -117,14 +131,18 @@ def _reader(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, pat
                 raise RowError(f"a bare list of turns is of the format messages, and data.format is {format}")
         return readers[format](row)
 
-    return read_auto if format == "auto" else read_named
+    def read_chosen(row: Any) -> tuple[Sample, ...]:
+        return tuple(better for sample in read_auto(row) if (better := preference.better(sample)))
+
+    return {"auto": read_auto, "chosen": read_chosen}.get(format, read_named)
 
 
 def _readers(roles: Roles, paths: str) -> dict[str, Reader]:
     openai, share, tree = (_words(base, roles) for base in (messages.ROLES, sharegpt.ROLES, oasst.ROLES))
     return {
-        "messages": lambda row: (messages.messages(row, openai),),
-        "sharegpt": lambda row: (sharegpt.sharegpt(row, share),),
+        "messages": lambda row: pretrain.or_else(row, "messages", openai, messages.messages),
+        "sharegpt": lambda row: pretrain.or_else(row, "conversations", share, sharegpt.sharegpt),
+        "xtuner": xtuner.xtuner,
         "alpaca": lambda row: (alpaca.alpaca(row),),
         "prompt": lambda row: (prompt.prompt(row, openai),),
         "text": text.plain,
@@ -148,23 +166,24 @@ def _words(base: Words, roles: Roles) -> Words:
     return result
 
 
-def _meant(row: Mapping[str, Any], columns: tuple[tuple[str, str], ...]) -> str:
+def _meant(row: Mapping[str, Any], columns: tuple[tuple[str, str], ...]) -> tuple[str, Any]:
     # The columns that were asked for say what the row is taken for, unless it says which of two answers is the better one.
     try:
-        found = sniff(row)
-        if found in ("preference", "label"):
+        found = understood(row)
+        if found[0] in ("preference", "label"):
             return found
     except RowError:
-        found = ""
-    try:
-        return sniff({ours: row[ours] for ours, _ in columns})
-    except RowError:
-        return found or sniff(row)
+        found = None
+    asked = {ours: row[ours] for ours, _ in columns}
+    if meant := by_name(asked):
+        format, placed = meant
+        return format, row if placed is asked else {key: value for key, value in row.items() if key not in asked} | placed
+    return found or understood(row)
 
 
 def gathers(row: Any, shape: Shape) -> bool:
     """Whether the rows of a file that begins with `row` become samples only together."""
-    if shape.format not in ("auto", "oasst"):
+    if shape.format not in ("auto", "chosen", "oasst"):
         return False
     return oasst.is_message(_placed(shape)(row)) if isinstance(row, dict) else shape.format == "oasst"
 
@@ -224,5 +243,5 @@ def _placed(shape: Shape) -> Callable[[Any], Any]:
 
 
 def versions(format: str) -> dict[str, int]:
-    """The versions that reading as `format` depends on; `auto` may meet them all."""
-    return {f"format.{known}": version for known, version in VERSIONS.items() if format in (known, "auto")}
+    """The versions that reading as `format` depends on; `auto` and `chosen` may meet them all."""
+    return {f"format.{known}": version for known, version in VERSIONS.items() if format in (known, "auto", "chosen")}

@@ -67,7 +67,7 @@ def text(value: Any, name: str) -> str:
 def needed(row: Mapping[str, Any], key: str) -> Any:
     """The value of a key that a format can't do without."""
     if key not in row:
-        raise RowError(f"{key} is expected, and the row has none (its keys are {named(row)}); data.columns.{key}=… says where else it is")
+        raise RowError(f"{key} is expected, and the row has none (its keys are {named(row)})")
     return row[key]
 
 
@@ -75,8 +75,7 @@ def speaker(word: Any, words: Words) -> Speaker:
     """Who speaks where the role is `word`. Raises RowError for one that isn't known."""
     role = words.get(word) if isinstance(word, str) else None
     if role is None:
-        hint = f"; data.roles.user=[{word}] would make it one of them" if isinstance(word, str) and word.isidentifier() and word.isascii() else ""
-        raise RowError(f"a turn of {quoted(word) if isinstance(word, str) else told(word)}; known are {', '.join(words)}{hint}")
+        raise RowError(f"a turn of {quoted(word) if isinstance(word, str) else told(word)}; known are {', '.join(words)}")
     return role
 
 

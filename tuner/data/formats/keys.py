@@ -1,55 +1,88 @@
-"""Which format a row has, from its keys: those that say more are looked for first."""
+"""Which format a row has, from its keys: those that say more are looked for first; then known sets whose columns are called otherwise."""
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from tuner.data.conversation import RowError
-from tuner.data.formats import oasst, preference, text
+from tuner.data.formats import oasst, preference, text, vocabulary, xtuner
 from tuner.data.formats.fields import named, told
 
-ASKED = ("question", "query", "input", "inputs", "instruction", "prompt", "problem")
-SAID = ("answer", "response", "output", "outputs", "completion", "target", "targets", "solution", "std_answer")
-LISTS = ("conversation", "dialog", "dialogue", "chat", "turns")
+LISTED = {"messages": "messages", "sharegpt": "conversations", "xtuner": "conversation"}
+"""formats of turns → the column that they are in"""
+BEGIN = re.compile(r"\s*\[\s*")
 
 
 def sniff(row: Any) -> str:
-    """The format of a row, from its keys. Raises RowError when it is none of them, with what could be said to read it all the same."""
+    """The format of a row, from its keys. Raises RowError when it is none of them."""
+    return understood(row)[0]
+
+
+def understood(row: Any) -> tuple[str, Any]:
+    """The format of a row, and the row with its columns called as that format calls them. Raises RowError."""
+    if found := by_name(row):
+        return found
+    lists = [(key, turns) for key in vocabulary.LISTS if key in row and (turns := format_of(row[key]))]
+    if len(lists) == 1 and "text" not in row:
+        (key, format), *_ = lists
+        return format, moved(row, {LISTED[format]: key})
+    if not lists and (form := vocabulary.form_of(row)):
+        return form[0], moved(row, form[1])
+    raise RowError(
+        f"no known format has these keys ({named(row)}); known are messages, conversations (sharegpt), conversation (xtuner), instruction and output "
+        "(alpaca), prompt and completion, text, chosen and rejected"
+    )
+
+
+def by_name(row: Any) -> tuple[str, Any] | None:
+    """The same for a row whose columns are called as a format calls them; None for others."""
     if isinstance(row, list):
-        return "messages"
+        return "messages", row
     if not isinstance(row, dict):
         raise RowError(f"a row must be an object or a list of turns, and this is {told(row)}")
     if "chosen" in row and "rejected" in row:
-        return "preference"
+        return "preference", row
     if isinstance(row.get("label"), bool) and preference.is_labelled(row):
-        return "label"
-    if "messages" in row:
-        return "messages"
-    if "conversations" in row:
-        return "sharegpt"
+        return "label", row
+    for format in ("messages", "sharegpt"):
+        if (key := LISTED[format]) in row:
+            turns = format_of(row[key])
+            # turns of role and content are known to ShareGPT as well
+            return (format, row) if turns in (None, "messages", format) else (str(turns), moved(row, {LISTED[str(turns)]: key}))
     if "instruction" in row and "output" in row:
-        return "alpaca"
+        return "alpaca", row
     if "prompt" in row and "completion" in row:
-        return "prompt"
+        return "prompt", row
     if oasst.is_tree(row) or oasst.is_message(row):
-        return "oasst"
+        return "oasst", row
     if text.is_marked(row.get("text")) or (text.is_marked(row.get("input")) and "output" in row):
-        return "guanaco"
-    if "text" in row and not _pair(row):
-        return "text"
-    raise RowError(f"no known format has these keys ({named(row)}); {_advice(row)}")
+        return "guanaco", row
+    if "text" in row and not vocabulary.is_pair(row):
+        return "text", row
+    return None
 
 
-def _pair(row: Mapping[str, Any]) -> tuple[str, str] | None:
-    asked, said = (next((key for key in keys if isinstance(row.get(key), str)), None) for keys in (ASKED, SAID))
-    return (asked, said) if asked and said else None
+def moved(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row with columns called otherwise: ours → theirs."""
+    theirs = set(columns.values())
+    return {key: value for key, value in row.items() if key not in theirs} | {ours: row[key] for ours, key in columns.items()}
 
 
-def _advice(row: Mapping[str, Any]) -> str:
-    if pair := _pair(row):
-        return f"to read it as a question and its answer: data.columns.instruction={pair[0]} data.columns.output={pair[1]}"
-    if turns := next((key for key in LISTS if isinstance(row.get(key), list) and all(isinstance(turn, dict) for turn in row[key])), None):
-        return f"to read {turns} as turns: data.columns.messages={turns}, or data.columns.conversations={turns} where they are of from and value"
-    return (
-        "known are messages, conversations (sharegpt), instruction and output (alpaca), prompt and completion, text, chosen and rejected; "
-        "data.columns says where they are under other names"
-    )
+def format_of(value: Any) -> str | None:
+    """The format of a column of turns, as the first of them says; None where there is none, or it may be read in two ways."""
+    first = _first(value) if isinstance(value, str) else value[0] if isinstance(value, list) and value else None
+    if not isinstance(first, dict):
+        return None
+    if "from" in first:
+        return "sharegpt" if "role" not in first else None
+    return "messages" if "role" in first else "xtuner" if xtuner.pair_of(first) else None
+
+
+def _first(value: str) -> Any:
+    """The first entry of a list written as JSON in a text."""
+    head = BEGIN.match(value)
+    try:
+        return json.JSONDecoder().raw_decode(value, head.end())[0] if head else None
+    except (ValueError, RecursionError):
+        return None

@@ -6,6 +6,7 @@ An answer with `"weight": 0`, `"loss": false` or `"train": false` is shown and n
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tuner.data.conversation import Call, Conversation, Message, RowError, Speaker
@@ -13,7 +14,15 @@ from tuner.data.formats.fields import Words, named, needed, parsed, quoted, spea
 from tuner.data.formats.tools import call, calls, spoken
 from tuner.data.formats.turns import conversation
 
-ROLES: Words = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool", "function": "tool"}
+ROLES: Words = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    **dict.fromkeys(("tool", "function", "tool_response", "tool_result", "function_response", "observation", "ipython"), "tool"),
+}
+CALLERS = ("function_call", "tool_call", "tool_calls")
+"""roles of turns that are calls: ms-swift's and LLaMA-Factory's; the content is the call, as JSON in a text, or a list of them"""
 
 FLAGS = ("weight", "loss", "train")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
@@ -35,13 +44,29 @@ def turns(value: Any, name: str, words: Words) -> list[Message]:
     """A list of turns, of which there must be one at least."""
     if not isinstance(value, list) or not value:
         raise RowError(f"{name} must be a list of turns with at least one in it, and this is {told(value)}")
-    return [turn(entry, words) for entry in value]
+    read = [turn(entry, words) for entry in value]
+    return joined(read, [entry.get("role") in CALLERS for entry in value]) if any([message.calls for message in read]) else read
+
+
+def joined(read: Sequence[Message], called: Sequence[bool]) -> list[Message]:
+    """Turns that are calls put to the answer before them, as which the model writes them."""
+    result: list[Message] = []
+    for message, is_call in zip(read, called, strict=True):
+        before = result[-1] if result else None
+        if is_call and message.calls and before and before.role == "assistant" and before.trained == message.trained:
+            result[-1] = replace(before, calls=before.calls + message.calls)
+        else:
+            result.append(message)
+    return result
 
 
 def turn(value: Any, words: Words) -> Message:
     """One turn."""
     if not isinstance(value, dict):
         raise RowError(f'a turn must be an object such as {{"role": "user", "content": "…"}}, and this is {told(value)}')
+    if (word := value.get("role")) in CALLERS and word not in words:
+        others = {key: part for key, part in value.items() if key not in ("role", "content")}
+        return replace(_rich({**others, "role": "assistant"}, "assistant", ""), calls=spoken(value.get("content"), f"the content of a {word}"))
     role, content = speaker(_role(value), words), value.get("content")
     if len(value) == 2 and isinstance(content, str):  # nearly all
         return Message(role=role, content=text(content, "content"), trained=role == "assistant")
@@ -50,8 +75,7 @@ def turn(value: Any, words: Words) -> Message:
 
 def _role(value: Mapping[str, Any]) -> Any:
     if "role" not in value:
-        hint = "; turns of `from` and `value` are read from the column conversations: data.columns.conversations=…" if "from" in value else ""
-        raise RowError(f"a turn has no role (its keys are {named(value)}){hint}")
+        raise RowError(f"a turn has no role (its keys are {named(value)}); expected are role and content")
     return value["role"]
 
 

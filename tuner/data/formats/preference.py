@@ -4,14 +4,17 @@
 `conversations` (ShareGPT), or `instruction` and `input`; without any, it is what the turns of both sides have in common at their beginning.
 Sides that repeat the prompt are taken behind it. The prompt is never trained, what the assistant says on either side is.
 
+`better` turns either into what fine-tuning on the better answers takes.
+
 `{"label": true, …}`, beside a conversation as messages, ShareGPT, prompt and completion, or Alpaca; its last answer is trained.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
-from tuner.data.conversation import Conversation, Label, Message, Preference, RowError, last_only
+from tuner.data.conversation import Conversation, Label, Message, Preference, RowError, Sample, last_only
 from tuner.data.formats.alpaca import alpaca, question
 from tuner.data.formats.fields import Words, named, needed, text, told
 from tuner.data.formats.messages import messages
@@ -74,6 +77,15 @@ def label(row: Mapping[str, Any], words: Words = ROLES) -> Label:
     if last is None or not last.trains:
         raise RowError("a label is of the last answer, and there is none that can be trained")
     return Label(conversation=last_only(whole), good=good)
+
+
+def better(sample: Sample) -> Sample | None:
+    """What a sample without comparison is, or of one with, the conversation that ends in the better answer; none where it was found bad."""
+    if isinstance(sample, Label):
+        return sample.conversation if sample.good else None
+    if not isinstance(sample, Preference):
+        return sample
+    return replace(sample.prompt, messages=(*sample.prompt.messages, *sample.chosen))
 
 
 def is_labelled(row: Mapping[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """ShareGPT: `{"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}], "system": "…", "tools": "…"}`.
 
-`function_call` is JSON, `{"name", "arguments"}` or a list of them. A call, or several in a row, and the gpt's text right before
+`function_call` (and `tool_call`) is JSON, `{"name", "arguments"}` or a list of them. A call, or several in a row, and the gpt's text right before
 them are one message, if both are trained or neither. Text that follows a call at once is a message of its own, as a message holds its text before its calls.
 `observation` is what the tool answered; the call before it may also stand in the gpt's text, as it does in many sets.
 Turns of role and content are read as OpenAI's.
@@ -12,6 +12,7 @@ from typing import Any
 
 from tuner.data.conversation import Conversation, Message, RowError
 from tuner.data.formats.fields import Words, named, needed, parsed, speaker, text, told
+from tuner.data.formats.messages import CALLERS, joined
 from tuner.data.formats.messages import ROLES as OPENAI
 from tuner.data.formats.messages import turn as openai_turn
 from tuner.data.formats.tools import spoken
@@ -26,11 +27,8 @@ ROLES: Words = {
     "chatgpt": "assistant",
     "bing": "assistant",
     "bard": "assistant",
-    "observation": "tool",
-    "tool": "tool",
     **OPENAI,
 }
-CALL = "function_call"
 
 
 def sharegpt(row: Mapping[str, Any], words: Words = ROLES) -> Conversation:
@@ -44,15 +42,8 @@ def turns(value: Any, name: str, words: Words) -> list[Message]:
     """A list of turns, of which there must be one at least."""
     if not isinstance(value, list) or not value:
         raise RowError(f"{name} must be a list of turns with at least one in it, and this is {told(value)}")
-    result: list[Message] = []
-    for entry in value:
-        message = turn(entry, words)
-        before = result[-1] if result else None
-        if before and before.role == "assistant" and before.trained == message.trained and entry.get("from") == CALL and message.calls:
-            result[-1] = replace(before, calls=before.calls + message.calls)
-        else:
-            result.append(message)
-    return result
+    read = [turn(entry, words) for entry in value]
+    return joined(read, [entry.get("from", entry.get("role")) in CALLERS for entry in value]) if any([message.calls for message in read]) else read
 
 
 def turn(value: Any, words: Words) -> Message:
@@ -64,10 +55,10 @@ def turn(value: Any, words: Words) -> Message:
             return openai_turn(value, words)
         raise RowError(f"a turn says nowhere who speaks (its keys are {named(value)}); expected are from and value")
     word = value["from"]
-    if word == CALL and word not in words:
+    if word in CALLERS and word not in words:
         others = {key: part for key, part in value.items() if key not in ("from", "value")}
         message = openai_turn({"role": "assistant", "content": "", **others}, OPENAI)
-        return replace(message, calls=spoken(_value(value), "the value of a function_call"))
+        return replace(message, calls=spoken(_value(value), f"the value of a {word}"))
     role = speaker(word, words)
     said = _value(value)
     if not isinstance(said, list) and said is not None:

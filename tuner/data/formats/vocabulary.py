@@ -1,0 +1,100 @@
+"""What columns are called: the words of many data sets, and the sets that are known well enough to be read without being asked.
+
+A form is read by itself only where all that it is known to hold has a place: a column of these words beside it that has none (a context, choices,
+a second answer) may be read in more ways than one, and then `tuner.data.hints` proposes what was tried.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+ASKED = (
+    "question", "query", "prompt", "instruction", "input", "problem", "inputs", "user", "human", "task", "title", "source_text", "问题", "提问", "指令", "输入",
+)  # fmt: skip
+SAID = (
+    "answer", "response", "output", "completion", "target", "solution", "outputs", "targets", "reply", "assistant", "bot", "gpt", "model_answer",
+    "std_answer", "generation", "summary", "translation", "sql", "code", "回答", "答案", "输出", "回复",
+)  # fmt: skip
+CONTEXT = (
+    "context",
+    "input",
+    "passage",
+    "document",
+    "article",
+    "paragraph",
+    "background",
+    "knowledge",
+    "schema",
+    "table",
+    "evidence",
+    "材料",
+    "上下文",
+)
+SYSTEM = ("system_prompt", "system", "system_message", "sys_prompt", "persona", "系统提示")
+THOUGHT = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "rationale", "chain_of_thought", "cot", "explanation", "思考")
+HISTORY = ("history", "chat_history", "dialog_history")
+CHOICES = ("options", "choices", "hint", "hints")
+TEXTS = ("content", "body", "document", "passage", "raw_content", "article", "markdown", "page_content", "code", "story", "abstract", "正文", "内容")
+LISTS = (
+    "messages", "conversations", "conversation", "dialog", "dialogue", "dialogs", "dialogues", "chat", "chats", "turns", "conversation_list", "message", "对话",
+)  # fmt: skip
+"""the first of each that are there are tried first"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """A form of rows whose columns are called otherwise."""
+
+    format: str
+    needs: Mapping[str, str]
+    """the format's column → what it is called here; all of them must be there, as texts"""
+    may: Mapping[str, str] = field(default_factory=dict)
+    """those that may be there too"""
+    alone: bool = False
+    """whether no other column may hold anything, but for what tells where a row is from: a question may have its choices in columns A to D"""
+
+
+FORMS = (
+    Form(format="alpaca", needs={"instruction": "instruction", "output": "response"}, may={"input": "context"}),  # Dolly
+    Form(format="alpaca", needs={"instruction": "instruction", "output": "response"}, may={"input": "input"}),
+    Form(format="alpaca", needs={"instruction": "question", "output": "response"}, may={"system": "system_prompt"}),  # OpenOrca
+    Form(format="alpaca", needs={"instruction": "query", "output": "response"}),  # ms-swift
+    Form(format="alpaca", needs={"instruction": "prompt", "output": "response"}, may={"system": "system_prompt"}, alone=True),
+    Form(format="alpaca", needs={"instruction": "question", "output": "answer"}, alone=True),
+    Form(format="alpaca", needs={"instruction": "input", "output": "output"}, alone=True),
+    Form(format="alpaca", needs={"instruction": "input", "output": "target"}, alone=True),  # Firefly's first set
+    Form(format="alpaca", needs={"instruction": "human", "output": "assistant"}, alone=True),
+    Form(format="alpaca", needs={"instruction": "human", "output": "bot"}, alone=True),
+    Form(format="alpaca", needs={"instruction": "user", "output": "assistant"}, alone=True),
+)
+BESIDE = ("system", "history", "tools", "functions")
+"""columns that Alpaca reads under these names"""
+ABOUT = frozenset(
+    ("id", "idx", "index", "uid", "uuid", "qid", "source", "dataset", "category", "type", "kind", "lang", "language", "url", "split", "topic", "subject",
+     "domain", "level", "license", "tags")
+)  # fmt: skip
+"""columns that tell of a row where it is from"""
+SAYING = frozenset((*ASKED, *SAID, *CONTEXT, *SYSTEM, *THOUGHT, *HISTORY, *CHOICES, *LISTS, "text", "chosen", "rejected")) - {"title", "task", "code"}
+"""columns that hold a part of what is read or said, as a rule"""
+PAIR = (
+    frozenset(("question", "query", "input", "inputs", "instruction", "prompt", "problem")),
+    frozenset(("answer", "response", "output", "outputs", "completion", "target", "targets", "solution", "std_answer")),
+)
+"""columns beside which `text` may be anything"""
+
+
+def form_of(row: Mapping[str, Any]) -> tuple[str, dict[str, str]] | None:
+    """The format of a row of a known form, and what its columns are called there; None where no form has a place for all that the row says."""
+    filled = {key for key, value in row.items() if isinstance(value, str | list | dict) and value}
+    for form in FORMS:
+        if all(isinstance(row.get(theirs), str) for theirs in form.needs.values()):
+            columns = {**form.needs, **{ours: theirs for ours, theirs in form.may.items() if theirs in row}}
+            others = filled.difference(columns.values(), BESIDE)
+            if not (others - ABOUT if form.alone else others & SAYING):
+                return form.format, columns
+    return None
+
+
+def is_pair(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a text to ask and another to say."""
+    return all(any(isinstance(row.get(key), str) for key in keys) for keys in PAIR)
