@@ -24,8 +24,8 @@ from tuner.schema import Algo, Config
 from tuner.stages import STAGES
 from tuner.train import steps as saved
 
-SMOL = {"parameters": 134_515_008, "lora": 19_537_920}
-"""SmolLM2-135M: its weights, and the numbers of a LoRA with r=64 on all its linear layers, as PEFT counts them"""
+SMOL = {"parameters": 134_515_008, "lora": 4_884_480}
+"""SmolLM2-135M: its weights, and the numbers of a LoRA with r=16 on all its linear layers, as PEFT counts them"""
 
 
 def planned(config: Config) -> list[Step]:

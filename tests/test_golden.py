@@ -14,7 +14,7 @@ GOLDEN: dict[str, str] = {
     "fetch_data": "bbb864f34521",
     "fetch_model": "543438ac7732",
     "tokenize": "fb63f4439738",
-    "train": "876c10c08883",
+    "train": "4aa2adef5a2e",
     "convert": "329cef241334",
     "merge": "eb57af251ee2",
     "baseline": "978ffffcf14b",

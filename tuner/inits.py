@@ -1,6 +1,7 @@
-"""How an adapter may begin: the names that PEFT has for it, and which of them change the base."""
+"""How an adapter may begin: the names that PEFT has for it, which of them change the base, and at what scale it acts."""
 
 import re
+from math import sqrt
 
 from tuner.nearest import nearest
 
@@ -39,3 +40,16 @@ def niter(name: str) -> int | None:
     """
     match = re.fullmatch(r"pissa_niter_([0-9]+)", name)
     return int(match[1]) if match else None
+
+
+def alpha_of(alpha: float | str, *, r: int, rslora: bool) -> float:
+    """The number that algo.alpha means for adapters of rank r: `auto` makes the scale 2, whichever rule it follows, so that a sweep over r keeps it.
+
+    alpha / r is the scale, or with rslora alpha / √r (arXiv:2312.03732).
+
+    >>> alpha_of("auto", r=16, rslora=False), alpha_of("auto", r=64, rslora=True), alpha_of(16.0, r=64, rslora=False)
+    (32, 16.0, 16.0)
+    """
+    if not isinstance(alpha, str):
+        return alpha
+    return 2 * sqrt(r) if rslora else 2 * r

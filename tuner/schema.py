@@ -178,10 +178,10 @@ class Algo:
     quant: Literal["none", "nf4", "int8"] = identity("train", "merge", "evaluate", default="none", left_out="none")
     """how the frozen base is held: `nf4` in 4 bits, with its constants quantised too (arXiv:2305.14314); `int8` in 8 bits, with outlying inputs
     multiplied in 16 (arXiv:2208.07339)"""
-    r: int = identity("train", default=64)
+    r: int = identity("train", default=16)
     """the rank of the adapters"""
-    alpha: float = identity("train", default=16.0)
-    """the adapters' output is scaled by alpha / r"""
+    alpha: float | Literal["auto"] = identity("train", default="auto")
+    """the adapters' output is scaled by alpha / r; `auto` is a scale of 2 at every rank: 2·r, or 2·√r with rslora"""
     dropout: float = identity("train", default=0.0)
     """on the adapters' input"""
     dora: bool = identity("train", default=False, left_out=False)

@@ -66,7 +66,7 @@ def validate(config: Config) -> None:
         "algo.optim.momentum": algo.optim.momentum,
     }
     problems = [f"{path} is {n}, but must be at least 1." for path, n in at_least_one.items() if isinstance(n, int) and n < 1]
-    problems += [f"{path} is {x}, but must be more than 0." for path, x in more_than_zero.items() if x is not None and x <= 0]
+    problems += [f"{path} is {x}, but must be more than 0." for path, x in more_than_zero.items() if isinstance(x, int | float) and x <= 0]
     if data.length == 1:
         problems.append("data.length is 1, but a pack needs at least 2 tokens: one to read and one to predict.")
     problems += [f"{path} is {x}, but must be at least 0 and less than 1." for path, x in shares.items() if not 0 <= x < 1]

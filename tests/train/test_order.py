@@ -1,5 +1,8 @@
+import math
 from collections import Counter
+from decimal import Decimal
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,3 +34,18 @@ def test_auto(packs: int, length: int, epochs: float) -> None:
     assert order.per_step == 1 or order.per_step * length <= AUTO_TOKENS
     assert order.steps >= min(100, order.end)
     assert (order.steps - 1) * order.per_step < order.end <= order.steps * order.per_step
+
+
+@pytest.mark.parametrize("packs", [1, 3, 7, 50, 100, 300, 1000, 12_345])
+def test_a_part_of_an_epoch_is_of_the_decimal_that_was_typed(packs: int) -> None:
+    """100 packs, epochs=0.07: 7, where the binary product is 7.000000000000001."""
+    for hundredths in range(1, 331):
+        typed = Decimal(hundredths) / 100
+        order = plan_order(packs, 64, seed=0, epochs=float(typed), steps=None, batch_tokens=64)
+        assert order.end == order.steps == math.ceil(typed * packs), typed
+
+
+def test_the_steps_of_seven_hundredths() -> None:
+    order = plan_order(100, 64, seed=0, epochs=0.07, steps=None, batch_tokens=64)
+    assert (order.steps, order.end) == (7, 7)
+    assert plan_order(100, 64, seed=0, epochs=1e-5, steps=None, batch_tokens=64).end == 1

@@ -1,4 +1,5 @@
 import math
+from decimal import Decimal
 
 import pytest
 
@@ -62,6 +63,18 @@ def test_wsd_up_to_its_decay_does_not_depend_on_the_length() -> None:
     """What a training that is made longer goes on from."""
     short, long = ([lr_at(step, steps, lr=1.0, schedule="wsd", warmup=5) for step in range(90)] for steps in (100, 1000))
     assert short == long
+
+
+@pytest.mark.parametrize("steps", [50, 100, 300, 1000])
+def test_shares_of_steps_are_of_the_decimals_that_were_typed(steps: int) -> None:
+    """0.07 of 100 steps are 7, where the binary product is 7.000000000000001."""
+    for hundredths in range(1, 100):
+        typed = Decimal(hundredths) / 100
+        rising = math.ceil(typed * steps)
+        by_share, by_steps = ([lr_at(s, steps, lr=1.0, schedule="cosine", warmup=w) for s in range(steps)] for w in (float(typed), rising))
+        assert by_share == by_steps, typed
+        rates = [lr_at(s, steps, lr=1.0, schedule="wsd", warmup=0.0, decay=float(typed)) for s in range(steps)]
+        assert rates.count(1.0) - 1 == steps - rising, typed  # the first step of the fall is still at the full rate
 
 
 def test_unknown_name() -> None:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import random
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -15,13 +17,14 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tests.train.conftest import make_pack
 from tuner.data.tokens import Packs, write_packs
 from tuner.errors import ConfigError, DataError, Interrupted, StageError
 from tuner.models.load import load_model
 from tuner.schema import Config, Convert, Train
 from tuner.stage import Context, View
 from tuner.stages.train import STAGE
-from tuner.train import steps
+from tuner.train import steps, worker
 from tuner.train.batch import collate, count_targets
 from tuner.train.engine import TorchEngine
 from tuner.train.metrics import read_rows
@@ -79,6 +82,7 @@ def test_what_it_leaves(config: Config, context: Make, tmp_path: Path, tiny: Pat
 
     written = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
     assert written["base_model_name_or_path"] == ""
+    assert (written["r"], written["lora_alpha"]) == (16, 32)  # algo.alpha=auto
     assert written["target_modules"] == sorted(written["target_modules"])
     (tmp_path / "steps/step-000007/weights.safetensors").rename(tmp_path / "adapter_model.safetensors")
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), tmp_path)  # any tool of PEFT's reads it
@@ -280,6 +284,34 @@ def test_signals_are_given_back(config: Config, context: Make, tmp_path: Path) -
 
 def test_versions_name_only_what_is_used(config: Config, full: Config) -> None:
     assert STAGE.versions(View(config, "train")).keys() - STAGE.versions(View(full, "train")).keys() == {"lora"}
+
+
+def test_what_is_measured_does_not_depend_on_how_often(config: Config, context: Make, tmp_path: Path, tokens: Path) -> None:
+    """One fingerprint, one early stop, one best step: machine.measure_every and save_every are neutral."""
+    data, draw = tmp_path / "data", random.Random(3)
+    data.mkdir()
+    write_packs(data / "train.arrow", (make_pack(draw, i) for i in range(5)))
+    held = [make_pack(draw, i) for i in range(70)]
+    write_packs(data / "held_out.arrow", held)
+    shutil.copy(tokens / "ledger.json", data)
+    algo = replace(config.algo, early_stop=2, early_stop_every=2, epochs=8, optim=replace(config.algo.optim, lr=0.05))
+    found = []
+    for save, measure in ((2, None), (4, 2), (4, 1), (1000, 2)):
+        machine = replace(config.machine, save_every=save, measure_every=measure, keep=100)
+        facts = STAGE.run(context(replace(config, algo=algo, machine=machine), out := tmp_path / f"{save}-{measure}", data=data))
+        rows = {row["step"]: row["held_out"] for row in read_rows(out / "metrics.jsonl") if "held_out" in row}
+        found.append((facts["step"], rows, {s.step: s.scores["held_out"] for s in steps.kept(out)}))
+    ends, measured, _ = zip(*found, strict=True)
+    assert len(set(ends)) == 1
+    assert ends[0] < 20  # the training did end early
+    for rows in measured[1:]:
+        assert {step: loss for step, loss in rows.items() if step % 2 == 0} == measured[0]
+    for _, rows, kept in found:
+        assert kept == {step: rows[step] for step in kept}
+        common = kept.keys() & found[0][2].keys()
+        assert min(common, key=kept.__getitem__) == min(common, key=found[0][2].__getitem__)
+    packs = worker.held_out(data)
+    assert [pack.ids.tolist() for pack in packs] == [pack.ids.tolist() for pack in held[:64]]
 
 
 def test_a_training_ends_when_the_held_out_loss_has_not_fallen(config: Config, context: Make, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import random
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
+from tuner.data.shares import round_of
+
 VERSION = 1
 """bumped when the same lengths and seed would give other packs"""
 
@@ -53,7 +55,7 @@ def held_out(rows: int, share: float, seed: int) -> list[int]:
     """
     if share <= 0 or rows < 2:
         return []
-    count = min(max(1, round(rows * share)), rows - 1)
+    count = min(max(1, round_of(rows, share)), rows - 1)
     return sorted(shuffled(rows, f"held_out/{seed}")[:count])
 
 
@@ -67,7 +69,7 @@ def draw(rows: int, take: int | float, seed: int) -> list[int]:
     """
     if isinstance(take, int) and take > rows:
         raise ValueError(f"there are {rows} rows, fewer than the {take} wanted")
-    whole, count = (0, take) if isinstance(take, int) else divmod(round(rows * take), rows) if rows else (0, 0)
+    whole, count = (0, take) if isinstance(take, int) else divmod(round_of(rows, take), rows) if rows else (0, 0)
     times = [whole] * rows
     for i in shuffled(rows, f"take/{seed}")[:count]:
         times[i] += 1

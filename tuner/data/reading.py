@@ -17,6 +17,7 @@ from tuner.data.formats.oasst import CUT_OFF, NOT_BEST, UNANSWERED
 from tuner.data.job import NO_ANSWER, NOT_DRAWN, TOO_LONG, Job, Made, Settings
 from tuner.data.ledger import FIRST, Source, reasons
 from tuner.data.pool import make_all
+from tuner.data.shares import exact
 from tuner.data.sources import named, no_answers
 from tuner.errors import DataError
 from tuner.report.progress import counter
@@ -236,6 +237,6 @@ def refuse_loss(sources: Sequence[Source], most: int | float | None) -> None:
     """Raise DataError when more rows than `most`, a number or a share of what was read, are left out."""
     lost = sum(entry["rows"] for source in sources for reason, entry in source.dropped.items() if reason not in CHOSEN)
     read = sum(source.rows for source in sources)
-    if most is not None and lost > (most if isinstance(most, int) else most * read):
+    if most is not None and lost > (most if isinstance(most, int) else exact(most) * read):
         told = "\n  ".join(reasons(sources))
         raise DataError(f"{lost:,} of {read:,} rows are left out, more than data.max_dropped={most} allows:\n  {told}")

@@ -4,15 +4,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tuner import inits
 from tuner.errors import ConfigError
 from tuner.models.files import ADAPTER_FILES
 from tuner.stage import Context, Growth, Stage, View
 from tuner.train import steps
 
-PIECES = {"order": 1, "schedule": 1, "loss": 1}
+PIECES = {"order": 2, "schedule": 2, "loss": 1}
+"""order 2, schedule 2: shares of packs and steps are of the decimal numbers that were typed"""
 OPTIMIZERS = {"adamw": 1, "adamw_8bit": 1, "paged_adamw": 1, "paged_adamw_8bit": 1, "adafactor": 1, "muon": 1}
 NOISE = 1
 """dropout and noise on embeddings: drawn for each pack, whatever micro batch it is in"""
+EARLY_STOP = 2
+"""2: decided by up to 64 held-out packs, whatever machine.measure_every and save_every are"""
 METHODS = {"lora": {"lora": 1}, "none": {"full": 2}}
 """by algo.adapter. full 2: the padding token's row of the embedding trains too, which ends an answer in some families"""
 QUANT = 2
@@ -30,7 +34,8 @@ def versions(config: View) -> dict[str, int]:
     algo = config.algo
     noise = {"noise": NOISE} if algo.dropout or algo.neftune else {}
     quant = {"quant": QUANT} if algo.quant != "none" else {}
-    return PIECES | {algo.optim.name: OPTIMIZERS[algo.optim.name]} | METHODS[algo.adapter] | noise | quant
+    stopping = {"early_stop": EARLY_STOP} if algo.early_stop else {}
+    return PIECES | {algo.optim.name: OPTIMIZERS[algo.optim.name]} | METHODS[algo.adapter] | noise | quant | stopping
 
 
 def sources(config: View) -> dict[str, Path]:
@@ -44,9 +49,11 @@ def check(config: View) -> None:
     if algo.init != "continue":
         return
     there = json.loads((Path(config.model.adapter) / "adapter_config.json").read_text(encoding="utf-8"))
-    wrong = [(f"algo.{name}", there[key]) for name, key in (("r", "r"), ("alpha", "lora_alpha")) if getattr(algo, name) != there[key]]
-    if wrong:
-        words = " ".join(f"{field}={value}" for field, value in wrong)
+    rslora, dora = there.get("use_rslora", False), there.get("use_dora", False)
+    scale = inits.alpha_of(algo.alpha, r=there["r"], rslora=rslora)
+    pairs = {"r": (algo.r, there["r"]), "alpha": (scale, there["lora_alpha"]), "rslora": (algo.rslora, rslora), "dora": (algo.dora, dora)}
+    if wrong := {name: value for name, (own, value) in pairs.items() if own != value}:
+        words = " ".join(f"algo.{name}={str(value).lower()}" for name, value in wrong.items())
         raise ConfigError(f"algo.init=continue goes on from an adapter that was made otherwise than this config says. Add: {words}")
 
 

@@ -41,7 +41,7 @@ def build_model(config: View, directory: Path, out: Path, device: torch.device, 
     base = load_model(directory, dtype=compute, device=device, rounded=DTYPES[algo.precision], quant=algo.quant, storage=storage)
     first = out / steps.INITIAL
     model = add_lora(
-        base, r=algo.r, alpha=algo.alpha, dropout=algo.dropout, targets=algo.targets, seed=config.seed,
+        base, r=algo.r, alpha=inits.alpha_of(algo.alpha, r=algo.r, rslora=algo.rslora), dropout=algo.dropout, targets=algo.targets, seed=config.seed,
         new_token_ids=token_ids(directory, config.model.new_tokens), dora=algo.dora, rslora=algo.rslora, init=algo.lora_init,
         first=first if first.exists() else None,
     )  # fmt: skip

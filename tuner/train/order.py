@@ -1,11 +1,12 @@
 """How many packs a step takes, how many steps there are, and which packs a step sees: pure arithmetic, the same on any machine."""
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
+
+from tuner.data.shares import ceil_of
 
 AUTO_STEPS = 100
 AUTO_TOKENS = 32_768
@@ -51,7 +52,7 @@ def share(places: Sequence[int], micro: int, rank: int, size: int) -> list[list[
     [[[0, 2], [4]], [[1, 3], []]]
     """
     own = list(places[rank::size])
-    most = math.ceil(len(places) / size)
+    most = -(-len(places) // size)
     return [own[i : i + micro] for i in range(0, most, micro)]
 
 
@@ -64,7 +65,7 @@ def permutation(packs: int, seed: int, epoch: int) -> tuple[int, ...]:
 
 
 def plan_order(packs: int, length: int, *, seed: int, epochs: float, steps: int | None, batch_tokens: int | Literal["auto"]) -> Order:
-    """The order for `packs` packs of up to `length` tokens; `steps` wins over `epochs`.
+    """The order for `packs` packs of up to `length` tokens; `steps` wins over `epochs`. A part of a pack counts as a whole one.
 
     A step takes whole packs. `auto` takes as many as leave 100 steps over the epochs, at least one and at most 32,768 tokens;
     a number of tokens is rounded down to packs, at least one.
@@ -72,9 +73,9 @@ def plan_order(packs: int, length: int, *, seed: int, epochs: float, steps: int 
     >>> plan_order(240, 512, seed=0, epochs=3, steps=None, batch_tokens="auto")
     Order(packs=240, seed=0, per_step=7, steps=103, end=720)
     """
-    passes = math.ceil(packs * epochs)
+    passes = ceil_of(packs, epochs)
     wanted = min(passes // AUTO_STEPS, AUTO_TOKENS // length) if batch_tokens == "auto" else batch_tokens // length
     per_step = max(1, wanted)
     if steps is None:
-        return Order(packs=packs, seed=seed, per_step=per_step, steps=math.ceil(passes / per_step), end=passes)
+        return Order(packs=packs, seed=seed, per_step=per_step, steps=-(-passes // per_step), end=passes)
     return Order(packs=packs, seed=seed, per_step=per_step, steps=steps, end=steps * per_step)

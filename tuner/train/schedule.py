@@ -2,6 +2,8 @@
 
 import math
 
+from tuner.data.shares import ceil_of
+
 
 def lr_at(step: int, steps: int, *, lr: float, schedule: str, warmup: float, decay: float = 0.1) -> float:
     """The learning rate of `step` (0 for the first) of `steps`.
@@ -19,13 +21,13 @@ def lr_at(step: int, steps: int, *, lr: float, schedule: str, warmup: float, dec
     >>> [round(lr_at(s, 6, lr=1.0, schedule="wsd", warmup=1, decay=0.5), 2) for s in range(6)]
     [0.5, 1.0, 1.0, 1.0, 0.67, 0.33]
     """
-    rising = min(math.ceil(warmup if warmup >= 1 else warmup * steps), steps)
+    rising = min(math.ceil(warmup) if warmup >= 1 else ceil_of(steps, warmup), steps)
     if step < rising:
         return lr * (step + 1) / (rising + 1)
     if schedule == "constant":
         return lr
     if schedule == "wsd":
-        begin = max(rising, steps - math.ceil(decay * steps))
+        begin = max(rising, steps - ceil_of(steps, decay))
         return lr * (1 - passed(step, begin, steps))
     done = passed(step, rising, steps)
     if schedule == "cosine":

@@ -30,7 +30,7 @@ from tuner.train.watch import refuse_nothing_trained
 from tuner.train.world import World, from_environment
 
 MEASURED = 64
-"""held-out packs at most that are measured when a step is saved; evaluation takes them all"""
+"""held-out packs at most that are measured while training; evaluation takes them all"""
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _train(ctx: Context, world: World, stop: Stop, facts: dict[str, Any], before
     try:
         with Saver(out, rank=world.rank, of=world.size, timeout=machine.timeout, prune=lambda: prune(out, recipe, resumable=2)) as saver:
             done = train(
-                engine, packs, order, recipe, world=world, begin=start, tokens=seen, held_out=held_out(tokens, recipe, order), journal=journal,
+                engine, packs, order, recipe, world=world, begin=start, tokens=seen, held_out=held_out(tokens), journal=journal,
                 saver=saver, stop=stop, say=say, where=where, flops=count_flops, peak=peak, sample=sample,
             )  # fmt: skip
         failed = False
@@ -111,11 +111,13 @@ def open_packs(tokens: Path) -> Packs:
     return packs
 
 
-def held_out(tokens: Path, recipe: Recipe, order: Order) -> list[Pack]:
-    """The packs that are measured while training: at most a twelfth of the time, since a forward pass is a third of a training step."""
+def held_out(tokens: Path) -> list[Pack]:
+    """The packs that are measured while training, the same however often: algo.early_stop and convert.step=best decide by them.
+
+    The first of the file are a fair draw of all: tuner.data.packing has put them into an order drawn from data.seed, whatever is in them.
+    """
     packs = Packs.open(tokens / "held_out.arrow")
-    often = recipe.measure_every or recipe.save_every
-    return [packs[i] for i in range(min(len(packs), MEASURED, max(1, often * order.per_step // 4)))]
+    return [packs[i] for i in range(min(len(packs), MEASURED))]
 
 
 def recipe_of(config: View, micro: int, horizon: int, *, ends_early: bool) -> Recipe:
