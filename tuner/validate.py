@@ -69,7 +69,7 @@ def validate(config: Config) -> None:
     problems += [f"{path} is {x}, but must be more than 0." for path, x in more_than_zero.items() if isinstance(x, int | float) and x <= 0]
     if data.length == 1:
         problems.append("data.length is 1, but a pack needs at least 2 tokens: one to read and one to predict.")
-    problems += [f"{path} is {x}, but must be at least 0 and less than 1." for path, x in shares.items() if not 0 <= x < 1]
+    problems += [f"{path} is {x}, but must be at least 0 and less than 1." for path, x in shares.items() if isinstance(x, float) and not 0 <= x < 1]
     problems += _model(model)
     problems += _algo(algo)
     if algo.optim.name.startswith("paged") and machine.device == "cpu":

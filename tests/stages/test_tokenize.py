@@ -226,11 +226,17 @@ def test_a_file_of_its_own_is_held_out(run: Run, tmp_path: Path) -> None:
     assert not {text for _, text, _ in documents(out)} & {text for _, text, _ in documents(out, "held_out")}
 
 
-def test_duplicates_never_stand_on_both_sides(run: Run, tmp_path: Path) -> None:
+def test_duplicates_never_stand_on_both_sides(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = rows(tmp_path / "a.jsonl", *(row(f"question {i % 20}", f"answer {i % 20}") for i in range(60)))
     _, ledger, out = run(file, held_out=0.2)
     assert ledger["sources"][0]["duplicates"] == 40
     assert not {text for _, text, _ in documents(out)} & {text for _, text, _ in documents(out, "held_out")}
+    assert ledger["held_out"]["documents"] == 12  # 4 of 20, three times each
+    assert (ledger["held_out"]["rows"], ledger["held_out"]["contents"], ledger["held_out"]["of_contents"]) == (12, 4, 20)
+    said = capsys.readouterr().out
+    assert "held out: 12 of 60 rows (4 of 20 that differ); a loss stands on " in said
+    assert "12 of 60 rows are held out and not trained on; data.held_out=0 trains on all 60, and measures no loss" in said
+    assert ledger["held_out"]["cost"] in said
     _, ledger, out = run(file, held_out=0.0, duplicates="drop")
     assert [line for line, _, _ in documents(out)] == list(range(1, 21))
     assert ledger["sources"][0]["dropped"] == {"the same tokens as a row before": {"rows": 40, "first": list(range(21, 31))}}
@@ -251,6 +257,8 @@ def test_thresholds_fail_the_run(run: Run, tmp_path: Path) -> None:
     file = rows(tmp_path / "a.jsonl", *[row("q", "a")] * 8, *[row("q", "")] * 2)
     run(file, max_dropped=2, held_out=0.0)
     run(file, max_dropped=0.2, held_out=0.0)
+    hundred = rows(tmp_path / "hundred.jsonl", *[row("q", " ")] * 29, *(row("q", f"a {i}") for i in range(71)))
+    run(hundred, max_dropped=0.29, held_out=0.0)  # 29, where the binary product is 28.999999999999996
     with pytest.raises(DataError, match=r"(?s)2 of 10 rows are left out, more than data\.max_dropped=0\.1 allows.*a\.jsonl:9, 10"):
         run(file, max_dropped=0.1)
     with pytest.raises(DataError, match=r"16 tokens are trained, fewer than data\.min_trained_tokens=17"):

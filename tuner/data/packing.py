@@ -7,11 +7,16 @@ fewest packs possible, and one more: Johnson 1973, Dósa 2007). The result depen
 import random
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from heapq import heapify, heappop
+from typing import Literal
 
 from tuner.data.shares import round_of
 
-VERSION = 1
-"""bumped when the same lengths and seed would give other packs"""
+VERSION = 2
+"""bumped when the same lengths and seed would give other packs, or other documents would be held out; 2: drawn by distinct content"""
+
+SHARE, ROWS, TOKENS = 0.05, 1_000, 500_000
+"""what data.held_out=auto holds out: this share of the rows, but no more rows and tokens, since evaluation runs over them twice"""
 
 
 def pack(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]]:
@@ -48,15 +53,39 @@ def pack(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]]:
     return [sorted(packs[i]) for i in shuffled(len(packs), f"packs/{seed}")]
 
 
-def held_out(rows: int, share: float, seed: int) -> list[int]:
-    """The indices, rising, of the rows that are kept out of training: about `share` of them, at least one of two, never all.
+def held_out(firsts: Sequence[int], rows: Sequence[int], tokens: Sequence[int], share: float | Literal["auto"], seed: int) -> list[int]:
+    """The indices, rising, of the contents that are kept out of training: a `share` of the rows, at least one content of two, never all.
 
-    Each row draws a number in its turn and the smallest win, so a row that is added at the end moves few others.
+    firsts  for each content, which row of the data is the first that holds it, from 0, rising
+    rows    how many rows hold it
+    tokens  of all these rows
+    share   `auto` is 5 % of the rows, of which there are at most 1,000, with at most 500,000 tokens
+
+    Each row of the data draws a number in its turn, and contents come by that of their first row, the smallest first. One that holds more rows than are
+    still wanted is passed over; so the share is missed by less than the rows of the rarest content left, however often others stand there. With tokens
+    the draw ends at the first content for which there is no room, since going on would take the short ones. Rows that are added at the end move few
+    others.
     """
-    if share <= 0 or rows < 2:
+    total = sum(rows)
+    if share == 0 or len(rows) < 2:
         return []
-    count = min(max(1, round_of(rows, share)), rows - 1)
-    return sorted(shuffled(rows, f"held_out/{seed}")[:count])
+    capped = share == "auto"
+    wanted = min(max(1, round_of(total, SHARE if share == "auto" else share)), total - 1, ROWS if capped else total)
+    draws = random.Random(f"held_out/{seed}")
+    keys = [draws.random() for _ in range(firsts[-1] + 1)]
+    order = [(keys[first], i) for i, first in enumerate(firsts)]
+    rarest = min((rows[i], key, i) for key, i in order)[-1]
+    heapify(order)
+    chosen, left, room = [], wanted, TOKENS if capped else sum(tokens)
+    while order and left:
+        i = heappop(order)[1]
+        if rows[i] > left or (capped and tokens[i] > TOKENS):
+            continue
+        if tokens[i] > room:
+            break
+        chosen.append(i)
+        left, room = left - rows[i], room - tokens[i]
+    return sorted(chosen) or [rarest]
 
 
 def draw(rows: int, take: int | float, seed: int) -> list[int]:

@@ -210,22 +210,6 @@ def drop_duplicates(documents: Documents, sources: Sequence[Source], *, drop: bo
     documents.keep(~again)
 
 
-def hold_out(documents: Documents, listed: Sequence[File], sources: Sequence[Source], share: float, seed: int) -> NDArray[np.bool_]:
-    """[D] which documents are kept out of training: those of files of their own, or else a `share` of the rows.
-
-    All documents of a row are on one side, and so are those with the same tokens: what was trained on would measure nothing.
-    """
-    apart = np.array([file.apart for file in listed])[documents.files]
-    if not apart.any():
-        of = np.unique(documents.units, return_inverse=True)[1]
-        apart = np.isin(of, packing.held_out(int(of.max()) + 1, share, seed))
-    alike = np.isin(documents.hashes, documents.hashes[apart])
-    apart = alike if not alike.all() else apart
-    for file, count in enumerate(np.bincount(documents.files[apart], minlength=len(sources)).tolist()):
-        sources[file].held_out = count
-    return apart
-
-
 def count_tokens(documents: Documents, sources: Sequence[Source]) -> None:
     """Enter what each file gave."""
     for name, column in (("documents", None), ("tokens", documents.lengths), ("trained_tokens", documents.trained)):

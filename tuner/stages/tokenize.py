@@ -44,6 +44,7 @@ def run(context: Context) -> dict[str, Any]:
     """Write train.arrow, held_out.arrow and ledger.json."""
     from tuner.data import ledger, reading
     from tuner.data.documents import Documents
+    from tuner.data.held_out import hold_out
     from tuner.data.tokens import write_packs
 
     data, length = context.config.data, context.config.data.length
@@ -65,18 +66,19 @@ def run(context: Context) -> dict[str, Any]:
         reading.drop_duplicates(documents, sources, drop=data.duplicates == "drop")
         reading.refuse_loss(sources, data.max_dropped)
         reading.count_tokens(documents, sources)
-        apart = reading.hold_out(documents, listed, sources, data.held_out, data.seed)
+        apart = hold_out(documents, [file.apart for file in listed], sources, data.held_out, data.seed)
         facts = {}
-        for name, which in (("train", ~apart), ("held_out", apart)):
+        for name, which in (("train", ~apart.documents), ("held_out", apart.documents)):
             members = which.nonzero()[0]
             packs = packing.pack(documents.lengths[members].tolist(), length, data.seed)
             write_packs(context.out / f"{name}.arrow", (documents.pack(members[pack]) for pack in packs))
             tokens, trained = int(documents.lengths[members].sum()), int(documents.trained[members].sum())
             facts[name] = ledger.summary(len(packs), tokens, len(members), trained, length)
+        facts["held_out"] |= apart.entry()
     finally:
         documents.close()
     ledger.write(context.out / "ledger.json", sources, length=length, **facts)
-    for line in [*ledger.table(sources), _told(facts["train"], facts["held_out"], length)]:
+    for line in [*ledger.table(sources), _told(facts["train"], length), *apart.told()]:
         context.say(f"  {line}")
     wanted, trained = data.min_trained_tokens, facts["train"]["trained_tokens"]
     if wanted is not None and trained < wanted:
@@ -86,6 +88,7 @@ def run(context: Context) -> dict[str, Any]:
         "tokens": facts["train"]["tokens"],
         "trained_tokens": trained,
         "held_out_tokens": facts["held_out"]["tokens"],
+        "measured_tokens": apart.tokens,
         "efficiency": facts["train"]["efficiency"],
     }
 
@@ -133,11 +136,11 @@ def listed_files(view: View, files: Mapping[str, Path]) -> list[Any]:
     return result
 
 
-def _told(train: dict[str, Any], held_out: dict[str, Any], length: int) -> str:
+def _told(train: dict[str, Any], length: int) -> str:
     share = f"{train['efficiency']:.1%} full" if train["packs"] else "none"
     return (
         f"{train['documents']:,} documents, {train['tokens']:,} tokens ({train['trained_tokens']:,} trained) "
-        f"in {train['packs']:,} packs of {length:,} ({share}); {held_out['documents']:,} held out"
+        f"in {train['packs']:,} packs of {length:,} ({share})"
     )
 
 
