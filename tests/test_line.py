@@ -35,6 +35,25 @@ def test_split_undoes_join(parts: list[str]) -> None:
     assert split(",".join(parts)) == parts
 
 
+@pytest.mark.parametrize(
+    ("typed", "wanted"),
+    [
+        (r"<think>\n{a}\n</think>\n\n{b}", "<think>\n{a}\n</think>\n\n{b}"),
+        (r'"{a}\t{b}\nnext"', "{a}\t{b}\nnext"),
+        (r"a\\nb \\t", r"a\nb \t"),
+        (r"\nabla \text{x} \theta \times \neq \tfrac12", r"\nabla \text{x} \theta \times \neq \tfrac12"),
+        (r"C:\data \x", r"C:\data \x"),
+        ("a\nb", "a\nb"),
+    ],
+)
+def test_line_breaks_and_tabs_can_be_typed_in_what_a_model_reads(typed: str, wanted: str) -> None:
+    config = compose([f"data.columns.output={typed}", f"data.system={typed}", f"data.fill.x={typed}", f"note={typed}"])
+    assert (config.data.columns["output"], config.data.system, config.data.fill["x"]) == (wanted, wanted, wanted)
+    assert config.note == (typed[1:-1] if typed[0] == '"' else typed)
+    assert compose([r'data.columns={output: "a\nb {x}", input: q}']).data.columns == {"output": "a\nb {x}", "input": "q"}
+    assert compose([r"eval.prompts=[One\nTwo?]"]).eval.prompts == ("One\nTwo?",)
+
+
 def test_lists_numbers_and_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/小金")
     config = compose(

@@ -1,7 +1,11 @@
-"""What a person typed → overrides in Hydra's grammar, with every value kept as it was typed.
+r"""What a person typed → overrides in Hydra's grammar, with every value kept as it was typed.
 
 Hydra's grammar refuses Chinese, spaces, `=`, parentheses, brackets and `#` in bare values, and turns `2024` into a number. The schema
 knows which fields are text, so their values are quoted here. Numbers, dicts and lists stay Hydra's.
+
+In texts that become part of what is trained or asked (a column's pattern, a system prompt, a word to fill in, a chat template), `\n` and `\t` are a
+line break and a tab, as in YAML's double quotes: on a command line nobody can type them otherwise. `\\n` is a backslash and an n, and what
+begins a command of LaTeX (`\nabla`, `\text`) stays one.
 """
 
 import re
@@ -18,6 +22,12 @@ SHOWN = 40
 """options of a group that an error names"""
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[\w./@:-]+)=(?P<value>.*)", re.DOTALL)
 _SWEEP_CALL = re.compile(r"(choice|range|interval|glob|shuffle|sort)\(.*\)\Z", re.DOTALL)
+_WRITTEN = re.compile(r"data\.(columns|fill)\b|(data|generation)\.system\b|model\.chat\.|eval\.prompts\b")
+"""fields whose texts are written to be read by a model"""
+_ESCAPE = re.compile(
+    r"\\(?:\\(?=[nt])|n(?!(?:abla|e|eq|eg|u|i|ot|otin|ewline|onumber|orm|exists|mid)(?![A-Za-z]))"
+    r"|t(?!(?:ext[a-z]*|heta|imes|an|anh|au|o|op|riangle|ilde|frac|herefore)(?![A-Za-z])))"
+)
 
 
 class Override(str):
@@ -49,6 +59,8 @@ def _translate_one(word: str, options: dict[str, list[str]], sweep: bool) -> str
         raise ConfigError(f"{word}: a field can't be removed. Give it another value, or null where that is allowed.")
     if sign == "+":
         raise ConfigError(f"{word}: write {key}={value}; every field is there already, nothing can be added.")
+    if _WRITTEN.match(key):
+        value = _ESCAPE.sub(lambda found: {"n": "\n", "t": "\t"}.get(found[0][1], "\\"), value)
     return f"++{key}={_value(key, value, kind, sweep)}"
 
 

@@ -1,6 +1,10 @@
+import re
+from dataclasses import replace
+
 import pytest
 
 from tuner.data.conversation import (
+    TAGS,
     Call,
     Conversation,
     Message,
@@ -63,13 +67,66 @@ def test_a_call_without_text_is_trained() -> None:
 
 
 def test_a_thought_in_front_of_an_answer_is_taken_out_of_it() -> None:
-    split = apart(talk("u <think>q</think>", "a <think>\nwhy\n\nnot\n</think>\n\nso", "a <think></think>yes", "a see </think>"))
-    assert texts(split) == ["<think>q</think>", "so", "yes", "see </think>"]
+    split = apart(talk("u <think>q</think>", "a <think>\nwhy\n\nnot\n</think>\n\nso", "a <think></think>yes", "a see `</think>`"))
+    assert texts(split) == ["<think>q</think>", "so", "yes", "see `</think>`"]
     assert [message.reasoning for message in split.messages] == [None, "why\n\nnot", "", None]
     assert texts(without_reasoning(split)) == texts(split)
     assert not any(message.reasoning for message in without_reasoning(split).messages)
     plain = talk("u q", "a b")
     assert apart(plain) is plain
+
+
+@pytest.mark.parametrize(
+    ("answer", "thought", "said"),
+    [
+        ("Easy.\n</think>\n\n1.", "Easy.", "1."),
+        ("Easy: <b>.</think>1.", "Easy: <b>.", "1."),
+        ("</think>\n\n1.", "", "1."),
+        ("\n\nEasy.\n\nYes.\n</think>\n1. </think> 2.", "Easy.\n\nYes.", "1. </think> 2."),
+        ("Easy.\n</think>", "Easy.", ""),
+        (" <think>\na <think> b\n</think>1.", "a <think> b", "1."),
+        ("<thinking>\nEasy.\n</thinking>\n1.", "Easy.", "1."),
+        ("<thought>Easy.</thought>1.", "Easy.", "1."),
+        ("<reasoning>\nEasy.\n</reasoning>\n<answer>\n1\n</answer>", "Easy.", "<answer>\n1\n</answer>"),
+        ("<|begin_of_thought|>\n\nEasy.\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n1.\n\n<|end_of_solution|>", "Easy.", "1."),
+        ("<|begin_of_thought|>Easy.<|end_of_thought|>1.", "Easy.", "1."),
+        ("[THINK]Easy.[/THINK]1.", "Easy.", "1."),
+        ("◁think▷Easy.◁/think▷1.", "Easy.", "1."),
+        ("<seed:think>Easy.</seed:think>1.", "Easy.", "1."),
+    ],
+)
+def test_a_thought_is_told_by_its_tags_also_where_none_opens_it(answer: str, thought: str, said: str) -> None:
+    (message,) = apart(Conversation(messages=(Message(role="assistant", content=answer, trained=True),))).messages
+    assert (message.reasoning, message.content) == (thought, said)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Tags are <think> and </think>.",
+        "It ends with `</think>`.",
+        'say "</think>" now',
+        "1. <think>why</think>",
+        "Write <thinking>.",
+        "a [/THINK] b",
+    ],
+)
+def test_an_answer_that_speaks_of_the_tags_is_text(answer: str) -> None:
+    alone = Conversation(messages=(Message(role="assistant", content=answer, trained=True),))
+    assert apart(alone).messages == alone.messages
+    asked = Conversation(messages=(Message(role="user", content="Easy.\n</think>\n1."), Message(role="assistant", content="1.", trained=True)))
+    assert apart(asked) is asked
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_a_thought_that_never_ends_is_no_answer(tag: str) -> None:
+    cut = Message(role="assistant", content=f"{tag}\nFirst, I", trained=True)
+    with pytest.raises(RowError, match=rf"begins a thought with {re.escape(tag)} and never ends it with {re.escape(TAGS[tag])}, so it was cut off"):
+        apart(Conversation(messages=(cut,)))
+    with pytest.raises(RowError, match="never ends it"):
+        without_reasoning(Conversation(messages=(cut,)))
+    shown = Conversation(messages=(replace(cut, trained=False), Message(role="assistant", content="a", trained=True)))
+    assert apart(shown) == shown
 
 
 def test_a_thought_of_its_own_leaves_the_text_alone() -> None:

@@ -31,10 +31,10 @@ def write(file: Path, content: str | bytes) -> Path:
     return file
 
 
-def read(file: Path, encoding: str = "auto") -> list[tuple[int, Any]]:
+def read(file: Path, encoding: str = "auto", letters: bool = False) -> list[tuple[int, Any]]:
     """The rows, after looking that each chunk has as many as it says, and is the same in another process."""
     rows = []
-    for chunk in chunks(file, encoding):
+    for chunk in chunks(file, encoding, letters):
         found = list(values(chunk))
         assert count(chunk) == len(found)
         assert list(values(pickle.loads(pickle.dumps(chunk)))) == found or any(value != value for _, row in found for value in row.values())
@@ -213,8 +213,7 @@ def test_a_bad_line_is_one_bad_row(tmp_path: Path, line: bytes, words: str) -> N
 
 def test_what_python_takes_for_json_arrives(tmp_path: Path) -> None:
     (_, row), (_, other) = read(write(tmp_path / "a.jsonl", '{"a": "\\ud800", "b": NaN, "c": -Infinity, "d": "\\u0000"}\n"text"\n'))
-    assert (row["a"], row["c"], row["d"], other) == ("\ud800", float("-inf"), "\0", "text")
-    assert row["b"] != row["b"]
+    assert (row["a"], row["b"], row["c"], row["d"], other) == ("\ud800", None, None, "\0", "text")
 
 
 def test_a_list_of_turns_in_a_line_is_a_row_and_a_list_of_rows_is_the_set(tmp_path: Path) -> None:
@@ -310,15 +309,14 @@ def test_values_across_the_borders_of_the_window_are_whole(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (json.dumps({"version": 1, "data": ROWS}, indent=2), "a JSON object that goes over several lines"),
-        ('{"data": [\n{"a": 1},\n{"a": 2}\n]}\n', r"jq -c '\.data\[\]'"),
+        (json.dumps({"version": 1, "data": ROWS}, indent=2)[:-9], "a JSON object that goes over several lines"),
+        ('{"data": [\n{"a": 1},\n{"a": 2}\n]\n', r"jq -c '\.data\[\]'"),
         (json.dumps(ROWS[0], indent=1) * 2, "a JSON object that goes over several lines"),
     ],
 )
-def test_an_object_over_several_lines_is_refused_as_a_whole(tmp_path: Path, content: str, words: str) -> None:
+def test_an_object_over_several_lines_that_is_broken_is_refused_as_a_whole(tmp_path: Path, content: str, words: str) -> None:
     with pytest.raises(DataError, match=rf"a\.json:1: .*{words}" if "jq" not in words else words):
         read(write(tmp_path / "a.json", content))
-    assert len(read(write(tmp_path / "one.json", json.dumps({"data": ROWS})))) == 1
 
 
 def test_a_first_row_that_is_cut_off_spoils_itself_only(tmp_path: Path) -> None:

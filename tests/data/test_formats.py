@@ -204,6 +204,25 @@ def test_other_headings_are_text(answer: str) -> None:
     assert len(one(row).messages) == 2
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "### human: q\n### assistant: a",
+        "###Human: q\n###Assistant: a",
+        "###human:q###assistant:a",
+        "### HUMAN: q ### ASSISTANT: a",
+        "### Human: q\n###Assistant: a",
+        "### human: q\n### Assistant: a",
+        "\n###System: s\n###Human: q\n###Assistant: a",
+        "### human: q\n```py\n### assistant: x\n```\n### assistant: a",
+    ],
+)
+def test_marks_in_small_letters_or_without_the_blank_are_the_same(text: str) -> None:
+    roles = [(message.role, message.trained) for message in one({"text": text}).messages if message.role != "system"]
+    assert roles == [("user", False), ("assistant", True)]
+    assert one({"text": text}).messages[-1].content == "a"
+
+
 def test_plain_text_is_a_document_and_a_blank_one_none() -> None:
     assert read({"text": " a\n", "url": "…"}, Shape()) == (Text(text=" a\n"),)
     assert read({"text": " \n"}, Shape()) == ()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuner.data import files, rows
-from tuner.data.conversation import Conversation, RowError
+from tuner.data.conversation import Conversation, LeftOut, RowError
 from tuner.data.files import Unreadable
 from tuner.data.formats.oasst import CUT_OFF, NO_ROOT, NOT_BEST, UNANSWERED
 from tuner.data.rows import Gathered, Shape, gather, gathers, read
@@ -289,6 +289,45 @@ def test_every_message_is_in_a_conversation_or_left_out_with_a_reason(messages: 
         # each answer is trained once
         answers = sum(messages[number - 1]["role"] == "assistant" for number in group.numbers if number not in group.left)
         assert sum(message.trained for conversation in conversations for message in conversation.messages) == answers
+
+
+STATES = (
+    "aborted_low_grade",
+    "halted_by_moderator",
+    "prompt_lottery_waiting",
+    "growing",
+    "ranking",
+    "ready_for_scoring",
+    "scoring_failed",
+    "backlog_ranking",
+)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_tree_that_is_not_ready_for_export_is_left_out_with_its_state(state: str) -> None:
+    row = {**tree(node("q", node("a"))), "tree_state": state}
+    with pytest.raises(LeftOut, match=rf"its tree is {state}, not ready_for_export"):
+        read(row, Shape())
+    messages = [{**message, "tree_state": state} for message in flat(row)]
+    whole = [{**message, "tree_state": "ready_for_export"} for message in flat(tree(node("q2", node("a2"))))]
+    lost, kept = gather(enumerate([*messages, *whole], start=1), Shape())
+    assert lost == Gathered(numbers=(1, 2), left=dict.fromkeys((1, 2), f"its tree is {state}, not ready_for_export"))
+    assert told(kept.samples) == [["q2", "a2*"]]
+    mixed = list(gather(enumerate([*messages[:1], {**row, "message_tree_id": "x"}], start=1), Shape()))
+    assert [found.left for found in mixed] == [{2: f"its tree is {state}, not ready_for_export"}, {1: f"its tree is {state}, not ready_for_export"}]
+
+
+@pytest.mark.parametrize("state", [None, "ready_for_export"])
+def test_a_tree_of_no_state_is_as_good_as_a_whole_one(state: str | None) -> None:
+    assert told(read({**tree(node("q", node("a"))), "tree_state": state}, Shape())) == [["q", "a*"]]
+
+
+def test_messages_without_text_are_left_out_with_what_answers_them() -> None:
+    root = node("q", node("a1", node("q1", node("a11"), text=" \n")), node("a0", rank=1, text=""))
+    assert told(read(tree(root), Shape(paths="all"))) == [["q", "a1*"]]
+    assert read(tree(node("q", node("a"), text="")), Shape()) == ()
+    (found,) = gather(enumerate(flat(tree(root)), start=1), Shape())
+    assert found.left == {3: "it has no text", 4: CUT_OFF, 5: "it has no text"}
 
 
 def test_the_flat_file_gives_what_the_trees_give(shared: Path) -> None:

@@ -102,3 +102,25 @@ def test_all_endings_that_can_be_read_are_named(folder: Path) -> None:
         write(folder / name, "")
     with pytest.raises(DataError, match=r"holds a\.parquet, b\.csv\.gz, c\.txt\."):
         sources.locate(["*.json"])
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        (
+            "https://example.com/a/rows.jsonl?x=1",
+            r"is an address.*curl -L -o rows\.jsonl 'https://example\.com/a/rows\.jsonl\?x=1'.*data\.path=rows\.jsonl",
+        ),
+        ("http://example.com/", r"Download it first.*data=hub data\.repo=ORG/NAME"),
+        ("https://huggingface.co/datasets/org/set", r"data=hub data\.repo=org/set$"),
+        ("https://huggingface.co/datasets/org/set/blob/main/data/a.jsonl", r"data=hub data\.repo=org/set 'data\.files=data/a\.jsonl'$"),
+        ("https://huggingface.co/datasets/org/set/resolve/v2/a.csv?download=true", r"data\.repo=org/set data\.revision=v2 'data\.files=a\.csv'$"),
+        ("hf://datasets/org/set/a.parquet", r"data=hub data\.repo=org/set 'data\.files=a\.parquet'$"),
+        ("hf://datasets/org/set@v1", r"data=hub data\.repo=org/set data\.revision=v1$"),
+        ("https://www.modelscope.cn/datasets/org/set/files", r"data=hub data\.source=modelscope data\.repo=org/set$"),
+        ("s3://bucket/rows.jsonl", r"with the tool of that store.*data\.path=rows\.jsonl"),
+    ],
+)
+def test_an_address_is_answered_with_what_to_do(folder: Path, address: str, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        sources.locate([address])

@@ -139,6 +139,16 @@ def test_rows_that_compare_answers_say_how_to_train_on_the_better_ones(folder: P
     run(folder / "out", path="turns.jsonl", format="messages", columns={"messages": "chosen"})
 
 
+def test_comparisons_that_cant_be_read_are_comparisons_all_the_same(folder: Path) -> None:
+    better = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    for rows in ([better, {"chosen": "a", "rejected": "b"}], [{"chosen": "a", "rejected": 1}, {"chosen": "a", "rejected": "b"}]):
+        write(folder / "some.jsonl", *rows)
+        with pytest.raises(
+            DataError, match=r"found 2 rows of comparisons(.|\n)*Some of them can't be read as comparisons either(.|\n)*some\.jsonl:2: "
+        ):
+            run(folder / "out", path="some.jsonl")
+
+
 def test_an_error_names_a_few_of_many_files(folder: Path) -> None:
     for number in range(30):
         write(folder / "many" / f"{number:02d}.jsonl", SILENT)

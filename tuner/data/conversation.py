@@ -8,7 +8,21 @@ from typing import Any, Literal
 Speaker = Literal["system", "user", "assistant", "tool"]
 
 PLACE = re.compile(r"\{\{(\w+)\}\}")
-THOUGHT = re.compile(r"\A\s*<think>(.*?)</think>\s*", re.DOTALL)
+TAGS = {
+    "<think>": "</think>",
+    "<thinking>": "</thinking>",
+    "<thought>": "</thought>",
+    "<reasoning>": "</reasoning>",
+    "<|begin_of_thought|>": "<|end_of_thought|>",
+    "<seed:think>": "</seed:think>",
+    "[THINK]": "[/THINK]",
+    "◁think▷": "◁/think▷",
+}
+"""between what logs and data sets write a thought"""
+OPENED = re.compile(rf"\s*({'|'.join(map(re.escape, TAGS))})")
+SOLUTION = re.compile(r"<\|begin_of_solution\|>\s*(.*?)\s*(?:<\|end_of_solution\|>\s*)?\Z", re.DOTALL)
+"""what goes with <|begin_of_thought|>"""
+QUOTES = "`'\"“”„«»"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +107,10 @@ class RowError(Exception):
     """A row that can't be taken; the message says what was found and what was expected, and who reads the file adds where."""
 
 
+class LeftOut(Exception):
+    """A row that can be read and is not wanted; the message is the reason, as the ledger counts it."""
+
+
 def with_system(conversation: Conversation, system: str | None) -> Conversation:
     """Put `system` in front of a conversation that has no system turn of its own."""
     if system is None or any(message.role == "system" for message in conversation.messages):
@@ -119,16 +137,41 @@ def fill(conversation: Conversation, words: Mapping[str, str]) -> Conversation:
 
 
 def apart(conversation: Conversation) -> Conversation:
-    """Take the reasoning that an answer's text begins with (`<think>…</think>`) out of it, into its own field."""
-    if not any("</think>" in message.content for message in conversation.messages):
+    """Take the thought that an answer's text begins with out of it, into its own field: `<think>…</think>`, or another of TAGS.
+
+    What stands before a `</think>` that nothing opens is the thought: templates that open it in the prompt leave logs without `<think>`.
+    Raises RowError for an answer that is trained and begins a thought that doesn't end.
+    """
+    if not any(message.role == "assistant" and _may_think(message.content) for message in conversation.messages):
         return conversation
+    return replace(conversation, messages=tuple(map(_apart, conversation.messages)))
 
-    def part(message: Message) -> Message:
-        if message.role != "assistant" or message.reasoning is not None or not (thought := THOUGHT.match(message.content)):
-            return message
-        return replace(message, reasoning=thought[1].strip("\n"), content=message.content[thought.end() :])
 
-    return replace(conversation, messages=tuple(part(message) for message in conversation.messages))
+def _may_think(content: str) -> bool:
+    return "</think>" in content or OPENED.match(content) is not None
+
+
+def _apart(message: Message) -> Message:
+    content = message.content
+    if message.role != "assistant" or message.reasoning is not None or not _may_think(content):
+        return message
+    opened = OPENED.match(content)
+    start, close = (opened.end(), TAGS[opened[1]]) if opened else (0, "</think>")
+    end = content.find(close, start)
+    if end < 0:
+        if opened and message.trains:
+            raise RowError(
+                f"an answer begins a thought with {opened[1]} and never ends it with {close}, so it was cut off before it said anything; "
+                "data.bad_rows=skip leaves such rows out, and data.reasoning does not"
+            )
+        return message
+    thought, said = content[start:end], content[end + len(close) :]
+    if not opened and ("<think>" in thought or (thought[-1:] in QUOTES and said[:1] in QUOTES)):
+        return message  # it speaks of the tag
+    said = said.lstrip()
+    if close == "<|end_of_thought|>" and (solution := SOLUTION.match(said)):
+        said = solution[1]
+    return replace(message, reasoning=thought.strip("\n"), content=said)
 
 
 def without_reasoning(conversation: Conversation) -> Conversation:

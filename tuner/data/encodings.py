@@ -1,4 +1,4 @@
-"""A file's bytes as every reader wants them: unpacked, in UTF-8, without byte order mark.
+"""A file's bytes as every reader wants them: unpacked, in UTF-8, without byte order mark, its lines ended by line feeds.
 
 What a file is packed with is told by its first bytes, never by its name: gzip and zstd, in one piece or several. `auto` reads
 UTF-8, and UTF-16 or UTF-32 that begin with a byte order mark. Other encodings can't be told apart, so they are named.
@@ -39,6 +39,8 @@ STRANGERS = {
     b"version https://git-lfs": "a pointer of Git LFS and not the file itself, which `git lfs pull` fetches",
 }
 EXPECTED = "Rows are read from JSONL, JSON, CSV, text, Parquet and Arrow files, plain or packed with gzip or zstd."
+RETURN = re.compile("\r[^\n]")
+"""a carriage return that a line ends with"""
 CONTROL = re.compile("[\0-\x06\x0e-\x1a\x1c-\x1f\x7f]")
 
 
@@ -104,10 +106,32 @@ def in_utf8(stream: io.BufferedReader, head: bytes, codec: str, file: Path) -> i
     UTF-8 is passed on as it is, whatever is in it. Where another `codec` doesn't fit, reading raises DataError naming the line.
     """
     if not codec.startswith("utf-8"):
-        return io.BufferedReader(_Transcoded(stream, codec, file), STEP)
-    if head.startswith(codecs.BOM_UTF8):
+        stream = io.BufferedReader(_Transcoded(stream, codec, file), STEP)
+    elif head.startswith(codecs.BOM_UTF8):
         stream.read(len(codecs.BOM_UTF8))
+    text = head.decode(codec, "replace")
+    if "\n" not in text and RETURN.search(text):
+        return io.BufferedReader(_Fed(stream), STEP)
     return stream
+
+
+class _Fed(io.RawIOBase):
+    """A stream whose lines end by line feeds, over one in which carriage returns end them, as on a Mac of old."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        raw = self._stream.read(len(into)).replace(b"\r", b"\n")
+        into[: len(raw)] = raw
+        return len(raw)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 class _Transcoded(io.RawIOBase):

@@ -1,20 +1,19 @@
 """One file → chunks of raw rows, streamed: a chunk is about 1 MiB, and the next is read when it is asked for.
 
     gzip, zstd → UTF-16, GB18030 … → what is it? → chunks → values
-    encodings    encodings           here          here, lists, tables
+    encodings    encodings           here, kinds   here, lists, wrapped, tables
 
-What a file is, its content says: Parquet and Arrow by their first bytes, one JSON list or a value a line (JSONL) by the first item.
-Names tell only CSV (.csv, .tsv) and plain text (.txt) from JSONL. JSONL is cut without looking into the lines, which are parsed
-by `values`, maybe in another process; all others have to be parsed to be cut.
+What a file is, its content says: Parquet and Arrow by their first bytes, what is text by its first rows (`kinds`). JSONL is cut without looking
+into the lines, which are parsed by `values`, maybe in another process; all others have to be parsed to be cut. A comma behind a line of JSONL
+is passed over, as in a list that lost its brackets.
 
-Not read: one JSON object that holds the rows, XML, spreadsheets, archives; each is refused in words.
+Not read: XML, spreadsheets, archives; each is refused in words.
 
-How to add a kind of file: a function that yields (row, size) in `tables`, the bytes or the name it is known by in `_pieces`, its
+How to add a kind of file: a function that yields (row, size) in `tables`, the bytes or the name it is known by in `_pieces` or `kinds`, its
 ending in ENDINGS.
 """
 
 import json
-import re
 import shutil
 import tempfile
 import zlib
@@ -23,11 +22,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from tuner.data import encodings, lists, tables
+from tuner.data import encodings, kinds, lists, tables, wrapped
 from tuner.data.chunk import CHUNK, Chunk, Unreadable
 from tuner.errors import DataError
 
-__all__ = ["ENDINGS", "Chunk", "Unreadable", "chunks", "count", "is_readable", "values"]
+__all__ = ["ENDINGS", "Chunk", "Unreadable", "chunks", "count", "is_readable", "note", "values"]
 
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 """how files that can be read are called, as a rule"""
@@ -35,6 +34,8 @@ PACKED = (".gz", ".zst")
 """what may follow"""
 BLANK = " \t\r\v\f"
 """what a line of no row consists of; the ASCII ones only, so that bytes and text agree"""
+TABLES = (b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")
+"""how Parquet, Arrow and Arrow's streams begin"""
 NEWLINE = b"\n"
 ROW = 100
 """bytes that a row costs beside its text: many short ones are no large chunk"""
@@ -45,14 +46,15 @@ def is_readable(name: str) -> bool:
     return _plain_name(name).endswith(ENDINGS)
 
 
-def chunks(file: Path, encoding: str = "auto") -> Iterator[Chunk]:
+def chunks(file: Path, encoding: str = "auto", letters: bool = False) -> Iterator[Chunk]:
     """Cut a file; the same cuts every time. A file without rows has none.
 
-    `encoding` is what a text file is written in; `auto` is UTF-8, or what a byte order mark says.
+    encoding  what a text file is written in; `auto` is UTF-8, or what a byte order mark says
+    letters   the rows were said to be plain texts (data.format=text), so a file that holds no rows is one, whatever it is called
     Raises DataError for a file that can't be read, or not to its end, and ConfigError for an encoding that isn't known.
     """
     try:
-        yield from _pieces(file, encoding)
+        yield from _pieces(file, encoding, letters)
     except (EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.strerror:
             raise DataError(f"{file} can't be read ({error.strerror}).") from error
@@ -73,7 +75,7 @@ def values(chunk: Chunk) -> Iterator[tuple[int, Any | Unreadable]]:
             if not text:
                 continue
             value, end = lists.decode(text, 0)
-            if end < len(text):
+            if end < len(text) and text[end:].strip(BLANK) != ",":
                 raise json.JSONDecodeError("Extra data", text, end)
         except (ValueError, RecursionError) as error:
             yield number, Unreadable(reason=lists.why(error))
@@ -95,7 +97,7 @@ def count(chunk: Chunk) -> int:
     return sum(map(bool, map(bytes.strip, (chunk.lines or b"").split(b"\n"))))
 
 
-def _pieces(file: Path, encoding: str) -> Iterator[Chunk]:
+def _pieces(file: Path, encoding: str, letters: bool) -> Iterator[Chunk]:
     with encodings.unpacked(file) as stream:
         head = stream.read(encodings.HEAD)
     if not head:
@@ -110,31 +112,44 @@ def _pieces(file: Path, encoding: str) -> Iterator[Chunk]:
         with encodings.unpacked(file) as stream:
             yield from _gathered(tables.arrow(stream if encodings.is_packed(stream) else file, file, streamed=True))
     else:
-        yield from _text_pieces(file, head, encoding)
+        yield from _text_pieces(file, head, encoding, letters)
 
 
-def _text_pieces(file: Path, head: bytes, encoding: str) -> Iterator[Chunk]:
+def _text_pieces(file: Path, head: bytes, encoding: str, letters: bool) -> Iterator[Chunk]:
+    opened, kind = _text(file, head, encoding, letters)
+    with opened() as stream:
+        match kind.of:
+            case "lines":
+                yield from _lines(stream)
+            case "list":
+                yield from _gathered(lists.items(stream, file))
+            case "under":
+                yield from _gathered(wrapped.rows(stream, file, kind.key))
+            case "object":
+                yield from _gathered([lists.first(stream)])
+            case "table":
+                yield from _gathered(tables.separated(stream, file, tabs=kind.tabs))
+            case "letters":
+                yield from _documents(stream)
+
+
+def _text(file: Path, head: bytes, encoding: str, letters: bool) -> tuple[kinds.Opened, kinds.Kind]:
     codec = encodings.codec_of(head, encoding, file)
     encodings.refuse_binary(head, codec, file)
 
-    def text() -> IO[bytes]:
+    def opened() -> IO[bytes]:
         return encodings.in_utf8(encodings.unpacked(file), head, codec, file)
 
-    name = _plain_name(file.name)
-    if name.endswith((".csv", ".tsv")):
-        with text() as stream:
-            yield from _gathered(tables.separated(stream, file, tabs=name.endswith(".tsv")))
-    elif name.endswith(".txt"):
-        with text() as stream:
-            yield from _documents(stream)
-    else:
-        with text() as stream:
-            listed = lists.is_list(stream)
-        if not listed:
-            with text() as stream:
-                _refuse_object(stream, file)
-        with text() as stream:
-            yield from _gathered(lists.items(stream, file)) if listed else _lines(stream)
+    return opened, kinds.kind_of(_plain_name(file.name), opened, file, letters)
+
+
+def note(file: Path, encoding: str = "auto", letters: bool = False) -> str:
+    """What is to be said of a file beside its rows; mostly nothing. Raises what `chunks` raises."""
+    with encodings.unpacked(file) as stream:
+        head = stream.read(encodings.HEAD)
+    if not head or head.startswith(TABLES):
+        return ""
+    return _text(file, head, encoding, letters)[1].note
 
 
 def _plain_name(name: str) -> str:
@@ -205,23 +220,3 @@ def _document(text: bytes, line: int) -> Any:
     if "\0" in decoded:
         return Unreadable(reason=f"in line {line + text.count(NEWLINE, 0, text.index(0))}: a NUL byte, where text was expected")
     return {"text": decoded.replace("\r\n", "\n")}
-
-
-def _refuse_object(stream: IO[bytes], file: Path) -> None:
-    """Raise DataError where one JSON object goes over several lines, which as rows would be as many errors."""
-    lines = filter(None, map(bytes.strip, stream))
-    first, second = next(lines, b""), next(lines, b"")
-    if not first.startswith(b"{") or not first.endswith((b"{", b"[", b",", b":")) or not second:
-        return
-    try:
-        json.loads(second)
-    except (ValueError, RecursionError):
-        pass
-    else:
-        return  # a good row after a broken one
-    named = re.search(rb'"([^"\\]+)"\s*:\s*\[', first + second)
-    key = named[1].decode("utf-8", "replace") if named else "data"
-    raise DataError(
-        f"{file}:1: a JSON object that goes over several lines, where one row a line (JSONL) or a JSON list of rows was expected. "
-        f"If the rows are a list in it, take that out, as with jq -c '.{key}[]'; if it is a row, write it in one line, as with jq -c ."
-    )

@@ -8,7 +8,7 @@ rows (nested too deeply, a key that stands twice, bytes that are no UTF-8) are p
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from json.decoder import JSONDecodeError
 from pathlib import Path
 from typing import IO, Any
@@ -43,7 +43,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-decode = json.JSONDecoder(object_pairs_hook=_object).raw_decode
+def _nothing(_: str) -> None:
+    """What NaN and Infinity are, which are no JSON: pandas writes NaN where there is no value."""
+
+
+decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_nothing).raw_decode
 """text, where → the value there, and where it ends; raises the ValueErrors and the RecursionError that `why` explains"""
 
 
@@ -70,7 +74,7 @@ def is_list(stream: IO[bytes]) -> bool:
 
     A line that is a list of turns is a row (the bare form of OpenAI's messages, or of ShareGPT's); a list of anything else is the data set.
     """
-    window = _Window(stream)
+    window = Window(stream)
     if window.skip() != "[":
         return False
     window.at += 1
@@ -81,11 +85,39 @@ def is_list(stream: IO[bytes]) -> bool:
             first, _ = window.item()
         except (Ended, JSONDecodeError):
             first = Unreadable(reason="")
-    turn = isinstance(first, dict) and (first.keys() >= {"role", "content"} or first.keys() >= {"from", "value"})
     unclear = first is None or isinstance(first, Unreadable)
-    if not (turn or unclear) or window.here() > line or not window.rest_of_line().endswith("]"):
+    if not (is_turn(first) or unclear) or window.here() > line or not window.rest_of_line().rstrip(", \t").endswith("]"):
         return True
     return unclear and window.skip() != "["
+
+
+def is_turn(value: Any) -> bool:
+    """Whether a value is a turn of a conversation, as far as its keys say so."""
+    return isinstance(value, dict) and (value.keys() >= {"role", "content"} or value.keys() >= {"from", "value"})
+
+
+def first_of(stream: IO[bytes]) -> Any:
+    """The first item of the JSON list that a text begins with; None where it begins with none, or the item can't be read."""
+    window = Window(stream)
+    if window.skip() != "[":
+        return None
+    window.at += 1
+    try:
+        return None if window.skip() in ("]", "") else window.item()[0]
+    except (Ended, JSONDecodeError):
+        return None
+
+
+def sign_of(stream: IO[bytes]) -> str:
+    """The first letter of a text that is not blank."""
+    return Window(stream).skip()
+
+
+def first(stream: IO[bytes]) -> tuple[Any, int]:
+    """The value that a text begins with, and its length in characters. Raises Ended and JSONDecodeError."""
+    window = Window(stream)
+    window.skip()
+    return window.item()
 
 
 def items(stream: IO[bytes], file: Path) -> Iterator[tuple[Any, int]]:
@@ -93,8 +125,19 @@ def items(stream: IO[bytes], file: Path) -> Iterator[tuple[Any, int]]:
 
     A list that breaks off gives one Unreadable more. Raises DataError, naming the line, where the syntax is broken.
     """
-    window = _Window(stream)
+    window = Window(stream)
     window.skip()
+    if not (yield from inside(window, file)):
+        return
+    if window.skip():
+        raise DataError(
+            f"{file}:{window.here()}: text after the end of the JSON list ({window.excerpt()}), where the file should end. "
+            "Make one list of it, or write one row a line (JSONL)."
+        )
+
+
+def inside(window: "Window", file: Path) -> Generator[tuple[Any, int], None, bool]:
+    """The items of the list that begins at the window's place, which goes on behind it; whether the list ends. Raises DataError."""
     window.at += 1
     sign = window.skip()
     number = 0
@@ -104,7 +147,7 @@ def items(stream: IO[bytes], file: Path) -> Iterator[tuple[Any, int]]:
             yield window.item()
         except Ended:
             yield Unreadable(reason=f"the file ends inside this item, which begins in line {window.here()}; it was cut off{window.doubt()}"), 0
-            return
+            return False
         except JSONDecodeError as error:
             window.at = error.pos
             raise DataError(_broken(file, window, number, error.msg)) from error
@@ -116,23 +159,19 @@ def items(stream: IO[bytes], file: Path) -> Iterator[tuple[Any, int]]:
             raise DataError(_broken(file, window, number, "Expecting ',' or ']' behind it"))
     if sign == "":
         yield Unreadable(reason=f"the file ends inside the list, in line {window.here()}, without its ]; it was cut off"), 0
-        return
+        return False
     window.at += 1
-    if window.skip():
-        raise DataError(
-            f"{file}:{window.here()}: text after the end of the JSON list ({window.excerpt()}), where the file should end. "
-            "Make one list of it, or write one row a line (JSONL)."
-        )
+    return True
 
 
-def _broken(file: Path, window: "_Window", number: int, found: str) -> str:
+def _broken(file: Path, window: "Window", number: int, found: str) -> str:
     return (
         f"{file}:{window.here()}: no valid JSON in item {number} of the list ({found}: {window.excerpt()}). "
         f"What comes behind can't be told apart; mend it, or write one row a line (JSONL){window.doubt()}."
     )
 
 
-class _Window:
+class Window:
     """The part of a text that is looked at."""
 
     def __init__(self, stream: IO[bytes]) -> None:

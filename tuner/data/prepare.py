@@ -16,6 +16,7 @@ from tuner.data.chat import Template, compile_template
 from tuner.data.conversation import (
     Conversation,
     Label,
+    LeftOut,
     Preference,
     RowError,
     Sample,
@@ -32,7 +33,7 @@ from tuner.data.job import NO_ANSWER, NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, Ma
 from tuner.data.pieces import Batch
 from tuner.data.tokenizer import load_vocabulary
 
-VERSION = 1
+VERSION = 2
 """bumped when the same rows and settings would give other documents"""
 
 
@@ -111,6 +112,8 @@ class Maker:
                     samples = reader(row)
                 except RowError as error:
                     made.bad.append((line, str(error)))
+                except LeftOut as reason:
+                    made.drop(str(reason), [line])
                 else:
                     yield _Unit(place=place, lines=[line]), samples
 

@@ -146,7 +146,7 @@ Cut = files.Chunk | tuple[rows.Gathered, ...]
 
 def cuts(file: File, shape: rows.Shape) -> Iterator[Cut]:
     """A file in pieces for a job each: chunks of rows, or trees where its rows are the messages of trees."""
-    chunks = files.chunks(file.path, file.encoding)
+    chunks = files.chunks(file.path, file.encoding, shape.letters)
     head, first = list[files.Chunk](), None  # chunks up to the first that has a row
     for chunk in chunks:
         head.append(chunk)

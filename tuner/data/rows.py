@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from tuner.data.conversation import RowError, Sample, Speaker
+from tuner.data.conversation import LeftOut, RowError, Sample, Speaker
 from tuner.data.files import Unreadable
 from tuner.data.formats import alpaca, messages, oasst, preference, pretrain, prompt, sharegpt, text, xtuner
 from tuner.data.formats.columns import mapped
@@ -29,7 +29,7 @@ from tuner.data.formats.fields import text as text_of
 from tuner.data.formats.keys import by_name, sniff, understood
 from tuner.errors import ConfigError
 
-__all__ = ["COLUMNS", "VERSIONS", "Gathered", "Reader", "Shape", "gather", "gathers", "read", "reader", "sniff", "versions"]
+__all__ = ["COLUMNS", "VERSIONS", "Gathered", "Reader", "Shape", "compares", "gather", "gathers", "read", "reader", "sniff", "versions"]
 
 VERSIONS = {
     "messages": 3,
@@ -38,8 +38,8 @@ VERSIONS = {
     "alpaca": 2,
     "prompt": 1,
     "text": 1,
-    "guanaco": 1,
-    "oasst": 1,
+    "guanaco": 2,
+    "oasst": 2,
     "preference": 1,
     "label": 1,
     "chosen": 1,
@@ -57,7 +57,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "prompt": ("prompt", "completion", *TURNS),
     "text": ("text",),
     "guanaco": ("text", "input", "output", *TURNS),
-    "oasst": ("prompt", "message_tree_id", "message_id", "parent_id", "role", "text", "rank", "deleted", "review_result"),
+    "oasst": ("prompt", "message_tree_id", "message_id", "parent_id", "role", "text", "rank", "deleted", "review_result", "tree_state"),
     "preference": PREFERENCE,
     "label": LABEL,
     "chosen": tuple(dict.fromkeys((*PREFERENCE, *LABEL, "conversation", "text"))),
@@ -85,6 +85,11 @@ class Shape:
     """system, user, assistant or tool → more words for it"""
     paths: str = "best"
     """of trees: `best` or `all`"""
+
+    @property
+    def letters(self) -> bool:
+        """Whether a file that holds no rows is to be read as a text, whatever it is called."""
+        return self.format == "text" and not self.columns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,6 +186,14 @@ def _meant(row: Mapping[str, Any], columns: tuple[tuple[str, str], ...]) -> tupl
     return found or understood(row)
 
 
+def compares(row: Any) -> bool:
+    """Whether the keys of a row say that it compares answers, however it can be read."""
+    try:
+        return sniff(row) in ("preference", "label")
+    except RowError:
+        return False
+
+
 def gathers(row: Any, shape: Shape) -> bool:
     """Whether the rows of a file that begins with `row` become samples only together."""
     if shape.format not in ("auto", "chosen", "oasst"):
@@ -219,6 +232,9 @@ def gather(rows: Iterable[tuple[int, Any]], shape: Shape) -> Iterator[Gathered]:
                 raise RowError(f"its tree ended more than {WINDOW:,} rows before; sort the file by message_tree_id")
         except RowError as error:
             yield Gathered(numbers=(number,), left={number: str(error)}, bad=frozenset((number,)))
+            continue
+        except LeftOut as reason:
+            yield Gathered(numbers=(number,), left={number: str(reason)})
             continue
         # behind the others, as the one that was seen last; and only what is read of it
         open_[tree] = open_.pop(tree, [])

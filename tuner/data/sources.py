@@ -7,12 +7,14 @@ import difflib
 import glob
 import importlib.util
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from tuner.data.files import ENDINGS, is_readable
 from tuner.errors import ConfigError, DataError
 
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 SHOWN = 3
 """files that an error names"""
 
@@ -45,6 +47,8 @@ def no_answers(read: int) -> str:
 
 
 def _match(folder: Path, path: str) -> list[Path]:
+    if ADDRESS.match(path):
+        raise DataError(f"data.path: {path!r} is an address, and rows are read from files on the disk. {_instead(path)}")
     file = folder / Path(path).expanduser()
     if file.exists():  # first, since a file may well be called "2026[1].jsonl"
         return [file]
@@ -52,6 +56,26 @@ def _match(folder: Path, path: str) -> list[Path]:
     if not found:
         raise DataError(f"data.path: no file {path!r} in {folder}. {_nearest(file)}")
     return found
+
+
+def _instead(address: str) -> str:
+    """What to do where an address was given for a file."""
+    bare = re.split("[?#]", address)[0]
+    if found := re.search(r"(?:huggingface\.co|hf-mirror\.com)/datasets/([\w.-]+/[\w.-]+)(?:/(?:blob|resolve)/([\w.-]+)/(.+))?", bare):
+        repo, revision, file = found.groups()
+        return _of_a_hub("data=hub", repo, revision, file)
+    if found := re.match(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?(?:/(.+))?\Z", bare):
+        return _of_a_hub("data=hub", *found.groups())
+    if found := re.search(r"modelscope\.c[no]m?/datasets/([\w.-]+/[\w.-]+)", bare):
+        return _of_a_hub("data=hub data.source=modelscope", found[1], None, None)
+    name = bare.rstrip("/").rpartition("/")[2] or "FILE"
+    fetch = f"curl -L -o {name} '{address}'" if address.lower().startswith("http") else "with the tool of that store"
+    return f"Download it first ({fetch}), then data.path={name}. A data set of a hub is named: data=hub data.repo=ORG/NAME."
+
+
+def _of_a_hub(words: str, repo: str, revision: str | None, file: str | None) -> str:
+    more = (f" data.revision={revision}" if revision and revision != "main" else "") + (f" 'data.files={file}'" if file else "")
+    return f"It is a data set of a hub, which is named: {words} data.repo={repo}{more}"
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -1,12 +1,14 @@
 """Tables → rows, as objects whose keys are the columns: CSV, Parquet, Arrow.
 
-Each function gives (row, about how many bytes it is). A CSV's first line names the columns, and all its values are texts. Absent
-values of a Parquet or Arrow file are None, also the absent keys of an object inside a row: a table has all keys in all rows.
+Each function gives (row, about how many bytes it is). A CSV's first line names the columns, and all its values are texts; a line `sep=;` before
+it, as Excel writes, says what they are apart by. Absent values of a Parquet or Arrow file are None, also the absent keys of an object inside a
+row: a table has all keys in all rows. NaN, which pandas writes where there is no value, is None too.
 """
 
 import csv
 import io
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +20,8 @@ from tuner.errors import DataError
 
 CELL = 1 << 26
 """characters in one cell of a CSV file; a longer one is a quote that nobody closed"""
+SIGN = re.compile(r'"?sep=(.)"?')
+"""a line before the columns that says what they are apart by"""
 ROWS = 10_000
 """at most so many rows of a Parquet file at once, however short they look"""
 
@@ -29,14 +33,17 @@ def separated(stream: IO[bytes], file: Path, tabs: bool) -> Iterator[tuple[Any, 
     """
     csv.field_size_limit(CELL)  # of the whole process; 131,072 otherwise, which a long answer exceeds
     with io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="") as text:
+        sign = "\t" if tabs else ""
         for blank, head in enumerate(text):
-            if head.strip():
-                yield from _cells(head, blank, text, file, tabs)  # the rest of the text is read there
+            if said := SIGN.fullmatch(head.strip()):
+                sign = said[1]
+            elif head.strip():
+                yield from _cells(head, blank, text, file, sign)  # the rest of the text is read there
 
 
-def _cells(head: str, blank: int, text: Iterable[str], file: Path, tabs: bool) -> Iterator[tuple[Any, int]]:
+def _cells(head: str, blank: int, text: Iterable[str], file: Path, sign: str) -> Iterator[tuple[Any, int]]:
     unquoted = re.sub('"[^"]*"', "", head)
-    reader = csv.reader(itertools.chain([head], text), delimiter="\t" if tabs else max(",;\t", key=unquoted.count), strict=True)
+    reader = csv.reader(itertools.chain([head], text), delimiter=sign or max(",;\t", key=unquoted.count), strict=True)
     try:
         names = [name.strip() for name in next(reader)]
     except csv.Error as error:
@@ -133,7 +140,23 @@ def _values(batch: Any) -> list[Any]:
         if batch.num_rows == 1:
             return [Unreadable(reason=f"a value that can't be read ({_first_line(error)})")]
         return [value for i in range(batch.num_rows) for value in _values(batch.slice(i, 1))]
-    return values
+    return [_numbers(value) for value in values] if any(map(_has_floats, batch.schema.types)) else values
+
+
+def _has_floats(kind: Any) -> bool:
+    """Whether a column of this type may hold NaN, at any depth."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_floating(kind)) or any(_has_floats(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def _numbers(value: Any) -> Any:
+    """The same, with None for what is no number."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _numbers(inner) for key, inner in value.items()}
+    return [_numbers(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _check_names(names: Sequence[str], file: Path) -> None:

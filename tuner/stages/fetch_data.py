@@ -13,7 +13,7 @@ from typing import Any
 from tuner import pins
 from tuner.data import files as readers
 from tuner.data import rows, sources
-from tuner.data.conversation import Conversation, Label, Preference, RowError, Sample, Text
+from tuner.data.conversation import Conversation, Label, LeftOut, Preference, RowError, Sample, Text
 from tuner.errors import ConfigError, DataError
 from tuner.pins import HUBS, Pin
 from tuner.stage import Context, Stage, View
@@ -128,8 +128,12 @@ def run(context: Context) -> dict[str, Any]:
     found |= {name: context.out / name for name in own}
     described = parts(view)
     for number, apart in sorted({owner(name) for name in found}):
-        part = described[number]
-        look([file for name, file in sorted(found.items()) if owner(name) == (number, apart)], part.encoding, shape_of(part))
+        part, shape = described[number], shape_of(described[number])
+        mine = [file for name, file in sorted(found.items()) if owner(name) == (number, apart)]
+        for file in mine:
+            if said := readers.note(file, part.encoding, shape.letters):
+                context.say(f"  {file.name}: {said}")
+        look(mine, part.encoding, shape)
     facts = {"files": len(found), "bytes": sum(file.stat().st_size for file in found.values())}
     return facts | ({"hub": brought} if brought else {})
 
@@ -149,11 +153,11 @@ def look(found: Sequence[Path], encoding: str, shape: rows.Shape) -> None:
     """Read files until a row can be trained on. Raises DataError when none can."""
     read, compared, bad = 0, 0, list[str]()
     for file in found:
-        for count, samples, problems in _samples(file, encoding, shape):
+        for count, samples, problems, compares in _samples(file, encoding, shape):
             if any(map(trains, samples)):
                 return
             read += count
-            compared += sum(isinstance(sample, Preference | Label) for sample in samples)
+            compared += compares
             if len(bad) < SHOWN:
                 bad += [f"{file}:{line}: {reason}" for line, reason in problems][: SHOWN - len(bad)]
     raise DataError(f"{sources.named(found)}: {_why_none(read, compared, bad)}")
@@ -162,15 +166,16 @@ def look(found: Sequence[Path], encoding: str, shape: rows.Shape) -> None:
 def _why_none(read: int, compared: int, bad: Sequence[str]) -> str:
     """Why no row can be trained on, of so many that were read, so many of which compare answers; and what mends it."""
     many = f"{read:,} row{'s' if read > 1 else ''}"
-    if bad:
-        first = "\n  ".join(bad)
-        return f"none of {many} can be trained on. The first that can't be read:\n  {first}\nMend the rows, or say how to read them: data.format, data.columns."
+    first = "\n  ".join(bad)
     if compared:
         return (
             f"found {many} of comparisons (chosen and rejected, or a label), which no objective trains on yet. "
             "To train on the chosen answers alone: data.format=prompt data.columns.completion=chosen, "
             "or data.format=messages data.columns.messages=chosen where they are lists of turns."
+            + (f"\nSome of them can't be read as comparisons either. The first:\n  {first}" if bad else "")
         )
+    if bad:
+        return f"none of {many} can be trained on. The first that can't be read:\n  {first}\nMend the rows, or say how to read them: data.format, data.columns."
     return sources.no_answers(read)
 
 
@@ -179,23 +184,27 @@ def trains(sample: Sample) -> bool:
     return isinstance(sample, Text) or (isinstance(sample, Conversation) and sample.trains)
 
 
-def _samples(file: Path, encoding: str, shape: rows.Shape) -> Iterable[tuple[int, Sequence[Sample], Iterable[tuple[int, str]]]]:
-    """(how many rows, their samples, those that can't be read and why), a row or the rows of a tree at a time."""
-    entries: Iterator[tuple[int, Any]] = (entry for chunk in readers.chunks(file, encoding) for entry in readers.values(chunk))
+def _samples(file: Path, encoding: str, shape: rows.Shape) -> Iterable[tuple[int, Sequence[Sample], Iterable[tuple[int, str]], bool]]:
+    """(how many rows, their samples, those that can't be read and why, whether they compare answers), a row or the rows of a tree at a time."""
+    entries: Iterator[tuple[int, Any]] = (entry for chunk in readers.chunks(file, encoding, shape.letters) for entry in readers.values(chunk))
     head = list(islice(entries, 1))
     entries = chain(head, entries)
     if head and rows.gathers(head[0][1], shape):
         for tree in rows.gather(entries, shape):
-            yield len(tree.numbers), tree.samples, [(number, why) for number, why in tree.left.items() if number in tree.bad]
+            yield len(tree.numbers), tree.samples, [(number, why) for number, why in tree.left.items() if number in tree.bad], False
         return
     read = rows.reader(shape)
     for number, row in entries:
         try:
             if isinstance(row, readers.Unreadable):
                 raise RowError(row.reason)
-            yield 1, read(row), ()
+            samples = read(row)
         except RowError as error:
-            yield 1, (), [(number, str(error))]
+            yield 1, (), [(number, str(error))], rows.compares(row)
+        except LeftOut:
+            yield 1, (), (), False
+        else:
+            yield 1, samples, (), any(isinstance(sample, Preference | Label) for sample in samples)
 
 
 def progress(partial: Path) -> str | None:

@@ -5,7 +5,8 @@ a message   {"message_id", "parent_id" (null at the root), "message_tree_id", "t
 
 `best` is one conversation: from the root on, the reply of the lowest rank each time, those without a rank behind the ranked ones, else
 in the order they stand in. `all` is one for each leaf, best first; an answer that several of them share is trained in the first.
-A question at the end that nobody answered is cut off. Deleted messages and those that failed their review are left out with all replies to them.
+A question at the end that nobody answered is cut off. Messages that were deleted, that failed their review or that have no text are left out with all
+replies to them. So is a tree of another `tree_state` than ready_for_export: one that was aborted for its low grade, halted, or never finished.
 Nothing here recurses: a tree may be as deep as it likes.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tuner.data.conversation import Conversation, Message, RowError
+from tuner.data.conversation import Conversation, LeftOut, Message, RowError
 from tuner.data.formats.fields import Words, needed, quoted, speaker, text, told
 
 ROLES: Words = {"prompter": "user", "assistant": "assistant", "user": "user", "system": "system"}
@@ -21,6 +22,9 @@ ROLES: Words = {"prompter": "user", "assistant": "assistant", "user": "user", "s
 NOT_BEST = "not on the path of the best-ranked replies"
 UNANSWERED = "nobody answered it"
 CUT_OFF = "it answers a message that is left out"
+EMPTY = "it has no text"
+EXPORTED = "ready_for_export"
+"""the tree_state of a tree that is whole and reviewed"""
 NO_ROOT = "no way leads to it from the first message of its tree"
 
 
@@ -59,12 +63,14 @@ def is_message(row: Any) -> bool:
 
 
 def tree(row: Mapping[str, Any], words: Words = ROLES, paths: str = "best") -> tuple[Conversation, ...]:
-    """The conversations of a row that is a tree, none where nothing was answered. Raises RowError."""
+    """The conversations of a row that is a tree, none where nothing was answered. Raises RowError, and LeftOut."""
     if is_message(row):
         raise RowError(
             "a message of a tree becomes part of a conversation only together with those around it: its file must begin with such a row, "
             "or be read with data.format=oasst"
         )
+    if reason := _unfinished(row):
+        raise LeftOut(reason)
     first = needed(row, "prompt")
     if not isinstance(first, dict):
         raise RowError(f"prompt must be the first message of a tree, an object, and this is {told(first)}")
@@ -100,6 +106,8 @@ def grow(rows: Sequence[tuple[int, Any]], words: Words = ROLES, paths: str = "be
         left |= dict.fromkeys(numbers.values(), why)
         return Grown(left=left, bad=frozenset(left))
     bad = frozenset(left)
+    if reason := next((reason for _, row in rows if (reason := _unfinished(row))), ""):
+        return Grown(left=left | dict.fromkeys(numbers.values(), reason), bad=bad)
     for id_, node in nodes.items():
         parent = parents[id_]
         if parent in nodes:
@@ -122,11 +130,18 @@ def _node(value: Any, words: Words) -> Node:
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int | float)):
         raise RowError(f"rank must be a number or null, and this is {told(rank)}")
     deleted, failed = value.get("deleted") is True, value.get("review_result") is False
+    said = text(needed(value, "text"), "text")
     return Node(
-        message=Message(role=role, content=text(needed(value, "text"), "text"), trained=role == "assistant"),
+        message=Message(role=role, content=said, trained=role == "assistant"),
         rank=float("inf") if rank is None or rank != rank else rank,
-        left_out="it was deleted" if deleted else "it failed its review" if failed else "",
+        left_out="it was deleted" if deleted else "it failed its review" if failed else "" if said.strip() else EMPTY,
     )
+
+
+def _unfinished(row: Mapping[str, Any]) -> str:
+    """Why a tree is not to be used; empty where it is."""
+    state = row.get("tree_state")
+    return f"its tree is {state}, not {EXPORTED}" if isinstance(state, str) and state != EXPORTED else ""
 
 
 def _replies(value: Mapping[str, Any]) -> list[Any]:

@@ -3,7 +3,8 @@
 `{"text": "…"}` is a document for continued pre-training. A blank one gives nothing to train on.
 
 `{"text": "### Human: …### Assistant: …"}` is a conversation: turns begin at the marks `### Human:` and `### Assistant:`, with or without
-a line break before them, and at `### System:` where a line begins. Other headings (`### Step 1`) are text. White space around a turn is the form's.
+a line break before them, and at `### System:` where a line begins. Other headings (`### Step 1`) are text. `### human:` and `###Human:` are the
+same marks, in a text that begins so, or in which nobody answers otherwise. White space around a turn is the form's.
 A mark that begins a line inside a code fence is text as well, with those behind it in that fence: the answer shows what such a text
 looks like. A fence that nobody closes, or that is followed by one that opens (```python), was left open and quotes nothing.
 `{"input": "### Human: … ### Assistant:", "output": "…"}` is the same, with the last answer, whatever is in it, apart.
@@ -18,10 +19,12 @@ from tuner.data.formats.fields import needed, quoted, text
 from tuner.data.formats.turns import conversation
 
 MARKS = ("### Human:", "### Assistant:", "### System:")
-SPEAKERS: Mapping[str, Speaker] = {"Human": "user", "Assistant": "assistant", "System": "system"}
-BEGIN = re.compile(r"\s*### (?:Human|Assistant|System):")
-TOKENS = re.compile(r"### (?P<who>Human|Assistant|System):|```+(?P<info>\w*)")
-MARK = re.compile(r"### (?P<who>Human|Assistant|System):")
+SPEAKERS: Mapping[str, Speaker] = {"human": "user", "assistant": "assistant", "system": "system"}
+BEGIN = re.compile(r"\s*### ?(?:Human|Assistant|System):", re.IGNORECASE)
+_EXACT, _LOOSE = r"### (?P<who>Human|Assistant|System):", r"(?i:### ?(?P<who>Human|Assistant|System):)"
+EXACT = re.compile(rf"\s*{_EXACT}")
+FENCED = tuple(re.compile(rf"{mark}|```+(?P<info>\w*)") for mark in (_EXACT, _LOOSE))
+PLAIN = tuple(map(re.compile, (_EXACT, _LOOSE)))
 """the same without fences, which is much faster"""
 
 
@@ -40,40 +43,47 @@ def guanaco(row: Mapping[str, Any]) -> Conversation:
     """Raises RowError."""
     apart = is_marked(row.get("input")) and "output" in row
     found = text(row["input"] if apart else needed(row, "text"), "input" if apart else "text")
-    messages: list[Message] = []
-    end, who = 0, None
-    for mark in marks(found):
-        _turn(messages, who, found[end : mark.start()])
-        end, who = mark.end(), mark["who"]
+    messages, who, rest = _read(found, 0 if EXACT.match(found) else 1)
+    if not any(message.role == "assistant" for message in messages) and who != "assistant":
+        messages, who, rest = _read(found, 1)
     if who is None:
         raise RowError(f"the text must begin with one of the marks {', '.join(MARKS)}, and none is in {quoted(found)}")
-    rest = found[end:]
     if apart:
-        if who != "Assistant" or rest.strip():
+        if who != "assistant" or rest.strip():
             raise RowError("input must end with the mark ### Assistant:, as output is what follows it")
         rest = text(row["output"], "output")
     _turn(messages, who, rest)
     return conversation(row, messages)
 
 
+def _read(found: str, loose: int) -> tuple[list[Message], str | None, str]:
+    """The turns up to the last mark, whose it is, and what follows it."""
+    messages: list[Message] = []
+    end, who = 0, None
+    for mark in marks(found, loose):
+        _turn(messages, who, found[end : mark.start()])
+        end, who = mark.end(), mark["who"].lower()
+    return messages, who, found[end:]
+
+
 def _turn(messages: list[Message], who: str | None, said: str) -> None:
     if who:
-        messages.append(Message(role=SPEAKERS[who], content=said.strip(), trained=who == "Assistant"))
+        messages.append(Message(role=SPEAKERS[who], content=said.strip(), trained=who == "assistant"))
     elif said.strip():
         raise RowError(f"the text must begin with one of the marks {', '.join(MARKS)}, and {quoted(said.strip())} stands before the first")
 
 
-def marks(value: str) -> Iterator[re.Match[str]]:
-    """The marks at which turns begin."""
+def marks(value: str, loose: int = 0) -> Iterator[re.Match[str]]:
+    """The marks at which turns begin; if `loose`, in any case and with or without the blank."""
     if "```" not in value:
-        yield from (mark for mark in MARK.finditer(value) if mark["who"] != "System" or _begins_line(value, mark))
+        yield from (mark for mark in PLAIN[loose].finditer(value) if mark["who"].lower() != "system" or _begins_line(value, mark))
         return
     held: list[re.Match[str]] = []
     inside = False
-    for token in TOKENS.finditer(value):
+    for token in FENCED[loose].finditer(value):
         if token["who"]:
             first = _begins_line(value, token)
-            if token["who"] == "System" and not first:
+            if token["who"].lower() == "system" and not first:
                 continue
             if inside and (held or first):
                 held.append(token)
