@@ -18,7 +18,7 @@ GOLDEN: dict[str, str] = {
     "convert": "329cef241334",
     "merge": "eb57af251ee2",
     "baseline": "978ffffcf14b",
-    "evaluate": "534c999260cb",
+    "evaluate": "fafff07a6284",
 }
 
 

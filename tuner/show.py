@@ -7,7 +7,7 @@ from typing import Any
 from tuner import budget, outlook
 from tuner.errors import Stopped
 from tuner.plan import Step
-from tuner.report.page import printable
+from tuner.report.page import printable, stands_on
 from tuner.runs import Run, store_of
 from tuner.schema import Config
 from tuner.shapes import model_shapes
@@ -109,7 +109,7 @@ def summary(run: Run) -> str:
     if held_out["tokens"]:
         loss, perplexity = held_out["loss"], held_out["perplexity"]
         lines.append(
-            f"held-out loss {loss['before']:.4f} → {loss['after']:.4f}, perplexity {perplexity['before']:.2f} → {perplexity['after']:.2f} ({held_out['tokens']:,} tokens)"
+            f"held-out loss {loss['before']:.4f} → {loss['after']:.4f}, perplexity {perplexity['before']:.2f} → {perplexity['after']:.2f} ({stands_on(held_out['tokens'])})"
         )
     for answer in report["answers"]:
         lines += [printable(answer["prompt"]), f"    before  {printable(answer['before'])}", f"    after   {printable(answer['after'])}"]

@@ -20,7 +20,7 @@ EVIL = """</p><script>alert("1")</script> <img src=x onerror=alert(1)> {{ 7 * 7 
 VOID = {"meta", "path", "polyline", "circle"}
 
 
-def report(loss: float, *, answers: dict[str, str] | None = None, tokens: int = 100) -> dict[str, Any]:
+def report(loss: float, *, answers: dict[str, str] | None = None, tokens: int = 5000) -> dict[str, Any]:
     told = [{"prompt": prompt, "before": f"the base on {prompt}", "after": text} for prompt, text in (answers or {}).items()]
     held_out = {"tokens": tokens, "loss": {"before": 3.0, "after": loss}, "perplexity": {"before": 20.0855, "after": 2.718281828**loss}}
     return {"version": 1, "held_out": held_out, "answers": told}
@@ -95,6 +95,15 @@ def test_losses_over_other_held_out_tokens_are_not_ranked() -> None:
     for shown in (to_text(comparison, 200, colour=False), to_html(comparison)):
         assert "different tokens (A | B)" in shown
         assert "cannot be compared" in shown
+
+
+def test_few_held_out_tokens_are_said() -> None:
+    comparison = gather([side(), side(report=report(1.5, tokens=174)), side(loss=None), side(report=report(1.6, tokens=1999))], [])
+    assert score(comparison, "held_out_tokens") == ([5000, 174, None, 1999], [])
+    words = "Few tokens were held out (B 174 | D 1,999): under 2,000 a small difference between losses may be chance."
+    assert words in comparison["notes"]
+    assert words in re.sub(r"\s+", " ", to_text(comparison, 80, colour=False))
+    assert words in to_html(comparison)
 
 
 def test_a_run_that_measured_nothing_does_not_spoil_the_ranking() -> None:

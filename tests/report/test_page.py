@@ -24,6 +24,14 @@ def test_markdown_shows_answers_as_written() -> None:
     assert "### 你是谁？" in page
 
 
+@pytest.mark.parametrize(("tokens", "little"), [(1, True), (1999, True), (2000, False), (54_321, False)])
+def test_it_says_how_many_tokens_a_loss_stands_on_and_where_they_are_few(tokens: int, little: bool) -> None:
+    report = compare(BEFORE | {"tokens": tokens}, AFTER | {"tokens": tokens})
+    for text in (headline(report), to_markdown(report)):
+        assert f"{tokens:,} tokens" in text
+        assert ("which is little" in text) is little
+
+
 def test_nothing_held_out_and_nothing_asked() -> None:
     nothing = {"loss": None, "perplexity": None, "tokens": 0, "answers": []}
     report = compare(nothing, nothing)

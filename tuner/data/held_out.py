@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tuner.data.documents import Documents
 from tuner.data.ledger import Source
 from tuner.data.packing import held_out
+from tuner.report.page import stands_on
 
 FEW = 200
 """rows, below which those that are held out are missed in training"""
@@ -53,7 +54,7 @@ class Apart:
             same = self.drawn and self.of_rows > 1 and self.of_contents == 1
             return [f"nothing is held out: all {self.of_rows:,} rows hold the same tokens"] if same else []
         distinct = f" ({self.contents:,} of {self.of_contents:,} that differ)" if self.of_contents < self.of_rows else ""
-        line = f"held out: {self.rows:,} of {self.of_rows:,} rows{distinct}; a loss stands on {self.tokens:,} of their tokens"
+        line = f"held out: {self.rows:,} of {self.of_rows:,} rows{distinct}; a loss stands on {stands_on(self.tokens)}"
         return [line, self.cost] if self.cost else [line]
 
 

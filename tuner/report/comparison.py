@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tuner.report import chart
+from tuner.report.page import LITTLE
 
 T = TypeVar("T")
 
@@ -93,6 +94,9 @@ SCORES = {
     "held_out_loss": Score(label="held-out loss", value=_held_out("loss", "after"), shown="{:.4f}".format, best=min, held_out=True),
     "perplexity_base": Score(label="perplexity, base", value=_held_out("perplexity", "before"), shown=perplexity, held_out=True),
     "perplexity": Score(label="perplexity", value=_held_out("perplexity", "after"), shown=perplexity, best=min, held_out=True),
+    "held_out_tokens": Score(
+        label="held-out tokens", value=lambda side: side.report["held_out"]["tokens"] if side.report else None, shown="{:,}".format
+    ),
     # Nothing to win below: a last step's loss is over whatever packs it had, and a run that saw less took less time.
     "loss": Score(label="training loss", value=_trained("loss"), shown="{:.4f}".format),
     "step": Score(label="step converted", value=lambda side: side.convert.get("step"), shown="{:,}".format),
@@ -129,6 +133,9 @@ def gather(sides: Sequence[Side], differing: Sequence[Differing]) -> dict[str, A
         notes.append(
             f"The runs held out different tokens ({groups}). Losses over different held-out sets cannot be compared, so none is marked as best."
         )
+    if few := [i for i, count in enumerate(scores["held_out_tokens"]["values"]) if count and count < LITTLE]:
+        counts = " | ".join(f"{labels[i]} {scores['held_out_tokens']['values'][i]:,}" for i in few)
+        notes.append(f"Few tokens were held out ({counts}): under {LITTLE:,} a small difference between losses may be chance.")
     if any(question not in rows for rows, side in zip(asked, sides, strict=True) if side.report for question in questions):
         notes.append(f"The runs were asked different questions; {MISSING} stands where a run was not asked.")
     return {

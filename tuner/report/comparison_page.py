@@ -23,7 +23,7 @@ def to_html(comparison: Mapping[str, Any]) -> str:
     width = comparison["steps_a_point"]
     captions = {
         "loss": f"Each point is the mean over {width} steps." if width > 1 else "",
-        "held_out": "Measured on some of the held-out tokens, whenever a step was saved.",
+        "held_out": "Measured on up to 64 packs of the held-out tokens.",
     }
     charts = [(title, captions[name], chart.draw(comparison["curves"][name])) for name, title in CURVES.items()]
     return environment.from_string(template).render(

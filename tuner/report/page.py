@@ -9,6 +9,9 @@ from typing import Any
 
 VERSION = 1
 
+LITTLE = 2_000
+"""held-out tokens, under which a loss says little"""
+
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """Two measurements ({"loss", "perplexity", "tokens", "answers"}) as one report.
@@ -35,7 +38,7 @@ def headline(report: Mapping[str, Any]) -> str:
 
     >>> loss, nothing = {"before": 2.0, "after": 1.5}, {"before": None, "after": None}
     >>> headline({"held_out": {"tokens": 1200, "loss": loss, "perplexity": {"before": 7.389, "after": 4.4817}}})
-    'held-out loss 2.0000 → 1.5000, perplexity 7.389 → 4.482, over 1,200 tokens'
+    'held-out loss 2.0000 → 1.5000, perplexity 7.389 → 4.482, over 1,200 tokens, which is little: under 2,000 a small difference may be chance'
     >>> headline({"held_out": {"tokens": 0, "loss": nothing, "perplexity": nothing}})
     'nothing was held out (data.held_out=0), so no loss was measured'
     """
@@ -45,8 +48,17 @@ def headline(report: Mapping[str, Any]) -> str:
         return "nothing was held out (data.held_out=0), so no loss was measured"
     return (
         f"held-out loss {loss['before']:.4f} → {loss['after']:.4f}, "
-        f"perplexity {perplexity['before']:.4g} → {perplexity['after']:.4g}, over {held_out['tokens']:,} tokens"
+        f"perplexity {perplexity['before']:.4g} → {perplexity['after']:.4g}, over {stands_on(held_out['tokens'])}"
     )
+
+
+def stands_on(tokens: int) -> str:
+    """How many held-out tokens a loss is over, and whether that is little.
+
+    >>> stands_on(2000), stands_on(174)
+    ('2,000 tokens', '174 tokens, which is little: under 2,000 a small difference may be chance')
+    """
+    return f"{tokens:,} tokens" + (f", which is little: under {LITTLE:,} a small difference may be chance" if tokens < LITTLE else "")
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
@@ -58,7 +70,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     else:
         lines += ["| | before | after |", "| --- | ---: | ---: |"]
         lines += [f"| held-out {key} | {held_out[key]['before']:.4f} | {held_out[key]['after']:.4f} |" for key in ("loss", "perplexity")]
-        lines += ["", f"Loss in nats per token, over {held_out['tokens']:,} tokens that were kept out of training."]
+        lines += ["", f"Loss in nats per token, over tokens that were kept out of training: {stands_on(held_out['tokens'])}."]
     if report["answers"]:
         lines += ["", "## Answers", "", "Greedy, one turn each."]
     for row in report["answers"]:

@@ -13,9 +13,11 @@ from tuner.errors import ConfigError, DataError
 from tuner.models.adapters import trainable
 from tuner.models.load import DTYPES, compute_dtype
 from tuner.models.sidecars import spoken
+from tuner.report.page import stands_on
 from tuner.stage import Context, View, identity_of
 from tuner.train import facts as facts_of
 from tuner.train import fragments, resume, steps
+from tuner.train.batch import count_targets
 from tuner.train.build import autocast_of, build_engine, build_model, choose_attention, describe, operations
 from tuner.train.checkpoint import Saver
 from tuner.train.deterministic import deterministic
@@ -73,6 +75,9 @@ def _train(ctx: Context, world: World, stop: Stop, facts: dict[str, Any], before
     recipe = recipe_of(ctx.config, min(facts["micro_batch"], each), horizon, ends_early=order.steps < whole.steps)
     for line in outlook(ctx.config, order, world, recipe.micro_batch, each, short_name(compute), facts, why):
         say(line)
+    held = held_out(tokens)
+    if held:
+        say(f"held-out loss while training: {len(held)} pack{'s' * (len(held) > 1)}, {stands_on(count_targets(held))}")
 
     start, seen = (found.step, found.tokens) if found else (0, 0)
     journal = open_journal(ctx, world, start, say)
@@ -82,7 +87,7 @@ def _train(ctx: Context, world: World, stop: Stop, facts: dict[str, Any], before
     try:
         with Saver(out, rank=world.rank, of=world.size, timeout=machine.timeout, prune=lambda: prune(out, recipe, resumable=2)) as saver:
             done = train(
-                engine, packs, order, recipe, world=world, begin=start, tokens=seen, held_out=held_out(tokens), journal=journal,
+                engine, packs, order, recipe, world=world, begin=start, tokens=seen, held_out=held, journal=journal,
                 saver=saver, stop=stop, say=say, where=where, flops=count_flops, peak=peak, sample=sample,
             )  # fmt: skip
         failed = False
