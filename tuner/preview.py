@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from tuner.data import files, reading
 from tuner.data.job import NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, Made, Settings
+from tuner.data.ledger import Source, ranked, unread
 from tuner.data.prepare import Maker
 from tuner.data.rows import Shape
 from tuner.errors import ConfigError
@@ -102,20 +103,27 @@ def preview(
     for place in wished:
         if not any(place.means(file) for file in listed):
             raise ConfigError(f"{place.word}: no file or source of the data is called {place.file}. There are: {', '.join(_called(listed))}.")
+    settings = reading.surveyed(settings, listed)
     maker = Maker(settings)
     words = words_of(maker.template.tokenizer)
     drawn = reading.draws(settings, listed, takes, seed)
     coloured = "--json" not in flags and is_coloured()
     if "--json" not in flags:
         print("green is trained" if coloured else "what stands between ⟦ and ⟧ is trained", file=sys.stderr, flush=True)
+    counted: dict[str, Source] = {}
     for file, unit in _chosen(settings, listed, wished, drawn):
-        looks = list(look(maker, file, unit, skip))
+        made, looks = look(maker, file, unit, skip)
+        shown = counted.setdefault(file.label, Source(source=file.label, file=file.name))
+        shown.rows += made.read
+        shown.not_read(made.unread)
         if "--json" in flags:
             for value in as_json(looks, words):
                 print(json.dumps(value), flush=True)
         else:
             text = as_text(looks, words, painter(coloured), marks=not coloured, ids="--ids" in flags, whole="--all" in flags)
             print(text, flush=True)
+    for line in unread(counted.values()):
+        print(line, file=sys.stderr, flush=True)
     return 0
 
 
@@ -172,12 +180,17 @@ def units(file: reading.File, shape: Shape, times: NDArray[np.int64] | None, nea
         at += reading.units(cut) if times is not None else 0
 
 
-def look(maker: Maker, file: reading.File, unit: Unit, skip: bool) -> Iterator[Look]:
+def look(maker: Maker, file: reading.File, unit: Unit, skip: bool) -> tuple[Made, list[Look]]:
     """What becomes of a row: its documents as the packs will hold them, and why it, or a part of it, is left out."""
     drawn = None if unit.times else np.zeros(1, dtype=np.bool_)
     made = maker.make(Job(source=file.source, rows=unit.cut, drawn=drawn))
+    return made, list(_looks(maker, made, file, unit, skip))
+
+
+def _looks(maker: Maker, made: Made, file: reading.File, unit: Unit, skip: bool) -> Iterator[Look]:
+    strange = [name for name, entry in ranked(made.unread) if not entry.left]
     whole = _endless(maker).make(Job(source=file.source, rows=unit.cut))
-    blank = Look(source=file.label, file=file.name, apart=file.apart, rows=len(unit.numbers), times=unit.times, row=unit.row)
+    blank = Look(source=file.label, file=file.name, apart=file.apart, rows=len(unit.numbers), times=unit.times, row=unit.row, unread=strange)
     wholes = dict(zip(whole.parts.tolist(), _documents(whole), strict=True))
     kept: dict[int, list[Document]] = {number: [] for number in sorted({*wholes, *made.parts.tolist()})}
     for number, document in zip(made.parts.tolist(), _documents(made), strict=True):

@@ -266,6 +266,10 @@ class Part:
     """words for the `{{name}}` places in the rows"""
     system: str | None = of_text(default=None)
     """a system prompt for conversations that bring none, before model.chat.default_system"""
+    leave: str | tuple[str, ...] = identity("tokenize", default=(), left_out=())
+    """what no format reads of the rows and is to be left, such as [id,messages.timestamp]; `*` is all. The ledger counts it, and no line names it"""
+    unread: Literal["name", "error"] = identity("tokenize", default="name", left_out="name")
+    """what happens where something else is not read of a row, a column with text or a key of a turn: it is named once, or the row is an error"""
     take: int | float | None = identity("tokenize", default=None, left_out=None)
     """how many rows are drawn (by data.seed), or as which share; 2.0 takes each twice"""
 

@@ -408,7 +408,7 @@ def test_a_bad_row_is_refused_in_words(row: Any, words: str) -> None:
         ("text", "a", "a row must be an object"),
         ("guanaco", {"text": "a"}, "must begin with one of the marks"),
         ("guanaco", {"text": "a### Human: b"}, "'a' stands before the first"),
-        ("label", said(U, A, label="good"), "label must be true or false"),
+        ("label", said(U, A, label="maybe"), "label must be true or false"),
         ("label", {"label": True, "text": "a"}, "a label needs a conversation"),
         ("preference", said(U), "chosen is expected"),
         ("oasst", {"prompt": "a"}, "prompt must be the first message of a tree"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ NO_ANSWER = "no assistant turn with text is trained"
 TOO_LONG = "longer than data.length"
 OUT_OF_REACH = "no trained token within data.length"
 NOT_DRAWN = "not drawn (take)"
+EXAMPLES = 20
+"""rows with something unread that are kept to try on them what would read it"""
 
 
 def _none(kind: Any) -> Any:
@@ -28,6 +31,14 @@ class Source:
     shape: rows.Shape
     fill: dict[str, str]
     system: str | None
+    leave: tuple[str, ...] = ()
+    """patterns of what is known not to be read of a row"""
+    strict: bool = False
+    """whether a row of which something else is not read is an error"""
+
+    def is_left(self, name: str) -> bool:
+        """Whether it is known that this is not read."""
+        return any(fnmatchcase(name, pattern) for pattern in self.leave)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +70,27 @@ class Job:
 
 
 @dataclass(kw_only=True, slots=True)
+class Unread:
+    """A column, or a key of turns, that no format reads."""
+
+    rows: int = 0
+    """in which it says something"""
+    texts: int = 0
+    """of them, those where it is more than a word"""
+    left: bool = False
+    """whether data.leave knows it"""
+    examples: list[Any] = field(default_factory=list)
+    """the first few rows with a text there, as they are in the file"""
+
+    def add(self, rows: int, texts: int, example: Any = None) -> None:
+        """Count rows; `example` is one of them."""
+        self.rows += rows
+        self.texts += texts
+        if example is not None and texts and len(self.examples) < EXAMPLES:
+            self.examples.append(example)
+
+
+@dataclass(kw_only=True, slots=True)
 class Made:
     """What became of a job's rows. Lines are in the order of the rows; each list of them is whole."""
 
@@ -74,6 +106,8 @@ class Made:
     """rows of which the end was left out"""
     split: int = 0
     """rows that became several documents, each within length"""
+    unread: dict[str, "Unread"] = field(default_factory=dict)
+    """by name, what no format reads of the rows that were read"""
     places: NDArray[np.int64] = field(default_factory=_none(np.int64))
     """[D] the place of a document's row (or tree) among the job's, from 0"""
     lines: NDArray[np.int32] = field(default_factory=_none(np.int32))

@@ -1,10 +1,12 @@
 """The ledger: what became of every row, by source and line, and what the packs hold."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tuner.data.job import EXAMPLES, Unread
 
 FIRST = 10
 """lines that are named for each reason"""
@@ -33,6 +35,8 @@ class Source:
     trained_tokens: int = 0
     dropped: dict[str, dict[str, Any]] = field(default_factory=dict)
     """by reason: how many rows, and the first lines"""
+    unread: dict[str, Unread] = field(default_factory=dict)
+    """by name, what no format reads: columns, and keys of turns; most of them texts first"""
 
     def drop(self, reason: str, lines: Sequence[int], why: Sequence[str] = ()) -> None:
         """Count rows that are left out; `why` says more of each."""
@@ -44,6 +48,13 @@ class Source:
         entry["first"] += lines[:room]
         if why and room:
             entry.setdefault("why", []).extend(why[:room])
+
+    def not_read(self, found: Mapping[str, Unread]) -> None:
+        """Count what no format reads."""
+        for name, more in found.items():
+            entry = self.unread.setdefault(name, Unread(left=more.left))
+            entry.add(more.rows, more.texts)
+            entry.examples += more.examples[: EXAMPLES - len(entry.examples)]
 
     @property
     def lost(self) -> int:
@@ -67,17 +78,64 @@ def write(path: Path, sources: Iterable[Source], *, length: int, train: dict[str
     entries = []
     for source in sources:
         assert source.rows == source.kept + source.lost, f"{source.file}: {source.rows} rows, {source.kept} kept, {source.lost} dropped"
-        entries.append(asdict(source))
+        entries.append(asdict(source) | {"unread": {name: _plain(entry) for name, entry in ranked(source.unread)}})
     ledger = {"length": length, "sources": entries, "train": train, "held_out": held_out}
     path.write_text(json.dumps(ledger, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def ranked(unread: Mapping[str, Unread]) -> list[tuple[str, Unread]]:
+    """What is not read, most of it texts first."""
+    return sorted(unread.items(), key=lambda item: (-item[1].texts, -item[1].rows, item[0]))
+
+
+def _plain(entry: Unread) -> dict[str, Any]:
+    return {"rows": entry.rows, "texts": entry.texts} | ({"left": True} if entry.left else {})
+
+
+Use = Callable[[str, Mapping[str, Unread]], str | None]
+
+NAMED = 4
+"""things not read that a line names"""
+
+
+def unread(sources: Iterable[Source], use: Use | None = None) -> list[str]:
+    """A line for each source, or file, of which something is not read that is not known to be left.
+
+    use   gives, for the label of a source and what is not read of it, the words that were found to read it
+    """
+    groups: dict[str, list[Source]] = {}
+    for source in sources:
+        groups.setdefault(source.source, []).append(source)
+    lines = []
+    for label, group in groups.items():
+        merged = Source(source=label, file="")
+        for source in group:
+            merged.not_read({name: entry for name, entry in source.unread.items() if not entry.left})
+        if merged.unread:
+            lines.append(
+                (f"{label}: " if label else "")
+                + told(merged.unread, sum(source.rows for source in group), use(label, merged.unread) if use else None)
+            )
+    return lines
+
+
+def told(found: Mapping[str, Unread], rows: int, use: str | None = None) -> str:
+    """What is not read of so many rows, in a line; `use` says what would read it."""
+    kinds: dict[str, list[str]] = {}
+    first = ranked(found)[:NAMED]
+    for name, entry in first:
+        kinds.setdefault(f"{'text ' if entry.texts else ''}in {entry.rows:,} of {rows:,} rows", []).append(name)
+    said = "; ".join(f"{', '.join(names)}, {where}" if where.startswith("text") else f"{', '.join(names)} {where}" for where, names in kinds.items())
+    more = f"; and {len(found) - len(first)} more (in ledger.json)" if len(found) > len(first) else ""
+    return f"not read: {said}{more}" + (f"; to use it: {use}" if use else "")
 
 
 SHOWN = 12
 """lines of the table; what is more is summed up"""
 
 
-def table(sources: Sequence[Source]) -> list[str]:
-    """The counts as lines of a table: a source of a mixture, or else a file, to a line; then why rows were left out."""
+def table(sources: Sequence[Source], use: Use | None = None) -> list[str]:
+    """The counts as lines of a table: a source of a mixture, or else a file, to a line; then why rows were left out, and what is not read of them."""
     groups: dict[str, list[Source]] = {}
     for source in sources:
         groups.setdefault(source.source or source.file, []).append(source)
@@ -93,7 +151,7 @@ def table(sources: Sequence[Source]) -> list[str]:
     widths = [max(len(head), *(len(f"{row[i]:,}") for _, row in counts)) for i, head in enumerate(heads)]
     lines = [f"{'':{wide}}  " + "  ".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
     lines += [f"{name:{wide}}  " + "  ".join(f"{n:>{width},}" for n, width in zip(row, widths, strict=True)) for name, row in counts]
-    return lines + reasons(sources)
+    return lines + reasons(sources) + unread(sources, use)
 
 
 def reasons(sources: Iterable[Source]) -> list[str]:

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,8 @@ from tuner.data.conversation import (
     with_system,
     without_reasoning,
 )
-from tuner.data.job import NO_ANSWER, NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, Made, Settings, Source
+from tuner.data.formats.unread import is_prose
+from tuner.data.job import NO_ANSWER, NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, Made, Settings, Source, Unread
 from tuner.data.pieces import Batch
 from tuner.data.tokenizer import load_vocabulary
 
@@ -84,8 +86,21 @@ class Maker:
             self._write(made, units)
         return made
 
+    def _remains(self, row: Any, source: Source, made: Made) -> None:
+        """Count what is not read of a row. Raises RowError where that is asked for."""
+        if not (found := rows.remains(row, source.shape)):
+            return
+        if source.strict and (strange := [name for name in found if not source.is_left(name)]):
+            raise RowError(_strange(strange))
+        for name, value in found.items():
+            if (entry := made.unread.get(name)) is None:
+                entry = made.unread[name] = Unread(left=source.is_left(name))
+            texts = is_prose(value)
+            entry.add(1, texts, row if texts and not entry.left else None)
+
     def _samples(self, job: Job, made: Made) -> Iterator[tuple["_Unit", Sequence[Sample]]]:
         """What is wanted and can be read."""
+        source = self.settings.sources[job.source]
         if isinstance(job.rows, tuple):
             for place, tree in enumerate(job.rows):
                 made.read += len(tree.numbers)
@@ -97,7 +112,13 @@ class Maker:
                         made.bad.append((line, reason))
                     else:
                         made.drop(reason, [line])
-                if lines := [line for line in tree.numbers if line not in tree.left]:
+                for name, (count, texts) in tree.unread.items():
+                    entry = made.unread.setdefault(name, Unread(left=source.is_left(name)))
+                    entry.add(count, texts)
+                lines = [line for line in tree.numbers if line not in tree.left]
+                if lines and source.strict and (strange := [name for name in tree.unread if not made.unread[name].left]):
+                    made.bad += [(line, _strange(strange)) for line in lines]
+                elif lines:
                     yield _Unit(place=place, lines=lines), tree.samples
             return
         reader = self._readers[job.source]
@@ -110,6 +131,7 @@ class Maker:
             else:
                 try:
                     samples = reader(row)
+                    self._remains(row, source, made)
                 except RowError as error:
                     made.bad.append((line, str(error)))
                 except LeftOut as reason:
@@ -217,6 +239,11 @@ def windows(ids: NDArray[np.int32], trained: NDArray[np.bool_], length: int) -> 
         piece = trained[at : at + length].copy()
         piece[0] = False
         yield Document(ids=ids[at : at + length], trained=piece, cut="split")
+
+
+def _strange(names: Sequence[str]) -> str:
+    found = ", ".join(names)
+    return f"no format reads {found}, and data.unread=error refuses that; to leave it: data.leave=[{','.join(names)}], and to use it: data.columns"
 
 
 def _hash(ids: NDArray[np.int32]) -> int:

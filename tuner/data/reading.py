@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuner.cpu import cores
-from tuner.data import files, packing, rows
+from tuner.data import files, packing, rows, survey
 from tuner.data.documents import Documents
 from tuner.data.formats.oasst import CUT_OFF, NOT_BEST, UNANSWERED
 from tuner.data.job import NO_ANSWER, NOT_DRAWN, TOO_LONG, Job, Made, Settings
@@ -139,6 +139,7 @@ def _account(made: Made, source: Source, path: Path, bad: Refused, long: Refused
     source.kept += made.kept
     source.truncated += made.truncated
     source.split += made.split
+    source.not_read(made.unread)
 
 
 Cut = files.Chunk | tuple[rows.Gathered, ...]
@@ -165,6 +166,15 @@ def cuts(file: File, shape: rows.Shape) -> Iterator[Cut]:
 def units(cut: Cut) -> int:
     """What a draw counts: rows, or trees."""
     return len(cut) if isinstance(cut, tuple) else files.count(cut)
+
+
+def surveyed(settings: Settings, listed: Sequence[File]) -> Settings:
+    """The settings, with what each whole source says of its rows."""
+    sources = list(settings.sources)
+    for number in sorted({file.source for file in listed}):
+        found = [(file.path, file.encoding) for file in listed if file.source == number]
+        sources[number] = replace(sources[number], shape=survey.surveyed(found, sources[number].shape))
+    return replace(settings, sources=tuple(sources))
 
 
 def draws(settings: Settings, listed: Sequence[File], takes: Sequence[int | float | None], seed: int) -> list[NDArray[np.int64] | None]:

@@ -23,25 +23,42 @@ from typing import Any
 from tuner.data.conversation import LeftOut, RowError, Sample, Speaker
 from tuner.data.files import Unreadable
 from tuner.data.formats import alpaca, messages, oasst, preference, pretrain, prompt, sharegpt, text, xtuner
-from tuner.data.formats.columns import mapped
+from tuner.data.formats import unread as unread_of
+from tuner.data.formats.columns import inside, mapped, places, rest
+from tuner.data.formats.facts import Facts
 from tuner.data.formats.fields import Words, needed, told
 from tuner.data.formats.fields import text as text_of
 from tuner.data.formats.keys import by_name, sniff, understood
 from tuner.errors import ConfigError
 
-__all__ = ["COLUMNS", "VERSIONS", "Gathered", "Reader", "Shape", "compares", "gather", "gathers", "read", "reader", "sniff", "versions"]
+__all__ = [
+    "COLUMNS",
+    "VERSIONS",
+    "Gathered",
+    "Reader",
+    "Shape",
+    "compares",
+    "gather",
+    "gathers",
+    "read",
+    "reader",
+    "remains",
+    "sniff",
+    "unread",
+    "versions",
+]
 
 VERSIONS = {
-    "messages": 3,
-    "sharegpt": 3,
+    "messages": 4,
+    "sharegpt": 4,
     "xtuner": 1,
-    "alpaca": 2,
-    "prompt": 1,
+    "alpaca": 3,
+    "prompt": 2,
     "text": 1,
     "guanaco": 2,
     "oasst": 2,
-    "preference": 1,
-    "label": 1,
+    "preference": 2,
+    "label": 2,
     "chosen": 1,
 }
 """each bumped when its function would read the same row differently"""
@@ -85,6 +102,8 @@ class Shape:
     """system, user, assistant or tool → more words for it"""
     paths: str = "best"
     """of trees: `best` or `all`"""
+    facts: Facts = field(default_factory=Facts)
+    """what the whole source says of each row (tuner.data.survey)"""
 
     @property
     def letters(self) -> bool:
@@ -103,11 +122,23 @@ class Gathered:
     """number of a row → why it is in no sample"""
     bad: frozenset[int] = frozenset()
     """which of those can't be read: the file is wrong there"""
+    unread: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """what no format reads of them → in how many of the rows, and in how many it is more than a word"""
 
 
 def reader(shape: Shape) -> Reader:
     """The function that reads such rows: it gives a row's samples, mostly one, none where there is nothing to train on, or raises RowError."""
-    return _reader(shape.format, tuple(shape.columns.items()), _frozen(shape.roles), shape.paths)
+    return _reader(shape.format, tuple(shape.columns.items()), _frozen(shape.roles), shape.paths, shape.facts.verdict)
+
+
+def unread(row: Any, shape: Shape) -> tuple[str, ...]:
+    """The places of a row that was read which hold something that its format does not read: `context`, `messages.thought`."""
+    return tuple(remains(row, shape))
+
+
+def remains(row: Any, shape: Shape) -> dict[str, Any]:
+    """The same, each with what it holds; of several such places in a row the first."""
+    return _remainder(shape.format, tuple(shape.columns.items()), _frozen(shape.roles), shape.facts.verdict)(row)
 
 
 def read(row: Any, shape: Shape) -> tuple[Sample, ...]:
@@ -116,17 +147,32 @@ def read(row: Any, shape: Shape) -> tuple[Sample, ...]:
 
 
 @lru_cache(maxsize=256)
-def _reader(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, paths: str) -> Reader:
-    readers = _readers(roles, paths)
+def _reader(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, paths: str, verdict: str | None) -> Reader:
+    readers, meant = _readers(roles, paths, verdict), _namer(format, columns, verdict)
     if format not in ("auto", "chosen") and format not in readers:
         raise ConfigError(f"data.format={format} is not known; known are auto, {', '.join(VERSIONS)}.")
+
+    def read_one(row: Any) -> tuple[Sample, ...]:
+        name, placed = meant(row)
+        return readers[name](placed)
+
+    def read_chosen(row: Any) -> tuple[Sample, ...]:
+        return tuple(better for sample in read_one(row) if (better := preference.better(sample)))
+
+    return read_chosen if format == "chosen" else read_one
+
+
+@lru_cache(maxsize=256)
+def _namer(format: str, columns: tuple[tuple[str, str], ...], verdict: str | None) -> Callable[[Any], tuple[str, Any]]:
+    """The function that says what a row is read as, and gives it with its columns in their places. It raises RowError."""
     get = mapped(dict(columns)) if columns else None
 
-    def read_auto(row: Any) -> tuple[Sample, ...]:
-        found, row = understood(row) if get is None else _meant(get(row), columns)
-        return readers[found](row)
+    def name_auto(row: Any) -> tuple[str, Any]:
+        if get is not None:
+            return _meant(get(row), columns, verdict)
+        return understood(row, verdict)
 
-    def read_named(row: Any) -> tuple[Sample, ...]:
+    def name_known(row: Any) -> tuple[str, Any]:
         if get is not None:
             row = get(row)
         if not isinstance(row, dict):
@@ -134,15 +180,39 @@ def _reader(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, pat
                 raise RowError(f"a row must be an object, and this is {told(row)}")
             if format != "messages":
                 raise RowError(f"a bare list of turns is of the format messages, and data.format is {format}")
-        return readers[format](row)
+        return format, row
 
-    def read_chosen(row: Any) -> tuple[Sample, ...]:
-        return tuple(better for sample in read_auto(row) if (better := preference.better(sample)))
-
-    return {"auto": read_auto, "chosen": read_chosen}.get(format, read_named)
+    return name_auto if format in ("auto", "chosen") else name_known
 
 
-def _readers(roles: Roles, paths: str) -> dict[str, Reader]:
+@lru_cache(maxsize=256)
+def _remainder(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, verdict: str | None) -> Callable[[Any], dict[str, Any]]:
+    meant, theirs = _namer(format, columns, verdict), dict(columns)
+    taken = places(theirs)
+    openai, share = _words(messages.ROLES, roles), _words(sharegpt.ROLES, roles)
+
+    def find(row: Any) -> dict[str, Any]:
+        name, placed = meant(row)
+        found: dict[str, Any] = {}
+        ways = inside(row, theirs) if theirs else {}
+        if placed is not row and isinstance(row, dict):
+            # what stood where another column was put
+            gone = [key for key in row.keys() & placed.keys() if placed[key] is not row[key] and key not in taken]
+            found = {key: row[key] for key in gone if unread_of.tells(key, row[key])}
+        for way, value in unread_of.left(placed, name, openai, share, verdict):
+            first = theirs.get(way[0], way[0])
+            if first not in ways:
+                found.setdefault(".".join((first, *way[1:])), value)
+        for head, steps in ways.items():
+            for way, value in rest(row[head], (head,), steps):
+                if unread_of.tells(way[-1], value):
+                    found.setdefault(".".join(way), value)
+        return found
+
+    return find
+
+
+def _readers(roles: Roles, paths: str, verdict: str | None = None) -> dict[str, Reader]:
     openai, share, tree = (_words(base, roles) for base in (messages.ROLES, sharegpt.ROLES, oasst.ROLES))
     return {
         "messages": lambda row: pretrain.or_else(row, "messages", openai, messages.messages),
@@ -154,7 +224,7 @@ def _readers(roles: Roles, paths: str) -> dict[str, Reader]:
         "guanaco": lambda row: (text.guanaco(row),),
         "oasst": lambda row: oasst.tree(row, tree, paths),
         "preference": lambda row: (preference.preference(row, share),),
-        "label": lambda row: (preference.label(row, share),),
+        "label": lambda row: (preference.label(row, share, verdict),),
     }
 
 
@@ -171,10 +241,10 @@ def _words(base: Words, roles: Roles) -> Words:
     return result
 
 
-def _meant(row: Mapping[str, Any], columns: tuple[tuple[str, str], ...]) -> tuple[str, Any]:
+def _meant(row: Mapping[str, Any], columns: tuple[tuple[str, str], ...], verdict: str | None = None) -> tuple[str, Any]:
     # The columns that were asked for say what the row is taken for, unless it says which of two answers is the better one.
     try:
-        found = understood(row)
+        found = understood(row, verdict)
         if found[0] in ("preference", "label"):
             return found
     except RowError:
@@ -183,7 +253,7 @@ def _meant(row: Mapping[str, Any], columns: tuple[tuple[str, str], ...]) -> tupl
     if meant := by_name(asked):
         format, placed = meant
         return format, row if placed is asked else {key: value for key, value in row.items() if key not in asked} | placed
-    return found or understood(row)
+    return found or understood(row, verdict)
 
 
 def compares(row: Any) -> bool:
@@ -209,6 +279,7 @@ def gather(rows: Iterable[tuple[int, Any]], shape: Shape) -> Iterator[Gathered]:
     place_of, read_alone = _placed(shape), reader(shape)
     words = _words(oasst.ROLES, _frozen(shape.roles))
     open_: dict[str, list[tuple[int, Any]]] = {}
+    unread_: dict[str, dict[str, tuple[int, int]]] = {}
     last: dict[str, int] = {}
     closed: set[str] = set()
 
@@ -216,7 +287,9 @@ def gather(rows: Iterable[tuple[int, Any]], shape: Shape) -> Iterator[Gathered]:
         closed.add(tree)
         members = open_.pop(tree)
         found = oasst.grow(members, words, shape.paths)
-        return Gathered(numbers=tuple(number for number, _ in members), samples=found.conversations, left=found.left, bad=found.bad)
+        return Gathered(
+            numbers=tuple(number for number, _ in members), samples=found.conversations, left=found.left, bad=found.bad, unread=unread_.pop(tree)
+        )
 
     for place, (number, row) in enumerate(rows):
         while open_ and place - last[tree := next(iter(open_))] > WINDOW:
@@ -225,7 +298,8 @@ def gather(rows: Iterable[tuple[int, Any]], shape: Shape) -> Iterator[Gathered]:
             if isinstance(row, Unreadable):
                 raise RowError(row.reason)
             if not oasst.is_message(placed := place_of(row)):
-                yield Gathered(numbers=(number,), samples=read_alone(row))
+                found = _counted({}, remains(row, shape))
+                yield Gathered(numbers=(number,), samples=read_alone(row), unread=found)
                 continue
             tree = text_of(needed(placed, "message_tree_id"), "message_tree_id")
             if tree in closed:
@@ -239,8 +313,16 @@ def gather(rows: Iterable[tuple[int, Any]], shape: Shape) -> Iterator[Gathered]:
         # behind the others, as the one that was seen last; and only what is read of it
         open_[tree] = open_.pop(tree, [])
         open_[tree].append((number, {key: placed[key] for key in COLUMNS["oasst"] if key in placed}))
+        _counted(unread_.setdefault(tree, {}), dict(unread_of.nodes(placed)))
         last[tree] = place
     yield from map(grown, list(open_))
+
+
+def _counted(counts: dict[str, tuple[int, int]], found: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    for name, value in found.items():
+        rows, texts = counts.get(name, (0, 0))
+        counts[name] = rows + 1, texts + unread_of.is_prose(value)
+    return counts
 
 
 def _placed(shape: Shape) -> Callable[[Any], Any]:

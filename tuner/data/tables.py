@@ -88,6 +88,32 @@ def _unfit(cells: Sequence[str], joined: str, names: Sequence[str]) -> str | Non
     return None
 
 
+def keys(file: Path) -> frozenset[str] | None:
+    """The names of a table's columns, and of all fields inside them; None where the file is none, or can't be read as one."""
+    with file.open("rb") as stream:
+        head = stream.read(6)
+    if not head.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
+        return None
+    import pyarrow as pa
+    from pyarrow import parquet as pq
+
+    try:
+        if head.startswith(b"PAR1"):
+            schema = pq.read_schema(file)
+        else:
+            with pa.memory_map(str(file)) as content:
+                schema = (pa.ipc.open_file if head.startswith(b"ARROW1") else pa.ipc.open_stream)(content).schema
+    except (pa.ArrowException, OSError):
+        return None
+    found: set[str] = set()
+    open_ = [schema.field(i) for i in range(len(schema))]
+    while open_:
+        field = open_.pop()
+        found.add(field.name)
+        open_ += [field.type.field(i) for i in range(field.type.num_fields)]
+    return frozenset(found)
+
+
 def parquet(source: Path | IO[bytes], file: Path) -> Iterator[tuple[Any, int]]:
     """The rows of a Parquet file, decoded few at a time however large its row groups are."""
     import pyarrow as pa

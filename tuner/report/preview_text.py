@@ -50,6 +50,8 @@ class Look:
     fails: bool = False
     """whether that fails the run"""
     row: Any = None
+    unread: Sequence[str] = ()
+    """what no format reads of the row, and isn't known to be left"""
 
 
 def as_json(looks: Iterable[Look], words: Words) -> Iterator[dict[str, Any]]:
@@ -71,6 +73,7 @@ def as_json(looks: Iterable[Look], words: Words) -> Iterator[dict[str, Any]]:
             "text": words.decode(ids),
             "truncated": look.truncated,
             "left_out": look.left_out,
+            "unread": list(look.unread),
         }
         yield from (value | {"line": line} for line in look.lines)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tuner import pins
 from tuner.data import files as readers
-from tuner.data import rows, sources
+from tuner.data import rows, sources, survey
 from tuner.data.conversation import Conversation, Label, LeftOut, Preference, RowError, Sample, Text
 from tuner.errors import ConfigError, DataError
 from tuner.pins import HUBS, Pin
@@ -127,9 +127,13 @@ def run(context: Context) -> dict[str, Any]:
         download.remove_leftovers(context.out, own)
     found |= {name: context.out / name for name in own}
     described = parts(view)
+    shapes: dict[int, rows.Shape] = {}
     for number, apart in sorted({owner(name) for name in found}):
-        part, shape = described[number], shape_of(described[number])
-        mine = [file for name, file in sorted(found.items()) if owner(name) == (number, apart)]
+        part = described[number]
+        if number not in shapes:
+            whole = [(file, part.encoding) for name, file in sorted(found.items()) if owner(name)[0] == number]
+            shapes[number] = survey.surveyed(whole, shape_of(part))
+        shape, mine = shapes[number], [file for name, file in sorted(found.items()) if owner(name) == (number, apart)]
         for file in mine:
             if said := readers.note(file, part.encoding, shape.letters):
                 context.say(f"  {file.name}: {said}")

@@ -51,6 +51,7 @@ def run(context: Context) -> dict[str, Any]:
     settings = settings_of(context.config, context.inputs["fetch_model"].dir)
     check_vocabulary(settings)
     listed = listed_files(context.config, context.inputs["fetch_data"].files)
+    settings = reading.surveyed(settings, listed)
     documents = Documents(context.out / ".documents")
     try:
         sources = reading.read(
@@ -115,7 +116,14 @@ def settings_of(view: View, model: Path) -> Any:
         model=model,
         chat=Chat(**{f.name: getattr(view.model.chat, f.name) for f in fields(Chat)}),
         sources=tuple(
-            Source(shape=shape_of(part), fill=part.fill, system=part.system if part.system is not None else data.system) for part in parts(view)
+            Source(
+                shape=shape_of(part),
+                fill=part.fill,
+                system=part.system if part.system is not None else data.system,
+                leave=(part.leave,) if isinstance(part.leave, str) else tuple(part.leave),
+                strict=part.unread == "error",
+            )
+            for part in parts(view)
         ),
         length=data.length,
         overlong=data.overlong,
@@ -146,7 +154,7 @@ def _told(train: dict[str, Any], length: int) -> str:
 
 STAGE = Stage(
     name="tokenize",
-    version=2,
+    version=3,
     run=run,
     upstream=("fetch_data", "fetch_model"),
     versions=versions,

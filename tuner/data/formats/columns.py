@@ -10,7 +10,7 @@ A column that was taken under another name is gone from where it was (unless it 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tuner.data.conversation import RowError
@@ -22,9 +22,8 @@ PLACE = re.compile(r"(?<!\{)\{(\w[\w. -]*)\}(?!\})")
 def mapped(columns: Mapping[str, str]) -> Callable[[Any], dict[str, Any]]:
     """The function that gives a row the columns that a format looks for. It raises RowError for a row that lacks one."""
     getters = {ours: _filled(ours, theirs) if PLACE.search(theirs) else _at(ours, theirs) for ours, theirs in columns.items()}
-    places = {place for theirs in columns.values() for place in PLACE.findall(theirs) or [theirs]}
-    taken = places - columns.keys()
-    heads = {place.partition(".")[0] for place in places} - taken - columns.keys()
+    taken = places(columns) - columns.keys()
+    heads = {place.partition(".")[0] for place in places(columns)} - taken - columns.keys()
 
     def apply(row: Any) -> dict[str, Any]:
         if not isinstance(row, dict):
@@ -33,6 +32,35 @@ def mapped(columns: Mapping[str, str]) -> Callable[[Any], dict[str, Any]]:
         return rest | {ours: get(row) for ours, get in getters.items()}
 
     return apply
+
+
+def places(columns: Mapping[str, str]) -> frozenset[str]:
+    """All places that `columns` names."""
+    return frozenset(place for theirs in columns.values() for place in PLACE.findall(theirs) or [theirs])
+
+
+def inside(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, list[list[str]]]:
+    """The columns of a row that are read in part: each with the ways to what `columns` names inside of it."""
+    ways: dict[str, list[list[str]]] = {}
+    for theirs in columns.values():
+        for place in PLACE.findall(theirs) or [theirs]:
+            head, *steps = place.split(".")
+            if steps and place not in row and head in row and head not in columns.values():
+                ways.setdefault(head, []).append(steps)
+    return ways
+
+
+def rest(value: Any, way: tuple[str, ...], ways: Sequence[Sequence[str]]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """What stands in a value beside `ways`: the way to it, without places in lists, and what it is."""
+    if not isinstance(value, dict | list):
+        return
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+        deeper = [steps[1:] for steps in ways if steps[0] == str(key)]
+        here = (*way, str(key)) if isinstance(value, dict) else way
+        if not deeper:
+            yield here, part
+        elif all(deeper):
+            yield from rest(part, here, deeper)
 
 
 def _at(ours: str, place: str) -> Callable[[dict[str, Any]], Any]:

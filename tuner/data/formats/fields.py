@@ -84,12 +84,16 @@ def parsed(value: str, name: str) -> Any:
     try:
         result = json.loads(value)
     except (ValueError, RecursionError) as error:
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:SHORT]
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else _where(error)
         raise RowError(f"{name} must be JSON in a text, and {quoted(value)} is none ({why})") from None
     if "\\u" in value:
         return sound(result, name)
     text(value, name)
     return _shallow(result, value, name)
+
+
+def _where(error: ValueError) -> str:
+    return f"{error.msg}, at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else "a number in it is too long"
 
 
 def sound(value: Any, name: str) -> Any:

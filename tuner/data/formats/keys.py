@@ -14,15 +14,22 @@ LISTED = {"messages": "messages", "sharegpt": "conversations", "xtuner": "conver
 BEGIN = re.compile(r"\s*\[\s*")
 
 
-def sniff(row: Any) -> str:
-    """The format of a row, from its keys. Raises RowError when it is none of them."""
-    return understood(row)[0]
+def sniff(row: Any, verdict: str | None = None) -> str:
+    """The format of a row, from its keys; `verdict` is the column that says of its source's answers whether they are good.
+
+    Raises RowError when it is none of them.
+    """
+    return understood(row, verdict)[0]
 
 
-def understood(row: Any) -> tuple[str, Any]:
+def understood(row: Any, verdict: str | None = None) -> tuple[str, Any]:
     """The format of a row, and the row with its columns called as that format calls them. Raises RowError."""
-    if found := by_name(row):
-        return found
+    format, placed = by_name(row) or _by_words(row)
+    judged = format != "preference" and isinstance(placed, dict) and preference.is_judged(placed, verdict)
+    return ("label" if judged else format), placed
+
+
+def _by_words(row: Mapping[str, Any]) -> tuple[str, Any]:
     lists = [(key, turns) for key in vocabulary.LISTS if key in row and (turns := format_of(row[key]))]
     if len(lists) == 1 and "text" not in row:
         (key, format), *_ = lists
@@ -43,8 +50,6 @@ def by_name(row: Any) -> tuple[str, Any] | None:
         raise RowError(f"a row must be an object or a list of turns, and this is {told(row)}")
     if "chosen" in row and "rejected" in row:
         return "preference", row
-    if isinstance(row.get("label"), bool) and preference.is_labelled(row):
-        return "label", row
     for format in ("messages", "sharegpt"):
         if (key := LISTED[format]) in row:
             turns = format_of(row[key])

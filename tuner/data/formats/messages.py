@@ -2,17 +2,20 @@
 
 A content is a text, null, or a list of parts: text, reasoning, calls. Parts of one kind are joined, and stand in the order in which a
 message is written: thoughts, text, calls; another order is refused, and so are pictures, sound and files.
-An answer with `"weight": 0`, `"loss": false` or `"train": false` is shown and not trained; on other turns, which are never trained, these say nothing.
+Anthropic's `tool_use` is a call, and `tool_result` in a user's turn what a tool answered: a turn of its own.
+An answer with `"weight": 0` or another of the flags is shown and not trained; on other turns, which are never trained, these say nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 from tuner.data.conversation import Call, Conversation, Message, RowError, Speaker
 from tuner.data.formats.fields import Words, named, needed, parsed, quoted, speaker, text, told
+from tuner.data.formats.flags import trained
 from tuner.data.formats.tools import call, calls, spoken
-from tuner.data.formats.turns import conversation
+from tuner.data.formats.turns import THOUGHTS, conversation
 
 ROLES: Words = {
     "system": "system",
@@ -24,12 +27,13 @@ ROLES: Words = {
 CALLERS = ("function_call", "tool_call", "tool_calls")
 """roles of turns that are calls: ms-swift's and LLaMA-Factory's; the content is the call, as JSON in a text, or a list of them"""
 
-FLAGS = ("weight", "loss", "train")
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 REFUSED = frozenset(("refusal", "audio", "audios", "image", "images", "image_url", "video", "videos", "file", "files", "attachments", "tool_call"))
 """keys of a turn that say something a message can't hold; others that aren't known, such as `id`, say nothing about its text"""
-KINDS = {"text": 1, "input_text": 1, "output_text": 1, "reasoning": 0, "thinking": 0, "tool_call": 2}
+KINDS = {"text": 1, "input_text": 1, "output_text": 1, "reasoning": 0, "thinking": 0, "tool_call": 2, "tool_use": 2, "function_call": 2}
 """types of parts → their place in a message"""
+RESULT = "tool_result"
+WHERE = (("text", "value"), ("text", "value"), ("value", "tool_call", "function_call", "text"))
+"""by that place, the keys of a part in which it may stand"""
 
 
 def messages(row: Any, words: Words = ROLES) -> Conversation:
@@ -44,6 +48,8 @@ def turns(value: Any, name: str, words: Words) -> list[Message]:
     """A list of turns, of which there must be one at least."""
     if not isinstance(value, list) or not value:
         raise RowError(f"{name} must be a list of turns with at least one in it, and this is {told(value)}")
+    if any(type(entry) is dict and type(entry.get("content")) is list and any(map(_is_result, entry["content"])) for entry in value):
+        return [message for entry in value for message in _unfolded(entry, words)]
     read = [turn(entry, words) for entry in value]
     return joined(read, [entry.get("role") in CALLERS for entry in value]) if any([message.calls for message in read]) else read
 
@@ -58,6 +64,29 @@ def joined(read: Sequence[Message], called: Sequence[bool]) -> list[Message]:
         else:
             result.append(message)
     return result
+
+
+def _is_result(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == RESULT
+
+
+def _unfolded(value: Any, words: Words) -> Iterator[Message]:
+    """A turn of Anthropic's, in which what tools answered may stand beside what the user says."""
+    content = value.get("content") if isinstance(value, dict) else None
+    if not isinstance(content, list) or not any(map(_is_result, content)):
+        yield turn(value, words)
+        return
+    if speaker(_role(value), words) != "user":
+        raise RowError(f"a turn of {quoted(value['role'])} has a content part of the type {RESULT!r}, which only the user's can have")
+    for is_result, group in groupby(content, _is_result):
+        parts = list(group)
+        if not is_result:
+            yield turn({**value, "content": parts}, words)
+            continue
+        for part in parts:
+            said, id_ = part.get("content"), part.get("tool_use_id")
+            said = _parts(said)[1] if isinstance(said, list) else "" if said is None else text(said, f"the content of a {RESULT}")
+            yield Message(role="tool", content=said, call_id=None if id_ is None else text(id_, "tool_use_id"))
 
 
 def turn(value: Any, words: Words) -> Message:
@@ -98,12 +127,12 @@ def _rich(value: Mapping[str, Any], role: Speaker, content: Any) -> Message:
         raise RowError(f"a turn of {quoted(value['role'])} has {'reasoning' if thought else 'calls'}, which only the assistant's can have")
     if said is None and "content" not in value and not thought and not called:
         raise RowError(f"a turn has no content (its keys are {named(value)})")
-    wanted = [_wanted(value[key], key) for key in FLAGS if value.get(key) is not None]
+    wanted = trained(value, said or "")
     tool = role == "tool"
     return Message(
         role=role,
         content=said or "",
-        trained=role == "assistant" and all(wanted),
+        trained=role == "assistant" and wanted,
         reasoning=thought or None,
         calls=tuple(called),
         call_id=text(value["tool_call_id"], "tool_call_id") if tool and value.get("tool_call_id") is not None else None,
@@ -130,11 +159,11 @@ def _parts(content: Sequence[Any]) -> tuple[str | None, str, list[Call]]:
             raise RowError(f"a content part of the type {quoted(str(kind))} comes late: thoughts are expected first, then text, then calls")
         last = place
         if place == 2:
-            called += [call(part, part.get("id"))] if "name" in part else spoken(_inside(part, "value", "tool_call", "text"), "a tool_call")
+            called += [call(part)] if part.get("name") is not None else spoken(_inside(part, *WHERE[2]), f"a {kind}")
         elif place == 1:
-            texts.append(text(_inside(part, "text", "value"), "the text of a part"))
+            texts.append(text(_inside(part, *WHERE[1]), "the text of a part"))
         else:
-            thoughts.append(text(_inside(part, "text", "value", str(kind)), "the reasoning of a part"))
+            thoughts.append(text(_inside(part, *WHERE[0], str(kind)), "the reasoning of a part"))
     return "\n".join(thoughts) if thoughts else None, "".join(texts), called
 
 
@@ -142,7 +171,13 @@ def _inside(part: Mapping[str, Any], *keys: str) -> Any:
     return next((part[key] for key in keys if part.get(key) is not None), None)
 
 
-def _wanted(value: Any, key: str) -> bool:
-    if isinstance(value, bool | int | float) and value in (0, 1):
-        return bool(value)
-    raise RowError(f"{key} must be 0 or 1, false or true, and this is {told(value)}")
+def unread_of(part: Any) -> list[str]:
+    """The keys of a part that are not read."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == RESULT:
+        return [key for key in part if key not in ("type", "content", "tool_use_id")]
+    place = KINDS.get(kind) if isinstance(kind, str) else None
+    if place is None or (place == 2 and part.get("name") is not None):
+        return []  # refused, or read to its last key
+    taken = next((key for key in (*WHERE[place], str(kind)) if part.get(key) is not None), None)
+    return [key for key in part if key not in ("type", taken)]

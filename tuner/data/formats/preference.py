@@ -6,7 +6,8 @@ Sides that repeat the prompt are taken behind it. The prompt is never trained, w
 
 `better` turns either into what fine-tuning on the better answers takes.
 
-`{"label": true, …}`, beside a conversation as messages, ShareGPT, prompt and completion, or Alpaca; its last answer is trained.
+`{"label": true, …}`, beside a conversation as messages, ShareGPT, prompt and completion, or Alpaca; its last answer is trained. A verdict may
+also be called `kto_tag` and the like, and be 1 and 0, or a word; as classes are called so too, it then has to be two verdicts in the whole source.
 """
 
 from collections.abc import Mapping
@@ -21,28 +22,89 @@ from tuner.data.formats.messages import messages
 from tuner.data.formats.prompt import prompt, shown
 from tuner.data.formats.sharegpt import ROLES, sharegpt, turn, turns
 from tuner.data.formats.turns import conversation
+from tuner.data.formats.xtuner import xtuner
 
+LABELLED = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "prompt": ("prompt", "completion"),
+    "alpaca": ("instruction", "output"),
+    "xtuner": ("conversation",),
+}
+"""formats to whose conversations a label may belong → the columns they can't do without"""
 BEFORE = ("prompt", "messages", "conversations", "instruction")
+CERTAIN = ("label", "kto_tag")
+"""true and false there are a verdict, whatever the other rows hold"""
+VERDICTS = (
+    *CERTAIN, "verdict", "desirable", "is_desirable", "is_good", "good", "thumbs_up", "thumbs", "thumb", "vote", "rating", "feedback", "preferred",
+    "is_preferred", "chosen", "is_chosen", "accepted", "is_accepted", "liked", "upvoted", "acceptable", "is_acceptable", "is_correct", "correct",
+)  # fmt: skip
+GOOD = (
+    "true",
+    "1",
+    "1.0",
+    "+1",
+    "yes",
+    "good",
+    "desirable",
+    "chosen",
+    "accepted",
+    "accept",
+    "like",
+    "liked",
+    "up",
+    "upvote",
+    "thumbs_up",
+    "thumbs up",
+    "👍",
+    "correct",
+)
+BAD = (
+    "false",
+    "0",
+    "0.0",
+    "-1",
+    "no",
+    "bad",
+    "undesirable",
+    "rejected",
+    "reject",
+    "dislike",
+    "disliked",
+    "down",
+    "downvote",
+    "thumbs_down",
+    "thumbs down",
+    "👎",
+    "incorrect",
+)
+NAMES = frozenset(VERDICTS)
+WORDS = dict.fromkeys(GOOD, True) | dict.fromkeys(BAD, False)
 
 
 def preference(row: Mapping[str, Any], words: Words = ROLES) -> Preference:
     """Raises RowError."""
     sides = {name: _side(needed(row, name), name, words) for name in ("chosen", "rejected")}
     common = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(*sides.values(), strict=False))]
-    before = _before(row, words)
-    if not before or (len(common) > len(before) and common[-len(before) :] == before):
-        before = common
-    if not before:
+    asked = _before(row, words)
+    if not asked or (len(common) > len(asked) and common[-len(asked) :] == asked):
+        asked = common
+    if not asked:
         raise RowError(f"what came before chosen and rejected is expected in {', '.join(BEFORE)}, or in both of them; the keys are {named(row)}")
-    chosen, rejected = (_behind(before, side, name) for name, side in sides.items())
-    whole = conversation(row, [*before, *chosen], says_calls=True)
-    conversation({}, [*before, *rejected], says_calls=True)
-    asked = whole.messages[: len(whole.messages) - len(chosen)]
-    return Preference(prompt=Conversation(messages=tuple(shown(asked)), tools=whole.tools), chosen=tuple(chosen), rejected=tuple(rejected))
+    chosen, rejected = (_behind(asked, side, name) for name, side in sides.items())
+    whole = conversation(row, [*asked, *chosen], says_calls=True, compared=True)
+    conversation({}, [*asked, *rejected], says_calls=True)
+    prompt = whole.messages[: len(whole.messages) - len(chosen)]
+    return Preference(prompt=Conversation(messages=tuple(shown(prompt)), tools=whole.tools), chosen=tuple(chosen), rejected=tuple(rejected))
+
+
+def before(row: Mapping[str, Any]) -> str | None:
+    """The column of what was said before; None where it stands in both sides."""
+    return next((key for key in BEFORE if row.get(key) not in (None, "", [])), None)
 
 
 def _before(row: Mapping[str, Any], words: Words) -> list[Message]:
-    key = next((key for key in BEFORE if row.get(key) not in (None, "", [])), None)
+    key = before(row)
     if key is None:
         return []
     if key == "instruction":
@@ -67,11 +129,12 @@ def _behind(before: list[Message], side: list[Message], name: str) -> list[Messa
     return rest
 
 
-def label(row: Mapping[str, Any], words: Words = ROLES) -> Label:
-    """Raises RowError."""
-    good = needed(row, "label")
-    if not isinstance(good, bool):
-        raise RowError(f"label must be true or false, and this is {told(good)}")
+def label(row: Mapping[str, Any], words: Words = ROLES, verdict: str | None = None) -> Label:
+    """`verdict` is the column of it, where that is not `label`. Raises RowError."""
+    key = verdict_of(row, verdict)
+    good = verdict_in(needed(row, key))
+    if good is None:
+        raise RowError(f"{key} must be true or false, and this is {told(row[key])}")
     whole = _labelled(row, words)
     last = next((message for message in reversed(whole.messages) if message.role == "assistant"), None)
     if last is None or not last.trains:
@@ -88,20 +151,66 @@ def better(sample: Sample) -> Sample | None:
     return replace(sample.prompt, messages=(*sample.prompt.messages, *sample.chosen))
 
 
+def verdict_in(value: Any) -> bool | None:
+    """What a verdict says; None where it is none."""
+    return WORDS.get(spelled(value))
+
+
+def spelled(value: Any) -> str:
+    """A value that may be a verdict as one spelling; empty where nothing is said.
+
+    >>> [spelled(value) for value in (True, "True ", 1, 1.0, -1, None, "", "B", [1])]
+    ['true', 'true', '1', '1', '1', '-1', '', '', 'b', '…']
+    """
+    if isinstance(value, bool | str):
+        word = str(value).strip().lower()
+        return word.removesuffix(".0").removeprefix("+") if word[-2:] == ".0" or word[:1] == "+" else word
+    if value is None:
+        return ""
+    return str(int(value)) if isinstance(value, int | float) and value in (0, 1, -1) else "…"
+
+
+def verdict_of(row: Mapping[str, Any], verdict: str | None = None) -> str:
+    """The column of the verdict in a row that has one: that of the source, or one that says so itself."""
+    return verdict if verdict in row else next((key for key in CERTAIN if key in row), CERTAIN[0])  # type: ignore[return-value]
+
+
+def is_judged(row: Mapping[str, Any], verdict: str | None = None) -> bool:
+    """Whether a row says of its answer that it is good or bad; `verdict` is the column that does so in its source."""
+    if not (
+        isinstance(row.get("label"), bool)
+        or isinstance(row.get("kto_tag"), bool)
+        or (verdict is not None and verdict_in(row.get(verdict)) is not None)
+    ):
+        return False
+    return is_labelled(row)
+
+
 def is_labelled(row: Mapping[str, Any]) -> bool:
     """Whether there is a conversation to which a label can belong."""
-    return "messages" in row or "conversations" in row or ("prompt" in row and "completion" in row) or ("instruction" in row and "output" in row)
+    return of_label(row) is not None
+
+
+def of_label(row: Mapping[str, Any]) -> str | None:
+    """The format of the conversation that a label belongs to."""
+    for format, columns in LABELLED.items():
+        if all([column in row for column in columns]):
+            return format
+    return None
 
 
 def _labelled(row: Mapping[str, Any], words: Words) -> Conversation:
-    if "messages" in row:
-        return messages(row, words)
-    if "conversations" in row:
-        return sharegpt(row, words)
-    if "prompt" in row and "completion" in row:
-        return prompt(row, words)
-    if "instruction" in row and "output" in row:
-        return alpaca(row)
+    match of_label(row):
+        case "messages":
+            return messages(row, words)
+        case "sharegpt":
+            return sharegpt(row, words)
+        case "prompt":
+            return prompt(row, words)
+        case "alpaca":
+            return alpaca(row)
+        case "xtuner" if isinstance(found := xtuner(row)[0], Conversation):
+            return found
     raise RowError(
         f"a label needs a conversation: messages, conversations, prompt and completion, or instruction and output (the keys are {named(row)})"
     )

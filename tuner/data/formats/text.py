@@ -39,9 +39,14 @@ def is_marked(value: Any) -> bool:
     return isinstance(value, str) and BEGIN.match(value) is not None
 
 
+def is_apart(row: Mapping[str, Any]) -> bool:
+    """Whether its last answer stands apart."""
+    return is_marked(row.get("input")) and "output" in row
+
+
 def guanaco(row: Mapping[str, Any]) -> Conversation:
     """Raises RowError."""
-    apart = is_marked(row.get("input")) and "output" in row
+    apart = is_apart(row)
     found = text(row["input"] if apart else needed(row, "text"), "input" if apart else "text")
     messages, who, rest = _read(found, 0 if EXACT.match(found) else 1)
     if not any(message.role == "assistant" for message in messages) and who != "assistant":

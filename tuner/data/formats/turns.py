@@ -5,22 +5,30 @@ template decides whether it can write them. An empty answer is shown and not tra
 A tool's answer needs a call before it, and one that names a call needs that one.
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tuner.data.conversation import Conversation, Message, RowError
 from tuner.data.formats.fields import named, quoted, text
-from tuner.data.formats.tools import tools
+from tuner.data.formats.flags import FLAGS, NO, YES, is_list, listed
+from tuner.data.formats.tools import ALSO, OFFERED, is_offer, tools
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
-BESIDE = frozenset(("system", "tools", "functions", *MEDIA))
-"""columns that say something about the turns"""
+SYSTEM = ("system", "system_prompt", "system_message", "systemPrompt", "sys_prompt")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+BESIDE = frozenset((*SYSTEM, *OFFERED, *ALSO, *MEDIA, *THOUGHTS, *YES, *NO))
+"""columns that may say something about the turns"""
+SHORT = re.compile(r"\S{,12}")
+"""what stands under `reasoning` and is a switch, such as "on", and no thought"""
 
 
-def conversation(row: Mapping[str, Any], messages: Sequence[Message], *, says_calls: bool = False) -> Conversation:
-    """The turns of a row with what else it says of them: `system`, `tools` or `functions`. Pictures and sound are refused.
+def conversation(row: Mapping[str, Any], messages: Sequence[Message], *, says_calls: bool = False, compared: bool = False) -> Conversation:
+    """The turns of a row with what else it says of them: a system prompt, tools, the thought of the last answer, flags. Pictures are refused.
 
     says_calls   a call may stand in an answer's text, as it does in many ShareGPT sets, so any answer may have been one
+    compared     there are two last answers, so that a thought beside them, or flags, are of neither
     """
     offered: tuple[Any, ...] = ()
     if not BESIDE.isdisjoint(row):
@@ -28,19 +36,65 @@ def conversation(row: Mapping[str, Any], messages: Sequence[Message], *, says_ca
             if row.get(key):
                 raise RowError(f"the row has {key}, and only text can be trained")
         offered = tools(row)
-        if row.get("system") not in (None, ""):
-            messages = _with_system(text(row["system"], "system"), messages)
+        if not compared:
+            messages = _flagged(listed(row), _with_thought(row, messages))
+        for key in SYSTEM:
+            if row.get(key) not in (None, ""):
+                messages = _with_system(text(row[key], key), key, messages)
     if any([message.role == "tool" for message in messages]):
         answered(messages, says_calls=says_calls)
     return Conversation(messages=tuple(messages), tools=offered)
 
 
-def _with_system(system: str, messages: Sequence[Message]) -> Sequence[Message]:
+def beside(row: Mapping[str, Any], *, compared: bool = False) -> frozenset[str]:
+    """The columns that `conversation` reads of a row."""
+    found = BESIDE.intersection(row)
+    return frozenset(key for key in found if _reads(key, row[key], compared)) if found else found
+
+
+def _reads(key: str, value: Any, compared: bool) -> bool:
+    if key in THOUGHTS:
+        return not compared and is_thought(key, value)
+    if key in FLAGS:
+        return not compared and is_list(value, key)
+    return key not in ALSO or is_offer(value)
+
+
+def is_thought(key: str, value: Any) -> bool:
+    """Whether a column holds what was thought, and not how much."""
+    return isinstance(value, str) and bool(value.strip()) and (key == THOUGHTS[0] or SHORT.fullmatch(value.strip()) is None)
+
+
+def _with_thought(row: Mapping[str, Any], messages: Sequence[Message]) -> Sequence[Message]:
+    found = {key: text(row[key], key) for key in THOUGHTS if is_thought(key, row.get(key))}
+    if not found:
+        return messages
+    key, thought = next(iter(found.items()))
+    last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=None)
+    if last is None:
+        raise RowError(f"the row has {key}, and no answer that was thought of before")
+    own = messages[last].reasoning
+    if {*found.values(), *([own] if own else ())} != {thought} or ("</think>" in messages[last].content and thought not in messages[last].content):
+        raise RowError(f"the last answer has two different thoughts, one of them in {key}, and one is expected")
+    if own or "</think>" in messages[last].content:
+        return messages
+    return [*messages[:last], replace(messages[last], reasoning=thought), *messages[last + 1 :]]
+
+
+def _flagged(flags: Mapping[str, Sequence[bool]], messages: Sequence[Message]) -> Sequence[Message]:
+    for key, wanted in flags.items():
+        if len(wanted) != len(messages):
+            raise RowError(f"{key} has {len(wanted)} entries beside {len(messages)} turns, and one for each is expected")
+        messages = [message if is_wanted else replace(message, trained=False) for message, is_wanted in zip(messages, wanted, strict=True)]
+    return messages
+
+
+def _with_system(system: str, key: str, messages: Sequence[Message]) -> Sequence[Message]:
     first = messages[0]
     if first.role != "system":
         return (Message(role="system", content=system), *messages)
     if first.content != system:
-        raise RowError("the row has a column `system` and a system turn that says something else, and one of them is expected")
+        raise RowError(f"the row has a column `{key}` and a system turn that says something else, and one of them is expected")
     return messages
 
 
