@@ -24,7 +24,7 @@ CALLED = SHARE | {"role", "content"}
 """of a turn that is a call"""
 OF_TOOLS = frozenset(("tool_call_id", "name"))
 """read of what a tool answered"""
-NODE = frozenset(("text", "role", "rank", "replies", "deleted", "review_result", "message_id", "parent_id", "message_tree_id"))
+NODE = frozenset(("text", "role", "rank", "replies", "deleted", "review_result", "message_id", "parent_id", "message_tree_id", "tree_state"))
 PROSE = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{4}")
 """two words: ids, dates and most names have none"""
 COLUMNS = {
@@ -161,7 +161,7 @@ def nodes(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     first = row.get("prompt")
     is_tree = isinstance(first, dict)
     for key, value in row.items():
-        if key not in (("prompt", "message_tree_id") if is_tree else NODE) and tells(key, value):
+        if key not in (("prompt", "message_tree_id", "tree_state") if is_tree else NODE) and tells(key, value):
             yield key, value
     open_: list[dict[str, Any]] = [first] if isinstance(first, dict) else []
     while open_:
