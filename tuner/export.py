@@ -31,6 +31,8 @@ class Made:
     """the merged model, in the layout of transformers"""
     quant: str
     """how the base was held while it was trained"""
+    precision: str
+    """algo.precision: the dtype of an adapter merged"""
 
     @property
     def adapted(self) -> bool:
@@ -87,7 +89,7 @@ def _write(made: Made, kind: str, out: Path, tell: Callable[[str], None]) -> Non
 
 def _write_original(made: Made, out: Path, tell: Callable[[str], None]) -> None:
     from tuner.models.files import weight_files
-    from tuner.models.merge import merge_original
+    from tuner.models.merge import CODES, merge_original
     from tuner.models.shards import Checkpoint
     from tuner.report.progress import bar
 
@@ -100,7 +102,8 @@ def _write_original(made: Made, out: Path, tell: Callable[[str], None]) -> None:
         )
     total = sum(spec.nbytes for spec in Checkpoint(weight_files(whole)).specs.values())
     with bar("export", total, tell) as advance:
-        merge_original(whole, made.convert if made.adapted else None, aside, out, quant=made.quant, tick=lambda spec: advance(spec.nbytes))
+        adapter, code = made.convert if made.adapted else None, CODES[made.precision]
+        merge_original(whole, adapter, aside, out, dtype=code, quant=made.quant, tick=lambda spec: advance(spec.nbytes))
 
 
 def _base(made: Made) -> Path:

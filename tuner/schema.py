@@ -175,7 +175,7 @@ class Algo:
 
     adapter: Literal["none", "lora"] = identity("train", "convert", "merge", default="lora")
     """`lora`: low-rank adapters on a frozen base (arXiv:2106.09685); `none`: full fine-tuning"""
-    quant: Literal["none", "nf4", "int8"] = identity("train", "merge", "evaluate", default="none", left_out="none")
+    quant: Literal["none", "nf4", "int8"] = identity("train", "merge", "evaluate", default="none", left_out="none", seen_by=("convert",))
     """how the frozen base is held: `nf4` in 4 bits, with its constants quantised too (arXiv:2305.14314); `int8` in 8 bits, with outlying inputs
     multiplied in 16 (arXiv:2208.07339)"""
     r: int = identity("train", default=16)
@@ -203,8 +203,8 @@ class Algo:
     """uniform noise on the embedded tokens while training, of this strength (arXiv:2310.05914)"""
     label_smoothing: float = identity("train", default=0.0, left_out=0.0)
     """the share of the target's probability that is spread over the whole vocabulary (arXiv:1512.00567)"""
-    precision: Literal["bf16", "fp32"] = identity("train", "convert", "baseline", "evaluate", default="bf16")
-    """of the forward and backward pass; adapters, fp32 masters and optimizer state are always fp32"""
+    precision: Literal["bf16", "fp32"] = identity("train", "convert", "baseline", "evaluate", default="bf16", seen_by=("merge",))
+    """of the forward and backward pass, and of what is merged; adapters, fp32 masters and optimizer state are always fp32"""
     epochs: float = identity("train", default=3.0)
     """passes over the training packs"""
     steps: int | None = identity("train", default=None)
@@ -393,7 +393,7 @@ class Merge:
 
     when: Literal["auto", "always", "never"] = neutral("merge", default="auto")
     """`auto` builds it, except in a sweep; evaluation does not need it"""
-    layout: Literal["native", "original"] = identity("merge", default="native", left_out="native")
+    layout: Literal["native", "original"] = identity("merge", default="native", left_out="native", seen_by=("train",))
     """`native` to transformers, or the `original` one of a family that was rewritten"""
 
 

@@ -54,7 +54,9 @@ def export_one(run: Run, words: Sequence[str], kind: str, out: Path | None, extr
     check(kind)
     source, config, base = to_talk_with(run, words, to_stderr, extra)
     merge = rerun(source, [], "merge", to_stderr, extra).path("merge") if kind == "model" and config.algo.adapter == "lora" else None
-    made = Made(called=run.name, base=base, convert=source.path("convert").resolve(), merge=merge, quant=config.algo.quant)
+    made = Made(
+        called=run.name, base=base, convert=source.path("convert").resolve(), merge=merge, quant=config.algo.quant, precision=config.algo.precision
+    )
     export(made, kind, out or run.dir.parent.parent / "exports" / f"{source.name}-{kind}", to_stderr)
     return 0
 

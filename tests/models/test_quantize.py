@@ -1,18 +1,24 @@
 """A base in 4 or 8 bits must be the same base when it trains, when it is merged into and when it is measured."""
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import get_peft_model_state_dict
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from tests.models.tiny import tiny_adapter, tiny_model
+from tuner.disk import write_json
 from tuner.errors import ConfigError, StageError
 from tuner.models import adapters, load, quantize
+from tuner.models.convert import write_adapter
 from tuner.models.files import weight_files
 from tuner.models.merge import merge_adapter
 from tuner.models.names import checkpoint_names
@@ -185,6 +191,52 @@ def test_measured_is_what_merging_writes_bit_for_bit(base: Path, tmp_path: Path)
     tuned = load.load_tuned(base, tmp_path / "adapter", dtype=torch.bfloat16, device="cpu", quant="nf4").state_dict()
     for name, tensor in load.load_model(tmp_path / "merged", dtype=torch.bfloat16, device="cpu").state_dict().items():
         assert torch.equal(tuned[name], tensor), name
+
+
+def test_in_fp32_merging_writes_what_the_base_in_4_bits_computes_with(base: Path, tmp_path: Path) -> None:
+    peft = tiny_adapter(base)
+    peft.save_pretrained(tmp_path / "adapter")
+    held = load.load_model(base, dtype=torch.float32, device="cpu", quant="nf4")
+    tuned = load.load_tuned(base, tmp_path / "adapter", dtype=torch.float32, device="cpu", rounded=torch.float32, quant="nf4")
+    for name in quantize.names(base):
+        delta = peft.base_model.model.get_submodule(name.removesuffix(".weight")).get_delta_weight("default")
+        assert torch.equal(tuned.get_parameter(name), restored(held, name).float() + delta), name
+
+
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
+@pytest.mark.parametrize("quant", ["nf4", "int8"])
+def test_an_adapter_says_which_base_it_belongs_to(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quant: str) -> None:
+    model = load.load_model(base, dtype=torch.bfloat16, device="cpu", quant=quant, attention="sdpa")
+    peft = adapters.add_lora(model, r=4, alpha=8, dropout=0.0, targets="all-linear", seed=0).eval()
+    draw = torch.Generator().manual_seed(1)
+    for name, parameter in peft.named_parameters():
+        if ".lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=draw) * 0.2
+    out = tmp_path / "out"
+    out.mkdir()
+    weights = {name: tensor.contiguous() for name, tensor in get_peft_model_state_dict(peft, save_embedding_layers=False).items()}
+    save_file(weights, tmp_path / "weights.safetensors")
+    write_json(tmp_path / "settings.json", adapters.adapter_config(peft))
+    write_adapter(Checkpoint([tmp_path / "weights.safetensors"]), tmp_path / "settings.json", out, "org/name", quant=quant)
+    config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config.keys() - {"base_model_name_or_path"} <= adapters.adapter_config(peft).keys()  # PEFT warns of keys that it does not know
+    text = (out / "README.md").read_text(encoding="utf-8")
+    assert f"org/name in {quantize.BITS[quant]} bits" in " ".join(text.split())
+    code = text.partition("```python\n")[2].partition("```")[0].replace('"org/name"', f'"{base}", dtype="bfloat16"')
+    code = code.partition("tokenizer = ")[0]
+    monkeypatch.chdir(out)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    loaded = found["model"].eval()
+    for module in loaded.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False  # a forward pass would repack weights, for which these are too narrow
+    linear = loaded.base_model.model.model.layers[0].self_attn.q_proj.base_layer
+    assert type(linear).__name__ == {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[quant]
+    ours = quantize.settings(load.skeleton(base), quant, compute=torch.bfloat16).to_dict()
+    assert {key for key, value in found["settings"].to_dict().items() if value != ours[key]} == {"llm_int8_skip_modules"}
+    ids = torch.arange(100, 116)[None]
+    torch.testing.assert_close(loaded(ids).logits.float(), peft(ids).logits.float(), atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("quant", ["nf4", "int8"])

@@ -41,6 +41,14 @@ def test_nothing_held_out_and_nothing_asked() -> None:
     assert "Answers" not in page
 
 
+@pytest.mark.parametrize(("quant", "bits"), [("nf4", 4), ("int8", 8)])
+def test_what_before_is_where_the_base_was_quantised(quant: str, bits: int) -> None:
+    page = to_markdown(compare(BEFORE, AFTER, quant=quant))
+    assert f"Before is the base as it was published, not the one in {bits} bits that training began with" in page
+    assert "as it was published" not in to_markdown(compare(BEFORE, AFTER))
+    assert "quant" not in compare(BEFORE, AFTER)
+
+
 def test_an_empty_answer_is_said() -> None:
     silent = BEFORE | {"answers": [{"prompt": "你是谁？", "answer": ""}]}
     assert "> (nothing)" in to_markdown(compare(silent, AFTER))

@@ -26,15 +26,16 @@ def converted(base: Path, tmp_path: Path, adapter: str) -> Path:
     return tmp_path / "convert"
 
 
-def test_an_adapter_is_merged_as_peft_merges_it(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_an_adapter_is_merged_as_peft_merges_it_in_the_dtype_that_trained(base: Path, tmp_path: Path, precision: str, dtype: torch.dtype) -> None:
     adapter = converted(base, tmp_path, "lora")
-    facts = run(STAGE, config(), tmp_path / "out", fetch_model=base, convert=adapter)
+    facts = run(STAGE, config(precision=precision), tmp_path / "out", fetch_model=base, convert=adapter)
     model, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(loading.values())
-    expected = tiny_adapter(base).merge_and_unload().to(torch.bfloat16).state_dict()
+    expected = tiny_adapter(base).merge_and_unload().to(dtype).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert model.dtype == torch.bfloat16
+    assert model.dtype == dtype
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in model.generation_config.eos_token_id
     assert "<|im_start|>assistant" in tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
     assert facts["bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size

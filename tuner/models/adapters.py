@@ -19,6 +19,7 @@ from tuner.errors import ConfigError
 from tuner.inits import changes_base, complaint, niter
 from tuner.models.new_tokens import trainable_rows
 from tuner.models.targets import chosen
+from tuner.models.ties import Tie, splits, tie_of
 
 NAME = "default"
 """what PEFT calls the only adapter of a model"""
@@ -63,6 +64,9 @@ def add_lora(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # PEFT reads a renamed property
+            tie = tie_of(model)
+            # Merging makes two matrices of them, so what PEFT warns of does not happen here.
+            warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`", category=UserWarning)
             tuned = get_peft_model(model, config)
     except (ValueError, TypeError) as error:  # TypeError for a LoRA on a module whose rows train
         raise ConfigError(f"algo.targets={targets} can't have adapters in this model: {error}") from error
@@ -74,6 +78,7 @@ def add_lora(
     if dora and (eight := [name for name, layer in layers(tuned) if type(layer.get_base_layer()).__name__ == "Linear8bitLt"]):
         raise ConfigError(f"algo.dora=true needs the length of each row of the base's weights, and PEFT can't take it of {eight[0]} in 8 bits: "
                           "take algo.quant=nf4 or none.")  # fmt: skip
+    refuse_ends(tuned, tie, new_tokens=bool(new_token_ids), dora=dora, init=init)
     if init not in ("default", "gaussian"):
         begin(tuned, init, r=r, seed=seed, first=None if first is None else load_file(first))
     if dora:
@@ -87,6 +92,23 @@ def layers(model: PeftModel) -> Iterator[tuple[str, Any]]:
     for name, module in model.base_model.model.named_modules():
         if isinstance(module, LoraLayer) and NAME in module.lora_A:
             yield name, module
+
+
+def refuse_ends(model: PeftModel, tie: Tie | None, *, new_tokens: bool, dora: bool, init: str) -> None:
+    """Raise ConfigError where an adapter on the embedding or the head can't be what the config says of all adapters.
+
+    tie   the two, where they are one matrix
+    """
+    adapted = [name for name, module in model.base_model.model.named_modules() if isinstance(module, LoraLayer)]
+    tables = [name for name in adapted if model.base_model.model.get_submodule(name).lora_embedding_A]
+    if tables and (dora or init not in ("default", "gaussian")):
+        what = "algo.dora=true" if dora else f"algo.lora_init={init}"
+        raise ConfigError(f"{what} is made for linear layers, and algo.targets names the embedding {tables[0]}: leave one of the two out.")
+    if tie is not None and new_tokens and splits(tie, [f"{name}.weight" for name in adapted]):
+        raise ConfigError(
+            f"model.new_tokens trains rows of the embedding, which is the output head too in this model, and algo.targets has an adapter for one of the "
+            f"two ({tie.head.removesuffix('.weight')}, {tie.embedding.removesuffix('.weight')}): leave that out of algo.targets."
+        )
 
 
 @torch.no_grad()

@@ -11,33 +11,13 @@ import torch
 from torch import Tensor
 
 from tuner.errors import StageError
+from tuner.models.card import write_card
 from tuner.models.files import weight_files
 from tuner.models.merge import HEAD, rounded
+from tuner.models.pairs import pairs
 from tuner.models.shards import DTYPES, LIMIT, Checkpoint, Spec, write_checkpoint, write_file
 from tuner.models.sidecars import read_json
-
-README = "README.md"
-
-NEW_ROWS = """\
-# A LoRA adapter with rows for new tokens
-
-Besides its low-rank matrices, this adapter holds whole rows of the embedding, and of the output head where that is a matrix of its own: those of {count}
-new tokens, up to the id {last}. The tokenizer beside it has these tokens, and its base model has not. Where the base's embedding is too small
-for them, give it the rows before PEFT puts its values there:
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{base}")
-if model.get_input_embeddings().num_embeddings < {rows}:
-    model.resize_token_embeddings({rows})
-model = PeftModel.from_pretrained(model, ".")
-tokenizer = AutoTokenizer.from_pretrained(".")
-```
-
-Tools that take an adapter as it is, such as servers, expect its base's vocabulary: give them the merged model.
-"""
+from tuner.models.ties import Tie, splits
 
 
 class Tensors(Protocol):
@@ -50,14 +30,19 @@ class Tensors(Protocol):
     def __getitem__(self, name: str, /) -> Tensor: ...
 
 
-def write_adapter(weights: Tensors, settings: Path, out: Path, base_name: str, *, initial: Path | None = None) -> None:
+def write_adapter(
+    weights: Tensors, settings: Path, out: Path, base_name: str, *, initial: Path | None = None, quant: str = "none", tie: Tie | None = None
+) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json` as PEFT does, and the same to the byte every time.
 
     weights    under PEFT's own names
     base_name  what PEFT loads the base by: a public name, never a local path
     initial    the values with which adapters began that took a part out of their base; what is written then belongs to the plain base, see `differences`
 
-    An adapter with rows of new tokens gets a README.md besides, since that base has no such rows.
+    quant      how the base was held (algo.quant)
+    tie        the head and the embedding of the base where they are one matrix
+
+    An adapter that is more than the plain product on the plain base gets a README.md besides, see `tuner.models.card`.
     """
     config = read_json(settings) | {"base_model_name_or_path": base_name, "inference_mode": True}
     specs, value = weights.specs, weights.__getitem__
@@ -68,9 +53,12 @@ def write_adapter(weights: Tensors, settings: Path, out: Path, base_name: str, *
     config.pop("peft_version", None)
     ordered = {key: sorted(value) if key == "target_modules" and isinstance(value, list) else value for key, value in config.items()}
     (out / "adapter_config.json").write_text(json.dumps(ordered, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    if ids := new_rows(config):
-        text = NEW_ROWS.format(count=len(ids), last=max(ids), rows=max(ids) + 1, base=base_name or "BASE")
-        (out / README).write_text(text, encoding="utf-8")
+    write_card(out, config, base_name or "BASE", quant=quant, split=splits(tie, pairs(config, plain(specs))))
+
+
+def plain(specs: Mapping[str, Spec]) -> dict[str, Spec]:
+    """Those of an adapter's tensors that are no rows of tokens."""
+    return {name: spec for name, spec in specs.items() if ".token_adapter." not in name}
 
 
 def differences(weights: Tensors, initial: Tensors) -> tuple[dict[str, Spec], Callable[[str], Tensor]]:
@@ -108,16 +96,6 @@ def widened(settings: Mapping[str, Any]) -> dict[str, Any]:
     scale = alpha / sqrt(r) if settings.get("use_rslora") else alpha / r
     whole = 2 * r * scale
     return {"r": 2 * r, "lora_alpha": int(whole) if whole.is_integer() else whole, "use_rslora": False}
-
-
-def new_rows(settings: Mapping[str, Any]) -> set[int]:
-    """The tokens whose rows an adapter holds, from its adapter_config.json.
-
-    >>> sorted(new_rows({"trainable_token_indices": {"model.embed_tokens": [70, 71], "lm_head": [70, 71]}})), new_rows({})
-    ([70, 71], set())
-    """
-    said = settings.get("trainable_token_indices") or {}
-    return {id_ for ids in (said.values() if isinstance(said, dict) else [said]) for id_ in ids}
 
 
 def write_full(

@@ -13,7 +13,7 @@ from tuner.driver import absence, trouble
 from tuner.errors import ConfigError, DataError
 from tuner.gpus import VARIABLE, hidden
 from tuner.kernels import attention as seam
-from tuner.models import quantize
+from tuner.models import quantize, ties
 from tuner.models.attention import generation_attention, unfold_positions
 from tuner.models.merge import overlay
 from tuner.models.names import Names, check_fit, map_names
@@ -94,7 +94,7 @@ def load_tuned(
 ) -> PreTrainedModel:
     """The model that `load_model` gives for the merged directory of `base` and `adapter`, bit for bit, without that directory.
 
-    The weights take the bf16 values that merging writes, whatever `dtype` is. `quant` says how the base was held while the adapter trained: for "nf4" and
+    The weights take the values that merging writes, in `rounded` (bf16 when None), whatever `dtype` is. `quant` says how the base was held while the adapter trained: for "nf4" and
     "int8" the merged weights are those of the base in 4 or 8 bits plus the product. Without an adapter it is the model in `base` as it lies there.
     Beside the model there is never more than one of its tensors. Raises DataError like `load_model`, and StageError when the adapter doesn't fit.
     """
@@ -102,15 +102,22 @@ def load_tuned(
         return load_model(base, dtype=dtype, device=device, attention=attention, rounded=rounded)
     model, names = _load(base, dtype=dtype, device=device, attention=attention)
     held = quantize.held(model, names.plain) if quant != "none" else frozenset()
-    specs, value = overlay(base, adapter, quant=quant, quantised=held, names=names.plain)
+    code = "F32" if rounded == torch.float32 else "BF16"
+    laid = overlay(base, adapter, dtype=code, quant=quant, quantised=held, names=names.plain)
+    plain = dict(names.plain)
+    if laid.head is not None:
+        tie = ties.tie_of(model)
+        assert tie is not None
+        ties.untie(model)
+        plain[tie.head] = laid.head
     done = set()
     for name, tensor in model.state_dict().items():
         if tensor.data_ptr() in done:  # a head that is tied to the embedding
             continue
         done.add(tensor.data_ptr())
-        if name in names.plain:
-            tensor.copy_(value(names.plain[name]))
-        elif tensor.is_floating_point() and any(specs[part].dtype == "BF16" for part in names.made.get(name, ())):
+        if name in plain:
+            tensor.copy_(laid.value(plain[name]))
+        elif tensor.is_floating_point() and any(laid.specs[part].dtype == "BF16" for part in names.made.get(name, ())):
             tensor.copy_(tensor.to(torch.bfloat16))
     if rounded is not None and rounded != dtype:
         _round(model, rounded)

@@ -43,6 +43,8 @@ class Pair:
     """alpha / r, or alpha / sqrt(r) where the adapter says so (arXiv:2312.03732)"""
     magnitude: str | None = None
     """name of DoRA's magnitudes, [outputs]"""
+    embedding: bool = False
+    """whether the weight is an embedding, [tokens, width]: what it is the weight of has tokens as inputs, so A is [r, tokens] and B [width, r]"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +81,7 @@ def rows(settings: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, Ro
 def pairs(settings: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, Pair]:
     """Which weight each pair of adapter tensors belongs to, by the name of the module that PEFT has wrapped.
 
-    PEFT writes `base_model.model.` + the module's name + `.lora_A.weight`.
+    PEFT writes `base_model.model.` + the module's name + `.lora_A.weight`, or `.lora_embedding_A` for an embedding.
     Raises StageError for an adapter that is more than the plain product or DoRA, for one whose base is not the plain one any more, and for a tensor that
     belongs to no pair.
     """
@@ -93,14 +95,15 @@ def pairs(settings: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, P
         )
     found: dict[str, Pair] = {}
     for a in specs:
-        if match := re.fullmatch(r"base_model\.model\.(.+)\.lora_A\.weight", a):
-            b = a.replace(".lora_A.", ".lora_B.")
+        if match := re.fullmatch(r"base_model\.model\.(.+)\.lora_(?:A\.weight|embedding_A)", a):
+            embedding = a.endswith("_A")
+            b = f"{a.removesuffix('_A')}_B" if embedding else a.replace(".lora_A.", ".lora_B.")
             rank = specs[a].shape[0]
             alpha = float(str(settings["lora_alpha"]))
             magnitude = f"base_model.model.{match[1]}.lora_magnitude_vector" if settings.get("use_dora") else None
-            if b in specs and (magnitude is None or magnitude in specs):
+            if b in specs and (magnitude is None or (magnitude in specs and not embedding)):
                 scale = alpha / sqrt(rank) if settings.get("use_rslora") else alpha / rank
-                found[f"{match[1]}.weight"] = Pair(a=a, b=b, scale=scale, magnitude=magnitude)
+                found[f"{match[1]}.weight"] = Pair(a=a, b=b, scale=scale, magnitude=magnitude, embedding=embedding)
     used = {name for pair in found.values() for name in (pair.a, pair.b, pair.magnitude)}
     if left := sorted(specs.keys() - used):
         raise StageError(f"Of the adapter's {len(specs)} tensors {len(left)} belong to no pair of A and B, first {left[0]}: merging would lose them.")

@@ -121,11 +121,12 @@ def settle(model: PreTrainedModel, layers: list[str], quant: str, *, compute: to
             parameter.data = parameter.data.to(compute)
 
 
-def dequantised(weight: Tensor, quant: str) -> Tensor:
-    """What the frozen base computes with where its checkpoint has `weight`: for "nf4" in bf16, for "int8" in fp32, for "none" the weight itself.
+def dequantised(weight: Tensor, quant: str, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """What the frozen base computes with where its checkpoint has `weight`: for "nf4" in `dtype`, for "int8" in fp32, for "none" the weight itself.
 
-    Where products are in fp32, bitsandbytes does not round to bf16 what it restores of 4 bits; that is the only difference to those in bf16. Of 8 bits
-    it multiplies whole numbers, and scales in fp32; in training on a processor it restores the weight in the dtype of the products.
+    dtype   of training's products, algo.precision: in fp32, bitsandbytes does not round to bf16 what it restores of 4 bits
+
+    Of 8 bits it multiplies whole numbers, and scales in fp32; in training on a processor it restores the weight in the dtype of the products.
 
     It is computed where the weight lies. bitsandbytes rounds some constants otherwise on a GPU than on a processor: one weight in 1,600 differs (H100,
     bitsandbytes 0.50), by 2.4 % at most, which is less in sum than rounding to bf16 does.
@@ -142,5 +143,6 @@ def dequantised(weight: Tensor, quant: str) -> Tensor:
     packed, state = quantize_4bit(
         weight.to(torch.bfloat16).contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4", quant_storage=torch.uint8
     )
+    state.dtype = dtype
     restored: Tensor = dequantize_4bit(packed, state)
     return restored.reshape(weight.shape)  # it takes a weight of two values for a transposed one

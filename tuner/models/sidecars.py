@@ -19,6 +19,8 @@ from tuner.errors import DataError
 from tuner.models.files import TEXT
 from tuner.schema import Chat
 
+TIED = "tie_word_embeddings"
+"""the key of config.json that says whether the output head is the embedding"""
 LOCAL = frozenset(
     {
         "transformers_version",
@@ -114,10 +116,25 @@ def write_generation_config(source: Path, out: Path, end_id: int, stops: Iterabl
     write_json(out / "generation_config.json", settings)
 
 
-def write_config(source: Path, out: Path, dtype: str) -> None:
-    """The base's config.json with `dtype` (bfloat16 or float32) as the weights' type, under both the newer and the older key."""
+def write_config(source: Path, out: Path, dtype: str, *, untied: bool = False) -> None:
+    """The base's config.json with `dtype` (bfloat16 or float32) as the weights' type, under both the newer and the older key.
+
+    untied   whether the output head has become a matrix of its own
+    """
     settings = read_json(source / "config.json")
+    if untied:
+        settings = apart(settings)
     settings["dtype"] = dtype
     if "torch_dtype" in settings:
         settings["torch_dtype"] = dtype
     write_json(out / "config.json", settings)
+
+
+def apart(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json that says that the head is not the embedding, of the whole and of its text part.
+
+    >>> apart({"vocab_size": 5, "text_config": {"tie_word_embeddings": True}})
+    {'vocab_size': 5, 'text_config': {'tie_word_embeddings': False}, 'tie_word_embeddings': False}
+    """
+    text = config.get("text_config")
+    return dict(config) | ({"text_config": text | {TIED: False}} if isinstance(text, dict) else {}) | {TIED: False}

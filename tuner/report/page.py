@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 VERSION = 1
+BITS = {"nf4": 4, "int8": 8}
+"""of a base that was held so while it trained"""
 
 LITTLE = 2_000
 """held-out tokens, under which a loss says little"""
 
 
-def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Two measurements ({"loss", "perplexity", "tokens", "answers"}) as one report.
+def compare(before: Mapping[str, Any], after: Mapping[str, Any], *, quant: str = "none") -> dict[str, Any]:
+    """Two measurements ({"loss", "perplexity", "tokens", "answers"}) as one report; `quant` is how the base was held while it trained.
 
     Raises ValueError when they are not over the same held-out tokens and questions: a comparison would mean nothing.
     """
@@ -30,7 +32,7 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, An
             "perplexity": {"before": before["perplexity"], "after": after["perplexity"]},
         },
         "answers": answers,
-    }
+    } | ({"quant": quant} if quant != "none" else {})
 
 
 def headline(report: Mapping[str, Any]) -> str:
@@ -71,6 +73,11 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         lines += ["| | before | after |", "| --- | ---: | ---: |"]
         lines += [f"| held-out {key} | {held_out[key]['before']:.4f} | {held_out[key]['after']:.4f} |" for key in ("loss", "perplexity")]
         lines += ["", f"Loss in nats per token, over tokens that were kept out of training: {stands_on(held_out['tokens'])}."]
+    if bits := BITS.get(report.get("quant", "none")):
+        lines += [
+            "",
+            f"Before is the base as it was published, not the one in {bits} bits that training began with; after is the adapter in the weights of that one.",
+        ]
     if report["answers"]:
         lines += ["", "## Answers", "", "Greedy, one turn each."]
     for row in report["answers"]:

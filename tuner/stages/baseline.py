@@ -13,9 +13,16 @@ if TYPE_CHECKING:
 
 MEASURE = {"held_out": 1, "answers": 1}
 """versions of tuner.train.measure and tuner.models.answer"""
+FP32 = 1
+"""an adapter that trained in fp32 is measured merged in fp32"""
 
 
 def versions(view: View) -> dict[str, int]:
+    merged = {"fp32": FP32} if view.algo.precision == "fp32" and view.algo.init == "continue" else {}
+    return measured(view) | merged
+
+
+def measured(view: View) -> dict[str, int]:
     return MEASURE if view.eval.prompts else {"held_out": MEASURE["held_out"]}
 
 

@@ -15,9 +15,13 @@ from tuner.train import steps
 LAYOUT = {"adapter": 1, "full": 1, "sidecars": 3}
 """versions of what tuner.models.convert and tuner.models.sidecars write"""
 
+QUANT = 1
+"""an adapter of a base in 4 or 8 bits says so"""
+
 
 def versions(view: View) -> dict[str, int]:
-    return {name: LAYOUT[name] for name in ("adapter" if view.algo.adapter == "lora" else "full", "sidecars")}
+    made = {name: LAYOUT[name] for name in ("adapter" if view.algo.adapter == "lora" else "full", "sidecars")}
+    return made | ({"quant": QUANT} if view.algo.quant != "none" else {})
 
 
 def pick(trained: Path, config: Config, finished: bool) -> Pick | None:
@@ -54,6 +58,7 @@ def run(ctx: Context) -> dict[str, Any]:
     from tuner.data.tokenizer import load_vocabulary
     from tuner.models.convert import write_adapter, write_full
     from tuner.models.sidecars import spoken, write_config, write_generation_config, write_tokenizer
+    from tuner.models.ties import tie_in
     from tuner.train import fragments
 
     base, trained, out = ctx.inputs["fetch_model"].dir, ctx.inputs["train"].dir, ctx.out
@@ -67,7 +72,10 @@ def run(ctx: Context) -> dict[str, Any]:
     weights = fragments.read(found).weights
     if algo.adapter == "lora":
         initial = trained / steps.INITIAL
-        write_adapter(weights, trained / steps.ADAPTER, out, model.repo or "", initial=initial if initial.exists() else None)
+        tie = tie_in(base, [name.removeprefix("base_model.model.") for name in weights.specs])
+        write_adapter(
+            weights, trained / steps.ADAPTER, out, model.repo or "", initial=initial if initial.exists() else None, quant=algo.quant, tie=tie
+        )
     else:
         code, dtype = {"bf16": ("BF16", "bfloat16"), "fp32": ("F32", "float32")}[algo.precision]
         write_full(weights, base, out, code)

@@ -13,10 +13,14 @@ from tuner.stages import baseline
 
 PAGE = 2
 """2: says where held-out tokens are few"""
+QUANT = 1
+"""with a base in 4 or 8 bits, the report says what its "before" is"""
 
 
 def versions(view: View) -> dict[str, int]:
-    return baseline.versions(view) | {"page": PAGE}
+    merged = {"fp32": baseline.FP32} if view.algo.precision == "fp32" else {}
+    quant = {"quant": QUANT} if view.algo.quant != "none" else {}
+    return baseline.measured(view) | {"page": PAGE} | merged | quant
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -27,7 +31,7 @@ def run(ctx: Context) -> dict[str, Any]:
     result, facts = baseline.measure(ctx, base, adapter, quant)
     before = json.loads((ctx.inputs["baseline"].dir / "baseline.json").read_text(encoding="utf-8"))
     after = result.to_json()
-    report = page.compare(before, after)
+    report = page.compare(before, after, quant=quant)
     baseline.write(ctx.out / "eval.json", after)
     baseline.write(ctx.out / "report.json", report)
     (ctx.out / "report.md").write_text(page.to_markdown(report), encoding="utf-8")

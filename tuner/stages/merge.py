@@ -1,4 +1,4 @@
-"""merge: base and adapter → one bf16 model directory that loads anywhere. With full fine-tuning that is convert's, linked."""
+"""merge: base and adapter → one model directory that loads anywhere, in the dtype in which training held the base. With full fine-tuning that is convert's, linked."""
 
 import shutil
 from pathlib import Path
@@ -13,11 +13,14 @@ from tuner.stages.convert import keep_aside
 
 MERGE = {"lora": 1, "none": 1}
 ORIGINAL, QUANT = 1, 1
+FP32 = 1
+"""an adapter that trained in fp32 is merged in fp32"""
 
 
 def versions(view: View) -> dict[str, int]:
     original = {"original": ORIGINAL} if view.merge.layout == "original" else {}
-    return {view.algo.adapter: MERGE[view.algo.adapter]} | original | ({"quant": QUANT} if view.algo.quant != "none" else {})
+    whole = {"fp32": FP32} if view.algo.precision == "fp32" and view.algo.adapter == "lora" else {}
+    return {view.algo.adapter: MERGE[view.algo.adapter]} | original | whole | ({"quant": QUANT} if view.algo.quant != "none" else {})
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -36,7 +39,7 @@ def run(ctx: Context) -> dict[str, Any]:
     import torch
 
     from tuner.models import merge
-    from tuner.models.shards import Checkpoint
+    from tuner.models.shards import DTYPES, Checkpoint
     from tuner.models.sidecars import write_config
     from tuner.report.progress import bar
 
@@ -44,20 +47,23 @@ def run(ctx: Context) -> dict[str, Any]:
         torch.set_num_threads(config.machine.threads)
     adapter = convert.dir if adapted else None
     whole = base if adapted else convert.dir
+    code, quant = merge.CODES[config.algo.precision], config.algo.quant
     total = sum(spec.nbytes for spec in Checkpoint(weight_files(whole)).specs.values())
     with bar("merge", total, ctx.say) as advance:
         if original:
-            merge.merge_original(whole, adapter, aside, ctx.out, quant=config.algo.quant, tick=lambda spec: advance(spec.nbytes))
+            untied = merge.merge_original(whole, adapter, aside, ctx.out, dtype=code, quant=quant, tick=lambda spec: advance(spec.nbytes))
         else:
-            merge.merge_adapter(base, convert.dir, ctx.out, quant=config.algo.quant, tick=lambda spec: advance(spec.nbytes))
+            untied = merge.merge_adapter(base, convert.dir, ctx.out, dtype=code, quant=quant, tick=lambda spec: advance(spec.nbytes))
     if not original:
-        write_config(base, ctx.out, "bfloat16")
+        write_config(base, ctx.out, str(DTYPES[code]).removeprefix("torch."), untied=untied)
         for name in (*SETTINGS, *TEXT):
             if (convert.dir / name).is_file():
                 shutil.copyfile(convert.dir / name, ctx.out / name)
         keep_aside(base, ctx.out)
     size = weight_bytes(ctx.out)
-    ctx.say(f"base and adapter in one, {size / 1e9:.2f} GB in bf16{', in the original layout' if original else ''}")
+    ctx.say(f"base and adapter in one, {size / 1e9:.2f} GB in {config.algo.precision}{', in the original layout' if original else ''}")
+    if untied:
+        ctx.say("the head was the embedding, and the adapter changed one of the two: they are two matrices now (tie_word_embeddings: false)")
     return {"bytes": size, "linked": False, "layout": "original" if original else "native"}
 
 

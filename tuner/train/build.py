@@ -11,7 +11,7 @@ from tuner.data.tokens import Pack
 from tuner.disk import read_json, write_json
 from tuner.errors import ConfigError, DataError
 from tuner.kernels import attention
-from tuner.models.adapters import adapter_config, add_lora, load_adapter, trainable, write_initial
+from tuner.models.adapters import adapter_config, add_lora, layers, load_adapter, trainable, write_initial
 from tuner.models.attention import needs
 from tuner.models.layouts import family
 from tuner.models.load import DTYPES, load_model
@@ -33,7 +33,7 @@ def build_model(config: View, directory: Path, out: Path, device: torch.device, 
     algo = config.algo
     if algo.adapter == "none":
         if "head" not in algo.freeze:
-            refuse_fixed_head(directory)
+            refuse_fixed_head(directory, "algo.adapter=none trains the output head", config.merge.layout)
         return load_trainable(
             directory, device=device, compute=compute, rounded=DTYPES[algo.precision], last_layers=algo.last_layers, freeze=algo.freeze
         ).train()
@@ -45,6 +45,8 @@ def build_model(config: View, directory: Path, out: Path, device: torch.device, 
         new_token_ids=token_ids(directory, config.model.new_tokens), dora=algo.dora, rslora=algo.rslora, init=algo.lora_init,
         first=first if first.exists() else None,
     )  # fmt: skip
+    if model.get_output_embeddings() in [layer for _, layer in layers(model)]:
+        refuse_fixed_head(directory, "algo.targets has an adapter for the output head", config.merge.layout)
     if algo.init == "continue":
         load_adapter(model, Path(config.model.adapter))
     return model.train()
@@ -114,11 +116,16 @@ def operations(config: View, directory: Path, device: torch.device) -> tuple[Cal
     return lambda packs: costs.model([n for pack in packs for n in pack.lengths.tolist()], count_targets(packs)), peak
 
 
-def refuse_fixed_head(directory: Path) -> None:
-    """Raise ConfigError, before anything trains, for full fine-tuning of a model whose result can only be written in a layout that fixes the head's norms."""
+def refuse_fixed_head(directory: Path, trains: str, wanted: str) -> None:
+    """Raise ConfigError, before anything trains, where the output head trains and its result is to be written in a layout that fixes the norms of its rows.
+
+    trains   what does, in words
+    wanted   merge.layout; a family without a class is written in its own whatever it says
+    """
     layout = (read_json(directory / family.ASIDE / family.LAYOUT) or {}).get("layout")
-    if layout in family.WITHOUT_CLASS & family.NORMALISED:
+    if layout in family.NORMALISED and (layout in family.WITHOUT_CLASS or wanted == "original"):
+        otherwise = "" if layout in family.WITHOUT_CLASS else ", or merge.layout=native"
         raise ConfigError(
-            f"algo.adapter=none trains the output head, and the layout {layout}, in which this model's result is written, divides each of its rows by its "
-            "norm on every use: what was trained could not be written. Take algo=lora or algo=qlora."
+            f"{trains}, and the layout {layout}, in which this model's result is written, divides each of its rows by its norm on every use: what was "
+            f"trained could not be written. Take algo=lora or algo=qlora without the head in algo.targets{otherwise}."
         )

@@ -21,7 +21,7 @@ from tuner.models.layouts.family import ASIDE, LAYOUT, MODULES, NATIVE, WITHOUT_
 from tuner.models.layouts.llama import DTYPES, rows
 from tuner.models.layouts.piece import Native, Piece
 from tuner.models.shards import Checkpoint, Spec, main_dtype, write_checkpoint, write_file
-from tuner.models.sidecars import read_json, write_json
+from tuner.models.sidecars import TIED, read_json, write_json
 
 KEPT = "kept.safetensors"
 """beside the settings in `original`: the tensors that were kept"""
@@ -85,16 +85,18 @@ def write_native(source: Mapping[str, Path], layout: str, out: Path, *, say: Cal
         say(warning)
 
 
-def original_pieces(aside: Path, specs: Mapping[str, Spec]) -> list[Piece]:
+def original_pieces(aside: Path, specs: Mapping[str, Spec], *, untied: bool = False) -> list[Piece]:
     """All tensors of the original layout, made of native ones that are as `specs` say: trained or not, of the old type or another.
 
     aside   the directory `original` of the rewritten checkpoint
+    untied  whether a head that is the embedding there has become a tensor of its own
 
     A kept tensor is written as it was, in the type of the native tensor that was made of it. Making it raises DataError where that has trained.
     """
-    layout, config = _layout(aside), grown(read_json(aside / CONFIG), specs)
+    loose = {TIED: False} if untied else {}
+    layout, config = _layout(aside), grown(read_json(aside / CONFIG), specs) | loose
     family = module(layout)
-    pieces = family.to_original(read_json(aside / CONFIG), specs, layout)
+    pieces = family.to_original(read_json(aside / CONFIG) | loose, specs, layout)
     kept = Checkpoint([aside / KEPT] if (aside / KEPT).is_file() else [])
     before = {piece.spec.name: piece.spec for piece in pieces} | kept.specs
     forward = {piece.sources[0]: piece for piece in family.to_native(config, before, layout).pieces if len(piece.sources) == 1}
@@ -109,7 +111,7 @@ def original_pieces(aside: Path, specs: Mapping[str, Spec]) -> list[Piece]:
 
 
 def write_original(
-    specs: Mapping[str, Spec], value: Callable[[str], Tensor], aside: Path, out: Path, *, tick: Callable[[Spec], None] = _silent
+    specs: Mapping[str, Spec], value: Callable[[str], Tensor], aside: Path, out: Path, *, untied: bool = False, tick: Callable[[Spec], None] = _silent
 ) -> list[str]:
     """Write native tensors in their original layout to `out`, with the settings and the tokenizer of `aside`, and return the names of the weight files.
 
@@ -119,11 +121,11 @@ def write_original(
     tools may read so. Untrained tensors give the original's names, types and bytes; where shards are cut is free. Raises DataError where a tensor has
     trained that the layout has no place for.
     """
-    pieces = {piece.spec.name: piece for piece in original_pieces(aside, specs)}
+    pieces = {piece.spec.name: piece for piece in original_pieces(aside, specs, untied=untied)}
     for path in sorted(aside.iterdir()):
         if path.name not in (KEPT, LAYOUT, CONFIG):
             shutil.copyfile(path, out / path.name)
-    config = grown(read_json(aside / CONFIG), specs)
+    config = grown(read_json(aside / CONFIG), specs) | ({TIED: False} if untied else {})
     dtype = DTYPES[main_dtype(specs.values())]
     config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config}
     (out / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
