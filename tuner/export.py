@@ -9,6 +9,7 @@ from tuner.disk import disk_full, read_json
 from tuner.errors import ConfigError, StoreError
 from tuner.models.files import ADAPTER_FILES
 from tuner.models.layouts import family
+from tuner.models.quantised import WORDS
 from tuner.nearest import nearest
 
 KINDS = {
@@ -96,6 +97,12 @@ def _write_original(made: Made, out: Path, tell: Callable[[str], None]) -> None:
     base = _base(made)
     whole = base if made.adapted else made.convert
     aside = base / family.ASIDE
+    rewritten = [str(name) for name in (read_json(base / "manifest.json") or {}).get("facts", {}).get("rewritten", ())]
+    if method := next((name.partition(".")[2] for name in rewritten if name.startswith("dequantize.")), None):
+        raise ConfigError(
+            f"{made.called} was trained on weights that were dequantised to bf16 when they were fetched: their publisher has them in {WORDS[method]}, and "
+            f"what was trained would be rounded away in that. Export the model in bf16: python -m tuner export {made.called} model"
+        )
     if not aside.is_dir():
         raise ConfigError(
             f"{made.called} was trained on a model that transformers has a class for, so its layout is the original one: python -m tuner export {made.called} model"

@@ -19,6 +19,8 @@ from tuner.disk import write_text
 from tuner.errors import ConfigError
 
 VERSION = 1
+OF_A_MODEL = ("layout", "quantised", "template")
+"""what an entry may say of a model besides"""
 HUBS = {"hub": "main", "modelscope": "master"}
 """the sources that are hubs, and the branch that each takes where none is named"""
 
@@ -46,6 +48,10 @@ class Pin:
     """the wanted ones, by their path in the repository, in the order in which they are read"""
     layout: str | None = None
     """of a model: how its tensors are laid out (tuner.models.layouts.family)"""
+    quantised: str | None = None
+    """of a model: how its weights are quantised, where that is undone when they are fetched (tuner.models.quantised)"""
+    template: str | None = None
+    """of a model: the chat template that model/chat=auto takes for its tokenizer, as far as that was known before the download (tuner.data.choice)"""
     made: Mapping[str, str] = field(default_factory=dict)
     """the content digest of what was made of them, by the artifact's fingerprint; so later stages are known before anything is downloaded"""
 
@@ -79,10 +85,12 @@ def _read(entry: Any) -> Pin:
             raise ValueError(f"{path} has no digest of a file")
         if pinned.size is not None and (type(pinned.size) is not int or pinned.size < 0):
             raise ValueError(f"{path} has the size {pinned.size!r}")
-    commit, layout, said = entry["commit"], entry.get("layout"), dict(entry.get("made", {}))
-    if not isinstance(commit, str) or not isinstance(layout, str | None) or not all(isinstance(value, str) for value in said.values()):
-        raise ValueError("commit, layout and made should be texts")
-    return Pin(commit=commit, files=files, layout=layout, made=said)
+    commit, said = entry["commit"], dict(entry.get("made", {}))
+    more = {name: entry.get(name) for name in OF_A_MODEL}
+    texts = [commit, *said.values(), *(value for value in more.values() if value is not None)]
+    if not all(isinstance(value, str) for value in texts):
+        raise ValueError(f"commit, {', '.join(OF_A_MODEL)} and made should be texts")
+    return Pin(commit=commit, files=files, made=said, **more)
 
 
 def told(lock: str, name: str, pin: Pin) -> str:
@@ -150,7 +158,7 @@ def _write(lock: Path, name: str, pin: Pin) -> None:
 
 def _plain(pin: Pin) -> dict[str, Any]:
     files = {path: {name: value for name, value in asdict(pinned).items() if value is not None} for path, pinned in pin.files.items()}
-    more = {"layout": pin.layout, "made": dict(pin.made)}
+    more = {name: getattr(pin, name) for name in OF_A_MODEL} | {"made": dict(pin.made)}
     return {"commit": pin.commit, **{name: value for name, value in more.items() if value}, "files": files}
 
 

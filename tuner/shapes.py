@@ -12,14 +12,16 @@ from typing import Any
 from tuner.disk import bytes_under, read_json
 from tuner.errors import DataError
 from tuner.estimate import trained
-from tuner.models import geometry
+from tuner.models import geometry, quantised
 from tuner.models.files import TEXT
 from tuner.models.headers import read_header
 from tuner.plan import Step
 from tuner.schema import Algo, Model
+from tuner.stage import View
 
 VOCABULARY = 75
 """bytes of the tokenizer's files for each row of the embedding, before they are here: from 45 (SmolLM2) to 85 (Gemma 2)"""
+WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
 NOT_LINEAR = re.compile(
     r"embed|embd|wte|wpe|lm_head|^output\.weight|norm"
     r"|\.experts\.|_exps\.|\.gate\.weight|router|shared_expert_gate|gate_inp"
@@ -49,23 +51,40 @@ def model_shapes(step: Step) -> Shapes:
     made = step.artifact
     files = {name: made.path / name for name in made.manifest["files"]} if made and not made.manifest["references"] else step.sources
     if not files:
-        return _described(step.config.model)
-    parameters = tensors = tokenizer = 0
-    widths: dict[str, int] = {}
+        return _described(step.config.model, _downloads(step))
+    tokenizer = guessed = 0
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, path in files.items():
         gguf, size = path.suffix == ".gguf", bytes_under(path)
         if gguf or path.suffix == ".safetensors":
-            shapes, length = read_header(path)
-            # a file that can't be read counts as if its weights had 4 bits, or 16
-            parameters += sum(map(prod, shapes.values())) or (size * 2 if gguf else size // 2)
-            tensors += len(shapes)
-            widths |= {key: sum(shape) for key, shape in shapes.items() if len(shape) == 2 and not NOT_LINEAR.search(key)}
+            found, length = read_header(path)
+            shapes |= found
+            guessed += 0 if found else size * 2 if gguf else size // 2  # a file that can't be read counts as if its weights had 4 bits, or 16
             tokenizer += 2 * length * gguf  # the vocabulary is in the header, and about twice as long as JSON
         elif name in TEXT:
             tokenizer += size
+    shapes = quantised.plain_shapes(_held(step), shapes)
+    parameters, tensors = sum(map(prod, shapes.values())) + guessed, len(shapes)
+    widths = {key: sum(shape) for key, shape in shapes.items() if len(shape) == 2 and not NOT_LINEAR.search(key)}
     rewritten = any(path.suffix == ".gguf" for path in files.values())
     known = _known(read_json(files["config.json"]) or {}) if "config.json" in files else None
     return Shapes(parameters=parameters, tensors=tensors, widths=widths, tokenizer=tokenizer, gguf=rewritten, geometry=known)
+
+
+def _held(step: Step) -> str | None:
+    """How the weights are quantised that will be rewritten in bf16."""
+    if step.artifact:
+        return None
+    found = (name.partition(".") for name in step.stage.versions(View(step.config, step.stage.name)))
+    return next((method for what, _, method in found if what == "dequantize"), None)
+
+
+def _downloads(step: Step) -> int:
+    """About how many parameters the weights hold that the lock names."""
+    pins = step.stage.pins(View(step.config, step.stage.name))
+    files = {name: pinned.size or 0 for pin in pins.values() if pin for name, pinned in pin.files.items()}
+    size = sum(size for name, size in files.items() if name.endswith(WEIGHTS))
+    return quantised.parameters(_held(step), size) + 2 * sum(size for name, size in files.items() if name.endswith(".gguf"))
 
 
 def _known(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -77,13 +96,14 @@ def _known(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return found
 
 
-def _described(model: Model) -> Shapes:
-    """By the geometry that the config gives; where it gives none, or one of a family that is not known here, by the number of parameters, if any."""
+def _described(model: Model, parameters: int) -> Shapes:
+    """By the geometry that the config gives; where it gives none, or one of a family that is not known here, by the number of parameters: that of the
+    config, or about so many `parameters`."""
     try:
         shapes = geometry.shapes(model.geometry)
         widths = {name: sum(shape) for name, shape in geometry.linears(model.geometry).items()}
     except DataError:
-        return Shapes(parameters=model.parameters or 0, tensors=0, widths={}, tokenizer=0, gguf=False)
+        return Shapes(parameters=model.parameters or parameters, tensors=0, widths={}, tokenizer=0, gguf=False)
     return Shapes(
         parameters=sum(map(prod, shapes.values())),
         tensors=len(shapes),

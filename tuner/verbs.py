@@ -11,7 +11,7 @@ from tuner.runs import Run, store_of
 from tuner.schema import Config
 from tuner.show import plan_json, plan_text, summary
 from tuner.stage import View
-from tuner.stages import STAGES, tokenize
+from tuner.stages import STAGES, fetch_model, tokenize
 from tuner.stages.fetch_data import parts
 
 
@@ -24,6 +24,7 @@ def run_one(config: Config, tell: Callable[[str], None], redone: set[str] | None
 def plan_one(config: Config, flags: Collection[str]) -> int:
     """Print what would run; with --check, 3 says that something would."""
     run = Run.of(config)
+    fetch_model.refuse_by_name(View(config, "fetch_model"))
     steps = plan(config, STAGES, store_of(config), run, redo=config.redo)
     print(plan_json(steps, config, run) if "--json" in flags else plan_text(steps, config, run))
     return 3 if "--check" in flags and any(step.to_do for step in steps) else 0

@@ -1,0 +1,1 @@
+"""Situations that people have reported of tools of this kind, each with the right result."""

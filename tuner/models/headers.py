@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tuner.disk import identity
 
@@ -29,6 +29,14 @@ def read_header(path: Path) -> tuple[Mapping[str, tuple[int, ...]], int]:
         return _read_header(path, tuple(identity(path)))
     except OSError:
         return {}, 0
+
+
+def read_types(path: Path) -> Mapping[str, str]:
+    """The type of each tensor of a safetensors file, in the format's own words. Nothing of a file that is damaged."""
+    try:
+        return _read_types(path, tuple(identity(path)))
+    except OSError:
+        return {}
 
 
 def embedding_rows(directory: Path) -> int | None:
@@ -56,13 +64,26 @@ def _read_header(path: Path, stamp: tuple[int, ...]) -> tuple[Mapping[str, tuple
         return {}, 0
 
 
+@lru_cache(maxsize=1024)
+def _read_types(path: Path, stamp: tuple[int, ...]) -> Mapping[str, str]:
+    try:
+        with path.open("rb") as file:
+            return {name: str(entry["dtype"]) for name, entry in _entries(file, stamp[0]).items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
 def _safetensors(file: BinaryIO, size: int) -> dict[str, tuple[int, ...]]:
+    return {name: _shape(entry["shape"]) for name, entry in _entries(file, size).items() if name != "__metadata__"}
+
+
+def _entries(file: BinaryIO, size: int) -> dict[str, Any]:
     """https://github.com/huggingface/safetensors#format: the header's length in 8 bytes, then name → dtype, shape, offsets as JSON."""
     length = int.from_bytes(file.read(8), "little")
     if length > min(HEADER, size - 8):
         raise ValueError("no header")
-    entries = json.loads(file.read(length))
-    return {name: _shape(entry["shape"]) for name, entry in entries.items() if name != "__metadata__"}
+    entries: dict[str, Any] = json.loads(file.read(length))
+    return entries
 
 
 def _gguf(file: BinaryIO) -> dict[str, tuple[int, ...]]:

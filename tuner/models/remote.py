@@ -4,13 +4,16 @@ Standard library only at the top: a plan asks for what it costs.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner import pins
 from tuner.errors import DataError
-from tuner.models import hub_cache, repository
-from tuner.models.files import parse_config
+from tuner.models import hub_cache, quantised, repository, unquantised
+from tuner.models.files import INDEX, parse_config
 from tuner.models.layouts import family
 from tuner.pins import Pin
 
@@ -63,16 +66,19 @@ def look_up(
     cached = hub_cache.resolve(repo, revision) if source == "hub" and hub.offline() else None
     listing: Listing = cached or hub.resolve(repo, revision, repo_type="model")
 
+    @cache
     def read(remote: "Remote") -> bytes:
         return _cached(repo, remote) if cached else download.content(remote, hub.headers())
 
     try:
         chosen = repository.wanted(listing, read, file)
         check_names(chosen)
-        found = None
+        by_path = {remote.path: remote for remote in listing.files}
+        found, method = None, None
         if "config.json" in chosen:
-            config = parsed(read(next(remote for remote in listing.files if remote.path == "config.json")), f"config.json of {repo}")
+            config = parsed(read(by_path["config.json"]), f"config.json of {repo}")
             check_config(config)
+            method = _held(source, repo, config, by_path, read(by_path[INDEX]) if INDEX in chosen else None, read)
             found = family.detect(config) if layout == "auto" else layout
     except web.Refused as error:
         raise hub.refusal(repo, error, repo_type="model") from error
@@ -81,8 +87,24 @@ def look_up(
             where = hub_cache.huggingface()
             raise DataError(f"{error} This is what {where} has of it, and HF_HUB_OFFLINE forbids to ask the hub for the rest.") from error
         raise
-    pin = pins.add(lock, name, listing.pin(chosen, found))
+    pin = pins.add(lock, name, replace(listing.pin(chosen, found), quantised=method))
     say(pins.told(str(lock), name, pin))
+
+
+def _held(
+    source: str, repo: str, config: Mapping[str, Any], files: "Mapping[str, Remote]", index: bytes | None, read: "Callable[[Remote], bytes]"
+) -> str | None:
+    """The method by which a repository's weights are quantised, if that is undone. Raises ConfigError for others, with the model that the card names."""
+    from tuner.data import web
+
+    found = quantised.of_repository(config, files, index)
+    if found is None or found.undone:
+        return found.method if found else None
+    card = None
+    with suppress(web.Refused, DataError):  # it is looked at for a better message only
+        card = read(files["README.md"]).decode(errors="replace") if "README.md" in files else None
+    more = " model.source=modelscope" if source == "modelscope" else ""
+    raise unquantised.refusal(found, repo, name=repo, config=config, card=card, more=more)
 
 
 def bring(source: str, repo: str, pin: Pin, out: Path, say: Callable[[str], None]) -> None:

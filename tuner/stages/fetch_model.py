@@ -1,7 +1,7 @@
 """fetch_model: the base model, in the layout of a class that transformers has.
 
-A Hugging Face directory that is in it already is referenced as it is. What a hub has is downloaded; GGUF, pickles and the layouts of families without a
-class are rewritten, and new tokens get their rows: each from one directory to the next, and the last one is the artifact.
+A Hugging Face directory that is in it already is referenced as it is. What a hub has is downloaded; GGUF, pickles, weights in FP8 or MXFP4 and the
+layouts of families without a class are rewritten, and new tokens get their rows: each from one directory to the next, and the last one is the artifact.
 """
 
 import shutil
@@ -12,8 +12,9 @@ from typing import Any
 
 from tuner import pins as locks
 from tuner.errors import ConfigError, DataError
-from tuner.models import files
+from tuner.models import files, quantised, unquantised
 from tuner.models.layouts import family
+from tuner.models.quantised import Found
 from tuner.nearest import nearest
 from tuner.pins import HUBS, Pin
 from tuner.stage import Context, Stage, View
@@ -84,6 +85,41 @@ def layout(view: View) -> str:
     return family.detect(files.read_config(config)) if config.is_file() else family.NATIVE
 
 
+def held(view: View) -> str | None:
+    """The method by which the checkpoint is quantised and which is undone when it is fetched; None for a plain one.
+
+    Raises ConfigError, with the unquantised model, for any other method. What a hub has is known once the lock says it.
+    """
+    model = view.model
+    if model.source in HUBS:
+        pin = pins(view)[pin_name(view)]
+        return pin.quantised if pin else None
+    directory = place(view)
+    if not (directory / "config.json").is_file():
+        return None
+    found = quantised.of_directory(directory)
+    if found is not None and not found.undone:
+        raise _refused(found, view, directory)
+    return found.method if found else None
+
+
+def _refused(found: Found, view: View, directory: Path) -> ConfigError:
+    config, card = files.read_config(directory / "config.json"), unquantised.card_of(directory)
+    hub = view.model.source in HUBS
+    name = repository(view) if hub else directory.name
+    more = " model.source=modelscope" if view.model.source == "modelscope" else ""
+    return unquantised.refusal(found, name if hub else str(directory), name=name, config=config, card=card, more=more)
+
+
+def refuse_by_name(view: View) -> None:
+    """For a plan: what is not in the lock, but called as quantised repositories are. A run asks the hub, which knows better."""
+    if view.model.source in HUBS and pins(view)[pin_name(view)] is None:
+        name = repository(view)
+        if (found := unquantised.by_name(name)) is not None and not found.undone:
+            more = " model.source=modelscope" if view.model.source == "modelscope" else ""
+            raise unquantised.refusal(found, name, name=name, config={}, card=None, more=more)
+
+
 def names(view: View) -> list[str]:
     """The files' names, of those that lie here and of those that a hub has."""
     pin = pins(view).get(pin_name(view)) if view.model.source in HUBS else None
@@ -97,6 +133,8 @@ def versions(view: View) -> dict[str, int]:
         found["gguf"] = GGUF
     if kinds & {"bin", "pth", "pt"}:
         found["pickle"] = PICKLE
+    if (method := held(view)) is not None:
+        found[f"dequantize.{method}"] = quantised.VERSIONS[method]
     if wanted != family.NATIVE:
         found[f"layout.{wanted}"] = family.VERSIONS[wanted]
     if view.model.new_tokens:
@@ -120,6 +158,7 @@ def check(view: View) -> None:
             "norm: they would be others there. Leave model.new_tokens out, or take another model."
         )
     sources(view)
+    versions(view)
 
 
 def progress(partial: Path) -> str | None:
@@ -151,6 +190,7 @@ def run(ctx: Context) -> dict[str, Any]:
     view, out = ctx.config, ctx.out
     todo = versions(view)
     found, commit = _bring(ctx, out / HUB if todo else out)
+    _known(next(iter(found.values())).parent, view, todo)
     scratch: list[Path] = [out / HUB]
     for number, name in enumerate(todo, start=1):
         target = out if number == len(todo) else out / f".{number}"
@@ -161,6 +201,7 @@ def run(ctx: Context) -> dict[str, Any]:
             shutil.rmtree(done, ignore_errors=True)
         scratch = [target]
     directory = next(iter(found.values())).parent
+    _known(directory, view, {})
     config = native(directory)
     if "gguf" not in todo and todo and any((directory / name).is_file() for name in files.TOKENIZERS):  # a checkpoint may come without
         from tuner.data.saved import save_vocabulary
@@ -195,6 +236,17 @@ def _bring(ctx: Context, out: Path) -> tuple[Mapping[str, Path], str | None]:
     return {name: out / name for name in pin.files}, pin.commit
 
 
+def _known(directory: Path, view: View, todo: Mapping[str, int]) -> None:
+    """Raises ConfigError for weights that are quantised by a method that is not undone, and DataError where it is not among what is `todo`."""
+    if not (directory / "config.json").is_file():
+        return
+    found = quantised.of_directory(directory)
+    if found is not None and not found.undone:
+        raise _refused(found, view, directory)
+    if found is not None and f"dequantize.{found.method}" not in todo:
+        raise unquantised.stale(found, repository(view) if view.model.source in HUBS else str(directory), view.lock)
+
+
 def _clear(directory: Path, keep: list[Path]) -> None:
     """Remove what an interrupted rewriting left, but not what is still to be read."""
     directory.mkdir(exist_ok=True)
@@ -222,6 +274,11 @@ def _rewrite(name: str, found: Mapping[str, Path], view: View, out: Path, say: C
             say("rewriting pickled weights as safetensors, once")
             pickles.convert([path for path in found.values() if path.suffix in files.PICKLES], out, say=say)
             files.copy_beside(found, out)
+        case "dequantize", _, method:
+            from tuner.models import dequantize
+
+            say(f"rewriting the weights in {quantised.WORDS[method]} as bf16, once")
+            dequantize.convert(found, method, out, say=say)
         case "layout", _, wanted:
             from tuner.models.layouts import rewrite
 
