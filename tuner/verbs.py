@@ -12,7 +12,7 @@ from tuner.schema import Config
 from tuner.show import plan_json, plan_text, summary
 from tuner.stage import View
 from tuner.stages import STAGES, fetch_model, tokenize
-from tuner.stages.fetch_data import parts
+from tuner.stages.fetch_data import notes, parts
 
 
 def run_one(config: Config, tell: Callable[[str], None], redone: set[str] | None = None) -> int:
@@ -35,7 +35,16 @@ def preview_one(config: Config, words: Sequence[str], flags: Collection[str]) ->
     from tuner.preview import places, preview
 
     wished, config = places(words), replace(config, until="fetch")
-    steps = {step.stage.name: step for step in plan(config, STAGES, store_of(config), execute_config(config, to_stderr))}
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line.strip())
+        to_stderr(line)
+
+    steps = {step.stage.name: step for step in plan(config, STAGES, store_of(config), execute_config(config, say))}
+    for line in notes(View(config, "fetch_data")):
+        if line not in said:
+            to_stderr(f"  {line}")
     view = View(config, "tokenize")
     return preview(
         tokenize.settings_of(view, steps["fetch_model"].input().dir),

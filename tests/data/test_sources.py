@@ -46,8 +46,7 @@ def test_what_is_missing_is_said_with_what_lies_near(folder: Path) -> None:
         sources.locate(["*.csv"])
     with pytest.raises(DataError, match="no directory"):
         sources.locate(["nowhere/a.jsonl"])
-    with pytest.raises(DataError, match="is a directory"):
-        sources.locate(["."])
+    assert sources.locate(["."]) == {"support.jsonl": folder / "support.jsonl"}
 
 
 def test_a_package_is_found_without_running_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +81,12 @@ def test_a_directory_that_datasets_saved_stands_for_its_shards_in_their_order(fo
 def test_splits_and_damaged_directories_are_refused(folder: Path) -> None:
     write(folder / "splits" / "dataset_dict.json", '{"splits": ["train", "test"]}')
     with pytest.raises(DataError, match=r"holds the splits train, test .*data\.path=.*splits/train"):
+        sources.locate(["splits"])
+    write(folder / "splits" / "dataset_dict.json", '{"splits": ["test", "train_sft"]}')
+    with pytest.raises(DataError, match=r"Name the one to train on, as in data\.path=.*splits/train_sft\.$"):
+        sources.locate(["splits"])
+    write(folder / "splits" / "dataset_dict.json", '{"splits": ["test", "validation"]}')
+    with pytest.raises(DataError, match=r"None of them is for training by its name; name one\.$"):
         sources.locate(["splits"])
     save(folder / "lost", ["a.arrow", "b.arrow"], present=["a.arrow"])
     with pytest.raises(DataError, match=r"state\.json names b\.arrow, which is not in"):

@@ -1,6 +1,6 @@
 """Where rows come from: local files, or files that an installed package carries.
 
-A directory that `datasets` saved stands for its files.
+A directory that `datasets` saved stands for its files, any other for those of its training split.
 """
 
 import difflib
@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from tuner.data import directory, splits
 from tuner.data.files import ENDINGS, is_readable
 from tuner.errors import ConfigError, DataError
 
@@ -19,19 +20,38 @@ SHOWN = 3
 """files that an error names"""
 
 
-def locate(paths: Sequence[str], package: str | None = None) -> dict[str, Path]:
+def locate(paths: Sequence[str], package: str | None = None, *, apart: bool = False) -> dict[str, Path]:
     """Name → file, for each of `paths` in turn: a file, or a pattern (`*`, `?`, `[…]`, `**`) whose matches come in the order of their names,
-    or a directory that `datasets` saved, whose shards come in the order that it says.
+    or a directory: one that `datasets` saved gives its shards in the order that it says, any other the files of its training split (`directory`).
+
+    apart   the files are held out: a directory gives those of its validation or test split
 
     `~` is the home directory; a relative path starts at the current directory, or inside `package` where one is given.
     A name is the file's own, numbered where there are several, so that their order stays with them.
     Raises DataError, naming what lies near, when a file is missing.
     """
     folder = Path.cwd() if package is None else _package(package)
-    files = [file for path in paths for found in _match(folder, path) for file in (_shards(found) if found.is_dir() else [found])]
+    files = [file for path in paths for found in _match(folder, path) for file in (_inside(found, apart) if found.is_dir() else [found])]
     if len(files) == 1:
         return {files[0].name: files[0]}
     return {f"{number:04d}-{file.name}": file for number, file in enumerate(files)}
+
+
+def told(paths: Sequence[str], package: str | None = None, *, apart: bool = False, held_out: bool = False) -> list[str]:
+    """What was taken of directories and what was left, and what a pattern takes that its name calls another split; in words.
+
+    held_out   whether rows of their own are held out
+    Raises what `locate` raises.
+    """
+    folder, lines = Path.cwd() if package is None else _package(package), []
+    for path in paths:
+        found = _match(folder, path)
+        lines += [directory.training(file).told(held_out) for file in found if not apart and file.is_dir() and not _is_saved(file)]
+        lines += [directory.held_out(file).told(True) for file in found if apart and file.is_dir() and not _is_saved(file)]
+        others = [file.name for file in found if splits.split_of(file.name) in ("test", "validation")]
+        if not apart and others and len(others) < len(found):
+            lines.append(f"{path} takes {directory.listed(others)} too, by the name no training rows; name the others alone to leave that out")
+    return lines
 
 
 def named(files: Sequence[Path]) -> str:
@@ -55,7 +75,8 @@ def _match(folder: Path, path: str) -> list[Path]:
     found = sorted(Path(name) for name in glob.glob(str(file), recursive=True)) if glob.has_magic(path) else []  # noqa: PTH207 (absolute patterns)
     if not found:
         raise DataError(f"data.path: no file {path!r} in {folder}. {_nearest(file)}")
-    return found
+    around = {above for one in found for above in one.parents}
+    return [one for one in found if one not in around]  # `**` matches a directory and what is in it
 
 
 def _instead(address: str) -> str:
@@ -78,14 +99,26 @@ def _of_a_hub(words: str, repo: str, revision: str | None, file: str | None) -> 
     return f"It is a data set of a hub, which is named: {words} data.repo={repo}{more}"
 
 
+def _is_saved(folder: Path) -> bool:
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+
+
+def _inside(folder: Path, apart: bool) -> list[Path]:
+    if _is_saved(folder):
+        return _shards(folder)
+    return [folder / path for path in (directory.held_out(folder) if apart else directory.training(folder)).files]
+
+
 def _shards(folder: Path) -> list[Path]:
     """The files of a directory that was written by save_to_disk of `datasets`."""
-    state, splits = folder / "state.json", folder / "dataset_dict.json"
-    if splits.is_file():
-        names = _said(splits, "splits")
-        raise DataError(f"{folder} holds the splits {', '.join(map(str, names))} of a data set. Name one, as in data.path={folder / str(names[0])}.")
-    if not state.is_file():
-        raise DataError(f"{folder} is a directory; the data is read from files. Name them by a pattern, as in data.path='{folder / '*.jsonl'}'.")
+    state, inside = folder / "state.json", folder / "dataset_dict.json"
+    if inside.is_file():
+        held = [str(name) for name in _said(inside, "splits")]
+        training = next((name for name in held if splits.split_of(name) == "train"), None)
+        hint = (
+            f"Name the one to train on, as in data.path={folder / training}." if training else "None of them is for training by its name; name one."
+        )
+        raise DataError(f"{folder} holds the splits {', '.join(held)} of a data set. {hint}")
     names = [shard.get("filename") if isinstance(shard, dict) else None for shard in _said(state, "_data_files")]
     shards = [folder / name for name in names if isinstance(name, str) and Path(name).name == name]
     if len(shards) < len(names):

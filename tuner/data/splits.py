@@ -10,20 +10,21 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tuner.data.download import SMALL, content
 from tuner.data.files import PACKED, is_readable
-from tuner.data.listing import Listing
 from tuner.errors import DataError
+
+if TYPE_CHECKING:
+    from tuner.data.listing import Listing
 
 CARD = "README.md"
 WORDS = {
     "train": ("train", "training"),
     "test": ("test", "testing", "eval", "evaluation"),
-    "validation": ("validation", "valid", "dev", "val"),
+    "validation": ("validation", "valid", "dev", "val", "heldout", "holdout"),
 }
 """split → how names say it"""
 ASIDE = re.compile(
@@ -33,27 +34,34 @@ ASIDE = re.compile(
 """files beside the rows"""
 CONVERTED = re.compile(r"(?P<config>[^/]+)/(partial-)?(?P<split>[^/]+)/\d+\.parquet")
 """how the hub names the files of refs/convert/parquet"""
+HELD_OUT = re.compile(r"(held|hold)[ _-]?out")
 SHOWN = 8
 
 
-def wanted(listing: Listing, patterns: Sequence[str] | None, headers: Mapping[str, str], hub: str) -> list[str]:
+def wanted(listing: "Listing", patterns: Sequence[str] | None, headers: Mapping[str, str], hub: str) -> list[str]:
     """The files of a data set's training rows, in their order. The card is only asked for where there are no patterns.
 
     hub      in words, for errors
     Raises what `choose` and `download.content` raise.
     """
+    from tuner.data.download import SMALL, content  # and with it the modules of the network, which a plan can do without
+
     cards = [remote for remote in listing.files if remote.path == CARD and (remote.size or 0) <= SMALL]
     card = content(cards[0], headers).decode(errors="replace") if cards and not patterns else None
     return choose([remote.path for remote in listing.files], patterns, card, f"{listing.repo} on {hub}")
 
 
-def choose(paths: Sequence[str], patterns: Sequence[str] | None, card: str | None, what: str) -> list[str]:
+def choose(
+    paths: Sequence[str], patterns: Sequence[str] | None, card: str | None, what: str, *, field: str = "data.files='", strict: bool = False
+) -> list[str]:
     """The paths wanted, in the order of the patterns, and of the names within one.
 
     paths      of all files
     patterns   `*`, `?` and `[…]`; a `*` goes over `/` too, and a pattern that ends in `/` is all below
     card       the text of README.md
     what       the repository's name, for errors
+    field      how a file of it is named on the command line: what stands before its path
+    strict     refuse files of another split than training, also where there are no others
     Raises DataError, with what there is, when nothing fits.
     """
     if patterns:
@@ -61,7 +69,7 @@ def choose(paths: Sequence[str], patterns: Sequence[str] | None, card: str | Non
     data = [path for path in sorted(paths) if is_readable(path) and not ASIDE.search(path)]
     if not data:
         raise _nothing(paths, what)
-    return _of_card(data, card, what) or _one_kind(_of_names(data, what), what)
+    return _of_card(data, card, what, field, strict) or one_kind(_of_names(data, what, field, strict), what, field)
 
 
 def _matched(paths: Sequence[str], patterns: Sequence[str], what: str) -> list[str]:
@@ -78,7 +86,7 @@ def _matched(paths: Sequence[str], patterns: Sequence[str], what: str) -> list[s
     return list(found)
 
 
-def _of_card(data: Sequence[str], card: str | None, what: str) -> list[str]:
+def _of_card(data: Sequence[str], card: str | None, what: str, field: str, strict: bool) -> list[str]:
     """The files of the training split of the default configuration, or the first; none where the card says nothing of files."""
     said = _header(card).get("configs")
     configs = [config for config in (said if isinstance(said, list) else []) if isinstance(config, Mapping)]
@@ -89,9 +97,11 @@ def _of_card(data: Sequence[str], card: str | None, what: str) -> list[str]:
     inside = [path for path in data if path.startswith(f"{folder}/")] if folder else list(data)
     splits = _splits(config.get("data_files"))
     if not splits:
-        return _one_kind(_of_names(inside, what), what) if folder and inside else []
-    if "train" not in splits and len(splits) > 1:
-        raise DataError(f"{what} has no split `train`: its card names {', '.join(splits)}. Say which files: {_example(next(iter(splits.values())))}.")
+        return one_kind(_of_names(inside, what, field, strict), what, field) if folder and inside else []
+    if "train" not in splits and (len(splits) > 1 or (strict and split_of(next(iter(splits))) not in (None, "train"))):
+        raise DataError(
+            f"{what} has no split `train`: its card names {', '.join(splits)}. Say which files: {_example(next(iter(splits.values())), field)}."
+        )
     patterns = splits.get("train") or next(iter(splits.values()))
     found: dict[str, None] = {}
     for pattern in patterns:
@@ -136,7 +146,7 @@ def _texts(value: Any) -> list[str]:
     return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
 
 
-def _of_names(data: Sequence[str], what: str) -> list[str]:
+def _of_names(data: Sequence[str], what: str, field: str, strict: bool) -> list[str]:
     if all(CONVERTED.fullmatch(path) for path in data):
         configs = sorted({path.partition("/")[0] for path in data}, key=lambda name: (name != "default", name))
         data = [path for path in data if path.startswith(f"{configs[0]}/")]
@@ -145,9 +155,9 @@ def _of_names(data: Sequence[str], what: str) -> list[str]:
         return train
     if loose := [path for path in data if of[path] is None]:
         return loose
-    if len(set(of.values())) == 1:
+    if len(set(of.values())) == 1 and not strict:
         return list(data)
-    raise DataError(f"{what} has no training split; it holds {_listed(data)}. Say which files: {_example(data)}.")
+    raise DataError(f"{what} has no training split; it holds {_listed(data)}. Say which files: {_example(data, field)}.")
 
 
 def split_of(path: str) -> str | None:
@@ -157,14 +167,14 @@ def split_of(path: str) -> str | None:
     ('train', 'train', 'validation', None)
     """
     for part in reversed(path.split("/")):
-        words = re.split(r"[ ._\-0-9]+", part)
+        words = re.split(r"[ ._\-0-9]+", HELD_OUT.sub("heldout", part.lower()))
         for split, known in WORDS.items():
             if any(word in known for word in words):
                 return split
     return None
 
 
-def _one_kind(paths: list[str], what: str) -> list[str]:
+def one_kind(paths: list[str], what: str, field: str) -> list[str]:
     """Of the same rows in several kinds of files, the kind with the most files; a plain text beside others describes them."""
     kinds = {path: _kind(path) for path in paths}
     counts = Counter(kinds.values())
@@ -172,7 +182,9 @@ def _one_kind(paths: list[str], what: str) -> list[str]:
         counts.pop(".txt", None)
     (kind, most), *others = counts.most_common()
     if others and others[0][1] == most:
-        raise DataError(f"{what} holds files of several kinds, {_listed(paths)}, and they may be the same rows. Say which: {_example([paths[0]])}.")
+        raise DataError(
+            f"{what} holds files of several kinds, {_listed(paths)}, and they may be the same rows. Say which: {_example([paths[0]], field)}."
+        )
     return [path for path in paths if kinds[path] == kind]
 
 
@@ -197,5 +209,5 @@ def _listed(paths: Sequence[str]) -> str:
     return ", ".join(paths[:SHOWN]) + (f" and {len(paths) - SHOWN:,} more" if len(paths) > SHOWN else "") if paths else "no files at all"
 
 
-def _example(paths: Sequence[str]) -> str:
-    return f"data.files='{paths[0]}'" if paths else "data.files=PATTERN"
+def _example(paths: Sequence[str], field: str) -> str:
+    return f"{field}{paths[0]}'" if paths else "data.files=PATTERN"

@@ -55,7 +55,7 @@ def files(view: View) -> dict[str, Path]:
         located = _located(part.path, part.package if part.source == "package" else None, where)
         found |= {_named(name, number if data.parts else None): file for name, file in located.items()}
     if data.held_out_path is not None:
-        apart = _located(data.held_out_path, None, "data.held_out_path")
+        apart = _located(data.held_out_path, None, "data.held_out_path", apart=True)
         trained = {file.resolve() for file in found.values()}
         if both := [str(file) for file in apart.values() if file.resolve() in trained]:
             raise DataError(f"data.held_out_path names {', '.join(both)}, which is trained on too: what is measured must not be. Name another file.")
@@ -63,11 +63,35 @@ def files(view: View) -> dict[str, Path]:
     return found
 
 
-def _located(paths: str | Sequence[str], package: str | None, where: str) -> dict[str, Path]:
+def _located(paths: str | Sequence[str], package: str | None, where: str, *, apart: bool = False) -> dict[str, Path]:
     try:
-        return sources.locate([paths] if isinstance(paths, str) else paths, package)
+        return sources.locate(_all(paths), package, apart=apart)
     except DataError as error:
         raise DataError(str(error).replace("data.path:", f"{where}:", 1)) from error
+
+
+def _all(paths: str | Sequence[str]) -> Sequence[str]:
+    return [paths] if isinstance(paths, str) else paths
+
+
+def notes(view: View) -> list[str]:
+    """What is to be said of the files that lie here: what of a directory was taken and left, and what a file holds beside its rows."""
+    data, lines = view.data, list[str]()
+    apart = data.held_out_path is not None
+    for part in parts(view):
+        if part.source not in HUBS:
+            package = part.package if part.source == "package" else None
+            lines += sources.told(_all(part.path), package, held_out=apart)
+            lines += _beside(sources.locate(_all(part.path), package).values(), part)
+    if apart:
+        lines += sources.told(_all(data.held_out_path), apart=True)
+        lines += _beside(sources.locate(_all(data.held_out_path), apart=True).values(), parts(view)[0])
+    return lines
+
+
+def _beside(found: Iterable[Path], part: View) -> list[str]:
+    letters = shape_of(part).letters
+    return [f"{file.name}: {said}" for file in found if (said := readers.note(file, part.encoding, letters))]
 
 
 def _named(name: str, number: int | None) -> str:
@@ -134,10 +158,9 @@ def run(context: Context) -> dict[str, Any]:
             whole = [(file, part.encoding) for name, file in sorted(found.items()) if owner(name)[0] == number]
             shapes[number] = survey.surveyed(whole, shape_of(part))
         shape, mine = shapes[number], [file for name, file in sorted(found.items()) if owner(name) == (number, apart)]
-        for file in mine:
-            if said := readers.note(file, part.encoding, shape.letters):
-                context.say(f"  {file.name}: {said}")
         look(mine, part.encoding, shape)
+    for line in notes(view):
+        context.say(f"  {line}")
     facts = {"files": len(found), "bytes": sum(file.stat().st_size for file in found.values())}
     return facts | ({"hub": brought} if brought else {})
 
