@@ -135,7 +135,7 @@ class Model:
     """how the checkpoint's tensors are laid out: `native` to transformers, or a family that is rewritten, such as internlm2; `auto` reads it off config.json"""
     new_tokens: tuple[str, ...] = identity("fetch_model", "train", default=(), left_out=())
     """tokens that the vocabulary gets besides, each with a row of the embedding; those in brackets, such as <tool>, are special"""
-    context: int | None = neutral(default=None)
+    context: int | None = neutral("tokenize", default=None)
     """the longest sequence the model was made for, in tokens; a longer data.length is refused"""
     licence: str | None = neutral(default=None)
     """under which its weights are published"""

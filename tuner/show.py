@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tuner import budget, outlook
+from tuner.disk import read_json
 from tuner.errors import Stopped
 from tuner.plan import Step
 from tuner.report.page import printable, stands_on
@@ -101,6 +102,8 @@ def summary(run: Run) -> str:
         for label, name in (("adapter", "convert"), ("model", "merge"), ("report", "report.md"))
         if (run.dir / name).exists()
     ]
+    made = read_json(run.dir / "tokenize" / "manifest.json") or {}
+    lines += [cut] if (cut := made.get("facts", {}).get("cut")) else []
     try:
         report: dict[str, Any] = json.loads((run.dir / "evaluate" / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -111,3 +111,36 @@ def test_packs_are_full(names: list[str], tmp_path: Path) -> None:
     train = ledger_of(names, tmp_path, held_out=0.0, length=2048)["train"]
     assert train["packs"] == -(-train["tokens"] // 2048), "no set of packs could be fuller"
     assert train["efficiency"] >= 0.99
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "cut"),
+    [
+        ("sharegpt/glaive_toolcall_en.json", {"length": 512}, True),
+        ("messages/openai_multiturn.jsonl", {"length": 512}, False),
+        ("pretrain/c4_demo.jsonl", {"length": 256, "overlong": "truncate"}, False),
+        ("pretrain/c4_demo.jsonl", {"length": 1024, "overlong": "drop"}, False),
+    ],
+)
+def test_a_length_that_cuts_names_one_that_would_do(
+    name: str, data: dict[str, Any], cut: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is said is tried: with the length that is named, the same data says no more."""
+    found = re.compile(
+        r"data\.length=(\d+) cuts ([\d,]+) of ([\d,]+) rows \([^)]*\)(, and calls of tools in [\d,]+ of them)?; data\.length=(\d+) would hold all"
+    )
+    ledger = ledger_of([name], tmp_path, held_out=0.0, **data)
+    said = found.search(capsys.readouterr().out)
+    assert said
+    assert (int(said[1]), int(said[2]), int(said[3])) == (data["length"], ledger["cut"]["rows"], ledger["cut"]["of_rows"])
+    assert bool(said[4]) == bool(ledger["cut"]["with_calls"]) == cut
+    again = ledger_of([name], tmp_path, held_out=0.0, **data | {"length": int(said[5])})
+    assert "cuts" not in capsys.readouterr().out
+    assert again["cut"]["rows"] <= 0.01 * again["cut"]["of_rows"]
+    assert not again["cut"]["with_calls"]
+
+
+def test_texts_that_are_split_are_not_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = ledger_of(["pretrain/c4_demo.jsonl"], tmp_path, held_out=0.0, length=256)
+    assert ledger["cut"]["rows"] == 0 < ledger["sources"][0]["split"]
+    assert "cuts" not in capsys.readouterr().out

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuner.data import files, rows
+from tuner.data.cuts import Cut
 from tuner.schema import Chat
 
 NO_ANSWER = "no assistant turn with text is trained"
@@ -104,6 +105,8 @@ class Made:
     """by reason, the lines"""
     truncated: int = 0
     """rows of which the end was left out"""
+    overlong: list[Cut] = field(default_factory=list)
+    """these, and rows that are left out because they are longer than data.length"""
     split: int = 0
     """rows that became several documents, each within length"""
     unread: dict[str, "Unread"] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tuner.data.job import EXAMPLES, Unread
+from tuner.data.job import EXAMPLES, OUT_OF_REACH, TOO_LONG, Unread
 
 FIRST = 10
 """lines that are named for each reason"""
@@ -57,6 +57,11 @@ class Source:
             entry.examples += more.examples[: EXAMPLES - len(entry.examples)]
 
     @property
+    def usable(self) -> int:
+        """Rows that are kept, or would be if data.length were larger."""
+        return self.kept + sum(int(self.dropped[reason]["rows"]) for reason in (TOO_LONG, OUT_OF_REACH) if reason in self.dropped)
+
+    @property
     def lost(self) -> int:
         """Rows that are left out."""
         return sum(entry["rows"] for entry in self.dropped.values())
@@ -73,13 +78,13 @@ def summary(packs: int, lengths: int, documents: int, trained: int, capacity: in
     }
 
 
-def write(path: Path, sources: Iterable[Source], *, length: int, train: dict[str, Any], held_out: dict[str, Any]) -> None:
+def write(path: Path, sources: Iterable[Source], *, length: int, train: dict[str, Any], held_out: dict[str, Any], cut: dict[str, int]) -> None:
     """Write ledger.json. Every row must be accounted for: a row that is neither kept nor dropped is a bug of ours."""
     entries = []
     for source in sources:
         assert source.rows == source.kept + source.lost, f"{source.file}: {source.rows} rows, {source.kept} kept, {source.lost} dropped"
         entries.append(asdict(source) | {"unread": {name: _plain(entry) for name, entry in ranked(source.unread)}})
-    ledger = {"length": length, "sources": entries, "train": train, "held_out": held_out}
+    ledger = {"length": length, "cut": cut, "sources": entries, "train": train, "held_out": held_out}
     path.write_text(json.dumps(ledger, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

@@ -30,6 +30,7 @@ from tuner.data.conversation import (
     with_system,
     without_reasoning,
 )
+from tuner.data.cuts import Cut, cuts_calls
 from tuner.data.formats.unread import is_prose
 from tuner.data.job import NO_ANSWER, NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, Made, Settings, Source, Unread
 from tuner.data.pieces import Batch
@@ -179,6 +180,8 @@ class Maker:
                 continue
             documents = [(n, document) for n, (batch, i, part) in enumerate(where) for document in self.fit(batch, i, part)]
             fit = [(n, document) for n, document in documents if document.trained.any()]
+            if cut := self._cut(unit, where, documents):
+                made.overlong.append(cut)
             if not fit:
                 made.drop(OUT_OF_REACH if documents else TOO_LONG, unit.lines)
                 continue
@@ -195,6 +198,18 @@ class Maker:
             made.ids = np.concatenate([document.ids for _, _, document in kept])
             made.trained = np.concatenate([document.trained for _, _, document in kept])
             made.hashes = np.array([_hash(document.ids) for _, _, document in kept], dtype=np.uint64)
+
+    def _cut(self, unit: "_Unit", where: Sequence[tuple[Batch, int, Conversation | None]], documents: Sequence[tuple[int, Document]]) -> Cut | None:
+        """What data.length leaves out of a row that was made into these documents; None where that is nothing."""
+        wholes, calls = [], False
+        for n, (batch, i, part) in enumerate(where):
+            whole = int(batch.offsets[i + 1] - batch.offsets[i])
+            parts = [document for m, document in documents if m == n]
+            if whole <= self.settings.length or any(document.cut == "split" for document in parts):
+                continue
+            wholes.append(whole)
+            calls |= cuts_calls(part, batch.ends[i], sum(len(document.ids) for document in parts if document.trained.any()))
+        return Cut(whole=max(wholes), calls=calls, rows=len(unit.lines)) if wholes else None
 
     def fit(self, batch: Batch, index: int, conversation: Conversation | None) -> Iterator[Document]:
         """A document of a batch in at most `length` tokens; none where it is dropped. `conversation` is None for a plain text."""

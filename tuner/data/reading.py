@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tuner.cpu import cores
 from tuner.data import files, packing, rows, survey
+from tuner.data.cuts import Cuts
 from tuner.data.documents import Documents
 from tuner.data.formats.oasst import CUT_OFF, NOT_BEST, UNANSWERED
 from tuner.data.job import NO_ANSWER, NOT_DRAWN, TOO_LONG, Job, Made, Settings
@@ -72,6 +73,7 @@ def read(
     settings: Settings,
     listed: Sequence[File],
     documents: Documents,
+    cuts_off: Cuts,
     *,
     takes: Sequence[int | float | None],
     seed: int,
@@ -79,7 +81,7 @@ def read(
     workers: int | Literal["auto"],
     say: Callable[[str], None],
 ) -> list[Source]:
-    """Read `listed` into `documents`; returns the counts of each file.
+    """Read `listed` into `documents`, and what is longer than data.length into `cuts_off`; returns the counts of each file.
 
     takes    for each of the settings' sources, how many of its rows are drawn (by `seed`)
     skip     leave out rows that can't be used, and count them
@@ -107,6 +109,7 @@ def read(
     with counter("tokenize", "rows", say) as advance:
         for made in make_all(settings, jobs(), count):
             number, times, many = sent.popleft()
+            cuts_off.add(made.overlong)
             _account(made, sources[number], listed[number].path, bad, long, settings, skip)
             if len(made.lengths) and not bad.count:
                 repeats = None if times is None else times[made.places]

@@ -43,6 +43,7 @@ def check(view: View) -> None:
 def run(context: Context) -> dict[str, Any]:
     """Write train.arrow, held_out.arrow and ledger.json."""
     from tuner.data import ledger, reading
+    from tuner.data.cuts import Cuts
     from tuner.data.documents import Documents
     from tuner.data.held_out import hold_out
     from tuner.data.tokens import write_packs
@@ -52,12 +53,13 @@ def run(context: Context) -> dict[str, Any]:
     check_vocabulary(settings)
     listed = listed_files(context.config, context.inputs["fetch_data"].files)
     settings = reading.surveyed(settings, listed)
-    documents = Documents(context.out / ".documents")
+    documents, cuts = Documents(context.out / ".documents"), Cuts()
     try:
         sources = reading.read(
             settings,
             listed,
             documents,
+            cuts,
             takes=[part.take for part in parts(context.config)],
             seed=data.seed,
             skip=data.bad_rows == "skip",
@@ -78,8 +80,10 @@ def run(context: Context) -> dict[str, Any]:
         facts["held_out"] |= apart.entry()
     finally:
         documents.close()
-    ledger.write(context.out / "ledger.json", sources, length=length, **facts)
-    for line in [*ledger.table(sources), _told(facts["train"], length), *apart.told()]:
+    usable = sum(source.usable for source in sources)
+    ledger.write(context.out / "ledger.json", sources, length=length, cut={"rows": cuts.rows, "of_rows": usable, "with_calls": cuts.calls}, **facts)
+    advice = cuts.advice(length, usable, longest(context.config, settings.model))
+    for line in [*ledger.table(sources), _told(facts["train"], length), *apart.told(), *([advice] if advice else [])]:
         context.say(f"  {line}")
     wanted, trained = data.min_trained_tokens, facts["train"]["trained_tokens"]
     if wanted is not None and trained < wanted:
@@ -91,7 +95,17 @@ def run(context: Context) -> dict[str, Any]:
         "held_out_tokens": facts["held_out"]["tokens"],
         "measured_tokens": apart.tokens,
         "efficiency": facts["train"]["efficiency"],
+        "cut": advice,
     }
+
+
+def longest(view: View, model: Path) -> int | None:
+    """The longest sequence that the model was made for, in tokens; None where nothing says so."""
+    from tuner.disk import read_json
+
+    told = read_json(model / "config.json") or {}
+    found = view.model.context or told.get("max_position_embeddings") or (told.get("text_config") or {}).get("max_position_embeddings")
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def check_vocabulary(settings: Any) -> None:
@@ -154,7 +168,7 @@ def _told(train: dict[str, Any], length: int) -> str:
 
 STAGE = Stage(
     name="tokenize",
-    version=3,
+    version=4,
     run=run,
     upstream=("fetch_data", "fetch_model"),
     versions=versions,
