@@ -122,7 +122,7 @@ def preview(
         else:
             text = as_text(looks, words, painter(coloured), marks=not coloured, ids="--ids" in flags, whole="--all" in flags)
             print(text, flush=True)
-    for line in unread(counted.values()):
+    for line in unread(counted.values(), reading.use(settings, listed)):
         print(line, file=sys.stderr, flush=True)
     return 0
 

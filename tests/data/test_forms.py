@@ -116,6 +116,7 @@ KNOWN: list[tuple[str, Any, list[str]]] = [
     ("alpaca", {"system_prompt": "", "question": "u", "response": "a"}, ["u u", "a* a"]),
     ("alpaca", {"query": "v", "response": "b", "history": [["u", "a"]], "system": "s"}, ["s s", "u u", "a* a", "u v", "a* b"]),
     ("alpaca", {"question": "u", "answer": "a", "score": 3, "id": "7", "source": "here"}, ["u u", "a* a"]),
+    ("alpaca", {"question": "u", "reasoning": "it is so", "answer": "a"}, ["u u", "a* (it is so)a"]),
     ("alpaca", {"prompt": "u", "response": "a"}, ["u u", "a* a"]),
     ("alpaca", {"input": "u", "output": "a"}, ["u u", "a* a"]),
     ("alpaca", {"kind": "NLI", "input": "u", "target": "a"}, ["u u", "a* a"]),

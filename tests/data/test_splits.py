@@ -79,6 +79,12 @@ def test_what_fits_nothing_is_refused_with_what_there_is() -> None:
             "g-0.jsonl",
             card="configs:\n- config_name: x\n  data_files:\n  - {split: train_sft, path: s-*}\n  - {split: train_gen, path: g-*}",
         )
+    card = "configs:\n- config_name: x\n  data_dir: d\n  data_files:\n  - {split: test, path: t/**}\n  - {split: dev, path: v-*}\n  - {split: train_1, path: "
+    with pytest.raises(DataError, match=r"data.files='d/u-\*\.jsonl'"):
+        of("d/t/0.jsonl", "d/u-0.jsonl", "v-0.jsonl", card=f"{card}u-*.jsonl}}")
+    with pytest.raises(DataError, match=r"data.files='d/t/\*\*'"):
+        of("d/t/0.jsonl", "d/u-0.jsonl", "v-0.jsonl", card=f"{card}w-*}}")
+    assert of("d/t/0.jsonl", "d/u-0.jsonl", patterns=["d/t/**"]) == ["d/t/0.jsonl"]
     with pytest.raises(DataError, match=r"card names data\.zip for training, and no such file can be read as rows\. It holds eval\.csv"):
         of("data.zip", "eval.csv", card="configs:\n- config_name: x\n  data_files: data.zip")
 

@@ -133,10 +133,16 @@ def test_rows_that_compare_answers_say_how_to_train_on_the_better_ones(folder: P
     better, worse = ([{"role": "user", "content": "q"}, {"role": "assistant", "content": text}] for text in "ab")
     write(folder / "turns.jsonl", {"chosen": better, "rejected": worse})
     for name in ("texts.jsonl", "turns.jsonl"):
-        with pytest.raises(DataError, match=r"found 1 row of comparisons .*data\.format=prompt data\.columns\.completion=chosen"):
+        with pytest.raises(DataError, match=r"found 1 row of comparisons .* better answers alone: data\.format=chosen$"):
             run(folder / "out", path=name)
-    run(folder / "out", path="texts.jsonl", format="prompt", columns={"completion": "chosen"})
-    run(folder / "out", path="turns.jsonl", format="messages", columns={"messages": "chosen"})
+        run(folder / "out", path=name, format="chosen")
+    write(folder / "labels.jsonl", {**GOOD, "label": False}, {**GOOD, "label": True})
+    with pytest.raises(DataError, match=r"found 2 rows of comparisons .* better answers alone: data\.format=chosen$"):
+        run(folder / "out", path="labels.jsonl")
+    run(folder / "out", path="labels.jsonl", format="chosen")
+    parts = (Part(label="a", path="texts.jsonl"), Part(label="b", path="turns.jsonl", format="chosen"))
+    with pytest.raises(DataError, match=r'better answers alone, in the YAML of that source: format: "chosen"$'):
+        run(folder / "out", parts=parts)
 
 
 def test_comparisons_that_cant_be_read_are_comparisons_all_the_same(folder: Path) -> None:

@@ -144,8 +144,7 @@ class Maker:
         """A conversation as the template gets it: those to train on. Raises RowError."""
         if isinstance(sample, Preference | Label):
             raise RowError(
-                "a preference (chosen and rejected, or a label) can't be trained by this objective; "
-                "data.format=messages or sharegpt would train on a row's own turns, where it has some"
+                "the row compares answers (chosen and rejected, or a verdict), which this objective can't train on; data.format=chosen trains on the better one"
             )
         assert isinstance(sample, Conversation)
         mode = self.settings.reasoning

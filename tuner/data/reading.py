@@ -1,22 +1,22 @@
 """Reading a whole data set: its files in order, through the worker processes, into documents and the counts of the ledger."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tuner.cpu import cores
-from tuner.data import files, packing, rows, survey
+from tuner.data import files, hints, packing, rows, survey
 from tuner.data.cuts import Cuts
 from tuner.data.documents import Documents
 from tuner.data.formats.oasst import CUT_OFF, NOT_BEST, UNANSWERED
-from tuner.data.job import NO_ANSWER, NOT_DRAWN, TOO_LONG, Job, Made, Settings
-from tuner.data.ledger import FIRST, Source, reasons
+from tuner.data.job import NO_ANSWER, NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, Made, Settings, Unread
+from tuner.data.ledger import FIRST, Source, Use, ranked, reasons
 from tuner.data.pool import make_all
 from tuner.data.shares import exact
 from tuner.data.sources import named, no_answers
@@ -53,6 +53,8 @@ class Refused:
 
     count: int = 0
     first: list[str] = field(default_factory=list)
+    lines: list[tuple[Path, int]] = field(default_factory=list)
+    """of the first"""
 
     def add(self, path: Path, found: Iterable[tuple[int, str]]) -> None:
         """(line, why) of rows of a file."""
@@ -60,6 +62,7 @@ class Refused:
             self.count += 1
             if len(self.first) < FIRST:
                 self.first.append(f"{path}:{line}{f': {why}' if why else ''}")
+                self.lines.append((path, line))
 
     def refuse(self, what: str, mend: str) -> None:
         """Raise DataError when there are any."""
@@ -117,7 +120,7 @@ def read(
             first += many
             advance(made.read)
     documents.done()
-    bad.refuse(BAD, "Mend or remove them, or leave them out and count them with data.bad_rows=skip.")
+    bad.refuse(BAD, _mend(bad, listed, settings) if bad.count else "")
     long.refuse(
         f"are longer than data.length={settings.length} tokens, and data.overlong=error refuses that",
         "Raise data.length, or use data.overlong=truncate, split or drop.",
@@ -125,6 +128,23 @@ def read(
     if not len(documents):
         raise nothing_left(listed, sources)
     return sources
+
+
+def _mend(bad: Refused, listed: Sequence[File], settings: Settings) -> str:
+    """What is to be done about bad rows: what reads them and those at the beginning of their file, where that was found by trying."""
+    path, wanted = bad.lines[0][0], {line for path, line in bad.lines if path == bad.lines[0][0]}
+    file = next(file for file in listed if file.path == path)
+    shape, sample = settings.sources[file.source].shape, list[Any]()
+    for chunk in files.chunks(path, file.encoding, shape.letters):
+        for line, row in files.values(chunk):
+            if line in wanted or len(sample) < hints.SAMPLE - len(wanted):
+                wanted.discard(line)
+                sample.append(row)
+        if not wanted:
+            break
+    others = "Mend or remove them, or leave them out and count them with data.bad_rows=skip."
+    way = None if rows.gathers(sample[0], shape) else hints.to_read(sample, shape, mixed=len(settings.sources) > 1)
+    return f"{others} {way}" if way else others
 
 
 def _account(made: Made, source: Source, path: Path, bad: Refused, long: Refused, settings: Settings, skip: bool) -> None:
@@ -180,6 +200,17 @@ def surveyed(settings: Settings, listed: Sequence[File]) -> Settings:
     return replace(settings, sources=tuple(sources))
 
 
+def use(settings: Settings, listed: Sequence[File]) -> Use:
+    """The function that finds, by trying, what would read more of a source's rows."""
+    numbers = {file.label: file.source for file in listed}
+
+    def find(label: str, found: Mapping[str, Unread]) -> str | None:
+        examples = [row for _, entry in ranked(found) for row in entry.examples]
+        return hints.to_use(examples, settings.sources[numbers[label]].shape, mixed=len(settings.sources) > 1)
+
+    return find
+
+
 def draws(settings: Settings, listed: Sequence[File], takes: Sequence[int | float | None], seed: int) -> list[NDArray[np.int64] | None]:
     """For each file, how often each of its rows (or trees) is used; None for once each. Held-out files are used whole."""
     result: list[NDArray[np.int64] | None] = [None] * len(listed)
@@ -203,7 +234,8 @@ def nothing_left(listed: Sequence[File], sources: Sequence[Source]) -> DataError
     read, why = sum(source.rows for source in sources), {reason for source in sources for reason in source.dropped}
     if not read or why == {NO_ANSWER}:
         return DataError(f"{named([file.path for file in listed])}: {no_answers(read)}")
-    return DataError(f"all {read} rows were left out ({'; '.join(sorted(why))}). Raise data.length, or look at the rows.")
+    mend = "Raise data.length, or look at the rows" if why & {TOO_LONG, OUT_OF_REACH} else "Look at the rows"
+    return DataError(f"all {read} rows were left out ({'; '.join(sorted(why))}). {mend}: python -m tuner preview shows them.")
 
 
 def drop_duplicates(documents: Documents, sources: Sequence[Source], *, drop: bool) -> None:

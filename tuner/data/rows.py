@@ -256,10 +256,10 @@ def _meant(row: Mapping[str, Any], columns: tuple[tuple[str, str], ...], verdict
     return found or understood(row, verdict)
 
 
-def compares(row: Any) -> bool:
+def compares(row: Any, shape: Shape) -> bool:
     """Whether the keys of a row say that it compares answers, however it can be read."""
     try:
-        return sniff(row) in ("preference", "label")
+        return understood(_placed(shape)(row), shape.facts.verdict)[0] in ("preference", "label")
     except RowError:
         return False
 

@@ -99,17 +99,21 @@ def _of_card(data: Sequence[str], card: str | None, what: str, field: str, stric
     if not splits:
         return one_kind(_of_names(inside, what, field, strict), what, field) if folder and inside else []
     if "train" not in splits and (len(splits) > 1 or (strict and split_of(next(iter(splits))) not in (None, "train"))):
-        raise DataError(
-            f"{what} has no split `train`: its card names {', '.join(splits)}. Say which files: {_example(next(iter(splits.values())), field)}."
-        )
+        named = [_full(folder, pattern) for split in sorted(splits, key=lambda split: "train" not in split) for pattern in splits[split]]
+        there = [pattern for pattern in named if any(fnmatchcase(path, pattern) for path in data)]
+        raise DataError(f"{what} has no split `train`: its card names {', '.join(splits)}. Say which files: {_example(there or data, field)}.")
     patterns = splits.get("train") or next(iter(splits.values()))
     found: dict[str, None] = {}
     for pattern in patterns:
-        full = _glob(f"{folder}/{pattern}" if folder else re.sub(r"^(\./)+", "", pattern))
+        full = _glob(_full(folder, pattern))
         found |= dict.fromkeys(path for path in inside if full.fullmatch(path))
     if not found:
         raise DataError(f"{what}: its card names {_listed(patterns)} for training, and no such file can be read as rows. It holds {_listed(data)}.")
     return list(found)
+
+
+def _full(folder: str, pattern: str) -> str:
+    return f"{folder}/{pattern}" if folder else re.sub(r"^(\./)+", "", pattern)
 
 
 def _glob(pattern: str) -> re.Pattern[str]:
@@ -197,6 +201,10 @@ def _kind(path: str) -> str:
 
 def _nothing(paths: Sequence[str], what: str) -> DataError:
     scripts = [path for path in paths if path.endswith(".py")]
+    if scripts and "ModelScope" in what:
+        return DataError(
+            f"{what} has no files of rows, but a script that would make them ({', '.join(scripts[:3])}), and code from a hub is never run here."
+        )
     if scripts:
         return DataError(
             f"{what} has no files of rows, but a script that would make them ({', '.join(scripts[:3])}), and code from a hub is never run here. "

@@ -12,7 +12,7 @@ from typing import Any
 
 from tuner import pins
 from tuner.data import files as readers
-from tuner.data import rows, sources, survey
+from tuner.data import hints, rows, sources, survey
 from tuner.data.conversation import Conversation, Label, LeftOut, Preference, RowError, Sample, Text
 from tuner.errors import ConfigError, DataError
 from tuner.pins import HUBS, Pin
@@ -158,7 +158,7 @@ def run(context: Context) -> dict[str, Any]:
             whole = [(file, part.encoding) for name, file in sorted(found.items()) if owner(name)[0] == number]
             shapes[number] = survey.surveyed(whole, shape_of(part))
         shape, mine = shapes[number], [file for name, file in sorted(found.items()) if owner(name) == (number, apart)]
-        look(mine, part.encoding, shape)
+        look(mine, part.encoding, shape, mixed=bool(view.data.parts))
     for line in notes(view):
         context.say(f"  {line}")
     facts = {"files": len(found), "bytes": sum(file.stat().st_size for file in found.values())}
@@ -176,34 +176,42 @@ def _bring(part: View, prefix: str, context: Context) -> dict[str, Any]:
     return facts
 
 
-def look(found: Sequence[Path], encoding: str, shape: rows.Shape) -> None:
-    """Read files until a row can be trained on. Raises DataError when none can."""
-    read, compared, bad = 0, 0, list[str]()
+def look(found: Sequence[Path], encoding: str, shape: rows.Shape, *, mixed: bool = False) -> None:
+    """Read files until a row can be trained on. Raises DataError when none can, with what would have them read, if that was found by trying.
+
+    mixed   whether they are a source of a mixture, of which the command line says nothing
+    """
+    read, compared, bad, sample = 0, 0, list[str](), list[Any]()
     for file in found:
-        for count, samples, problems, compares in _samples(file, encoding, shape):
+        for count, samples, problems, row in _samples(file, encoding, shape):
             if any(map(trains, samples)):
                 return
             read += count
-            compared += compares
+            compared += any(isinstance(one, Preference | Label) for one in samples) or rows.compares(row, shape)
+            if len(sample) < hints.SAMPLE and row is not None:
+                sample.append(row)
             if len(bad) < SHOWN:
                 bad += [f"{file}:{line}: {reason}" for line, reason in problems][: SHOWN - len(bad)]
-    raise DataError(f"{sources.named(found)}: {_why_none(read, compared, bad)}")
+    raise DataError(f"{sources.named(found)}: {_why_none(read, compared, bad, sample, shape, mixed)}")
 
 
-def _why_none(read: int, compared: int, bad: Sequence[str]) -> str:
+def _why_none(read: int, compared: int, bad: Sequence[str], sample: Sequence[Any], shape: rows.Shape, mixed: bool) -> str:
     """Why no row can be trained on, of so many that were read, so many of which compare answers; and what mends it."""
     many = f"{read:,} row{'s' if read > 1 else ''}"
     first = "\n  ".join(bad)
     if compared:
+        better = hints.to_train(sample, shape, mixed=mixed)
         return (
-            f"found {many} of comparisons (chosen and rejected, or a label), which no objective trains on yet. "
-            "To train on the chosen answers alone: data.format=prompt data.columns.completion=chosen, "
-            "or data.format=messages data.columns.messages=chosen where they are lists of turns."
+            f"found {many}{f', {compared:,} of them' if compared < read else ' of'} comparisons (chosen and rejected, or a verdict), "
+            "which are for an objective of their own, and none trains on them yet."
+            + (f" {better}" if better else "")
             + (f"\nSome of them can't be read as comparisons either. The first:\n  {first}" if bad else "")
         )
+    way = hints.to_read(sample, shape, mixed=mixed)
     if bad:
-        return f"none of {many} can be trained on. The first that can't be read:\n  {first}\nMend the rows, or say how to read them: data.format, data.columns."
-    return sources.no_answers(read)
+        mend = way or "Mend the rows. data.format and data.columns say how to read others; docs/data.md has the forms that are known."
+        return f"none of {many} can be trained on. The first that can't be read:\n  {first}\n{mend}"
+    return f"{sources.no_answers(read)}{f' {way}' if way else ''}"
 
 
 def trains(sample: Sample) -> bool:
@@ -211,14 +219,14 @@ def trains(sample: Sample) -> bool:
     return isinstance(sample, Text) or (isinstance(sample, Conversation) and sample.trains)
 
 
-def _samples(file: Path, encoding: str, shape: rows.Shape) -> Iterable[tuple[int, Sequence[Sample], Iterable[tuple[int, str]], bool]]:
-    """(how many rows, their samples, those that can't be read and why, whether they compare answers), a row or the rows of a tree at a time."""
+def _samples(file: Path, encoding: str, shape: rows.Shape) -> Iterable[tuple[int, Sequence[Sample], Iterable[tuple[int, str]], Any]]:
+    """(how many rows, their samples, those that can't be read and why, the row), a row or the rows of a tree at a time; of a tree no row."""
     entries: Iterator[tuple[int, Any]] = (entry for chunk in readers.chunks(file, encoding, shape.letters) for entry in readers.values(chunk))
     head = list(islice(entries, 1))
     entries = chain(head, entries)
     if head and rows.gathers(head[0][1], shape):
         for tree in rows.gather(entries, shape):
-            yield len(tree.numbers), tree.samples, [(number, why) for number, why in tree.left.items() if number in tree.bad], False
+            yield len(tree.numbers), tree.samples, [(number, why) for number, why in tree.left.items() if number in tree.bad], None
         return
     read = rows.reader(shape)
     for number, row in entries:
@@ -227,11 +235,11 @@ def _samples(file: Path, encoding: str, shape: rows.Shape) -> Iterable[tuple[int
                 raise RowError(row.reason)
             samples = read(row)
         except RowError as error:
-            yield 1, (), [(number, str(error))], rows.compares(row)
+            yield 1, (), [(number, str(error))], None if isinstance(row, readers.Unreadable) else row
         except LeftOut:
-            yield 1, (), (), False
+            yield 1, (), (), None
         else:
-            yield 1, samples, (), any(isinstance(sample, Preference | Label) for sample in samples)
+            yield 1, samples, (), row
 
 
 def progress(partial: Path) -> str | None:

@@ -27,6 +27,10 @@ def check(view: View) -> None:
     for part in parts(view):
         known = rows.COLUMNS.get(part.format, set().union(*rows.COLUMNS.values()))
         if unknown := [column for column in part.columns if column not in known]:
+            if (theirs := part.columns[unknown[0]]) in known:
+                raise ConfigError(
+                    f"data.columns.{unknown[0]}={theirs}: the format's own name comes first, and then what the rows call it: data.columns.{theirs}={unknown[0]}"
+                )
             raise ConfigError(
                 f"data.columns.{unknown[0]}: the format {part.format} reads no such column.{nearest(unknown[0], known)} It reads {', '.join(sorted(known))}."
             )
@@ -83,7 +87,7 @@ def run(context: Context) -> dict[str, Any]:
     usable = sum(source.usable for source in sources)
     ledger.write(context.out / "ledger.json", sources, length=length, cut={"rows": cuts.rows, "of_rows": usable, "with_calls": cuts.calls}, **facts)
     advice = cuts.advice(length, usable, longest(context.config, settings.model))
-    for line in [*ledger.table(sources), _told(facts["train"], length), *apart.told(), *([advice] if advice else [])]:
+    for line in [*ledger.table(sources, reading.use(settings, listed)), _told(facts["train"], length), *apart.told(), *([advice] if advice else [])]:
         context.say(f"  {line}")
     wanted, trained = data.min_trained_tokens, facts["train"]["trained_tokens"]
     if wanted is not None and trained < wanted:

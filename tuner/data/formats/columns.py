@@ -63,6 +63,14 @@ def rest(value: Any, way: tuple[str, ...], ways: Sequence[Sequence[str]]) -> Ite
             yield from rest(part, here, deeper)
 
 
+def at(row: Any, place: str) -> Any:
+    """What is at a place of a row; None where there is no such place."""
+    try:
+        return _at("", place)(row) if isinstance(row, dict) else None
+    except RowError:
+        return None
+
+
 def _at(ours: str, place: str) -> Callable[[dict[str, Any]], Any]:
     way = place.split(".")
 

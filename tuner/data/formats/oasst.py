@@ -65,10 +65,7 @@ def is_message(row: Any) -> bool:
 def tree(row: Mapping[str, Any], words: Words = ROLES, paths: str = "best") -> tuple[Conversation, ...]:
     """The conversations of a row that is a tree, none where nothing was answered. Raises RowError, and LeftOut."""
     if is_message(row):
-        raise RowError(
-            "a message of a tree becomes part of a conversation only together with those around it: its file must begin with such a row, "
-            "or be read with data.format=oasst"
-        )
+        raise RowError("a message of a tree becomes part of a conversation only together with those around it: its file must begin with such a row")
     if reason := _unfinished(row):
         raise LeftOut(reason)
     first = needed(row, "prompt")

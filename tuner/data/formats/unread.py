@@ -25,7 +25,7 @@ CALLED = SHARE | {"role", "content"}
 OF_TOOLS = frozenset(("tool_call_id", "name"))
 """read of what a tool answered"""
 NODE = frozenset(("text", "role", "rank", "replies", "deleted", "review_result", "message_id", "parent_id", "message_tree_id", "tree_state"))
-PROSE = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{4}")
+PROSE = re.compile(r"[^\W\d_]{2}\S{,20}\s{1,8}(?:\S{1,12}\s{1,8})?[^\W\d_]{2}|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{4}")
 """two words: ids, dates and most names have none"""
 COLUMNS = {
     "xtuner": frozenset(("conversation",)),

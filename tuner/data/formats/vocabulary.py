@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tuner.data.formats import turns
+
 ASKED = (
     "question", "query", "prompt", "instruction", "input", "problem", "inputs", "user", "human", "task", "title", "source_text", "问题", "提问", "指令", "输入",
 )  # fmt: skip
@@ -31,7 +33,10 @@ CONTEXT = (
     "上下文",
 )
 SYSTEM = ("system_prompt", "system", "system_message", "sys_prompt", "persona", "系统提示")
-THOUGHT = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "rationale", "chain_of_thought", "cot", "explanation", "思考")
+THOUGHT = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "chain_of_thought", "cot", "思考")
+REASONS = ("rationale", "explanation")
+"""which may come before the answer or behind it"""
+TOOLS = ("tools", "functions", "available_tools", "tool_list", "function_list", "apis")
 HISTORY = ("history", "chat_history", "dialog_history")
 CHOICES = ("options", "choices", "hint", "hints")
 TEXTS = ("content", "body", "document", "passage", "raw_content", "article", "markdown", "page_content", "code", "story", "abstract", "正文", "内容")
@@ -67,14 +72,16 @@ FORMS = (
     Form(format="alpaca", needs={"instruction": "human", "output": "bot"}, alone=True),
     Form(format="alpaca", needs={"instruction": "user", "output": "assistant"}, alone=True),
 )
-BESIDE = ("system", "history", "tools", "functions")
-"""columns that Alpaca reads under these names"""
 ABOUT = frozenset(
     ("id", "idx", "index", "uid", "uuid", "qid", "source", "dataset", "category", "type", "kind", "lang", "language", "url", "split", "topic", "subject",
      "domain", "level", "license", "tags")
 )  # fmt: skip
 """columns that tell of a row where it is from"""
-SAYING = frozenset((*ASKED, *SAID, *CONTEXT, *SYSTEM, *THOUGHT, *HISTORY, *CHOICES, *LISTS, "text", "chosen", "rejected")) - {"title", "task", "code"}
+SAYING = frozenset((*ASKED, *SAID, *CONTEXT, *SYSTEM, *THOUGHT, *REASONS, *HISTORY, *CHOICES, *LISTS, "text", "chosen", "rejected")) - {
+    "title",
+    "task",
+    "code",
+}
 """columns that hold a part of what is read or said, as a rule"""
 PAIR = (
     frozenset(("question", "query", "input", "inputs", "instruction", "prompt", "problem")),
@@ -86,10 +93,11 @@ PAIR = (
 def form_of(row: Mapping[str, Any]) -> tuple[str, dict[str, str]] | None:
     """The format of a row of a known form, and what its columns are called there; None where no form has a place for all that the row says."""
     filled = {key for key, value in row.items() if isinstance(value, str | list | dict) and value}
+    read = {"history", *turns.beside(row)}
     for form in FORMS:
         if all(isinstance(row.get(theirs), str) for theirs in form.needs.values()):
             columns = {**form.needs, **{ours: theirs for ours, theirs in form.may.items() if theirs in row}}
-            others = filled.difference(columns.values(), BESIDE)
+            others = filled.difference(columns.values(), read)
             if not (others - ABOUT if form.alone else others & SAYING):
                 return form.format, columns
     return None
