@@ -25,6 +25,7 @@ from tuner.errors import ConfigError
 from tuner.kernels import attention as seam
 from tuner.kernels.alibi import AlibiConfig
 from tuner.kernels.alibi import register as register_alibi
+from tuner.models.recurrence import carries
 from tuner.schema import Algo, Machine, Optim
 from tuner.train import ulysses
 from tuner.train.batch import Batch, collate, empty_batch
@@ -176,8 +177,11 @@ def test_heads_that_cannot_be_dealt_out(heads: int, kv: int, size: int, best: in
 
 
 def test_models_whose_rows_cannot_be_shared_are_refused() -> None:
+    hybrid = Qwen3_5TextConfig(num_hidden_layers=4)
+    with torch.device("meta"):
+        state = carries(AutoModelForCausalLM.from_config(hybrid))
     refuse(CONFIGS["caps and windows"], 2)
     with pytest.raises(ConfigError, match=r"sequence_parallel=3 deals .* its 4 heads, with 2 of keys, can be dealt out to 2 processes, and not to 3"):
         refuse(CONFIGS["grouped"], 3)
-    with pytest.raises(ConfigError, match=r"layers of another kind \(linear_attention\). Leave machine.sequence_parallel=1"):
-        refuse(Qwen3_5TextConfig(num_hidden_layers=4), 2)
+    with pytest.raises(ConfigError, match=r"layers of another kind \(linear_attention layers\). Leave machine.sequence_parallel=1"):
+        refuse(hybrid, 2, state)

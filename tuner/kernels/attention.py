@@ -1,7 +1,8 @@
 """The seam through which every model attends: causal, within documents only.
 
 transformers calls the function registered here instead of its own attention, and passes it the `position_ids` that restart at
-every document of a pack. The borders come from there, so neither a cache nor a mask of ones can let documents see each other.
+every document of a pack. The borders come from there, so neither a cache nor a mask of ones can let documents see each other. Where a family passes
+no positions on, a row that was announced as one document is one.
 What computes it is one of four backends, each in a file of its own; `choose` says which is best here, `use` takes it.
 
 Not covered: generation with a cache, and batches of several rows; both are refused with a reason.
@@ -18,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tuner.errors import ConfigError
 from tuner.kernels import flash, flex, sdpa, varlen
-from tuner.kernels.documents import Documents, documents_of
+from tuner.kernels.documents import Documents, documents_of, only
 from tuner.kernels.scoring import HALF, Needs, Scoring
 
 NAME = "tuner"
@@ -109,6 +110,8 @@ def packed_attention(
     `documents` is where they lie, where that is not what `position_ids` say. The signature is transformers' own otherwise; its further keywords
     are flags of other implementations.
     """
+    if documents is None and position_ids is None and q_1HND.shape[0] == 1:
+        documents = only(q_1HND.shape[2])
     told = documents is not None or (position_ids is not None and position_ids.ndim == 2)
     if not told or q_1HND.shape[0] != 1 or q_1HND.shape[2] != k_1KND.shape[2]:
         raise NotImplementedError(

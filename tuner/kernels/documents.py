@@ -73,6 +73,12 @@ def recall(positions_1N: Tensor) -> Documents | None:
     return next((documents for _, seen, documents in reversed(_known) if seen == mark), None)
 
 
+def only(tokens: int) -> Documents | None:
+    """The row that was announced last, where it has so many tokens and is one document: for a family that tells its attention no positions."""
+    found = _known[-1][2] if _known else None
+    return found if found is not None and found.borders == (0, tokens) else None
+
+
 def documents_of(positions_1N: Tensor) -> Documents:
     """What was announced for these positions; otherwise it is read off them, for which the host waits once."""
     if (found := recall(positions_1N)) is None:

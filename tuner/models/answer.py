@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from tuner.models.recurrence import carries
+
 BATCH = 16
 
 
@@ -37,8 +39,9 @@ def answer(
     shipped, model.generation_config = model.generation_config, settings
     answers: list[list[int]] = []
     try:
-        for start in range(0, len(prompts), BATCH):
-            ids_BT, mask_BT = pad_left(prompts[start : start + BATCH], end_id)
+        together = BATCH if carries(model) is None else 1  # a state that begins in the filling is another one
+        for start in range(0, len(prompts), together):
+            ids_BT, mask_BT = pad_left(prompts[start : start + together], end_id)
             out_BT = model.generate(input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device))
             answers += [_before(row, ends) for row in out_BT[:, ids_BT.shape[1] :].tolist()]
     finally:

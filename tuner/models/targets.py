@@ -8,6 +8,7 @@ from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 
 from tuner.errors import ConfigError
+from tuner.models.recurrence import read_directly
 
 ALL = "all-linear"
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
@@ -21,14 +22,18 @@ def linears(model: PreTrainedModel) -> list[str]:
     """The names of every linear layer of the language model but the head and the routers, in the model's order.
 
     What sees or hears, and what leads from there into the language model, lies outside of it. Experts are no linear layers in transformers: those of
-    a layer are one tensor of three dimensions.
+    a layer are one tensor of three dimensions. Nor are those that a mixer of Mamba's reads by itself.
     """
-    head = model.get_output_embeddings()
+    head, direct = model.get_output_embeddings(), read_directly(model)
     inside = f"{_language(model)}."
     return [
         name
         for name, module in _modules(model)
-        if isinstance(module, torch.nn.Linear) and module is not head and f".{name}".startswith(inside) and name.rpartition(".")[2] not in ROUTERS
+        if isinstance(module, torch.nn.Linear)
+        and module is not head
+        and f".{name}".startswith(inside)
+        and name.rpartition(".")[2] not in ROUTERS
+        and name not in direct
     ]
 
 
@@ -77,6 +82,11 @@ def chosen(model: PreTrainedModel, targets: str | Iterable[str]) -> str | list[s
             raise ConfigError(f"algo.targets={target} is no regular expression ({error}) and no module's name.") from error
         if not fits[target]:
             raise ConfigError(f"algo.targets={target} fits no module of this model. Its linear layers are {', '.join(_leaves(model))}")
+    if unseen := sorted({name for names in fits.values() for name in names} & read_directly(model)):
+        raise ConfigError(
+            f"algo.targets names {unseen[0]}, whose weight a mixer of Mamba's reads by itself, so an adapter there would do nothing: leave it out, or take "
+            "algo.targets=all-linear, which does."
+        )
     if not all(patterns.values()):
         return "|".join(rf"(?:.*\.)?{plain}" if plain else f"(?:{target})" for target, plain in patterns.items())
     inside = f"{_language(model)}."

@@ -1,12 +1,13 @@
 """From packs to the tensors of one forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import overload
 
 import numpy as np
 import torch
 
-from tuner.data.tokens import Pack
+from tuner.data.tokens import Pack, Packs
 from tuner.kernels.documents import send
 
 
@@ -65,6 +66,42 @@ def collate(packs: Sequence[Pack], device: torch.device | str = "cpu", *, indice
         packs=tuple((number, len(pack.ids)) for number, pack in zip(numbers, packs, strict=True)),
         step=step,
     ).to(device)
+
+
+def alone(pack: Pack) -> Iterator[Pack]:
+    """Each document of a pack as a pack of its own."""
+    ends = np.cumsum(pack.lengths)
+    for number, (end, length) in enumerate(zip(ends.tolist(), pack.lengths.tolist(), strict=True)):
+        one, part = slice(end - length, end), slice(number, number + 1)
+        yield replace(pack, ids=pack.ids[one], trained=pack.trained[one], lengths=pack.lengths[part], files=pack.files[part], lines=pack.lines[part])
+
+
+class Alone(Sequence[Pack]):
+    """Packs as the documents in them, each a pack of its own: the rows of a model that carries a state from token to token."""
+
+    def __init__(self, packs: Sequence[Pack] | Packs) -> None:
+        self._packs = packs
+        self._ends = np.cumsum([len(pack.lengths) for pack in packs])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __iter__(self) -> Iterator[Pack]:
+        for pack in self._packs:
+            yield from alone(pack)
+
+    @overload
+    def __getitem__(self, place: int) -> Pack: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Pack]: ...
+    def __getitem__(self, place: int | slice) -> Pack | list[Pack]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        number = int(np.searchsorted(self._ends, place, side="right"))
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        documents = list(alone(self._packs[number]))
+        return documents[place - int(self._ends[number])]  # counted from the end of the pack
 
 
 def empty_batch(step: int = 0) -> Batch:

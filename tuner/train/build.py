@@ -16,6 +16,7 @@ from tuner.models.attention import needs
 from tuner.models.layouts import family
 from tuner.models.load import DTYPES, load_model
 from tuner.models.new_tokens import token_ids
+from tuner.models.recurrence import carries
 from tuner.models.trainable import load_trainable
 from tuner.stage import View
 from tuner.train import optimizers, steps
@@ -88,7 +89,7 @@ def build_engine(config: View, model: Any, world: World, compute: torch.dtype, f
 
     shared = machine.sequence_parallel
     if shared > 1:
-        ulysses.refuse(model.config, shared)
+        ulysses.refuse(model.config, shared, carries(model))
 
     case = zero.resolve(machine, algo, processes=world.size)
     hidden = model.config.get_text_config().hidden_size

@@ -14,7 +14,7 @@ import torch
 from tuner.data.tokens import Pack, Packs
 from tuner.errors import Interrupted, Stopped
 from tuner.train import steps
-from tuner.train.batch import Batch, collate, count_targets, empty_batch
+from tuner.train.batch import Alone, Batch, collate, count_targets, empty_batch
 from tuner.train.checkpoint import Saver
 from tuner.train.engine import Engine
 from tuner.train.journal import Journal, usage
@@ -43,6 +43,8 @@ class Recipe:
     clip: float | None
     micro_batch: int
     """packs in one forward pass"""
+    alone: bool
+    """whether each document is a row of its own, since the model carries a state from token to token; the micro batch is one of them then"""
     sequence_parallel: int
     """processes that share each pack"""
     save_every: int
@@ -91,6 +93,7 @@ def train(
 
     Raises Interrupted after the step at hand is saved when `stop` was requested, StageError at a loss or gradient that is not finite.
     """
+    held_out = Alone(held_out) if recipe.alone else held_out
     watcher = Watch(horizon=recipe.horizon, rows=journal.recent)
     with Progress(start=begin, steps=order.steps, say=say, shown=world.first) as progress:
         for step in range(begin, order.steps):
@@ -100,9 +103,10 @@ def train(
             torch.manual_seed(step_seed(recipe.seed, step))
             chosen = [packs[i] for i in order.at(step)]
             targets = count_targets(chosen)
-            places = places_of(chosen, recipe, world.size, where)
+            rows = list(Alone(chosen)) if recipe.alone else chosen
+            places = places_of(rows, recipe, world.size, where)
 
-            losses = engine.forward_backward(micro_batches(chosen, recipe.micro_batch, world, step, recipe.sequence_parallel), targets)
+            losses = engine.forward_backward(micro_batches(rows, recipe.micro_batch, world, step, recipe.sequence_parallel), targets)
             losses = [loss for own in world.gather(losses) for loss in own]
             refuse_not_finite("loss", losses, step + 1, places)
             lr = lr_at(step, recipe.horizon, lr=recipe.lr, schedule=recipe.schedule, warmup=recipe.warmup, decay=recipe.decay)

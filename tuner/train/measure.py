@@ -14,8 +14,9 @@ from tuner.data.tokenizer import load_vocabulary
 from tuner.data.tokens import Pack
 from tuner.errors import StageError
 from tuner.models.answer import answer
+from tuner.models.recurrence import carries
 from tuner.schema import Chat
-from tuner.train.batch import collate
+from tuner.train.batch import alone, collate
 from tuner.train.objective import summed_loss
 
 
@@ -37,14 +38,15 @@ class Measurement:
 
 
 @torch.inference_mode()
-def held_out_loss(model: torch.nn.Module, packs: Iterable[Pack], device: torch.device | str) -> tuple[float | None, int]:
+def held_out_loss(model: Any, packs: Iterable[Pack], device: torch.device | str) -> tuple[float | None, int]:
     """The loss per token over all packs together (not a mean of means), and the number of tokens.
 
     `model` attends within documents. Raises StageError when the loss is not finite.
     """
     total, tokens = 0.0, 0
-    for pack in packs:
-        batch = collate([pack], device)
+    apart = carries(model) is not None  # from one document into the next
+    for row in (row for pack in packs for row in (alone(pack) if apart else (pack,))):
+        batch = collate([row], device)
         if len(batch.targets_M):
             total += summed_loss(model, batch).item()
             tokens += len(batch.targets_M)

@@ -19,6 +19,7 @@ from tuner.models.geometry import Geometry
 from tuner.models.sidecars import spoken
 from tuner.schema import Algo
 from tuner.stage import Context, identity_of
+from tuner.train.batch import Alone
 from tuner.train.build import autocast_of
 from tuner.train.engine import Engine
 from tuner.train.proofs import prove, said
@@ -26,6 +27,8 @@ from tuner.train.rehearsal import Foresight, Wish, rehearse, room_on, set_recomp
 from tuner.train.verdict import Verdict, key_of, recall, remember
 from tuner.train.world import World
 
+DOCUMENTS = "documents"
+"""the fact `rows` of a training with one document a row; it is not there where rows are packs"""
 SCRATCH = "preflight"
 """where the save is tried, in the training's directory"""
 MATTERS = ("engine", "zero", "offload", "processes", "sequence_parallel", "attention", "deterministic", "threads")
@@ -75,7 +78,8 @@ def preflight(
     Raises ConfigError when the training does not fit, and StageError when a proof or the save fails.
     """
     machine = ctx.config.machine
-    wish = Wish(micro_batch=machine.micro_batch, recompute=machine.recompute, packs=each)
+    micro = 1 if facts.get("rows") == DOCUMENTS else machine.micro_batch
+    wish = Wish(micro_batch=micro, recompute=machine.recompute, packs=each)
     if began is not None or not machine.preflight:
         verdict = untried(wish, began or {})
     else:
@@ -115,11 +119,14 @@ def tried(
     say: Callable[[str], None],
 ) -> Verdict:
     """Rehearse and prove. Raises what these do."""
+    apart = facts.get("rows") == DOCUMENTS
+    rows = Alone(packs) if apart else packs
+    wish = replace(wish, packs=max(2, wish.packs)) if apart else wish  # a pack has several rows
     rehearsal = rehearse(
-        engine, model, packs, wish, world=world, scratch=ctx.out / SCRATCH, timeout=ctx.config.machine.timeout, foresight=foresight(ctx, facts), say=say
+        engine, model, rows, wish, world=world, scratch=ctx.out / SCRATCH, timeout=ctx.config.machine.timeout, foresight=foresight(ctx, facts), say=say
     )  # fmt: skip
     say(rehearsal.sentence)
-    proofs = proved(ctx, engine, model, packs, world, compute, where)
+    proofs = proved(ctx, engine, model, packs, world, compute, where, apart=apart)
     if proofs:
         say(said(proofs))
     return Verdict(
@@ -136,7 +143,7 @@ def settled(verdict: Verdict) -> dict[str, Any]:
 
 
 def proved(
-    ctx: Context, engine: Engine, model: Any, packs: Packs, world: World, compute: torch.dtype, where: Callable[[Pack], list[str]]
+    ctx: Context, engine: Engine, model: Any, packs: Packs, world: World, compute: torch.dtype, where: Callable[[Pack], list[str]], *, apart: bool
 ) -> dict[str, float]:
     """The proofs' differences by name; none where processes share packs, since each then sees slices only."""
     config, algo = ctx.config, ctx.config.algo
@@ -146,7 +153,7 @@ def proved(
     fresh = algo.adapter == "lora" and algo.init != "continue" and not inits.changes_base(algo.lora_init) and algo.lora_init != "orthogonal"
     return prove(
         engine, model, packs, world, where=where, template=template, whole=config.data.loss == "all", compute=compute,
-        autocast=autocast_of(algo, compute), quant=algo.quant, zero_adapter=fresh,
+        autocast=autocast_of(algo, compute), quant=algo.quant, zero_adapter=fresh, apart=apart,
     )  # fmt: skip
 
 

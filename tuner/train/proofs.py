@@ -1,6 +1,7 @@
 """Before the first step, on the run's own model and rows: what must change nothing changes nothing.
 
-packed       documents together in a pack give the logits that each gives alone
+packed       documents together in a pack give the logits that each gives alone; of a model that carries a state from token to token, each is a row
+             of its own, and gives its logits whatever rows came before
 attention    the attention that trains gives the logits that transformers' plain one gives
 adapter      an adapter that begins as nothing leaves the base's logits as they are
 accumulated  documents in one micro batch give the gradient that they give one by one, spread over all processes
@@ -63,6 +64,7 @@ def prove(
     autocast: torch.dtype | None,
     quant: str,
     zero_adapter: bool,
+    apart: bool = False,
 ) -> dict[str, float]:
     """The measured differences by name, and under `mask` the number of trained texts that were looked at. All processes call it together, before a
     saved step is loaded: it leaves the model in train mode and the engine without gradients and moments.
@@ -73,6 +75,7 @@ def prove(
     compute       the dtype of matrix products; `autocast`: the same where the model's weights have another
     quant         how the frozen base is held
     zero_adapter  whether the model has an adapter of PEFT's that is nothing yet: B is 0
+    apart         whether each document is a row of its own
 
     Raises StageError in all processes when a proof fails in one.
     """
@@ -87,9 +90,8 @@ def prove(
         model.eval()
         with torch.no_grad(), torch.autocast(world.device.type, dtype=autocast) if autocast else nullcontext():
             alone = [_logits(model, [document], world.device) for document in documents]
-            found["packed"] = check(
-                "packed", zip(_apart(_logits(model, documents, world.device), alone), alone, strict=True), logits, documents, where, world
-            )
+            packed = _in_rows(model, documents, world.device) if apart else _apart(_logits(model, documents, world.device), alone)
+            found["packed"] = check("packed", zip(packed, alone, strict=True), logits, documents, where, world)
             with plain_attention(model):
                 plain = [_logits(model, [document], world.device) for document in documents]
             found["attention"] = check("attention", zip(plain, alone, strict=True), logits, documents, where, world)
@@ -100,7 +102,7 @@ def prove(
                 rounds = model.peft_config["default"].use_dora
                 found["adapter"] = check("adapter", zip(base, alone, strict=True), logits if rounds else 0.0, documents, where, world)
         model.train()
-        found["accumulated"] = accumulated(engine, documents, GRADIENT[compute], where, world)
+        found["accumulated"] = accumulated(engine, documents, GRADIENT[compute], where, world, apart=apart)
     finally:
         model.train()
         engine.reset()
@@ -119,7 +121,8 @@ def said(found: Mapping[str, float]) -> str:
 
 
 WORDS = {
-    "packed": "a document's logits are others in a pack than alone, so documents of a pack see each other. Set another machine.attention",
+    "packed": "a document's logits are others in a pack than alone, so documents of a pack see each other. Set another machine.attention; if it is the "
+    "same there, layers of this model carry something from document to document that config.json doesn't tell of",
     "attention": "the attention that trains gives other logits than the plain one of transformers. Set another machine.attention",
     "adapter": "the new adapter changes the base model's logits before it has learnt anything. Set algo.lora_init=default",
     "accumulated": "the gradient of documents in one micro batch is another than that of the same documents one by one, so the result would depend on "
@@ -142,17 +145,20 @@ def check(
     return differences[worst]
 
 
-def accumulated(engine: Engine, documents: Sequence[Pack], tolerance: float, where: Callable[[Pack], list[str]], world: World) -> float:
-    """The relative difference between the gradients of `documents` in one micro batch, and one by one over all processes."""
+def accumulated(
+    engine: Engine, documents: Sequence[Pack], tolerance: float, where: Callable[[Pack], list[str]], world: World, *, apart: bool = False
+) -> float:
+    """The relative difference between the gradients of `documents` in one micro batch (or one process), and one by one over all processes."""
     targets, everything = count_targets(documents), range(len(documents))
-    together = [collate(documents, indices=everything) if world.first else empty_batch()]
+    rows = [[i] for i in everything] if apart else [everything]
+    together = [collate([documents[i] for i in row], indices=row) if world.first else empty_batch() for row in rows]
     parts = share(everything, 1, world.rank, world.size)
-    apart = [collate([documents[i] for i in part], indices=part) if part else empty_batch() for part in parts]
+    singly = [collate([documents[i] for i in part], indices=part) if part else empty_batch() for part in parts]
     engine.reset()
     engine.forward_backward(together, targets)
     expected = {name: _values(tensor).cpu().clone() for name, tensor in engine.gradients()}
     engine.reset()
-    engine.forward_backward(apart, targets)
+    engine.forward_backward(singly, targets)
     size = sum(float(values.double().square().sum()) for values in expected.values())
     off = {name: float((_values(tensor).cpu() - expected[name]).double().square().sum()) for name, tensor in engine.gradients()}
     difference = (sum(off.values()) / size) ** 0.5 if size else float(any(off.values()))
@@ -255,6 +261,11 @@ def _logits(model: Any, documents: Sequence[Pack], device: torch.device) -> Tens
     keep_K = torch.from_numpy(np.concatenate(places))
     asked: Batch = replace(batch, keep_M=keep_K, targets_M=keep_K)
     return logits_at(model, asked.to(device))
+
+
+def _in_rows(model: Any, documents: Sequence[Pack], device: torch.device) -> list[Tensor]:
+    """The logits of each document in a row of its own, the last one first: what came before is another than in their order."""
+    return [_logits(model, [document], device) for document in reversed(documents)][::-1]
 
 
 def _apart(logits_KV: Tensor, alone: Sequence[Tensor]) -> Sequence[Tensor]:

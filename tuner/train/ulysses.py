@@ -26,9 +26,6 @@ from tuner.kernels import attention as seam
 from tuner.kernels.documents import Documents, announce, borders, recall
 from tuner.train.batch import Batch
 
-MIXERS = ("linear_attention", "conv", "mamba", "recurrent", "rwkv")
-"""words in the names of layers through which tokens see each other by other means than attention"""
-
 
 def shard(batch: Batch, rank: int, size: int) -> Batch:
     """What process `rank` of `size` has of a row: tokens, positions, and the targets that are predicted from its tokens.
@@ -84,17 +81,17 @@ def _fits(heads: int, kv_heads: int, size: int) -> bool:
     return heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)
 
 
-def refuse(config: Any, size: int) -> None:
+def refuse(config: Any, size: int, state: str | None = None) -> None:
     """Raise ConfigError for a model whose rows can't be shared: heads that can't be dealt out, or layers that mix tokens in other ways.
 
-    `config` is transformers' own of the model.
+    config   transformers' own of the model
+    state    what goes from token to token by other means than attention, as tuner.models.recurrence says it
     """
     text = config.get_text_config()
-    kinds = sorted({kind for kind in getattr(text, "layer_types", None) or () if any(word in kind for word in MIXERS)})
-    if kinds:
+    if state is not None:
         raise ConfigError(
             f"machine.sequence_parallel={size} shares the tokens of a row between processes, which trade them in attention only, and this model has layers "
-            f"of another kind ({', '.join(kinds)}). Leave machine.sequence_parallel=1."
+            f"of another kind ({state}). Leave machine.sequence_parallel=1."
         )
     heads = text.num_attention_heads
     if why := misfit(heads, getattr(text, "num_key_value_heads", None) or heads, size):

@@ -12,6 +12,7 @@ from tuner.data.tokens import Pack, Packs
 from tuner.errors import ConfigError, DataError
 from tuner.models.adapters import trainable
 from tuner.models.load import DTYPES, compute_dtype
+from tuner.models.recurrence import carries
 from tuner.models.sidecars import spoken
 from tuner.report.page import stands_on
 from tuner.stage import Context, View, identity_of
@@ -24,7 +25,7 @@ from tuner.train.deterministic import deterministic
 from tuner.train.journal import Journal
 from tuner.train.loop import Recipe, train
 from tuner.train.order import AUTO_TOKENS, Order, plan_order
-from tuner.train.preflight import preflight
+from tuner.train.preflight import DOCUMENTS, preflight
 from tuner.train.samples import Sampler, refusal
 from tuner.train.stop import Stop
 from tuner.train.trackers import open_trackers
@@ -60,6 +61,8 @@ def _train(ctx: Context, world: World, stop: Stop, facts: dict[str, Any], before
     compute = compute_dtype(algo.precision, world.device)
     model = build_model(ctx.config, base, out, world.device, compute, zero_stage=facts["zero"])
     facts["attention"], why = choose_attention(machine.attention, model, world.device, compute)
+    state = carries(model)
+    facts |= {} if state is None else {"rows": DOCUMENTS}
     if world.first:
         describe(ctx.config, model, out)
     facts["trainable"] = trainable(model)
@@ -72,9 +75,11 @@ def _train(ctx: Context, world: World, stop: Stop, facts: dict[str, Any], before
     if found:
         engine.load(fragments.read(found))
         say(f"continuing after step {found.step} of {order.steps}")
-    recipe = recipe_of(ctx.config, min(facts["micro_batch"], each), horizon, ends_early=order.steps < whole.steps)
+    recipe = recipe_of(ctx.config, min(facts["micro_batch"], each), horizon, alone=state is not None, ends_early=order.steps < whole.steps)
     for line in outlook(ctx.config, order, world, recipe.micro_batch, each, short_name(compute), facts, why):
         say(line)
+    if state is not None:
+        say(f"{state} carry a state from token to token, which knows no documents: each document trains as a row of its own, one at a time")
     held = held_out(tokens)
     if held:
         say(f"held-out loss while training: {len(held)} pack{'s' * (len(held) > 1)}, {stands_on(count_targets(held))}")
@@ -125,12 +130,12 @@ def held_out(tokens: Path) -> list[Pack]:
     return [packs[i] for i in range(min(len(packs), MEASURED))]
 
 
-def recipe_of(config: View, micro: int, horizon: int, *, ends_early: bool) -> Recipe:
+def recipe_of(config: View, micro: int, horizon: int, *, alone: bool, ends_early: bool) -> Recipe:
     """The numbers of the loop."""
     algo, machine, pinned, keep = config.algo, config.machine, config.convert.step, config.train.keep
     return Recipe(
         seed=config.seed, lr=algo.optim.lr, schedule=algo.schedule, horizon=horizon, warmup=algo.warmup, decay=algo.decay, clip=algo.clip,
-        micro_batch=micro, sequence_parallel=machine.sequence_parallel, save_every=machine.save_every, measure_every=machine.measure_every,
+        micro_batch=micro, alone=alone, sequence_parallel=machine.sequence_parallel, save_every=machine.save_every, measure_every=machine.measure_every,
         patience=algo.early_stop, patience_every=algo.early_stop_every, keep=machine.keep, best_by=config.convert.best_by,
         pinned=pinned if isinstance(pinned, int) else None, resumable=keep == "resume" or (keep == "auto" and ends_early),
     )  # fmt: skip
@@ -169,6 +174,8 @@ def outlook(config: View, order: Order, world: World, micro: int, each: int, com
     """What follows from the config, before the first step."""
     shared = f" on {world.size} processes, {each} each" if world.size > 1 else ""
     parts = "1 pack" if order.per_step == 1 else f"{order.per_step} packs{shared}, {micro} at once"
+    if facts.get("rows") == DOCUMENTS:
+        parts = parts.removesuffix(f", {micro} at once")
     small = ""
     if config.algo.batch_tokens == "auto" and order.per_step < AUTO_TOKENS // config.data.length:
         whole = plan_order(order.packs, config.data.length, seed=order.seed, epochs=config.algo.epochs, steps=None, batch_tokens="auto")
