@@ -72,7 +72,13 @@ def compare(wished: argparse.Namespace) -> dict[str, Any]:
     model = ["model=local", f"model.path={Path(wished.model).absolute()}"] if local else [f"model={wished.model}"]
     data = ["data=local", f"data.path=[{','.join(str(Path(file).absolute()) for file in wished.data)}]", f"data.length={wished.length}"]
     base = [*model, *data, f"data.held_out={wished.held_out}", f"root={wished.root}", "eval=none"]
-    base += [f"machine.device={wished.device}", "machine.trackers=[]", "machine.preflight=false", "machine.save_every=1000000"]
+    base += [
+        f"machine.device={wished.device}",
+        "machine.trackers=[]",
+        "machine.preflight=false",
+        "machine.save_every=1000000",
+        f"machine.micro_batch={wished.packs}",
+    ]
     base += [f"machine.threads={torch.get_num_threads()}", f"algo.steps={wished.steps}", f"algo.batch_tokens={wished.packs * wished.length}"]
     made = run([*base, "until=tokenize"])
     inputs = {name: (made.dir / name).resolve() for name in ("fetch_model", "tokenize")}

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def plain(algo: str, seed: int, setting: Setting) -> dict[str, Any]:
 
 def factor(step: int, steps: int) -> float:
     """Of the learning rate: a straight rise over the warm-up, whose first step learns already, then half a cosine."""
-    rising = math.ceil(WARMUP * steps)
+    rising = math.ceil(Decimal(str(WARMUP)) * steps)
     return (step + 1) / (rising + 1) if step < rising else (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
 
 

@@ -183,7 +183,7 @@ def outlook(config: View, order: Order, world: World, micro: int, each: int, com
     engine = "PyTorch" if facts["engine"] == "torch" else f"DeepSpeed, ZeRO {facts['zero']}"
     return [
         f"{order.steps} step{'s' * (order.steps != 1)} of {parts}, up to {order.per_step * config.data.length:,} tokens a step{small}",
-        f"{facts['trainable']:,} numbers train; {config.algo.precision} weights, {compute} arithmetic; {world.device.type}, {facts['threads']} threads; {engine}",
+        f"{facts['trainable']:,} trainable parameters; {config.algo.precision} weights, {compute} arithmetic; {world.device.type}, {facts['threads']} threads; {engine}",
         f"attention: {why}",
     ]
 
