@@ -110,6 +110,7 @@ def test_files_of_their_own_take_what_is_alike_with_them() -> None:
     ]
     everything, documents = split([[1], [1]], 0.5, files=[0, 1], apart=(False, True))
     assert documents.units[everything.documents].tolist() == [1]  # else nothing would be left to train on
+    assert everything.told()[-1] == "all rows to train on have the tokens of rows in data.held_out_path: the loss is over what was trained on"
 
 
 def test_few_rows_are_told_what_it_costs() -> None:
@@ -119,7 +120,7 @@ def test_few_rows_are_told_what_it_costs() -> None:
     assert split([[i] for i in range(20)], "auto")[0].cost.startswith("1 of 20 rows is held out")
     assert split([[i] for i in range(200)], "auto")[0].cost == ""
     assert split([[i] for i in range(40)], 0.0)[0].entry() == {}
-    assert split([[7]] * 9, "auto")[0].told() == ["nothing is held out: all 9 rows hold the same tokens"]
+    assert split([[7]] * 9, "auto")[0].told() == ["nothing is held out: all 9 rows hold the same content"]
 
 
 def test_documents_of_a_stage_are_read_as_they_were_added(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ class Apart:
     of_contents: int
     drawn: bool
     """by share; else they are of files of their own"""
+    trained: bool
+    """whether what is held out is trained on all the same, since files of their own hold all that there is"""
 
     def entry(self) -> dict[str, Any]:
         """What the ledger says, where something is held out."""
@@ -52,10 +54,11 @@ class Apart:
         """The same for a person."""
         if not self.rows:
             same = self.drawn and self.of_rows > 1 and self.of_contents == 1
-            return [f"nothing is held out: all {self.of_rows:,} rows hold the same tokens"] if same else []
+            return [f"nothing is held out: all {self.of_rows:,} rows hold the same content"] if same else []
         distinct = f" ({self.contents:,} of {self.of_contents:,} that differ)" if self.of_contents < self.of_rows else ""
         line = f"held out: {self.rows:,} of {self.of_rows:,} rows{distinct}; a loss stands on {stands_on(self.tokens)}"
-        return [line, self.cost] if self.cost else [line]
+        leak = "all rows to train on have the tokens of rows in data.held_out_path: the loss is over what was trained on" if self.trained else ""
+        return [line, *filter(None, (self.cost, leak))]
 
 
 def contents(documents: Documents) -> NDArray[np.int64]:
@@ -83,9 +86,10 @@ def hold_out(documents: Documents, apart: Sequence[bool], sources: Sequence[Sour
     units = np.unique(documents.units, return_index=True)[1]  # a row's documents have one content
     rows = np.bincount(of[units], minlength=len(numbers))
     own = np.array(apart, dtype=np.bool_)[documents.files]
+    alike = own
     if own.any():
-        which = np.isin(of, of[own])
-        which = own if which.all() else which  # else nothing would be left to train on
+        alike = np.isin(of, of[own])
+        which = own if alike.all() else alike  # else nothing would be left to train on
     else:
         tokens = np.bincount(of, documents.lengths).astype(np.int64)
         which = np.isin(of, held_out(numbers.tolist(), rows.tolist(), tokens.tolist(), share, seed))
@@ -93,5 +97,5 @@ def hold_out(documents: Documents, apart: Sequence[bool], sources: Sequence[Sour
         sources[file].held_out = count
     return Apart(
         documents=which, tokens=int(documents.trained[which].sum()), rows=len(np.unique(documents.units[which])), of_rows=int(rows.sum()),
-        contents=len(np.unique(of[which])), of_contents=len(numbers), drawn=not own.any(),
+        contents=len(np.unique(of[which])), of_contents=len(numbers), drawn=not own.any(), trained=bool(own.any() and alike.all() and not own.all()),
     )  # fmt: skip
