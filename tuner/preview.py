@@ -104,6 +104,8 @@ def preview(
         if not any(place.means(file) for file in listed):
             raise ConfigError(f"{place.word}: no file or source of the data is called {place.file}. There are: {', '.join(_called(listed))}.")
     settings = reading.surveyed(settings, listed)
+    for line in reading.notes(settings, listed):
+        print(f"  {line}", file=sys.stderr)
     maker = Maker(settings)
     words = words_of(maker.template.tokenizer)
     drawn = reading.draws(settings, listed, takes, seed)

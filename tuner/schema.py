@@ -252,9 +252,9 @@ class Part:
     """patterns of the files wanted of it; those of the training split when null"""
     encoding: str = identity("tokenize", default="auto", left_out="auto", seen_by=("fetch_data",))
     """of text files; `auto` is UTF-8, or UTF-16 with a byte order mark"""
-    format: Literal["auto", "messages", "sharegpt", "xtuner", "alpaca", "prompt", "text", "guanaco", "oasst", "preference", "label", "chosen"] = (
-        identity("tokenize", default="auto", seen_by=("fetch_data",))
-    )
+    format: Literal[
+        "auto", "messages", "sharegpt", "xtuner", "alpaca", "prompt", "text", "templated", "guanaco", "oasst", "preference", "label", "chosen"
+    ] = identity("tokenize", default="auto", seen_by=("fetch_data",))
     """how a row is read; `auto` looks at its keys, and so does `chosen`, which takes the better answer of rows that compare answers"""
     columns: dict[str, str] = identity("tokenize", default=dict, left_out={}, seen_by=("fetch_data",))
     """where a format's columns are found in a row: another name, a path such as `instances.0.input`, or a text with {names} in it"""

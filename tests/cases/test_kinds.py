@@ -81,3 +81,16 @@ def test_what_stands_before_the_end_of_a_thought_is_the_thought(preview: Preview
     (tmp_path / "cut.jsonl").write_text(json.dumps(cut), encoding="utf-8")
     assert "never ends it with </think>" in preview("1", "data.path=cut.jsonl", "model/chat=qwen3").out
     assert "<think>" in trained(preview("1", "data.path=cut.jsonl", "model/chat=chatml"))[0]
+
+
+def test_texts_that_a_template_wrote_are_conversations_or_letters_as_is_asked(preview: Preview, tmp_path: Path) -> None:
+    brought("templated_text_as_plain_text", tmp_path)
+    shown = preview("1", "data.path=[chatml.jsonl,alpacatext.jsonl]")
+    assert trained(shown) == ["1.<|im_end|>", "1.<|im_end|>"]
+    assert "texts begin as a chat template writes a conversation, and are read as one" in shown.err
+    (letters,) = trained(preview("1", "data.path=chatml.jsonl", "data.format=text"))
+    assert "What is 0+1?" in letters
+    lines = (tmp_path / "chatml.jsonl").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "code.jsonl").write_text("".join(f"{line}\n" for line in [*[json.dumps({"text": "x = 1"})] * 20, lines[0]]), encoding="utf-8")
+    shown = preview("1", "data.path=code.jsonl")
+    assert "1 of 21 texts begin as a chat template writes a conversation; as most don't, they are trained letter by letter" in shown.err

@@ -129,6 +129,8 @@ def _text_pieces(file: Path, head: bytes, encoding: str, letters: bool) -> Itera
                 yield from _gathered([lists.first(stream)])
             case "table":
                 yield from _gathered(tables.separated(stream, file, tabs=kind.tabs))
+            case "texts":
+                yield from _texts(stream)
             case "letters":
                 yield from _documents(stream)
 
@@ -201,6 +203,18 @@ def _documents(stream: IO[bytes]) -> Iterator[Chunk]:
         if text.strip():
             yield Chunk(first=line, values=[_document(text, line)])
         line += text.count(b"\n")
+
+
+def _texts(stream: IO[bytes]) -> Iterator[Chunk]:
+    """Each line that isn't blank as a text."""
+    for chunk in _lines(stream):
+        taken: list[Any] = []
+        for number, line in enumerate([*(chunk.lines or b"").split(NEWLINE), b""], chunk.first):
+            if line.strip():
+                taken.append(_document(line.rstrip(b"\r"), number))
+            elif taken:
+                yield Chunk(first=number - len(taken), values=taken)
+                taken = []
 
 
 def _border(text: bytes) -> int:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from tuner.data import lists, wrapped
+from tuner.data.formats import templated
+from tuner.data.formats import text as guanaco
 from tuner.data.formats.vocabulary import ABOUT, SAYING
 from tuner.errors import DataError
 
@@ -40,8 +42,8 @@ COLUMNS = SAYING | {"label", "title", "code"}
 class Kind:
     """How a file is read."""
 
-    of: Literal["lines", "list", "under", "object", "table", "letters"]
-    """JSONL; one JSON list; a list under a key of one JSON object; such an object that is a row itself; CSV; one text"""
+    of: Literal["lines", "list", "under", "object", "table", "texts", "letters"]
+    """JSONL; one JSON list; a list under a key of one JSON object; such an object that is a row itself; CSV; a text in each line; one text"""
     tabs: bool = False
     """of a table: its columns are apart by tabs, whatever its first line has most of"""
     key: str = ""
@@ -66,9 +68,10 @@ def kind_of(name: str, opened: Opened, file: Path, letters: bool) -> Kind:
         return rows if rows and _has_text(opened, rows) else Kind(of="letters")
     if rows:
         return rows
-    if name.endswith(PROSE):
-        return Kind(of="letters")
     first = _lines(opened, MANY)
+    if name.endswith(PROSE):
+        whole = sum(_is_conversation(line) for line in first)
+        return Kind(of="texts" if 2 * whole > len(first) else "letters")
     if not first or first[0][:1] in b"[{" or any(_value(line) is not None for line in first):
         return _named_json(opened, file, letters)
     raise DataError(
@@ -132,6 +135,12 @@ def _has_text(opened: Opened, rows: Kind) -> bool:
     with closing(opened()) as stream:
         row = lists.first_of(stream) if rows.of == "list" else lists.first(stream)[0]
     return isinstance(row, dict) and isinstance(row.get("text"), str)
+
+
+def _is_conversation(line: bytes) -> bool:
+    """Whether a line of text is a conversation as a chat template, or the guanaco form, writes it."""
+    line_ = line.decode("utf-8", "replace")
+    return guanaco.is_whole(line_) or templated.is_whole(line_)
 
 
 def _lines(opened: Opened, most: int) -> list[bytes]:

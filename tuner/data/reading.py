@@ -211,6 +211,13 @@ def use(settings: Settings, listed: Sequence[File]) -> Use:
     return find
 
 
+def notes(settings: Settings, listed: Sequence[File]) -> list[str]:
+    """What is to be said of each source as a whole."""
+    labels = {file.source: file.label for file in reversed(listed)}
+    said = [(labels.get(number, ""), survey.told(source.shape)) for number, source in enumerate(settings.sources)]
+    return [f"{label}: {line}" if label else line for label, line in said if line]
+
+
 def draws(settings: Settings, listed: Sequence[File], takes: Sequence[int | float | None], seed: int) -> list[NDArray[np.int64] | None]:
     """For each file, how often each of its rows (or trees) is used; None for once each. Held-out files are used whole."""
     result: list[NDArray[np.int64] | None] = [None] * len(listed)

@@ -22,7 +22,7 @@ from typing import Any
 
 from tuner.data.conversation import LeftOut, RowError, Sample, Speaker
 from tuner.data.files import Unreadable
-from tuner.data.formats import alpaca, messages, oasst, preference, pretrain, prompt, sharegpt, text, xtuner
+from tuner.data.formats import alpaca, messages, oasst, preference, pretrain, prompt, sharegpt, templated, text, xtuner
 from tuner.data.formats import unread as unread_of
 from tuner.data.formats.columns import inside, mapped, places, rest
 from tuner.data.formats.facts import Facts
@@ -55,6 +55,7 @@ VERSIONS = {
     "alpaca": 3,
     "prompt": 2,
     "text": 1,
+    "templated": 1,
     "guanaco": 2,
     "oasst": 2,
     "preference": 2,
@@ -73,6 +74,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "input", "output", "history", *TURNS),
     "prompt": ("prompt", "completion", *TURNS),
     "text": ("text",),
+    "templated": ("text", *TURNS),
     "guanaco": ("text", "input", "output", *TURNS),
     "oasst": ("prompt", "message_tree_id", "message_id", "parent_id", "role", "text", "rank", "deleted", "review_result", "tree_state"),
     "preference": PREFERENCE,
@@ -128,7 +130,7 @@ class Gathered:
 
 def reader(shape: Shape) -> Reader:
     """The function that reads such rows: it gives a row's samples, mostly one, none where there is nothing to train on, or raises RowError."""
-    return _reader(shape.format, tuple(shape.columns.items()), _frozen(shape.roles), shape.paths, shape.facts.verdict)
+    return _reader(shape.format, tuple(shape.columns.items()), _frozen(shape.roles), shape.paths, shape.facts.verdict, shape.facts.chats)
 
 
 def unread(row: Any, shape: Shape) -> tuple[str, ...]:
@@ -138,7 +140,7 @@ def unread(row: Any, shape: Shape) -> tuple[str, ...]:
 
 def remains(row: Any, shape: Shape) -> dict[str, Any]:
     """The same, each with what it holds; of several such places in a row the first."""
-    return _remainder(shape.format, tuple(shape.columns.items()), _frozen(shape.roles), shape.facts.verdict)(row)
+    return _remainder(shape.format, tuple(shape.columns.items()), _frozen(shape.roles), shape.facts.verdict, shape.facts.chats)(row)
 
 
 def read(row: Any, shape: Shape) -> tuple[Sample, ...]:
@@ -147,8 +149,8 @@ def read(row: Any, shape: Shape) -> tuple[Sample, ...]:
 
 
 @lru_cache(maxsize=256)
-def _reader(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, paths: str, verdict: str | None) -> Reader:
-    readers, meant = _readers(roles, paths, verdict), _namer(format, columns, verdict)
+def _reader(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, paths: str, verdict: str | None, chats: bool) -> Reader:
+    readers, meant = _readers(roles, paths, verdict), _namer(format, columns, verdict, chats)
     if format not in ("auto", "chosen") and format not in readers:
         raise ConfigError(f"data.format={format} is not known; known are auto, {', '.join(VERSIONS)}.")
 
@@ -163,14 +165,15 @@ def _reader(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, pat
 
 
 @lru_cache(maxsize=256)
-def _namer(format: str, columns: tuple[tuple[str, str], ...], verdict: str | None) -> Callable[[Any], tuple[str, Any]]:
+def _namer(format: str, columns: tuple[tuple[str, str], ...], verdict: str | None, chats: bool) -> Callable[[Any], tuple[str, Any]]:
     """The function that says what a row is read as, and gives it with its columns in their places. It raises RowError."""
     get = mapped(dict(columns)) if columns else None
 
     def name_auto(row: Any) -> tuple[str, Any]:
-        if get is not None:
-            return _meant(get(row), columns, verdict)
-        return understood(row, verdict)
+        name, placed = understood(row, verdict) if get is None else _meant(get(row), columns, verdict)
+        if chats and name == "text" and (templated.is_marked(placed["text"]) or templated.holds(placed["text"])):
+            name = "templated"
+        return name, placed
 
     def name_known(row: Any) -> tuple[str, Any]:
         if get is not None:
@@ -186,8 +189,8 @@ def _namer(format: str, columns: tuple[tuple[str, str], ...], verdict: str | Non
 
 
 @lru_cache(maxsize=256)
-def _remainder(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, verdict: str | None) -> Callable[[Any], dict[str, Any]]:
-    meant, theirs = _namer(format, columns, verdict), dict(columns)
+def _remainder(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, verdict: str | None, chats: bool) -> Callable[[Any], dict[str, Any]]:
+    meant, theirs = _namer(format, columns, verdict, chats), dict(columns)
     taken = places(theirs)
     openai, share = _words(messages.ROLES, roles), _words(sharegpt.ROLES, roles)
 
@@ -213,7 +216,7 @@ def _remainder(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, 
 
 
 def _readers(roles: Roles, paths: str, verdict: str | None = None) -> dict[str, Reader]:
-    openai, share, tree = (_words(base, roles) for base in (messages.ROLES, sharegpt.ROLES, oasst.ROLES))
+    openai, share, tree, marked = (_words(base, roles) for base in (messages.ROLES, sharegpt.ROLES, oasst.ROLES, templated.ROLES))
     return {
         "messages": lambda row: pretrain.or_else(row, "messages", openai, messages.messages),
         "sharegpt": lambda row: pretrain.or_else(row, "conversations", share, sharegpt.sharegpt),
@@ -221,6 +224,7 @@ def _readers(roles: Roles, paths: str, verdict: str | None = None) -> dict[str, 
         "alpaca": lambda row: (alpaca.alpaca(row),),
         "prompt": lambda row: (prompt.prompt(row, openai),),
         "text": text.plain,
+        "templated": lambda row: (templated.templated(row, marked),),
         "guanaco": lambda row: (text.guanaco(row),),
         "oasst": lambda row: oasst.tree(row, tree, paths),
         "preference": lambda row: (preference.preference(row, share),),

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from tuner.data import encodings, files, tables
 from tuner.data.chunk import CHUNK
 from tuner.data.conversation import RowError
-from tuner.data.formats import preference
+from tuner.data.formats import preference, templated
 from tuner.data.formats.columns import mapped
 from tuner.data.formats.facts import Facts
 from tuner.data.formats.keys import understood
@@ -69,8 +69,20 @@ def surveyed(found: Sequence[tuple[Path, str]], shape: Shape) -> Shape:
     return replace(shape, facts=facts)
 
 
+def told(shape: Shape) -> str:
+    """What is to be said of what was found; mostly nothing."""
+    marked, texts = shape.facts.templated
+    if not marked:
+        return ""
+    found = f"{marked:,} of {texts:,} texts begin as a chat template writes a conversation"
+    if shape.facts.chats:
+        return f"{found}, and are read as one; data.format=text trains them letter by letter"
+    return f"{found}; as most don't, they are trained letter by letter. data.format=templated reads all as conversations"
+
+
 def _watches(shape: Shape) -> list[Watch]:
-    return [Verdicts(shape.columns)] if shape.format in ("auto", "chosen", "label") else []
+    watches: list[Watch] = [Verdicts(shape.columns)] if shape.format in ("auto", "chosen", "label") else []
+    return [*watches, Templates(shape.columns)] if shape.format in ("auto", "chosen") else watches
 
 
 def _chunks(file: Path, encoding: str, letters: bool, watches: Sequence[Watch]) -> Iterator[files.Chunk]:
@@ -147,6 +159,38 @@ class Verdicts:
     def tell(self, facts: Facts) -> Facts:
         """The first of such columns."""
         return replace(facts, verdict=next((name for name in preference.VERDICTS if _is_verdict(name, self._values.get(name, set()))), None))
+
+
+class Templates:
+    """Plain texts, and how many of them begin as a chat template does."""
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        self._marked = self._texts = 0
+        self._heads = {"text", *(place.partition(".")[0] for ours, place in columns.items() if ours == "text")}
+
+    def words(self) -> Sequence[bytes]:
+        """The names of columns of text."""
+        return [f'"{name}"'.encode() for name in self._heads]
+
+    def keys(self) -> frozenset[str]:
+        """The same."""
+        return frozenset(self._heads)
+
+    def see(self, row: Any) -> None:
+        """A row."""
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
+            return
+        try:
+            format, placed = understood(row)
+        except RowError:
+            return
+        if format == "text":
+            self._texts += 1
+            self._marked += templated.is_marked(placed["text"])
+
+    def tell(self, facts: Facts) -> Facts:
+        """The counts."""
+        return replace(facts, templated=(self._marked, self._texts))
 
 
 def _is_verdict(name: str, values: set[str]) -> bool:

@@ -57,6 +57,8 @@ def run(context: Context) -> dict[str, Any]:
     check_vocabulary(settings)
     listed = listed_files(context.config, context.inputs["fetch_data"].files)
     settings = reading.surveyed(settings, listed)
+    for line in reading.notes(settings, listed):
+        context.say(f"  {line}")
     documents, cuts = Documents(context.out / ".documents"), Cuts()
     try:
         sources = reading.read(

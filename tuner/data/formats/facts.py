@@ -11,3 +11,11 @@ class Facts:
     """the column that says of each answer whether it is good: of two verdicts, both are there"""
     filler: frozenset[tuple[str, str]] = frozenset()
     """(tool, argument) that are null in all calls of this tool, and have a value in calls of others"""
+    templated: tuple[int, int] = (0, 0)
+    """of so many plain texts as the second, how many begin as a chat template does"""
+
+    @property
+    def chats(self) -> bool:
+        """Whether texts that begin as a chat template does are read as conversations: most of them do."""
+        marked, texts = self.templated
+        return 2 * marked > texts

@@ -44,6 +44,14 @@ def is_apart(row: Mapping[str, Any]) -> bool:
     return is_marked(row.get("input")) and "output" in row
 
 
+def is_whole(value: str) -> bool:
+    """Whether a text is a conversation in the guanaco form, with an answer."""
+    try:
+        return is_marked(value) and any(message.trains for message in guanaco({"text": value}).messages)
+    except RowError:
+        return False
+
+
 def guanaco(row: Mapping[str, Any]) -> Conversation:
     """Raises RowError."""
     apart = is_apart(row)

@@ -34,6 +34,7 @@ COLUMNS = {
     "prompt": frozenset(("prompt", "completion")),
     "alpaca": frozenset(("instruction", "input", "output", "history")),
     "text": frozenset(("text",)),
+    "templated": frozenset(("text",)),
 }
 LISTS = {"xtuner": ("conversation",), "messages": ("messages",), "sharegpt": ("conversations",), "prompt": ("prompt", "completion")}
 """those that may be turns"""
