@@ -301,7 +301,10 @@ BAD: list[tuple[Any, str]] = [
     ({"conversations": [{"input": "a", "question": "b", "output": "c", "answer": "d"}]}, "says nowhere who speaks"),
     ({"conversation": [{"input": "a", "output": "b"}, {"input": "c"}]}, "an exchange must be an object such as"),
     ({"conversation": [{"input": "a", "output": 3}]}, "output of an exchange must be a text, and this is the number 3"),
-    ({"conversation": [{"input": "a", "output": "b", "output_with_loss": "maybe"}]}, "output_with_loss must be true or false, and this is the text"),
+    (
+        {"conversation": [{"input": "a", "output": "b", "output_with_loss": "maybe"}]},
+        "output_with_loss must be 0 or 1, false or true, and this is the text",
+    ),
     ({"conversation": [{"input": "a", "output": "b", "need_eos_token": False}]}, "an exchange has need_eos_token=false"),
     ({"conversation": [{"input": "a", "output": "b", "sep": "||"}]}, "an exchange has sep="),
     ({"conversation": [{"input": "", "output": "b", "output_with_loss": False}]}, "a document that is not trained"),

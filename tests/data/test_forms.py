@@ -26,6 +26,7 @@ EXCHANGES: list[tuple[Any, list[str]]] = [
         exchanges({"input": "u", "output": "a", "output_with_loss": "True"}, {"input": "v", "output": "b", "output_with_loss": 0}),
         ["u u", "a* a", "u v", "a b"],
     ),
+    (exchanges({"human": "u", "assistant": "a", "loss": 0}, {"human": "v", "assistant": "b", "masked": True}), ["u u", "a a", "u v", "a b"]),
     (exchanges({"system": "s", "input": "", "output": "a"}), ["s s", "a* a"]),
     (exchanges({"input": "", "output": "a"}, {"input": "u", "output": "b"}), ["a* a", "u u", "a* b"]),
     (exchanges({"input": "u", "output": ""}), ["u u", "a* "]),
@@ -70,6 +71,7 @@ def test_exchanges_may_offer_tools() -> None:
         [{"role": "pretrain", "content": "a text"}],
         {"conversations": [{"role": "pretrain", "content": "a text"}]},
         {"conversation": [{"role": "pretrain", "content": "a text"}]},
+        {"conversations": [{"from": "pretrain", "value": "a text"}]},
     ],
 )
 def test_a_turn_of_pretrain_is_a_document(row: Any) -> None:

@@ -64,8 +64,13 @@ WORKS: list[tuple[str, list[Any], list[str], set[str]]] = [
     ("roles of sharegpt", ten(conversations=[{"from": "client", "value": "u #"}, {"from": "gpt", "value": "a #"}]), ["u u 0", "a* a 0"], set()),
     ("turns and answer", ten(messages=[{"role": "user", "content": "u #"}], response="a #"), ["u u 0", "a* a 0"], set()),
     ("document", ten(content="A text of number #.", title="One two three"), ["A text of number 0."], {"title"}),
+    ("summary", ten(article="A text of #.", summary="a #"), ["u A text of 0.", "a* a 0"], set()),
+    ("preferred", ten(input={"messages": [PAIR[0]]}, preferred_output=[PAIR[1]], non_preferred_output=[{**PAIR[1], "content": "a bad answer of #"}]),
+     ["u u 0", "a* a 0"], {"non_preferred_output"}),
+    ("right", ten(question="u #", best_answer="a #", wrong_answer="quite another answer #"), ["u u 0", "a* a 0"], {"wrong_answer"}),
+    ("medical", ten(Question="u #", Complex_CoT="t #", Response="a #"), ["u u 0", "a* <think>t 0</think>a 0"], set()),
     ("better", ten(prompt="u #", chosen="a #", rejected="b #"), ["u u 0", "a* a 0"], set()),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("sample", "expected", "left"), [case[1:] for case in WORKS], ids=[case[0] for case in WORKS])
@@ -94,6 +99,10 @@ def test_the_bare_list_has_roles_too() -> None:
         ten(messages=[{"role": "foo", "content": "u"}, {"role": "bar", "content": "a"}]),
         ten(messages=[{"role": "user", "content": "u"}, {"role": "foo", "content": "a"}, {"role": "bar", "content": "a"}]),
         ten(dialogue=["hi", "hello"]),
+        ten(prompt="u", response_0="a", response_1="b b b", better_response_id=0),
+        ten(question="u", answer_a="a", answer_b="b"),
+        ten(translation={"en": "a", "zh": "b"}),
+        ten(sentence1="a", sentence2="b", label=1),
         [*ten(question="u", answer="a", context="c"), {"x": "y"}],
         ten(question="Say it", choices=["x"], answer="Say it again and again"),  # the answer repeats the question
         ten(**{"it's a question": "u", "x,y answer": "a"}),  # names that a line would not keep
@@ -169,6 +178,23 @@ TEXTS = st.sampled_from(["", "two words", "一二三四五", "### Human: a", "<t
 TURNS = st.lists(st.fixed_dictionaries({"role": SPEAKERS, "content": TEXTS}), min_size=1, max_size=4)
 EXCHANGES = st.lists(st.fixed_dictionaries({"input": TEXTS, "output": TEXTS}), min_size=1, max_size=2)
 VALUES = TEXTS | TEXTS | st.none() | st.integers(0, 9) | TURNS | EXCHANGES | st.lists(TEXTS, max_size=2) | st.dictionaries(NAMES, TEXTS, max_size=2)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.sampled_from(["role", "from", "content", "value", "input"]), inner, max_size=4)
+    ),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(ANYTHING, max_size=3), st.sampled_from([Shape(), Shape(format="alpaca"), Shape(columns={"messages": "turns"})]))
+def test_whatever_the_rows_are_a_hint_is_looked_for_without_harm(sample: list[Any], shape: Shape) -> None:
+    for look in (hints.to_read, hints.to_use, hints.to_train):
+        found = look(sample, shape)
+        assert found is None or "\n" not in found
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -36,10 +36,11 @@ class Hint:
     """A way that works."""
 
     way: Way
+    """what is to be said"""
     unread: Mapping[str, int] = field(default_factory=dict)
     """what it does not read → in how many rows of the sample"""
     rows: int
-    """of the sample"""
+    """in the sample"""
 
     @property
     def line(self) -> str:
@@ -78,6 +79,7 @@ def more(sample: Sequence[Any], shape: Shape) -> Hint | None:
 
 
 Score = tuple[int, int, int, int]
+"""rows that train, texts unread, characters that train, words: the first and the third with a minus"""
 
 
 def _best(sample: Sequence[Any], shape: Shape, unread: frozenset[str] | None) -> Hint | None:

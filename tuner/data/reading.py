@@ -144,6 +144,8 @@ def _mend(bad: Refused, listed: Sequence[File], settings: Settings) -> str:
             break
     others = "Mend or remove them, or leave them out and count them with data.bad_rows=skip."
     way = None if rows.gathers(sample[0], shape) else hints.to_read(sample, shape, mixed=len(settings.sources) > 1)
+    if way is None and settings.sources[file.source].strict and (more := hints.to_use(sample, shape, mixed=len(settings.sources) > 1)):
+        way = f"To use what is not read: {more}"
     return f"{others} {way}" if way else others
 
 

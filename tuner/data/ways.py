@@ -1,6 +1,7 @@
 """Ways to read rows that the names in them suggest: places of columns, words for roles, a format. Whether one works, `tuner.data.hints` tries."""
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -21,10 +22,12 @@ MANY = 60
 ABOUT = frozenset(
     ("id", "type", "lang", "language", "source", "name", "url", "date", "hash", "length", "score", "count", "level", "category", "start", "end")
 )
+AVOIDED = frozenset(("rejected", "reject", "non", "not", "negative", "bad", "worse", "worst", "wrong", "incorrect", "loser", "distractor", "distractors", "corrupted", "unpreferred", "dispreferred"))  # fmt: skip
+"""words of which one in a name says that nobody wants to train on it"""
 SPOKEN = {
-    "user": ("user", "human", "prompter", "customer", "client", "guest", "visitor", "patient", "student", "seeker", "caller", "asker", "questioner", "buyer", "person", "usr", "me", "speaker1",
+    "user": ("user", "human", "prompter", "customer", "client", "guest", "visitor", "patient", "student", "seeker", "caller", "asker", "questioner", "buyer", "person", "usr",
              "用户", "客户", "访客", "患者", "病人", "学生", "人类", "问", "提问者", "顾客", "买家", "咨询者", "来访者"),
-    "assistant": ("assistant", "bot", "gpt", "chatgpt", "ai", "model", "agent", "chatbot", "llm", "doctor", "teacher", "expert", "counselor", "therapist", "helper", "support", "operator", "advisor", "seller", "claude", "gemini", "bard", "llama", "machine", "speaker2",
+    "assistant": ("assistant", "bot", "gpt", "chatgpt", "ai", "model", "agent", "chatbot", "llm", "doctor", "teacher", "expert", "counselor", "therapist", "helper", "support", "operator", "advisor", "seller", "claude", "gemini", "bard", "llama",
                   "客服", "助手", "助理", "医生", "老师", "机器人", "模型", "答", "回答者", "专家", "律师", "咨询师", "卖家", "智能助手"),
     "system": ("system", "sys", "developer", "系统", "设定", "系统提示"),
     "tool": ("tool", "function", "observation", "tool_response", "tool_result", "function_response", "function_result", "function_output", "environment", "ipython", "api", "工具"),
@@ -37,8 +40,11 @@ class Way:
     """What could be said of rows."""
 
     format: str | None = None
+    """data.format, where it is to be another"""
     columns: Mapping[str, str] = field(default_factory=dict)
+    """data.columns, in addition to those that were said"""
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """data.roles, each with the words that were said for it"""
 
     def of(self, shape: Shape) -> Shape:
         """The shape with this said, as later words on the command line go before earlier ones."""
@@ -80,7 +86,8 @@ def _columns(sample: Sequence[Any]) -> Iterator[tuple[dict[str, str], str]]:
         yield {LISTED[format]: place, **others}, format
     for others in beside:
         yield others, "auto"
-    asked, said, context = _named(texts, known.ASKED), _named([*texts, *numbers], known.SAID), _named(texts, known.CONTEXT)
+    said, context = _named(list(dict.fromkeys([*texts, *numbers])), known.SAID), _named(texts, known.CONTEXT)
+    asked = _named(texts, known.ASKED) or context
     thoughts, history = _named(texts, known.THOUGHT), _named(lists, known.HISTORY)
     for (ask, say), others in itertools.product(itertools.product(asked, said), beside):
         if ask == say:
@@ -96,7 +103,7 @@ def _columns(sample: Sequence[Any]) -> Iterator[tuple[dict[str, str], str]]:
         if ask != say and {ask, say} & {place for place, _ in turns}:
             for others in beside:
                 yield {"prompt": ask, "completion": say, **others}, "prompt"
-    for place in _named(texts, known.TEXTS):
+    for place in _named(texts, known.TEXTS) if not said else ():
         yield {"text": place}, "text"
 
 
@@ -112,7 +119,7 @@ def _places(sample: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     for row in sample:
         for place, value in itertools.islice(_inside(row, ""), MANY):
             found.setdefault(place, []).append(value)
-    return {place: values for place, values in found.items() if len(values) == len(sample)}
+    return {place: values for place, values in found.items() if len(values) == len(sample) and AVOIDED.isdisjoint(re.split(r"[ ._-]", place.lower()))}
 
 
 def _inside(value: Any, way: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -133,18 +140,27 @@ def _turns(values: Sequence[Any]) -> str | None:
 
 
 def _named(places: Sequence[str], words: Sequence[str]) -> list[str]:
-    """Places that are called by one of the words: first those that are called just so, in the order of the words, then those of which it is a part."""
+    """Places that are called by one of the words: first those that are called just so, in the order of the words, then those of which it is a part.
+
+    Of several of which it is a part, such as answer_a and answer_b, none can be told to be meant.
+    """
     exact: dict[str, list[str]] = {}
-    partly: list[str] = []
+    partly: dict[str, list[str]] = {}
     for place in places:
-        steps = [step for step in place.split(".") if not step.isdecimal()]
-        last = (steps[-2] if len(steps) > 1 and steps[-1].lower() in ("text", "value", "content") else steps[-1]).lower() if steps else ""
-        name = last.replace("-", "_").replace(" ", "_")
+        name = _name(place)
         if word := next((form for form in (name, name.removesuffix("s")) if form in words), None):
             exact.setdefault(word, []).append(place)
-        elif set(name.split("_")) & set(words) and not set(name.split("_")) & ABOUT:
-            partly.append(place)
-    return list(dict.fromkeys([place for word in words for place in exact.get(word, ())] + partly))
+        elif not ABOUT.intersection(parts := name.split("_")) and (word := next((word for word in words if word in parts), None)):
+            partly.setdefault(word, []).append(place)
+    alone = [found[0] for found in partly.values() if len(found) == 1]
+    return [place for word in words for place in exact.get(word, ())] + alone
+
+
+def _name(place: str) -> str:
+    """What a place is called: its last step, or the one before where that only says that it is a text."""
+    steps = [step.lower() for step in place.split(".") if not step.isdecimal()]
+    last = steps[-2] if len(steps) > 1 and steps[-1] in ("text", "value", "content") else steps[-1] if steps else ""
+    return last.replace("-", "_").replace(" ", "_")
 
 
 def _roles(sample: Sequence[Any], shape: Shape, base: Words) -> dict[str, tuple[str, ...]]:

@@ -23,7 +23,8 @@ def document(value: Any, words: Words) -> tuple[Text, ...] | None:
         return None
     if len(value) > 1:
         raise RowError(f"a turn of {ROLE!r} is a document, which stands alone in its row, and this row has {len(value)} turns")
-    whole = turn({"loss": True, **{key: part for key, part in value[0].items() if key != "from"}, "role": "assistant"}, ROLES)
+    said = {"content" if key == "value" else key: part for key, part in value[0].items() if key != "from"}
+    whole = turn({**said, "role": "assistant"}, ROLES)
     if whole.calls or whole.reasoning:
         raise RowError(f"a turn of {ROLE!r} is a document, and this one has {'calls' if whole.calls else 'reasoning'}")
     if not whole.trained:

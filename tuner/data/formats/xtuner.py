@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuner.data.conversation import Conversation, Message, RowError, Text
+from tuner.data.formats import flags
 from tuner.data.formats.alpaca import question
 from tuner.data.formats.fields import needed, parsed, text, told
 from tuner.data.formats.turns import conversation
@@ -34,7 +35,6 @@ PAIRS = (
 )
 """how the question and the answer of an exchange are called, in small letters"""
 LOSS = "output_with_loss"
-FLAGS: Mapping[Any, bool] = {None: True, True: True, False: False, "true": True, "false": False}
 SET = {"need_eos_token": (None, True), "sep": (None, "")}
 """what XTuner's own templates set, and the values that change nothing"""
 
@@ -66,15 +66,12 @@ def exchange(value: Any) -> list[Message]:
     for key, plain in SET.items():
         if value.get(key) not in plain:
             raise RowError(f"an exchange has {key}={told(value[key])}, which a chat template decides here; expected is none")
-    flag = value.get(LOSS)
-    wanted = FLAGS.get(flag.lower() if isinstance(flag, str) else flag) if isinstance(flag, str | bool | int | None) else None
-    if wanted is None:
-        raise RowError(f"{LOSS} must be true or false, and this is {told(flag)}")
     both = asked.lower() == "instruction" and value.get("input") not in (None, "")
     put = question(value).content if both else _text(value, asked)
     messages = [Message(role="system", content=system)] if (system := _text(value, "system")) else []
     messages += [Message(role="user", content=put)] if put else []
     answer = _text(value, said)
+    wanted = flags.trained(value, answer)
     return messages + ([Message(role="assistant", content=answer, trained=wanted)] if answer or put else [])
 
 
@@ -91,7 +88,7 @@ def pair_of(value: Any) -> tuple[str, str] | None:
 
 def keys_read(value: Mapping[str, Any]) -> frozenset[str]:
     """The keys of an exchange that say something here."""
-    return frozenset((*(pair_of(value) or ()), "system", LOSS, *SET, *(("input",) if "instruction" in value else ())))
+    return frozenset((*(pair_of(value) or ()), "system", *flags.FLAGS, *SET, *(("input",) if "instruction" in value else ())))
 
 
 def _text(value: Mapping[str, Any], key: str) -> str:
