@@ -13,7 +13,7 @@ from tuner.store import digest
 GOLDEN: dict[str, str] = {
     "fetch_data": "bbb864f34521",
     "fetch_model": "543438ac7732",
-    "tokenize": "c03e2ad466e6",
+    "tokenize": "187e581a4d98",
     "train": "4aa2adef5a2e",
     "convert": "329cef241334",
     "merge": "eb57af251ee2",

@@ -185,13 +185,13 @@ def units(file: reading.File, shape: Shape, times: NDArray[np.int64] | None, nea
 def look(maker: Maker, file: reading.File, unit: Unit, skip: bool) -> tuple[Made, list[Look]]:
     """What becomes of a row: its documents as the packs will hold them, and why it, or a part of it, is left out."""
     drawn = None if unit.times else np.zeros(1, dtype=np.bool_)
-    made = maker.make(Job(source=file.source, rows=unit.cut, drawn=drawn))
+    made = maker.make(Job(source=file.source, rows=unit.cut, drawn=drawn, apart=file.apart))
     return made, list(_looks(maker, made, file, unit, skip))
 
 
 def _looks(maker: Maker, made: Made, file: reading.File, unit: Unit, skip: bool) -> Iterator[Look]:
     strange = [name for name, entry in ranked(made.unread) if not entry.left]
-    whole = _endless(maker).make(Job(source=file.source, rows=unit.cut))
+    whole = _endless(maker).make(Job(source=file.source, rows=unit.cut, apart=file.apart))
     blank = Look(source=file.label, file=file.name, apart=file.apart, rows=len(unit.numbers), times=unit.times, row=unit.row, unread=strange)
     wholes = dict(zip(whole.parts.tolist(), _documents(whole), strict=True))
     kept: dict[int, list[Document]] = {number: [] for number in sorted({*wholes, *made.parts.tolist()})}

@@ -262,6 +262,8 @@ class Part:
     """other words for system, user, assistant and tool"""
     paths: Literal["best", "all"] = identity("tokenize", default="best", left_out="best", seen_by=("fetch_data",))
     """of a tree of messages: the path of the best-ranked replies, or every path"""
+    split: str = identity("tokenize", default="auto", left_out="auto", seen_by=("fetch_data",))
+    """of rows that say in a column `split` of which one they are: `auto` reads those for training, where there are others; `all`, or the name of one"""
     fill: dict[str, str] = identity("tokenize", default=dict)
     """words for the `{{name}}` places in the rows"""
     system: str | None = of_text(default=None)

@@ -66,6 +66,8 @@ class Job:
     rows: files.Chunk | tuple[rows.Gathered, ...]
     drawn: NDArray[np.bool_] | None = None
     """[rows] which of them are wanted; None for all"""
+    apart: bool = False
+    """whether they are of a file that is held out, of which all rows are wanted whatever split they say they are of"""
     check: bool = False
     """only look for rows that can't be read"""
 

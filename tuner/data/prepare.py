@@ -34,9 +34,10 @@ from tuner.data.cuts import Cut, cuts_calls
 from tuner.data.formats.unread import is_prose
 from tuner.data.job import NO_ANSWER, NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, Made, Settings, Source, Unread
 from tuner.data.pieces import Batch
+from tuner.data.subsets import OTHER
 from tuner.data.tokenizer import load_vocabulary
 
-VERSION = 2
+VERSION = 3
 """bumped when the same rows and settings would give other documents"""
 
 
@@ -129,6 +130,8 @@ class Maker:
                 made.drop(NOT_DRAWN, [line])
             elif isinstance(row, files.Unreadable):
                 made.bad.append((line, row.reason))
+            elif not job.apart and rows.is_left(row, source.shape):
+                made.drop(OTHER, [line])
             else:
                 try:
                     samples = reader(row)

@@ -20,6 +20,7 @@ from tuner.data.ledger import FIRST, Source, Use, ranked, reasons
 from tuner.data.pool import make_all
 from tuner.data.shares import exact
 from tuner.data.sources import named, no_answers
+from tuner.data.subsets import OTHER
 from tuner.errors import DataError
 from tuner.report.progress import counter
 
@@ -28,8 +29,8 @@ WORTH = 4 << 20
 TREES = 500
 """trees of messages in a job"""
 BAD = "can't be used"
-CHOSEN = (NOT_DRAWN, NOT_BEST, UNANSWERED, CUT_OFF)
-"""reasons that are no loss: a sample was wanted, or the best path of a tree"""
+CHOSEN = (NOT_DRAWN, NOT_BEST, UNANSWERED, CUT_OFF, OTHER)
+"""reasons that are no loss: a sample was wanted, or the best path of a tree, or the rows for training"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +107,9 @@ def read(
                 times = None if whole is None else whole[at : at + many]
                 at += many
                 sent.append((number, times, many))
-                yield Job(source=file.source, rows=cut, drawn=None if times is None else times > 0, check=bool(bad.count) and not skip)
+                yield Job(
+                    source=file.source, rows=cut, drawn=None if times is None else times > 0, apart=file.apart, check=bool(bad.count) and not skip
+                )
 
     first = 0
     with counter("tokenize", "rows", say) as advance:
@@ -183,6 +186,7 @@ def cuts(file: File, shape: rows.Shape) -> Iterator[Cut]:
     if not rows.gathers(first, shape):
         yield from chunks
         return
+    shape = shape.whole if file.apart else shape
     trees = rows.gather((entry for chunk in chunks for entry in files.values(chunk)), shape)
     while batch := tuple(islice(trees, TREES)):
         yield batch

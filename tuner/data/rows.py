@@ -16,7 +16,7 @@ How to add a format:
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +29,7 @@ from tuner.data.formats.facts import Facts
 from tuner.data.formats.fields import Words, needed, told
 from tuner.data.formats.fields import text as text_of
 from tuner.data.formats.keys import by_name, sniff, understood
+from tuner.data.subsets import OTHER, is_other
 from tuner.errors import ConfigError
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "compares",
     "gather",
     "gathers",
+    "is_left",
     "read",
     "reader",
     "remains",
@@ -104,6 +106,8 @@ class Shape:
     """system, user, assistant or tool → more words for it"""
     paths: str = "best"
     """of trees: `best` or `all`"""
+    split: str = "auto"
+    """of rows that say in a column of which split they are: `auto` those for training, where there are others, `all`, or those of one"""
     facts: Facts = field(default_factory=Facts)
     """what the whole source says of each row (tuner.data.survey)"""
 
@@ -111,6 +115,11 @@ class Shape:
     def letters(self) -> bool:
         """Whether a file that holds no rows is to be read as a text, whatever it is called."""
         return self.format == "text" and not self.columns
+
+    @property
+    def whole(self) -> "Shape":
+        """The same for files of which all rows are wanted, whatever split they say they are of."""
+        return replace(self, split="all", facts=replace(self.facts, split=None))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +149,13 @@ def unread(row: Any, shape: Shape) -> tuple[str, ...]:
 
 def remains(row: Any, shape: Shape) -> dict[str, Any]:
     """The same, each with what it holds; of several such places in a row the first."""
-    return _remainder(shape.format, tuple(shape.columns.items()), _frozen(shape.roles), shape.facts.verdict, shape.facts.chats)(row)
+    found = _remainder(shape.format, tuple(shape.columns.items()), _frozen(shape.roles), shape.facts.verdict, shape.facts.chats)(row)
+    return {name: value for name, value in found.items() if name != shape.facts.split}
+
+
+def is_left(row: Any, shape: Shape) -> bool:
+    """Whether a row says that it is of another split than the one that is read."""
+    return is_other(row, shape.facts.split, shape.split)
 
 
 def read(row: Any, shape: Shape) -> tuple[Sample, ...]:
@@ -301,6 +316,8 @@ def gather(rows: Iterable[tuple[int, Any]], shape: Shape) -> Iterator[Gathered]:
         try:
             if isinstance(row, Unreadable):
                 raise RowError(row.reason)
+            if is_left(row, shape):
+                raise LeftOut(OTHER)
             if not oasst.is_message(placed := place_of(row)):
                 found = _counted({}, remains(row, shape))
                 yield Gathered(numbers=(number,), samples=read_alone(row), unread=found)

@@ -22,6 +22,7 @@ from tuner.data.formats.columns import mapped
 from tuner.data.formats.facts import Facts
 from tuner.data.formats.keys import understood
 from tuner.data.rows import Shape
+from tuner.data.subsets import Subsets
 
 MOST = 8
 """values of a column that are kept: with more of them it holds no verdicts"""
@@ -82,7 +83,8 @@ def told(shape: Shape) -> str:
 
 def _watches(shape: Shape) -> list[Watch]:
     watches: list[Watch] = [Verdicts(shape.columns)] if shape.format in ("auto", "chosen", "label") else []
-    return [*watches, Templates(shape.columns)] if shape.format in ("auto", "chosen") else watches
+    watches += [Templates(shape.columns)] if shape.format in ("auto", "chosen") else []
+    return watches + ([Subsets(shape.split)] if shape.split != "all" else [])
 
 
 def _chunks(file: Path, encoding: str, letters: bool, watches: Sequence[Watch]) -> Iterator[files.Chunk]:

@@ -42,7 +42,7 @@ def owner(name: str) -> tuple[int, bool]:
 def shape_of(part: View) -> rows.Shape:
     """How the rows of a source are read."""
     words = {role: (word,) if isinstance(word, str) else tuple(word) for role, word in part.roles.items()}
-    return rows.Shape(format=part.format, columns=part.columns, roles=words, paths=part.paths)
+    return rows.Shape(format=part.format, columns=part.columns, roles=words, paths=part.paths, split=part.split)
 
 
 def files(view: View) -> dict[str, Path]:
@@ -158,7 +158,7 @@ def run(context: Context) -> dict[str, Any]:
             whole = [(file, part.encoding) for name, file in sorted(found.items()) if owner(name)[0] == number]
             shapes[number] = survey.surveyed(whole, shape_of(part))
         shape, mine = shapes[number], [file for name, file in sorted(found.items()) if owner(name) == (number, apart)]
-        look(mine, part.encoding, shape, mixed=bool(view.data.parts))
+        look(mine, part.encoding, shape.whole if apart else shape, mixed=bool(view.data.parts))
     for line in notes(view):
         context.say(f"  {line}")
     facts = {"files": len(found), "bytes": sum(file.stat().st_size for file in found.values())}
@@ -233,6 +233,8 @@ def _samples(file: Path, encoding: str, shape: rows.Shape) -> Iterable[tuple[int
         try:
             if isinstance(row, readers.Unreadable):
                 raise RowError(row.reason)
+            if rows.is_left(row, shape):
+                continue
             samples = read(row)
         except RowError as error:
             yield 1, (), [(number, str(error))], None if isinstance(row, readers.Unreadable) else row

@@ -13,6 +13,8 @@ class Facts:
     """(tool, argument) that are null in all calls of this tool, and have a value in calls of others"""
     templated: tuple[int, int] = (0, 0)
     """of so many plain texts as the second, how many begin as a chat template does"""
+    split: str | None = None
+    """the column that says of which split a row is, where rows that are wanted stand beside others"""
 
     @property
     def chats(self) -> bool:
