@@ -185,7 +185,8 @@ def _sizes(stage: str, shapes: Shapes, steps: Mapping[str, Step], config: Config
         case "convert":
             size = (numbers if lora else shapes.parameters) * (4 if lora or config.algo.precision == "fp32" else 2) + tensors * TENSOR + beside
         case "merge":
-            size = whole + beside if lora else MANIFEST  # else hard links
+            wide = shapes.parameters * (4 if config.algo.precision == "fp32" else 2) + shapes.tensors * TENSOR
+            size = wide + beside if lora else MANIFEST  # else hard links
         case "baseline" | "evaluate":
             size = MEASURED
         case _:
