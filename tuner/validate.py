@@ -18,6 +18,13 @@ from tuner.stage import leaves
 
 UNTIL = ("fetch", "tokenize", "train", "convert", "merge", "evaluate")
 
+LARGEST, SMALLEST = 3.4028234e38, 1.1754944e-38
+"""of positive 32-bit floats that are kept with all their digits"""
+WIDEST = 2**31
+"""what no rank is above"""
+PATIENCE = 1e9
+"""seconds; a clock's numbers end somewhere above"""
+
 
 def validate(config: Config) -> None:
     """Raise ConfigError for values that are out of range, that contradict each other, or that hold a secret."""
@@ -62,7 +69,7 @@ def validate(config: Config) -> None:
         "algo.dropout": algo.dropout,
         "algo.label_smoothing": algo.label_smoothing,
         "data.held_out": data.held_out,
-        "algo.optim.betas": max(algo.optim.betas),
+        "algo.optim.betas": next((beta for beta in algo.optim.betas if not 0 <= beta < 1), algo.optim.betas[0]),
         "algo.optim.momentum": algo.optim.momentum,
     }
     problems = [f"{path} is {n}, but must be at least 1." for path, n in at_least_one.items() if isinstance(n, int) and n < 1]
@@ -72,6 +79,9 @@ def validate(config: Config) -> None:
     problems += [f"{path} is {x}, but must be at least 0 and less than 1." for path, x in shares.items() if isinstance(x, float) and not 0 <= x < 1]
     problems += _model(model)
     problems += _algo(algo)
+    problems += _floats(algo)
+    if machine.timeout > PATIENCE:
+        problems.append(f"machine.timeout is {machine.timeout:g}, but must be at most {PATIENCE:g} seconds.")
     if algo.optim.name.startswith("paged") and machine.device == "cpu":
         problems.append(
             f"algo.optim.name={algo.optim.name} pages a GPU's memory, and machine.device is cpu: take {algo.optim.name.removeprefix('paged_')}."
@@ -174,6 +184,39 @@ def _algo(algo: Algo) -> list[str]:
         problems.append(
             f"algo.lora_init={algo.lora_init} takes a part out of the base's weights, which can't be with {other}: leave one of them out."
         )
+    return problems
+
+
+def _floats(algo: Algo) -> list[str]:
+    """What training computes with in 32-bit floats must be one of them, and not 0 there where it is not 0 as it is written."""
+    optim, r = algo.optim, min(max(1, algo.r), WIDEST)
+    alpha = inits.alpha_of(algo.alpha, r=r, rslora=algo.rslora)
+    lr, by = optim.lr, algo.lora_plus
+    scale = f"alpha / {'√r' if algo.rslora else 'r'}"
+    values = {
+        "algo.alpha": alpha,
+        f"the adapters' scale, {scale} of algo.alpha={algo.alpha} and algo.r={algo.r},": alpha / (r**0.5 if algo.rslora else r),
+        "algo.optim.lr": lr,
+        "algo.optim.eps": optim.eps,
+        "algo.optim.weight_decay": optim.weight_decay,
+        "algo.clip": algo.clip,
+        "algo.neftune": algo.neftune,
+        "algo.lora_plus": by,
+        f"the rate of B, algo.lora_plus={by} times algo.optim.lr={lr},": lr * by if by else None,
+        f"algo.optim.weight_decay={optim.weight_decay} times algo.optim.lr={lr}": lr * optim.weight_decay,
+    }
+    problems = [
+        f"{name} is {x:g}, and 32-bit floats, which training computes with, end at {LARGEST:.2g}." for name, x in values.items() if x and x > LARGEST
+    ]
+    small = {name: x for name, x in values.items() if not name.startswith("algo.optim.weight_decay") and x and 0 < x < SMALLEST}
+    problems += [
+        f"{name} is {x:g}, which is nothing in 32-bit floats, which training computes with: they begin at {SMALLEST:.2g}."
+        for name, x in small.items()
+    ]
+    if algo.r > WIDEST:
+        problems.append(f"algo.r is {algo.r:,}, and no layer is as wide.")
+    if optim.weight_decay < 0:
+        problems.append(f"algo.optim.weight_decay is {optim.weight_decay}, but must be at least 0.")
     return problems
 
 

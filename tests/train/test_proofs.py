@@ -187,7 +187,22 @@ def test_a_mask_of_another_template(tiny_model: Path, rows: list[Pack], template
 def test_broken_weights_are_no_proof(tiny: Path, packs: Sequence[Pack]) -> None:
     engine = engine_of(made(tiny, "none"))
     engine.named["model.norm.weight"].data[0] = float("nan")
-    with pytest.raises(StageError, match="relative difference is nan"):
+    with pytest.raises(StageError, match=r"computes what is not finite on the rows .* It comes from model\.norm\.weight, whose values"):
+        proved(engine, packs, None)
+    engine.named["model.norm.weight"].data[0] = 1.0
+    engine.named["model.layers.1.mlp.down_proj.weight"].data *= 1e38
+    with pytest.raises(StageError, match=r"All weights are finite, and the first output that is not is that of") as told:
+        proved(engine, packs, None)
+    assert "machine.attention" not in str(told.value)
+
+
+def test_a_gradient_that_overflows_is_no_matter_of_micro_batches(tiny: Path, packs: Sequence[Pack]) -> None:
+    engine = engine_of(made(tiny, "none"))
+    weight = engine.named["model.layers.0.mlp.up_proj.weight"]
+    weight.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(
+        StageError, match=r"The gradient of model\.layers\.0\.mlp\.up_proj\.weight on the rows rows\.jsonl:.* is not finite, and the loss is"
+    ):
         proved(engine, packs, None)
 
 

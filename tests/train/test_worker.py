@@ -259,7 +259,9 @@ def test_a_loss_that_is_not_finite_names_step_and_rows(full: Config, context: Ma
         return norm
 
     monkeypatch.setattr(TorchEngine, "step", step)
-    with pytest.raises(StageError, match=r"The loss of step 2 is nan\. It comes from the rows rows\.jsonl:\d+, .*lower algo\.optim\.lr"):
+    with pytest.raises(
+        StageError, match=r"The loss of step 2 is nan on the rows rows\.jsonl:\d+, .*It comes from model\.norm\.weight.*lower algo\.optim\.lr"
+    ):
         STAGE.run(context(full, tmp_path))
 
 

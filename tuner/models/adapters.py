@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tuner.disk import read_json
-from tuner.errors import ConfigError
+from tuner.errors import ConfigError, DataError
 from tuner.inits import changes_base, complaint, niter
+from tuner.models.finite import count
 from tuner.models.new_tokens import trainable_rows
 from tuner.models.targets import chosen
 from tuner.models.ties import Tie, splits, tie_of
@@ -136,6 +137,8 @@ def begin(model: PeftModel, init: str, *, r: int, seed: int, first: dict[str, Te
         if r > min(base.weight.shape):
             raise ConfigError(f"algo.r={r} is more than {name} can be taken apart into with algo.lora_init={init}: it is {tuple(base.weight.shape)}.")
         weight_OI = base.weight.data.float()
+        if said := count(weight_OI):
+            raise DataError(f"algo.lora_init={init} takes a part out of the base's weights, and {name}.weight has {said}: get the model again.")
         if first is None:
             a, b = parts(weight_OI, r, init, scale=scale, generator=generator)
         else:

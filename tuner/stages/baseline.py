@@ -38,6 +38,7 @@ def measure(ctx: Context, directory: Path, adapter: Path | None, quant: str = "n
     from tuner.data.tokens import Packs
     from tuner.kernels import attention
     from tuner.models.attention import generation_attention, needs
+    from tuner.models.files import weight_files
     from tuner.models.load import DTYPES, compute_dtype, load_tuned, resolve_device
     from tuner.models.sidecars import spoken
     from tuner.report.progress import track
@@ -57,7 +58,7 @@ def measure(ctx: Context, directory: Path, adapter: Path | None, quant: str = "n
     model = load_tuned(directory, adapter, dtype=compute, device=device, rounded=DTYPES[config.algo.precision], quant=quant)
     backend, _ = attention.choose(config.machine.attention, needs(model, dtype=compute, device=device))
     with attention.using(backend), deterministic(config.machine.deterministic):
-        loss, tokens = held_out_loss(model, track(packs, "held-out loss", len(packs), ctx.say), device)
+        loss, tokens = held_out_loss(model, track(packs, "held-out loss", len(packs), ctx.say), device, weight_files(directory))
         # Answers grow token by token on a cache, which the kernel for packed rows does not serve.
         model.set_attn_implementation(generation_attention(model))
         answers = ask(model, directory, spoken(config.model.chat, config.data.system), prompts, config.eval.max_new_tokens)

@@ -82,6 +82,7 @@ def train(
     flops: Callable[[Sequence[Pack]], float],
     peak: float | None,
     sample: Callable[[int], None],
+    why: Callable[[Callable[[], object]], str] = lambda _: "",
 ) -> int:
     """Do the steps from `begin` on; returns the last one's number, which is order.steps unless the training ended early.
 
@@ -90,6 +91,7 @@ def train(
     flops    the floating-point operations of a step on these packs
     peak     the most that one device does a second, where that is known
     sample   called with the step's number where the held-out loss was measured
+    why      what a loss that is not finite comes from, for a function that computes it again; all processes ask together
 
     Raises Interrupted after the step at hand is saved when `stop` was requested, StageError at a loss or gradient that is not finite.
     """
@@ -106,9 +108,10 @@ def train(
             rows = list(Alone(chosen)) if recipe.alone else chosen
             places = places_of(rows, recipe, world.size, where)
 
-            losses = engine.forward_backward(micro_batches(rows, recipe.micro_batch, world, step, recipe.sequence_parallel), targets)
+            batches = micro_batches(rows, recipe.micro_batch, world, step, recipe.sequence_parallel)
+            losses = engine.forward_backward(batches, targets)
             losses = [loss for own in world.gather(losses) for loss in own]
-            refuse_not_finite("loss", losses, step + 1, places)
+            refuse_not_finite("loss", losses, step + 1, places, lambda batches=batches: why(lambda: engine.measure(batches)))  # type: ignore[misc]
             lr = lr_at(step, recipe.horizon, lr=recipe.lr, schedule=recipe.schedule, warmup=recipe.warmup, decay=recipe.decay)
             norm = engine.step(lr, recipe.clip)
             refuse_not_finite("gradient", [norm] * len(places), step + 1, places)

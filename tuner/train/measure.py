@@ -14,6 +14,7 @@ from tuner.data.tokenizer import load_vocabulary
 from tuner.data.tokens import Pack
 from tuner.errors import StageError
 from tuner.models.answer import answer
+from tuner.models.finite import cause
 from tuner.models.recurrence import carries
 from tuner.schema import Chat
 from tuner.train.batch import alone, collate
@@ -38,20 +39,24 @@ class Measurement:
 
 
 @torch.inference_mode()
-def held_out_loss(model: Any, packs: Iterable[Pack], device: torch.device | str) -> tuple[float | None, int]:
+def held_out_loss(model: Any, packs: Iterable[Pack], device: torch.device | str, files: Sequence[Path] = ()) -> tuple[float | None, int]:
     """The loss per token over all packs together (not a mean of means), and the number of tokens.
 
-    `model` attends within documents. Raises StageError when the loss is not finite.
+    `model` attends within documents. Raises StageError when the loss is not finite, with what it comes from; `files` are those of its base's weights.
     """
     total, tokens = 0.0, 0
     apart = carries(model) is not None  # from one document into the next
     for row in (row for pack in packs for row in (alone(pack) if apart else (pack,))):
         batch = collate([row], device)
         if len(batch.targets_M):
-            total += summed_loss(model, batch).item()
+            loss = summed_loss(model, batch).item()
+            if not math.isfinite(loss):
+                found = cause(model, files, lambda batch=batch: summed_loss(model, batch))  # type: ignore[misc]
+                raise StageError(
+                    f"The held-out loss is not a finite number. {found or 'The model or its arithmetic is broken: try algo.precision=fp32.'}"
+                )
+            total += loss
             tokens += len(batch.targets_M)
-    if not math.isfinite(total):
-        raise StageError("The held-out loss is not a finite number: the model's weights or its arithmetic are broken. Try algo.precision=fp32.")
     return (total / tokens if tokens else None), tokens
 
 

@@ -15,6 +15,7 @@ from tuner.disk import read_json
 from tuner.errors import DataError
 from tuner.estimate import CONTEXT, Work, estimate
 from tuner.fit import plain, ways
+from tuner.models.files import weight_files
 from tuner.models.geometry import Geometry
 from tuner.models.sidecars import spoken
 from tuner.schema import Algo
@@ -153,7 +154,7 @@ def proved(
     fresh = algo.adapter == "lora" and algo.init != "continue" and not inits.changes_base(algo.lora_init) and algo.lora_init != "orthogonal"
     return prove(
         engine, model, packs, world, where=where, template=template, whole=config.data.loss == "all", compute=compute,
-        autocast=autocast_of(algo, compute), quant=algo.quant, zero_adapter=fresh, apart=apart,
+        autocast=autocast_of(algo, compute), quant=algo.quant, zero_adapter=fresh, apart=apart, files=weight_files(ctx.inputs["fetch_model"].dir),
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ Not covered: sequence parallelism, under which no process has a whole row.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from torch import Tensor
 from tuner.data.chat import Template
 from tuner.data.tokens import Pack, Packs
 from tuner.errors import StageError
+from tuner.models.finite import cause, finite
 from tuner.train import mask
 from tuner.train.batch import Batch, collate, count_targets, empty_batch
 from tuner.train.engine import Engine
@@ -65,6 +67,7 @@ def prove(
     quant: str,
     zero_adapter: bool,
     apart: bool = False,
+    files: Sequence[Path] = (),
 ) -> dict[str, float]:
     """The measured differences by name, and under `mask` the number of trained texts that were looked at. All processes call it together, before a
     saved step is loaded: it leaves the model in train mode and the engine without gradients and moments.
@@ -76,6 +79,7 @@ def prove(
     quant         how the frozen base is held
     zero_adapter  whether the model has an adapter of PEFT's that is nothing yet: B is 0
     apart         whether each document is a row of its own
+    files         the checkpoint of the base: looked through where a logit is not finite
 
     Raises StageError in all processes when a proof fails in one.
     """
@@ -90,6 +94,7 @@ def prove(
         model.eval()
         with torch.no_grad(), torch.autocast(world.device.type, dtype=autocast) if autocast else nullcontext():
             alone = [_logits(model, [document], world.device) for document in documents]
+            refuse_not_finite(model, alone, documents, where, world, files)
             packed = _in_rows(model, documents, world.device) if apart else _apart(_logits(model, documents, world.device), alone)
             found["packed"] = check("packed", zip(packed, alone, strict=True), logits, documents, where, world)
             with plain_attention(model):
@@ -163,12 +168,29 @@ def accumulated(
     off = {name: float((_values(tensor).cpu() - expected[name]).double().square().sum()) for name, tensor in engine.gradients()}
     difference = (sum(off.values()) / size) ** 0.5 if size else float(any(off.values()))
     worst = max(off, key=off.__getitem__)
+    odd = next((name for name, values in expected.items() if not finite(values)), None)
+    rows_of = ", ".join(row for document in documents for row in where(document))
+    refuse(world.gather(f"The gradient of {odd} on the rows {rows_of} is not finite, and the loss is: values grow beyond what floats hold on the way back. "
+                        "Set algo.precision=fp32, or lower algo.alpha, or take another model." if odd else ""))  # fmt: skip
 
     def place() -> str:
-        return f"{', '.join(row for document in documents for row in where(document))}, most of it in {worst}"
+        return f"{rows_of}, most of it in {worst}"
 
     _agree("accumulated", difference, tolerance, place, world)
     return difference
+
+
+def refuse_not_finite(
+    model: Any, logits: Sequence[Tensor], documents: Sequence[Pack], where: Callable[[Pack], list[str]], world: World, files: Sequence[Path]
+) -> None:
+    """Raise StageError in all processes where a logit of the documents is not finite in one: with what holds the value that it comes from."""
+    broken = next((number for number, found in enumerate(logits) if not finite(found)), None)
+    told = world.gather(broken)
+    number = next((said for said in told if said is not None), None)
+    if number is None:
+        return
+    why = cause(model, files, lambda: _logits(model, [documents[number]], world.device), first=world.first, share=world.gather)
+    raise StageError(f"The model computes what is not finite on the rows {', '.join(where(documents[number]))}, before it has learnt anything. {why}")
 
 
 def check_mask(packs: Sequence[Pack], template: Template, where: Callable[[Pack], list[str]], world: World) -> int:

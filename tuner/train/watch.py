@@ -39,10 +39,11 @@ class Place:
     """the `file:line` of its documents"""
 
 
-def refuse_not_finite(what: str, values: Sequence[float], step: int, places: Sequence[Place]) -> None:
+def refuse_not_finite(what: str, values: Sequence[float], step: int, places: Sequence[Place], why: Callable[[], str] = lambda: "") -> None:
     """Raise StageError where one of the values of `step` (1 for the first), one for each place, is not a number; it names ranks and rows.
 
-    `what` is the "loss" of micro batches, or the "gradient", whose norm is that of all places together.
+    what   the "loss" of micro batches, or the "gradient", whose norm is that of all places together
+    why    looks for what it comes from; all processes ask together
     """
     broken = [(value, place) for value, place in zip(values, places, strict=True) if not math.isfinite(value)]
     if not broken:
@@ -51,6 +52,8 @@ def refuse_not_finite(what: str, values: Sequence[float], step: int, places: Seq
     several = len({place.rank for place in places}) > 1 and what == "loss"
     by = f" on rank {', '.join(map(str, ranks))}" if several else ""
     rows = named(chain.from_iterable(place.rows() for _, place in broken))
+    if found := why():
+        raise StageError(f"The {what} of step {step}{by} is {broken[0][0]} on the rows {rows}. {found} The steps saved before are kept.")
     raise StageError(
         f"The {what} of step {step}{by} is {broken[0][0]}. It comes from the rows {rows}. "
         "Look at them; or lower algo.optim.lr, or set algo.precision=fp32. The steps saved before are kept."

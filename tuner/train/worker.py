@@ -11,6 +11,8 @@ import torch
 from tuner.data.tokens import Pack, Packs
 from tuner.errors import ConfigError, DataError
 from tuner.models.adapters import trainable
+from tuner.models.files import weight_files
+from tuner.models.finite import cause
 from tuner.models.load import DTYPES, compute_dtype
 from tuner.models.recurrence import carries
 from tuner.models.sidecars import spoken
@@ -94,6 +96,7 @@ def _train(ctx: Context, world: World, stop: Stop, facts: dict[str, Any], before
             done = train(
                 engine, packs, order, recipe, world=world, begin=start, tokens=seen, held_out=held, journal=journal,
                 saver=saver, stop=stop, say=say, where=where, flops=count_flops, peak=peak, sample=sample,
+                why=lambda run: cause(model, weight_files(base), run, first=world.first, share=world.gather),
             )  # fmt: skip
         failed = False
     finally:
