@@ -275,7 +275,7 @@ def test_a_disk_that_is_too_small_is_refused_and_one_that_holds_it_is_not(fresh:
     wanted, count = most(needs(steps, fresh).values()), len(needs(steps, fresh))
     assert smallest([(steps, fresh)]) == wanted + wanted // 20 + count * 65_536
     with pytest.raises(
-        StoreError, match=r"This run needs about .* of disk, and .*store has 66 kB free; the most goes to train .*store=DIR"
+        StoreError, match=r"This run needs about .* of disk, and .*store has 66 kB free; the most goes to merge .*, train .*store=DIR"
     ) as raised:
         check([(steps, fresh)], free=65_536)
     assert "\n" not in str(raised.value)
@@ -290,7 +290,7 @@ def test_a_sweep_is_refused_as_a_whole(fresh: Config) -> None:
     enough = smallest(jobs)
     assert enough == wanted + wanted // 20 + len(together) * 65_536
     assert smallest(jobs[:1]) < enough < sum(smallest([job]) for job in jobs)
-    with pytest.raises(StoreError, match=r"These 3 jobs need .*3 × train \(.*3 × merge \("):
+    with pytest.raises(StoreError, match=r"These 3 jobs need .*3 × merge \(.*3 × train \("):
         check(jobs, free=enough - 1)
 
 
