@@ -83,6 +83,9 @@ def test_what_was_said_to_be_a_text_is_one_unless_it_holds_rows_of_texts(tmp_pat
         "e.jsonl": "prose\n",
     }.items():
         assert read(write(tmp_path / name, content), letters=True) == [(1, {"text": content})], name
+    book = json.dumps({"cells": [{"source": "x = 1"}], "nbformat": 4}, indent=1)
+    assert read(write(tmp_path / "a.ipynb", book), letters=True) == [(1, {"text": book})]
+    assert [row for _, row in read(write(tmp_path / "b.ipynb", json.dumps({"rows": [{"text": "a"}]})), letters=True)] == [{"text": "a"}]
     texts = [{"text": "one"}, {"text": "two"}]
     for name in ("a.txt", "a.jsonl", "a", "a.md"):
         assert [row for _, row in read(write(tmp_path / name, json.dumps(texts)), letters=True)] == texts
@@ -95,6 +98,10 @@ def test_a_broken_row_is_one_bad_row_where_the_name_or_the_others_say_rows(tmp_p
         assert list(reasons(read(write(tmp_path / name, "oops\n" + LINES)))) == [1]
         assert list(reasons(read(write(tmp_path / name, LINES + "oops\n")))) == [len(ROWS) + 1]
     assert list(reasons(read(write(tmp_path / "a.txt", LINES + "oops\n")))) == [len(ROWS) + 1]
+
+
+def test_rows_as_python_prints_them_are_no_prose(tmp_path: Path) -> None:
+    assert list(reasons(read(write(tmp_path / "a.txt", "".join(f"{row}\n" for row in ROWS))))) == list(range(1, len(ROWS) + 1))
 
 
 def test_a_table_that_is_called_json_and_has_names_of_its_own_is_refused(tmp_path: Path) -> None:

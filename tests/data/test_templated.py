@@ -12,7 +12,7 @@ from tests.data.test_files import read as read_file
 from tests.data.test_files import write
 from tuner.data import rows, survey
 from tuner.data.conversation import Conversation, RowError, Text
-from tuner.data.formats.templated import form_of, is_marked, templated
+from tuner.data.formats.templated import continued, form_of, is_marked, templated
 from tuner.data.rows import Shape
 
 Q, A = ("user", "Q"), ("assistant", "A")
@@ -171,6 +171,9 @@ def test_where_most_texts_begin_so_they_are_conversations(tmp_path: Path) -> Non
     assert survey.told(surveyed(tmp_path, [plain])) == ""
     with pytest.raises(RowError, match="begins with no mark"):
         rows.read({"text": "Never <|im_start|>"}, surveyed(tmp_path, [chat]))
+    many = [chat] * 5 + [{"text": "plain " * 30_000}] * 12  # in chunks of their own
+    assert kinds([chat], surveyed(tmp_path, many)) == [Text]
+    assert surveyed(tmp_path, many).facts.templated == (5, 17)
     renamed = [{"body": chat["text"]}, {"body": chat["text"]}]
     assert kinds(renamed, surveyed(tmp_path, renamed, columns={"text": "body"})) == [Conversation, Conversation]
 
@@ -196,3 +199,48 @@ def test_a_text_beside_a_pair_is_not_looked_at() -> None:
     (found,) = rows.read(row, Shape())
     assert isinstance(found, Conversation)
     assert [message.content for message in found.messages] == ["Q", "A"]
+
+
+PAIRS = [
+    ("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n", "A<|im_end|>", [S, Q, A]),
+    ("<|im_start|>user\nQ<|im_end|>\n", "<|im_start|>assistant\nA<|im_end|>\n", [Q, A]),
+    ("<s>[INST] Q [/INST]", " A </s>", [Q, A]),
+    ("Human: Q\n\nAssistant:", " A", [Q, A]),
+    ("S\n\n### Instruction:\nQ\n\n### Response:\n", "A", [S, Q, A]),
+    ("<|user|>\nQ<|end|>\n<|assistant|>\n", "A<|end|>", [Q, A]),
+    ("<s>[INST] Q [/INST] A </s><s>[INST] Q2 [/INST]", "A2</s>", TWICE),
+]
+
+
+@pytest.mark.parametrize("keys", [("prompt", "completion"), ("instruction", "output"), ("question", "answer")])
+@pytest.mark.parametrize(("asked", "said", "turns"), PAIRS)
+def test_a_question_that_a_template_wrote_is_read_with_its_answer(
+    tmp_path: Path, asked: str, said: str, turns: list[Any], keys: tuple[str, str]
+) -> None:
+    row = dict(zip(keys, (asked, said), strict=True))
+    shape = surveyed(tmp_path, [row, row])
+    (found,) = rows.read(row, shape)
+    assert isinstance(found, Conversation)
+    assert [(message.role, message.content) for message in found.messages] == turns
+    assert [message.trained for message in found.messages] == [False] * (len(turns) - 1) + [True]
+    assert survey.told(shape).startswith("2 of 2 questions begin as a chat template")
+    assert rows.remains(row, shape) == {}
+    plain = {keys[0]: "q", keys[1]: "a"}
+    (other,) = rows.read(row, surveyed(tmp_path, [row, plain, plain]))
+    assert isinstance(other, Conversation)
+    assert other.messages[0].content == asked
+
+
+def test_a_question_that_ends_with_an_answer_is_refused() -> None:
+    with pytest.raises(RowError, match="the question ends with an answer"):
+        continued({"prompt": WRITTEN["chatml"][0], "completion": "A"})
+    with pytest.raises(RowError, match=r"'B' stands between <\|im_end\|>"):
+        continued({"prompt": PAIRS[0][0], "completion": "A<|im_end|>B"})
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_each_template_is_seen_in_a_whole_source(tmp_path: Path, name: str) -> None:
+    for value in ({"text": WRITTEN[name][0]}, {"text": WRITTEN[name][0].replace("<", "\\u003c")}):
+        line = json.dumps(value).replace("\\\\u003c", "\\u003c")
+        file = write(tmp_path / "rows.jsonl", f"{line}\n{line}\n")
+        assert survey.surveyed([(file, "auto")], Shape()).facts.templated == (2, 2)

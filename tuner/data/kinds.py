@@ -28,6 +28,7 @@ TABLES = (".csv", ".tsv")
 PROSE = (".txt", ".text", ".md", ".markdown", ".mdown", ".rst", ".tex", ".org", ".adoc", ".asciidoc")
 """endings of plain text"""
 
+PYTHON = re.compile(rb"\{'\w+': .*\},?")
 LINES = 3
 """lines, or records of a table, that are looked at"""
 LONG = 1 << 26
@@ -65,11 +66,13 @@ def kind_of(name: str, opened: Opened, file: Path, letters: bool) -> Kind:
         return _named_json(opened, file, letters)
     rows = _json(opened, file) or _table(opened)
     if letters:
-        return rows if rows and _has_text(opened, rows) else Kind(of="letters")
+        return rows if rows and _has_text(opened, file, rows) else Kind(of="letters")
     if rows:
         return rows
     first = _lines(opened, MANY)
     if name.endswith(PROSE):
+        if 2 * sum(PYTHON.fullmatch(line) is not None for line in first) > len(first):
+            return Kind(of="lines")  # rows as Python prints them, each of which is told to be no JSON
         whole = sum(_is_conversation(line) for line in first)
         return Kind(of="texts" if 2 * whole > len(first) else "letters")
     if not first or first[0][:1] in b"[{" or any(_value(line) is not None for line in first):
@@ -86,7 +89,7 @@ def _named_json(opened: Opened, file: Path, letters: bool) -> Kind:
         if lists.is_list(stream):
             return Kind(of="list")
     if found := _json(opened, file):
-        return found if not letters or found.of != "object" or _has_text(opened, found) else Kind(of="letters")
+        return found if not letters or found.of != "object" or _has_text(opened, file, found) else Kind(of="letters")
     first = _lines(opened, MANY)
     if letters and not any(isinstance(_value(line), dict | list) for line in first):
         return Kind(of="letters")
@@ -126,14 +129,15 @@ def _json(opened: Opened, file: Path) -> Kind | None:
     return Kind(of="lines") if isinstance(values[0], dict) else Kind(of="object")
 
 
-def _has_text(opened: Opened, rows: Kind) -> bool:
+def _has_text(opened: Opened, file: Path, rows: Kind) -> bool:
     """Whether the first row has a text in the column `text`."""
     if rows.of == "table":
         return "text" in _header(opened, known=True)
-    if rows.of == "under":
-        return True
     with closing(opened()) as stream:
-        row = lists.first_of(stream) if rows.of == "list" else lists.first(stream)[0]
+        if rows.of == "under":
+            row, _ = next(wrapped.rows(stream, file, rows.key))
+        else:
+            row = lists.first_of(stream) if rows.of == "list" else lists.first(stream)[0]
     return isinstance(row, dict) and isinstance(row.get("text"), str)
 
 

@@ -57,7 +57,7 @@ VERSIONS = {
     "alpaca": 3,
     "prompt": 2,
     "text": 1,
-    "templated": 1,
+    "templated": 2,
     "guanaco": 2,
     "oasst": 2,
     "preference": 2,
@@ -92,6 +92,8 @@ WINDOW = 10_000
 
 Reader = Callable[[Any], tuple[Sample, ...]]
 Roles = tuple[tuple[str, tuple[str, ...]], ...]
+Chats = tuple[bool, bool]
+"""whether texts, and questions, that a chat template wrote are read as conversations"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,7 +141,7 @@ class Gathered:
 
 def reader(shape: Shape) -> Reader:
     """The function that reads such rows: it gives a row's samples, mostly one, none where there is nothing to train on, or raises RowError."""
-    return _reader(shape.format, tuple(shape.columns.items()), _frozen(shape.roles), shape.paths, shape.facts.verdict, shape.facts.chats)
+    return _reader(shape.format, tuple(shape.columns.items()), _frozen(shape.roles), shape.paths, shape.facts.verdict, _chats(shape))
 
 
 def unread(row: Any, shape: Shape) -> tuple[str, ...]:
@@ -149,8 +151,12 @@ def unread(row: Any, shape: Shape) -> tuple[str, ...]:
 
 def remains(row: Any, shape: Shape) -> dict[str, Any]:
     """The same, each with what it holds; of several such places in a row the first."""
-    found = _remainder(shape.format, tuple(shape.columns.items()), _frozen(shape.roles), shape.facts.verdict, shape.facts.chats)(row)
+    found = _remainder(shape.format, tuple(shape.columns.items()), _frozen(shape.roles), shape.facts.verdict, _chats(shape))(row)
     return {name: value for name, value in found.items() if name != shape.facts.split}
+
+
+def _chats(shape: Shape) -> Chats:
+    return shape.facts.chats, shape.facts.continues
 
 
 def is_left(row: Any, shape: Shape) -> bool:
@@ -164,7 +170,7 @@ def read(row: Any, shape: Shape) -> tuple[Sample, ...]:
 
 
 @lru_cache(maxsize=256)
-def _reader(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, paths: str, verdict: str | None, chats: bool) -> Reader:
+def _reader(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, paths: str, verdict: str | None, chats: Chats) -> Reader:
     readers, meant = _readers(roles, paths, verdict), _namer(format, columns, verdict, chats)
     if format not in ("auto", "chosen") and format not in readers:
         raise ConfigError(f"data.format={format} is not known; known are auto, {', '.join(VERSIONS)}.")
@@ -180,14 +186,17 @@ def _reader(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, pat
 
 
 @lru_cache(maxsize=256)
-def _namer(format: str, columns: tuple[tuple[str, str], ...], verdict: str | None, chats: bool) -> Callable[[Any], tuple[str, Any]]:
+def _namer(format: str, columns: tuple[tuple[str, str], ...], verdict: str | None, chats: Chats) -> Callable[[Any], tuple[str, Any]]:
     """The function that says what a row is read as, and gives it with its columns in their places. It raises RowError."""
     get = mapped(dict(columns)) if columns else None
 
     def name_auto(row: Any) -> tuple[str, Any]:
         name, placed = understood(row, verdict) if get is None else _meant(get(row), columns, verdict)
-        if chats and name == "text" and (templated.is_marked(placed["text"]) or templated.holds(placed["text"])):
+        texts, pairs = chats
+        if texts and name == "text" and (templated.is_marked(placed["text"]) or templated.holds(placed["text"])):
             name = "templated"
+        elif pairs and templated.pair_of(placed, name):
+            name = "continued"
         return name, placed
 
     def name_known(row: Any) -> tuple[str, Any]:
@@ -204,7 +213,7 @@ def _namer(format: str, columns: tuple[tuple[str, str], ...], verdict: str | Non
 
 
 @lru_cache(maxsize=256)
-def _remainder(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, verdict: str | None, chats: bool) -> Callable[[Any], dict[str, Any]]:
+def _remainder(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, verdict: str | None, chats: Chats) -> Callable[[Any], dict[str, Any]]:
     meant, theirs = _namer(format, columns, verdict, chats), dict(columns)
     taken = places(theirs)
     openai, share = _words(messages.ROLES, roles), _words(sharegpt.ROLES, roles)
@@ -240,6 +249,7 @@ def _readers(roles: Roles, paths: str, verdict: str | None = None) -> dict[str, 
         "prompt": lambda row: (prompt.prompt(row, openai),),
         "text": text.plain,
         "templated": lambda row: (templated.templated(row, marked),),
+        "continued": lambda row: (templated.continued(row, marked),),
         "guanaco": lambda row: (text.guanaco(row),),
         "oasst": lambda row: oasst.tree(row, tree, paths),
         "preference": lambda row: (preference.preference(row, share),),

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tuner.data.chunk import Chunk
 from tuner.data.formats.facts import Facts
 from tuner.data.splits import split_of
 from tuner.errors import DataError
@@ -42,8 +43,15 @@ class Subsets:
         """The names of such columns, but for those that were found to hold more."""
         return [f'"{name}"'.encode() for name in self._names()]
 
+    def beside(self) -> Sequence[bytes]:
+        """None."""
+        return ()
+
+    def passed(self, chunk: Chunk) -> None:
+        """Nothing is in it."""
+
     def keys(self) -> frozenset[str]:
-        """The same."""
+        """The same as words."""
         return frozenset(self._names())
 
     def _names(self) -> list[str]:

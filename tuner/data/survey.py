@@ -28,6 +28,15 @@ MOST = 8
 """values of a column that are kept: with more of them it holds no verdicts"""
 
 
+ASKED = ("question", "query", "input")
+"""columns of questions, beside those of the formats, as sets call them"""
+MARKS: tuple[bytes, ...] = (
+    b"<|", b"###", b"\\u003c", b"User: ", b"Human: ", b"USER:", b"[INST]", b"[SYSTEM_PROMPT]", b"[|", b"GPT4", "<｜".encode(), b"\\uff5c",
+    b"<start_of_turn>", b"<reserved_10", b"<AI>", b"<human>",
+)  # fmt: skip
+"""what is in the marks of chat templates (formats/templated), also as JSON may spell it"""
+
+
 class Watch(Protocol):
     """What is looked for in the rows of a source."""
 
@@ -35,8 +44,16 @@ class Watch(Protocol):
         """One of them is in each chunk of lines that could tell more; none once nothing more can be learnt."""
         ...
 
+    def beside(self) -> Sequence[bytes]:
+        """One of these is in each such chunk too; none where that is not asked for."""
+        ...
+
     def keys(self) -> frozenset[str]:
         """One of them is a column, or a key inside of one, of each table that could tell more."""
+        ...
+
+    def passed(self, chunk: files.Chunk) -> None:
+        """A chunk of lines that holds none of its words, and is not parsed."""
         ...
 
     def see(self, row: Any) -> None:
@@ -54,7 +71,10 @@ def surveyed(found: Sequence[tuple[Path, str]], shape: Shape) -> Shape:
     get = mapped(shape.columns) if shape.columns else None
     for file, encoding in found:
         for chunk in _chunks(file, encoding, shape.letters, watches):
-            wanting = [watch for watch in watches if chunk.lines is None or _holds(chunk.lines, watch.words())]
+            wanting = [watch for watch in watches if chunk.lines is None or _wants(watch, chunk.lines)]
+            for watch in watches:
+                if watch not in wanting:
+                    watch.passed(chunk)
             for _, row in files.values(chunk) if wanting else ():
                 if isinstance(row, files.Unreadable):
                     continue
@@ -72,13 +92,18 @@ def surveyed(found: Sequence[tuple[Path, str]], shape: Shape) -> Shape:
 
 def told(shape: Shape) -> str:
     """What is to be said of what was found; mostly nothing."""
-    marked, texts = shape.facts.templated
-    if not marked:
-        return ""
-    found = f"{marked:,} of {texts:,} texts begin as a chat template writes a conversation"
-    if shape.facts.chats:
-        return f"{found}, and are read as one; data.format=text trains them letter by letter"
-    return f"{found}; as most don't, they are trained letter by letter. data.format=templated reads all as conversations"
+    for what, (marked, many), read, otherwise in (
+        ("texts", shape.facts.templated, shape.facts.chats, "data.format=text trains"),
+        ("questions", shape.facts.opened, shape.facts.continues, "data.format=prompt or alpaca trains"),
+    ):
+        if not marked:
+            continue
+        found = f"{marked:,} of {many:,} {what} begin as a chat template writes a conversation"
+        if read:
+            return f"{found}, and are read as one; {otherwise} them letter by letter"
+        more = ". data.format=templated reads all as conversations" if what == "texts" else ""
+        return f"{found}; as most don't, they are trained letter by letter{more}"
+    return ""
 
 
 def _watches(shape: Shape) -> list[Watch]:
@@ -117,6 +142,10 @@ def _could(file: Path, encoding: str, words: Sequence[bytes]) -> bool:
     return False
 
 
+def _wants(watch: Watch, lines: bytes) -> bool:
+    return _holds(lines, watch.words()) and (not watch.beside() or _holds(lines, watch.beside()))
+
+
 def _holds(content: bytes, words: Sequence[bytes]) -> bool:
     return any(word in content for word in words)
 
@@ -136,8 +165,15 @@ class Verdicts:
         """The names of such columns, but for those that were found to hold more."""
         return [f'"{name}"'.encode() for name in self._names()]
 
+    def beside(self) -> Sequence[bytes]:
+        """None."""
+        return ()
+
+    def passed(self, chunk: files.Chunk) -> None:
+        """Nothing is in it."""
+
     def keys(self) -> frozenset[str]:
-        """The same."""
+        """The same as words."""
         return frozenset(self._names())
 
     def _names(self) -> list[str]:
@@ -164,35 +200,48 @@ class Verdicts:
 
 
 class Templates:
-    """Plain texts, and how many of them begin as a chat template does."""
+    """Plain texts, and questions with their answers; and how many of each begin as a chat template does."""
 
     def __init__(self, columns: Mapping[str, str]) -> None:
-        self._marked = self._texts = 0
-        self._heads = {"text", *(place.partition(".")[0] for ours, place in columns.items() if ours == "text")}
+        self._texts, self._pairs = (0, 0), (0, 0)
+        read = {"text", *(asked for asked, _ in templated.PAIRS.values()), *ASKED}
+        self._heads = {*read, *(place.partition(".")[0] for ours, place in columns.items() if ours in read and "{" not in place)}
+        self._beside = [f'"{name}"'.encode() for name in self._heads]
 
     def words(self) -> Sequence[bytes]:
-        """The names of columns of text."""
-        return [f'"{name}"'.encode() for name in self._heads]
+        """What is in the marks of templates."""
+        return MARKS
+
+    def beside(self) -> Sequence[bytes]:
+        """The names of columns of texts and questions."""
+        return self._beside
 
     def keys(self) -> frozenset[str]:
         """The same."""
         return frozenset(self._heads)
 
+    def passed(self, chunk: files.Chunk) -> None:
+        """Its rows count as texts and questions that begin with no mark."""
+        if chunk.lines is not None and _holds(chunk.lines, self._beside):
+            many = files.count(chunk)
+            self._texts, self._pairs = (self._texts[0], self._texts[1] + many), (self._pairs[0], self._pairs[1] + many)
+
     def see(self, row: Any) -> None:
         """A row."""
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
+        if not isinstance(row, dict) or "messages" in row or "conversations" in row:
             return
         try:
             format, placed = understood(row)
         except RowError:
             return
-        if format == "text":
-            self._texts += 1
-            self._marked += templated.is_marked(placed["text"])
+        if format == "text" and isinstance(found := placed["text"], str) and found.strip():
+            self._texts = (self._texts[0] + templated.is_marked(found), self._texts[1] + 1)
+        elif format in templated.PAIRS:
+            self._pairs = (self._pairs[0] + (templated.pair_of(placed, format) is not None), self._pairs[1] + 1)
 
     def tell(self, facts: Facts) -> Facts:
         """The counts."""
-        return replace(facts, templated=(self._marked, self._texts))
+        return replace(facts, templated=self._texts, opened=self._pairs)
 
 
 def _is_verdict(name: str, values: set[str]) -> bool:

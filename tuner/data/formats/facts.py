@@ -13,6 +13,8 @@ class Facts:
     """(tool, argument) that are null in all calls of this tool, and have a value in calls of others"""
     templated: tuple[int, int] = (0, 0)
     """of so many plain texts as the second, how many begin as a chat template does"""
+    opened: tuple[int, int] = (0, 0)
+    """the same of the questions of pairs, up to where the assistant goes on"""
     split: str | None = None
     """the column that says of which split a row is, where rows that are wanted stand beside others"""
 
@@ -21,3 +23,9 @@ class Facts:
         """Whether texts that begin as a chat template does are read as conversations: most of them do."""
         marked, texts = self.templated
         return 2 * marked > texts
+
+    @property
+    def continues(self) -> bool:
+        """The same of questions."""
+        marked, pairs = self.opened
+        return 2 * marked > pairs

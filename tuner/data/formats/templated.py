@@ -7,8 +7,8 @@ turns, a role that is not known, marks of a template inside of a turn (calls of 
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tuner.data.conversation import Conversation, Message, RowError
@@ -176,14 +176,57 @@ def templated(row: Mapping[str, Any], words: Words = ROLES) -> Conversation:
             f"begins with {mark[0]}, a mark of no template that is known" if mark else f"begins with no mark of a chat template ({quoted(found)})"
         )
         raise RowError(f"the text {begins}; data.format=text trains such texts letter by letter")
-    messages = list(_joined(form, _turns(found, form, words)))
-    for message in messages:
+    return conversation(row, _sound(form, _joined(form, _turns(found, form, words))), says_calls=True)
+
+
+PAIRS = {"prompt": ("prompt", "completion"), "alpaca": ("instruction", "output")}
+"""formats of a question and its answer → the two columns"""
+
+
+def pair_of(row: Mapping[str, Any], format: str) -> tuple[str, str] | None:
+    """The question and the answer of a row, where a template wrote the question, with nothing beside it."""
+    asked, said = (row.get(key) for key in PAIRS.get(format, ("", "")))
+    alone = not (format == "alpaca" and (row.get("input") or row.get("history")))
+    return (asked, said) if isinstance(asked, str) and isinstance(said, str) and alone and form_of(asked) else None
+
+
+def continued(row: Mapping[str, Any], words: Words = ROLES) -> Conversation:
+    """The conversation of a row whose question a template wrote, up to where the assistant goes on; only the answer is trained. Raises RowError."""
+    asked, said = next(pair for format in PAIRS if (pair := pair_of(row, format)))
+    asked, said = text(asked, "the question"), text(said, "the answer")
+    form = form_of(asked)
+    assert form is not None
+    before = [replace(message, trained=False) for message in _sound(form, _joined(form, _turns(asked, form, words)))]
+    if not before or before[-1].role == "assistant":
+        raise RowError("the question ends with an answer, as a chat template writes it, and what follows it was expected to be one")
+    if form.head.match(said, _begin(said)):
+        after = _sound(form, _joined(form, _turns(said, form, words)))
+    else:
+        after = _sound(form, [Message(role="assistant", content=_ended(form, said)[0], trained=True)])
+    return conversation(row, [*before, *after], says_calls=True)
+
+
+def _sound(form: Form, messages: Iterable[Message]) -> list[Message]:
+    """The messages, none of which holds a mark. Raises RowError."""
+    found = list(messages)
+    for message in found:
         if mark := MARK.search(message.content):
             raise RowError(
                 f"a turn of the {message.role} holds {mark[0]}, which {form.name} writes around turns or calls and which can't be read there; "
                 "data.bad_rows=skip leaves such rows out, data.format=text trains all rows letter by letter"
             )
-    return conversation(row, messages, says_calls=True)
+    return found
+
+
+def _ended(form: Form, body: str) -> tuple[str, bool]:
+    """What is said in a turn, and whether an end follows it. Raises RowError where something else follows."""
+    end, sign = min(((place, sign) for sign in form.ends if (place := body.find(sign)) >= 0), default=(-1, ""))
+    if end < 0:
+        return body.strip(), False
+    rest = body[end + len(sign) :]
+    if (closed := CLOSED.match(rest)) is None or closed.end() < len(rest):
+        raise RowError(f"{quoted(rest.strip())} stands between {sign} and the next turn, where nothing was expected")
+    return body[:end] if form.exact else body[:end].strip(), True
 
 
 def _turns(found: str, form: Form, words: Words) -> Iterator[tuple[str, str, str]]:
@@ -196,18 +239,11 @@ def _turns(found: str, form: Form, words: Words) -> Iterator[tuple[str, str, str
         yield "system", "", before
     for head, behind in zip(heads, [*(head.start() for head in heads[1:]), len(found)], strict=True):
         role, body, last = _role(form, head, words), found[head.end() : behind], behind == len(found)
-        end, sign = min(((place, sign) for sign in form.ends if (place := body.find(sign)) >= 0), default=(-1, ""))
-        if end >= 0:
-            rest = body[end + len(sign) :]
-            if (closed := CLOSED.match(rest)) is None or closed.end() < len(rest):
-                raise RowError(f"{quoted(rest.strip())} stands between {sign} and the next turn, where nothing was expected")
-            said = body[:end] if form.exact else body[:end].strip()
-        elif form.ended and not last:
+        said, ended = _ended(form, body)
+        if not ended and form.ended and not last:
             raise RowError(f"a turn of {quoted(head['who'])} is not ended by {form.ends[0]} before the next begins")
-        else:
-            said = body.strip()
-            if last and not said and role == "assistant":
-                return  # where the model is to go on
+        if not ended and last and not said and role == "assistant":
+            return  # where the model is to go on
         yield role, head.groupdict().get("channel") or "", said
 
 

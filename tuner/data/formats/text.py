@@ -20,7 +20,8 @@ from tuner.data.formats.turns import conversation
 
 MARKS = ("### Human:", "### Assistant:", "### System:")
 SPEAKERS: Mapping[str, Speaker] = {"human": "user", "assistant": "assistant", "system": "system"}
-BEGIN = re.compile(r"\s*### ?(?:Human|Assistant|System):", re.IGNORECASE)
+BEGIN = re.compile(r"\s*### ?(?:Human|Assistant|(?P<system>System)):", re.IGNORECASE)
+HUMAN = re.compile(r"### ?Human:", re.IGNORECASE)
 _EXACT, _LOOSE = r"### (?P<who>Human|Assistant|System):", r"(?i:### ?(?P<who>Human|Assistant|System):)"
 EXACT = re.compile(rf"\s*{_EXACT}")
 FENCED = tuple(re.compile(rf"{mark}|```+(?P<info>\w*)") for mark in (_EXACT, _LOOSE))
@@ -35,8 +36,9 @@ def plain(row: Mapping[str, Any]) -> tuple[Text, ...]:
 
 
 def is_marked(value: Any) -> bool:
-    """Whether a text begins as the guanaco form does."""
-    return isinstance(value, str) and BEGIN.match(value) is not None
+    """Whether a text begins as the guanaco form does. A system prompt is followed by a question: other templates have `### User:` there."""
+    begin = BEGIN.match(value) if isinstance(value, str) else None
+    return begin is not None and (not begin["system"] or HUMAN.search(value, begin.end()) is not None)
 
 
 def is_apart(row: Mapping[str, Any]) -> bool:

@@ -35,6 +35,7 @@ COLUMNS = {
     "alpaca": frozenset(("instruction", "input", "output", "history")),
     "text": frozenset(("text",)),
     "templated": frozenset(("text",)),
+    "continued": frozenset(("prompt", "completion", "instruction", "output")),
 }
 LISTS = {"xtuner": ("conversation",), "messages": ("messages",), "sharegpt": ("conversations",), "prompt": ("prompt", "completion")}
 """those that may be turns"""
