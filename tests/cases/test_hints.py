@@ -124,7 +124,7 @@ MANY: dict[str, tuple[Any, list[str]]] = {
     "squad": ({"context": "It is #.", "question": "What is it?", "answers": {"text": ["#."]}}, ["0."]),
     "support": ({"dialog": [{"role": "客户", "content": "#?"}, {"role": "客服", "content": "#。"}]}, ["0。"]),
     "choices": ({"question": "1+#?", "A": "One of them", "B": "The other one", "answer": "A"}, ["A"]),
-    "document": ({"title": "A title", "body": "A text of #."}, [" text of 0."]),
+    "document": ({"title": "A title", "body": "A text of #, as long as it takes to be one."}, ["of 0, as long"]),
 }
 
 

@@ -63,11 +63,13 @@ WORKS: list[tuple[str, list[Any], list[str], set[str]]] = [
     ("the other one", ten(messages=[{"role": "user", "content": "u #"}, {"role": "king", "content": "a #"}]), ["u u 0", "a* a 0"], set()),
     ("roles of sharegpt", ten(conversations=[{"from": "client", "value": "u #"}, {"from": "gpt", "value": "a #"}]), ["u u 0", "a* a 0"], set()),
     ("turns and answer", ten(messages=[{"role": "user", "content": "u #"}], response="a #"), ["u u 0", "a* a 0"], set()),
-    ("document", ten(content="A text of number #.", title="One two three"), ["A text of number 0."], {"title"}),
+    ("document", ten(content="A text of number #, as long as it takes.", title="A title"), ["A text of number 0, as long as it takes."], {"title"}),
     ("summary", ten(article="A text of #.", summary="a #"), ["u A text of 0.", "a* a 0"], set()),
     ("preferred", ten(input={"messages": [PAIR[0]]}, preferred_output=[PAIR[1]], non_preferred_output=[{**PAIR[1], "content": "a bad answer of #"}]),
      ["u u 0", "a* a 0"], {"non_preferred_output"}),
     ("right", ten(question="u #", best_answer="a #", wrong_answer="quite another answer #"), ["u u 0", "a* a 0"], {"wrong_answer"}),
+    ("post", ten(title="u #", selftext="c #", answers={"text": ["a #"]}), ["u u 0\nc 0", "a* a 0"], set()),
+    ("speakers", ten(dialogue=[{"speaker": "用户", "text": "u #"}, {"speaker": "助手", "text": "a #"}]), ["u u 0", "a* a 0"], set()),
     ("medical", ten(Question="u #", Complex_CoT="t #", Response="a #"), ["u u 0", "a* <think>t 0</think>a 0"], set()),
     ("better", ten(prompt="u #", chosen="a #", rejected="b #"), ["u u 0", "a* a 0"], set()),
 ]  # fmt: skip
@@ -103,6 +105,8 @@ def test_the_bare_list_has_roles_too() -> None:
         ten(question="u", answer_a="a", answer_b="b"),
         ten(translation={"en": "a", "zh": "b"}),
         ten(sentence1="a", sentence2="b", label=1),
+        ten(question="u", prompt="v v", answer="a"),  # which of the two is asked?
+        ten(content="a text", notes="quite another text, and a long one"),
         [*ten(question="u", answer="a", context="c"), {"x": "y"}],
         ten(question="Say it", choices=["x"], answer="Say it again and again"),  # the answer repeats the question
         ten(**{"it's a question": "u", "x,y answer": "a"}),  # names that a line would not keep

@@ -17,6 +17,7 @@ from typing import Any
 
 from tuner.data import rows
 from tuner.data.conversation import Conversation, LeftOut, Message, RowError, Sample, Text
+from tuner.data.formats import vocabulary
 from tuner.data.rows import Shape
 from tuner.data.ways import Way, ways
 
@@ -100,7 +101,7 @@ def _best(sample: Sequence[Any], shape: Shape, unread: frozenset[str] | None) ->
 def _try(sample: Sequence[Any], shape: Shape, way: Way) -> tuple[Score, Hint] | None:
     """How good a way is, the lower the better; None where it doesn't work."""
     said = way.of(shape)
-    trained, size, again, unread = 0, 0, 0, Counter[str]()
+    trained, size, again, lost, unread = 0, 0, 0, 0, Counter[str]()
     try:
         read = rows.reader(said)
         for row in sample:
@@ -109,12 +110,21 @@ def _try(sample: Sequence[Any], shape: Shape, way: Way) -> tuple[Score, Hint] | 
                 return None
             long = sum(map(_trained, samples))
             trained, size, again = trained + bool(long), size + long, again + any(map(repeats, samples))
-            unread.update(rows.unread(row, said))
+            left = rows.remains(row, said)
+            unread.update(left.keys())
+            lost += _drops(left, samples)
     except (RowError, LeftOut):
         return None
-    if not trained or again > len(sample) // 2:
+    if not trained or max(again, lost) > len(sample) // 2:
         return None
     return (-trained, sum(unread.values()), -size, len(way.columns)), Hint(way=way, unread=dict(unread), rows=len(sample))
+
+
+def _drops(left: Mapping[str, Any], samples: Sequence[Sample]) -> bool:
+    """Whether what is left unread is a question, or much of a row that is read as a document."""
+    texts = {name: value for name, value in left.items() if isinstance(value, str)}
+    document = sum(len(sample.text) for sample in samples if isinstance(sample, Text))
+    return not vocabulary.PAIR[0].isdisjoint(texts) or (0 < document < 4 * sum(map(len, texts.values())))
 
 
 def _trained(sample: Sample) -> int:

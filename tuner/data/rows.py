@@ -51,17 +51,17 @@ __all__ = [
 ]
 
 VERSIONS = {
-    "messages": 4,
-    "sharegpt": 4,
+    "messages": 5,
+    "sharegpt": 5,
     "xtuner": 1,
-    "alpaca": 3,
-    "prompt": 2,
+    "alpaca": 4,
+    "prompt": 3,
     "text": 1,
     "templated": 2,
     "guanaco": 2,
     "oasst": 2,
-    "preference": 2,
-    "label": 2,
+    "preference": 3,
+    "label": 3,
     "chosen": 1,
 }
 """each bumped when its function would read the same row differently"""

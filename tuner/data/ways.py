@@ -13,6 +13,7 @@ from tuner.data.formats.fields import Words
 from tuner.data.formats.keys import LISTED, format_of
 from tuner.data.formats.messages import CALLERS, ROLES
 from tuner.data.formats.sharegpt import ROLES as SHARE
+from tuner.data.formats.spelled import spelled
 from tuner.data.rows import Shape
 
 DEEP = 3
@@ -185,7 +186,8 @@ def _speakers(row: Any, shape: Shape) -> Iterator[str]:
     ):
         turns = row if isinstance(row, list) else at(row, place)
         for turn in turns if isinstance(turns, list) else ():
-            word = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
+            said = spelled(turn)
+            word = said.get("role", said.get("from")) if isinstance(said, dict) else None
             if isinstance(word, str) and word not in CALLERS:
                 yield word
         if isinstance(row, list):

@@ -1,10 +1,12 @@
-"""Stanford Alpaca: `{"instruction": "…", "input": "…", "output": "…"}`, and optionally `system` and `history`, a list of [question, answer]."""
+"""Stanford Alpaca: `{"instruction": "…", "input": "…", "output": "…"}`, and optionally `system` and `history`, a list of [question, answer] or
+of turns."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from tuner.data.conversation import Conversation, Message, RowError
 from tuner.data.formats.fields import needed, text, told
+from tuner.data.formats.sharegpt import ROLES, turns
 from tuner.data.formats.turns import conversation
 
 
@@ -29,6 +31,8 @@ def question(row: Mapping[str, Any]) -> Message:
 def _history(value: Any) -> list[Message]:
     if not isinstance(value, list):
         raise RowError(f"history must be a list of [question, answer], and this is {told(value)}")
+    if all(isinstance(entry, dict) for entry in value):
+        return turns(value, "history", ROLES)
     messages = []
     for exchange in value:
         if not isinstance(exchange, list) or len(exchange) != 2:

@@ -8,6 +8,7 @@ from typing import Any
 from tuner.data.conversation import RowError
 from tuner.data.formats import oasst, preference, templated, text, vocabulary, xtuner
 from tuner.data.formats.fields import named, told
+from tuner.data.formats.spelled import spelled
 
 LISTED = {"messages": "messages", "sharegpt": "conversations", "xtuner": "conversation"}
 """formats of turns → the column that they are in"""
@@ -78,7 +79,7 @@ def moved(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
 
 def format_of(value: Any) -> str | None:
     """The format of a column of turns, as the first of them says; None where there is none, or it may be read in two ways."""
-    first = _first(value) if isinstance(value, str) else value[0] if isinstance(value, list) and value else None
+    first = spelled(_first(value) if isinstance(value, str) else value[0] if isinstance(value, list) and value else None)
     if not isinstance(first, dict):
         return None
     if "from" in first:

@@ -14,6 +14,7 @@ from typing import Any
 from tuner.data.conversation import Call, Conversation, Message, RowError, Speaker
 from tuner.data.formats.fields import Words, named, needed, parsed, quoted, speaker, text, told
 from tuner.data.formats.flags import trained
+from tuner.data.formats.spelled import spelled
 from tuner.data.formats.tools import call, calls, spoken
 from tuner.data.formats.turns import THOUGHTS, conversation
 
@@ -48,6 +49,7 @@ def turns(value: Any, name: str, words: Words) -> list[Message]:
     """A list of turns, of which there must be one at least."""
     if not isinstance(value, list) or not value:
         raise RowError(f"{name} must be a list of turns with at least one in it, and this is {told(value)}")
+    value = [spelled(entry) for entry in value]
     if any(type(entry) is dict and type(entry.get("content")) is list and any(map(_is_result, entry["content"])) for entry in value):
         return [message for entry in value for message in _unfolded(entry, words)]
     read = [turn(entry, words) for entry in value]

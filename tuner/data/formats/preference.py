@@ -20,7 +20,7 @@ from tuner.data.formats.alpaca import alpaca, question
 from tuner.data.formats.fields import Words, named, needed, text, told
 from tuner.data.formats.messages import messages
 from tuner.data.formats.prompt import prompt, shown
-from tuner.data.formats.sharegpt import ROLES, sharegpt, turn, turns
+from tuner.data.formats.sharegpt import ROLES, sharegpt, turns
 from tuner.data.formats.turns import conversation
 from tuner.data.formats.xtuner import xtuner
 
@@ -118,7 +118,7 @@ def _side(value: Any, name: str, words: Words) -> list[Message]:
         return [Message(role="assistant", content=text(value, name), trained=True)]
     if not isinstance(value, list | dict):
         raise RowError(f"{name} must be a text, a turn or a list of turns, and this is {told(value)}")
-    return [turn(value, words)] if isinstance(value, dict) else turns(value, name, words)
+    return turns([value], name, words) if isinstance(value, dict) else turns(value, name, words)
 
 
 def _behind(before: list[Message], side: list[Message], name: str) -> list[Message]:

@@ -6,6 +6,7 @@ from typing import Any
 from tuner.data.conversation import Conversation, RowError, Text
 from tuner.data.formats.fields import Words, parsed
 from tuner.data.formats.messages import ROLES, turn
+from tuner.data.formats.spelled import spelled
 
 ROLE = "pretrain"
 
@@ -23,7 +24,7 @@ def document(value: Any, words: Words) -> tuple[Text, ...] | None:
         return None
     if len(value) > 1:
         raise RowError(f"a turn of {ROLE!r} is a document, which stands alone in its row, and this row has {len(value)} turns")
-    said = {"content" if key == "value" else key: part for key, part in value[0].items() if key != "from"}
+    said = {"content" if key == "value" else key: part for key, part in spelled(value[0]).items() if key != "from"}
     whole = turn({**said, "role": "assistant"}, ROLES)
     if whole.calls or whole.reasoning:
         raise RowError(f"a turn of {ROLE!r} is a document, and this one has {'calls' if whole.calls else 'reasoning'}")

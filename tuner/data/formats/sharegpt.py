@@ -15,6 +15,7 @@ from tuner.data.formats.fields import Words, named, needed, parsed, speaker, tex
 from tuner.data.formats.messages import CALLERS, joined
 from tuner.data.formats.messages import ROLES as OPENAI
 from tuner.data.formats.messages import turn as openai_turn
+from tuner.data.formats.spelled import spelled
 from tuner.data.formats.tools import spoken
 from tuner.data.formats.turns import conversation
 
@@ -42,6 +43,7 @@ def turns(value: Any, name: str, words: Words) -> list[Message]:
     """A list of turns, of which there must be one at least."""
     if not isinstance(value, list) or not value:
         raise RowError(f"{name} must be a list of turns with at least one in it, and this is {told(value)}")
+    value = [spelled(entry) for entry in value]
     read = [turn(entry, words) for entry in value]
     return joined(read, [entry.get("from", entry.get("role")) in CALLERS for entry in value]) if any([message.calls for message in read]) else read
 

@@ -12,6 +12,7 @@ from typing import Any
 from tuner.data.conversation import Conversation
 from tuner.data.formats import flags, messages, preference, pretrain, text, turns, xtuner
 from tuner.data.formats.fields import Words
+from tuner.data.formats.spelled import spelled
 
 Way = tuple[str, ...]
 """keys one inside the other; places in lists are left out"""
@@ -37,7 +38,13 @@ COLUMNS = {
     "templated": frozenset(("text",)),
     "continued": frozenset(("prompt", "completion", "instruction", "output")),
 }
-LISTS = {"xtuner": ("conversation",), "messages": ("messages",), "sharegpt": ("conversations",), "prompt": ("prompt", "completion")}
+LISTS = {
+    "xtuner": ("conversation",),
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "prompt": ("prompt", "completion"),
+    "alpaca": ("history",),
+}
 """those that may be turns"""
 
 
@@ -92,7 +99,7 @@ def left(row: Any, format: str, openai: Words, share: Words, verdict: str | None
         if key == "conversation":
             yield from _exchanges(row[key])
         else:
-            yield from _turns(row[key], key, *((openai, False) if format in ("messages", "prompt") else (share, True)))
+            yield from _turns(row.get(key), key, *((openai, False) if format in ("messages", "prompt") else (share, True)))
 
 
 def _beside(row: Mapping[str, Any], format: str, openai: Words, share: Words) -> frozenset[str]:
@@ -134,7 +141,8 @@ def _read(row: Mapping[str, Any], format: str, verdict: str | None) -> tuple[fro
 def _turns(value: Any, name: str, words: Words, shares: bool) -> Left:
     if isinstance(value, str):
         value = _written(value) if name in ("messages", "conversations") else None
-    for turn in value if isinstance(value, list) else (value,):
+    for entry in value if isinstance(value, list) else (value,):
+        turn = spelled(entry)
         if not isinstance(turn, dict) or (len(turn) == 2 and isinstance(turn.get("content") or turn.get("value"), str)):
             continue  # nearly all
         said, who = ("value", turn["from"]) if shares and "from" in turn else ("content", turn.get("role"))

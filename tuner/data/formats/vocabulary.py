@@ -11,27 +11,16 @@ from typing import Any
 from tuner.data.formats import turns
 
 ASKED = (
-    "question", "query", "prompt", "instruction", "input", "problem", "inputs", "user", "human", "task", "title", "source_text", "问题", "提问", "指令", "输入",
+    "question", "query", "prompt", "instruction", "input", "problem", "inputs", "user", "human", "task", "title", "source_text", "patient", "definition", "问题", "提问", "指令", "输入",
 )  # fmt: skip
 SAID = (
     "answer", "response", "output", "completion", "target", "solution", "outputs", "targets", "reply", "assistant", "bot", "gpt", "model_answer",
-    "std_answer", "generation", "summary", "translation", "sql", "code", "回答", "答案", "输出", "回复",
+    "std_answer", "ideal", "expected_output", "gold", "doctor", "highlights", "generation", "summary", "translation", "sql", "code", "回答", "答案", "输出", "回复",
 )  # fmt: skip
 CONTEXT = (
-    "context",
-    "input",
-    "passage",
-    "document",
-    "article",
-    "paragraph",
-    "background",
-    "knowledge",
-    "schema",
-    "table",
-    "evidence",
-    "材料",
-    "上下文",
-)
+    "context", "input", "passage", "document", "article", "paragraph", "background", "knowledge", "schema", "table", "evidence", "selftext",
+    "材料", "上下文", "背景",
+)  # fmt: skip
 SYSTEM = ("system_prompt", "system", "system_message", "sys_prompt", "persona", "系统提示")
 THOUGHT = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "chain_of_thought", "cot", "思考")
 REASONS = ("rationale", "explanation")
