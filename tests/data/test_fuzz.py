@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
+from tuner.data.cuts import Cuts
 from tuner.data.documents import Documents
 from tuner.data.job import Settings
 from tuner.data.job import Source as Described
@@ -64,7 +65,7 @@ def account(path: Path, described: Settings, out: Path) -> list[Source] | None:
     documents = Documents(out / "spill")
     listed = [File(name=path.name, path=path, source=0, label="", apart=False, encoding="auto")]
     try:
-        sources = read(described, listed, documents, takes=[None], seed=0, skip=True, workers=1, say=print)
+        sources = read(described, listed, documents, Cuts(), takes=[None], seed=0, skip=True, workers=1, say=print)
     except DataError as error:
         refused = str(error)
     else:
