@@ -16,18 +16,34 @@ from tuner.data.documents import Documents
 from tuner.data.job import Settings
 from tuner.data.job import Source as Described
 from tuner.data.ledger import Source
-from tuner.data.reading import File, read
+from tuner.data.reading import File, read, surveyed
 from tuner.data.rows import Shape
 from tuner.errors import DataError
 from tuner.schema import Chat
 
 EXAMPLES = 4000 if os.environ.get("TUNER_TEST_ALL") else 120
 WORDS = st.text(max_size=12) | st.sampled_from(
-    ["<|im_end|>", "\u2028", "\ud800", "\x00", "### Human:", "<think>", "</think>", "user", "assistant", "12", "", " "]
+    [
+        "<|im_end|>",
+        "\u2028",
+        "\ud800",
+        "\x00",
+        "### Human:",
+        "<think>",
+        "</think>",
+        "<|im_start|>user\n",
+        "[INST] a [/INST] b",
+        "### Instruction:\na\n### Response:\nb",
+        "user",
+        "assistant",
+        "12",
+        "",
+        " ",
+    ]
 )
 LEAVES = st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | WORDS
 KEYS = st.sampled_from(
-    ["messages", "conversations", "role", "content", "from", "value", "instruction", "input", "output", "history", "system", "prompt", "completion", "text", "tools", "tool_calls", "name", "arguments", "id", "type", "function", "weight", "loss", "chosen", "rejected", "label", "message_id", "parent_id", "message_tree_id", "rank", "replies", "reasoning_content"]
+    ["messages", "conversations", "role", "content", "from", "value", "instruction", "input", "output", "history", "system", "prompt", "completion", "text", "tools", "tool_calls", "name", "arguments", "id", "type", "function", "weight", "loss", "chosen", "rejected", "label", "message_id", "parent_id", "message_tree_id", "rank", "replies", "reasoning_content", "split"]
 )  # fmt: skip
 VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS | WORDS, inner, max_size=5), max_leaves=14)
 SPEECH = st.fixed_dictionaries(
@@ -50,7 +66,7 @@ ROWS = (
             "role": st.sampled_from(["prompter", "assistant"]),
         }
     )
-    | st.fixed_dictionaries({"text": WORDS})
+    | st.fixed_dictionaries({"text": WORDS}, optional={"split": st.sampled_from(["train", "test", ""])})
 )
 
 
@@ -65,7 +81,7 @@ def account(path: Path, described: Settings, out: Path) -> list[Source] | None:
     documents = Documents(out / "spill")
     listed = [File(name=path.name, path=path, source=0, label="", apart=False, encoding="auto")]
     try:
-        sources = read(described, listed, documents, Cuts(), takes=[None], seed=0, skip=True, workers=1, say=print)
+        sources = read(surveyed(described, listed), listed, documents, Cuts(), takes=[None], seed=0, skip=True, workers=1, say=print)
     except DataError as error:
         refused = str(error)
     else:
