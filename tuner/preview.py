@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from tuner.data import files, reading
 from tuner.data.job import NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, Made, Settings
-from tuner.data.ledger import Source, ranked, unread
+from tuner.data.ledger import Source, filled, ranked, unread
 from tuner.data.prepare import Maker
 from tuner.data.rows import Shape
 from tuner.errors import ConfigError
@@ -118,13 +118,14 @@ def preview(
         shown = counted.setdefault(file.label, Source(source=file.label, file=file.name))
         shown.rows += made.read
         shown.not_read(made.unread)
+        shown.nulls.add(made.nulls)
         if "--json" in flags:
             for value in as_json(looks, words):
                 print(json.dumps(value), flush=True)
         else:
             text = as_text(looks, words, painter(coloured), marks=not coloured, ids="--ids" in flags, whole="--all" in flags)
             print(text, flush=True)
-    for line in unread(counted.values(), reading.use(settings, listed)):
+    for line in unread(counted.values(), reading.use(settings, listed)) + filled(counted.values()):
         print(line, file=sys.stderr, flush=True)
     return 0
 

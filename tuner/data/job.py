@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tuner.data import files, rows
 from tuner.data.cuts import Cut
+from tuner.data.nulls import Nulls
 from tuner.schema import Chat
 
 NO_ANSWER = "no assistant turn with text is trained"
@@ -113,6 +114,8 @@ class Made:
     """rows that became several documents, each within length"""
     unread: dict[str, "Unread"] = field(default_factory=dict)
     """by name, what no format reads of the rows that were read"""
+    nulls: Nulls = field(default_factory=Nulls)
+    """of calls and tools: those that a columnar schema filled in, and doubtful ones"""
     places: NDArray[np.int64] = field(default_factory=_none(np.int64))
     """[D] the place of a document's row (or tree) among the job's, from 0"""
     lines: NDArray[np.int32] = field(default_factory=_none(np.int32))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.data.job import EXAMPLES, OUT_OF_REACH, TOO_LONG, Unread
+from tuner.data.nulls import Nulls
 
 FIRST = 10
 """lines that are named for each reason"""
@@ -37,6 +38,9 @@ class Source:
     """by reason: how many rows, and the first lines"""
     unread: dict[str, Unread] = field(default_factory=dict)
     """by name, what no format reads: columns, and keys of turns; most of them texts first"""
+
+    nulls: Nulls = field(default_factory=Nulls)
+    """of calls and tools, by key: those that a columnar schema filled in, and doubtful ones, which are kept"""
 
     def drop(self, reason: str, lines: Sequence[int], why: Sequence[str] = ()) -> None:
         """Count rows that are left out; `why` says more of each."""
@@ -83,7 +87,7 @@ def write(path: Path, sources: Iterable[Source], *, length: int, train: dict[str
     entries = []
     for source in sources:
         assert source.rows == source.kept + source.lost, f"{source.file}: {source.rows} rows, {source.kept} kept, {source.lost} dropped"
-        entries.append(asdict(source) | {"unread": {name: _plain(entry) for name, entry in ranked(source.unread)}})
+        entries.append(asdict(source) | {"unread": {name: _plain(entry) for name, entry in ranked(source.unread)}, "nulls": _sorted(source.nulls)})
     ledger = {"length": length, "cut": cut, "sources": entries, "train": train, "held_out": held_out}
     path.write_text(json.dumps(ledger, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
@@ -98,6 +102,11 @@ def _plain(entry: Unread) -> dict[str, Any]:
 
 
 Use = Callable[[str, Mapping[str, Unread]], str | None]
+
+
+def _sorted(nulls: Nulls) -> dict[str, dict[str, int]]:
+    return {name: dict(sorted(counts.items())) for name, counts in asdict(nulls).items() if counts}
+
 
 NAMED = 4
 """things not read that a line names"""
@@ -122,6 +131,26 @@ def unread(sources: Iterable[Source], use: Use | None = None) -> list[str]:
                 + told(merged.unread, sum(source.rows for source in group), use(label, merged.unread) if use else None)
             )
     return lines
+
+
+def filled(sources: Iterable[Source]) -> list[str]:
+    """A line for each source in whose calls and tools there are nulls that were filled in, or may have been."""
+    groups: dict[str, Nulls] = {}
+    for source in sources:
+        groups.setdefault(source.source, Nulls()).add(source.nulls)
+    lines = []
+    for label, nulls in groups.items():
+        gone = [
+            f"{counts.total():,} {what}" for what, counts in (("arguments of calls", nulls.arguments), ("entries of tools", nulls.tools)) if counts
+        ]
+        said = [f"left out as filled in by a table: null in {' and '.join(gone)} ({_few([*nulls.arguments, *nulls.tools])})"] if gone else []
+        said += [f"kept, as it may be meant: null in {nulls.doubtful.total():,} places ({_few([*nulls.doubtful])})"] if nulls.doubtful else []
+        lines += [f"{label}: {'; '.join(said)}" if label else "; ".join(said)] if said else []
+    return lines
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(sorted(names)[:NAMED]) + (" …" if len(names) > NAMED else "")
 
 
 def told(found: Mapping[str, Unread], rows: int, use: str | None = None) -> str:
@@ -156,7 +185,7 @@ def table(sources: Sequence[Source], use: Use | None = None) -> list[str]:
     widths = [max(len(head), *(len(f"{row[i]:,}") for _, row in counts)) for i, head in enumerate(heads)]
     lines = [f"{'':{wide}}  " + "  ".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
     lines += [f"{name:{wide}}  " + "  ".join(f"{n:>{width},}" for n, width in zip(row, widths, strict=True)) for name, row in counts]
-    return lines + reasons(sources) + unread(sources, use)
+    return lines + reasons(sources) + unread(sources, use) + filled(sources)
 
 
 def reasons(sources: Iterable[Source]) -> list[str]:

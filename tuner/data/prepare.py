@@ -33,6 +33,7 @@ from tuner.data.conversation import (
 from tuner.data.cuts import Cut, cuts_calls
 from tuner.data.formats.unread import is_prose
 from tuner.data.job import NO_ANSWER, NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, Made, Settings, Source, Unread
+from tuner.data.nulls import Nulls, stripped
 from tuner.data.pieces import Batch
 from tuner.data.subsets import OTHER
 from tuner.data.tokenizer import load_vocabulary
@@ -76,7 +77,7 @@ class Maker:
         for unit, samples in self._samples(job, made):
             try:
                 for sample in samples:
-                    unit.parts += [sample] if isinstance(sample, Text) else self.shown(sample, source)
+                    unit.parts += [sample] if isinstance(sample, Text) else self.shown(sample, source, made.nulls)
             except RowError as error:
                 made.bad += [(line, str(error)) for line in unit.lines]
                 continue
@@ -143,14 +144,15 @@ class Maker:
                 else:
                     yield _Unit(place=place, lines=[line]), samples
 
-    def shown(self, sample: Sample, source: Source) -> Iterator[Conversation]:
-        """A conversation as the template gets it: those to train on. Raises RowError."""
+    def shown(self, sample: Sample, source: Source, nulls: Nulls) -> Iterator[Conversation]:
+        """A conversation as the template gets it: those to train on; what a columnar schema filled in is counted in `nulls`. Raises RowError."""
         if isinstance(sample, Preference | Label):
             raise RowError(
                 "the row compares answers (chosen and rejected, or a verdict), which this objective can't train on; data.format=chosen trains on the better one"
             )
         assert isinstance(sample, Conversation)
         mode = self.settings.reasoning
+        sample = stripped(sample, source.shape.facts.filler, nulls)
         conversation = with_system(fill(sample, source.fill), source.system)
         if mode == "strip":
             conversation = without_reasoning(conversation)

@@ -168,6 +168,7 @@ def _account(made: Made, source: Source, path: Path, bad: Refused, long: Refused
     source.truncated += made.truncated
     source.split += made.split
     source.not_read(made.unread)
+    source.nulls.add(made.nulls)
 
 
 Cut = files.Chunk | tuple[rows.Gathered, ...]

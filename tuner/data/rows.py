@@ -10,7 +10,7 @@ How to add a format:
 1. a module in `formats` with a pure function `name(row, …) -> Sample`; it takes what `fields` and `turns` check, raises RowError for what
    it can't take, and never leaves out a part of a row that says something
 2. its line in `_readers`, its version 1 in VERSIONS, its columns in COLUMNS
-3. its keys in `formats/keys`, behind those that say more
+3. its keys in `formats/keys`, behind those that say more; and what it reads of a row in `formats/unread`, so that the rest is named
 4. its word in `data.format` in the schema
 5. a row of it in tests/data/test_formats.py
 """

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from tuner.data import encodings, files, tables
 from tuner.data.chunk import CHUNK
 from tuner.data.conversation import RowError
+from tuner.data.empties import CALLING, Empties
 from tuner.data.formats import preference, templated
 from tuner.data.formats.columns import mapped
 from tuner.data.formats.facts import Facts
@@ -68,6 +69,17 @@ class Watch(Protocol):
 def surveyed(found: Sequence[tuple[Path, str]], shape: Shape) -> Shape:
     """The shape with what the whole source says: its files, each with its encoding. Raises DataError as reading them does."""
     watches = _watches(shape)
+    _pass(found, shape, watches)
+    again: list[Watch] = [second for watch in watches if isinstance(watch, Empties) and (second := watch.then())]
+    if again:
+        _pass(found, shape, again)
+    facts = Facts()
+    for watch in (*watches, *again):
+        facts = watch.tell(facts)
+    return replace(shape, facts=facts)
+
+
+def _pass(found: Sequence[tuple[Path, str]], shape: Shape, watches: Sequence["Watch"]) -> None:
     get = mapped(shape.columns) if shape.columns else None
     for file, encoding in found:
         for chunk in _chunks(file, encoding, shape.letters, watches):
@@ -84,10 +96,6 @@ def surveyed(found: Sequence[tuple[Path, str]], shape: Shape) -> Shape:
                     continue
                 for watch in wanting:
                     watch.see(row)
-    facts = Facts()
-    for watch in watches:
-        facts = watch.tell(facts)
-    return replace(shape, facts=facts)
 
 
 def told(shape: Shape) -> str:
@@ -107,7 +115,8 @@ def told(shape: Shape) -> str:
 
 
 def _watches(shape: Shape) -> list[Watch]:
-    watches: list[Watch] = [Verdicts(shape.columns)] if shape.format in ("auto", "chosen", "label") else []
+    watches: list[Watch] = [Empties(shape)] if shape.format in CALLING else []
+    watches += [Verdicts(shape.columns)] if shape.format in ("auto", "chosen", "label") else []
     watches += [Templates(shape.columns)] if shape.format in ("auto", "chosen") else []
     return watches + ([Subsets(shape.split)] if shape.split != "all" else [])
 
@@ -143,6 +152,8 @@ def _could(file: Path, encoding: str, words: Sequence[bytes]) -> bool:
 
 
 def _wants(watch: Watch, lines: bytes) -> bool:
+    if isinstance(watch, Empties) and not watch.wants(lines):
+        return False
     return _holds(lines, watch.words()) and (not watch.beside() or _holds(lines, watch.beside()))
 
 

@@ -25,9 +25,10 @@ DOCUMENTS = frozenset((
     "category", "tags", "version", "domain", "api_name", "tool_name", "notes", "note",
 ))  # fmt: skip
 """what says something about a function; the template writes it with the tool"""
+WRAPPER = frozenset(("type", "function", "strict"))
 NAMES = ("name", "tool_name", "function_name")
 ARGUMENTS = ("arguments", "parameters", "args", "input", "kwargs", "params", "tool_input", "tool_args", "tool_arguments")
-IDS = ("id", "call_id", "tool_call_id", "tool_use_id")
+IDS = ("call_id", "tool_call_id", "tool_use_id", "id")
 KINDS = (None, "function", "tool_call", "tool_use", "function_call")
 INNER = ("function", "functionCall", "function_call")
 BESIDE = frozenset((*IDS, "type", "index"))
@@ -94,11 +95,11 @@ def _tool(value: Any, key: str) -> Any:
     if inner is not None or kind != "function":
         if kind != "function" or not isinstance(inner, Mapping):
             raise RowError(f'{key} has an entry of the type {told(kind)}; expected is {{"type": "function", "function": {{"name": …}}}}')
-        _refuse(value, frozenset(("type", "function", "strict")), f"the tool {_name(inner, key)!r}")
+        _refuse(value, WRAPPER, f"the tool {_name(inner, key)!r}")
         function = _function(inner, key)
-        if function is inner and "type" in value and None not in value.values():
+        if function is inner and "type" in value and value.keys() <= WRAPPER:
             return value
-        return {"type": "function"} | {name: function if name == "function" else part for name, part in value.items() if part is not None}
+        return {"type": "function"} | {name: function if name == "function" else part for name, part in value.items() if name in WRAPPER - {"type"}}
     return {"type": "function", "function": {name: part for name, part in _function(value, key).items() if name not in ("type", "function")}}
 
 
@@ -148,15 +149,13 @@ def call(value: Any) -> Call:
     """One call, in any of the forms. Raises RowError."""
     if not isinstance(value, Mapping):
         raise RowError(f'a call must be an object {{"name", "arguments"}}, and this is {told(value)}')
-    kind = value.get("type")
-    if kind not in KINDS:
-        raise RowError(f"a call of the type {told(kind)}; only those of functions can be taken")
-    id_ = next((value[key] for key in IDS if value.get(key) is not None), None)
+    id_ = _id(value)
     inner = next((key for key in INNER if value.get(key) is not None), None)
     if inner is not None and isinstance(value[inner], Mapping):
         _refuse(value, BESIDE | {inner}, f"a call of {quoted(_name(value[inner], 'a call'))}")
         value = value[inner]
-        id_ = next((value[key] for key in IDS if value.get(key) is not None), None) if id_ is None else id_
+        inside = _id(value)
+        id_ = inside if id_ is None else id_
     elif inner == "function" and isinstance(value["function"], str):
         value = {"name": value["function"]} | {key: part for key, part in value.items() if key != "function"}
     elif inner is not None:
@@ -165,7 +164,16 @@ def call(value: Any) -> Call:
     _refuse(value, CALL, f"a call of {quoted(name)}")
     if len(names := [key for key in NAMES if value.get(key) is not None]) > 1:
         raise RowError(f"a call of {quoted(name)} has both {names[0]} and {names[1]}, and one of them is expected")
-    return Call(name=name, arguments=_arguments(value, name), id=None if id_ is None else text(id_, "the id of a call"))
+    return Call(name=name, arguments=_arguments(value, name), id=id_)
+
+
+def _id(value: Mapping[str, Any]) -> str | None:
+    """The id of a call, by which its answer refers to it, and not that of the entry. Raises RowError, also where something else is beside it."""
+    if not isinstance(kind := value.get("type"), str | None) or kind not in KINDS:
+        raise RowError(f"a call of the type {told(kind)}; only those of functions can be taken")
+    if not isinstance(index := value.get("index"), int | None):
+        raise RowError(f"the index of a call must be a number, and this is {told(index)}")
+    return next(iter([text(value[key], "the id of a call") for key in IDS if value.get(key) is not None]), None)
 
 
 def _arguments(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
