@@ -32,6 +32,7 @@ PROSE = {
     "Question, answer\nOne, two, three\nOnce\n": "h.txt",
     "He came, he saw\nand left, too\n": "i.txt",
     "# Title\n\nOnce upon a time.\n": "story.MD",
+    '{\n "name": "x",\n "version": 1\n}\n': "settings.txt",
 }
 
 
@@ -101,7 +102,9 @@ def test_a_broken_row_is_one_bad_row_where_the_name_or_the_others_say_rows(tmp_p
 
 
 def test_rows_as_python_prints_them_are_no_prose(tmp_path: Path) -> None:
-    assert list(reasons(read(write(tmp_path / "a.txt", "".join(f"{row}\n" for row in ROWS))))) == list(range(1, len(ROWS) + 1))
+    found = reasons(read(write(tmp_path / "a.txt", "".join(f"{row}\n" for row in ROWS))))
+    assert list(found) == list(range(1, len(ROWS) + 1))
+    assert all(reason.endswith("this is how Python prints it, and json.dumps writes JSON") for reason in found.values())
 
 
 def test_a_table_that_is_called_json_and_has_names_of_its_own_is_refused(tmp_path: Path) -> None:
@@ -156,6 +159,12 @@ def test_an_object_whose_rows_cant_be_told_is_refused_by_its_keys(tmp_path: Path
 def test_a_row_that_is_alone_in_its_file_stays_a_row(tmp_path: Path, row: Any, indent: int | None) -> None:
     for name in ("a.json", "a.jsonl", "a.txt"):
         assert read(write(tmp_path / name, json.dumps(row, indent=indent))) == [(1, row)]
+
+
+def test_rows_of_turns_may_be_under_a_key_that_rows_have_too(tmp_path: Path) -> None:
+    for key in ("conversations", "messages", "data"):
+        rows = [{"messages": turns} for turns in TURNS]
+        assert [row for _, row in read(write(tmp_path / "a.json", json.dumps({key: rows})))] == rows
 
 
 def test_an_object_that_is_larger_than_a_chunk_is_read_in_pieces(tmp_path: Path) -> None:

@@ -106,6 +106,8 @@ def test_thoughts_and_tools_of_a_text_stay_where_they_were() -> None:
         ("<s>[INST] Q [/INST] [TOOL_CALLS] [{}]</s>", r"a turn of the assistant holds \[TOOL_CALLS\], which Llama 2 or Mistral writes"),
         ("<|im_start|>user\nQ <|fim_prefix|><|im_end|>\n<|im_start|>assistant\nA<|im_end|>", r"a turn of the user holds <\|fim_prefix\|>"),
         ("<|fim_prefix|>a<|fim_suffix|>b", r"begins with <\|fim_prefix\|>, a mark of no template that is known; data\.format=text"),
+        (WRITTEN["chatml"][0] * 2, "the same system prompt stands twice, so these are several conversations"),
+        (WRITTEN["llama 3"][0] * 2, r"<\|begin_of_text\|>, which begins a text, stands in the middle, so these are several"),
         ("Once upon a time.", r"begins with no mark of a chat template \('Once upon a time\.'\)"),
         ("<|start|>user<|message|>Q<|end|><|start|>assistant<|channel|>commentary<|message|>{}<|call|>", "holds|channel 'commentary'"),
     ],
@@ -165,10 +167,10 @@ def test_where_most_texts_begin_so_they_are_conversations(tmp_path: Path) -> Non
     for values, wanted in (([chat, chat, plain], Conversation), ([chat, plain, plain], Text), ([chat, plain], Text)):
         shape = surveyed(tmp_path, values)
         assert kinds([chat, plain], shape) == [wanted, Text]
-        assert survey.told(shape).startswith(f"{values.count(chat)} of {len(values)} texts begin as a chat template")
+        assert survey.told(shape)[0].startswith(f"{values.count(chat)} of {len(values)} texts begin as a chat template")
     assert kinds([chat], surveyed(tmp_path, [chat], format="text")) == [Text]
     assert kinds([chat], Shape(format="templated")) == [Conversation]
-    assert survey.told(surveyed(tmp_path, [plain])) == ""
+    assert survey.told(surveyed(tmp_path, [plain])) == []
     with pytest.raises(RowError, match="begins with no mark"):
         rows.read({"text": "Never <|im_start|>"}, surveyed(tmp_path, [chat]))
     many = [chat] * 5 + [{"text": "plain " * 30_000}] * 12  # in chunks of their own
@@ -176,6 +178,15 @@ def test_where_most_texts_begin_so_they_are_conversations(tmp_path: Path) -> Non
     assert surveyed(tmp_path, many).facts.templated == (5, 17)
     renamed = [{"body": chat["text"]}, {"body": chat["text"]}]
     assert kinds(renamed, surveyed(tmp_path, renamed, columns={"text": "body"})) == [Conversation, Conversation]
+
+
+@pytest.mark.parametrize("text", ["Once.</s>", "<s>Once.", "Once.<|endoftext|>\n", "<bos>Once.<eos>", "<|begin_of_text|>Once."])
+def test_a_special_token_that_is_written_out_in_a_text_is_said(tmp_path: Path, text: str) -> None:
+    shape = surveyed(tmp_path, [{"text": text}, {"text": "Twice."}])
+    assert kinds([{"text": text}], shape) == [Text]
+    (line,) = survey.told(shape)
+    assert line.startswith(f"1 of 2 texts begin or end with a special token written out, such as {shape.facts.spelled[1]}, which is trained letter")
+    assert shape.facts.spelled[1] in text
 
 
 @pytest.mark.parametrize("column", ["content", "formatted", "conversation", "prompt"])
@@ -223,7 +234,7 @@ def test_a_question_that_a_template_wrote_is_read_with_its_answer(
     assert isinstance(found, Conversation)
     assert [(message.role, message.content) for message in found.messages] == turns
     assert [message.trained for message in found.messages] == [False] * (len(turns) - 1) + [True]
-    assert survey.told(shape).startswith("2 of 2 questions begin as a chat template")
+    assert survey.told(shape)[0].startswith("2 of 2 questions begin as a chat template")
     assert rows.remains(row, shape) == {}
     plain = {keys[0]: "q", keys[1]: "a"}
     (other,) = rows.read(row, surveyed(tmp_path, [row, plain, plain]))

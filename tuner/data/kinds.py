@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from tuner.data import lists, wrapped
+from tuner.data.conversation import RowError
 from tuner.data.formats import templated
 from tuner.data.formats import text as guanaco
-from tuner.data.formats.vocabulary import ABOUT, SAYING
+from tuner.data.formats.keys import sniff
+from tuner.data.formats.vocabulary import ABOUT, SAYING, is_pair
 from tuner.errors import DataError
 
 Opened = Callable[[], IO[bytes]]
@@ -65,6 +67,8 @@ def kind_of(name: str, opened: Opened, file: Path, letters: bool) -> Kind:
     if name.endswith(JSON):
         return _named_json(opened, file, letters)
     rows = _json(opened, file) or _table(opened)
+    if rows and rows.of == "object" and name.endswith(PROSE) and not _is_row(opened):
+        rows = None  # such as settings, in a text about them
     if letters:
         return rows if rows and _has_text(opened, file, rows) else Kind(of="letters")
     if rows:
@@ -127,6 +131,18 @@ def _json(opened: Opened, file: Path) -> Kind | None:
     if key := wrapped.key_of(held, file):
         return Kind(of="under", key=key, note=wrapped.note(held, key))
     return Kind(of="lines") if isinstance(values[0], dict) else Kind(of="object")
+
+
+def _is_row(opened: Opened) -> bool:
+    """Whether the object that a text is may be a row: it has the keys of a known format, a question and an answer, or a list of objects."""
+    with closing(opened()) as stream:
+        row, _ = lists.first(stream)
+    if is_pair(row) or any(isinstance(value, list) and any(isinstance(one, dict) for one in value) for value in row.values()):
+        return True
+    try:
+        return bool(sniff(row))
+    except RowError:
+        return False
 
 
 def _has_text(opened: Opened, file: Path, rows: Kind) -> bool:

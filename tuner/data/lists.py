@@ -55,7 +55,8 @@ def why(error: Exception) -> str:
     """Why a text is no row, in words."""
     match error:
         case JSONDecodeError():
-            return f"no valid JSON ({error.msg} at column {error.colno})"
+            python = "; this is how Python prints it, and json.dumps writes JSON" if error.doc[error.pos : error.pos + 1] == "'" else ""
+            return f"no valid JSON ({error.msg} at column {error.colno}){python}"
         case RepeatedKey():
             return f"an object has the key {error.args[0]!r:.60} twice, and one of the two would be lost"
         case UnicodeDecodeError():

@@ -221,8 +221,8 @@ def use(settings: Settings, listed: Sequence[File]) -> Use:
 def notes(settings: Settings, listed: Sequence[File]) -> list[str]:
     """What is to be said of each source as a whole."""
     labels = {file.source: file.label for file in reversed(listed)}
-    said = [(labels.get(number, ""), survey.told(source.shape)) for number, source in enumerate(settings.sources)]
-    return [f"{label}: {line}" if label else line for label, line in said if line]
+    said = [(labels.get(number, ""), line) for number, source in enumerate(settings.sources) for line in survey.told(source.shape)]
+    return [f"{label}: {line}" if label else line for label, line in said]
 
 
 def draws(settings: Settings, listed: Sequence[File], takes: Sequence[int | float | None], seed: int) -> list[NDArray[np.int64] | None]:

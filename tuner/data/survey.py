@@ -33,6 +33,9 @@ ASKED = ("question", "query", "input")
 """columns of questions, beside those of the formats, as sets call them"""
 MARKS: tuple[bytes, ...] = (
     b"<|", b"###", b"\\u003c", b"User: ", b"Human: ", b"USER:", b"[INST]", b"[SYSTEM_PROMPT]", b"[|", b"GPT4", "<｜".encode(), b"\\uff5c",
+    b"</s>",
+    b"<eos>",
+    b"<s>",
     b"<start_of_turn>", b"<reserved_10", b"<AI>", b"<human>",
 )  # fmt: skip
 """what is in the marks of chat templates (formats/templated), also as JSON may spell it"""
@@ -98,20 +101,26 @@ def _pass(found: Sequence[tuple[Path, str]], shape: Shape, watches: Sequence["Wa
                     watch.see(row)
 
 
-def told(shape: Shape) -> str:
+def told(shape: Shape) -> list[str]:
     """What is to be said of what was found; mostly nothing."""
+    facts, lines = shape.facts, list[str]()
     for what, (marked, many), read, otherwise in (
-        ("texts", shape.facts.templated, shape.facts.chats, "data.format=text trains"),
-        ("questions", shape.facts.opened, shape.facts.continues, "data.format=prompt or alpaca trains"),
+        ("texts", facts.templated, facts.chats, "data.format=text trains"),
+        ("questions", facts.opened, facts.continues, "data.format=prompt or alpaca trains"),
     ):
-        if not marked:
-            continue
         found = f"{marked:,} of {many:,} {what} begin as a chat template writes a conversation"
-        if read:
-            return f"{found}, and are read as one; {otherwise} them letter by letter"
-        more = ". data.format=templated reads all as conversations" if what == "texts" else ""
-        return f"{found}; as most don't, they are trained letter by letter{more}"
-    return ""
+        if marked and read:
+            lines.append(f"{found}, and are read as one; {otherwise} them letter by letter")
+        elif marked:
+            more = ". data.format=templated reads all as conversations" if what == "texts" else ""
+            lines.append(f"{found}; as most don't, they are trained letter by letter{more}")
+    if facts.spelled[0]:
+        many, token = facts.spelled
+        lines.append(
+            f"{many:,} of {facts.templated[1]:,} texts begin or end with a special token written out, such as {token}, which is trained letter by "
+            "letter; the tokens that begin and end a text are put there without it, so remove it"
+        )
+    return lines
 
 
 def _watches(shape: Shape) -> list[Watch]:
@@ -214,7 +223,7 @@ class Templates:
     """Plain texts, and questions with their answers; and how many of each begin as a chat template does."""
 
     def __init__(self, columns: Mapping[str, str]) -> None:
-        self._texts, self._pairs = (0, 0), (0, 0)
+        self._texts, self._pairs, self._spelled = (0, 0), (0, 0), (0, "")
         read = {"text", *(asked for asked, _ in templated.PAIRS.values()), *ASKED}
         self._heads = {*read, *(place.partition(".")[0] for ours, place in columns.items() if ours in read and "{" not in place)}
         self._beside = [f'"{name}"'.encode() for name in self._heads]
@@ -246,13 +255,16 @@ class Templates:
         except RowError:
             return
         if format == "text" and isinstance(found := placed["text"], str) and found.strip():
-            self._texts = (self._texts[0] + templated.is_marked(found), self._texts[1] + 1)
+            marked = templated.is_marked(found)
+            self._texts = (self._texts[0] + marked, self._texts[1] + 1)
+            if not marked and (token := templated.spelled(found)):
+                self._spelled = (self._spelled[0] + 1, self._spelled[1] or token)
         elif format in templated.PAIRS:
             self._pairs = (self._pairs[0] + (templated.pair_of(placed, format) is not None), self._pairs[1] + 1)
 
     def tell(self, facts: Facts) -> Facts:
         """The counts."""
-        return replace(facts, templated=self._texts, opened=self._pairs)
+        return replace(facts, templated=self._texts, opened=self._pairs, spelled=self._spelled)
 
 
 def _is_verdict(name: str, values: set[str]) -> bool:

@@ -28,13 +28,15 @@ class Held:
     """key → what its value is, in words, of all others"""
     texts: set[str] = field(default_factory=set)
     """keys of texts"""
+    deep: set[str] = field(default_factory=set)
+    """keys of lists whose objects hold turns, so that each is a row"""
     columns: int = 0
     """keys whose values are lists of anything else, or objects"""
 
     @property
     def is_row(self) -> bool:
         """Whether the object is a row itself."""
-        keys = (self.lists.keys() | self.beside.keys()) - self.texts
+        keys = (self.lists.keys() | self.beside.keys()) - self.texts - self.deep
         return bool(keys & OF_A_ROW) or "text" in self.texts or not any(map(self.texts.isdisjoint, PAIR))
 
 
@@ -58,12 +60,14 @@ def look(stream: IO[bytes], file: Path) -> Held | None:
 
 
 def _list(window: Window, file: Path, key: str, held: Held) -> None:
-    count, objects = 0, 0
+    count, objects, deep = 0, 0, False
     for value, _ in inside(window, file):
         count += 1
+        deep |= isinstance(value, dict) and any(isinstance(value.get(turns), list) for turns in LISTS)
         objects += not isinstance(value, str | int | float | list | None) and not is_turn(value)
     if count and objects == count:
         held.lists[key] = count
+        held.deep |= {key} if deep else set()
     else:
         held.beside[key] = f"a list of {count}"
         held.columns += 1

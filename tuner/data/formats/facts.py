@@ -15,6 +15,8 @@ class Facts:
     """of so many plain texts as the second, how many begin as a chat template does"""
     opened: tuple[int, int] = (0, 0)
     """the same of the questions of pairs, up to where the assistant goes on"""
+    spelled: tuple[int, str] = (0, "")
+    """how many plain texts that are trained letter by letter begin or end with a special token written out, and one such token"""
     split: str | None = None
     """the column that says of which split a row is, where rows that are wanted stand beside others"""
 

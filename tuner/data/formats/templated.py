@@ -32,6 +32,8 @@ START = r"(?:\s|<s>|<\|begin_of_text\|>|<bos>|<BOS_TOKEN>|<\|startoftext\|>|<\|e
 """what may stand before the first turn, and between turns that are ended"""
 CLOSED = re.compile(rf"(?:{START}|</s>|<eos>|<\|end_of_text\|>|<\|eot_id\|>|<\|end\|>|<｜end▁of▁sentence｜>|<EOS_TOKEN>|\[EOS\])*")
 """all that may stand behind the end of a turn"""
+FIRST = re.compile(r"<\|begin_of_text\|>|<bos>|<BOS_TOKEN>|<\|startoftext\|>|<｜begin▁of▁sentence｜>(?!<｜User｜>)|\[gMASK\]")
+"""what a text has once, but for DeepSeek's, which some write before each question"""
 FINAL = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<EOS_TOKEN>", "<｜end▁of▁sentence｜>")
 """what ends a text, and with it its last turn"""
 MARK = re.compile(
@@ -108,6 +110,7 @@ FORMS = (
     ),
 )  # fmt: skip
 BEGIN = re.compile(START)
+BEGINS = ("<s>", "<|begin_of_text|>", "<bos>", "<BOS_TOKEN>", "<|endoftext|>", "<｜begin▁of▁sentence｜>")
 
 
 def form_of(value: Any) -> Form | None:
@@ -136,6 +139,12 @@ def is_whole(value: str) -> bool:
         return any(message.trains for message in templated({"text": value}).messages)
     except RowError:
         return False
+
+
+def spelled(value: str) -> str:
+    """The token that ends or begins a text, written out at its end or begin; empty where there is none."""
+    end = value.rstrip()
+    return next((token for token in FINAL if end.endswith(token)), "") or next((token for token in BEGINS if value.startswith(token)), "")
 
 
 def holds(value: Any) -> bool:
@@ -209,6 +218,9 @@ def continued(row: Mapping[str, Any], words: Words = ROLES) -> Conversation:
 def _sound(form: Form, messages: Iterable[Message]) -> list[Message]:
     """The messages, none of which holds a mark. Raises RowError."""
     found = list(messages)
+    systems = [message.content for message in found if message.role == "system"]
+    if len(set(systems)) < len(systems):
+        raise RowError("the same system prompt stands twice, so these are several conversations in one text; each is to be a row of its own")
     for message in found:
         if mark := MARK.search(message.content):
             raise RowError(
@@ -233,6 +245,8 @@ def _turns(found: str, form: Form, words: Words) -> Iterator[tuple[str, str, str
     """(role, channel, text) of each turn."""
     at = _begin(found)
     heads = _heads(found, form, at, words)
+    if again := FIRST.search(found, heads[0].end()):
+        raise RowError(f"{again[0]}, which begins a text, stands in the middle, so these are several conversations in one text; each is to be a row")
     if before := found[at : heads[0].start()].strip():
         if not form.leads:
             raise RowError(f"the text must begin with a turn, as {form.name} writes it, and {quoted(before)} stands before the first")
