@@ -1,12 +1,16 @@
-"""What there is to choose from: the options of each group, each with the first line of its YAML."""
+"""What there is to choose from: the options of each group, each with the first line of its YAML; and whose chat template a tokenizer's is."""
 
 import json
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from tuner.config import conf_dir, load_yaml, options
 from tuner.errors import ConfigError
+from tuner.freeze import freeze
 from tuner.line import GROUPS
 from tuner.nearest import nearest
+from tuner.schema import Chat
 
 PLURALS = {
     "models": "model",
@@ -23,6 +27,18 @@ def file_of(group: str, option: str, extra: Path | None) -> Path:
     """The YAML that an option is composed from."""
     own = extra / group / f"{option}.yaml" if extra else None
     return own if own and own.exists() else conf_dir() / group / f"{option}.yaml"
+
+
+@cache
+def vendors() -> Mapping[str, str]:
+    """Digest of a vendor's own Jinja (tuner.data.choice) → the option of model/chat that writes the same."""
+    return {str(digest): str(option) for digest, option in load_yaml(conf_dir() / "vendors.yaml").items()}
+
+
+@cache
+def chat_of(option: str) -> Chat:
+    """A chat template of the catalogue."""
+    return freeze({"model": {"chat": load_yaml(conf_dir() / "model" / "chat" / f"{option}.yaml")}}, whole=False).model.chat
 
 
 def about(file: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tuner.errors import ConfigError
 from tuner.models.files import ADAPTER_FILES
-from tuner.plan import Step, plan
+from tuner.plan import Step, plan, recalled
 from tuner.runs import Run, find_run, store_of
 from tuner.schema import Chat, Config
 from tuner.stages import STAGES
@@ -32,6 +32,7 @@ def inherit(config: Config) -> Config:
         )
     _refuse_cycle(parent, Path(config.root))
     theirs = load(parent)
+    theirs = recalled(theirs, STAGES, store_of(theirs), parent)
     steps = {step.stage.name: step for step in plan(replace(theirs, until="merge"), STAGES, store_of(theirs), parent, pinned=True)}
     adapter, base = None, _made(steps["fetch_model"], parent)
     if theirs.algo.adapter == "none":

@@ -64,6 +64,9 @@ def execute(
         shown: set[str] = set()
         while True:
             steps = plan(config, stages, store, run, hashing=say, pinned=pinned)
+            for line in [step.told for step in steps if step.told and not step.unresolved and step.artifact and step.told not in shown]:
+                shown.add(line)
+                say(f"  {line}")
             for step in steps:
                 if step.to_do or not _linked(step, store, run):
                     break

@@ -53,6 +53,8 @@ class Step:
     """what it goes on from, when that is another artifact than its own"""
     unresolved: bool = False
     """a reference to a hub has to be looked up first"""
+    told: str = ""
+    """what its files have decided that the config left open, in words"""
 
     @property
     def key(self) -> str | None:
@@ -122,14 +124,27 @@ def plan(
     recipe since, and never holds work on those stages.
     """
     steps: dict[str, Step] = {}
+    if pinned:
+        config = recalled(config, stages, store, run)
     again = made_from(stages, redo) if redo else set()
     fixed = trained(stages) if pinned else set()
     for stage in requested(stages, config.until):
         step = _linked(stage, config, store, run) if stage.name in fixed else _look(stage, config, steps, store, run, hashing, pinned)
+        if any(stage.name in later.upstream for later in requested(stages, config.until)):
+            settled = stage.settle(config, step.input().dir if step.artifact else None)
+            config, step = settled.config, replace(step, told=settled.told)
         if stage.name in again and step.state in ("done", "continue"):
             step = replace(step, state="run", why=f"redo={redo}", artifact=None, replaces=True)
         steps[stage.name] = step
     return _needed(list(steps.values()), targets(stages, config.until))
+
+
+def recalled(config: Config, stages: Sequence[Stage], store: Store, run: Run) -> Config:
+    """The config with what it left open as the artifacts of a run have it, whatever would be found now."""
+    for stage in stages:
+        if found := store.find(run.key(stage.name) or "-"):
+            config = stage.recall(config, found.manifest["origin"])
+    return config
 
 
 def trained(stages: Sequence[Stage]) -> set[str]:

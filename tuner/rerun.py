@@ -13,7 +13,7 @@ from tuner.freeze import freeze, thaw
 from tuner.line import GROUPS
 from tuner.nearest import nearest
 from tuner.pipeline import execute
-from tuner.plan import named, plan, trained
+from tuner.plan import named, plan, recalled, trained
 from tuner.runs import Run, run_digest, run_name, store_of
 from tuner.schema import Config
 from tuner.stage import leaves
@@ -121,7 +121,7 @@ def to_talk_with(run: Run, words: Sequence[str], tell: Callable[[str], None], ex
         run = rerun(run, kept, "convert", tell, extra)
     ours = replace(load(run), until="fetch")
     model = next(step for step in plan(ours, STAGES, store_of(ours), run, pinned=True) if step.stage.name == "fetch_model")
-    return run, config, model.input().dir if model.artifact else None
+    return run, recalled(config, STAGES, store_of(ours), run), model.input().dir if model.artifact else None
 
 
 def _called(before: Config, after: Config) -> str:

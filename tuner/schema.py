@@ -102,6 +102,8 @@ class Chat:
     """which turns show that: all, those after the last user turn, or only the last turn of a conversation"""
     jinja: bool = of_text(default=False, left_out=False)
     """take the tokenizer's own Jinja template, and of all above only `default_system`"""
+    auto: bool = of_text(default=False, left_out=False)
+    """take what the tokenizer says (tuner.data.choice), and of all above only `default_system`; stages see what that was found to be"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -29,6 +29,7 @@ def plan_text(steps: Sequence[Step], config: Config, run: Run) -> str:
     for step in steps:
         state = f"continue {step.why}" if step.state == "continue" else f"wait ({step.why})" if step.state == "wait" else step.state
         lines.append(f"  {step.stage.name:<12} {state:<18} {step.why if step.state not in ('continue', 'wait') else ''}".rstrip())
+    lines += [f"  {step.told}" for step in steps if step.told]
     if config.model.licence and any(step.stage.name == "fetch_model" and step.to_do for step in steps):
         lines.append(f"  {config.model.repo}: {config.model.licence}")
     if facts := estimate(steps, config):
@@ -41,7 +42,10 @@ def plan_text(steps: Sequence[Step], config: Config, run: Run) -> str:
 def plan_json(steps: Sequence[Step], config: Config, run: Run) -> str:
     """The plan for machines."""
     stages = [{"name": s.stage.name, "state": s.state, "why": s.why, "fingerprint": s.fingerprint} for s in steps]
-    return json.dumps({"run": str(run.dir), "stages": stages, "estimate": estimate(steps, config)}, ensure_ascii=False, indent=1)
+    told = [step.told for step in steps if step.told]
+    return json.dumps(
+        {"run": str(run.dir), "stages": stages, **({"told": told} if told else {}), "estimate": estimate(steps, config)}, ensure_ascii=False, indent=1
+    )
 
 
 def estimate(steps: Sequence[Step], config: Config) -> dict[str, str]:

@@ -93,6 +93,15 @@ class Choice:
     """puts that step into an empty directory, out of the reach of whoever goes on building; raises OSError when it went away"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """A config in which a stage's artifact has decided what it left open."""
+
+    config: Config
+    told: str = ""
+    """what was found, for the person; empty where nothing was open"""
+
+
 def _nothing(_config: Any) -> Any:
     return {}
 
@@ -134,6 +143,10 @@ class Stage:
     """for a stage that goes on from what a killed one left: how far a partial directory is (`step 120`), or None"""
     growth: Growth | None = None
     choice: Choice | None = None
+    settle: Callable[[Config, Path | None], Settled] = lambda config, _: Settled(config=config)
+    """what the config leaves open and the files of this stage decide, for the stages after it; None where they are not here yet. Raises ConfigError"""
+    recall: Callable[[Config, Mapping[str, Any]], Config] = lambda config, _: config
+    """the same, as an artifact of this stage has it in its origin"""
     by_content: bool = False
     """the stages after it key on the digest of its files, wherever they came from; otherwise on its fingerprint"""
     product: Callable[[View], bool] = lambda _: False

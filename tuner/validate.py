@@ -13,7 +13,7 @@ from tuner import inits, zero
 from tuner.errors import ConfigError
 from tuner.nearest import nearest
 from tuner.pins import HUBS
-from tuner.schema import Algo, Config, Data, Model, Part
+from tuner.schema import Algo, Chat, Config, Data, Model, Part
 from tuner.stage import leaves
 
 UNTIL = ("fetch", "tokenize", "train", "convert", "merge", "evaluate")
@@ -140,6 +140,13 @@ def _model(model: Model) -> list[str]:
             problems.append(
                 f"model.repo is {repo!r}, which is no name of a repository, such as org/name. For a directory write model=local model.path=DIR."
             )
+    if model.chat.auto and (
+        said := [f.name for f in fields(Chat) if f.name not in ("auto", "default_system") and getattr(model.chat, f.name) != getattr(Chat(), f.name)]
+    ):
+        problems.append(
+            f"model.chat.{said[0]} is set, and model/chat=auto takes a template as it is, whichever the tokenizer goes with: name the one to change, "
+            "such as model/chat=chatml."
+        )
     if twice := sorted({token for token in model.new_tokens if model.new_tokens.count(token) > 1}):
         problems.append(f"model.new_tokens names {twice[0]!r} twice.")
     if any(not token.strip() for token in model.new_tokens):

@@ -42,10 +42,11 @@ def preview_one(config: Config, words: Sequence[str], flags: Collection[str]) ->
         to_stderr(line)
 
     steps = {step.stage.name: step for step in plan(config, STAGES, store_of(config), execute_config(config, say))}
-    for line in notes(View(config, "fetch_data")):
+    settled = fetch_model.settle(config, steps["fetch_model"].input().dir)
+    for line in [*notes(View(config, "fetch_data")), *([settled.told] if settled.told else [])]:
         if line not in said:
             to_stderr(f"  {line}")
-    view = View(config, "tokenize")
+    view = View(settled.config, "tokenize")
     return preview(
         tokenize.settings_of(view, steps["fetch_model"].input().dir),
         tokenize.listed_files(view, steps["fetch_data"].input().files),

@@ -28,7 +28,7 @@ from tuner.schema import Chat
 
 YAML = ROOT / "conf" / "model" / "chat"
 VENDORS = Path(__file__).parent / "vendors"
-NAMES = sorted(file.stem for file in YAML.glob("*.yaml") if file.stem != "tokenizer")
+NAMES = sorted(file.stem for file in YAML.glob("*.yaml") if file.stem not in ("tokenizer", "auto"))
 REAL = {
     "internlm2": "internlm2",
     "internlm2_hf_fast": "internlm2",

@@ -60,6 +60,8 @@ def compile_template(chat: Any, vocabulary: Vocabulary) -> Template:
 
     Raises ConfigError when the template contradicts itself, and DataError when a special token of it is not one id of the tokenizer.
     """
+    if chat.auto:
+        raise ValueError("model/chat=auto was not settled: a stage gets the template that was found")
     if chat.jinja:
         from tuner.data.borrowed import borrow
 

@@ -4,7 +4,7 @@ A tokenizer may write a space before a text, or not, by where the text stands, s
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from tuner.data import prefix
+from tuner.data.choice import own_template
 from tuner.data.families import RESERVE
 from tuner.data.foreign import convert, foreign_file, pieces
 from tuner.errors import DataError
@@ -78,7 +79,7 @@ def load_vocabulary(directory: Path) -> Vocabulary:
         begin = (id_,)
     return Vocabulary(
         tokenizer=tokenizer, later=later, inner=inner, bos=_by_id(tokenizer, begin[0]) if begin else None, begin=begin, eos=eos, names=names,
-        declared=_declared(settings), template=_template(directory, settings), repaired=not file.is_file(),
+        declared=_declared(settings), template=own_template(directory, settings), repaired=not file.is_file(),
     )  # fmt: skip
 
 
@@ -201,19 +202,3 @@ def _declared(settings: Mapping[str, Any]) -> dict[str, int]:
         for id_, token in entries
         if id_.isdecimal() and len(id_) < 10 and (name := _name(token)) and isinstance(token, dict) and token.get("special")
     }
-
-
-def _template(directory: Path, settings: Mapping[str, Any]) -> str | None:
-    file = directory / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    return next(_templates(settings.get("chat_template")), None)
-
-
-def _templates(value: Any) -> Iterator[str]:
-    """The template; of several named ones the default."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        named = {str(entry.get("name")): entry.get("template") for entry in value if isinstance(entry, dict)}
-        yield from _templates(named.get("default") or next(iter(named.values()), None))

@@ -3,6 +3,7 @@
 Standard library only at the top: a plan asks for what it costs.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner import pins
+from tuner.data import choice
 from tuner.errors import DataError
 from tuner.models import hub_cache, quantised, repository, unquantised
 from tuner.models.files import INDEX, parse_config
@@ -75,6 +77,7 @@ def look_up(
         check_names(chosen)
         by_path = {remote.path: remote for remote in listing.files}
         found, method = None, None
+        template = choice.by_template(_template({name: by_path[name] for name in chosen}, read))
         if "config.json" in chosen:
             config = parsed(read(by_path["config.json"]), f"config.json of {repo}")
             check_config(config)
@@ -87,8 +90,19 @@ def look_up(
             where = hub_cache.huggingface()
             raise DataError(f"{error} This is what {where} has of it, and HF_HUB_OFFLINE forbids to ask the hub for the rest.") from error
         raise
-    pin = pins.add(lock, name, replace(listing.pin(chosen, found), quantised=method))
+    pin = pins.add(lock, name, replace(listing.pin(chosen, found), quantised=method, template=template.option if template else None))
     say(pins.told(str(lock), name, pin))
+
+
+def _template(files: "Mapping[str, Remote]", read: "Callable[[Remote], bytes]") -> str | None:
+    """The tokenizer's own chat template; None where its files tell none, or are too large to be asked for now."""
+    if "chat_template.jinja" in files:
+        return read(files["chat_template.jinja"]).decode(errors="replace")
+    try:
+        settings = json.loads(read(files["tokenizer_config.json"]))
+    except (KeyError, ValueError, RecursionError):
+        return None
+    return choice.of_settings(settings)
 
 
 def _held(

@@ -7,17 +7,20 @@ layouts of families without a class are rewritten, and new tokens get their rows
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tuner import pins as locks
+from tuner.data import choice
 from tuner.errors import ConfigError, DataError
 from tuner.models import files, quantised, unquantised
 from tuner.models.layouts import family
 from tuner.models.quantised import Found
 from tuner.nearest import nearest
 from tuner.pins import HUBS, Pin
-from tuner.stage import Context, Stage, View
+from tuner.schema import Config
+from tuner.stage import Context, Settled, Stage, View
 
 GGUF, PICKLE, NEW_TOKENS = 1, 1, 1
 """bumped when the same files would be rewritten as other bytes"""
@@ -159,6 +162,27 @@ def check(view: View) -> None:
         )
     sources(view)
     versions(view)
+
+
+def settle(config: Config, made: Path | None) -> Settled:
+    """The chat template that model/chat=auto stands for. Raises ConfigError where the tokenizer goes with none."""
+    chat, view = config.model.chat, View(config, "fetch_model")
+    if not chat.auto:
+        return Settled(config=config)
+    pin = pins(view).get(pin_name(view)) if view.model.source in HUBS else None
+    if pin and pin.template:
+        found = choice.Choice(option=pin.template, why=f"as {view.lock} says of its tokenizer")
+    elif (directory := _tokenizer(view) or made) is not None:
+        found = choice.choose(directory, view.model.new_tokens)
+    else:
+        return Settled(config=config, told=f"chat template: the {'tokenizer' if view.model.source in HUBS else 'file'}'s own, once fetched")
+    return Settled(config=replace(config, model=replace(config.model, chat=found.chat(chat.default_system))), told=found.words)
+
+
+def _tokenizer(view: View) -> Path | None:
+    """The directory of a tokenizer that lies here."""
+    directory = place(view) if view.model.source not in HUBS else None
+    return directory if directory and directory.is_dir() else None
 
 
 def progress(partial: Path) -> str | None:
@@ -325,6 +349,7 @@ STAGE = Stage(
     fetches=lambda view: view.model.source in HUBS,
     cost=cost,
     progress=progress,
+    settle=settle,
     by_content=True,
     child=True,
 )

@@ -1,14 +1,16 @@
 """tokenize: rows → documents → packs, and a ledger of every row's fate."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from tuner.data import packing, rows
 from tuner.errors import ConfigError, DataError
+from tuner.freeze import freeze
 from tuner.models.files import TOKENIZERS
 from tuner.nearest import nearest
+from tuner.schema import Config
 from tuner.stage import Context, Stage, View
 from tuner.stages.fetch_data import owner, parts, shape_of
 
@@ -172,6 +174,14 @@ def _told(train: dict[str, Any], length: int) -> str:
     )
 
 
+def recall(config: Config, origin: Mapping[str, Any]) -> Config:
+    """The chat template of an artifact, where the config leaves it open."""
+    if not config.model.chat.auto:
+        return config
+    said = {path.removeprefix("model.chat."): value for path, value in origin["inputs"].items() if path.startswith("model.chat.")}
+    return replace(config, model=replace(config.model, chat=freeze({"model": {"chat": said}}, whole=False).model.chat))
+
+
 STAGE = Stage(
     name="tokenize",
     version=4,
@@ -179,4 +189,5 @@ STAGE = Stage(
     upstream=("fetch_data", "fetch_model"),
     versions=versions,
     check=check,
+    recall=recall,
 )
