@@ -130,7 +130,7 @@ def plan(
     fixed = trained(stages) if pinned else set()
     for stage in requested(stages, config.until):
         step = _linked(stage, config, store, run) if stage.name in fixed else _look(stage, config, steps, store, run, hashing, pinned)
-        if any(stage.name in later.upstream for later in requested(stages, config.until)):
+        if config.model.chat.auto and any(stage.name in later.upstream for later in requested(stages, config.until)):
             settled = stage.settle(config, step.input().dir if step.artifact else None)
             config, step = settled.config, replace(step, told=settled.told)
         if stage.name in again and step.state in ("done", "continue"):

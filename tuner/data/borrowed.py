@@ -26,7 +26,7 @@ from tuner.data.spelling import Speller
 from tuner.data.tokenizer import Vocabulary, fitted
 from tuner.errors import ConfigError
 
-INSTEAD = "Choose a template that is written for the model (model/chat=…)."
+INSTEAD = "Name a template that is written for the model: model/chat=NAME (python -m tuner list chats)."
 PROBES = ("kiwi stone", "amber tide", "violet barn", "copper moss", "linen crow")
 
 

@@ -18,8 +18,8 @@ from tuner.schema import Chat
 OWN, CHATML = "tokenizer", "chatml"
 """the options of model/chat beside the catalogue's"""
 TOKENS = ("<|im_start|>", "<|im_end|>")
-VOCABULARY = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json")
-"""files that name tokens as JSON"""
+VOCABULARY = ("tokenizer.json", "added_tokens.json", "vocab.json")
+"""files that name tokens as JSON; the settings do too, where there is no tokenizer.json, and else may name what is not there"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,18 +68,19 @@ def by_vocabulary(has: Callable[[str], bool]) -> Choice:
     """What is left for a tokenizer without a template: ChatML, if it has the tokens. Raises ConfigError."""
     if missing := [token for token in TOKENS if not has(token)]:
         raise ConfigError(
-            f"The model's tokenizer has no chat template, and {' and '.join(missing)} of ChatML, which is taken then, "
+            f"The model's tokenizer has no chat template, and {' and '.join(missing)} of ChatML, which would be taken then, "
             f"{'is' if len(missing) == 1 else 'are'} not in its vocabulary. Name the template that the model was made for: model/chat=NAME "
-            f"(python -m tuner list chats). A base model learns one that needs no tokens of its own, model/chat=neutral, which is right for plain texts too, "
-            f"or ChatML with new tokens: model/chat=chatml 'model.new_tokens=[{','.join(missing)}]'"
+            "(python -m tuner list chats). For a base model, and for plain texts, take model/chat=neutral, which needs no tokens of its own; or teach it "
+            f"ChatML with new tokens: model/chat=chatml 'model.new_tokens=[{','.join(missing)}]'"
         )
-    return Choice(option=CHATML, why="the tokenizer has none of its own, and ChatML's tokens")
+    return Choice(option=CHATML, why="the tokenizer has none, and knows ChatML's tokens")
 
 
 def names(directory: Path, token: str) -> bool:
-    """Whether a tokenizer names a token, by its files as they stand: looked for as JSON spells it, not parsed."""
+    """Whether a token is in a vocabulary, by its files as they stand: looked for as JSON spells it, not parsed."""
+    files = VOCABULARY if (directory / "tokenizer.json").is_file() else (*VOCABULARY, "tokenizer_config.json")
     spelled = [json.dumps(token, ensure_ascii=ascii).encode() for ascii in (False, True)]
-    if any(word in (directory / name).read_bytes() for name in VOCABULARY if (directory / name).is_file() for word in spelled):
+    if any(word in (directory / name).read_bytes() for name in files if (directory / name).is_file() for word in spelled):
         return True
     model = directory / "tokenizer.model"
     return model.is_file() and token.encode() in model.read_bytes()
