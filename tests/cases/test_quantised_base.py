@@ -120,7 +120,7 @@ def test_other_methods_are_refused_before_anything_runs(tuner: Tuner, tmp_path: 
     (tmp_path / "mine" / "config.json").write_text(json.dumps(silent), encoding="utf-8")
     assert "as the tensor model.layers.0.mlp.down_proj.qweight tells" in tuner("model=local", "model.path=mine", *WORDS, code=2).err
     called = tuner("plan", "model=hub", "model.repo=unsloth/Tiny-Instruct-unsloth-bnb-4bit", *WORDS, code=2).err
-    assert "unsloth/Tiny-Instruct (a guess from the name)" in called
+    assert "unsloth/Tiny-Instruct (a guess from its name)" in called
     assert called.rstrip().endswith("python -m tuner model=hub model.repo=unsloth/Tiny-Instruct algo=qlora")
     assert tuner("plan", "model=hub", "model.repo=unsloth/Tiny-Instruct", "algo=qlora", *WORDS).out  # what is printed can be typed
 

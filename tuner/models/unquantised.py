@@ -40,7 +40,7 @@ def by_name(repository: str) -> Found | None:
     cut = _suffix(repository)
     if cut is None:
         return None
-    return Found(method=cut[1], words=WORDS.get(cut[1], cut[1]), said=f"the name {repository}, as long as the hub was not asked,")
+    return Found(method=cut[1], words=WORDS.get(cut[1], cut[1]), said="its name (the hub was not asked)")
 
 
 def _suffix(repository: str) -> tuple[str, str] | None:
@@ -95,7 +95,7 @@ def refusal(found: Found, what: str, *, name: str | None, config: Mapping[str, A
     if base is None and name and plain_name(name) != name:
         guess = plain_name(name)
         base = guess if REPOSITORY.fullmatch(guess) else f"ORG/{guess.rpartition('/')[2]}"
-        source = f"a guess from {'the' if found.said.startswith('the name') else 'its'} name"
+        source = "a guess from its name"
     which = f"{base} ({source})" if base else "the one that its publisher made it from"
     return ConfigError(
         f"{what} is quantised already: {found.words}, as {found.said} tells. Such weights are not trained here, since what is trained could not be "
