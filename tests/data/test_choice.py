@@ -1,6 +1,8 @@
 """model/chat=auto: the catalogue's template by the digest of the vendor's text, else the tokenizer's own, else ChatML; never by architecture."""
 
+import base64
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -86,9 +88,21 @@ def test_without_template_and_tokens_it_is_refused_with_what_to_type(tmp_path: P
     ):
         choice.choose(base)
     assert choice.choose(base, ("<|im_end|>",)).option == "chatml"
-    (base / "tokenizer.json").unlink()
-    (base / "tokenizer.model").write_bytes(b"\x0a<|im_start|>\x0a<|im_end|>")
-    assert choice.choose(base).option == "chatml"
+
+
+@pytest.mark.skipif(not TOKENIZERS.is_dir(), reason="the shared tokenizers are not here")
+def test_a_file_of_another_library_is_asked_as_it_is_converted(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    shutil.copyfile(TOKENIZERS / "tinystories_tok512" / "tokenizer.model", tmp_path / "tokenizer.model")
+    with pytest.raises(ConfigError, match=r"<\|im_start\|> and <\|im_end\|> of ChatML"):
+        choice.choose(tmp_path)
+    (tmp_path / "tokenizer.model").unlink()
+    ranks = "".join(
+        f"{base64.b64encode(bytes([i])).decode()} {i}\n" for i in range(256)
+    )  # a tiny one of the first Qwen, whose code adds ChatML's tokens
+    (tmp_path / "qwen.tiktoken").write_text(ranks, encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"model_type": "qwen"}', encoding="utf-8")
+    assert choice.choose(tmp_path).option == "chatml"
 
 
 def test_what_was_found_is_what_later_stages_see(tmp_path: Path) -> None:

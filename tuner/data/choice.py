@@ -19,7 +19,7 @@ OWN, CHATML = "tokenizer", "chatml"
 """the options of model/chat beside the catalogue's"""
 TOKENS = ("<|im_start|>", "<|im_end|>")
 VOCABULARY = ("tokenizer.json", "added_tokens.json", "vocab.json")
-"""files that name tokens as JSON; the settings do too, where there is no tokenizer.json, and else may name what is not there"""
+"""files that name tokens as JSON; the settings may name what is not there"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,13 +77,16 @@ def by_vocabulary(has: Callable[[str], bool]) -> Choice:
 
 
 def names(directory: Path, token: str) -> bool:
-    """Whether a token is in a vocabulary, by its files as they stand: looked for as JSON spells it, not parsed."""
-    files = VOCABULARY if (directory / "tokenizer.json").is_file() else (*VOCABULARY, "tokenizer_config.json")
+    """Whether a token is in a vocabulary: looked for in tokenizer.json as JSON spells it, not parsed; where there is only a file of another library, which
+    its family may add tokens to, in what that is converted to."""
     spelled = [json.dumps(token, ensure_ascii=ascii).encode() for ascii in (False, True)]
-    if any(word in (directory / name).read_bytes() for name in files if (directory / name).is_file() for word in spelled):
+    if any(word in (directory / name).read_bytes() for name in VOCABULARY if (directory / name).is_file() for word in spelled):
         return True
-    model = directory / "tokenizer.model"
-    return model.is_file() and token.encode() in model.read_bytes()
+    if (directory / "tokenizer.json").is_file():
+        return False
+    from tuner.data.tokenizer import load_vocabulary
+
+    return load_vocabulary(directory).tokenizer.token_to_id(token) is not None
 
 
 def own_template(directory: Path, settings: Mapping[str, Any] | None = None) -> str | None:

@@ -173,6 +173,8 @@ def settle(config: Config, made: Path | None) -> Settled:
     if pin and pin.template:
         found = choice.Choice(option=pin.template, why=f"as {view.lock} says of its tokenizer")
     elif (directory := _tokenizer(view) or made) is not None:
+        if not any((directory / name).is_file() for name in files.TOKENIZERS):
+            return Settled(config=config)  # tokenize says that there is none
         found = choice.choose(directory, view.model.new_tokens)
     else:
         return Settled(config=config, told=f"chat template: the {'tokenizer' if view.model.source in HUBS else 'file'}'s own, once fetched")
