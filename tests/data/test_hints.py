@@ -4,6 +4,7 @@ import shlex
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -165,9 +166,15 @@ def test_what_nothing_reads_has_no_use() -> None:
 
 def test_a_source_of_a_mixture_is_told_what_goes_into_its_yaml() -> None:
     sample = ten(question="u", context="c", answer="a")
-    assert hints.to_read(sample, Shape(), mixed=True) == (
-        'To read them, in the YAML of that source: columns: {"instruction": "question", "input": "context", "output": "answer"}'
-    )
+    sentence = hints.to_read(sample, Shape(), mixed=True)
+    assert sentence is not None
+    begin, _, said = sentence.partition("-cd DIR): ")
+    assert begin.startswith("To read them, in the YAML of that source (for a bare file: write DIR/data/NAME.yaml")
+    assert shown(sample, Shape(**yaml.safe_load(said))) == ["u u\nc", "a* a"]
+    both = hints.to_read(sample, Shape(format="messages"), mixed=True)
+    assert both is not None
+    lines = both.partition("-cd DIR): ")[2].replace(" and ", "\n")
+    assert shown(sample, Shape(**yaml.safe_load(lines))) == ["u u\nc", "a* a"]
 
 
 NAMES = st.sampled_from(

@@ -141,7 +141,7 @@ def test_rows_that_compare_answers_say_how_to_train_on_the_better_ones(folder: P
         run(folder / "out", path="labels.jsonl")
     run(folder / "out", path="labels.jsonl", format="chosen")
     parts = (Part(label="a", path="texts.jsonl"), Part(label="b", path="turns.jsonl", format="chosen"))
-    with pytest.raises(DataError, match=r'better answers alone, in the YAML of that source: format: "chosen"$'):
+    with pytest.raises(DataError, match=r'better answers alone, in the YAML of that source .*: format: "chosen"$'):
         run(folder / "out", parts=parts)
 
 
@@ -153,6 +153,15 @@ def test_comparisons_that_cant_be_read_are_comparisons_all_the_same(folder: Path
             DataError, match=r"found 2 rows of comparisons(.|\n)*Some of them can't be read as comparisons either(.|\n)*some\.jsonl:2: "
         ):
             run(folder / "out", path="some.jsonl")
+
+
+def test_columns_that_were_said_the_wrong_way_round_are_turned(folder: Path) -> None:
+    write(folder / "faq.jsonl", {"ask": "q", "answer": "a"})
+    with pytest.raises(ConfigError, match=r"data\.columns\.ask=instruction: the format's name comes first.*: data\.columns\.instruction=ask$"):
+        fetch_data.check(view(path="faq.jsonl", columns={"ask": "instruction", "answer": "output"}))
+    fetch_data.check(view(path="faq.jsonl", columns={"instruction": "ask", "output": "answer"}))
+    with pytest.raises(ConfigError, match=r"data\.columns\.outputs: the format auto reads no such column\. Did you mean output\?"):
+        fetch_data.check(view(path="faq.jsonl", columns={"outputs": "answer"}))
 
 
 def test_an_error_names_a_few_of_many_files(folder: Path) -> None:

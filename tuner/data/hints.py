@@ -30,6 +30,8 @@ SAFE = re.compile(r"(?![~\s])[^\\'\"$,\x00-\x1f]+(?<!\s)")
 WORD = re.compile(r"(?![~\s])[^\\'\"$,\[\](){}\x00-\x1f]+(?<!\s)")
 """the same of a role"""
 SHOWN = 4
+OWN = "in the YAML of that source (for a bare file: write DIR/data/NAME.yaml with source: path and path: FILE, and name NAME with -cd DIR)"
+"""where it is said of a source of a mixture, of which the command line says nothing"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,10 +55,10 @@ class Hint:
 
     @property
     def yaml(self) -> str:
-        """The same for the YAML of a source, on one line."""
+        """The same for the YAML of a source: each field is a line of it."""
         said: dict[str, Any] = {"format": self.way.format} if self.way.format else {}
         said |= {name: value for name, value in (("columns", dict(self.way.columns)), ("roles", dict(self.way.roles))) if value}
-        return ", ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in said.items())
+        return " and ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in said.items())
 
     @property
     def left(self) -> str:
@@ -155,7 +157,7 @@ def to_read(sample: Sequence[Any], shape: Shape, *, mixed: bool = False) -> str 
     found = proposal(sample, shape)
     if found is None:
         return None
-    said = f"To read them, in the YAML of that source: {found.yaml}" if mixed else f"To read them: {found.line}"
+    said = f"To read them, {OWN}: {found.yaml}" if mixed else f"To read them: {found.line}"
     return said + (f" (which does not read {found.left})" if found.left else "")
 
 
@@ -165,7 +167,7 @@ def to_train(sample: Sequence[Any], shape: Shape, *, mixed: bool = False) -> str
     found = _try(compared, shape, Way(format="chosen")) if compared else None
     if found is None:
         return None
-    return f"To train on the better answers alone{f', in the YAML of that source: {found[1].yaml}' if mixed else f': {found[1].line}'}"
+    return f"To train on the better answers alone{f', {OWN}: {found[1].yaml}' if mixed else f': {found[1].line}'}"
 
 
 def _reads(row: Any, shape: Shape) -> bool:
@@ -179,4 +181,4 @@ def _reads(row: Any, shape: Shape) -> bool:
 def to_use(sample: Sequence[Any], shape: Shape, *, mixed: bool = False) -> str | None:
     """The words that read more of such rows; None where none were found."""
     found = more(sample, shape)
-    return None if found is None else f"{found.yaml}, in the YAML of that source" if mixed else found.line
+    return None if found is None else f"{found.yaml}, {OWN}" if mixed else found.line

@@ -15,6 +15,7 @@ from tuner.data import files as readers
 from tuner.data import hints, rows, sources, survey
 from tuner.data.conversation import Conversation, Label, LeftOut, Preference, RowError, Sample, Text
 from tuner.errors import ConfigError, DataError
+from tuner.nearest import nearest
 from tuner.pins import HUBS, Pin
 from tuner.stage import Context, Stage, View
 
@@ -136,8 +137,24 @@ def look_up(view: View, say: Callable[[str], None]) -> None:
 
 
 def check(view: View) -> None:
-    """The files that lie here are there."""
+    """The files that lie here are there, and the columns are those of the format."""
+    check_columns(view)
     files(view)
+
+
+def check_columns(view: View) -> None:
+    """Raises ConfigError for a column that the format of its source doesn't have."""
+    for part in parts(view):
+        known = rows.COLUMNS.get(part.format, set().union(*rows.COLUMNS.values()))
+        if unknown := next((column for column in part.columns if column not in known), None):
+            theirs = part.columns[unknown]
+            if theirs in known:
+                raise ConfigError(
+                    f"data.columns.{unknown}={theirs}: the format's name comes first, and then what the rows call it: data.columns.{theirs}={unknown}"
+                )
+            raise ConfigError(
+                f"data.columns.{unknown}: the format {part.format} reads no such column.{nearest(unknown, known)} It reads {', '.join(sorted(known))}."
+            )
 
 
 def run(context: Context) -> dict[str, Any]:

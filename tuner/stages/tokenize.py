@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from tuner.data import packing, rows
-from tuner.errors import ConfigError, DataError
+from tuner.errors import DataError
 from tuner.freeze import freeze
 from tuner.models.files import TOKENIZERS
-from tuner.nearest import nearest
 from tuner.schema import Config
 from tuner.stage import Context, Stage, View
-from tuner.stages.fetch_data import owner, parts, shape_of
+from tuner.stages.fetch_data import check_columns, owner, parts, shape_of
 
 CHAT, PACKS, PREPARE = 3, 1, 3
 """versions of tuner.data.chat, tuner.data.tokens and tuner.data.prepare, whose imports are too heavy for a plan; a test holds them equal"""
@@ -26,16 +25,7 @@ def versions(view: View) -> dict[str, int]:
 
 def check(view: View) -> None:
     """A local model directory has a tokenizer, and the columns are those of the format."""
-    for part in parts(view):
-        known = rows.COLUMNS.get(part.format, set().union(*rows.COLUMNS.values()))
-        if unknown := [column for column in part.columns if column not in known]:
-            if (theirs := part.columns[unknown[0]]) in known:
-                raise ConfigError(
-                    f"data.columns.{unknown[0]}={theirs}: the format's own name comes first, and then what the rows call it: data.columns.{theirs}={unknown[0]}"
-                )
-            raise ConfigError(
-                f"data.columns.{unknown[0]}: the format {part.format} reads no such column.{nearest(unknown[0], known)} It reads {', '.join(sorted(known))}."
-            )
+    check_columns(view)
     model = view.model
     place = model.dir if model.source == "run" else model.path if model.source == "path" else None
     directory = Path(place).expanduser() if place else None
