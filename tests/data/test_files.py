@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet as pq
 
-from tuner.data import lists
+from tuner.data import window
 from tuner.data.chunk import CHUNK
 from tuner.data.files import Chunk, Unreadable, chunks, count, is_readable, values
 from tuner.errors import ConfigError, DataError
@@ -298,7 +298,7 @@ def test_a_list_with_broken_syntax_is_refused_with_its_line(tmp_path: Path, rest
 def test_values_across_the_borders_of_the_window_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [1234567, True, None, -1.5e-7, '\\"é😀\ud800', {"a": [{}], "b": ["x" * 40]}, [], "", 0]
     for step in (1, 2, 3, 5, 7, 16):
-        monkeypatch.setattr(lists, "STEP", step)
+        monkeypatch.setattr(window, "STEP", step)
         for plain in (True, False):
             content = json.dumps(rows, ensure_ascii=plain, indent=1).encode("utf-8", "replace")
             expected = rows if plain else [str(row).encode("utf-8", "replace").decode() if isinstance(row, str) else row for row in rows]

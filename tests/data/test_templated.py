@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from tests.data.test_files import read as read_file
 from tests.data.test_files import write
-from tuner.data import rows, survey
+from tuner.data import marked, rows, survey
 from tuner.data.conversation import Conversation, RowError, Text
-from tuner.data.formats.templated import continued, form_of, is_marked, templated
+from tuner.data.formats.templated import continued, templated
+from tuner.data.formats.templates import form_of, is_marked
 from tuner.data.rows import Shape
 
 Q, A = ("user", "Q"), ("assistant", "A")
@@ -167,10 +168,10 @@ def test_where_most_texts_begin_so_they_are_conversations(tmp_path: Path) -> Non
     for values, wanted in (([chat, chat, plain], Conversation), ([chat, plain, plain], Text), ([chat, plain], Text)):
         shape = surveyed(tmp_path, values)
         assert kinds([chat, plain], shape) == [wanted, Text]
-        assert survey.told(shape)[0].startswith(f"{values.count(chat)} of {len(values)} texts begin as a chat template")
+        assert marked.told(shape)[0].startswith(f"{values.count(chat)} of {len(values)} texts begin as a chat template")
     assert kinds([chat], surveyed(tmp_path, [chat], format="text")) == [Text]
     assert kinds([chat], Shape(format="templated")) == [Conversation]
-    assert survey.told(surveyed(tmp_path, [plain])) == []
+    assert marked.told(surveyed(tmp_path, [plain])) == []
     with pytest.raises(RowError, match="begins with no mark"):
         rows.read({"text": "Never <|im_start|>"}, surveyed(tmp_path, [chat]))
     many = [chat] * 5 + [{"text": "plain " * 30_000}] * 12  # in chunks of their own
@@ -184,7 +185,7 @@ def test_where_most_texts_begin_so_they_are_conversations(tmp_path: Path) -> Non
 def test_a_special_token_that_is_written_out_in_a_text_is_said(tmp_path: Path, text: str) -> None:
     shape = surveyed(tmp_path, [{"text": text}, {"text": "Twice."}])
     assert kinds([{"text": text}], shape) == [Text]
-    (line,) = survey.told(shape)
+    (line,) = marked.told(shape)
     assert line.startswith(f"1 of 2 texts begin or end with a special token written out, such as {shape.facts.spelled[1]}, which is trained letter")
     assert shape.facts.spelled[1] in text
 
@@ -234,7 +235,7 @@ def test_a_question_that_a_template_wrote_is_read_with_its_answer(
     assert isinstance(found, Conversation)
     assert [(message.role, message.content) for message in found.messages] == turns
     assert [message.trained for message in found.messages] == [False] * (len(turns) - 1) + [True]
-    assert survey.told(shape)[0].startswith("2 of 2 questions begin as a chat template")
+    assert marked.told(shape)[0].startswith("2 of 2 questions begin as a chat template")
     assert rows.remains(row, shape) == {}
     plain = {keys[0]: "q", keys[1]: "a"}
     (other,) = rows.read(row, surveyed(tmp_path, [row, plain, plain]))

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from tuner.data import encodings, kinds, lists, tables, wrapped
+from tuner.data import encodings, kinds, lists, tables, window, wrapped
 from tuner.data.chunk import CHUNK, Chunk, Unreadable
 from tuner.errors import DataError
 
@@ -74,11 +74,11 @@ def values(chunk: Chunk) -> Iterator[tuple[int, Any | Unreadable]]:
             text = (str(line, "utf-8") if isinstance(line, bytes) else line).strip(BLANK)
             if not text:
                 continue
-            value, end = lists.decode(text, 0)
+            value, end = window.decode(text, 0)
             if end < len(text) and text[end:].strip(BLANK) != ",":
                 raise json.JSONDecodeError("Extra data", text, end)
         except (ValueError, RecursionError) as error:
-            yield number, Unreadable(reason=lists.why(error))
+            yield number, Unreadable(reason=window.why(error))
         else:
             yield number, value
 
@@ -230,7 +230,7 @@ def _document(text: bytes, line: int) -> Any:
     try:
         decoded = text.decode()
     except UnicodeDecodeError as error:
-        return Unreadable(reason=f"in line {line + text.count(NEWLINE, 0, error.start)}: {lists.why(error)}")
+        return Unreadable(reason=f"in line {line + text.count(NEWLINE, 0, error.start)}: {window.why(error)}")
     if "\0" in decoded:
         return Unreadable(reason=f"in line {line + text.count(NEWLINE, 0, text.index(0))}: a NUL byte, where text was expected")
     return {"text": decoded.replace("\r\n", "\n")}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from tuner.data import lists, wrapped
+from tuner.data import lists, window, wrapped
 from tuner.data.conversation import RowError
 from tuner.data.formats import templated
 from tuner.data.formats import text as guanaco
@@ -174,7 +174,7 @@ def _value(line: bytes) -> Any:
     """The JSON value that a line is, which a comma may follow; None where it is none."""
     try:
         text = line.decode().rstrip(", \t\r")
-        value, end = lists.decode(text, 0)
+        value, end = window.decode(text, 0)
     except (ValueError, RecursionError):
         return None
     return value if end == len(text) else None
@@ -183,7 +183,7 @@ def _value(line: bytes) -> Any:
 def _begins(line: bytes) -> bool:
     """Whether a line begins with a whole JSON value."""
     try:
-        lists.decode(line.decode(), 0)
+        window.decode(line.decode(), 0)
     except (ValueError, RecursionError):
         return False
     return True

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuner.cpu import cores
-from tuner.data import files, hints, packing, rows, survey
+from tuner.data import files, hints, marked, packing, rows, survey
 from tuner.data.cuts import Cuts
 from tuner.data.documents import Documents
 from tuner.data.formats.oasst import CUT_OFF, NOT_BEST, UNANSWERED
@@ -221,7 +221,7 @@ def use(settings: Settings, listed: Sequence[File]) -> Use:
 def notes(settings: Settings, listed: Sequence[File]) -> list[str]:
     """What is to be said of each source as a whole."""
     labels = {file.source: file.label for file in reversed(listed)}
-    said = [(labels.get(number, ""), line) for number, source in enumerate(settings.sources) for line in survey.told(source.shape)]
+    said = [(labels.get(number, ""), line) for number, source in enumerate(settings.sources) for line in marked.told(source.shape)]
     return [f"{label}: {line}" if label else line for label, line in said]
 
 

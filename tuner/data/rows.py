@@ -22,7 +22,7 @@ from typing import Any
 
 from tuner.data.conversation import LeftOut, RowError, Sample, Speaker
 from tuner.data.files import Unreadable
-from tuner.data.formats import alpaca, messages, oasst, preference, pretrain, prompt, sharegpt, templated, text, xtuner
+from tuner.data.formats import alpaca, messages, oasst, preference, pretrain, prompt, sharegpt, templated, templates, text, xtuner
 from tuner.data.formats import unread as unread_of
 from tuner.data.formats.columns import inside, mapped, places, rest
 from tuner.data.formats.facts import Facts
@@ -193,7 +193,7 @@ def _namer(format: str, columns: tuple[tuple[str, str], ...], verdict: str | Non
     def name_auto(row: Any) -> tuple[str, Any]:
         name, placed = understood(row, verdict) if get is None else _meant(get(row), columns, verdict)
         texts, pairs = chats
-        if texts and name == "text" and (templated.is_marked(placed["text"]) or templated.holds(placed["text"])):
+        if texts and name == "text" and (templates.is_marked(placed["text"]) or templates.holds(placed["text"])):
             name = "templated"
         elif pairs and templated.pair_of(placed, name):
             name = "continued"
@@ -240,7 +240,7 @@ def _remainder(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, 
 
 
 def _readers(roles: Roles, paths: str, verdict: str | None = None) -> dict[str, Reader]:
-    openai, share, tree, marked = (_words(base, roles) for base in (messages.ROLES, sharegpt.ROLES, oasst.ROLES, templated.ROLES))
+    openai, share, tree, marked = (_words(base, roles) for base in (messages.ROLES, sharegpt.ROLES, oasst.ROLES, templates.ROLES))
     return {
         "messages": lambda row: pretrain.or_else(row, "messages", openai, messages.messages),
         "sharegpt": lambda row: pretrain.or_else(row, "conversations", share, sharegpt.sharegpt),

@@ -18,27 +18,16 @@ from tuner.data import encodings, files, tables
 from tuner.data.chunk import CHUNK
 from tuner.data.conversation import RowError
 from tuner.data.empties import CALLING, Empties
-from tuner.data.formats import preference, templated
+from tuner.data.formats import preference
 from tuner.data.formats.columns import mapped
 from tuner.data.formats.facts import Facts
 from tuner.data.formats.keys import understood
+from tuner.data.marked import Marked
 from tuner.data.rows import Shape
 from tuner.data.subsets import Subsets
 
 MOST = 8
 """values of a column that are kept: with more of them it holds no verdicts"""
-
-
-ASKED = ("question", "query", "input")
-"""columns of questions, beside those of the formats, as sets call them"""
-MARKS: tuple[bytes, ...] = (
-    b"<|", b"###", b"\\u003c", b"User: ", b"Human: ", b"USER:", b"[INST]", b"[SYSTEM_PROMPT]", b"[|", b"GPT4", "<｜".encode(), b"\\uff5c",
-    b"</s>",
-    b"<eos>",
-    b"<s>",
-    b"<start_of_turn>", b"<reserved_10", b"<AI>", b"<human>",
-)  # fmt: skip
-"""what is in the marks of chat templates (formats/templated), also as JSON may spell it"""
 
 
 class Watch(Protocol):
@@ -101,32 +90,10 @@ def _pass(found: Sequence[tuple[Path, str]], shape: Shape, watches: Sequence["Wa
                     watch.see(row)
 
 
-def told(shape: Shape) -> list[str]:
-    """What is to be said of what was found; mostly nothing."""
-    facts, lines = shape.facts, list[str]()
-    for what, (marked, many), read, otherwise in (
-        ("texts", facts.templated, facts.chats, "data.format=text trains"),
-        ("questions", facts.opened, facts.continues, "data.format=prompt or alpaca trains"),
-    ):
-        found = f"{marked:,} of {many:,} {what} begin as a chat template writes a conversation"
-        if marked and read:
-            lines.append(f"{found}, and are read as one; {otherwise} them letter by letter")
-        elif marked:
-            more = ". data.format=templated reads all as conversations" if what == "texts" else ""
-            lines.append(f"{found}; as most don't, they are trained letter by letter{more}")
-    if facts.spelled[0]:
-        many, token = facts.spelled
-        lines.append(
-            f"{many:,} of {facts.templated[1]:,} texts begin or end with a special token written out, such as {token}, which is trained letter by "
-            "letter; the tokens that begin and end a text are put there without it, so remove it"
-        )
-    return lines
-
-
 def _watches(shape: Shape) -> list[Watch]:
     watches: list[Watch] = [Empties(shape)] if shape.format in CALLING else []
     watches += [Verdicts(shape.columns)] if shape.format in ("auto", "chosen", "label") else []
-    watches += [Templates(shape.columns)] if shape.format in ("auto", "chosen") else []
+    watches += [Marked(shape.columns)] if shape.format in ("auto", "chosen") else []
     return watches + ([Subsets(shape.split)] if shape.split != "all" else [])
 
 
@@ -217,54 +184,6 @@ class Verdicts:
     def tell(self, facts: Facts) -> Facts:
         """The first of such columns."""
         return replace(facts, verdict=next((name for name in preference.VERDICTS if _is_verdict(name, self._values.get(name, set()))), None))
-
-
-class Templates:
-    """Plain texts, and questions with their answers; and how many of each begin as a chat template does."""
-
-    def __init__(self, columns: Mapping[str, str]) -> None:
-        self._texts, self._pairs, self._spelled = (0, 0), (0, 0), (0, "")
-        read = {"text", *(asked for asked, _ in templated.PAIRS.values()), *ASKED}
-        self._heads = {*read, *(place.partition(".")[0] for ours, place in columns.items() if ours in read and "{" not in place)}
-        self._beside = [f'"{name}"'.encode() for name in self._heads]
-
-    def words(self) -> Sequence[bytes]:
-        """What is in the marks of templates."""
-        return MARKS
-
-    def beside(self) -> Sequence[bytes]:
-        """The names of columns of texts and questions."""
-        return self._beside
-
-    def keys(self) -> frozenset[str]:
-        """The same."""
-        return frozenset(self._heads)
-
-    def passed(self, chunk: files.Chunk) -> None:
-        """Its rows count as texts and questions that begin with no mark."""
-        if chunk.lines is not None and _holds(chunk.lines, self._beside):
-            many = files.count(chunk)
-            self._texts, self._pairs = (self._texts[0], self._texts[1] + many), (self._pairs[0], self._pairs[1] + many)
-
-    def see(self, row: Any) -> None:
-        """A row."""
-        if not isinstance(row, dict) or "messages" in row or "conversations" in row:
-            return
-        try:
-            format, placed = understood(row)
-        except RowError:
-            return
-        if format == "text" and isinstance(found := placed["text"], str) and found.strip():
-            marked = templated.is_marked(found)
-            self._texts = (self._texts[0] + marked, self._texts[1] + 1)
-            if not marked and (token := templated.spelled(found)):
-                self._spelled = (self._spelled[0] + 1, self._spelled[1] or token)
-        elif format in templated.PAIRS:
-            self._pairs = (self._pairs[0] + (templated.pair_of(placed, format) is not None), self._pairs[1] + 1)
-
-    def tell(self, facts: Facts) -> Facts:
-        """The counts."""
-        return replace(facts, templated=self._texts, opened=self._pairs, spelled=self._spelled)
 
 
 def _is_verdict(name: str, values: set[str]) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tuner.data.chunk import CHUNK, Unreadable
-from tuner.data.lists import OTHERWISE
+from tuner.data.window import OTHERWISE
 from tuner.errors import DataError
 
 CELL = 1 << 26

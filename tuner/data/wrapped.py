@@ -11,7 +11,8 @@ from typing import IO, Any
 
 from tuner.data.formats.fields import named, told
 from tuner.data.formats.vocabulary import LISTS, PAIR
-from tuner.data.lists import Ended, Window, inside, is_turn
+from tuner.data.lists import inside, is_turn
+from tuner.data.window import Ended, Window
 from tuner.errors import DataError
 
 OF_A_ROW = frozenset((*LISTS, "history", "chosen", "rejected", "prompt", "completion", "tools", "functions", "instances", "replies"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuner.data.conversation import RowError
-from tuner.data.formats import oasst, preference, templated, text, vocabulary, xtuner
+from tuner.data.formats import oasst, preference, templates, text, vocabulary, xtuner
 from tuner.data.formats.fields import named, told
 from tuner.data.formats.spelled import spelled
 
@@ -37,7 +37,7 @@ def _by_words(row: Mapping[str, Any]) -> tuple[str, Any]:
         return format, moved(row, {LISTED[format]: key})
     if not lists and (form := vocabulary.form_of(row)):
         return form[0], moved(row, form[1])
-    if len(marked := [key for key, value in row.items() if templated.form_of(value)]) == 1:
+    if len(marked := [key for key, value in row.items() if templates.form_of(value)]) == 1:
         return "templated", moved(row, {"text": marked[0]})
     raise RowError(
         f"no known format has these keys ({named(row)}); known are messages, conversations (sharegpt), conversation (xtuner), instruction and output "
