@@ -47,7 +47,8 @@ def shown(sample: list[Any], shape: Shape) -> list[str]:
 PAIR: Any = {"role": "user", "content": "u #"}, {"role": "assistant", "content": "a #"}
 WORKS: list[tuple[str, list[Any], list[str], set[str]]] = [
     ("context", ten(question="u #?", context="c #", answer="a #"), ["u u 0?\nc 0", "a* a 0"], set()),
-    ("two contexts", ten(instruction="u #", context="c #", passage="d #", response="a #"), ["u u 0\nc 0", "a* a 0"], {"passage"}),
+    ("two contexts", ten(instruction="u #", context="c #", passage="d #", response="a #"), ["u u 0\nc 0\nd 0", "a* a 0"], set()),
+    ("three contexts", ten(question="u #", context="c #", passage="d #", table="e #", answer="a #"), ["u u 0\nc 0\nd 0", "a* a 0"], {"table"}),
     ("nested", ten(id="x", context="c #", question="u #", answers={"text": ["a #"], "answer_start": [3]}), ["u u 0\nc 0", "a* a 0"], {"id"}),
     ("longest", ten(problem="u #", solution="a way to a #", answer="a #"), ["u u 0", "a* a way to a 0"], {"answer"}),
     ("number", ten(problem="u #", answer=3), ["u u 0", "a* 3"], set()),

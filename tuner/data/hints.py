@@ -25,10 +25,12 @@ SAMPLE = 20
 """rows that a way is tried on"""
 MOST = 400
 """ways that are tried"""
-SAFE = re.compile(r"(?![~\s])[^\\'\"$,\x00-\x1f]+(?<!\s)")
+SAFE = re.compile(r"(?![~\s])[^\\'\"$,\x00-\x09\x0b-\x1f]+(?<!\s)")
 """what can be typed as the place of a column and arrives as it is"""
 WORD = re.compile(r"(?![~\s])[^\\'\"$,\[\](){}\x00-\x1f]+(?<!\s)")
 """the same of a role"""
+LINE, WRITTEN = "\n", "\\n"
+"""a line break, and how it is typed"""
 SHOWN = 4
 OWN = "in the YAML of that source (for a bare file: write DIR/data/NAME.yaml with source: path and path: FILE, and name NAME with -cd DIR)"
 """where it is said of a source of a mixture, of which the command line says nothing"""
@@ -49,7 +51,7 @@ class Hint:
     def line(self) -> str:
         """Its words for the command line, quoted for a shell."""
         said = [f"data.format={self.way.format}"] if self.way.format else []
-        said += [f"data.columns.{ours}={theirs}" for ours, theirs in self.way.columns.items()]
+        said += [f"data.columns.{ours}={theirs.replace(LINE, WRITTEN)}" for ours, theirs in self.way.columns.items()]
         said += [f"data.roles.{role}=[{','.join(words)}]" for role, words in self.way.roles.items()]
         return " ".join(map(shlex.quote, said))
 

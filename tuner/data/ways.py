@@ -94,7 +94,9 @@ def _columns(sample: Sequence[Any]) -> Iterator[tuple[dict[str, str], str]]:
         if ask == say:
             continue
         spoken = f"{{{say}}}" if say not in texts else say
-        for more in _some([("input", [place for place in context if place not in (ask, say)]), ("history", history)]):
+        around = [place for place in context if place not in (ask, say)]
+        both = ["\n".join(f"{{{place}}}" for place in around[:2])] if len(around) > 1 else []
+        for more in _some([("input", [*both, *around]), ("history", history)]):
             columns = {"instruction": ask, **dict(more), "output": spoken, **others}
             for thought in thoughts:
                 if thought not in columns.values():
