@@ -64,13 +64,27 @@ ROWS: list[dict[str, Any]] = [
     {"question": "w80", "answer": "w81"},
     {"prompt": {"text": "w90", "role": "prompter", "message_id": "id1", "replies": [{"text": "w91", "role": "assistant", "message_id": "id2"}]}},
     {"prompt": "w95", "completion": "w96", "label": True},
+    {"prompt": [{"role": "user", "content": "w97"}], "chosen": {"role": "assistant", "content": "w98"}, "rejected": "w99"},
+    {"conversation": [{"human": "w300", "assistant": "w301"}]},
+    {"dialog": [{"speaker": "user", "text": "w302"}, {"speaker": "assistant", "text": "w303"}]},
+    {"query": "w304", "response": "w305", "history": [{"role": "user", "content": "w306"}, {"role": "assistant", "content": "w307"}]},
+    {
+        "messages": [
+            {"role": "user", "content": "w308"},
+            {"role": "tool_call", "content": '{"name": "look", "arguments": {"city": "w309"}}'},
+            {"role": "tool_response", "content": "w310"},
+            {"role": "assistant", "content": "<think>w311</think>w312"},
+        ]
+    },
+    {"text": "<|im_start|>user\nw313<|im_end|>\n<|im_start|>assistant\nw314<|im_end|>\n"},
+    {"asked": [{"text": "w315"}], "said": "w316"},
 ]
 KEYS = (
     "context", "thought", "note", "id", "system", "system_prompt", "reasoning", "reasoning_content", "thinking", "tools", "functions", "available_tools",
     "label", "kto_tag", "weight", "masked", "mask", "loss_mask", "train_detail", "supervise", "name", "content", "value", "text", "input", "output",
     "parameters", "args", "arguments", "description", "images", "history", "instruction", "messages", "conversations", "conversation", "prompt",
     "completion", "chosen", "question", "answer", "from", "tool_calls", "function_call", "function", "signature", "cache_control", "is_error", "strict",
-    "tool_call_id", "call_id", "index", "input_schema", "replies", "rank", "title", "output_with_loss",
+    "tool_call_id", "call_id", "index", "input_schema", "replies", "rank", "title", "output_with_loss", "speaker", "author", "message", "dialog", "query", "response", "asked", "said", "rejected", "human",
 )  # fmt: skip
 WORDS = st.integers(100, 999).map(lambda number: f"w{number} w{number}x")
 WORD = re.compile(r"\bw\d+x?\b")
@@ -100,7 +114,12 @@ def makers() -> dict[str, Maker]:
     base = Settings(
         model=SHARED / "tokenizers" / "qwen2_5", chat=chat, sources=(), length=1 << 20, overlong="truncate", loss="assistant", reasoning="keep"
     )
-    shapes = {"auto": Shape(), "chosen": Shape(format="chosen"), "columns": Shape(columns={"instruction": "asked.0.text", "output": "said"})}
+    shapes = {
+        "auto": Shape(),
+        "chosen": Shape(format="chosen"),
+        "columns": Shape(columns={"instruction": "asked.0.text", "output": "said"}),
+        "templated": Shape(format="templated"),
+    }
     return {name: Maker(replace(base, sources=(Source(shape=shape, fill={}, system=None),))) for name, shape in shapes.items()}
 
 
@@ -162,6 +181,6 @@ def test_no_text_of_a_row_vanishes(makers: dict[str, Maker], data: st.DataObject
         for key in ("messages", "conversations", "conversation", "tools"):
             if isinstance(shown.get(key), list):
                 shown[key] = json.dumps(shown[key], ensure_ascii=False)
-    for name in ("auto", "chosen"):
+    for name in makers:
         found = [entry for entry in lost(row, shown, makers[name]) if entry[0][0] != "rejected"]
         assert not found, f"{found} of {json.dumps(shown)}"

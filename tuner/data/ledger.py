@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def write(path: Path, sources: Iterable[Source], *, length: int, train: dict[str
     entries = []
     for source in sources:
         assert source.rows == source.kept + source.lost, f"{source.file}: {source.rows} rows, {source.kept} kept, {source.lost} dropped"
-        entries.append(asdict(source) | {"unread": {name: _plain(entry) for name, entry in ranked(source.unread)}, "nulls": _sorted(source.nulls)})
+        entries.append(_counts(source) | {"unread": {name: _plain(entry) for name, entry in ranked(source.unread)}, "nulls": _sorted(source.nulls)})
     ledger = {"length": length, "cut": cut, "sources": entries, "train": train, "held_out": held_out}
     path.write_text(json.dumps(ledger, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
@@ -104,8 +104,13 @@ def _plain(entry: Unread) -> dict[str, Any]:
 Use = Callable[[str, Mapping[str, Unread]], str | None]
 
 
+def _counts(source: Source) -> dict[str, Any]:
+    return {entry.name: getattr(source, entry.name) for entry in fields(source)}
+
+
 def _sorted(nulls: Nulls) -> dict[str, dict[str, int]]:
-    return {name: dict(sorted(counts.items())) for name, counts in asdict(nulls).items() if counts}
+    found = {"arguments": nulls.arguments, "tools": nulls.tools, "doubtful": nulls.doubtful}
+    return {name: dict(sorted(counts.items())) for name, counts in found.items() if counts}
 
 
 NAMED = 4

@@ -227,7 +227,7 @@ def _remainder(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, 
             gone = [key for key in row.keys() & placed.keys() if placed[key] is not row[key] and key not in taken]
             found = {key: row[key] for key in gone if unread_of.tells(key, row[key])}
         for way, value in unread_of.left(placed, name, openai, share, verdict):
-            first = theirs.get(way[0], way[0])
+            first = theirs.get(way[0]) or _called(way[0], row, placed)
             if first not in ways:
                 found.setdefault(".".join((first, *way[1:])), value)
         for head, steps in ways.items():
@@ -237,6 +237,13 @@ def _remainder(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, 
         return found
 
     return find
+
+
+def _called(column: str, row: Any, placed: Any) -> str:
+    """What a column is called in the file, where `placed` is the row with other names for some."""
+    if placed is row or not isinstance(row, dict) or (column in row and row[column] is placed[column]):
+        return column
+    return next((key for key, value in row.items() if value is placed[column]), column)
 
 
 def _readers(roles: Roles, paths: str, verdict: str | None = None) -> dict[str, Reader]:

@@ -99,6 +99,7 @@ FORMS = (
         who=HEADED | dict.fromkeys(ANSWERS, "assistant"), be="leads words",
     ),
 )  # fmt: skip
+SIGNS = tuple(dict.fromkeys(sign for form in FORMS for sign in form.signs))
 BEGIN = re.compile(START)
 BEGINS = ("<s>", "<|begin_of_text|>", "<bos>", "<BOS_TOKEN>", "<|endoftext|>", "<｜begin▁of▁sentence｜>")
 
@@ -109,6 +110,8 @@ def form_of(value: Any) -> Form | None:
         return None
     at = begin_of(value)
     near = value[at : at + LONG]
+    if not any([sign in near for sign in SIGNS]):  # nearly all
+        return None
     for form in FORMS:
         if not any(sign in near for sign in form.signs):
             continue
