@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.conftest import environment
 from tests.models.talkers import moody, parrot, put
 from tests.models.tiny import tiny_adapter
+from tuner.chains import load
 from tuner.chat import chat
 from tuner.data.chat import compile_template
 from tuner.data.conversation import Conversation, Message
@@ -26,7 +27,17 @@ from tuner.errors import ConfigError
 from tuner.models.merge import merge_adapter
 from tuner.models.sidecars import spoken
 from tuner.models.talk import Dialogue
-from tuner.runs import Run, all_runs
+from tuner.plan import recalled
+from tuner.runs import Run, all_runs, store_of
+from tuner.schema import Config
+from tuner.stages import STAGES
+
+
+def settled(run: Run) -> Config:
+    """The run's config with the chat template that it was trained in."""
+    config = load(run)
+    return recalled(config, STAGES, store_of(config), run)
+
 
 ASKED = ["What is 1 plus 2?", "你好 🙂", "and  two spaces, é́"]
 
@@ -49,7 +60,7 @@ def say(run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[
     """Chat through a pipe: what came on standard output, and on standard error."""
 
     def call(*lines: str | bytes, base: Path | None = None, **generation: Any) -> tuple[str, str]:
-        config = run.config()
+        config = settled(run)
         generation = {"max_new_tokens": 12} | generation
         typed = b"".join((line if isinstance(line, bytes) else line.encode()) + b"\n" for line in lines)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="utf-8"))
@@ -83,7 +94,7 @@ def shown(text: str) -> str:
 
 @pytest.mark.parametrize("system", [None, "你是一个助手"])
 def test_the_ids_are_those_of_a_training_row_and_of_the_artifacts_template(run: Run, system: str | None) -> None:
-    home, config = run.path("merge"), run.config()
+    home, config = run.path("merge"), settled(run)
     template = compile_template(spoken(config.model.chat, config.data.system), load_vocabulary(home))
     dialogue = Dialogue(template, system)
     theirs = AutoTokenizer.from_pretrained(home)
@@ -132,7 +143,7 @@ def test_without_a_merged_model_it_is_the_adapter_on_its_base(run: Run, say: Cal
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         shutil.copyfile(tmp_path / "adapter" / name, convert / name)
     shutil.copytree(run.path("merge"), merged)
-    merge_adapter(base, convert, merged)
+    merge_adapter(base, convert, merged, dtype="F32")  # as the run has algo.precision=fp32
     shutil.rmtree(run.path("merge"))
     expected = answers(merged, ASKED)
     assert expected != answers(base_with_sidecars(base, convert), ASKED)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROWS, Tuner, linked, write_rows
+from tests.hub import Hub
 from tests.models.held import rewrite, write_fp8, write_mxfp4
 from tests.models.tiny import write_tiny
 from tuner.models.files import checkpoint_files
@@ -137,3 +138,28 @@ def test_a_plan_shows_sizes_in_bf16(tuner: Tuner, tmp_path: Path) -> None:
     plain, held = disk("plain", "algo=full"), disk("held", "algo=full")
     assert held > plain  # the bf16 copy of what is referenced otherwise
     assert disk("held", "algo=full", "until=fetch") == pytest.approx(held - plain, abs=60)
+
+
+def test_a_hubs_fp8_is_known_to_the_plan_once_the_lock_says_it(tuner: Tuner, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", ROWS)
+    held = write_fp8(tmp_path / "held")
+    with Hub() as hub:
+        hub.add("org/Tiny-FP8", {path.name: path.read_bytes() for path in held.iterdir()}, kind="models")
+        words = ["model=hub", "model.repo=org/Tiny-FP8", *WORDS, "algo=full"]
+        env = {**hub.env, "HF_HUB_CACHE": str(tmp_path / "cache")}
+        tuner(*words, "until=fetch", env=env)
+        older = (tmp_path / "tuner.lock").read_text(encoding="utf-8").replace('"quantised": "fp8",', "")  # as locks were before they said it
+        (tmp_path / "older.lock").write_text(older, encoding="utf-8")
+        stale = tuner(*words, "lock=older.lock", "root=other", env=env, code=2).err
+    assert "org/Tiny-FP8 is quantised, FP8, as quantization_config in config.json tells, which was not known before" in stale
+    assert "Remove its entry from older.lock, so that the next run asks the hub again." in stale
+    lock = json.loads((tmp_path / "tuner.lock").read_text(encoding="utf-8"))["pins"]["model hub org/Tiny-FP8@main"]
+    assert (lock["quantised"], lock["template"]) == ("fp8", "minimind")
+    made = linked(tmp_path / "o", "fetch_model")
+    assert Checkpoint([made / "model.safetensors"]).specs["model.layers.0.mlp.up_proj.weight"].dtype == "BF16"
+    assert not list(made.glob(".hub"))
+    fetched = (made / "model.safetensors").stat().st_size
+    said = json.loads(tuner("plan", "--json", *words, "store=elsewhere").out)
+    assert said["told"] == ["chat template minimind: as tuner.lock says of its tokenizer"]
+    megabytes = float(said["estimate"]["of disk"].removeprefix("~").replace(",", "").split()[0])
+    assert said["estimate"]["of disk"].endswith(" kB") or megabytes * 1e6 > 3 * fetched

@@ -1,11 +1,16 @@
 """fetch_model finds a model where the config says, and refuses what it could not use later."""
 
 import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from tests.conftest import SHARED
+from tests.models.held import write_fp8
 from tests.models.tiny import write_tiny
 from tests.stages.support import run
 from tuner.errors import ConfigError, DataError
@@ -89,6 +94,63 @@ def test_a_gguf_file_is_converted_not_referenced(tmp_path: Path) -> None:
     assert STAGE.sources(view(config)) == {"m.gguf": tmp_path / "m.gguf"}
     assert not STAGE.references(view(config))
     assert STAGE.versions(view(config)) == {"gguf": 1}
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_weights_in_fp8_are_dequantised_before_other_rewritings(tmp_path: Path, pickled: bool) -> None:
+    """Pickles become safetensors first, and new tokens get their rows last."""
+    held = write_fp8(tmp_path / "held", block=(32, 32))
+    alone = tmp_path / "alone"
+    run(STAGE, local(held), alone)
+    if pickled:
+        torch.save(load_file(held / "model.safetensors"), held / "pytorch_model.bin")
+        (held / "model.safetensors").unlink()
+    config = Config(model=Model(path=str(held), new_tokens=("<tool>", "<call>")))
+    assert list(STAGE.versions(view(config))) == [*(["pickle"] if pickled else []), "dequantize.fp8", "new_tokens"]
+    assert not STAGE.references(view(config))
+    said: list[str] = []
+    facts = run(STAGE, config, tmp_path / "out", said)
+    assert (facts["dtype"], facts["bytes"]) == ("BF16", 2 * facts["parameters"])
+    assert "dequantize.fp8" in facts["rewritten"]
+    assert any("FP8 as bf16" in line for line in said)
+    plain, grown = load_file(alone / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert plain.keys() == grown.keys()
+    for name, weight in plain.items():
+        assert torch.equal(weight, grown[name][: len(weight)]), name
+    assert len(grown["model.embed_tokens.weight"]) > 6400
+    assert not list((tmp_path / "out").glob(".[0-9]*"))
+
+
+def test_a_family_in_fp8_is_rewritten_too(tmp_path: Path) -> None:
+    fixture = SHARED / "fixtures" / "models" / "internlm2"
+    if not fixture.is_dir():
+        pytest.skip("the shared fixtures are not here")
+    held = tmp_path / "held"
+    held.mkdir()
+    for name in ("config.json", "model.safetensors", "generation_config.json"):
+        shutil.copyfile(fixture / name, held / name)
+    weights = {name: weight.to(torch.bfloat16) for name, weight in load_file(held / "model.safetensors").items()}
+    run_on: dict[str, Path] = {}
+    for kind in ("plain", "eight"):
+        run_on[kind] = tmp_path / kind
+        shutil.copytree(held, run_on[kind])
+    eight = {name: weight for name, weight in weights.items() if not name.endswith("w2.weight")}
+    for name in weights.keys() - eight.keys():
+        eight |= {name: weights[name].to(torch.float8_e4m3fn), f"{name}_scale_inv": torch.tensor(1.0)}
+        weights[name] = weights[name].to(torch.float8_e4m3fn).to(torch.bfloat16)
+    save_file(weights, run_on["plain"] / "model.safetensors")
+    save_file(eight, run_on["eight"] / "model.safetensors")
+    said = json.loads((held / "config.json").read_text(encoding="utf-8")) | {
+        "quantization_config": {"quant_method": "fp8", "weight_block_size": None}
+    }
+    (run_on["eight"] / "config.json").write_text(json.dumps(said), encoding="utf-8")
+    assert list(STAGE.versions(view(local(run_on["eight"])))) == ["dequantize.fp8", "layout.internlm2"]
+    for kind, path in run_on.items():
+        run(STAGE, local(path), tmp_path / f"{kind}-out")
+    plain, back = (load_file(tmp_path / f"{kind}-out" / "model.safetensors") for kind in run_on)
+    assert plain.keys() == back.keys()
+    assert not [name for name in plain if not torch.equal(plain[name], back[name])]
+    assert "quantization_config" not in json.loads((tmp_path / "eight-out" / "original" / "config.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
