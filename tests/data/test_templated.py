@@ -79,6 +79,13 @@ def test_what_a_template_wrote_is_read_back(name: str) -> None:
     assert is_marked(text)
 
 
+def test_blank_lines_between_all_turns_part_no_conversation() -> None:
+    spaced = WRITTEN["chatml"][0].replace("<|im_end|>\n", "<|im_end|>\n\n")
+    assert [message.content for message in templated({"text": spaced + spaced.partition("<|im_end|>\n\n")[2]}).messages] == ["S", "Q", "A", "Q", "A"]
+    tight = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in TWICE)
+    assert [(message.role, message.content) for message in templated({"text": tight}).messages] == TWICE
+
+
 def test_what_the_model_is_asked_to_go_on_with_is_no_answer() -> None:
     for text in ("<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n", "<s>[INST] Q [/INST]", "<|user|>\nQ</s>\n<|assistant|>\n"):
         assert [message.role for message in templated({"text": text}).messages] == ["user"]
@@ -108,6 +115,10 @@ def test_thoughts_and_tools_of_a_text_stay_where_they_were() -> None:
         ("<|im_start|>user\nQ <|fim_prefix|><|im_end|>\n<|im_start|>assistant\nA<|im_end|>", r"a turn of the user holds <\|fim_prefix\|>"),
         ("<|fim_prefix|>a<|fim_suffix|>b", r"begins with <\|fim_prefix\|>, a mark of no template that is known; data\.format=text"),
         (WRITTEN["chatml"][0] * 2, "the same system prompt stands twice, so these are several conversations"),
+        (
+            f"{WRITTEN['gemma'][0].removeprefix('<bos>')}\n" * 2,
+            "a blank line follows each answer and no other turn, so these are several conversations",
+        ),
         (WRITTEN["llama 3"][0] * 2, r"<\|begin_of_text\|>, which begins a text, stands in the middle, so these are several"),
         ("Once upon a time.", r"begins with no mark of a chat template \('Once upon a time\.'\)"),
         ("<|start|>user<|message|>Q<|end|><|start|>assistant<|channel|>commentary<|message|>{}<|call|>", "holds|channel 'commentary'"),

@@ -103,6 +103,7 @@ def _turns(found: str, form: Form, words: Words) -> Iterator[tuple[str, str, str
         if not form.leads:
             raise RowError(f"the text must begin with a turn, as {form.name} writes it, and {quoted(before)} stands before the first")
         yield "system", "", before
+    parted: dict[bool, set[bool]] = {True: set(), False: set()}  # behind an answer, behind other turns: whether a blank line follows
     for head, behind in zip(heads, [*(head.start() for head in heads[1:]), len(found)], strict=True):
         role, body, last = role_of(form, head, words), found[head.end() : behind], behind == len(found)
         said, ended = _ended(form, body)
@@ -110,7 +111,11 @@ def _turns(found: str, form: Form, words: Words) -> Iterator[tuple[str, str, str
             raise RowError(f"a turn of {quoted(head['who'])} is not ended by {form.ends[0]} before the next begins")
         if not ended and last and not said and role == "assistant":
             return  # where the model is to go on
+        if form.ended and not last:
+            parted[role == "assistant"].add(body[len(body.rstrip()) :].count("\n") > 1)
         yield role, head.groupdict().get("channel") or "", said
+    if parted == {True: {True}, False: {False}}:
+        raise RowError("a blank line follows each answer and no other turn, so these are several conversations in one text; each is to be a row")
 
 
 def _heads(found: str, form: Form, at: int, words: Words) -> list[re.Match[str]]:
