@@ -93,6 +93,8 @@ def test_calls_that_are_turns_are_the_assistants() -> None:
     assert brief(one(swift(call, answer, A)).messages) == ["u u", f"a*  {SEEN}", "t r", "a* a"]
     assert brief(one(swift(call, other, answer, answer, A)).messages) == ["u u", f"a*  {SEEN} f{{}}", "t r", "t r", "a* a"]
     assert brief(one(swift(A, call, answer)).messages) == ["u u", f"a* a {SEEN}", "t r"]
+    with_text = {"from": "function_call", "value": json.dumps(CALL), "content": "b"}
+    assert brief(one({"conversations": [Q, R, with_text]}).messages) == ["u u", "a* a", f"a* b {SEEN}"]
     assert brief(one(swift({**call, "loss": False}, answer)).messages) == ["u u", f"a  {SEEN}", "t r"]
     assert brief(one(swift({"role": "tool_call", "content": CALL}, answer)).messages) == ["u u", f"a*  {SEEN}", "t r"]
     assert brief(one(swift({"role": "function_call", "content": json.dumps([CALL])}, {"role": "observation", "content": "r"})).messages) == [

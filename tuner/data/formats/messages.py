@@ -61,7 +61,8 @@ def joined(read: Sequence[Message], called: Sequence[bool]) -> list[Message]:
     result: list[Message] = []
     for message, is_call in zip(read, called, strict=True):
         before = result[-1] if result else None
-        if is_call and message.calls and before and before.role == "assistant" and before.trained == message.trained:
+        alone = is_call and message.calls and not message.content and not message.reasoning
+        if alone and before and before.role == "assistant" and before.trained == message.trained:
             result[-1] = replace(before, calls=before.calls + message.calls)
         else:
             result.append(message)
