@@ -232,7 +232,7 @@ def _data(data: Data) -> list[str]:
     problems = []
     if data.of and data.source == "path" and not data.path and not data.parts:
         problems.append("data.of is set, but its sources were not looked up: a mixture is composed on the command line or in a recipe.")
-    own = {f.name for f in fields(Part)} - {"label", "system"}
+    own = {f.name for f in fields(Part)} - {"label", "system", "leave", "unread"}
     if data.parts and (set_ := [name for name in sorted(own) if getattr(data, name) != getattr(Part(), name)]):
         problems.append(
             f"data.{set_[0]} describes one source, and data.of names {len(data.parts)}: write it into the YAML of that source (in a directory of your own, -cd DIR)."

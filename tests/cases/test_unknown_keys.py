@@ -113,3 +113,12 @@ def test_what_is_not_read_is_in_the_ledger_can_be_left_and_can_be_refused(tuner:
     )
     left = tuner(*words, "data.unread=error", "data.leave=[id,note,messages.*]")
     assert "not read" not in left.out + left.err
+
+
+def test_filled_in_nulls_are_in_the_ledger(tuner: Tuner, tiny: list[str], tmp_path: Path) -> None:
+    brought("parquet_null_arguments", tmp_path)
+    done = tuner(*tiny, "data.path=calls.parquet", "model/chat=qwen2_5", "data.length=4096", "until=tokenize")
+    assert "left out as filled in by a table: null in" in done.out + done.err
+    ledger = json.loads((linked(tmp_path / "outputs", "tokenize") / "ledger.json").read_text())
+    assert set(ledger["sources"][0]["nulls"]) == {"arguments", "tools"}
+    assert set(ledger["sources"][0]["nulls"]["arguments"]) == {"play_song.time", "set_alarm.loud", "set_alarm.title"}

@@ -218,6 +218,19 @@ def test_a_mixture_takes_of_each_what_it_says(run: Run, tmp_path: Path) -> None:
     assert sum("All." in text and "done" in text for _, text, _ in found) == 5
 
 
+def test_what_is_not_read_of_a_mixture_is_named_for_each_source(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = rows(tmp_path / "a.jsonl", *({**row(f"question {i}", "answer"), "note": "do not do so", "id": f"i{i}"} for i in range(20)))
+    other = rows(tmp_path / "b.jsonl", *({**row(f"question {i}", "answer"), "id": f"i{i}"} for i in range(20)))
+    parts = (Part(label="a", path=str(named), take=0.5), Part(label="b", path=str(other), leave="id"))
+    run(parts=parts)
+    assert "a: not read: note, text in 10 of 10 rows; id in 10 of 10 rows\n" in (said := capsys.readouterr().out)
+    assert "b: not read" not in said
+    run(parts=parts, leave=("note", "id"), unread="error")
+    assert "not read" not in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"no format reads note, and data\.unread=error refuses that"):
+        run(parts=parts, leave="id", unread="error")
+
+
 def test_a_file_of_its_own_is_held_out(run: Run, tmp_path: Path) -> None:
     file = rows(tmp_path / "a.jsonl", *(row(f"question {i}", f"answer {i}") for i in range(10)), row("question 100", "answer 100"))
     other = rows(tmp_path / "b.jsonl", *(row(f"question {i}", f"answer {i}") for i in range(100, 105)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from tuner.data.job import EXAMPLES, OUT_OF_REACH, TOO_LONG, Unread
+from tuner.data.job import EXAMPLES, NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Unread
 from tuner.data.nulls import Nulls
 
 FIRST = 10
@@ -64,6 +64,11 @@ class Source:
     def usable(self) -> int:
         """Rows that are kept, or would be if data.length were larger."""
         return self.kept + sum(int(self.dropped[reason]["rows"]) for reason in (TOO_LONG, OUT_OF_REACH) if reason in self.dropped)
+
+    @property
+    def drawn(self) -> int:
+        """Rows that were wanted."""
+        return self.rows - int(self.dropped.get(NOT_DRAWN, {"rows": 0})["rows"])
 
     @property
     def lost(self) -> int:
@@ -133,7 +138,7 @@ def unread(sources: Iterable[Source], use: Use | None = None) -> list[str]:
         if merged.unread:
             lines.append(
                 (f"{label}: " if label else "")
-                + told(merged.unread, sum(source.rows for source in group), use(label, merged.unread) if use else None)
+                + told(merged.unread, sum(source.drawn for source in group), use(label, merged.unread) if use else None)
             )
     return lines
 

@@ -1,6 +1,6 @@
 """tokenize: rows → documents → packs, and a ledger of every row's fate."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -132,8 +132,8 @@ def settings_of(view: View, model: Path) -> Any:
                 shape=shape_of(part),
                 fill=part.fill,
                 system=part.system if part.system is not None else data.system,
-                leave=(part.leave,) if isinstance(part.leave, str) else tuple(part.leave),
-                strict=part.unread == "error",
+                leave=(*_words(part.leave), *_words(data.leave)),
+                strict="error" in (part.unread, data.unread),
             )
             for part in parts(view)
         ),
@@ -142,6 +142,10 @@ def settings_of(view: View, model: Path) -> Any:
         loss=data.loss,
         reasoning=data.reasoning,
     )
+
+
+def _words(value: str | Sequence[str]) -> Sequence[str]:
+    return (value,) if isinstance(value, str) else value
 
 
 def listed_files(view: View, files: Mapping[str, Path]) -> list[Any]:
