@@ -13,7 +13,7 @@ from tuner.store import digest
 GOLDEN: dict[str, str] = {
     "fetch_data": "bbb864f34521",
     "fetch_model": "543438ac7732",
-    "tokenize": "3d630ae8c65d",
+    "tokenize": "0f56a4520a50",
     "train": "4aa2adef5a2e",
     "convert": "329cef241334",
     "merge": "eb57af251ee2",

@@ -418,4 +418,4 @@ def test_a_special_token_of_the_tokenizer_in_a_text_of_the_template_is_that_toke
 
 
 def test_the_version_is_that_of_the_mask() -> None:
-    assert VERSION == 3
+    assert VERSION == 4

@@ -27,7 +27,7 @@ from tuner.data.pieces import Batch
 from tuner.data.tokenizer import Vocabulary
 from tuner.data.written import Written
 
-VERSION = 3
+VERSION = 4
 """bumped when the same conversation and template would give other ids or another mask"""
 
 

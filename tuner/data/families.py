@@ -74,6 +74,24 @@ def of_pieces(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Manner:
     return GLM if "chatglm2" in str(config.get("_name_or_path", "")).lower() else GLM3
 
 
+NATIVE = ("Llama", "CodeLlama", "Mistral", "PreTrainedTokenizer", "TokenizersBackend")
+"""how the names of transformers' own classes begin that take a text with its special tokens as one"""
+
+
+def piecewise(settings: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer of SentencePiece's takes the texts between special tokens one by one, as if each were a text of its own.
+
+    The publishers' own classes do (InternLM, Baichuan, ChatGLM), as transformers' Llama did once, which `legacy` keeps. Its Llama of today does not, nor does
+    SentencePiece where a symbol of the user's stands in a text; that is taken where no class is named.
+    """
+    said = settings.get("legacy")
+    if isinstance(said, bool):
+        return said
+    kind = str(settings.get("tokenizer_class") or "")
+    own = "auto_map" in settings or "AutoTokenizer" in (config.get("auto_map") or {}) or _glm(settings, config)
+    return own or (bool(kind) and not kind.startswith(NATIVE))
+
+
 def of_ranks(name: str, settings: Mapping[str, Any], config: Mapping[str, Any]) -> Manner:
     """The manner of a vocabulary of tiktoken in a file of this name. Raises DataError for a family that is not known."""
     if name == "qwen.tiktoken":

@@ -1,7 +1,8 @@
 r"""Tokenizer files of other libraries (SentencePiece's model, tiktoken's ranks) → the text of a tokenizer.json that gives the same ids.
 
-The same where a text stands between two special tokens, as it does in a conversation. What can't be said in a tokenizer.json:
+The same for a text by itself, and for texts between special tokens as the tokenizer's class treats them. What can't be said in a tokenizer.json:
 
+- Where a space is written before the first text only, a text that begins with a space gets none besides, as in transformers.
 - A text that is one user-defined symbol of SentencePiece and nothing else gets no space written before it.
 - Where a model normalises by rules of its own, a space is written behind such a symbol, as before a text.
 - Of two ways to write a text that a Unigram model gives the same score, the other one may be taken.
@@ -58,7 +59,7 @@ def convert(file: Path, settings: Mapping[str, Any], config: Mapping[str, Any], 
     try:
         if is_ranks(data):
             return _of_ranks([spell(token) for token in read_ranks(data)], families.of_ranks(file.name, settings, config), settings, added)
-        return _of_model(read_model(data), families.of_pieces(settings, config), settings, added)
+        return _of_model(read_model(data), families.of_pieces(settings, config), settings, added, piecewise=families.piecewise(settings, config))
     except DataError as error:
         raise DataError(f"{file} can't be used as a tokenizer: {error}. Fetch the file again, or bring the publisher's tokenizer.json.") from error
 
@@ -88,7 +89,7 @@ def _of_ranks(tokens: list[str], manner: Manner, settings: Mapping[str, Any], ad
     )  # fmt: skip
 
 
-def _of_model(model: Model, manner: Manner, settings: Mapping[str, Any], added: Mapping[str, Any]) -> Foreign:
+def _of_model(model: Model, manner: Manner, settings: Mapping[str, Any], added: Mapping[str, Any], *, piecewise: bool) -> Foreign:
     if model.method not in (Method.BPE, Method.UNIGRAM):
         raise DataError(f"its pieces are put together by a method of number {model.method}; BPE (2) and Unigram (1) are known")
     if model.suffix or (model.method == Method.BPE and Kind.UNUSED in model.kinds):
@@ -102,7 +103,7 @@ def _of_model(model: Model, manner: Manner, settings: Mapping[str, Any], added: 
     symbols = [name for name, kind in kinds.items() if kind == Kind.USER_DEFINED and (model.charsmap or (len(name) > 1 and not unigram))]
     symbolic = {name: entry(name, places[name], special=False, normalized=not model.charsmap) for name in symbols}
     vocab = places | extra
-    where = _where(model, settings)
+    where = _where(model, settings, piecewise=piecewise)
     names_of = {"bos_token": model.bos, "eos_token": model.eos, "unk_token": model.unk, "pad_token": model.pad}
     called = {key: name for key, name in names_of.items() if name} | dict(manner.names)
     begin = manner.begin if manner.begin is not None else (model.bos,) if model.bos and settings.get("add_bos_token") is not False else ()
@@ -117,14 +118,14 @@ def _of_model(model: Model, manner: Manner, settings: Mapping[str, Any], added: 
     )  # fmt: skip
 
 
-def _where(model: Model, settings: Mapping[str, Any]) -> str:
+def _where(model: Model, settings: Mapping[str, Any], *, piecewise: bool) -> str:
     """Before which texts a space is written: `always`, `first` (where no token stands before it), `never`.
 
-    SentencePiece is given the texts between special tokens one by one, and writes it always; Llama's tokenizer in transformers has a setting.
+    piecewise   whether the tokenizer's class gives SentencePiece the texts between special tokens one by one, so that each begins with a space
     """
     if not model.dummy_prefix or settings.get("add_prefix_space") is False:
         return "never"
-    return "first" if settings.get("legacy") is False and "Llama" in str(settings.get("tokenizer_class")) else "always"
+    return "always" if piecewise else "first"
 
 
 def _normalizers(model: Model, where: str, symbols: list[str]) -> list[dict[str, Any]]:
@@ -133,7 +134,9 @@ def _normalizers(model: Model, where: str, symbols: list[str]) -> list[dict[str,
     if model.charsmap:
         steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(model.charsmap).decode()})
     if model.remove_extra_whitespaces:
-        steps += [_replace({"Regex": f"{START} +"}, ""), _replace({"Regex": " {2,}"}, " ")]
+        # Behind a special token a space is one in the middle; at the very start it is the one that would be written.
+        steps += [] if where == "first" else [_replace({"Regex": f"{START} +"}, "")]
+        steps.append(_replace({"Regex": " {2,}"}, " "))
     if where == "always" and symbols:
         # The tokenizer applies these steps to the symbols themselves too, and would find them only where a space stands before.
         spelled = "|".join(map(re.escape, symbols))
