@@ -168,6 +168,18 @@ def test_a_flag_that_can_not_be_kept_is_refused_by_name(flag: dict[str, Any], wo
         one(said(U, {**A, **flag}))
 
 
+def test_calls_in_a_turn_and_beside_it_are_refused() -> None:
+    text = json.dumps(PLAIN)
+    for turn in (
+        {"role": "tool_call", "content": text, "tool_calls": [PLAIN]},
+        {"role": "assistant", "content": [{"type": "tool_call", "value": text}], "function_call": PLAIN},
+    ):
+        with pytest.raises(RowError, match="calls both in its content and beside it"):
+            one(said(U, turn))
+    with pytest.raises(RowError, match="calls both in its content and beside it"):
+        one({"conversations": [{"from": "human", "value": "u"}, {"from": "function_call", "value": text, "tool_calls": [PLAIN]}]})
+
+
 def test_flags_may_stand_beside_the_turns() -> None:
     assert brief(one(said(U, A, U, A, loss_mask=[0, 0, 0, 1])).messages) == ["u u", "a a", "u u", "a* a"]
     assert brief(one(said(U, A, U, A, masked=[True, True, True, False])).messages) == ["u u", "a a", "u u", "a* a"]

@@ -93,6 +93,7 @@ VALUES = st.one_of(
     WORDS,
     st.sampled_from([None, False, True, 0, 1, 0.5, "", [0, 1], "w9"]),
     st.lists(WORDS, min_size=1, max_size=2),
+    WORDS.map(lambda word: [{"name": word, "arguments": {"city": word}}]),
     st.dictionaries(st.sampled_from(KEYS), WORDS, min_size=1, max_size=2),
     st.lists(
         st.dictionaries(st.sampled_from(("role", "content", "name", "from", "value", "type", "text")), WORDS, min_size=1, max_size=3),

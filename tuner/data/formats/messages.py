@@ -98,11 +98,18 @@ def turn(value: Any, words: Words) -> Message:
         raise RowError(f'a turn must be an object such as {{"role": "user", "content": "…"}}, and this is {told(value)}')
     if (word := value.get("role")) in CALLERS and word not in words:
         others = {key: part for key, part in value.items() if key not in ("role", "content")}
-        return replace(_rich({**others, "role": "assistant"}, "assistant", ""), calls=spoken(value.get("content"), f"the content of a {word}"))
+        return calling(_rich({**others, "role": "assistant"}, "assistant", ""), spoken(value.get("content"), f"the content of a {word}"))
     role, content = speaker(_role(value), words), value.get("content")
     if len(value) == 2 and isinstance(content, str):  # nearly all
         return Message(role=role, content=text(content, "content"), trained=role == "assistant")
     return _rich(value, role, content)
+
+
+def calling(message: Message, calls: tuple[Call, ...]) -> Message:
+    """A turn that is a call, with those that its text holds. Raises RowError where others stand beside them."""
+    if message.calls:
+        raise RowError("a turn has calls both in its content and beside it, and one of them is expected")
+    return replace(message, calls=calls)
 
 
 def _role(value: Mapping[str, Any]) -> Any:

@@ -7,12 +7,11 @@ Turns of role and content are read as OpenAI's.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from tuner.data.conversation import Conversation, Message, RowError
 from tuner.data.formats.fields import Words, named, needed, parsed, speaker, text, told
-from tuner.data.formats.messages import CALLERS, joined
+from tuner.data.formats.messages import CALLERS, calling, joined
 from tuner.data.formats.messages import ROLES as OPENAI
 from tuner.data.formats.messages import turn as openai_turn
 from tuner.data.formats.spelled import spelled
@@ -60,7 +59,7 @@ def turn(value: Any, words: Words) -> Message:
     if word in CALLERS and word not in words:
         others = {key: part for key, part in value.items() if key not in ("from", "value")}
         message = openai_turn({"role": "assistant", "content": "", **others}, OPENAI)
-        return replace(message, calls=spoken(_value(value), f"the value of a {word}"))
+        return calling(message, spoken(_value(value), f"the value of a {word}"))
     role = speaker(word, words)
     said = _value(value)
     if not isinstance(said, list) and said is not None:
