@@ -4,6 +4,7 @@ import json
 import warnings
 from pathlib import Path
 
+import pytest
 import torch
 from peft import PeftModel
 from safetensors import safe_open
@@ -36,3 +37,13 @@ def test_a_tied_head_with_an_adapter_in_fp32(tuner: Tuner, tiny: list[str], tiny
     tuner("export", "last", "model", "taken")
     taken = AutoModelForCausalLM.from_pretrained(tmp_path / "taken")
     assert torch.equal(taken(ids).logits, model(ids).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("targets", ["[q_proj,lm_head]", "[q_proj,embed_tokens]"])
+def test_under_zero_3_too(tuner: Tuner, tiny: list[str], tmp_path: Path, targets: str) -> None:
+    words = ["algo.steps=2", f"algo.targets={targets}", "algo.optim.lr=0.05", "machine.processes=2", "machine.zero=3", "eval.prompts=[]"]
+    done = tuner(*tiny, *words)
+    assert "proved on these rows" in done.out + done.err
+    report = json.loads((linked(tmp_path / "outputs", "evaluate") / "report.json").read_text(encoding="utf-8"))
+    assert report["held_out"]["loss"]["after"] < report["held_out"]["loss"]["before"]
