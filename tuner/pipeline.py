@@ -66,7 +66,7 @@ def execute(
             steps = plan(config, stages, store, run, hashing=say, pinned=pinned)
             for line in [step.told for step in steps if step.told and not step.unresolved and step.artifact and step.told not in shown]:
                 shown.add(line)
-                say(f"  {line}")
+                (say if any(step.to_do for step in steps) else run.log)(f"  {line}")
             for step in steps:
                 if step.to_do or not _linked(step, store, run):
                     break
