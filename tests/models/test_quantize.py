@@ -203,6 +203,26 @@ def test_in_fp32_merging_writes_what_the_base_in_4_bits_computes_with(base: Path
         assert torch.equal(tuned.get_parameter(name), restored(held, name).float() + delta), name
 
 
+def test_a_tied_head_with_an_adapter_stays_unquantised_and_becomes_one_of_its_own(tmp_path: Path) -> None:
+    base = write(tmp_path / "base", torch.bfloat16, tied=True)
+    model = load.load_model(base, dtype=torch.float32, device="cpu", quant="nf4", attention="sdpa")
+    peft = adapters.add_lora(model, r=4, alpha=8, dropout=0.0, targets=("q_proj", "lm_head"), seed=0).eval()
+    draw = torch.Generator().manual_seed(1)
+    for name, parameter in peft.named_parameters():
+        if ".lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=draw) * 0.2
+    weights = {name: tensor.contiguous() for name, tensor in get_peft_model_state_dict(peft, save_embedding_layers=False).items()}
+    (tmp_path / "adapter").mkdir()
+    save_file(weights, tmp_path / "weights.safetensors")
+    write_json(tmp_path / "settings.json", adapters.adapter_config(peft))
+    write_adapter(Checkpoint([tmp_path / "weights.safetensors"]), tmp_path / "settings.json", tmp_path / "adapter", "org/name", quant="nf4")
+    how = {"dtype": torch.float32, "rounded": torch.float32, "device": "cpu", "quant": "nf4", "attention": "sdpa"}
+    tuned = load.load_tuned(base, tmp_path / "adapter", **how)  # type: ignore[arg-type]
+    ids = torch.arange(100, 116)[None]
+    torch.testing.assert_close(tuned(ids).logits, peft(ids).logits, atol=2e-4, rtol=2e-4)
+    assert torch.equal(tuned.model.embed_tokens.weight, tiny_model(tied=True).to(torch.bfloat16).float().model.embed_tokens.weight)
+
+
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
 @pytest.mark.parametrize("quant", ["nf4", "int8"])
 def test_an_adapter_says_which_base_it_belongs_to(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quant: str) -> None:
