@@ -267,3 +267,12 @@ def test_each_template_is_seen_in_a_whole_source(tmp_path: Path, name: str) -> N
         line = json.dumps(value).replace("\\\\u003c", "\\u003c")
         file = write(tmp_path / "rows.jsonl", f"{line}\n{line}\n")
         assert survey.surveyed([(file, "auto")], Shape()).facts.templated == (2, 2)
+
+
+def test_plain_texts_in_other_files_count_too(tmp_path: Path) -> None:
+    chat, plain = tmp_path / "chat.jsonl", tmp_path / "plain.jsonl"
+    chat.write_text('{"text": "<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nYo<|im_end|>\\n"}\n' * 2, encoding="utf-8")
+    plain.write_text('{"text": "a story"}\n' * 5, encoding="utf-8")
+    for order in ((chat, plain), (plain, chat)):
+        facts = survey.surveyed([(file, "auto") for file in order], Shape()).facts
+        assert (facts.templated, facts.chats) == ((2, 7), False)

@@ -1,6 +1,7 @@
 """What a file is cut into."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,3 +27,12 @@ class Unreadable:
 
     reason: str
     """what was found and what was expected, without the file and the row's number"""
+
+
+def keyed(names: Iterable[str]) -> re.Pattern[bytes]:
+    """What finds one of these keys in JSON's bytes, without parsing them.
+
+    >>> bool(keyed(["label"]).search(b'{"label": 1}')), bool(keyed(["label"]).search(b'{"labels": 1}'))
+    (True, False)
+    """
+    return re.compile(b'"(?:' + b"|".join(re.escape(name.encode()) for name in names) + b')"')

@@ -1,12 +1,11 @@
 """Nulls in calls and tools of which no schema says anything, as all rows of a source show them: a watch of `tuner.data.survey`."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from tuner.data import nulls
-from tuner.data.chunk import Chunk
+from tuner.data.chunk import Chunk, keyed
 from tuner.data.conversation import Conversation, Label, LeftOut, RowError
 from tuner.data.formats.facts import Facts
 from tuner.data.formats.tools import ALSO, OFFERED
@@ -15,7 +14,8 @@ from tuner.data.rows import Shape, read
 CALLING = ("auto", "messages", "sharegpt", "xtuner", "prompt", "chosen")
 """formats in whose rows there may be calls"""
 OFFERS = (*OFFERED, *ALSO)
-CALLED = (b"tool_call", b"function_call", b"tool_use", *(f'"{name}"'.encode() for name in OFFERS))
+CALLED = re.compile(b"tool_call|function_call|tool_use|" + keyed(OFFERS).pattern)
+"""what is written beside each call, and the columns of tools"""
 PLAIN = re.compile(rb'"(?:content|tool_calls|function_call|tool_call_id|refusal|reasoning_content)" ?: ?null')
 """nulls of turns, as they are in nearly all files of calls"""
 
@@ -28,24 +28,18 @@ class Empties:
         self._paths = {path for _, path in empty or ()}
         self._found: set[tuple[str, str]] = set()
 
-    def words(self) -> Sequence[bytes]:
-        """What is written beside each call, and the columns of tools."""
-        return CALLED
-
-    def beside(self) -> Sequence[bytes]:
-        """A null, where nulls are looked for."""
-        return [b"null"] if self._empty is None else []
-
-    def passed(self, chunk: Chunk) -> None:
-        """Without calls there are none of their arguments."""
-
-    def wants(self, lines: bytes) -> bool:
-        """Those with another null than that of an answer without text."""
-        return self._empty is not None or lines.count(b"null") > len(PLAIN.findall(lines))
-
     def keys(self) -> frozenset[str]:
         """The columns of calls and tools."""
         return frozenset(("tool_calls", "tool_call", "function_call", "tool_use_id", *OFFERS))
+
+    def wants(self, content: bytes) -> bool:
+        """Where calls are; in the first pass, only with another null than that of an answer without text."""
+        if self._empty is None and content.count(b"null") == len(PLAIN.findall(content)):
+            return False
+        return CALLED.search(content) is not None
+
+    def passed(self, chunk: Chunk) -> None:
+        """Without calls there are none of their arguments."""
 
     def see(self, row: Any) -> None:
         """A row."""

@@ -1,10 +1,12 @@
 """Texts and questions of a source that a chat template wrote (formats/templates): how many there are, and what is to be said of that."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from tuner.data import files
+from tuner.data.chunk import keyed
 from tuner.data.conversation import RowError
 from tuner.data.formats import templated, templates
 from tuner.data.formats.facts import Facts
@@ -13,13 +15,9 @@ from tuner.data.rows import Shape
 
 ASKED = ("question", "query", "input")
 """columns of questions, beside those of the formats, as sets call them"""
-MARKS: tuple[bytes, ...] = (
-    b"<|", b"###", b"\\u003c", b"User: ", b"Human: ", b"USER:", b"[INST]", b"[SYSTEM_PROMPT]", b"[|", b"GPT4", "<｜".encode(), b"\\uff5c",
-    b"</s>",
-    b"<eos>",
-    b"<s>",
-    b"<start_of_turn>", b"<reserved_10", b"<AI>", b"<human>",
-)  # fmt: skip
+MARK = re.compile(
+    "<\\||###|\\\\u003c|User: |Human: |USER:|\\[INST\\]|\\[SYSTEM_PROMPT\\]|\\[\\||GPT4|<｜|\\\\uff5c|</s>|<eos>|<s>|<start_of_turn>|<reserved_10|<AI>|<human>".encode()
+)
 """what is in the marks of chat templates (formats/templated), also as JSON may spell it"""
 
 
@@ -52,23 +50,26 @@ class Marked:
         self._texts, self._pairs, self._spelled = (0, 0), (0, 0), (0, "")
         read = {"text", *(asked for asked, _ in templated.PAIRS.values()), *ASKED}
         self._heads = {*read, *(place.partition(".")[0] for ours, place in columns.items() if ours in read and "{" not in place)}
-        self._beside = [f'"{name}"'.encode() for name in self._heads]
+        self._keyed = keyed(self._heads)
 
-    def words(self) -> Sequence[bytes]:
-        """What is in the marks of templates."""
-        return MARKS
-
-    def beside(self) -> Sequence[bytes]:
-        """The names of columns of texts and questions."""
-        return self._beside
+    @property
+    def found(self) -> bool:
+        """Whether any text or question begins so."""
+        return bool(self._texts[0] or self._pairs[0])
 
     def keys(self) -> frozenset[str]:
-        """The same."""
+        """The columns of texts and questions."""
         return frozenset(self._heads)
+
+    def wants(self, content: bytes) -> bool:
+        """Where such a column and a part of a mark are."""
+        return self._keyed.search(content) is not None and MARK.search(content) is not None
 
     def passed(self, chunk: files.Chunk) -> None:
         """Its rows count as texts and questions that begin with no mark."""
-        if chunk.lines is not None and any(name in chunk.lines for name in self._beside):
+        for row in chunk.values or ():
+            self.see(row)
+        if chunk.lines is not None and self._keyed.search(chunk.lines):
             many = files.count(chunk)
             self._texts, self._pairs = (self._texts[0], self._texts[1] + many), (self._pairs[0], self._pairs[1] + many)
 
@@ -87,6 +88,9 @@ class Marked:
                 self._spelled = (self._spelled[0] + 1, self._spelled[1] or token)
         elif format in templated.PAIRS:
             self._pairs = (self._pairs[0] + (templated.pair_of(placed, format) is not None), self._pairs[1] + 1)
+
+    def then(self) -> None:
+        """All is counted."""
 
     def tell(self, facts: Facts) -> Facts:
         """The counts."""

@@ -4,11 +4,11 @@ Where training rows stand beside others, only they are read, as of files whose n
 alone, or says something else, decides nothing. `data.split=all` reads all rows, `data.split=validation` those that say so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from tuner.data.chunk import Chunk
+from tuner.data.chunk import Chunk, keyed
 from tuner.data.formats.facts import Facts
 from tuner.data.splits import split_of
 from tuner.errors import DataError
@@ -38,31 +38,33 @@ class Subsets:
     def __init__(self, wanted: str) -> None:
         self._wanted = wanted
         self._values: dict[str, set[str]] = {}
+        self._names = list(COLUMNS)
+        """those that were not found to hold more"""
+        self._keyed = keyed(self._names)
 
-    def words(self) -> Sequence[bytes]:
-        """The names of such columns, but for those that were found to hold more."""
-        return [f'"{name}"'.encode() for name in self._names()]
+    def keys(self) -> frozenset[str]:
+        """The names of such columns."""
+        return frozenset(self._names)
 
-    def beside(self) -> Sequence[bytes]:
-        """None."""
-        return ()
+    def wants(self, content: bytes) -> bool:
+        """Where such a column is."""
+        return bool(self._names) and self._keyed.search(content) is not None
 
     def passed(self, chunk: Chunk) -> None:
         """Nothing is in it."""
 
-    def keys(self) -> frozenset[str]:
-        """The same as words."""
-        return frozenset(self._names())
-
-    def _names(self) -> list[str]:
-        return [name for name in COLUMNS if len(self._values.get(name, ())) < MOST]
-
     def see(self, row: Any) -> None:
         """A row."""
-        if isinstance(row, dict):
-            for name in COLUMNS:
-                if name in row and isinstance(value := row[name], str) and len(known := self._values.setdefault(name, set())) < MOST:
-                    known.add(value)
+        for name in tuple(self._names) if isinstance(row, dict) else ():
+            if name in row and isinstance(value := row[name], str):
+                known = self._values.setdefault(name, set())
+                known.add(value)
+                if len(known) == MOST:
+                    self._names.remove(name)
+                    self._keyed = keyed(self._names)
+
+    def then(self) -> None:
+        """All is known."""
 
     def tell(self, facts: Facts) -> Facts:
         """The column, where it tells what is wanted from the rest. Raises DataError where no row is what was asked for."""
