@@ -29,6 +29,8 @@ CARRYING = {
     "minimax_m3_sparse",
     "compressed_sparse_attention",
     "heavily_compressed_attention",
+    "deepseek_sparse_attention",
+    "qwen_sparse_attention",
 }
 """kinds of layers that were looked at and see more than one document of a row: states, windows of a convolution, blocks that are cut across the row"""
 
