@@ -19,7 +19,7 @@ from typing import TextIO
 
 from bench_models import SIZES, write_model
 
-from tests.hub import Hub
+from tests.hub.server import Hub
 
 MODEL, ROWS = "internlm/internlm2-1_8b", "OpenAssistant/oasst1"
 WIDTH = 160

@@ -33,7 +33,8 @@ TEMPLATE = (
 
 def conversations() -> list[list[dict[str, str]]]:
     """Real rows, as messages."""
-    from tuner.data import files, rows
+    from tuner.data.files import read as files
+    from tuner.data.formats import rows
 
     shape = rows.Shape()
     return [
@@ -65,8 +66,8 @@ def stage(data: Path, tokenizer: str, out: Path, workers: int | str = "auto") ->
     """Our stage: read, template, mask, pack, write."""
     import yaml
 
-    from tuner.freeze import freeze
-    from tuner.stage import Context, Input, View
+    from tuner.config.build import freeze
+    from tuner.pipeline.stage import Context, Input, View
     from tuner.stages import tokenize
 
     chat = yaml.safe_load((ROOT / "conf/model/chat/chatml.yaml").read_text(encoding="utf-8"))

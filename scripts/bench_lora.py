@@ -25,14 +25,14 @@ from bench_train import SEEDS, device_name, versions
 from transformers.utils import logging
 
 from tuner.api import run
-from tuner.config import compose
-from tuner.data.tokens import Packs
+from tuner.config.compose import compose
+from tuner.data.packs import Packs
 from tuner.kernels import attention
-from tuner.models.attention import needs
+from tuner.models.attention_needs import needs
 from tuner.models.load import load_model
-from tuner.stage import Context, Input, View
-from tuner.train import worker
-from tuner.train.measure import held_out_loss
+from tuner.pipeline.stage import Context, Input, View
+from tuner.train import session
+from tuner.train.evaluate import held_out_loss
 
 SIDES: dict[str, tuple[str, ...]] = {
     "r 16, alpha auto": ("algo=lora",),
@@ -83,8 +83,8 @@ def compare(wished: argparse.Namespace) -> dict[str, Any]:
     made = run([*base, "until=tokenize"])
     inputs = {name: (made.dir / name).resolve() for name in ("fetch_model", "tokenize")}
     packs = Packs.open(inputs["tokenize"] / "held_out.arrow")
-    if len(packs) > worker.MEASURED:
-        raise SystemExit(f"{len(packs)} packs are held out, and {worker.MEASURED} of them are measured in a training: lower --held-out.")
+    if len(packs) > session.MEASURED:
+        raise SystemExit(f"{len(packs)} packs are held out, and {session.MEASURED} of them are measured in a training: lower --held-out.")
 
     settings = {name: getattr(wished, name) for name in ("steps", "length", "packs", "held_out", "device")}
     files = [Path(file).name for file in wished.data]
@@ -126,7 +126,7 @@ def train(words: Sequence[str], inputs: Mapping[str, Path]) -> dict[str, Any]:
     given = {name: Input(dir=path, files={}, facts={}) for name, path in inputs.items()}
     with tempfile.TemporaryDirectory() as out:
         began = time.monotonic()
-        facts = worker.run(Context(config=View(config, "train"), inputs=given, out=Path(out), say=lambda _: None))
+        facts = session.run(Context(config=View(config, "train"), inputs=given, out=Path(out), say=lambda _: None))
         seconds = time.monotonic() - began
         rows = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = [row["loss"] for row in rows]

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from tuner.data.tokens import Pack
-from tuner.estimate import Memory, Work, estimate
-from tuner.schema import Algo, Config, Data, Machine, Optim
-from tuner.stage import View
+from tuner.config.schema import Algo, Config, Data, Machine, Optim
+from tuner.data.packs import Pack
+from tuner.estimate.memory import Memory, Work, estimate
+from tuner.pipeline.stage import View
 
 LLAMA = {"model_type": "llama", "max_position_embeddings": 32768, "rms_norm_eps": 1e-5}
 GEOMETRIES: dict[str, dict[str, Any]] = {
@@ -95,9 +95,9 @@ def measure(case: Case, directory: Path) -> dict[str, Any]:
 
     from tuner.models.load import compute_dtype
     from tuner.train.batch import collate
-    from tuner.train.build import build_engine, build_model, choose_attention
-    from tuner.train.rehearsal import set_recompute
-    from tuner.train.world import alone
+    from tuner.train.distributed import alone
+    from tuner.train.preflight.memory import set_recompute
+    from tuner.train.setup import build_engine, build_model, choose_attention
 
     torch.manual_seed(0)
     world = alone(torch.device("cuda"))

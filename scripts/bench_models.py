@@ -55,7 +55,7 @@ def write_model(out: Path, sizes: dict[str, int], *, native: bool) -> tuple[int,
     """A checkpoint of random bf16 weights, in InternLM2's layout or in Llama's; returns its bytes and those of its largest shard."""
     import torch
 
-    from tuner.models.shards import Spec, write_checkpoint
+    from tuner.models.checkpoint.safetensors import Spec, write_checkpoint
 
     vocab, hidden, ffn = 92544, sizes["hidden_size"], sizes["intermediate_size"]
     head, kv = hidden // sizes["num_attention_heads"], sizes["num_key_value_heads"]
@@ -131,7 +131,7 @@ def anonymous() -> int:
 
 
 def native(home: Path, _device: str) -> None:
-    from tuner.models.files import checkpoint_files
+    from tuner.models.checkpoint.files import checkpoint_files
     from tuner.models.layouts.rewrite import write_native
 
     (home / "ours").mkdir()
@@ -152,9 +152,9 @@ def adapter(home: Path, _device: str) -> None:
     """A LoRA of rank 16 on all linear layers, as training leaves it."""
     import torch
 
-    from tuner.models.files import weight_files
-    from tuner.models.merge import HEAD
-    from tuner.models.shards import Checkpoint, Spec, write_file
+    from tuner.models.checkpoint.files import weight_files
+    from tuner.models.checkpoint.safetensors import Checkpoint, Spec, write_file
+    from tuner.models.lora.merge import HEAD
 
     (home / "adapter").mkdir()
     specs = {}
@@ -169,7 +169,7 @@ def adapter(home: Path, _device: str) -> None:
 
 
 def merge(home: Path, _device: str, quant: str = "none") -> None:
-    from tuner.models.merge import merge_adapter
+    from tuner.models.lora.merge import merge_adapter
 
     out = home / f"merged-{quant}"
     out.mkdir()
@@ -179,7 +179,7 @@ def merge(home: Path, _device: str, quant: str = "none") -> None:
 
 def original(home: Path, _device: str) -> None:
     from tuner.models.layouts.family import ASIDE
-    from tuner.models.merge import merge_original
+    from tuner.models.lora.merge import merge_original
 
     out = home / "back"
     out.mkdir()

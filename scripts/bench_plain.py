@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from tuner.data.tokens import Pack, Packs
-from tuner.train.order import plan_order
+from tuner.data.packs import Pack, Packs
+from tuner.data.sampler import plan_order
 
 ALGOS = {
     "qlora": {"adapter": "lora", "quant": "nf4", "lr": 2e-4},

@@ -25,9 +25,9 @@ import torch
 from bench_plain import ALGOS, ALPHA, BETAS, CLIP, DECAY, EPS, RANK, WARMUP, Setting, median, plain, release
 from transformers.utils import logging
 
-from tuner.schema import Algo, Config, Data, Machine, Optim
-from tuner.stage import Context, Input, View
-from tuner.train import worker
+from tuner.config.schema import Algo, Config, Data, Machine, Optim
+from tuner.pipeline.stage import Context, Input, View
+from tuner.train import session
 
 SEEDS = (0, 1, 2)
 TUNERS = {
@@ -67,7 +67,7 @@ def main() -> None:
         if wished.random and not (wished.model / "config.json").exists():
             random_model(wished.model, wished.device)
         setting = Setting(
-            model=wished.model, tokens=wished.tokens, steps=wished.steps, packs=wished.packs, measured=worker.MEASURED, precision=wished.precision,
+            model=wished.model, tokens=wished.tokens, steps=wished.steps, packs=wished.packs, measured=session.MEASURED, precision=wished.precision,
             device=wished.device,
         )  # fmt: skip
         sides = ["tuner", *map(str, SEEDS), *also]
@@ -137,7 +137,7 @@ def tuners(algo: str, seed: int, setting: Setting, machine: Mapping[str, Any] = 
     )  # fmt: skip
     inputs = {name: Input(dir=path, files={}, facts={}) for name, path in (("fetch_model", setting.model), ("tokenize", setting.tokens))}
     with tempfile.TemporaryDirectory() as out:
-        worker.run(Context(config=View(config, "train"), inputs=inputs, out=Path(out), say=lambda _: None))
+        session.run(Context(config=View(config, "train"), inputs=inputs, out=Path(out), say=lambda _: None))
         rows = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     release()
     curves = {"loss": [row["loss"] for row in rows], "norm": [row["grad_norm"] for row in rows]}

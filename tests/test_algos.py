@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.config import compose
+from tuner.config.compose import compose
+from tuner.config.lora_init import alpha_of
+from tuner.config.schema import Config
 from tuner.errors import ConfigError
-from tuner.inits import alpha_of
-from tuner.models.files import ADAPTER_FILES
-from tuner.schema import Config
-from tuner.stage import View
+from tuner.models.checkpoint.files import ADAPTER_FILES
+from tuner.pipeline.stage import View
 from tuner.stages.train import STAGE
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SHARED, Done, environment, linked, reasons, states
-from tests.hub import Hub
+from tests.hub.server import Hub
 
 MODEL, ROWS = "internlm/internlm2-1_8b", "OpenAssistant/oasst1"
 CARD = ["model=internlm2_1_8b", "data=oasst1"]
@@ -192,9 +192,9 @@ def test_it_talks(card: Card) -> None:
 def test_the_original_layout_comes_back_with_the_adapter_in_it(card: Card, tmp_path: Path) -> None:
     import torch
 
-    from tuner.models.files import checkpoint_files, weight_files
+    from tuner.models.checkpoint.files import checkpoint_files, weight_files
+    from tuner.models.checkpoint.safetensors import Checkpoint
     from tuner.models.layouts import family, rewrite
-    from tuner.models.shards import Checkpoint
 
     out = tmp_path / "back"
     card.tuner("export", "lora", "original", str(out))
@@ -249,8 +249,8 @@ def test_a_branch_that_moved_changes_nothing_until_its_entry_goes(card: Card, tm
 
 
 def test_merging_into_the_original_layout_is_a_result_of_its_own(card: Card) -> None:
-    from tuner.models.files import weight_files
-    from tuner.models.shards import Checkpoint
+    from tuner.models.checkpoint.files import weight_files
+    from tuner.models.checkpoint.safetensors import Checkpoint
 
     card.tuner("merge", "lora", "merge.layout=original", "name=theirs")
     assert Checkpoint(weight_files(artifact(card, "theirs", "merge"))).specs == Checkpoint(weight_files(card.original)).specs

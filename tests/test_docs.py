@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tuner.cli import VERBS, parse
-from tuner.config import compose, options
-from tuner.line import translate
+from tuner.cli.main import VERBS, parse
+from tuner.config.compose import compose, options
+from tuner.config.overrides import translate
 
 REPO = Path(__file__).resolve().parents[1]
 READMES = ["README.md", "README.zh.md"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO, Done, Tuner, environment, linked, reasons, states
-from tuner.cli import VERBS
+from tuner.cli.main import VERBS
 
 ALL = ["fetch_data", "fetch_model", "tokenize", "train", "convert", "merge", "baseline", "evaluate"]
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from tuner.config import compose
-from tuner.data import rows
-from tuner.plan import origin_of
-from tuner.schema import Config
-from tuner.stage import Stage
+from tuner.config.compose import compose
+from tuner.config.schema import Config
+from tuner.data.formats import rows
+from tuner.pipeline.plan import origin_of
+from tuner.pipeline.stage import Stage
 from tuner.stages import STAGES
-from tuner.store import digest
+from tuner.store.artifacts import digest
 
 GOLDEN: dict[str, str] = {
     "fetch_data": "bbb864f34521",

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from tests.conftest import Tuner, linked
-from tuner.data.tokens import Packs
-from tuner.models.adapters import add_lora
+from tuner.config.schema import Optim
+from tuner.data.packs import Packs
 from tuner.models.load import load_model
-from tuner.schema import Optim
+from tuner.models.lora.add import add_lora
 from tuner.train.batch import collate
 from tuner.train.engine import TorchEngine, trained
-from tuner.train.objective import summed_loss
+from tuner.train.loss import summed_loss
 from tuner.train.optimizers import build, ends
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]

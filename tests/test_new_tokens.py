@@ -36,8 +36,8 @@ def test_new_tokens_in_a_checkpoint_that_sees(tuner: Tuner, tmp_path: Path) -> N
     import torch
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-    from tuner.models.files import weight_files
-    from tuner.models.shards import Checkpoint
+    from tuner.models.checkpoint.files import weight_files
+    from tuner.models.checkpoint.safetensors import Checkpoint
 
     write_seeing(tmp_path / "model")
     rows = json.loads(json.dumps(ROWS[:20], ensure_ascii=False).replace("plus", "客服词"))

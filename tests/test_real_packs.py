@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import SHARED, Tuner, linked
-from tuner.data.tokens import Packs
+from tuner.data.packs import Packs
 from tuner.models.load import load_model
 from tuner.train.batch import collate
 

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner import budget, runs
-from tuner.chains import inherit, load
-from tuner.config import compose
-from tuner.pipeline import execute
-from tuner.plan import Step, plan
-from tuner.runs import store_of
-from tuner.schema import Config
+from tuner.config.compose import compose
+from tuner.config.schema import Config
+from tuner.estimate import disk
+from tuner.pipeline import run as runs
+from tuner.pipeline.execute import execute
+from tuner.pipeline.inherit import inherit, load
+from tuner.pipeline.plan import Step, plan
+from tuner.pipeline.run import store_of
 from tuner.stages import STAGES
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Run(runs.Run):
         """How the training went so far, a row for each step; columns a step lacks are null. `.to_pandas()` makes a frame of it, where pandas is installed."""
         from pyarrow import Table
 
-        from tuner.train.metrics import read_rows
+        from tuner.train.monitor.rows import read_rows
 
         rows = read_rows(self.path("train") / "metrics.jsonl")
         columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -67,7 +68,7 @@ def prepare(overrides: Sequence[str], config_dir: str | Path | None = None) -> C
 
 def execute_config(config: Config, tell: Callable[[str], None], redone: set[str] | None = None) -> Run:
     """Run the pipeline of a config, if the disk holds what it will make."""
-    budget.check([(plan(config, STAGES, store_of(config), runs.Run.of(config), redo=config.redo), config)])
+    disk.check([(plan(config, STAGES, store_of(config), runs.Run.of(config), redo=config.redo), config)])
     return Run(execute(config, STAGES, tell, redone).dir)
 
 

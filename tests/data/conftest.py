@@ -8,9 +8,9 @@ import pytest
 import yaml
 from tokenizers import Tokenizer
 
-from tuner.data.chat import Template, compile_template
-from tuner.data.tokenizer import Vocabulary, load_vocabulary
-from tuner.schema import Chat
+from tuner.config.schema import Chat
+from tuner.data.chat.template import Template, compile_template
+from tuner.data.tokenizer.load import Vocabulary, load_vocabulary
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT / ".." / "shared"

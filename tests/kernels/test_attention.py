@@ -8,9 +8,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.kernels.reference import reference, row
 from tuner.errors import ConfigError
-from tuner.kernels import attention, documents, flash, varlen
+from tuner.kernels import attention, flash, varlen
+from tuner.kernels import borders as documents
 from tuner.kernels.attention import choose, packed_attention, using
-from tuner.kernels.documents import announce
+from tuner.kernels.borders import announce
 from tuner.kernels.scoring import Needs, Scoring
 
 LENGTHS = (7, 1, 19, 2)

@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from tests.conftest import SHARED
 from tuner.kernels import alibi
 from tuner.kernels import attention as seam
-from tuner.models.files import checkpoint_files, weight_files
+from tuner.models.checkpoint.files import checkpoint_files, weight_files
+from tuner.models.checkpoint.safetensors import Checkpoint
 from tuner.models.layouts.family import ASIDE
 from tuner.models.layouts.rewrite import write_native, write_original
-from tuner.models.shards import Checkpoint
 
 ATOL = 1e-5
 """of logits in fp32; a verified rewriting stays below 5.5e-6, the smallest mistake tried moves them by 4e-5"""

@@ -18,16 +18,16 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tests.conftest import ROWS, write_rows
-from tuner import shapes as sizes
-from tuner.cli import main
-from tuner.config import compose, conf_dir
+from tuner.cli.main import main
+from tuner.cli.verbs import plan_one
+from tuner.config.compose import compose, conf_dir
+from tuner.config.schema import Algo, Config, Model
+from tuner.estimate import model_size as sizes
 from tuner.models.geometry import active_parameters, linears, parameters, shapes
 from tuner.models.layouts import family
-from tuner.plan import plan
-from tuner.runs import Run, store_of
-from tuner.schema import Algo, Config, Model
+from tuner.pipeline.plan import plan
+from tuner.pipeline.run import Run, store_of
 from tuner.stages import STAGES
-from tuner.verbs import plan_one
 
 NAMES = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml") if "\ngeometry:" in path.read_text(encoding="utf-8"))
 

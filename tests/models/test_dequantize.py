@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
 
-from tests.models.held import FP8, blocks, rewrite, write_fp8, write_mxfp4
+from tests.models.checkpoint.held import FP8, blocks, rewrite, write_fp8, write_mxfp4
 from tests.models.tiny import write_tiny
 from tuner.errors import DataError
 from tuner.models import dequantize
-from tuner.models.files import checkpoint_files
-from tuner.models.quantised import of_directory, plain_shapes
-from tuner.models.shards import Checkpoint, Spec
+from tuner.models.checkpoint.files import checkpoint_files
+from tuner.models.checkpoint.quantised import of_directory, plain_shapes
+from tuner.models.checkpoint.safetensors import Checkpoint, Spec
 
 
 def undone(directory: Path, out: Path) -> dict[str, torch.Tensor]:

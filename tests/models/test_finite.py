@@ -8,10 +8,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.models.tiny import tiny_model, write_tiny
 from tuner.errors import DataError
-from tuner.models.adapters import add_lora
-from tuner.models.files import weight_files
+from tuner.models.checkpoint.files import weight_files
 from tuner.models.finite import cause, count, in_files, in_layers, in_weights
 from tuner.models.load import load_model
+from tuner.models.lora.add import add_lora
 
 IDS = torch.tensor([[5, 60, 9, 31]])
 UP = "model.layers.1.mlp.up_proj.weight"

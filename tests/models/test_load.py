@@ -13,10 +13,10 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GptOssConfig, GptOssFo
 from tests.conftest import REPO, environment
 from tests.models.tiny import SIZES, tiny_adapter, write_tiny
 from tuner.errors import ConfigError, DataError, StageError
-from tuner.gpus import Trouble
+from tuner.hardware.gpus import Trouble
 from tuner.models import load
-from tuner.models.merge import merge_adapter
-from tuner.models.sidecars import write_config
+from tuner.models.checkpoint.companions import write_config
+from tuner.models.lora.merge import merge_adapter
 
 
 @pytest.fixture(scope="module")

@@ -34,13 +34,14 @@ from transformers import (
 )
 
 from tuner.errors import ConfigError, DataError, StageError
-from tuner.models import adapters, load, quantize
-from tuner.models.files import weight_files
-from tuner.models.merge import merge_adapter
-from tuner.models.names import Originals, checkpoint_names, map_names
-from tuner.models.shards import Checkpoint
-from tuner.models.sidecars import write_config
-from tuner.models.skeleton import skeleton
+from tuner.models import load, quantize
+from tuner.models.checkpoint.companions import write_config
+from tuner.models.checkpoint.files import weight_files
+from tuner.models.checkpoint.meta import skeleton
+from tuner.models.checkpoint.names import Originals, checkpoint_names, map_names
+from tuner.models.checkpoint.safetensors import Checkpoint
+from tuner.models.lora import add as adapters
+from tuner.models.lora.merge import merge_adapter
 from tuner.models.targets import ALL, chosen, linears
 
 TEXT: dict[str, Any] = {
@@ -290,7 +291,7 @@ def test_what_changed_in_an_expert_is_in_its_tensor(tmp_path: Path) -> None:
 
 def test_a_weight_that_is_part_of_a_larger_tensor_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = write(qwen2_vl, tmp_path)
-    import tuner.models.names as module
+    import tuner.models.checkpoint.names as module
 
     found = map_names(skeleton(base), Checkpoint(weight_files(base)).specs)
     torn = module.Names(plain=found.plain, made={}, split=frozenset({"model.visual.q"}), steps=found.steps)

@@ -17,18 +17,18 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from tests.conftest import SHARED
 from tests.models import fixtures
-from tests.models.test_merge import seer
+from tests.models.lora.test_merge import seer
 from tests.models.tiny import write_tiny
-from tuner.data.tokenizer import load_vocabulary
-from tuner.data.tokens import Pack
+from tuner.config.schema import Optim
+from tuner.data.packs import Pack
+from tuner.data.tokenizer.load import load_vocabulary
 from tuner.errors import ConfigError, DataError
-from tuner.models.files import INDEX, checkpoint_files
+from tuner.models.checkpoint.companions import write_config
+from tuner.models.checkpoint.files import INDEX, checkpoint_files
+from tuner.models.checkpoint.safetensors import Checkpoint, Spec, write_checkpoint
 from tuner.models.load import load_model, load_tuned
-from tuner.models.merge import merge_adapter, merge_original
+from tuner.models.lora.merge import merge_adapter, merge_original
 from tuner.models.new_tokens import Grown, enlarged, grow, resized, token_ids, trainable_rows, vocabulary, with_rows, write_rows
-from tuner.models.shards import Checkpoint, Spec, write_checkpoint
-from tuner.models.sidecars import write_config
-from tuner.schema import Optim
 from tuner.train.batch import collate
 from tuner.train.engine import TorchEngine, trained
 from tuner.train.noise import prepare_noise

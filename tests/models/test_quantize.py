@@ -15,15 +15,16 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from tests.models.tiny import tiny_adapter, tiny_model
-from tuner.disk import write_json
 from tuner.errors import ConfigError, StageError
-from tuner.models import adapters, load, quantize
-from tuner.models.convert import write_adapter
-from tuner.models.files import weight_files
-from tuner.models.merge import merge_adapter
-from tuner.models.names import checkpoint_names
-from tuner.models.shards import Checkpoint
-from tuner.models.sidecars import write_config
+from tuner.files import write_json
+from tuner.models import load, quantize
+from tuner.models.checkpoint.companions import write_config
+from tuner.models.checkpoint.files import weight_files
+from tuner.models.checkpoint.names import checkpoint_names
+from tuner.models.checkpoint.safetensors import Checkpoint
+from tuner.models.export import write_adapter
+from tuner.models.lora import add as adapters
+from tuner.models.lora.merge import merge_adapter
 
 bnb = pytest.importorskip("bitsandbytes")
 

@@ -17,7 +17,7 @@ from transformers.configuration_utils import ALLOWED_ATTN_LAYER_TYPES
 from tests.models.hybrids import CONFIGS, hybrid
 from tests.models.tiny import SIZES
 from tuner.errors import ConfigError
-from tuner.models.adapters import add_lora
+from tuner.models.lora.add import add_lora
 from tuner.models.recurrence import STATELESS, carries, read_directly
 from tuner.models.targets import linears
 

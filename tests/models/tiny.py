@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tuner.schema import Chat
+from tuner.config.schema import Chat
 
 SHARED = Path(__file__).parents[2] / ".." / "shared"
 MINIMIND = SHARED / "tokenizers" / "minimind"

@@ -9,12 +9,12 @@ from peft import get_peft_model_state_dict
 from transformers import LlamaForCausalLM
 
 from tests.models.tiny import CHATML, tiny_adapter
-from tuner.data.tokens import Pack, write_packs
-from tuner.disk import write_json
-from tuner.models.adapters import adapter_config
-from tuner.schema import Algo, Config, Eval, Machine, Model
-from tuner.stage import Context, Input, Stage, View
-from tuner.train import checkpoint
+from tuner.config.schema import Algo, Config, Eval, Machine, Model
+from tuner.data.packs import Pack, write_packs
+from tuner.files import write_json
+from tuner.models.lora.add import adapter_config
+from tuner.pipeline.stage import Context, Input, Stage, View
+from tuner.train.checkpoints import save as checkpoint
 from tuner.train.engine import State
 
 

@@ -14,7 +14,8 @@ from tests.models.tiny import write_tiny
 from tests.stages.support import config, run, trained_full, trained_lora
 from tuner.errors import DataError, StageError
 from tuner.stages.convert import STAGE
-from tuner.train import checkpoint, fragments, steps
+from tuner.train.checkpoints import save as checkpoint
+from tuner.train.checkpoints import sharded, steps
 from tuner.train.engine import State
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -61,7 +62,7 @@ def test_full_becomes_a_model_directory(base: Path, tmp_path: Path, precision: s
 def resaved(train: Path, out: Path, of: int, drop: tuple[str, ...] = ()) -> Path:
     """The same training, as so many processes leave it: each with an equal part of every tensor, cut without regard to its rows."""
     (found,) = steps.kept(train)
-    weights = {name: tensor for name, tensor in fragments.read(found).weights.items() if name not in drop}
+    weights = {name: tensor for name, tensor in sharded.read(found).weights.items() if name not in drop}
     savers = [checkpoint.Saver(out, rank=rank, of=of, timeout=20) for rank in range(of)]
     for rank, saver in enumerate(savers):
         own = {}

@@ -11,8 +11,8 @@ from transformers import LlamaForCausalLM
 
 from tests.models.tiny import write_tiny
 from tests.stages.support import config, held_out, run, trained_lora
-from tuner.data.tokens import Packs
-from tuner.schema import Config, Eval
+from tuner.config.schema import Config, Eval
+from tuner.data.packs import Packs
 from tuner.stages import baseline, convert, evaluate, merge
 
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import ROWS, Tuner, environment, linked, reasons, states
-from tests.hub import Busy, Cut, Hold, Hub, Instead, jsonl
-from tuner.data import web
+from tests.hub.server import Busy, Cut, Hold, Hub, Instead, jsonl
+from tuner.config.schema import Config, Data, Part
 from tuner.errors import ConfigError, DataError
-from tuner.schema import Config, Data, Part
-from tuner.stage import Context, View
+from tuner.hub import http
+from tuner.pipeline.stage import Context, View
 from tuner.stages import fetch_data
 from tuner.stages.fetch_data import owner
 
@@ -33,7 +33,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
-        monkeypatch.setattr(web, "PAUSES", (0.01, 0.01, 0.01, 0.01))
+        monkeypatch.setattr(http, "PAUSES", (0.01, 0.01, 0.01, 0.01))
         yield server
 
 

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import SHARED
-from tests.models.held import write_fp8
+from tests.models.checkpoint.held import write_fp8
 from tests.models.tiny import write_tiny
 from tests.stages.support import run
+from tuner.config.schema import Config, Model
 from tuner.errors import ConfigError, DataError
-from tuner.schema import Config, Model
-from tuner.stage import View
+from tuner.pipeline.stage import View
 from tuner.stages.fetch_model import STAGE
 
 

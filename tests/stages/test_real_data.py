@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from tests.conftest import REPO, SHARED
-from tuner.data.tokenizer import load_vocabulary
-from tuner.data.tokens import Packs
-from tuner.freeze import freeze
-from tuner.stage import Context, Input, View
+from tuner.config.build import freeze
+from tuner.data.packs import Packs
+from tuner.data.tokenizer.load import load_vocabulary
+from tuner.pipeline.stage import Context, Input, View
 from tuner.stages import tokenize
 
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared beside the repository")

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from tuner.data import chat, prepare, tokenizer, tokens
+from tuner.config.schema import Chat, Config, Data, Machine, Model, Part
+from tuner.data import packs as tokens
+from tuner.data.chat import template
+from tuner.data.tokenize import documents as prepare
+from tuner.data.tokenizer import load as tokenizer
 from tuner.errors import DataError
-from tuner.schema import Chat, Config, Data, Machine, Model, Part
-from tuner.stage import Context, Input, View
+from tuner.pipeline.stage import Context, Input, View
 from tuner.stages import fetch_data, tokenize
 
 ROOT = Path(__file__).parents[2]
@@ -333,7 +336,7 @@ def test_a_model_without_tokenizer_is_refused_early(tmp_path: Path) -> None:
 
 
 def test_versions_are_those_of_the_pieces() -> None:
-    assert (tokenize.CHAT, tokenize.PACKS, tokenize.PREPARE) == (chat.VERSION, tokens.VERSION, prepare.VERSION)
+    assert (tokenize.CHAT, tokenize.PACKS, tokenize.PREPARE) == (template.VERSION, tokens.VERSION, prepare.VERSION)
     names = {"format.alpaca", "chat", "packing", "packs", "prepare"}
     assert tokenize.versions(View(Config(data=Data(format="alpaca")), "tokenize")).keys() == names
     mixed = Data(parts=(Part(format="alpaca"), Part(format="text")))

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tuner.data.tokens import Pack, Packs, write_packs
-from tuner.schema import Algo, Config, Data, Machine, Optim
-from tuner.stage import Context, Input, View
+from tuner.config.schema import Algo, Config, Data, Machine, Optim
+from tuner.data.packs import Pack, Packs, write_packs
+from tuner.pipeline.stage import Context, Input, View
 
 VOCABULARY, LENGTH = 6400, 48
 

@@ -15,16 +15,16 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.train.conftest import make_pack
-from tuner import zero
+from tuner.config import deepspeed
+from tuner.config.schema import Algo, Machine, Optim
 from tuner.kernels import attention as seam
-from tuner.schema import Algo, Machine, Optim
-from tuner.train import fragments, steps
 from tuner.train.batch import Batch, collate, count_targets
-from tuner.train.checkpoint import Saver
+from tuner.train.checkpoints import sharded, steps
+from tuner.train.checkpoints.save import Saver
+from tuner.train.deepspeed.engine import ZeroEngine
+from tuner.train.distributed import World, alone
 from tuner.train.engine import Engine, State, TorchEngine, trained
 from tuner.train.optimizers import build, ends
-from tuner.train.world import World, alone
-from tuner.train.zero_engine import ZeroEngine
 
 OPTIM = Optim(lr=1e-3, weight_decay=0.01)
 STEPS, HALF = 20, 16
@@ -153,7 +153,7 @@ def live(world: World, given: dict[str, Any]) -> dict[str, Any]:
 
         norms += train(engine, world, HALF, STEPS)
         end = whole(world, engine.state())
-        engine.load(fragments.read(steps.kept(given["out"] / name)[-1]))
+        engine.load(sharded.read(steps.kept(given["out"] / name)[-1]))
         restored = same(whole(world, engine.state()), half)
         train(engine, world, HALF, STEPS)
         again = same(whole(world, engine.state()), end)
@@ -172,10 +172,10 @@ def live(world: World, given: dict[str, Any]) -> dict[str, Any]:
 
 def make_settings(stage: int, world: World, offload: str = "none", device: str = "cpu", disk: Path | None = None) -> dict[str, Any]:
     machine = Machine(engine="deepspeed", zero=stage, offload=offload, offload_path=disk and str(disk))  # type: ignore[arg-type]
-    case = zero.resolve(machine, Algo(optim=OPTIM), processes=world.size)
-    assert zero.problem(case) is None
+    case = deepspeed.resolve(machine, Algo(optim=OPTIM), processes=world.size)
+    assert deepspeed.problem(case) is None
     own = {"zero_optimization": {"sub_group_size": 10**6}} if disk else None  # several groups even of a small model
-    return zero.settings(case, device=device, trainable=10**6, hidden=HIDDEN, largest=10**6, own=own)
+    return deepspeed.settings(case, device=device, trainable=10**6, hidden=HIDDEN, largest=10**6, own=own)
 
 
 def true_life(adapter: str, hidden: int = HIDDEN) -> dict[str, Any]:

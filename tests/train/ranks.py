@@ -49,10 +49,10 @@ def main(function: str, directory: Path, rank: int, size: int, bitsandbytes: boo
     import torch.distributed as dist
     from torch._C._distributed_c10d import FileStore
 
-    from tuner.imports import spare
+    from tuner.hardware.optional_imports import spare
 
     spare(bitsandbytes=bitsandbytes, deepspeed=True)
-    from tuner.train.world import World
+    from tuner.train.distributed import World
 
     torch.set_num_threads(1)
     if size > 1:

@@ -3,8 +3,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tuner.data.tokens import Pack, Packs
-from tuner.kernels.documents import borders
+from tuner.data.packs import Pack, Packs
+from tuner.kernels.borders import borders
 from tuner.train.batch import Batch, collate, count_targets, empty_batch
 
 NONE = np.zeros(2, dtype=np.int32)

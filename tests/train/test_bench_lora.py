@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import REPO
-from tuner.config import compose
-from tuner.data.tokens import Packs
+from tuner.config.compose import compose
+from tuner.data.packs import Packs
 from tuner.train.batch import count_targets
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import REPO
-from tuner.data.tokens import Packs
-from tuner.train.worker import MEASURED
+from tuner.data.packs import Packs
+from tuner.train.session import MEASURED
 
 STEPS = 8
 

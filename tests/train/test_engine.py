@@ -4,14 +4,14 @@ from typing import Any
 import pytest
 import torch
 
-from tuner.data.tokens import Packs
-from tuner.models.adapters import add_lora
+from tuner.config.schema import Optim
+from tuner.data.packs import Packs
 from tuner.models.load import load_model
-from tuner.schema import Optim
+from tuner.models.lora.add import add_lora
 from tuner.train.batch import collate, count_targets
 from tuner.train.engine import State, TorchEngine, trained
+from tuner.train.loss import summed_loss
 from tuner.train.noise import prepare_noise
-from tuner.train.objective import summed_loss
 from tuner.train.optimizers import build, ends
 
 OPTIMIZERS = ["adamw", "adamw_8bit", "adafactor", "muon"]

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests.models import fixtures
+from tuner.config.schema import Algo, Config, Merge
 from tuner.errors import ConfigError
-from tuner.schema import Algo, Config, Merge
-from tuner.stage import View
-from tuner.train.build import build_model, refuse_fixed_head
+from tuner.pipeline.stage import View
+from tuner.train.setup import build_model, refuse_fixed_head
 
 
 def wished(layout: str, **algo: Any) -> View:

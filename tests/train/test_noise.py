@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tuner.data.tokens import Packs
-from tuner.models.adapters import add_lora
+from tuner.data.packs import Packs
 from tuner.models.load import load_model
+from tuner.models.lora.add import add_lora
 from tuner.train.batch import Batch, collate
+from tuner.train.loss import summed_loss
 from tuner.train.noise import Dropout, Embedded, Noise, lengths, prepare_noise
-from tuner.train.objective import summed_loss
 
 P = 0.25
 GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")])

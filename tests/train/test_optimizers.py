@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import Parameter
 
+from tuner.config.schema import Optim
 from tuner.errors import ConfigError
 from tuner.models.load import load_model
-from tuner.schema import Optim
 from tuner.train import optimizers
 from tuner.train.optimizers import build, ends, forget, groups, moments, restore, set_lr
 

@@ -1,0 +1,1 @@
+"""The attention seam and its backends."""

@@ -19,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tuner.errors import ConfigError
 from tuner.kernels import flash, flex, sdpa, varlen
-from tuner.kernels.documents import Documents, documents_of, only
+from tuner.kernels.borders import Documents, documents_of, only
 from tuner.kernels.scoring import HALF, Needs, Scoring
 
 NAME = "tuner"

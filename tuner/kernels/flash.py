@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tuner.kernels.documents import Documents
+from tuner.kernels.borders import Documents
 from tuner.kernels.scoring import Needs, Scoring, flash_trouble, rows
 from tuner.kernels.varlen import window
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from tuner.kernels.documents import Documents, send
+from tuner.kernels.borders import Documents, send
 from tuner.kernels.scoring import Needs, Scoring
 
 BLOCK = 128

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
-from tuner.kernels.documents import Documents
+from tuner.kernels.borders import Documents
 from tuner.kernels.scoring import Needs, Scoring
 
 

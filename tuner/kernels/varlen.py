@@ -9,7 +9,7 @@ from inspect import signature
 
 from torch import Tensor
 
-from tuner.kernels.documents import Documents
+from tuner.kernels.borders import Documents
 from tuner.kernels.scoring import Needs, Scoring, flash_trouble, rows
 
 

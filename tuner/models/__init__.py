@@ -1,0 +1,1 @@
+"""Checkpoints: fetched, loaded, quantised, adapted, merged, exported, talked with."""

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from tuner.errors import DataError
-from tuner.models.files import copy_beside
+from tuner.models.checkpoint.companions import read_json
+from tuner.models.checkpoint.files import copy_beside
+from tuner.models.checkpoint.quantised import ACTIVATIONS, FP8, SCALES, SETTINGS, WEIGHT_SCALES, is_blocks, scale_of, unpacked
+from tuner.models.checkpoint.safetensors import Checkpoint, Spec, write_checkpoint
 from tuner.models.layouts.piece import Piece, renamed
-from tuner.models.quantised import ACTIVATIONS, FP8, SCALES, SETTINGS, WEIGHT_SCALES, is_blocks, scale_of, unpacked
-from tuner.models.shards import Checkpoint, Spec, write_checkpoint
-from tuner.models.sidecars import read_json
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """what the 4 bits of MXFP4 stand for"""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tuner.models.shards import FLOATS, Checkpoint, natural
+from tuner.models.checkpoint.safetensors import FLOATS, Checkpoint, natural
 
 
 def cause(

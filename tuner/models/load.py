@@ -8,16 +8,17 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from tuner.cpu import has_bf16
-from tuner.driver import absence, trouble
 from tuner.errors import ConfigError, DataError
-from tuner.gpus import VARIABLE, hidden
+from tuner.hardware.cpu import has_bf16
+from tuner.hardware.cuda_driver import absence, trouble
+from tuner.hardware.gpus import VARIABLE, hidden
 from tuner.kernels import attention as seam
-from tuner.models import quantize, ties
-from tuner.models.attention import generation_attention, unfold_positions
-from tuner.models.merge import overlay
-from tuner.models.names import Names, check_fit, map_names
-from tuner.models.skeleton import skeleton, stored
+from tuner.models import quantize
+from tuner.models.attention_needs import generation_attention, unfold_positions
+from tuner.models.checkpoint.meta import skeleton, stored
+from tuner.models.checkpoint.names import Names, check_fit, map_names
+from tuner.models.lora import ties
+from tuner.models.lora.merge import overlay
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tuner.data.added import BRACKETED, pieces_of, with_tokens
-from tuner.data.tokenizer import load_vocabulary
-from tuner.disk import link_or_copy
+from tuner.data.tokenizer.load import load_vocabulary
+from tuner.data.tokenizer.new_tokens import BRACKETED, pieces_of, with_tokens
 from tuner.errors import ConfigError, DataError
-from tuner.models.files import INDEX
-from tuner.models.headers import EMBEDDINGS, module_of
+from tuner.files import link_or_copy
+from tuner.models.checkpoint.companions import read_json, write_json
+from tuner.models.checkpoint.files import INDEX
+from tuner.models.checkpoint.headers import EMBEDDINGS, module_of
+from tuner.models.checkpoint.safetensors import FLOATS, Checkpoint, Spec, read_specs, write_file, write_index
 from tuner.models.layouts.family import ASIDE
-from tuner.models.shards import FLOATS, Checkpoint, Spec, read_specs, write_file, write_index
-from tuner.models.sidecars import read_json, write_json
 
 HEADS = frozenset({"lm_head", "embed_out"})
 """what families call the output head"""

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from tuner.errors import ConfigError, StageError
-from tuner.models.names import map_names
-from tuner.models.skeleton import skeleton, stored
+from tuner.models.checkpoint.meta import skeleton, stored
+from tuner.models.checkpoint.names import map_names
 from tuner.models.targets import fused, linears
 
 BLOCK = 64

@@ -1,0 +1,1 @@
+"""What people read: the report, the comparison, tokens. Standard library only."""

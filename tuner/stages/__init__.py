@@ -1,6 +1,6 @@
 """The stages, in the order in which they run. Importing them imports nothing heavy: that happens inside their `run`."""
 
-from tuner.stage import Stage
+from tuner.pipeline.stage import Stage
 from tuner.stages.baseline import STAGE as BASELINE
 from tuner.stages.convert import STAGE as CONVERT
 from tuner.stages.evaluate import STAGE as EVALUATE

@@ -5,14 +5,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.stage import Context, Stage, View
+from tuner.pipeline.stage import Context, Stage, View
 from tuner.stages.train import sources
 
 if TYPE_CHECKING:
-    from tuner.train.measure import Measurement
+    from tuner.train.evaluate import Measurement
 
 MEASURE = {"held_out": 1, "answers": 1}
-"""versions of tuner.train.measure and tuner.models.answer"""
+"""versions of tuner.train.evaluate and tuner.models.answer"""
 FP32 = 1
 """an adapter that trained in fp32 is measured merged in fp32"""
 
@@ -35,15 +35,15 @@ def measure(ctx: Context, directory: Path, adapter: Path | None, quant: str = "n
     """
     import torch
 
-    from tuner.data.tokens import Packs
+    from tuner.data.packs import Packs
     from tuner.kernels import attention
-    from tuner.models.attention import generation_attention, needs
-    from tuner.models.files import weight_files
+    from tuner.models.attention_needs import generation_attention, needs
+    from tuner.models.checkpoint.companions import spoken
+    from tuner.models.checkpoint.files import weight_files
     from tuner.models.load import DTYPES, compute_dtype, load_tuned, resolve_device
-    from tuner.models.sidecars import spoken
-    from tuner.report.progress import track
-    from tuner.train.deterministic import deterministic
-    from tuner.train.measure import Measurement, ask, held_out_loss, perplexity
+    from tuner.progress import track
+    from tuner.train.determinism import deterministic
+    from tuner.train.evaluate import Measurement, ask, held_out_loss, perplexity
 
     config, began = ctx.config, time.monotonic()
     packs, prompts = Packs.open(ctx.inputs["tokenize"].dir / "held_out.arrow"), config.eval.prompts

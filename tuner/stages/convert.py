@@ -4,16 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tuner.disk import link_or_copy
+from tuner.config.schema import Config
 from tuner.errors import ConfigError, StageError
+from tuner.files import link_or_copy
 from tuner.models.layouts import family
-from tuner.schema import Config
-from tuner.stage import Choice, Context, Pick, Stage, View
+from tuner.pipeline.stage import Choice, Context, Pick, Stage, View
 from tuner.stages.train import adopt
-from tuner.train import steps
+from tuner.train.checkpoints import steps
 
 LAYOUT = {"adapter": 1, "full": 1, "sidecars": 3}
-"""versions of what tuner.models.convert and tuner.models.sidecars write"""
+"""versions of what tuner.models.export and tuner.models.checkpoint.companions write"""
 
 QUANT = 1
 """an adapter of a base in 4 or 8 bits says so"""
@@ -54,12 +54,12 @@ def run(ctx: Context) -> dict[str, Any]:
 
     However many processes saved the step, its tensors are put together one at a time, on the way from their files to the artifact's.
     """
-    from tuner.data.chat import compile_template
-    from tuner.data.tokenizer import load_vocabulary
-    from tuner.models.convert import write_adapter, write_full
-    from tuner.models.sidecars import spoken, write_config, write_generation_config, write_tokenizer
-    from tuner.models.ties import tie_in
-    from tuner.train import fragments
+    from tuner.data.chat.template import compile_template
+    from tuner.data.tokenizer.load import load_vocabulary
+    from tuner.models.checkpoint.companions import spoken, write_config, write_generation_config, write_tokenizer
+    from tuner.models.export import write_adapter, write_full
+    from tuner.models.lora.ties import tie_in
+    from tuner.train.checkpoints import sharded
 
     base, trained, out = ctx.inputs["fetch_model"].dir, ctx.inputs["train"].dir, ctx.out
     algo, model = ctx.config.algo, ctx.config.model
@@ -69,7 +69,7 @@ def run(ctx: Context) -> dict[str, Any]:
     if found is None or (damaged := found.damaged()):
         which = f": {', '.join(damaged)} of step {found.step}" if found else ""
         raise StageError(f"The training's files of the step to convert are damaged{which}. Train again with redo=train.")
-    weights = fragments.read(found).weights
+    weights = sharded.read(found).weights
     if algo.adapter == "lora":
         initial = trained / steps.INITIAL
         tie = tie_in(base, [name.removeprefix("base_model.model.") for name in weights.specs])

@@ -6,9 +6,9 @@ An adapter is merged in memory, to the very weights that merge would write: no m
 import json
 from typing import Any
 
-from tuner.models.files import ADAPTER_FILES
+from tuner.models.checkpoint.files import ADAPTER_FILES
+from tuner.pipeline.stage import Context, Stage, View
 from tuner.report import page
-from tuner.stage import Context, Stage, View
 from tuner.stages import baseline
 
 PAGE = 2

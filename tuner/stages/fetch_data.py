@@ -10,14 +10,16 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from tuner import pins
-from tuner.data import files as readers
-from tuner.data import hints, rows, sources, survey
 from tuner.data.conversation import Conversation, Label, LeftOut, Preference, RowError, Sample, Text
+from tuner.data.files import locate as sources
+from tuner.data.files import read as readers
+from tuner.data.formats import hints, rows
+from tuner.data.survey import look as survey
 from tuner.errors import ConfigError, DataError
+from tuner.hub import lockfile
+from tuner.hub.lockfile import HUBS, Pin
 from tuner.nearest import nearest
-from tuner.pins import HUBS, Pin
-from tuner.stage import Context, Stage, View
+from tuner.pipeline.stage import Context, Stage, View
 
 OWNED = re.compile(r"p(\d{2,})-|held_out-")
 SHOWN = 3
@@ -107,7 +109,7 @@ def _prefix(number: int) -> str:
 
 def pin_name(part: View) -> str:
     """What the lock calls a hub's data set."""
-    return pins.key("data", part.source, part.repo, part.revision, patterns(part) or ())
+    return lockfile.key("data", part.source, part.repo, part.revision, patterns(part) or ())
 
 
 def patterns(part: View) -> tuple[str, ...] | None:
@@ -118,22 +120,22 @@ def patterns(part: View) -> tuple[str, ...] | None:
 def pinned(view: View) -> dict[str, Pin | None]:
     """The hubs' data sets in the lock."""
     names = [pin_name(part) for part in parts(view) if part.source in HUBS]
-    return {name: pins.find(Path(view.lock), name) for name in names}
+    return {name: lockfile.find(Path(view.lock), name) for name in names}
 
 
 def look_up(view: View, say: Callable[[str], None]) -> None:
     """Ask the hubs what the revisions are and which files are wanted, and write it into the lock."""
-    from tuner.data import hub, modelscope
+    from tuner.hub import huggingface, modelscope
 
     known = pinned(view)
     for part in parts(view):
         if part.source not in HUBS or known[name := pin_name(part)] is not None:
             continue
         if view.locked:
-            raise ConfigError(pins.missing(view.lock, name))
-        found = (hub if part.source == "hub" else modelscope).look_up(part.repo, part.revision, patterns(part))
-        known[name] = pin = pins.add(Path(view.lock), name, found)
-        say(pins.told(view.lock, name, pin))
+            raise ConfigError(lockfile.missing(view.lock, name))
+        found = (huggingface if part.source == "hub" else modelscope).look_up(part.repo, part.revision, patterns(part))
+        known[name] = pin = lockfile.add(Path(view.lock), name, found)
+        say(lockfile.told(view.lock, name, pin))
 
 
 def check(view: View) -> None:
@@ -163,7 +165,7 @@ def run(context: Context) -> dict[str, Any]:
     brought = [_bring(part, _prefix(number) if view.data.parts else "", context) for number, part in enumerate(parts(view)) if part.source in HUBS]
     own = [name for facts in brought for name in facts["files"]]
     if brought:
-        from tuner.data import download
+        from tuner.hub import download
 
         download.remove_leftovers(context.out, own)
     found |= {name: context.out / name for name in own}
@@ -183,13 +185,13 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def _bring(part: View, prefix: str, context: Context) -> dict[str, Any]:
-    from tuner.data import hub, modelscope
+    from tuner.hub import huggingface, modelscope
 
     name = pin_name(part)
-    pin = pins.find(Path(context.config.lock), name)
+    pin = lockfile.find(Path(context.config.lock), name)
     if pin is None:
         raise ConfigError(f"{context.config.lock} has lost its entry {name!r} since this run was planned. Run the same command again.")
-    facts: dict[str, Any] = (hub if part.source == "hub" else modelscope).fetch(part.repo, pin, context.out, context.say, prefix=prefix)
+    facts: dict[str, Any] = (huggingface if part.source == "hub" else modelscope).fetch(part.repo, pin, context.out, context.say, prefix=prefix)
     return facts
 
 
@@ -265,7 +267,7 @@ def progress(partial: Path) -> str | None:
     """How much an interrupted download left."""
     if not partial.is_dir():
         return None
-    from tuner.data import download  # and with it the modules of the network, which a plan can do without
+    from tuner.hub import download  # and with it the modules of the network, which a plan can do without
 
     return download.progress(partial)
 

@@ -11,16 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tuner import pins as locks
-from tuner.data import choice
+from tuner.config.schema import Config
+from tuner.data.chat import choice
 from tuner.errors import ConfigError, DataError
-from tuner.models import files, quantised, unquantised
+from tuner.hub import lockfile
+from tuner.hub.lockfile import HUBS, Pin
+from tuner.models.checkpoint import files, quantised, unquantised
+from tuner.models.checkpoint.quantised import Found
 from tuner.models.layouts import family
-from tuner.models.quantised import Found
 from tuner.nearest import nearest
-from tuner.pins import HUBS, Pin
-from tuner.schema import Config
-from tuner.stage import Context, Settled, Stage, View
+from tuner.pipeline.stage import Context, Settled, Stage, View
 
 GGUF, PICKLE, NEW_TOKENS = 1, 1, 1
 """bumped when the same files would be rewritten as other bytes"""
@@ -51,13 +51,13 @@ def pins(view: View) -> dict[str, Pin | None]:
     if view.model.source not in HUBS:
         return {}
     name = pin_name(view)
-    return {name: locks.find(Path(view.lock), name)}
+    return {name: lockfile.find(Path(view.lock), name)}
 
 
 def pin_name(view: View) -> str:
     """What the lock calls the repository."""
     model = view.model
-    return locks.key("model", model.source, repository(view), model.revision, (model.file,) if model.file else ())
+    return lockfile.key("model", model.source, repository(view), model.revision, (model.file,) if model.file else ())
 
 
 def repository(view: View) -> str:
@@ -68,11 +68,11 @@ def repository(view: View) -> str:
 
 def look_up(view: View, say: Callable[[str], None]) -> None:
     """Ask the hub what the revision is, and write it into the lock."""
-    from tuner.models import remote
+    from tuner.models import fetch as remote
 
     model, name = view.model, pin_name(view)
     if view.locked:
-        raise ConfigError(locks.missing(view.lock, name))
+        raise ConfigError(lockfile.missing(view.lock, name))
     remote.look_up(model.source, repository(view), model.revision, lock=Path(view.lock), name=name, layout=model.layout, file=model.file, say=say)
 
 
@@ -191,7 +191,7 @@ def progress(partial: Path) -> str | None:
     """How much an interrupted download left."""
     if not partial.is_dir():
         return None
-    from tuner.data import download  # and with it the modules of the network, which a plan can do without
+    from tuner.hub import download  # and with it the modules of the network, which a plan can do without
 
     return download.progress(partial / HUB) or download.progress(partial)
 
@@ -200,7 +200,7 @@ def cost(view: View, partial: Path) -> tuple[int, int]:
     """Bytes still to download, and bytes that are here already."""
     if (pin := pins(view).get(pin_name(view))) is None:
         return 0, 0
-    from tuner.models import remote
+    from tuner.models import fetch as remote
 
     return remote.cost(view.model.source, repository(view), pin, partial / HUB if versions(view) else partial)
 
@@ -211,7 +211,7 @@ def run(ctx: Context) -> dict[str, Any]:
 
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, so before transformers
-    from tuner.models.shards import Checkpoint, main_dtype
+    from tuner.models.checkpoint.safetensors import Checkpoint, main_dtype
 
     view, out = ctx.config, ctx.out
     todo = versions(view)
@@ -230,8 +230,8 @@ def run(ctx: Context) -> dict[str, Any]:
     _known(directory, view, {})
     config = native(directory)
     if "gguf" not in todo and todo and any((directory / name).is_file() for name in files.TOKENIZERS):  # a checkpoint may come without
-        from tuner.data.saved import save_vocabulary
-        from tuner.data.tokenizer import load_vocabulary
+        from tuner.data.tokenizer.load import load_vocabulary
+        from tuner.data.tokenizer.save import save_vocabulary
 
         save_vocabulary(load_vocabulary(directory), directory, directory)
     specs = Checkpoint(files.weight_files(directory)).specs.values()
@@ -252,8 +252,8 @@ def _bring(ctx: Context, out: Path) -> tuple[Mapping[str, Path], str | None]:
     view = ctx.config
     if view.model.source not in HUBS:
         return sources(view), None
-    from tuner.data import download
-    from tuner.models import remote
+    from tuner.hub import download
+    from tuner.models import fetch as remote
 
     pin = pins(view)[pin_name(view)]
     assert pin is not None, "the pipeline looks references up before a stage runs"
@@ -289,13 +289,13 @@ def _rewrite(name: str, found: Mapping[str, Path], view: View, out: Path, say: C
     """One rewriting of the files `found`, into a directory that is empty but for what is read."""
     match name.partition("."):
         case "gguf", _, _:
-            from tuner.models.gguf import convert_gguf
+            from tuner.models.checkpoint.gguf import convert_gguf
 
             path = next(path for path in found.values() if path.suffix == ".gguf")
             say(f"rewriting {path.name} as bf16 safetensors, once")
             convert_gguf(path, out)
         case "pickle", _, _:
-            from tuner.models import pickles
+            from tuner.models.checkpoint import pickles
 
             say("rewriting pickled weights as safetensors, once")
             pickles.convert([path for path in found.values() if path.suffix in files.PICKLES], out, say=say)
@@ -321,7 +321,7 @@ def native(directory: Path) -> dict[str, Any]:
     """The model's config.json. Raises DataError when the installed transformers has no class of its own for the model's type, or absurd sizes."""
     from transformers import CONFIG_MAPPING, __version__
 
-    from tuner.models import remote
+    from tuner.models import fetch as remote
 
     path = directory / "config.json"
     config = files.read_config(path)

@@ -4,11 +4,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tuner.disk import link_or_copy
 from tuner.errors import ConfigError
-from tuner.models.files import SETTINGS, TEXT, read_config, weight_files
+from tuner.files import link_or_copy
+from tuner.models.checkpoint.files import SETTINGS, TEXT, read_config, weight_files
 from tuner.models.layouts import family
-from tuner.stage import Context, Stage, View
+from tuner.pipeline.stage import Context, Stage, View
 from tuner.stages.convert import keep_aside
 
 MERGE = {"lora": 1, "none": 1}
@@ -38,10 +38,10 @@ def run(ctx: Context) -> dict[str, Any]:
 
     import torch
 
-    from tuner.models import merge
-    from tuner.models.shards import DTYPES, Checkpoint
-    from tuner.models.sidecars import write_config
-    from tuner.report.progress import bar
+    from tuner.models.checkpoint.companions import write_config
+    from tuner.models.checkpoint.safetensors import DTYPES, Checkpoint
+    from tuner.models.lora import merge
+    from tuner.progress import bar
 
     if config.machine.threads != "auto":
         torch.set_num_threads(config.machine.threads)

@@ -5,16 +5,17 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from tuner.data import packing, rows
+from tuner.config.build import freeze
+from tuner.config.schema import Config
+from tuner.data.formats import rows
+from tuner.data.tokenize import packing
 from tuner.errors import DataError
-from tuner.freeze import freeze
-from tuner.models.files import TOKENIZERS
-from tuner.schema import Config
-from tuner.stage import Context, Stage, View
+from tuner.models.checkpoint.files import TOKENIZERS
+from tuner.pipeline.stage import Context, Stage, View
 from tuner.stages.fetch_data import check_columns, owner, parts, shape_of
 
 CHAT, PACKS, PREPARE = 4, 1, 3
-"""versions of tuner.data.chat, tuner.data.tokens and tuner.data.prepare, whose imports are too heavy for a plan; a test holds them equal"""
+"""versions of tuner.data.chat.template, tuner.data.packs and tuner.data.tokenize.documents, whose imports are too heavy for a plan; a test holds them equal"""
 
 
 def versions(view: View) -> dict[str, int]:
@@ -38,22 +39,22 @@ def check(view: View) -> None:
 
 def run(context: Context) -> dict[str, Any]:
     """Write train.arrow, held_out.arrow and ledger.json."""
-    from tuner.data import ledger, reading
-    from tuner.data.cuts import Cuts
-    from tuner.data.documents import Documents
-    from tuner.data.held_out import hold_out
-    from tuner.data.tokens import write_packs
+    from tuner.data.packs import write_packs
+    from tuner.data.tokenize import dataset, ledger
+    from tuner.data.tokenize.cuts import Cuts
+    from tuner.data.tokenize.held_out import hold_out
+    from tuner.data.tokenize.spool import Documents
 
     data, length = context.config.data, context.config.data.length
     settings = settings_of(context.config, context.inputs["fetch_model"].dir)
     check_vocabulary(settings)
     listed = listed_files(context.config, context.inputs["fetch_data"].files)
-    settings = reading.surveyed(settings, listed)
-    for line in reading.notes(settings, listed):
+    settings = dataset.surveyed(settings, listed)
+    for line in dataset.notes(settings, listed):
         context.say(f"  {line}")
     documents, cuts = Documents(context.out / ".documents"), Cuts()
     try:
-        sources = reading.read(
+        sources = dataset.read(
             settings,
             listed,
             documents,
@@ -64,9 +65,9 @@ def run(context: Context) -> dict[str, Any]:
             workers=context.config.machine.workers,
             say=context.say,
         )
-        reading.drop_duplicates(documents, sources, drop=data.duplicates == "drop")
-        reading.refuse_loss(sources, data.max_dropped)
-        reading.count_tokens(documents, sources)
+        dataset.drop_duplicates(documents, sources, drop=data.duplicates == "drop")
+        dataset.refuse_loss(sources, data.max_dropped)
+        dataset.count_tokens(documents, sources)
         apart = hold_out(documents, [file.apart for file in listed], sources, data.held_out, data.seed)
         facts = {}
         for name, which in (("train", ~apart.documents), ("held_out", apart.documents)):
@@ -81,7 +82,7 @@ def run(context: Context) -> dict[str, Any]:
     usable = sum(source.usable for source in sources)
     ledger.write(context.out / "ledger.json", sources, length=length, cut={"rows": cuts.rows, "of_rows": usable, "with_calls": cuts.calls}, **facts)
     advice = cuts.advice(length, usable, longest(context.config, settings.model))
-    for line in [*ledger.table(sources, reading.use(settings, listed)), _told(facts["train"], length), *apart.told(), *([advice] if advice else [])]:
+    for line in [*ledger.table(sources, dataset.use(settings, listed)), _told(facts["train"], length), *apart.told(), *([advice] if advice else [])]:
         context.say(f"  {line}")
     wanted, trained = data.min_trained_tokens, facts["train"]["trained_tokens"]
     if wanted is not None and trained < wanted:
@@ -99,7 +100,7 @@ def run(context: Context) -> dict[str, Any]:
 
 def longest(view: View, model: Path) -> int | None:
     """The longest sequence that the model was made for, in tokens; None where nothing says so."""
-    from tuner.disk import read_json
+    from tuner.files import read_json
 
     told = read_json(model / "config.json") or {}
     found = view.model.context or told.get("max_position_embeddings") or (told.get("text_config") or {}).get("max_position_embeddings")
@@ -108,10 +109,10 @@ def longest(view: View, model: Path) -> int | None:
 
 def check_vocabulary(settings: Any) -> None:
     """Before any row is read: each special token of the template is one id, and no id that a document can hold is beyond the embedding."""
-    from tuner.data.chat import compile_template
-    from tuner.data.specials import check_rows
-    from tuner.data.tokenizer import load_vocabulary
-    from tuner.models.headers import embedding_rows
+    from tuner.data.chat.special_tokens import check_rows
+    from tuner.data.chat.template import compile_template
+    from tuner.data.tokenizer.load import load_vocabulary
+    from tuner.models.checkpoint.headers import embedding_rows
 
     template = compile_template(settings.chat, load_vocabulary(settings.model))
     if (rows := embedding_rows(settings.model)) is not None:
@@ -120,8 +121,8 @@ def check_vocabulary(settings: Any) -> None:
 
 def settings_of(view: View, model: Path) -> Any:
     """All that decides the documents of this config, with the tokenizer in the directory `model`."""
-    from tuner.data.job import Settings, Source
-    from tuner.schema import Chat
+    from tuner.config.schema import Chat
+    from tuner.data.tokenize.job import Settings, Source
 
     data = view.data
     return Settings(
@@ -150,7 +151,7 @@ def _words(value: str | Sequence[str]) -> Sequence[str]:
 
 def listed_files(view: View, files: Mapping[str, Path]) -> list[Any]:
     """The files of a data set in their order, with what is said of their source."""
-    from tuner.data.reading import File
+    from tuner.data.tokenize.dataset import File
 
     described, result = parts(view), []
     for name, path in sorted(files.items()):

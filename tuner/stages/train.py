@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tuner import inits
+from tuner.config import lora_init
 from tuner.errors import ConfigError
-from tuner.models.files import ADAPTER_FILES
-from tuner.stage import Context, Growth, Stage, View
-from tuner.train import steps
+from tuner.models.checkpoint.files import ADAPTER_FILES
+from tuner.pipeline.stage import Context, Growth, Stage, View
+from tuner.train.checkpoints import steps
 
 PIECES = {"order": 2, "schedule": 2, "loss": 1}
 """order 2, schedule 2: shares of packs and steps are of the decimal numbers that were typed"""
@@ -24,9 +24,9 @@ QUANT = 2
 
 
 def run(ctx: Context) -> dict[str, Any]:
-    from tuner.train import worker
+    from tuner.train import session
 
-    return worker.run(ctx)
+    return session.run(ctx)
 
 
 def versions(config: View) -> dict[str, int]:
@@ -50,7 +50,7 @@ def check(config: View) -> None:
         return
     there = json.loads((Path(config.model.adapter) / "adapter_config.json").read_text(encoding="utf-8"))
     rslora, dora = there.get("use_rslora", False), there.get("use_dora", False)
-    scale = inits.alpha_of(algo.alpha, r=there["r"], rslora=rslora)
+    scale = lora_init.alpha_of(algo.alpha, r=there["r"], rslora=rslora)
     pairs = {"r": (algo.r, there["r"]), "alpha": (scale, there["lora_alpha"]), "rslora": (algo.rslora, rslora), "dora": (algo.dora, dora)}
     if wrong := {name: value for name, (own, value) in pairs.items() if own != value}:
         words = " ".join(f"algo.{name}={str(value).lower()}" for name, value in wrong.items())

@@ -7,8 +7,8 @@ from typing import overload
 import numpy as np
 import torch
 
-from tuner.data.tokens import Pack, Packs
-from tuner.kernels.documents import send
+from tuner.data.packs import Pack, Packs
+from tuner.kernels.borders import send
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,8 +11,8 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.optim import Optimizer
 
 from tuner.train.batch import Batch
+from tuner.train.loss import summed_loss
 from tuner.train.noise import Noise
-from tuner.train.objective import summed_loss
 from tuner.train.optimizers import forget, moments, restore, set_lr
 
 

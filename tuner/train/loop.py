@@ -11,21 +11,21 @@ from functools import partial
 
 import torch
 
-from tuner.data.tokens import Pack, Packs
+from tuner.data.packs import Pack, Packs
+from tuner.data.sampler import Order, share
 from tuner.errors import Interrupted, Stopped
-from tuner.train import steps
 from tuner.train.batch import Alone, Batch, collate, count_targets, empty_batch
-from tuner.train.checkpoint import Saver
+from tuner.train.checkpoints import steps
+from tuner.train.checkpoints.save import Saver
+from tuner.train.deepspeed.sequence_parallel import shard
+from tuner.train.distributed import World
 from tuner.train.engine import Engine
-from tuner.train.journal import Journal, usage
-from tuner.train.order import Order, share
-from tuner.train.progress import Progress
+from tuner.train.monitor.anomalies import Place, Watch, refuse_not_finite
+from tuner.train.monitor.metrics import Journal, usage
+from tuner.train.monitor.progress import Progress
 from tuner.train.schedule import lr_at
-from tuner.train.stop import Stop
+from tuner.train.stop_signal import Stop
 from tuner.train.stopping import exhausted
-from tuner.train.ulysses import shard
-from tuner.train.watch import Place, Watch, refuse_not_finite
-from tuner.train.world import World
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from tuner.errors import ConfigError
-from tuner.imports import OPTIMIZERS
+from tuner.hardware.optional_imports import OPTIMIZERS
 
 B = re.compile(r"\.lora_(embedding_)?B\.")
 """the second matrix of an adapter, in PEFT's names"""

@@ -1,4 +1,4 @@
-"""What only a whole source can tell of its rows; `tuner.data.survey` finds it before they are read."""
+"""What only a whole source can tell of its rows; `tuner.data.survey.look` finds it before they are read."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,7 @@
 """What columns are called: the words of many data sets, and the sets that are known well enough to be read without being asked.
 
 A form is read by itself only where all that it is known to hold has a place: a column of these words beside it that has none (a context, choices,
-a second answer) may be read in more ways than one, and then `tuner.data.hints` proposes what was tried.
+a second answer) may be read in more ways than one, and then `tuner.data.formats.hints` proposes what was tried.
 """
 
 from collections.abc import Mapping

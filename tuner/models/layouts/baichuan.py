@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from tuner.errors import DataError
+from tuner.models.checkpoint.safetensors import Spec
 from tuner.models.layouts import llama
 from tuner.models.layouts.family import ALIBI, NORMALISED, WITHOUT_CLASS
 from tuner.models.layouts.llama import Geometry
 from tuner.models.layouts.piece import Native, Piece
 from tuner.models.layouts.settings import Settings
 from tuner.models.layouts.table import Fusion, Table, buffers
-from tuner.models.shards import Spec
 
 ROWS = 4096
 """rows of a head that are normalised at a time"""

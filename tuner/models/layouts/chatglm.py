@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuner.errors import DataError
+from tuner.models.checkpoint.safetensors import Spec, main_dtype
 from tuner.models.layouts import llama
 from tuner.models.layouts.piece import Native, Piece
 from tuner.models.layouts.settings import AGAIN, MOST_LAYERS, Settings
 from tuner.models.layouts.table import Fusion, Shape, Table, buffers
-from tuner.models.shards import Spec, main_dtype
 
 BASE = 10000.0
 """of rope, in all of them"""

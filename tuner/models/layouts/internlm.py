@@ -8,12 +8,12 @@ at every step, Llama keeps them rotated. A pass over the whole text agrees at an
 from collections.abc import Mapping
 from typing import Any
 
+from tuner.models.checkpoint.safetensors import Spec
 from tuner.models.layouts import llama
 from tuner.models.layouts.llama import Geometry
 from tuner.models.layouts.piece import Native, Piece
 from tuner.models.layouts.settings import AGAIN, Settings
 from tuner.models.layouts.table import Table, buffers
-from tuner.models.shards import Spec
 
 
 def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> Native:

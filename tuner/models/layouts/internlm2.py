@@ -7,12 +7,12 @@ rope scaling is Llama's own: base · (factor · L / window - (factor - 1)) ** (D
 from collections.abc import Mapping
 from typing import Any
 
+from tuner.models.checkpoint.safetensors import Spec
 from tuner.models.layouts import llama
 from tuner.models.layouts.llama import Geometry
 from tuner.models.layouts.piece import Native, Piece
 from tuner.models.layouts.settings import Settings
 from tuner.models.layouts.table import Fusion, Table, buffers
-from tuner.models.shards import Spec
 
 NAMES = {
     llama.EMBEDDING: "model.tok_embeddings.weight",

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tuner.models.checkpoint.safetensors import Spec, main_dtype
 from tuner.models.layouts.settings import AGAIN, MOST_LAYERS, Settings
-from tuner.models.shards import Spec, main_dtype
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tuner.models.shards import Spec
+from tuner.models.checkpoint.safetensors import Spec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

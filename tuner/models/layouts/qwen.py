@@ -13,12 +13,12 @@ from dataclasses import replace
 from typing import Any
 
 from tuner.errors import DataError
+from tuner.models.checkpoint.safetensors import Spec
 from tuner.models.layouts import llama
 from tuner.models.layouts.llama import Geometry
 from tuner.models.layouts.piece import Native, Piece
 from tuner.models.layouts.settings import AGAIN, Settings
 from tuner.models.layouts.table import Fusion, Table, buffers
-from tuner.models.shards import Spec
 
 END, TURN = 151643, 151645
 """<|endoftext|>, which also pads, and <|im_end|>: no config.json of this family says them"""

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from tuner.errors import DataError
-from tuner.models.files import INDEX
+from tuner.models.checkpoint.companions import TIED, read_json, write_json
+from tuner.models.checkpoint.files import INDEX
+from tuner.models.checkpoint.safetensors import Checkpoint, Spec, main_dtype, write_checkpoint, write_file
 from tuner.models.layouts.family import ASIDE, LAYOUT, MODULES, NATIVE, WITHOUT_CLASS
 from tuner.models.layouts.llama import DTYPES, rows
 from tuner.models.layouts.piece import Native, Piece
-from tuner.models.shards import Checkpoint, Spec, main_dtype, write_checkpoint, write_file
-from tuner.models.sidecars import TIED, read_json, write_json
 
 KEPT = "kept.safetensors"
 """beside the settings in `original`: the tensors that were kept"""

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tuner.errors import DataError
+from tuner.models.checkpoint.safetensors import FLOATS, Spec
 from tuner.models.layouts.piece import Piece, renamed
-from tuner.models.shards import FLOATS, Spec
 
 Shape = tuple[int, ...]
 

@@ -1,0 +1,86 @@
+"""Recipes: what `copy` writes, `tuner FILE` reads; and a recipe from a stranger can't reach Hydra."""
+
+from pathlib import Path
+
+import pytest
+
+from tuner.config.compose import check_directory, compose
+from tuner.config.recipes import documentation, read_recipe, write_recipe
+from tuner.config.schema import Config
+from tuner.errors import ConfigError
+from tuner.pipeline.stage import leaves
+
+
+def test_a_copy_composes_to_the_same_config(tmp_path: Path) -> None:
+    awkward = "a, 'b' \"c\" # d: [e] ${f} 客服"
+    words = [
+        "algo=full",
+        "data=local",
+        "data.path=[x y.jsonl,客.jsonl]",
+        f"data.system={awkward}",
+        "algo.optim.lr=3e-5",
+        'data.fill.name=金, "x"',
+        "eval.prompts=['Who, me?',你是谁？]",
+        "algo.clip=null",
+    ]
+    config = compose(words)
+    write_recipe(tmp_path / "my.yaml", config)
+    assert compose(read_recipe(tmp_path / "my.yaml")) == config
+    with pytest.raises(ConfigError, match="does not overwrite"):
+        write_recipe(tmp_path / "my.yaml", config)
+
+
+def test_words_after_the_recipe_win(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("defaults:\n  - algo: full\n  - model/chat: chatml\nalgo:\n  optim:\n    lr: 1e-4\nseed: 7\n", encoding="utf-8")
+    config = compose([*read_recipe(tmp_path / "r.yaml"), "seed=8"])
+    assert (config.algo.adapter, config.algo.optim.lr, config.seed) == ("none", 1e-4, 8)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hydra:\n  job:\n    env_set: {LD_PRELOAD: /tmp/x.so}\n",
+        "defaults:\n  - override hydra/launcher: joblib\n",
+        "defaults:\n  - hydra/job_logging: x\n",
+        "model:\n  _target_: os.system\n",
+        "algo:\n  optim:\n    lr: ${oc.env:HF_TOKEN}\n",
+        "note: a ${oc.decode:x} b\n",
+        "hydra.job.env_set: {A: b}\n",
+    ],
+)
+def test_hostile_yaml_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match="may not reach Hydra"):
+        read_recipe(tmp_path / "r.yaml")
+    with pytest.raises(ConfigError, match="may not reach Hydra"):
+        check_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("- a\n", "must be a mapping"),
+        ("a: [\n", "can't be read as YAML"),
+        ("defaults:\n  - modell: x\n", "Did you mean model"),
+        ("defaults:\n  - model\n", "a group and its option"),
+        ("alog:\n  r: 3\n", "Did you mean algo.r"),
+        ("!!python/object/apply:os.system [id]\n", "can't be read as YAML"),
+    ],
+)
+def test_broken_recipes(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=says):
+        compose(read_recipe(tmp_path / "r.yaml"))
+
+
+def test_own_directory_wins_and_adds(tmp_path: Path) -> None:
+    (tmp_path / "algo").mkdir()
+    (tmp_path / "algo" / "tiny.yaml").write_text("# mine\nadapter: lora\nr: 2\n", encoding="utf-8")
+    (tmp_path / "algo" / "full.yaml").write_text("# mine\nadapter: none\nepochs: 9\n", encoding="utf-8")
+    assert compose(["algo=tiny"], extra=tmp_path).algo.r == 2
+    assert compose(["algo=full"], extra=tmp_path).algo.epochs == 9
+
+
+def test_every_field_is_documented() -> None:
+    docs = dict(documentation(Config))
+    assert not [path for path, _, _ in leaves(Config()) if not docs[path]]

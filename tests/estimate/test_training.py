@@ -1,0 +1,117 @@
+"""What a plan says of GPU memory and time, for cards that are described and not there."""
+
+import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Tuner
+from tests.hardware.smi import nvidia_smi
+from tuner.config.schema import Algo, Config, Data, Machine
+from tuner.errors import ConfigError
+from tuner.estimate import training
+from tuner.estimate.disk import order_of
+from tuner.estimate.flops import costs
+from tuner.estimate.memory import Work, estimate
+from tuner.estimate.training import Outlook, Packs, card_of, look, packs_of, seconds
+from tuner.estimate.what_fits import GIB
+from tuner.hardware.gpus import Gpu
+
+INTERN = {
+    "model_type": "llama", "vocab_size": 92544, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "num_key_value_heads": 8, "tie_word_embeddings": False,
+}  # fmt: skip
+H100 = Gpu(index=0, uuid="GPU-1", name="NVIDIA H100 80GB HBM3", memory_total=81559, memory_used=0, driver="580")
+
+
+def card(gib: int) -> Gpu:
+    return replace(H100, memory_total=gib * 1024)
+
+
+def ahead(gib: int, **machine: Any) -> Outlook:
+    config = Config(algo=Algo(batch_tokens=16 * 2048), data=Data(length=2048), machine=Machine(**machine))
+    return look(INTERN, config, order_of(1000, config), Packs(length=2048, targets=0.5), card(gib))
+
+
+def test_auto_is_the_most_packs_that_fit() -> None:
+    found = ahead(40)
+    assert found.fits
+    assert not found.recompute
+    assert found.memory.total <= 0.94 * 40 * GIB < needed(found.micro + 1, False)
+    assert ahead(80).micro > found.micro
+    assert ahead(10_000).micro == 16  # the packs of a step
+
+
+def needed(micro: int, recompute: bool) -> float:
+    work = Work(tokens=micro * 2048, targets=micro * 1024, accumulated=True, recompute=recompute)
+    return estimate(INTERN, Algo(), work).total
+
+
+def test_blocks_are_computed_again_only_where_one_pack_does_not_fit_otherwise() -> None:
+    found = ahead(10)
+    assert found.recompute
+    assert needed(1, True) <= 0.94 * 10 * GIB < needed(1, False)
+    assert "recomputing blocks" in found.sentence
+
+
+def test_what_does_not_fit_says_so_with_what_would() -> None:
+    found = ahead(6, micro_batch=4)
+    assert not found.fits
+    assert any("algo.quant=nf4" in words for words in found.ways)
+    assert "will not fit; these would: machine.micro_batch=1" in found.sentence
+    assert ahead(2).ways == ()
+
+
+def test_several_processes_share_what_zero_shards() -> None:
+    one = ahead(40, micro_batch=1)
+    four = ahead(40, micro_batch=1, gpus=4, zero=3)
+    assert four.memory.weights < one.memory.weights / 3.9
+
+
+def test_time_follows_from_the_operations() -> None:
+    config = Config(data=Data(length=512))
+    packs, tokens = Packs(length=512, targets=1.0), 1e6
+    found = seconds(INTERN, config, tokens, packs, H100, recompute=False)
+    assert found == pytest.approx(costs(INTERN, Algo()).model([512], 512) * tokens / 512 / (989.4e12 * training.REACHED))
+    assert seconds(INTERN, config, tokens, packs, replace(H100, name="Voodoo 2"), recompute=False) is None
+    again = seconds(INTERN, config, tokens, packs, H100, recompute=True)
+    assert again is not None
+    assert found is not None
+    assert 1.3 < again / found < 1.6  # a second forward pass, of what is 4 units otherwise
+
+
+def test_the_smallest_card_that_is_asked_for_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = [card(80), replace(card(24), index=1), replace(card(16), index=2, mig=True)]
+    monkeypatch.setattr(training, "gpus", lambda: cards)
+    assert card_of(Config()) == cards[1]
+    assert card_of(Config(machine=Machine(gpus=(0,)))) == cards[0]
+    assert card_of(Config(machine=Machine(device="cpu"))) is None
+
+    def broken() -> list[Gpu]:
+        raise ConfigError("nvidia-smi did not answer")
+
+    monkeypatch.setattr(training, "gpus", broken)
+    assert card_of(Config()) is None
+
+
+def test_targets_are_counted_once_they_can_be() -> None:
+    assert packs_of(Config(), None).targets == 0.5
+    assert packs_of(Config(data=Data(loss="all")), None).targets == 1.0
+    assert packs_of(Config(), {"tokens": 1000, "trained_tokens": 200}).targets == pytest.approx(0.23)
+    assert packs_of(Config(), {"tokens": 1000, "trained_tokens": 990}).targets == 1.0
+
+
+def test_memory_is_told_before_the_data_is_there(tuner: Tuner, tmp_path: Path) -> None:
+    bin_ = nvidia_smi(tmp_path / "bin", "0, GPU-a, NVIDIA H100 80GB HBM3, 81559, 0, 580.1, Disabled\n")
+    done = tuner("plan", "model=internlm2_1_8b", "algo=qlora", "data=oasst1", "--json", env={"PATH": f"{bin_}:{os.environ['PATH']}"})
+    estimate = json.loads(done.out)["estimate"]
+    assert estimate["until the data is downloaded"] == "tokens and steps are not known"
+    assert re.fullmatch(r"~\d+\.\d of 80 GiB, \d+ packs? at once.* \(NVIDIA H100 80GB HBM3\)", estimate["GPU memory"])
+    done = tuner(
+        "plan", "model=internlm2_1_8b", "algo=qlora", "data=oasst1", "until=tokenize", "--json", env={"PATH": f"{bin_}:{os.environ['PATH']}"}
+    )
+    assert "GPU memory" not in json.loads(done.out)["estimate"]  # nothing is to be trained

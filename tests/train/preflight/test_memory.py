@@ -1,0 +1,244 @@
+"""The rehearsal on a real tiny model and a real engine: it changes nothing, and says what fits."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.train.ranks import in_processes
+from tuner.config.schema import Optim
+from tuner.data.packs import Packs
+from tuner.errors import ConfigError, StageError
+from tuner.models.load import load_model
+from tuner.models.lora.add import add_lora
+from tuner.train.batch import Batch, collate
+from tuner.train.distributed import World, alone
+from tuner.train.engine import TorchEngine, trained
+from tuner.train.optimizers import build
+from tuner.train.preflight import memory
+from tuner.train.preflight.memory import Wish, fingerprint, hardest, rehearse, set_recompute
+from tuner.train.preflight.verdict import Verdict, key_of, recall, remember
+
+CPU = torch.device("cpu")
+KINDS = ("weights", "optimizer")
+
+
+def make(directory: Path, *, lora: bool, optimizer: str = "adamw") -> tuple[Any, TorchEngine]:
+    model: Any = load_model(directory, dtype=torch.float32, device="cpu")
+    if lora:
+        model = add_lora(model, r=4, alpha=8, dropout=0.0, targets="all-linear", seed=0)
+    model.train()
+    return model, TorchEngine(model, build(trained(model), Optim(name=optimizer, weight_decay=0.1), device=CPU))  # type: ignore[arg-type]
+
+
+def step(engine: TorchEngine, packs: Packs) -> dict[str, torch.Tensor]:
+    batch = collate([packs[0], packs[1]])
+    engine.forward_backward([batch], len(batch.targets_M))
+    engine.step(1e-3, 1.0)
+    return {name: tensor.clone() for name, tensor in engine.state().weights.items()}
+
+
+@pytest.mark.parametrize(("lora", "optimizer"), [(True, "adamw"), (False, "adamw"), (False, "adafactor"), (True, "muon")])
+def test_a_rehearsed_training_is_the_same_as_one_that_was_not(lora: bool, optimizer: str, tiny: Path, packs: Packs, tmp_path: Path) -> None:
+    _, plain = make(tiny, lora=lora, optimizer=optimizer)
+    model, engine = make(tiny, lora=lora, optimizer=optimizer)
+    begun = {name: tensor.clone() for name, tensor in engine.state().weights.items()}
+    found = rehearse(
+        engine, model, packs, Wish(micro_batch="auto", recompute="auto", packs=2), world=alone(CPU), scratch=tmp_path / "scratch", timeout=60
+    )
+    assert (found.micro_batch, found.recompute, found.reserved, found.expected) == (1, "none", None, None)
+    assert found.tokens == max(len(pack.ids) for pack in packs)
+    assert not (tmp_path / "scratch").exists()
+    assert all(torch.equal(begun[name].view(torch.int32), tensor.view(torch.int32)) for name, tensor in engine.state().weights.items())
+    assert not any(p.grad is not None for p in engine.named.values())
+    expected, got = step(plain, packs), step(engine, packs)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def rehearsed(world: World, given: dict[str, Any]) -> list[bool]:
+    """In one of several processes, for each ZeRO stage: whether a training after a rehearsal ends as one without."""
+    from tests.train.lives import WORDS, train, whole, zero_engine
+
+    packs = [replace(pack, ids=pack.ids % WORDS) for pack in given["packs"]]
+    found = []
+    for stage in given["stages"]:
+        ends = []
+        for first in (False, True):
+            engine = zero_engine("lora", world, stage)
+            if first:
+                wish = Wish(micro_batch="auto", recompute="none", packs=1)
+                rehearse(engine, engine.model, packs, wish, world=world, scratch=given["scratch"], timeout=60)
+            train(engine, world, 0, 2)
+            ends.append(whole(world, engine.state()))
+        found += [all(torch.equal(getattr(ends[0], kind)[name], tensor) for name, tensor in getattr(ends[1], kind).items()) for kind in KINDS]
+    return [*found, given["scratch"].exists()]
+
+
+@pytest.mark.slow
+def test_shards_are_rehearsed_too(packs: Packs, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    given = {"packs": list(packs), "stages": [0, 2, 3], "scratch": tmp_path / "scratch"}
+    function = "tests.train.preflight.test_memory:rehearsed"
+    assert in_processes(function, given, tmp_path / "ranks", size=2) == [[True] * 6 + [False]] * 2
+
+
+def test_a_disk_that_refuses_is_told_before_the_first_step(tiny: Path, packs: Packs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tuner.train.checkpoints.save.write_file", full)
+    model, engine = make(tiny, lora=True)
+    with pytest.raises(StageError, match="No space left on device"):
+        rehearse(engine, model, packs, Wish(micro_batch=1, recompute="none", packs=2), world=alone(CPU), scratch=tmp_path / "scratch", timeout=60)
+    assert not (tmp_path / "scratch").exists()
+
+
+class Card:
+    """A GPU of so many bytes, by arithmetic: each micro batch takes `pack` bytes a pack, half of them where blocks are computed again."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, model: Any, engine: TorchEngine, *, room: int, base: int, pack: int, bend: int = 99) -> None:
+        self.room, self.base, self.pack, self.peak, self.tried = room, base, pack, 0, list[int]()
+        whole = engine.forward_backward
+
+        def forward_backward(batches: Sequence[Batch], targets: int) -> list[float]:
+            for batch in batches:
+                took = self.base + self.pack * len(batch.packs) // (2 if self.recomputes(model) else 1)
+                self.tried.append(len(batch.packs))
+                if took > self.room or len(batch.packs) >= bend:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                self.peak = max(self.peak, took)
+            return whole(batches[:1], targets)
+
+        monkeypatch.setattr(engine, "forward_backward", forward_backward)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (self.room, self.room))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 0)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", self.forget)
+        monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: self.peak)
+
+    def forget(self, _: object) -> None:
+        self.peak = 0
+
+    @staticmethod
+    def recomputes(model: Any) -> bool:
+        return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+@pytest.fixture
+def made(tiny: Path) -> tuple[Any, TorchEngine]:
+    return make(tiny, lora=True)
+
+
+def on_card(made: tuple[Any, TorchEngine], packs: Packs, wish: Wish, scratch: Path, foresight: Any = None) -> memory.Rehearsal:
+    model, engine = made
+    world = alone(torch.device("cuda"))  # the engine itself stays on the processor
+    return rehearse(engine, model, packs, wish, world=world, scratch=scratch, timeout=60, foresight=foresight)
+
+
+@pytest.mark.parametrize(
+    ("room", "most", "micro", "recompute"),
+    [(1000, 7, 7, "none"), (640, 7, 5, "none"), (640, 3, 3, "none"), (230, 7, 1, "none"), (200, 7, 1, "blocks"), (150, 7, 1, "blocks")],
+)
+def test_auto_takes_the_most_packs_that_leave_a_reserve(
+    room: int, most: int, micro: int, recompute: str, made: tuple[Any, TorchEngine], packs: Packs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 100 bytes and 100 a pack, or 50 with recomputation."""
+    card = Card(monkeypatch, *made, room=room, base=100 if room != 150 else 80, pack=100)
+    found = on_card(made, packs, Wish(micro_batch="auto", recompute="auto", packs=most), tmp_path / "s")
+    assert (found.micro_batch, found.recompute) == (micro, recompute)
+    assert found.reserved == card.peak <= (1 - memory.RESERVE) * room
+    assert card.recomputes(made[0]) == (recompute == "blocks")
+
+
+def test_a_line_that_promises_too_much_is_corrected(
+    made: tuple[Any, TorchEngine], packs: Packs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From four packs on it takes more than the first two measurements say."""
+    card = Card(monkeypatch, *made, room=2000, base=100, pack=100, bend=4)
+    found = on_card(made, packs, Wish(micro_batch="auto", recompute="none", packs=7), tmp_path / "s")
+    assert 2 <= found.micro_batch < 4
+    assert max(card.tried) == 7
+
+
+def test_what_does_not_fit_is_refused_with_what_would(
+    made: tuple[Any, TorchEngine], packs: Packs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Foresight:
+        def reserved(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool) -> float:
+            return 130.0 + tokens * 0 + targets * 0 + 10 * accumulated + 10 * recompute
+
+        def ways(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool, micro: int, room: float) -> list[str]:
+            assert (accumulated, recompute, micro) == (True, True, 1)
+            assert room == pytest.approx(0.94 * 120)
+            assert tokens == max(len(pack.ids) for pack in packs)
+            assert targets == max(pack.trained.sum() for pack in packs)
+            return ["algo.quant=nf4 (~0.1 GiB)"]
+
+    Card(monkeypatch, *made, room=120, base=100, pack=100)
+    with pytest.raises(ConfigError, match=r"does not fit.*recompute=blocks.*algo.quant=nf4 \(~0.1 GiB\)"):
+        on_card(made, packs, Wish(micro_batch="auto", recompute="auto", packs=7), tmp_path / "s", Foresight())
+
+
+def test_recomputation_gives_the_same_gradient(tiny: Path, packs: Packs) -> None:
+    found = []
+    for on in (False, True):
+        model, engine = make(tiny, lora=True)
+        set_recompute(model, on)
+        batch = collate([packs[0], packs[1]])
+        engine.forward_backward([batch], len(batch.targets_M))
+        found.append({name: gradient.clone() for name, gradient in engine.gradients()})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert any(gradient.abs().sum() > 0 for gradient in found[0].values())
+
+
+def test_the_hardest_rows_are_found_by_tokens_and_by_targets(packs: Packs) -> None:
+    sizes = [(len(pack.ids), int(pack.trained.sum())) for pack in packs]
+    longest, fullest = hardest(sizes, 3)
+    assert sum(sizes[i][0] for i in longest) == sum(sorted((tokens for tokens, _ in sizes), reverse=True)[:3])
+    assert sum(sizes[i][1] for i in fullest) == sum(sorted((targets for _, targets in sizes), reverse=True)[:3])
+
+
+def test_a_fingerprint_sees_one_bit(made: tuple[Any, TorchEngine]) -> None:
+    _, engine = made
+    state = engine.state()
+    before = fingerprint(state)
+    assert fingerprint(state) == before
+    first = next(iter(state.weights.values()))
+    with torch.no_grad():
+        first.view(-1)[3] = math.nextafter(float(first.view(-1)[3]), 2.0) + 1e-7
+    assert fingerprint(state) != before
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_verdict_is_recalled(cache: Path) -> None:
+    verdict = Verdict(micro_batch=4, recompute="blocks", reserved=10**10, expected=10**10, tokens_per_second=1.5, proofs={"packed": 1e-6})
+    assert recall("ab" * 32) is None
+    remember("ab" * 32, verdict)
+    assert recall("ab" * 32) == verdict
+    next((cache / "tuner" / "preflight").iterdir()).write_text("{", encoding="utf-8")
+    assert recall("ab" * 32) is None
+
+
+def test_a_cache_that_cannot_be_written_is_passed_over(cache: Path) -> None:
+    cache.write_text("a file", encoding="utf-8")
+    remember("cd" * 32, Verdict(micro_batch=1, recompute="none"))
+    assert recall("cd" * 32) is None
+
+
+def test_a_key_knows_config_and_content(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"1")
+    key = key_of({"r": 16}, [weights], CPU)
+    assert key == key_of({"r": 16}, [weights], CPU)
+    assert key != key_of({"r": 8}, [weights], CPU)
+    weights.write_bytes(b"22")
+    assert key != key_of({"r": 16}, [weights], CPU)

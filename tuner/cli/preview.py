@@ -1,0 +1,229 @@
+"""`preview`: rows as the model will see them, and what of them is trained. Nothing is tokenized for good, and nothing is trained.
+
+    the rows that are wished → Maker, as in the tokenize stage → documents, and why a row gives none → text in colours, or JSON
+
+What depends on all rows together is not looked at: duplicates, and the held-out share.
+"""
+
+import copy
+import json
+import re
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from tuner.data.files import read as files
+from tuner.data.formats.rows import Shape
+from tuner.data.tokenize import dataset
+from tuner.data.tokenize.documents import Maker
+from tuner.data.tokenize.job import NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, Made, Settings
+from tuner.data.tokenize.ledger import Source, filled, ranked, unread
+from tuner.errors import ConfigError
+from tuner.report.preview_text import Look, as_json, as_text
+from tuner.report.token_text import Words, is_coloured, painter
+
+Document = tuple[list[int], list[bool]]
+"""ids, and which of them are trained"""
+
+FIRST = 3
+"""rows of each source that are shown where none were named"""
+
+PLACE = re.compile(r"(?:(?P<file>.+):)?(?P<first>[1-9]\d*)(?:-(?P<last>[1-9]\d*))?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Rows that a person names: `12`, `3-17`, `support.jsonl:12`."""
+
+    word: str
+    first: int
+    last: int
+    file: str | None
+    """a file's name or path, or a source of a mixture; None for all"""
+
+    def means(self, file: dataset.File) -> bool:
+        """Whether it is about this file."""
+        return self.file is None or self.file in (file.name, file.label, file.path.name, str(file.path))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unit:
+    """A row, or a tree of rows."""
+
+    numbers: tuple[int, ...]
+    """of the rows"""
+    cut: dataset.Cut
+    """what holds just those"""
+    times: int
+    """how often it is drawn"""
+
+    @property
+    def row(self) -> Any:
+        """The row itself; None where it is a tree, or no value."""
+        value = None if isinstance(self.cut, tuple) or not self.cut.values else self.cut.values[0]
+        return None if isinstance(value, files.Unreadable) else value
+
+
+def places(words: Sequence[str]) -> list[Place]:
+    """What the bare words of the command line name. Raises ConfigError."""
+    found = []
+    for word in words:
+        match = PLACE.fullmatch(word)
+        if not match or (last := int(match["last"] or match["first"])) < int(match["first"]):
+            raise ConfigError(
+                f"{word!r} names no row. preview takes the number of a row (12), several (3-17), the same of one file or source (support.jsonl:12), "
+                "and, as any run, recipes that end in .yaml and fields."
+            )
+        found.append(Place(word=word, first=int(match["first"]), last=last, file=match["file"]))
+    return found
+
+
+def preview(
+    settings: Settings,
+    listed: Sequence[dataset.File],
+    wished: Sequence[Place],
+    *,
+    takes: Sequence[int | float | None],
+    seed: int,
+    skip: bool,
+    flags: Collection[str],
+) -> int:
+    """Show the rows that are `wished`, or the first of each source; returns the exit code.
+
+    settings, listed, takes, seed, skip  as `reading.read` takes them
+    flags                                --json, --ids, --all
+    Raises ConfigError for a row that is not there.
+    """
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for place in wished:
+        if not any(place.means(file) for file in listed):
+            raise ConfigError(f"{place.word}: no file or source of the data is called {place.file}. There are: {', '.join(_called(listed))}.")
+    settings = dataset.surveyed(settings, listed)
+    for line in dataset.notes(settings, listed):
+        print(f"  {line}", file=sys.stderr)
+    maker = Maker(settings)
+    words = words_of(maker.template.tokenizer)
+    drawn = dataset.draws(settings, listed, takes, seed)
+    coloured = "--json" not in flags and is_coloured()
+    if "--json" not in flags:
+        print("green is trained" if coloured else "what stands between ⟦ and ⟧ is trained", file=sys.stderr, flush=True)
+    counted: dict[str, Source] = {}
+    for file, unit in _chosen(settings, listed, wished, drawn):
+        made, looks = look(maker, file, unit, skip)
+        shown = counted.setdefault(file.label, Source(source=file.label, file=file.name))
+        shown.rows += made.read
+        shown.not_read(made.unread)
+        shown.nulls.add(made.nulls)
+        if "--json" in flags:
+            for value in as_json(looks, words):
+                print(json.dumps(value), flush=True)
+        else:
+            text = as_text(looks, words, painter(coloured), marks=not coloured, ids="--ids" in flags, whole="--all" in flags)
+            print(text, flush=True)
+    for line in unread(counted.values(), dataset.use(settings, listed)) + filled(counted.values()):
+        print(line, file=sys.stderr, flush=True)
+    return 0
+
+
+def words_of(tokenizer: Tokenizer) -> Words:
+    """What a tokenizer's ids mean."""
+    named = {id_: token.content for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    return Words(decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False), special=named)
+
+
+def _called(listed: Sequence[dataset.File]) -> list[str]:
+    return list(dict.fromkeys(name for file in listed for name in (file.label, file.name) if name))
+
+
+def _chosen(
+    settings: Settings, listed: Sequence[dataset.File], wished: Sequence[Place], drawn: Sequence[NDArray[np.int64] | None]
+) -> Iterator[tuple[dataset.File, Unit]]:
+    found: set[Place] = set()
+    shown: dict[tuple[int, bool], int] = {}
+    for number, file in enumerate(listed):
+        shape, times = settings.sources[file.source].shape, drawn[number]
+        if wished:
+            mine = [place for place in wished if place.means(file)]
+            for unit in units(file, shape, times, mine) if mine else ():
+                hit = [place for place in mine if any(place.first <= line <= place.last for line in unit.numbers)]
+                if hit:
+                    found.update(hit)
+                    yield file, unit
+            continue
+        source = (file.source, file.apart)
+        for unit in units(file, shape, times, ()) if shown.get(source, 0) < FIRST else ():
+            if unit.times:
+                yield file, unit
+                shown[source] = shown.get(source, 0) + 1
+                if shown[source] == FIRST:
+                    break
+    if lost := [place for place in wished if place not in found]:
+        raise ConfigError(f"{', '.join(place.word for place in lost)}: the data has no such row. The first row is 1, and blank lines are none.")
+
+
+def units(file: dataset.File, shape: Shape, times: NDArray[np.int64] | None, near: Sequence[Place]) -> Iterator[Unit]:
+    """The rows of a file, or its trees; with `near`, pieces of it that hold none of those rows are passed over unread."""
+    at = 0  # among the units of the file
+    for cut in dataset.cuts(file, shape):
+        if isinstance(cut, tuple):
+            for place, tree in enumerate(cut, at):
+                yield Unit(numbers=tree.numbers, cut=(tree,), times=1 if times is None else int(times[place]))
+        else:
+            last = cut.first + (cut.lines.count(b"\n") if cut.lines is not None else len(cut.values or ()) - 1)
+            if not near or any(place.first <= last and cut.first <= place.last for place in near):
+                for place, (number, row) in enumerate(files.values(cut), at):
+                    yield Unit(numbers=(number,), cut=files.Chunk(first=number, values=[row]), times=1 if times is None else int(times[place]))
+            if near and all(place.last <= last for place in near):
+                return
+        at += dataset.units(cut) if times is not None else 0
+
+
+def look(maker: Maker, file: dataset.File, unit: Unit, skip: bool) -> tuple[Made, list[Look]]:
+    """What becomes of a row: its documents as the packs will hold them, and why it, or a part of it, is left out."""
+    drawn = None if unit.times else np.zeros(1, dtype=np.bool_)
+    made = maker.make(Job(source=file.source, rows=unit.cut, drawn=drawn, apart=file.apart))
+    return made, list(_looks(maker, made, file, unit, skip))
+
+
+def _looks(maker: Maker, made: Made, file: dataset.File, unit: Unit, skip: bool) -> Iterator[Look]:
+    strange = [name for name, entry in ranked(made.unread) if not entry.left]
+    whole = _endless(maker).make(Job(source=file.source, rows=unit.cut, apart=file.apart))
+    blank = Look(source=file.label, file=file.name, apart=file.apart, rows=len(unit.numbers), times=unit.times, row=unit.row, unread=strange)
+    wholes = dict(zip(whole.parts.tolist(), _documents(whole), strict=True))
+    kept: dict[int, list[Document]] = {number: [] for number in sorted({*wholes, *made.parts.tolist()})}
+    for number, document in zip(made.parts.tolist(), _documents(made), strict=True):
+        kept[number].append(document)
+    why, rule = next((reason for reason in (NOT_DRAWN, TOO_LONG, OUT_OF_REACH) if reason in made.dropped), None), maker.settings.overlong
+    lines = tuple(made.lines[:1].tolist() if why is None else made.dropped[why])
+    for sample, (number, documents) in enumerate(kept.items(), start=1):
+        ids, trained = wholes.get(number, ([], []))
+        one = replace(blank, lines=lines, sample=sample, samples=len(kept), whole=ids)
+        if not documents:
+            short = TOO_LONG if rule in ("drop", "error") else OUT_OF_REACH
+            yield replace(one, ids=ids, trained=trained, left_out=why or short, fails=why == TOO_LONG and rule == "error")
+        for part, (given, mask) in enumerate(documents, start=1):
+            cut = bool(made.truncated) and len(given) < len(ids)
+            yield replace(one, ids=given, trained=mask, part=part, parts=len(documents), truncated=cut)
+    for line, problem in made.bad + made.unwritten:
+        yield replace(blank, lines=(line,), left_out=f"{dataset.BAD}: {problem}", fails=not skip)
+    for reason, some in made.dropped.items():
+        if reason != why or not kept:
+            yield replace(blank, lines=tuple(some), left_out=reason)
+
+
+def _endless(maker: Maker) -> Maker:
+    """One that cuts nothing."""
+    other = copy.copy(maker)
+    other.settings = replace(maker.settings, length=sys.maxsize)
+    return other
+
+
+def _documents(made: Made) -> list[Document]:
+    ids, trained, ends = made.ids.tolist(), made.trained.tolist(), np.cumsum(made.lengths).tolist()
+    return [(ids[start:end], trained[start:end]) for start, end in pairwise([0, *ends])]

@@ -1,0 +1,43 @@
+"""`stop RUN`: a running training saves and ends; what it saved can be used, and the same command goes on with it."""
+
+import time
+
+from tuner.errors import ConfigError
+from tuner.pipeline.inherit import load
+from tuner.pipeline.run import Run, store_of
+from tuner.train.checkpoints import steps
+from tuner.train.stop_signal import FILE
+
+
+def stop(run: Run) -> int:
+    """Ask, wait until the training has saved, and say what can be done now. Raises ConfigError when nothing trains."""
+    store, key = store_of(load(run)), run.key("train") or "-"
+    holder, partial = store.holder(key), store.partial(key)
+    if holder is None or not partial.is_dir():
+        state = "is finished" if store.find(key) else f"was stopped at {_far(run)}" if steps.kept(partial) else "is not training"
+        raise ConfigError(f"{run.dir.name} {state}: there is no running training to stop.")
+    print(f"asking {holder} to save and stop", flush=True)
+    while store.holder(key) == holder:
+        # Asked again and again: a training that is just starting clears what was asked of one before it.
+        try:
+            (partial / FILE).touch()
+        except FileNotFoundError:
+            break  # it was published this moment
+        except PermissionError as error:
+            raise ConfigError(f"{run.dir.name} is trained by another user ({holder}), and only they can stop it.") from error
+        time.sleep(0.1)
+    (partial / FILE).unlink(missing_ok=True)
+    if store.find(key):
+        print(f"{run.dir.name} had just finished")
+        return 0
+    print(
+        f"{run.dir.name} is stopped at {_far(run)}\n"
+        f"  use what is there   python -m tuner evaluate {run.digest}   (or convert, merge, chat)\n"
+        f"  go on training      the same command again"
+    )
+    return 0
+
+
+def _far(run: Run) -> str:
+    found = steps.kept(run.path("train"))
+    return f"step {found[-1].step}" if found else "no step yet"

@@ -1,0 +1,73 @@
+"""A sweep: one job for each combination, through Hydra's sweeper and launcher, on one store that builds equal stages once."""
+
+import traceback
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from tuner.api import to_stderr
+from tuner.cli.plan_text import sweep_summary
+from tuner.cli.verbs import plan_one, run_one
+from tuner.config import compose as config
+from tuner.config.schema import Config
+from tuner.errors import ConfigError, Interrupted, Stopped, TunerError
+from tuner.estimate import disk
+from tuner.pipeline.inherit import inherit
+from tuner.pipeline.plan import Step, plan
+from tuner.pipeline.run import Run, store_of
+from tuner.stages import STAGES
+
+
+def sweep(verb: str, words: list[str], flags: Collection[str], extra: Path | None) -> int:
+    """Run or plan every job; the highest exit code of theirs."""
+    dry = verb == "plan"
+    if not dry:
+        _check_disk(words, extra)
+    results = config.sweep(words, partial(_job, verb, frozenset(flags), set()), extra=extra, dry=dry)
+    if not dry:
+        print(sweep_summary(results))
+    return max((code for _, code, _ in results), default=0)
+
+
+def _check_disk(words: list[str], extra: Path | None) -> None:
+    """Raise StoreError when the disk does not hold what all jobs together will make. A job that can't be planned says so in its turn."""
+    jobs: list[tuple[list[Step], Config]] = []
+
+    def look(job: Config | ConfigError, _overrides: list[str]) -> None:
+        with suppress(TunerError):
+            if isinstance(job, Config):
+                job = of_a_sweep(job)
+                jobs.append((plan(job, STAGES, store_of(job), Run.of(job), redo=job.redo), job))
+
+    config.sweep(words, look, extra=extra, dry=True)
+    disk.check(jobs)
+
+
+def of_a_sweep(job: Config) -> Config:
+    """A job's config: with what it takes from an earlier run, and without a merged model that nobody asked for."""
+    return inherit(replace(job, merge=replace(job.merge, when="never")) if job.merge.when == "auto" else job)
+
+
+def _job(verb: str, flags: frozenset[str], redone: set[str], job: Config | ConfigError, overrides: list[str]) -> tuple[str, int, str]:
+    """One job: (what it is, exit code, what went wrong). Only an interruption ends the sweep."""
+    title = " ".join(overrides)
+    to_stderr(f"── {title}")
+    try:
+        if isinstance(job, ConfigError):
+            raise job
+        job = of_a_sweep(job)
+        return title, plan_one(job, flags) if verb == "plan" else run_one(job, to_stderr, redone), ""
+    except Stopped as stopped:  # this training only, and on purpose
+        to_stderr(f"tuner: {stopped}")
+        return title, stopped.exit_code, str(stopped)
+    except (Interrupted, KeyboardInterrupt) as error:
+        to_stderr(f"tuner: {error or 'interrupted'}")
+        raise SystemExit(Interrupted.exit_code) from error  # not an Exception: Hydra's launcher would go on with the next job
+    except TunerError as error:
+        to_stderr(f"tuner: {error}")
+        return title, error.exit_code, str(error)
+    except Exception as error:  # a bug of ours: shown in full, and the other jobs go on
+        traceback.print_exc()
+        return title, 1, f"{type(error).__name__}: {error}"

@@ -1,0 +1,82 @@
+"""What the verbs do with a config or a run, and what they print."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tuner.api import execute_config, to_stderr
+from tuner.cli.plan_text import plan_json, plan_text, summary
+from tuner.config.schema import Config
+from tuner.pipeline.plan import plan
+from tuner.pipeline.rerun import rerun, to_talk_with
+from tuner.pipeline.run import Run, store_of
+from tuner.pipeline.stage import View
+from tuner.stages import STAGES, fetch_model, tokenize
+from tuner.stages.fetch_data import notes, parts
+
+
+def run_one(config: Config, tell: Callable[[str], None], redone: set[str] | None = None) -> int:
+    """Run the pipeline; its end goes to standard output."""
+    print(summary(execute_config(config, tell, redone)))
+    return 0
+
+
+def plan_one(config: Config, flags: Collection[str]) -> int:
+    """Print what would run; with --check, 3 says that something would."""
+    run = Run.of(config)
+    fetch_model.refuse_by_name(View(config, "fetch_model"))
+    steps = plan(config, STAGES, store_of(config), run, redo=config.redo)
+    print(plan_json(steps, config, run) if "--json" in flags else plan_text(steps, config, run))
+    return 3 if "--check" in flags and any(step.to_do for step in steps) else 0
+
+
+def preview_one(config: Config, words: Sequence[str], flags: Collection[str]) -> int:
+    """Fetch what is not here yet, and show rows as the model will see them: those that the words name, or the first."""
+    from tuner.cli.preview import places, preview
+
+    wished, config = places(words), replace(config, until="fetch")
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line.strip())
+        to_stderr(line)
+
+    steps = {step.stage.name: step for step in plan(config, STAGES, store_of(config), execute_config(config, say))}
+    settled = fetch_model.settle(config, steps["fetch_model"].input().dir)
+    for line in [*notes(View(config, "fetch_data")), *([settled.told] if settled.told else [])]:
+        if line not in said:
+            to_stderr(f"  {line}")
+    view = View(settled.config, "tokenize")
+    return preview(
+        tokenize.settings_of(view, steps["fetch_model"].input().dir),
+        tokenize.listed_files(view, steps["fetch_data"].input().files),
+        wished,
+        takes=[part.take for part in parts(view)],
+        seed=view.data.seed,
+        skip=view.data.bad_rows == "skip",
+        flags=flags,
+    )
+
+
+def export_one(run: Run, words: Sequence[str], kind: str, out: Path | None, extra: Path | None) -> int:
+    """Copies of what a run made, as files to take away; what is missing for it is made first, which trains nothing."""
+    from tuner.cli.export import Made, check, export
+
+    check(kind)
+    source, config, base = to_talk_with(run, words, to_stderr, extra)
+    merge = rerun(source, [], "merge", to_stderr, extra).path("merge") if kind == "model" and config.algo.adapter == "lora" else None
+    made = Made(
+        called=run.name, base=base, convert=source.path("convert").resolve(), merge=merge, quant=config.algo.quant, precision=config.algo.precision
+    )
+    export(made, kind, out or run.dir.parent.parent / "exports" / f"{source.name}-{kind}", to_stderr)
+    return 0
+
+
+def after_training(verb: str, run: Run, words: Sequence[str], extra: Path | None) -> int:
+    """convert, merge, evaluate and chat: from what was trained."""
+    if verb == "chat":
+        from tuner.cli.chat import chat
+
+        return chat(*to_talk_with(run, words, to_stderr, extra))
+    print(summary(rerun(run, words, verb, to_stderr, extra)))
+    return 0

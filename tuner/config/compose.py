@@ -1,0 +1,187 @@
+"""Words on the command line → configs. The only module that knows Hydra and OmegaConf; they end here.
+
+Hydra finds the YAML, composes the groups and multiplies a sweep out; `tuner.config.build` judges what comes out. Nothing of
+Hydra's is reached from YAML that is not ours: a recipe or a config directory from outside may not contain a `hydra` node,
+`_target_` or a resolver (any of them could set an environment variable such as LD_PRELOAD).
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from tuner.config.build import freeze
+from tuner.config.overrides import GROUPS, Override, quote, translate
+from tuner.config.schema import Config, Part
+from tuner.errors import ConfigError
+from tuner.nearest import nearest
+
+LAUNCHER = re.compile(r"[+~]*hydra[./]launcher[=.]")
+"""a word that chooses what runs the jobs of a sweep, or tells it something"""
+
+
+def conf_dir() -> Path:
+    """Where the shipped YAML lies: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def options(extra: Path | None = None) -> dict[str, list[str]]:
+    """Each group's choices, by name."""
+    if extra is not None:
+        check_directory(extra)
+    roots = [conf_dir(), *([extra] if extra else [])]
+    return {group: sorted({file.stem for root in roots for file in (root / group).glob("*.yaml")}) for group in GROUPS}
+
+
+def compose(words: list[str], *, extra: Path | None = None, whole: bool = True) -> Config:
+    """The config that the words name; `whole` as in `freeze`. Raises ConfigError."""
+    from hydra.types import RunMode
+
+    overrides = translate(words, options(extra), sweep=False)
+    hydra = _hydra(extra)
+    with _one_paragraph():
+        composed = hydra.compose_config(config_name="tuner", overrides=overrides, run_mode=RunMode.RUN, with_log_configuration=False)
+        if whole:
+            _check_paths(words, dict(composed.hydra.runtime.choices))
+        return _freeze(composed, dict(composed.hydra.runtime.choices), extra, whole=whole)
+
+
+def sweep(words: list[str], job: Callable[[Config | ConfigError, list[str]], Any], *, extra: Path | None = None, dry: bool = False) -> list[Any]:
+    """Call `job` for each config that the words multiply out to, through Hydra's sweeper and launcher; what it returned, in order.
+
+    A job's config that is refused arrives as the ConfigError, so that the others go on. A `dry` sweep looks at all jobs in this process, whatever
+    launcher is to run them, and leaves nothing under the root, where Hydra otherwise notes what it multiplied out and launchers keep their logs.
+    """
+    overrides = translate(words, options(extra), sweep=True)
+    hydra = _hydra(extra)
+    task = _Task(job, extra, frozenset(word.removeprefix("++") for word in overrides if isinstance(word, Override)))
+    with _one_paragraph(), TemporaryDirectory() as scratch:
+        if dry:
+            overrides = [word for word in overrides if not LAUNCHER.match(word)]
+            overrides += ["hydra/launcher=basic", f"hydra.sweep.dir={quote(scratch)}"]
+        batches = hydra.multirun(config_name="tuner", task_function=task, overrides=overrides, with_log_configuration=False)
+    return [result.return_value for batch in batches or () for result in batch]
+
+
+class _Task:
+    """What Hydra's launcher calls for each job; a class, so that launchers that pickle can send it to other processes."""
+
+    def __init__(self, job: Callable[[Config | ConfigError, list[str]], Any], extra: Path | None, recipe: frozenset[str]) -> None:
+        self.job, self.extra, self.recipe = job, extra, recipe
+
+    def __call__(self, composed: Any) -> Any:
+        from hydra.core.hydra_config import HydraConfig
+
+        runtime = HydraConfig.get()
+        config: Config | ConfigError
+        try:
+            config = _freeze(composed, dict(runtime.runtime.choices), self.extra)
+        except ConfigError as error:
+            config = error
+        return self.job(config, [word for word in (w.removeprefix("++") for w in runtime.overrides.task) if word not in self.recipe])
+
+
+def _freeze(composed: Any, choices: dict[str, Any], extra: Path | None, *, whole: bool = True) -> Config:
+    from omegaconf import OmegaConf
+
+    values: Any = OmegaConf.to_container(composed, resolve=True)
+    values.pop("hydra", None)
+    if isinstance(of := values.get("data", {}).get("of"), dict):
+        values["data"]["parts"] = [_part(str(name), take, extra) for name, take in of.items()]
+    chosen = {group: str(choices[group]) for group in GROUPS if choices.get(group)}
+    return freeze({**values, "choices": chosen}, whole=whole)
+
+
+def _part(name: str, take: Any, extra: Path | None) -> dict[str, Any]:
+    """A source of a mixture: an option of the group `data`, without what is the mixture's own to say, or a file."""
+    files = [root / "data" / f"{name}.yaml" for root in ([extra] if extra else []) + [conf_dir()]]
+    if file := next((file for file in files if file.is_file()), None):
+        values = load_yaml(file)
+        if values.get("of") or values.get("defaults"):
+            raise ConfigError(f"data.of names {name}, which is made of others itself ({file}): name its sources instead.")
+        return {f.name: values[f.name] for f in fields(Part) if f.name in values} | {"label": name, "take": take}
+    if "/" in name or "." in name or Path(name).exists():
+        return {"source": "path", "path": name, "label": Path(name).name, "take": take}
+    raise ConfigError(f"data.of names {name}, which is neither an option of `data` nor a file.{nearest(name, options(extra)['data'])}")
+
+
+def _hydra(extra: Path | None) -> Any:
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    search_path = create_config_search_path(str(conf_dir()))
+    if extra is not None:  # `options` has checked it
+        search_path.prepend("user", f"file://{extra.resolve()}", None)
+    return Hydra.create_main_hydra2("tuner", search_path)
+
+
+def _check_paths(words: list[str], choices: dict[str, Any]) -> None:
+    """`data.path=FILE` without `data=local` would be looked for in the default's package: say what was forgotten."""
+    for field, option in (("model.path", "local"), ("data.path", "local"), ("model.run", "run"), ("model.repo", "hub")):
+        group = field.partition(".")[0]
+        typed = next((word for word in words if word.startswith(f"{field}=")), None)
+        if typed and choices.get(group) != option and not any(word.startswith(f"{group}=") for word in words):
+            raise ConfigError(
+                f"{typed} goes with {group}={option}; the {group} here is {choices.get(group)}, the default. Write {group}={option} {typed}"
+            )
+
+
+@contextmanager
+def _one_paragraph() -> Iterator[None]:
+    """Turn what Hydra and OmegaConf raise into a ConfigError of one paragraph."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(" ".join(f"{error} {error.__cause__ or ''}".split())) from error
+
+
+def check_directory(directory: Path) -> None:
+    """Refuse a config directory from outside whose YAML reaches for Hydra."""
+    if not directory.is_dir():
+        raise ConfigError(f"The config directory {directory} does not exist.")
+    for file in sorted(directory.rglob("*.yaml")):
+        check_outside(file, load_yaml(file))
+
+
+def load_yaml(file: Path) -> dict[str, Any]:
+    """A YAML file as a mapping. Raises ConfigError."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} can't be read as YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} must be a mapping with `defaults:` and fields, but is a {type(values).__name__}.")
+    return values
+
+
+def check_outside(file: Path, values: Any, path: str = "") -> None:
+    """Refuse YAML that is not ours and names Hydra's node, `_target_` or a resolver. Raises ConfigError."""
+    reason = "YAML from outside the package may not reach Hydra, since it could run code or set the environment; remove it."
+    if isinstance(values, dict):
+        for key, item in values.items():
+            words = str(key).split()
+            if any(word == "hydra" or word.startswith(("hydra/", "hydra.", "hydra@")) for word in words) or key in (
+                "_target_",
+                "_partial_",
+                "_recursive_",
+            ):
+                raise ConfigError(f"{file} contains {path}{key}: {reason}")
+            check_outside(file, item, f"{path}{key}.")
+    elif isinstance(values, list):
+        for item in values:
+            check_outside(file, item, path)
+    elif isinstance(values, str) and (found := re.search(r"\$\{[^}]*:", values) or re.match(r"(override\s+)?hydra\b[/.@]", values)):
+        raise ConfigError(f"{file} contains {found[0]!r} at {path.rstrip('.') or 'its top'}: {reason}")

@@ -1,0 +1,266 @@
+"""A chat template that is written out of the fields of model.chat: the turns of a conversation into a draft, and which of them are trained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from tuner.data.chat.compile import Layout, Opening, Saying, Slot, Slots
+from tuner.data.chat.encode import Batch, Draft, drafted, plain
+from tuner.data.chat.split_special import Fixed
+from tuner.data.chat.tool_calls import Ledger, need, to_json, tool_text, value
+from tuner.data.conversation import Conversation, Message, RowError
+from tuner.errors import ConfigError
+
+TOOLS_ONLY = Message(role="system")
+"""stands for the system turn of a conversation that has none, and tools to be written there"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Places:
+    """What is written elsewhere than it stands in the row. Indices are of turns, -1 is nowhere."""
+
+    last_user: int = -1
+    system_at: int = -1
+    """the user's turn whose text has `system` in front of it"""
+    system: str = ""
+    tools: Sequence[Any] = ()
+    tools_before: int = -1
+    """the turn in front of which they are written; as many as there are turns for behind all"""
+    tools_inside: int = -1
+    """the user's turn inside which they are written, before its text; or the system turn, behind it"""
+
+
+NOWHERE = Places()
+
+
+class Written:
+    """The template for one vocabulary. What it offers is said in tuner.data.chat.template.Template."""
+
+    def __init__(self, chat: Any, layout: Layout) -> None:
+        self._layout, self.vocabulary = layout, layout.vocabulary
+        self.tokenizer: Tokenizer = layout.vocabulary.tokenizer
+        self.end_id, self.stops, self.reasons = layout.end_id, layout.stops, bool(chat.reasoning)
+        self._default = None if chat.default_system is None else Message(role="system", content=chat.default_system)
+        self._system_in, self._tools_in, self._calls_in = str(chat.system_in), str(chat.tools_in), str(chat.calls_in)
+        self._thoughts_in, self._empty_in = str(chat.reasoning_in), str(chat.no_reasoning_in) if chat.no_reasoning else ""
+        self._trim = frozenset(chat.trim)
+        self._indent: int | None = chat.tool_indent
+        self._id_length: int | None = chat.id_length
+        self._tool_names = [part.name for part in layout.tool if isinstance(part, Slot)]
+        self._simple = not (chat.reasoning or chat.no_reasoning or chat.trim or self._system_in != "turn")
+        """whether a turn of text is written as it stands, wherever it stands"""
+
+    def encode(self, conversations: Sequence[Conversation], *, keep_reasoning: bool = False) -> Batch:
+        def write(draft: Draft, conversation: Conversation) -> None:
+            self._write(draft, conversation.messages, conversation.tools, keep_reasoning, opened=False)
+
+        return drafted(self.vocabulary, conversations, write)
+
+    def texts(self, texts: Sequence[str]) -> Batch:
+        return plain(texts, self.vocabulary, self.end_id)
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> list[int]:
+        draft = Draft(self.vocabulary)
+        try:
+            self._write(draft, messages, tools, False, opened=True)
+        except RowError as error:
+            raise ConfigError(f"This can't be written for the model: {error}.") from error
+        draft.close()
+        ids: list[int] = draft.batch({}).ids.tolist()
+        return ids
+
+    def _write(self, draft: Draft, messages: Sequence[Message], tools: Sequence[Any], keep: bool, *, opened: bool) -> None:
+        """One document; with `opened` the assistant is to speak next. Raises RowError."""
+        layout = self._layout
+        if self._default is not None and (not messages or messages[0].role != "system"):
+            messages = (self._default, *messages)
+        draft.fixed(layout.begin)
+        if self._simple and not tools:
+            self._turns(draft, messages, NOWHERE, keep)
+        else:
+            messages, places = self._places(messages, tools)
+            self._turns(draft, messages, places, keep)
+            if places.tools_before == len(messages):
+                self._tools(draft, tools)
+        if opened:
+            draft.fixed(layout.prompt)
+            return
+        if messages and messages[-1].role == "assistant" and layout.last_end is not None and layout.last_call_end is not None:
+            draft.fixed(layout.last_call_end if messages[-1].calls else layout.last_end)
+        draft.fixed(layout.finish)
+
+    def _places(self, messages: Sequence[Message], tools: Sequence[Any]) -> tuple[Sequence[Message], Places]:
+        """The turns that are written as turns, and where the rest goes."""
+        need(tools, self._layout.tools, "tools", "tools")
+        opening = bool(messages) and messages[0].role == "system"
+        system, where = "", self._tools_in if tools else ""
+        if opening and self._system_in.endswith("user"):
+            before, after = self._layout.system
+            system, messages = before.lead + messages[0].content + after.lead, messages[1:]
+        elif not opening and where == "system":
+            messages = (TOOLS_ONLY, *messages)
+        users = [i for i, message in enumerate(messages) if message.role == "user"]
+        if not users and (where.endswith("user") or (opening and self._system_in.endswith("user"))):
+            raise RowError("the chat template writes the system prompt or the tools into a user's turn, and the row has none")
+        first, last = (users[0], users[-1]) if users else (-1, len(messages) - 1)  # without a question, no turn comes after it
+        before_turn = {"first": 0, "after_system": int(opening), "last_user": last}
+        inside_turn = {"system": 0, "first_user": first}
+        return messages, Places(
+            last_user=last,
+            system_at=(first if self._system_in == "first_user" else last) if opening and self._system_in.endswith("user") else -1,
+            system=system,
+            tools=tools,
+            tools_before=before_turn.get(where, -1),
+            tools_inside=inside_turn.get(where, -1),
+        )
+
+    def _turns(self, draft: Draft, messages: Sequence[Message], places: Places, keep: bool) -> None:
+        layout, simple, ledger = self._layout, self._simple, None
+        before_user, after_user = layout.user
+        say, opening = layout.say, layout.say.plain
+        for i, message in enumerate(messages):
+            role, content = message.role, message.content
+            if i == places.tools_before:
+                self._tools(draft, places.tools)
+            if role == "user":
+                draft.fixed(before_user)
+                if i == places.tools_inside:
+                    self._tools(draft, places.tools)
+                draft.text(content if simple else self._asked(content, places.system if i == places.system_at else ""))
+                draft.fixed(after_user)
+            elif role == "assistant":
+                if simple and not message.calls and not message.reasoning:
+                    self._open(draft, opening, message.trains)
+                    draft.text(content)
+                    self._end(draft, say, message.trains)
+                else:
+                    ledger = ledger or Ledger(self._id_length)
+                    self._assistant(draft, message, ledger, after_question=i > places.last_user, last=i == len(messages) - 1, keep=keep)
+            elif role == "system":
+                self._system(draft, message, places.tools if i == 0 else (), inside=i == places.tools_inside)
+            else:
+                ledger = ledger or Ledger(self._id_length)
+                follows, goes_on = (0 <= j < len(messages) and messages[j].role == "tool" for j in (i - 1, i + 1))
+                self._result(draft, message, ledger, follows=follows, goes_on=goes_on)
+
+    def _asked(self, content: str, system: str) -> str:
+        """A user's text, with a system prompt in front of it."""
+        if "user" not in self._trim:
+            return system + content
+        return system + content.strip() if "system" in self._trim else (system + content).strip()
+
+    def _system(self, draft: Draft, message: Message, tools: Sequence[Any], *, inside: bool) -> None:
+        """A system turn, the first one of a conversation with `tools`, which may be written `inside` it."""
+        layout = self._layout
+        if self._system_in != "turn" and message is not TOOLS_ONLY:
+            what = "a system prompt" if self._system_in == "refused" else "a system turn that is not its first one"
+            raise RowError(f"the row has {what}, and the chat template has no place for it (model.chat.system_in={self._system_in})")
+        before, after = layout.system_with_tools if tools else layout.system
+        draft.fixed(before)
+        draft.text(message.content.strip() if "system" in self._trim else message.content)
+        if tools and inside:
+            if message is not TOOLS_ONLY:
+                draft.fixed(layout.tools_gap)
+            self._tools(draft, tools)
+        draft.fixed(after)
+
+    def _tools(self, draft: Draft, tools: Sequence[Any]) -> None:
+        layout = self._layout
+        for part in layout.tools:
+            if isinstance(part, Fixed):
+                draft.fixed(part)
+                continue
+            for i, tool in enumerate(tools):
+                if i:
+                    draft.fixed(layout.tool_join)
+                _fill(draft, layout.tool, {name: tool_text(tool, name, self._indent) for name in self._tool_names})
+
+    def _assistant(self, draft: Draft, message: Message, ledger: Ledger, *, after_question: bool, last: bool, keep: bool) -> None:
+        """A turn of the assistant with all that can be in it. One whose thoughts are hidden is not trained."""
+        layout, content, thought = self._layout, message.content, message.reasoning or ""
+        need(message.calls, layout.calls, "calls of tools", "calls")
+        need(thought, layout.thought_after, "thoughts", "reasoning")
+        shown = bool(thought) and (keep or after_question or self._thoughts_in == "every_turn")
+        empty = not shown and (
+            self._empty_in == "every_turn" or (after_question and (self._empty_in == "last_turns" or (last and bool(self._empty_in))))
+        )
+        trains = message.trains and (shown or not thought)
+        if "assistant" in self._trim:
+            content = content.strip()
+        if shown or empty:
+            content = content.lstrip("\n")
+        if message.calls and content and self._calls_in == "refused":
+            raise RowError(
+                "the row has a turn with a text and calls of tools, and the chat template writes one or the other (model.chat.calls_in=refused)"
+            )
+        apart = bool(message.calls and content) and self._calls_in == "apart"
+        say = layout.call if message.calls and not apart else layout.say
+        self._open(draft, say.thought if shown else say.empty if empty else say.plain, trains)
+        if shown and layout.thought_after is not None:
+            draft.text(thought.strip("\n"))
+            draft.written(layout.thought_after, trains)
+        draft.text(content)
+        if apart:
+            self._end(draft, say, trains)
+            say = layout.call
+            self._open(draft, say.plain, trains)
+        if message.calls:
+            if content and not apart:
+                draft.written(layout.calls_gap, trains)
+            self._calls(draft, message, ledger, trains)
+        self._end(draft, say, trains)
+
+    def _open(self, draft: Draft, opening: Opening, trains: bool) -> None:
+        draft.fixed(opening.head)
+        if opening.block is not None:
+            draft.border()
+            draft.fixed(opening.block)
+        draft.border(trains)
+        if opening.rest is not None:
+            draft.written(opening.rest, trains)
+
+    def _end(self, draft: Draft, say: Saying, trains: bool) -> None:
+        if say.mid is not None:
+            draft.written(say.mid, trains)
+        if say.end is None:
+            draft.owe(trains)
+            return
+        draft.fixed(say.end, trains)
+        draft.end_turn()
+        draft.fixed(say.after)
+
+    def _calls(self, draft: Draft, message: Message, ledger: Ledger, trains: bool) -> None:
+        layout = self._layout
+        for part in layout.calls:
+            if isinstance(part, Fixed):
+                draft.written(part, trains)
+                continue
+            for i, call in enumerate(message.calls):
+                if i:
+                    draft.written(layout.call_join, trains)
+                known = ledger.call(call)
+                for piece in layout.one_call:
+                    if isinstance(piece, Fixed):
+                        draft.written(piece, trains)
+                    else:
+                        draft.text(value(known, piece.name))
+
+    def _result(self, draft: Draft, message: Message, ledger: Ledger, *, follows: bool, goes_on: bool) -> None:
+        """A tool's answer: those that come one after the other share a turn."""
+        layout = self._layout
+        need("tool", layout.result_turn, "an answer of a tool", "results")
+        draft.fixed(layout.result_join if follows else layout.results[0])
+        text = message.content.strip() if "tool" in self._trim else message.content
+        _fill(draft, layout.result, {**ledger.answer(message), "text": text, "json": to_json(text)})
+        if not goes_on:
+            draft.fixed(layout.results[1])
+
+
+def _fill(draft: Draft, slots: Slots, texts: Any) -> None:
+    for piece in slots:
+        if isinstance(piece, Fixed):
+            draft.fixed(piece)
+        else:
+            draft.text(value(texts, piece.name))

@@ -1,0 +1,383 @@
+"""A row of a data set → samples, in whatever format it is.
+
+    a row → columns under the names of the format → which format? → its function → samples
+            formats/columns                         formats/keys    formats/*
+
+A file whose rows are single messages of trees (flat OpenAssistant) becomes samples only as a whole: `gathers`, `gather`.
+
+How to add a format:
+
+1. a module in `formats` with a pure function `name(row, …) -> Sample`; it takes what `fields` and `turns` check, raises RowError for what
+   it can't take, and never leaves out a part of a row that says something
+2. its line in `_readers`, its version 1 in VERSIONS, its columns in COLUMNS
+3. its keys in `formats/keys`, behind those that say more; and what it reads of a row in `formats/unread`, so that the rest is named
+4. its word in `data.format` in the schema
+5. a row of it in tests/data/formats/test_formats.py
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+from tuner.data.conversation import LeftOut, RowError, Sample, Speaker
+from tuner.data.files.read import Unreadable
+from tuner.data.formats import alpaca, messages, oasst, preference, pretrain, prompt, sharegpt, templated, templates, text, xtuner
+from tuner.data.formats import unread as unread_of
+from tuner.data.formats.columns import inside, mapped, places, rest
+from tuner.data.formats.facts import Facts
+from tuner.data.formats.fields import Words, needed, told
+from tuner.data.formats.fields import text as text_of
+from tuner.data.formats.keys import by_name, sniff, understood
+from tuner.data.formats.subsets import OTHER, is_other
+from tuner.errors import ConfigError
+
+__all__ = [
+    "COLUMNS",
+    "VERSIONS",
+    "Gathered",
+    "Reader",
+    "Shape",
+    "compares",
+    "gather",
+    "gathers",
+    "is_left",
+    "read",
+    "reader",
+    "remains",
+    "sniff",
+    "unread",
+    "versions",
+]
+
+VERSIONS = {
+    "messages": 5,
+    "sharegpt": 5,
+    "xtuner": 1,
+    "alpaca": 4,
+    "prompt": 3,
+    "text": 1,
+    "templated": 2,
+    "guanaco": 2,
+    "oasst": 2,
+    "preference": 3,
+    "label": 3,
+    "chosen": 1,
+}
+"""each bumped when its function would read the same row differently"""
+
+TURNS = ("system", "tools", "functions")
+PREFERENCE = ("chosen", "rejected", "prompt", "messages", "conversations", "instruction", "input", *TURNS)
+LABEL = ("label", "messages", "conversations", "prompt", "completion", "instruction", "input", "output", "history", *TURNS)
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "messages": ("messages", *TURNS),
+    "sharegpt": ("conversations", *TURNS),
+    "xtuner": ("conversation", *TURNS),
+    "alpaca": ("instruction", "input", "output", "history", *TURNS),
+    "prompt": ("prompt", "completion", *TURNS),
+    "text": ("text",),
+    "templated": ("text", *TURNS),
+    "guanaco": ("text", "input", "output", *TURNS),
+    "oasst": ("prompt", "message_tree_id", "message_id", "parent_id", "role", "text", "rank", "deleted", "review_result", "tree_state"),
+    "preference": PREFERENCE,
+    "label": LABEL,
+    "chosen": tuple(dict.fromkeys((*PREFERENCE, *LABEL, "conversation", "text"))),
+}
+"""what each format reads of a row, and `data.columns` can say the place of"""
+
+SPEAKERS: tuple[Speaker, ...] = ("system", "user", "assistant", "tool")
+
+WINDOW = 10_000
+"""rows that may lie between two messages of a tree: so many are held in memory at once"""
+
+Reader = Callable[[Any], tuple[Sample, ...]]
+Roles = tuple[tuple[str, tuple[str, ...]], ...]
+Chats = tuple[bool, bool]
+"""whether texts, and questions, that a chat template wrote are read as conversations"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """How the rows of a source are read."""
+
+    format: str = "auto"
+    """a key of VERSIONS, or `auto`, which looks at each row; `chosen` does too, and takes the better answer where a row compares some"""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """a format's column → where it is found (formats/columns)"""
+    roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """system, user, assistant or tool → more words for it"""
+    paths: str = "best"
+    """of trees: `best` or `all`"""
+    split: str = "auto"
+    """of rows that say in a column of which split they are: `auto` those for training, where there are others, `all`, or those of one"""
+    facts: Facts = field(default_factory=Facts)
+    """what the whole source says of each row (tuner.data.survey.look)"""
+
+    @property
+    def letters(self) -> bool:
+        """Whether a file that holds no rows is to be read as a text, whatever it is called."""
+        return self.format == "text" and not self.columns
+
+    @property
+    def whole(self) -> "Shape":
+        """The same for files of which all rows are wanted, whatever split they say they are of."""
+        return replace(self, split="all", facts=replace(self.facts, split=None))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gathered:
+    """What became of some rows of a file together."""
+
+    numbers: tuple[int, ...]
+    """of the rows"""
+    samples: tuple[Sample, ...] = ()
+    left: Mapping[int, str] = field(default_factory=dict)
+    """number of a row → why it is in no sample"""
+    bad: frozenset[int] = frozenset()
+    """which of those can't be read: the file is wrong there"""
+    unread: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """what no format reads of them → in how many of the rows, and in how many it is more than a word"""
+
+
+def reader(shape: Shape) -> Reader:
+    """The function that reads such rows: it gives a row's samples, mostly one, none where there is nothing to train on, or raises RowError."""
+    return _reader(shape.format, tuple(shape.columns.items()), _frozen(shape.roles), shape.paths, shape.facts.verdict, _chats(shape))
+
+
+def unread(row: Any, shape: Shape) -> tuple[str, ...]:
+    """The places of a row that was read which hold something that its format does not read: `context`, `messages.thought`."""
+    return tuple(remains(row, shape))
+
+
+def remains(row: Any, shape: Shape) -> dict[str, Any]:
+    """The same, each with what it holds; of several such places in a row the first."""
+    found = _remainder(shape.format, tuple(shape.columns.items()), _frozen(shape.roles), shape.facts.verdict, _chats(shape))(row)
+    return {name: value for name, value in found.items() if name != shape.facts.split}
+
+
+def _chats(shape: Shape) -> Chats:
+    return shape.facts.chats, shape.facts.continues
+
+
+def is_left(row: Any, shape: Shape) -> bool:
+    """Whether a row says that it is of another split than the one that is read."""
+    return is_other(row, shape.facts.split, shape.split)
+
+
+def read(row: Any, shape: Shape) -> tuple[Sample, ...]:
+    """The samples of one row. Raises RowError."""
+    return reader(shape)(row)
+
+
+@lru_cache(maxsize=256)
+def _reader(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, paths: str, verdict: str | None, chats: Chats) -> Reader:
+    readers, meant = _readers(roles, paths, verdict), _namer(format, columns, verdict, chats)
+    if format not in ("auto", "chosen") and format not in readers:
+        raise ConfigError(f"data.format={format} is not known; known are auto, {', '.join(VERSIONS)}.")
+
+    def read_one(row: Any) -> tuple[Sample, ...]:
+        name, placed = meant(row)
+        return readers[name](placed)
+
+    def read_chosen(row: Any) -> tuple[Sample, ...]:
+        return tuple(better for sample in read_one(row) if (better := preference.better(sample)))
+
+    return read_chosen if format == "chosen" else read_one
+
+
+@lru_cache(maxsize=256)
+def _namer(format: str, columns: tuple[tuple[str, str], ...], verdict: str | None, chats: Chats) -> Callable[[Any], tuple[str, Any]]:
+    """The function that says what a row is read as, and gives it with its columns in their places. It raises RowError."""
+    get = mapped(dict(columns)) if columns else None
+
+    def name_auto(row: Any) -> tuple[str, Any]:
+        name, placed = understood(row, verdict) if get is None else _meant(get(row), columns, verdict)
+        texts, pairs = chats
+        if texts and name == "text" and (templates.is_marked(placed["text"]) or templates.holds(placed["text"])):
+            name = "templated"
+        elif pairs and templated.pair_of(placed, name):
+            name = "continued"
+        return name, placed
+
+    def name_known(row: Any) -> tuple[str, Any]:
+        if get is not None:
+            row = get(row)
+        if not isinstance(row, dict):
+            if not isinstance(row, list):
+                raise RowError(f"a row must be an object, and this is {told(row)}")
+            if format != "messages":
+                raise RowError(f"a bare list of turns is of the format messages, and data.format is {format}")
+        return format, row
+
+    return name_auto if format in ("auto", "chosen") else name_known
+
+
+@lru_cache(maxsize=256)
+def _remainder(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, verdict: str | None, chats: Chats) -> Callable[[Any], dict[str, Any]]:
+    meant, theirs = _namer(format, columns, verdict, chats), dict(columns)
+    taken = places(theirs)
+    openai, share = _words(messages.ROLES, roles), _words(sharegpt.ROLES, roles)
+
+    def find(row: Any) -> dict[str, Any]:
+        name, placed = meant(row)
+        found: dict[str, Any] = {}
+        ways = inside(row, theirs) if theirs else {}
+        if placed is not row and isinstance(row, dict):
+            # what stood where another column was put
+            gone = [key for key in row.keys() & placed.keys() if placed[key] is not row[key] and key not in taken]
+            found = {key: row[key] for key in gone if unread_of.tells(key, row[key])}
+        for way, value in unread_of.left(placed, name, openai, share, verdict):
+            first = theirs.get(way[0]) or _called(way[0], row, placed)
+            if first not in ways:
+                found.setdefault(".".join((first, *way[1:])), value)
+        for head, steps in ways.items():
+            for way, value in rest(row[head], (head,), steps):
+                if unread_of.tells(way[-1], value):
+                    found.setdefault(".".join(way), value)
+        return found
+
+    return find
+
+
+def _called(column: str, row: Any, placed: Any) -> str:
+    """What a column is called in the file, where `placed` is the row with other names for some."""
+    if placed is row or not isinstance(row, dict) or (column in row and row[column] is placed[column]):
+        return column
+    return next((key for key, value in row.items() if value is placed[column]), column)
+
+
+def _readers(roles: Roles, paths: str, verdict: str | None = None) -> dict[str, Reader]:
+    openai, share, tree, marked = (_words(base, roles) for base in (messages.ROLES, sharegpt.ROLES, oasst.ROLES, templates.ROLES))
+    return {
+        "messages": lambda row: pretrain.or_else(row, "messages", openai, messages.messages),
+        "sharegpt": lambda row: pretrain.or_else(row, "conversations", share, sharegpt.sharegpt),
+        "xtuner": xtuner.xtuner,
+        "alpaca": lambda row: (alpaca.alpaca(row),),
+        "prompt": lambda row: (prompt.prompt(row, openai),),
+        "text": text.plain,
+        "templated": lambda row: (templated.templated(row, marked),),
+        "continued": lambda row: (templated.continued(row, marked),),
+        "guanaco": lambda row: (text.guanaco(row),),
+        "oasst": lambda row: oasst.tree(row, tree, paths),
+        "preference": lambda row: (preference.preference(row, share),),
+        "label": lambda row: (preference.label(row, share, verdict),),
+    }
+
+
+def _frozen(roles: Mapping[str, tuple[str, ...]]) -> Roles:
+    return tuple((role, tuple(words)) for role, words in sorted(roles.items()))
+
+
+def _words(base: Words, roles: Roles) -> Words:
+    result = dict(base)
+    for role, words in roles:
+        if role not in SPEAKERS:
+            raise ConfigError(f"data.roles.{role} is none of {', '.join(SPEAKERS)}, for which data.roles has other words.")
+        result |= dict.fromkeys(words, role)
+    return result
+
+
+def _meant(row: Mapping[str, Any], columns: tuple[tuple[str, str], ...], verdict: str | None = None) -> tuple[str, Any]:
+    # The columns that were asked for say what the row is taken for, unless it says which of two answers is the better one.
+    try:
+        found = understood(row, verdict)
+        if found[0] in ("preference", "label"):
+            return found
+    except RowError:
+        found = None
+    asked = {ours: row[ours] for ours, _ in columns}
+    if meant := by_name(asked):
+        format, placed = meant
+        return format, row if placed is asked else {key: value for key, value in row.items() if key not in asked} | placed
+    return found or understood(row, verdict)
+
+
+def compares(row: Any, shape: Shape) -> bool:
+    """Whether the keys of a row say that it compares answers, however it can be read."""
+    try:
+        return understood(_placed(shape)(row), shape.facts.verdict)[0] in ("preference", "label")
+    except RowError:
+        return False
+
+
+def gathers(row: Any, shape: Shape) -> bool:
+    """Whether the rows of a file that begins with `row` become samples only together."""
+    if shape.format not in ("auto", "chosen", "oasst"):
+        return False
+    return oasst.is_message(_placed(shape)(row)) if isinstance(row, dict) else shape.format == "oasst"
+
+
+def gather(rows: Iterable[tuple[int, Any]], shape: Shape) -> Iterator[Gathered]:
+    """The trees of a file, from the number and value of each row, in the order of their last messages; a row that is no message stands for itself.
+
+    The messages of a tree may stand in any order, with no more than WINDOW rows of others in between; later ones are refused.
+    """
+    place_of, read_alone = _placed(shape), reader(shape)
+    words = _words(oasst.ROLES, _frozen(shape.roles))
+    open_: dict[str, list[tuple[int, Any]]] = {}
+    unread_: dict[str, dict[str, tuple[int, int]]] = {}
+    last: dict[str, int] = {}
+    closed: set[str] = set()
+
+    def grown(tree: str) -> Gathered:
+        closed.add(tree)
+        members = open_.pop(tree)
+        found = oasst.grow(members, words, shape.paths)
+        return Gathered(
+            numbers=tuple(number for number, _ in members), samples=found.conversations, left=found.left, bad=found.bad, unread=unread_.pop(tree)
+        )
+
+    for place, (number, row) in enumerate(rows):
+        while open_ and place - last[tree := next(iter(open_))] > WINDOW:
+            yield grown(tree)
+        try:
+            if isinstance(row, Unreadable):
+                raise RowError(row.reason)
+            if is_left(row, shape):
+                raise LeftOut(OTHER)
+            if not oasst.is_message(placed := place_of(row)):
+                found = _counted({}, remains(row, shape))
+                yield Gathered(numbers=(number,), samples=read_alone(row), unread=found)
+                continue
+            tree = text_of(needed(placed, "message_tree_id"), "message_tree_id")
+            if tree in closed:
+                raise RowError(f"its tree ended more than {WINDOW:,} rows before; sort the file by message_tree_id")
+        except RowError as error:
+            yield Gathered(numbers=(number,), left={number: str(error)}, bad=frozenset((number,)))
+            continue
+        except LeftOut as reason:
+            yield Gathered(numbers=(number,), left={number: str(reason)})
+            continue
+        # behind the others, as the one that was seen last; and only what is read of it
+        open_[tree] = open_.pop(tree, [])
+        open_[tree].append((number, {key: placed[key] for key in COLUMNS["oasst"] if key in placed}))
+        _counted(unread_.setdefault(tree, {}), dict(unread_of.nodes(placed)))
+        last[tree] = place
+    yield from map(grown, list(open_))
+
+
+def _counted(counts: dict[str, tuple[int, int]], found: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    for name, value in found.items():
+        rows, texts = counts.get(name, (0, 0))
+        counts[name] = rows + 1, texts + unread_of.is_prose(value)
+    return counts
+
+
+def _placed(shape: Shape) -> Callable[[Any], Any]:
+    """The columns of a row under their names, where it has them."""
+    if not shape.columns:
+        return lambda row: row
+    get = mapped(shape.columns)
+
+    def place(row: Any) -> Any:
+        try:
+            return get(row)
+        except RowError:
+            return row
+
+    return place
+
+
+def versions(format: str) -> dict[str, int]:
+    """The versions that reading as `format` depends on; `auto` and `chosen` may meet them all."""
+    return {f"format.{known}": version for known, version in VERSIONS.items() if format in (known, "auto", "chosen")}

@@ -1,0 +1,77 @@
+"""Nulls in calls and tools of which no schema says anything, as all rows of a source show them: a watch of `tuner.data.survey.look`."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from tuner.data.conversation import Conversation, Label, LeftOut, RowError
+from tuner.data.files.chunk import Chunk, keyed
+from tuner.data.formats import nulls
+from tuner.data.formats.facts import Facts
+from tuner.data.formats.rows import Shape, read
+from tuner.data.formats.tools import ALSO, OFFERED
+
+CALLING = ("auto", "messages", "sharegpt", "xtuner", "prompt", "chosen")
+"""formats in whose rows there may be calls"""
+OFFERS = (*OFFERED, *ALSO)
+CALLED = re.compile(b"tool_call|function_call|tool_use|" + keyed(OFFERS).pattern)
+"""what is written beside each call, and the columns of tools"""
+PLAIN = re.compile(rb'"(?:content|tool_calls|function_call|tool_call_id|refusal|reasoning_content)" ?: ?null')
+"""nulls of turns, as they are in nearly all files of calls"""
+
+
+class Empties:
+    """Arguments that are null in a call and of which its tool's schema says nothing: of which tools they have a value tells a second pass."""
+
+    def __init__(self, shape: Shape, empty: frozenset[tuple[str, str]] | None = None) -> None:
+        self._shape, self._empty = replace(shape, columns={}), empty  # the rows come with their columns in place
+        self._paths = {path for _, path in empty or ()}
+        self._found: set[tuple[str, str]] = set()
+
+    def keys(self) -> frozenset[str]:
+        """The columns of calls and tools."""
+        return frozenset(("tool_calls", "tool_call", "function_call", "tool_use_id", *OFFERS))
+
+    def wants(self, content: bytes) -> bool:
+        """Where calls are; in the first pass, only with another null than that of an answer without text."""
+        if self._empty is None and content.count(b"null") == len(PLAIN.findall(content)):
+            return False
+        return CALLED.search(content) is not None
+
+    def passed(self, chunk: Chunk) -> None:
+        """Without calls there are none of their arguments."""
+
+    def see(self, row: Any) -> None:
+        """A row."""
+        try:
+            samples = read(row, self._shape)
+        except (RowError, LeftOut):
+            return
+        for sample in samples:
+            sample = sample.conversation if isinstance(sample, Label) else sample
+            if not isinstance(sample, Conversation):
+                continue
+            if not (isinstance(row, dict) and any(isinstance(row.get(key), str) for key in OFFERS)):  # no schema reaches into a text
+                parts = nulls.parts_of(sample.tools, null=self._empty is None)
+                self._found.update(part for part in parts if self._empty is None or part[1] in self._paths)
+            schemas = nulls.schemas_of(sample.tools)
+            for call in (call for message in sample.messages for call in message.calls):
+                if self._empty is None:
+                    self._found.update((call.name, path) for path in nulls.nulls_of(call.arguments, schemas.get(call.name)))
+                else:
+                    self._found.update((call.name, path) for path in nulls.values_of(call.arguments) if path in self._paths)
+
+    def tell(self, facts: Facts) -> Facts:
+        """Which are filler: those that never have a value in calls of this tool, and have one in calls of others."""
+        if not self._empty:
+            return facts
+        tools: dict[str, set[str]] = {}
+        for tool, path in self._found:
+            tools.setdefault(path, set()).add(tool)
+        return replace(
+            facts, filler=frozenset((tool, path) for tool, path in self._empty if tool not in (having := tools.get(path, set())) and having)
+        )
+
+    def then(self) -> "Empties | None":
+        """The values, where there are such nulls."""
+        return Empties(self._shape, frozenset(self._found)) if self._empty is None and self._found else None

@@ -1,0 +1,97 @@
+"""Texts and questions of a source that a chat template wrote (formats/templates): how many there are, and what is to be said of that."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tuner.data.conversation import RowError
+from tuner.data.files import read as files
+from tuner.data.files.chunk import keyed
+from tuner.data.formats import templated, templates
+from tuner.data.formats.facts import Facts
+from tuner.data.formats.keys import understood
+from tuner.data.formats.rows import Shape
+
+ASKED = ("question", "query", "input")
+"""columns of questions, beside those of the formats, as sets call them"""
+MARK = re.compile(
+    "<\\||###|\\\\u003c|User: |Human: |USER:|\\[INST\\]|\\[SYSTEM_PROMPT\\]|\\[\\||GPT4|<｜|\\\\uff5c|</s>|<eos>|<s>|<start_of_turn>|<reserved_10|<AI>|<human>".encode()
+)
+"""what is in the marks of chat templates (formats/templated), also as JSON may spell it"""
+
+
+def told(shape: Shape) -> list[str]:
+    """What is to be said of what was found; mostly nothing."""
+    facts, lines = shape.facts, list[str]()
+    for what, (marked, many), read, otherwise in (
+        ("texts", facts.templated, facts.chats, "data.format=text trains"),
+        ("questions", facts.opened, facts.continues, "data.format=prompt or alpaca trains"),
+    ):
+        found = f"{marked:,} of {many:,} {what} begin as a chat template writes a conversation"
+        if marked and read:
+            lines.append(f"{found}, and are read as one; {otherwise} them letter by letter")
+        elif marked:
+            more = ". data.format=templated reads all as conversations" if what == "texts" else ""
+            lines.append(f"{found}; as most don't, they are trained letter by letter{more}")
+    if facts.spelled[0]:
+        many, token = facts.spelled
+        lines.append(
+            f"{many:,} of {facts.templated[1]:,} texts begin or end with a special token written out, such as {token}, which is trained letter by "
+            "letter; the tokens that begin and end a text are put there without it, so remove it"
+        )
+    return lines
+
+
+class Marked:
+    """Plain texts, and questions with their answers; and how many of each begin as a chat template does."""
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        self._texts, self._pairs, self._spelled = (0, 0), (0, 0), (0, "")
+        read = {"text", *(asked for asked, _ in templated.PAIRS.values()), *ASKED}
+        self._heads = {*read, *(place.partition(".")[0] for ours, place in columns.items() if ours in read and "{" not in place)}
+        self._keyed = keyed(self._heads)
+
+    @property
+    def found(self) -> bool:
+        """Whether any text or question begins so."""
+        return bool(self._texts[0] or self._pairs[0])
+
+    def keys(self) -> frozenset[str]:
+        """The columns of texts and questions."""
+        return frozenset(self._heads)
+
+    def wants(self, content: bytes) -> bool:
+        """Where such a column and a part of a mark are."""
+        return self._keyed.search(content) is not None and MARK.search(content) is not None
+
+    def passed(self, chunk: files.Chunk) -> None:
+        """Its rows count as texts and questions that begin with no mark."""
+        for row in chunk.values or ():
+            self.see(row)
+        if chunk.lines is not None and self._keyed.search(chunk.lines):
+            many = files.count(chunk)
+            self._texts, self._pairs = (self._texts[0], self._texts[1] + many), (self._pairs[0], self._pairs[1] + many)
+
+    def see(self, row: Any) -> None:
+        """A row."""
+        if not isinstance(row, dict) or "messages" in row or "conversations" in row:
+            return
+        try:
+            format, placed = understood(row)
+        except RowError:
+            return
+        if format == "text" and isinstance(found := placed["text"], str) and found.strip():
+            marked = templates.is_marked(found)
+            self._texts = (self._texts[0] + marked, self._texts[1] + 1)
+            if not marked and (token := templates.spelled(found)):
+                self._spelled = (self._spelled[0] + 1, self._spelled[1] or token)
+        elif format in templated.PAIRS:
+            self._pairs = (self._pairs[0] + (templated.pair_of(placed, format) is not None), self._pairs[1] + 1)
+
+    def then(self) -> None:
+        """All is counted."""
+
+    def tell(self, facts: Facts) -> Facts:
+        """The counts."""
+        return replace(facts, templated=self._texts, opened=self._pairs, spelled=self._spelled)

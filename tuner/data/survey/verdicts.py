@@ -1,0 +1,74 @@
+"""Columns that say of each answer whether it is good, as all rows of a source show them: a watch of `tuner.data.survey.look`."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tuner.data.conversation import RowError
+from tuner.data.files.chunk import Chunk, keyed
+from tuner.data.formats import preference
+from tuner.data.formats.facts import Facts
+from tuner.data.formats.keys import understood
+
+MOST = 8
+"""values of a column that are kept: with more of them it holds no verdicts"""
+
+
+class Verdicts:
+    """Columns with a verdict on each row's answer: what they hold in the whole source.
+
+    Classes are called `label` too. So a verdict takes two values, a good one and a bad one, and no others. True and false under `label` or
+    `kto_tag`, also as texts, need not both be there; nor does a good one where all are bad, unless it is a number.
+    """
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        self._values: dict[str, set[str]] = {}
+        heads = {ours: place.partition(".")[0] for ours, place in columns.items() if ours in preference.VERDICTS}
+        self._names = {name: heads.get(name, name) for name in preference.VERDICTS}
+        """those that were not found to hold more, as the rows call them"""
+        self._keyed = keyed(self._names.values())
+
+    def keys(self) -> frozenset[str]:
+        """The names of such columns."""
+        return frozenset(self._names.values())
+
+    def wants(self, content: bytes) -> bool:
+        """Where such a column is."""
+        return bool(self._names) and self._keyed.search(content) is not None
+
+    def passed(self, chunk: Chunk) -> None:
+        """Nothing is in it."""
+
+    def see(self, row: Any) -> None:
+        """A row."""
+        if not isinstance(row, dict) or preference.NAMES.isdisjoint(row):
+            return
+        try:
+            _, row = understood(row)
+        except RowError:
+            return
+        if not isinstance(row, dict) or not preference.is_labelled(row):
+            return
+        for name in preference.NAMES.intersection(row):
+            known = self._values.setdefault(name, set())
+            if len(known) < MOST and (value := preference.spelled(row[name])):
+                known.add(value)
+                if len(known) == MOST:
+                    del self._names[name]
+                    self._keyed = keyed(self._names.values())
+
+    def then(self) -> None:
+        """All is known."""
+
+    def tell(self, facts: Facts) -> Facts:
+        """The first of such columns."""
+        return replace(facts, verdict=next((name for name in preference.VERDICTS if _is_verdict(name, self._values.get(name, set()))), None))
+
+
+def _is_verdict(name: str, values: set[str]) -> bool:
+    said = {preference.WORDS.get(value) for value in values}
+    if not said or None in said or len(values) > 2:
+        return False
+    if len(values) == 2:
+        return len(said) == 2
+    return (name in preference.CERTAIN and values <= {"true", "false"}) or (said == {False} and values.isdisjoint(("0", "-1")))

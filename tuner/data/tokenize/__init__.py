@@ -1,0 +1,1 @@
+"""A data set → documents → packs, in worker processes, with an account of every row."""

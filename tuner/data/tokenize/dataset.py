@@ -1,0 +1,289 @@
+"""Reading a whole data set: its files in order, through the worker processes, into documents and the counts of the ledger."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuner.data.files import read as files
+from tuner.data.files.locate import named, no_answers
+from tuner.data.formats import hints, rows
+from tuner.data.formats.oasst import CUT_OFF, NOT_BEST, UNANSWERED
+from tuner.data.formats.subsets import OTHER
+from tuner.data.shares import exact
+from tuner.data.survey import look as survey
+from tuner.data.survey import marked
+from tuner.data.tokenize import packing
+from tuner.data.tokenize.cuts import Cuts
+from tuner.data.tokenize.job import NO_ANSWER, NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, Made, Settings, Unread
+from tuner.data.tokenize.ledger import FIRST, Source, Use, ranked, reasons
+from tuner.data.tokenize.spool import Documents
+from tuner.data.tokenize.workers import make_all
+from tuner.errors import DataError
+from tuner.hardware.cpu import cores
+from tuner.progress import counter
+
+WORTH = 4 << 20
+"""bytes of data for which one more process is worth its start"""
+TREES = 500
+"""trees of messages in a job"""
+BAD = "can't be used"
+CHOSEN = (NOT_DRAWN, NOT_BEST, UNANSWERED, CUT_OFF, OTHER)
+"""reasons that are no loss: a sample was wanted, or the best path of a tree, or the rows for training"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class File:
+    """A file of rows."""
+
+    name: str
+    path: Path
+    source: int
+    """index into the settings' sources"""
+    label: str
+    """what the ledger calls that source"""
+    apart: bool
+    """whether its rows are all held out"""
+    encoding: str
+
+
+@dataclass(kw_only=True, slots=True)
+class Refused:
+    """Rows that fail the run."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+    lines: list[tuple[Path, int]] = field(default_factory=list)
+    """of the first"""
+
+    def add(self, path: Path, found: Iterable[tuple[int, str]]) -> None:
+        """(line, why) of rows of a file."""
+        for line, why in found:
+            self.count += 1
+            if len(self.first) < FIRST:
+                self.first.append(f"{path}:{line}{f': {why}' if why else ''}")
+                self.lines.append((path, line))
+
+    def refuse(self, what: str, mend: str) -> None:
+        """Raise DataError when there are any."""
+        if self.count:
+            more = f". The first {FIRST}:" if self.count > FIRST else ":"
+            first = "\n  ".join(self.first)
+            raise DataError(f"{self.count:,} row{'s' if self.count > 1 else ''} {what}{more}\n  {first}\n{mend}")
+
+
+def read(
+    settings: Settings,
+    listed: Sequence[File],
+    documents: Documents,
+    cuts_off: Cuts,
+    *,
+    takes: Sequence[int | float | None],
+    seed: int,
+    skip: bool,
+    workers: int | Literal["auto"],
+    say: Callable[[str], None],
+) -> list[Source]:
+    """Read `listed` into `documents`, and what is longer than data.length into `cuts_off`; returns the counts of each file.
+
+    takes    for each of the settings' sources, how many of its rows are drawn (by `seed`)
+    skip     leave out rows that can't be used, and count them
+    workers  processes
+    Raises DataError for rows that can't be used, with their number and the first ten, and when nothing is left to train on.
+    """
+    sources = [Source(source=file.label, file=file.name) for file in listed]
+    drawn = draws(settings, listed, takes, seed)
+    size = sum(file.path.stat().st_size for file in listed)
+    count = max(1, min(cores(), size // WORTH)) if workers == "auto" else workers
+    bad, long = Refused(), Refused()
+    sent: deque[tuple[int, NDArray[np.int64] | None, int]] = deque()
+
+    def jobs() -> Iterator[Job]:
+        for number, file in enumerate(listed):
+            at = 0
+            for cut in cuts(file, settings.sources[file.source].shape):
+                whole, many = drawn[number], units(cut)
+                times = None if whole is None else whole[at : at + many]
+                at += many
+                sent.append((number, times, many))
+                yield Job(
+                    source=file.source, rows=cut, drawn=None if times is None else times > 0, apart=file.apart, check=bool(bad.count) and not skip
+                )
+
+    first = 0
+    with counter("tokenize", "rows", say) as advance:
+        for made in make_all(settings, jobs(), count):
+            number, times, many = sent.popleft()
+            cuts_off.add(made.overlong)
+            _account(made, sources[number], listed[number].path, bad, long, settings, skip)
+            if len(made.lengths) and not bad.count:
+                repeats = None if times is None else times[made.places]
+                documents.add(made, file=number, first=first, repeats=repeats)
+            first += many
+            advance(made.read)
+    documents.done()
+    bad.refuse(BAD, _mend(bad, listed, settings) if bad.count else "")
+    long.refuse(
+        f"are longer than data.length={settings.length} tokens, and data.overlong=error refuses that",
+        "Raise data.length, or use data.overlong=truncate, split or drop.",
+    )
+    if not len(documents):
+        raise nothing_left(listed, sources)
+    return sources
+
+
+def _mend(bad: Refused, listed: Sequence[File], settings: Settings) -> str:
+    """What is to be done about bad rows: what reads them and those at the beginning of their file, where that was found by trying."""
+    path, wanted = bad.lines[0][0], {line for path, line in bad.lines if path == bad.lines[0][0]}
+    file = next(file for file in listed if file.path == path)
+    shape, sample = settings.sources[file.source].shape, list[Any]()
+    for chunk in files.chunks(path, file.encoding, shape.letters):
+        for line, row in files.values(chunk):
+            if line in wanted or len(sample) < hints.SAMPLE - len(wanted):
+                wanted.discard(line)
+                sample.append(row)
+        if not wanted:
+            break
+    others = "Mend or remove them, or leave them out and count them with data.bad_rows=skip."
+    way = None if rows.gathers(sample[0], shape) else hints.to_read(sample, shape, mixed=len(settings.sources) > 1)
+    if way is None and settings.sources[file.source].strict and (more := hints.to_use(sample, shape, mixed=len(settings.sources) > 1)):
+        way = f"To use what is not read: {more}"
+    return f"{others} {way}" if way else others
+
+
+def _account(made: Made, source: Source, path: Path, bad: Refused, long: Refused, settings: Settings, skip: bool) -> None:
+    # Once a row was refused the later jobs are only looked through, and how many had been under way by then may not show.
+    unusable = sorted(made.bad + ([] if bad.count else made.unwritten))
+    if skip:
+        source.drop(BAD, [line for line, _ in unusable], [why for _, why in unusable])
+    else:
+        bad.add(path, unusable)
+    for reason, lines in made.dropped.items():
+        if reason == TOO_LONG and settings.overlong == "error":
+            long.add(path, ((line, "") for line in lines))
+        source.drop(reason, lines)
+    source.rows += made.read
+    source.kept += made.kept
+    source.truncated += made.truncated
+    source.split += made.split
+    source.not_read(made.unread)
+    source.nulls.add(made.nulls)
+
+
+Cut = files.Chunk | tuple[rows.Gathered, ...]
+
+
+def cuts(file: File, shape: rows.Shape) -> Iterator[Cut]:
+    """A file in pieces for a job each: chunks of rows, or trees where its rows are the messages of trees."""
+    chunks = files.chunks(file.path, file.encoding, shape.letters)
+    head, first = list[files.Chunk](), None  # chunks up to the first that has a row
+    for chunk in chunks:
+        head.append(chunk)
+        if (found := next(files.values(chunk), None)) is not None:
+            first = found[1]
+            break
+    chunks = chain(head, chunks)
+    if not rows.gathers(first, shape):
+        yield from chunks
+        return
+    shape = shape.whole if file.apart else shape
+    trees = rows.gather((entry for chunk in chunks for entry in files.values(chunk)), shape)
+    while batch := tuple(islice(trees, TREES)):
+        yield batch
+
+
+def units(cut: Cut) -> int:
+    """What a draw counts: rows, or trees."""
+    return len(cut) if isinstance(cut, tuple) else files.count(cut)
+
+
+def surveyed(settings: Settings, listed: Sequence[File]) -> Settings:
+    """The settings, with what each whole source says of its rows."""
+    sources = list(settings.sources)
+    for number in sorted({file.source for file in listed}):
+        found = [(file.path, file.encoding) for file in listed if file.source == number]
+        sources[number] = replace(sources[number], shape=survey.surveyed(found, sources[number].shape))
+    return replace(settings, sources=tuple(sources))
+
+
+def use(settings: Settings, listed: Sequence[File]) -> Use:
+    """The function that finds, by trying, what would read more of a source's rows."""
+    numbers = {file.label: file.source for file in listed}
+
+    def find(label: str, found: Mapping[str, Unread]) -> str | None:
+        examples = [row for _, entry in ranked(found) for row in entry.examples]
+        return hints.to_use(examples, settings.sources[numbers[label]].shape, mixed=len(settings.sources) > 1)
+
+    return find
+
+
+def notes(settings: Settings, listed: Sequence[File]) -> list[str]:
+    """What is to be said of each source as a whole."""
+    labels = {file.source: file.label for file in reversed(listed)}
+    said = [(labels.get(number, ""), line) for number, source in enumerate(settings.sources) for line in marked.told(source.shape)]
+    return [f"{label}: {line}" if label else line for label, line in said]
+
+
+def draws(settings: Settings, listed: Sequence[File], takes: Sequence[int | float | None], seed: int) -> list[NDArray[np.int64] | None]:
+    """For each file, how often each of its rows (or trees) is used; None for once each. Held-out files are used whole."""
+    result: list[NDArray[np.int64] | None] = [None] * len(listed)
+    for source, take in enumerate(takes):
+        if take is None or (isinstance(take, float) and take == 1):
+            continue
+        members = [i for i, file in enumerate(listed) if file.source == source and not file.apart]
+        counts = [sum(map(units, cuts(listed[i], settings.sources[source].shape))) for i in members]
+        try:
+            times = np.array(packing.draw(sum(counts), take, seed), dtype=np.int64)
+        except ValueError as error:
+            name = listed[members[0]].label or "the data"
+            raise DataError(f"{name}: {error}. Take fewer, or a share such as 2.0, which takes each twice.") from None
+        for i, part in zip(members, np.split(times, np.cumsum(counts)[:-1]), strict=True):
+            result[i] = part
+    return result
+
+
+def nothing_left(listed: Sequence[File], sources: Sequence[Source]) -> DataError:
+    """The error for a data set in which nothing is trained."""
+    read, why = sum(source.rows for source in sources), {reason for source in sources for reason in source.dropped}
+    if not read or why == {NO_ANSWER}:
+        return DataError(f"{named([file.path for file in listed])}: {no_answers(read)}")
+    mend = "Raise data.length, or look at the rows" if why & {TOO_LONG, OUT_OF_REACH} else "Look at the rows"
+    return DataError(f"all {read} rows were left out ({'; '.join(sorted(why))}). {mend}: python -m tuner preview shows them.")
+
+
+def drop_duplicates(documents: Documents, sources: Sequence[Source], *, drop: bool) -> None:
+    """Count the documents that hold the same tokens as one of another row before them; with `drop`, leave them out."""
+    _, first, of = np.unique(documents.hashes, return_index=True, return_inverse=True)
+    again = documents.units[first][of] != documents.units
+    for file, count in enumerate(np.bincount(documents.files[again], minlength=len(sources)).tolist()):
+        sources[file].duplicates = count
+    if not drop or not again.any():
+        return
+    gone = np.setdiff1d(documents.units[again], documents.units[~again])
+    at = np.unique(documents.units, return_index=True)[1]
+    for i in at[np.isin(documents.units[at], gone)].tolist():
+        source, weight = sources[documents.files[i]], int(documents.weights[i])
+        source.kept -= weight
+        source.drop("the same tokens as a row before", [int(documents.lines[i])] * weight)
+    documents.keep(~again)
+
+
+def count_tokens(documents: Documents, sources: Sequence[Source]) -> None:
+    """Enter what each file gave."""
+    for name, column in (("documents", None), ("tokens", documents.lengths), ("trained_tokens", documents.trained)):
+        for file, count in enumerate(np.bincount(documents.files, column, minlength=len(sources)).tolist()):
+            setattr(sources[file], name, int(count))
+
+
+def refuse_loss(sources: Sequence[Source], most: int | float | None) -> None:
+    """Raise DataError when more rows than `most`, a number or a share of what was read, are left out."""
+    lost = sum(entry["rows"] for source in sources for reason, entry in source.dropped.items() if reason not in CHOSEN)
+    read = sum(source.rows for source in sources)
+    if most is not None and lost > (most if isinstance(most, int) else exact(most) * read):
+        told = "\n  ".join(reasons(sources))
+        raise DataError(f"{lost:,} of {read:,} rows are left out, more than data.max_dropped={most} allows:\n  {told}")

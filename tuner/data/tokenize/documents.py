@@ -1,0 +1,276 @@
+"""Rows → documents: what is read, written as tokens, cut to length, and accounted for. Pure: the same rows give the same documents in any process.
+
+a chunk of rows → samples (rows) → conversations as they are to be shown (conversation) → ids and mask (chat) → documents of at most `length` tokens
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuner.data.chat.encode import Batch
+from tuner.data.chat.template import Template, compile_template
+from tuner.data.conversation import (
+    Conversation,
+    Label,
+    LeftOut,
+    Preference,
+    RowError,
+    Sample,
+    Text,
+    apart,
+    every_turn,
+    exchanges,
+    fill,
+    last_only,
+    with_system,
+    without_reasoning,
+)
+from tuner.data.files import read as files
+from tuner.data.formats import rows
+from tuner.data.formats.nulls import Nulls, stripped
+from tuner.data.formats.subsets import OTHER
+from tuner.data.formats.unread import is_prose
+from tuner.data.tokenize.cuts import Cut, cuts_calls
+from tuner.data.tokenize.job import NO_ANSWER, NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, Made, Settings, Source, Unread
+from tuner.data.tokenizer.load import load_vocabulary
+
+VERSION = 3
+"""bumped when the same rows and settings would give other documents"""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Unit:
+    """A row, or the rows of a tree, on its way."""
+
+    place: int
+    lines: list[int]
+    parts: list[Conversation | Text] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """Tokens of one row, or of a part of it."""
+
+    ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+    cut: str = ""
+    """`truncated` or `split`, where it is not the whole"""
+
+
+class Maker:
+    """The settings, compiled: one for each process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.template: Template = compile_template(settings.chat, load_vocabulary(settings.model))
+        self._readers = [rows.reader(source.shape) for source in settings.sources]
+
+    def make(self, job: Job) -> Made:
+        """The documents of a job's rows."""
+        made = Made()
+        source = self.settings.sources[job.source]
+        units: list[_Unit] = []
+        for unit, samples in self._samples(job, made):
+            try:
+                for sample in samples:
+                    unit.parts += [sample] if isinstance(sample, Text) else self.shown(sample, source, made.nulls)
+            except RowError as error:
+                made.bad += [(line, str(error)) for line in unit.lines]
+                continue
+            if unit.parts:
+                units.append(unit)
+            else:
+                made.drop(NO_ANSWER, unit.lines)
+        if not job.check:
+            self._write(made, units)
+        return made
+
+    def _remains(self, row: Any, source: Source, made: Made) -> None:
+        """Count what is not read of a row. Raises RowError where that is asked for."""
+        if not (found := rows.remains(row, source.shape)):
+            return
+        if source.strict and (strange := [name for name in found if not source.is_left(name)]):
+            raise RowError(_strange(strange))
+        for name, value in found.items():
+            if (entry := made.unread.get(name)) is None:
+                entry = made.unread[name] = Unread(left=source.is_left(name))
+            texts = is_prose(value)
+            entry.add(1, texts, row if texts and not entry.left else None)
+
+    def _samples(self, job: Job, made: Made) -> Iterator[tuple["_Unit", Sequence[Sample]]]:
+        """What is wanted and can be read."""
+        source = self.settings.sources[job.source]
+        if isinstance(job.rows, tuple):
+            for place, tree in enumerate(job.rows):
+                made.read += len(tree.numbers)
+                if job.drawn is not None and not job.drawn[place]:
+                    made.drop(NOT_DRAWN, tree.numbers)
+                    continue
+                for line, reason in tree.left.items():
+                    if line in tree.bad:
+                        made.bad.append((line, reason))
+                    else:
+                        made.drop(reason, [line])
+                for name, (count, texts) in tree.unread.items():
+                    entry = made.unread.setdefault(name, Unread(left=source.is_left(name)))
+                    entry.add(count, texts)
+                lines = [line for line in tree.numbers if line not in tree.left]
+                if lines and source.strict and (strange := [name for name in tree.unread if not made.unread[name].left]):
+                    made.bad += [(line, _strange(strange)) for line in lines]
+                elif lines:
+                    yield _Unit(place=place, lines=lines), tree.samples
+            return
+        reader = self._readers[job.source]
+        for place, (line, row) in enumerate(files.values(job.rows)):
+            made.read += 1
+            if job.drawn is not None and not job.drawn[place]:
+                made.drop(NOT_DRAWN, [line])
+            elif isinstance(row, files.Unreadable):
+                made.bad.append((line, row.reason))
+            elif not job.apart and rows.is_left(row, source.shape):
+                made.drop(OTHER, [line])
+            else:
+                try:
+                    samples = reader(row)
+                    self._remains(row, source, made)
+                except RowError as error:
+                    made.bad.append((line, str(error)))
+                except LeftOut as reason:
+                    made.drop(str(reason), [line])
+                else:
+                    yield _Unit(place=place, lines=[line]), samples
+
+    def shown(self, sample: Sample, source: Source, nulls: Nulls) -> Iterator[Conversation]:
+        """A conversation as the template gets it: those to train on; what a columnar schema filled in is counted in `nulls`. Raises RowError."""
+        if isinstance(sample, Preference | Label):
+            raise RowError(
+                "the row compares answers (chosen and rejected, or a verdict), which this objective can't train on; data.format=chosen trains on the better one"
+            )
+        assert isinstance(sample, Conversation)
+        mode = self.settings.reasoning
+        sample = stripped(sample, source.shape.facts.filler, nulls)
+        conversation = with_system(fill(sample, source.fill), source.system)
+        if mode == "strip":
+            conversation = without_reasoning(conversation)
+        elif self.template.reasons:
+            conversation = apart(conversation)
+        if not conversation.trains:
+            return
+        if self.settings.loss == "last":
+            yield last_only(conversation)
+        elif mode == "every_turn":
+            yield from every_turn(conversation)
+        else:
+            yield conversation
+
+    def encode(self, conversations: Sequence[Conversation]) -> Batch:
+        """The whole of each conversation, as long as it is."""
+        batch = self.template.encode(conversations, keep_reasoning=self.settings.reasoning == "keep")
+        return replace(batch, trained=_all_but_first(batch)) if self.settings.loss == "all" else batch
+
+    def _write(self, made: Made, units: Sequence["_Unit"]) -> None:
+        spoken = self.encode([part for unit in units for part in unit.parts if isinstance(part, Conversation)])
+        plain = self.template.texts([part.text for unit in units for part in unit.parts if isinstance(part, Text)])
+        conversations, texts = count(), count()
+        kept: list[tuple[_Unit, int, Document]] = []
+        for unit in units:
+            where = [(plain, next(texts), None) if isinstance(part, Text) else (spoken, next(conversations), part) for part in unit.parts]
+            if problem := next((batch.problems[i] for batch, i, _ in where if i in batch.problems), None):
+                made.unwritten += [(line, problem) for line in unit.lines]
+                continue
+            documents = [(n, document) for n, (batch, i, part) in enumerate(where) for document in self.fit(batch, i, part)]
+            fit = [(n, document) for n, document in documents if document.trained.any()]
+            if cut := self._cut(unit, where, documents):
+                made.overlong.append(cut)
+            if not fit:
+                made.drop(OUT_OF_REACH if documents else TOO_LONG, unit.lines)
+                continue
+            made.kept += len(unit.lines)
+            made.truncated += any(document.cut == "truncated" for _, document in fit)
+            made.split += any(document.cut == "split" for _, document in fit)
+            kept += [(unit, n, document) for n, document in fit]
+        if kept:
+            made.places = np.array([unit.place for unit, _, _ in kept], dtype=np.int64)
+            made.lines = np.array([unit.lines[0] for unit, _, _ in kept], dtype=np.int32)
+            made.parts = np.array([n for _, n, _ in kept], dtype=np.int32)
+            made.weights = np.array([len(unit.lines) for unit, _, _ in kept], dtype=np.int32)
+            made.lengths = np.array([len(document.ids) for _, _, document in kept], dtype=np.int32)
+            made.ids = np.concatenate([document.ids for _, _, document in kept])
+            made.trained = np.concatenate([document.trained for _, _, document in kept])
+            made.hashes = np.array([_hash(document.ids) for _, _, document in kept], dtype=np.uint64)
+
+    def _cut(self, unit: "_Unit", where: Sequence[tuple[Batch, int, Conversation | None]], documents: Sequence[tuple[int, Document]]) -> Cut | None:
+        """What data.length leaves out of a row that was made into these documents; None where that is nothing."""
+        wholes, calls = [], False
+        for n, (batch, i, part) in enumerate(where):
+            whole = int(batch.offsets[i + 1] - batch.offsets[i])
+            parts = [document for m, document in documents if m == n]
+            if whole <= self.settings.length or any(document.cut == "split" for document in parts):
+                continue
+            wholes.append(whole)
+            calls |= cuts_calls(part, batch.ends[i], sum(len(document.ids) for document in parts if document.trained.any()))
+        return Cut(whole=max(wholes), calls=calls, rows=len(unit.lines)) if wholes else None
+
+    def fit(self, batch: Batch, index: int, conversation: Conversation | None) -> Iterator[Document]:
+        """A document of a batch in at most `length` tokens; none where it is dropped. `conversation` is None for a plain text."""
+        start, end, length = int(batch.offsets[index]), int(batch.offsets[index + 1]), self.settings.length
+        ids, trained = batch.ids[start:end], batch.trained[start:end]
+        if end - start <= length:
+            yield Document(ids=ids, trained=trained)
+            return
+        rule = self.settings.overlong
+        if rule == "auto":
+            rule = "truncate" if conversation else "split"
+        if rule == "truncate":
+            whole = [at for at in batch.ends[index] if at <= length and trained[:at].any()]
+            at = max(whole, default=length)
+            yield Document(ids=ids[:at], trained=trained[:at], cut="truncated")
+        elif rule == "split" and conversation and len(groups := list(self._groups(conversation))) > 1:
+            parts = self.encode(groups)
+            for i in range(len(groups)):
+                piece = slice(int(parts.offsets[i]), int(parts.offsets[i + 1]))
+                yield from windows(parts.ids[piece], parts.trained[piece], length)
+        elif rule == "split":
+            yield from windows(ids, trained, length)
+
+    def _groups(self, conversation: Conversation) -> Iterator[Conversation]:
+        """Exchanges in groups that fit into a pack together, as far as their lengths alone say so; each with the system turn in front."""
+        systems = tuple(message for message in conversation.messages[:1] if message.role == "system")
+        groups = list(exchanges(conversation.messages[len(systems) :]))
+        alone = self.encode([replace(conversation, messages=(*systems, *group)) for group in groups])
+        open_, room = list(systems), self.settings.length
+        for group, size in zip(groups, np.diff(alone.offsets).tolist(), strict=True):
+            if size > room and len(open_) > len(systems):
+                yield replace(conversation, messages=tuple(open_))
+                open_, room = list(systems), self.settings.length
+            open_ += group
+            room -= size
+        yield replace(conversation, messages=tuple(open_))
+
+
+def windows(ids: NDArray[np.int32], trained: NDArray[np.bool_], length: int) -> Iterator[Document]:
+    """Tokens in pieces of `length`, the last one shorter; the first token of each has nothing before it, and is not trained."""
+    for at in range(0, len(ids), length):
+        piece = trained[at : at + length].copy()
+        piece[0] = False
+        yield Document(ids=ids[at : at + length], trained=piece, cut="split")
+
+
+def _strange(names: Sequence[str]) -> str:
+    found = ", ".join(names)
+    return f"no format reads {found}, and data.unread=error refuses that; to leave it: data.leave=[{','.join(names)}], and to use it: data.columns"
+
+
+def _hash(ids: NDArray[np.int32]) -> int:
+    return int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
+
+
+def _all_but_first(batch: Batch) -> NDArray[np.bool_]:
+    trained = np.ones(len(batch.ids), dtype=np.bool_)
+    trained[batch.offsets[:-1][np.diff(batch.offsets) > 0]] = False
+    return trained

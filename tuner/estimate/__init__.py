@@ -1,0 +1,1 @@
+"""What a run will take: memory, operations, time, disk. Standard library only."""

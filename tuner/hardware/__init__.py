@@ -1,0 +1,1 @@
+"""What this machine has: GPUs, their driver, the CPU; and which libraries may be imported."""

@@ -1,0 +1,104 @@
+"""A stage in a process of its own, or a training in several: memory and GPUs are given back when it ends, and the orchestrator never imports torch.
+
+The child inherits the descriptor of the artifact's lock. A flock belongs to the open file, so as long as the child lives the
+artifact stays locked, even when its parent was killed: nobody else can write to the same partial directory.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tuner.config.build import thaw
+from tuner.config.schema import Config
+from tuner.errors import ConfigError, Interrupted
+from tuner.launch.group import Group
+from tuner.launch.hosts import HOME, WORKER
+from tuner.launch.members import Ranks, death, kind_of
+from tuner.pipeline.run import Run
+from tuner.pipeline.stage import Input
+
+STARTERS = {
+    "torchrun": ("WORLD_SIZE", "RANK"),
+    "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+}
+"""what starts a command several times → the variables in which it says how often, and which one this is"""
+
+
+def launch(
+    stage: str, config: Config, inputs: Mapping[str, Input], out: Path, run: Path, locks: list[int], gpus: str | None, ranks: Ranks | None = None
+) -> dict[str, Any]:
+    """Run `stage` in a child that holds `locks` and sees the GPUs that CUDA_VISIBLE_DEVICES=`gpus` names; returns its facts.
+
+    With `ranks`, in several that train together. Raises what it raised, or StageError when it died.
+    """
+    job = {
+        "module": WORKER,
+        "stage": stage,
+        "config": thaw(config),
+        "inputs": {
+            name: {"dir": str(i.dir.absolute()), "files": {n: str(p.absolute()) for n, p in i.files.items()}, "facts": dict(i.facts)}
+            for name, i in inputs.items()
+        },
+        "out": str(out.absolute()),
+        "run": str(run.absolute()),
+    }
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (HOME, os.environ.get("PYTHONPATH")) if p)}
+    if gpus is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus
+    if ranks:
+        return Group(job, ranks, locks=locks, environ=environment, log=Run(run).log).run()
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # of whatever started this command; this child trains alone
+        environment.pop(name, None)
+    child = subprocess.Popen([sys.executable, "-m", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=locks, env=environment)
+    try:
+        answer, _ = child.communicate(json.dumps(job | {"parent": os.getpid()}).encode())
+    except (KeyboardInterrupt, Interrupted):
+        answer = _stop(child)
+        if child.returncode == 0:  # it had just finished: nothing was lost, and the next run finds it complete
+            raise Interrupted(f"Stopped after {stage}; run the same command again to go on.") from None
+    return _result(stage, child.returncode, answer)
+
+
+def refuse_many(environ: Mapping[str, str]) -> None:
+    """Raise ConfigError where something has started this very command several times, to train together: it starts the processes itself."""
+    for name, (size, rank) in STARTERS.items():
+        count = environ.get(size, "")
+        if count.isdecimal() and int(count) > 1 and rank in environ:
+            raise ConfigError(
+                f"{name} has started this command {count} times ({size}={count}, and this is {rank}={environ[rank]}), but tuner starts the processes of a "
+                "training itself, and does everything else once. Run `python -m tuner …` once, with machine.gpus=N for the GPUs of this machine, and "
+                "machine.nodes=N for more machines (in an sbatch script without srun, or with machine.hostfile=FILE)."
+            )
+
+
+def _stop(child: "subprocess.Popen[bytes]") -> bytes:
+    """Ask the child to save and end; a second signal to us ends it at once."""
+    child.send_signal(signal.SIGTERM)
+    try:
+        assert child.stdout is not None
+        answer = child.stdout.read()
+        child.wait()
+    except (KeyboardInterrupt, Interrupted):
+        child.kill()
+        child.wait()
+        answer = b""
+    return answer
+
+
+def _result(stage: str, code: int, answer: bytes) -> dict[str, Any]:
+    try:
+        result = json.loads(answer)
+    except ValueError:
+        result = {}
+    if code == 0 and "facts" in result:
+        facts: dict[str, Any] = result["facts"]
+        return facts
+    if "error" in result:
+        raise kind_of(result)(result["message"])
+    raise death(stage, code)

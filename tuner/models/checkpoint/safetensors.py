@@ -1,0 +1,247 @@
+"""Safetensors, read by header and written one tensor at a time.
+
+A file is eight bytes of header length (little endian), the header (JSON: name → dtype, shape, offsets) and the tensors' bytes
+(https://github.com/huggingface/safetensors#format). As the header comes first and only needs dtypes and shapes, a model of any
+size is written with no more than one tensor in memory. The bytes depend on names, dtypes, shapes and values alone.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from tuner.errors import DataError
+from tuner.models.checkpoint.files import INDEX, SINGLE
+from tuner.models.checkpoint.headers import HEADER
+
+LIMIT = 5 * 10**9
+DIMENSIONS, LONGEST = 8, 1 << 48
+"""how many sides of a tensor are believed, and how long they are; its bytes are counted apart"""
+PICKLED_AS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""how a pickle of PyTorch's begins, in a zip file or bare"""
+
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spec:
+    """A tensor, without its values."""
+
+    name: str
+    dtype: str
+    """in the format's own words: BF16, F32 …"""
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * DTYPES[self.dtype].itemsize
+
+
+def read_specs(path: Path) -> dict[str, Spec]:
+    """The tensors of one file, from its header alone, by name.
+
+    The header is held to the format's rules, since sizes and places are later taken from it: each tensor is as long as its dtype and shape say, and
+    together they fill the file, without a hole or an overlap. Raises DataError for any other file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = int.from_bytes(head, "little")
+        if head == b"version ":
+            raise DataError(f"{path.name} is a Git LFS pointer, not the weights themselves. Fetch them with: git lfs pull")
+        if len(head) < 8 or length > size - 8:
+            if head.startswith(PICKLED_AS):
+                raise DataError(
+                    f"{path.name} is a pickle of PyTorch's under another name: it is not opened. Get safetensors from a source that you trust."
+                )
+            raise DataError(f"{path.name} is no safetensors file, or only the beginning of one ({size} bytes). Download it again.")
+        if length > HEADER:
+            raise _lies(path, f"is {length:,} bytes long, where the format allows {HEADER:,}")
+        try:
+            header = json.loads(file.read(length), object_pairs_hook=_once)
+            header.pop("__metadata__", None)
+            found = {name: (t["dtype"], t["shape"], t["data_offsets"]) for name, t in header.items()}
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+            why = "nested too deeply" if isinstance(error, RecursionError) else error
+            raise DataError(f"{path.name} has a header that is no safetensors header ({why}). Download it again.") from error
+    specs = {}
+    for name, (dtype, shape, _) in found.items():
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            raise DataError(f"{path.name} holds tensors of type {str(dtype)[:40]}; known are {', '.join(DTYPES)}.")
+        if not (isinstance(shape, list) and len(shape) <= DIMENSIONS and all(type(side) is int and 0 <= side < LONGEST for side in shape)):
+            raise _lies(path, f"gives {name[:80]!r} the shape {str(shape)[:80]}, which no tensor has")
+        specs[name] = Spec(name=name, dtype=dtype, shape=tuple(shape))
+    end = _end(path, specs, {name: offsets for name, (_, _, offsets) in found.items()})
+    if 8 + length + end != size:
+        raise DataError(f"{path.name} is {size} bytes long where its header says {8 + length + end}: the download or copy broke off. Get it again.")
+    return specs
+
+
+def _end(path: Path, specs: dict[str, Spec], offsets: dict[str, object]) -> int:
+    """Where the tensors end, counted from the header's end. Raises DataError unless they lie one after the other, each as long as it has to be."""
+    places: list[tuple[int, int, str]] = []
+    for name, place in offsets.items():
+        if not (isinstance(place, list) and len(place) == 2 and all(type(offset) is int for offset in place)):
+            raise _lies(path, f"has no two offsets for {name[:80]!r}, but {str(place)[:80]}")
+        first, last = place
+        if last - first != specs[name].nbytes:
+            spec = specs[name]
+            raise _lies(path, f"gives {name[:80]!r} {last - first:,} bytes, and {spec.dtype} of the shape {list(spec.shape)} has {spec.nbytes:,}")
+        places.append((first, last, name))
+    end = 0
+    for first, last, name in sorted(places):
+        if first != end:
+            raise _lies(path, f"has {name[:80]!r} begin at {first:,}, where what is before it ends at {end:,}")
+        end = last
+    return end
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is in it twice")
+    return found
+
+
+def _lies(path: Path, what: str) -> DataError:
+    return DataError(
+        f"{path.name} is not opened: its header {what}. The file is damaged or made to do harm. Get it again, from a source that you trust."
+    )
+
+
+class Checkpoint:
+    """The tensors of one or more files: all specs at once, values one at a time, from memory-mapped files."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self.specs: dict[str, Spec] = {}
+        self._files: dict[str, Path] = {}
+        for path in files:
+            specs = read_specs(path)
+            if twice := self.specs.keys() & specs.keys():
+                raise DataError(f"The tensor {min(twice)} is in {path.name} and in {self._files[min(twice)].name} too.")
+            self.specs |= specs
+            self._files |= dict.fromkeys(specs, path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self._files[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+
+def natural(name: str) -> list[str | int]:
+    """A sort key that counts: `layers.2` before `layers.10`.
+
+    >>> sorted(["layers.10", "layers.2"], key=natural)
+    ['layers.2', 'layers.10']
+    """
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def split(specs: Iterable[Spec], limit: int = LIMIT) -> list[list[Spec]]:
+    """Specs in natural order, cut into shards of at most `limit` bytes (a larger tensor is a shard of its own)."""
+    shards: list[list[Spec]] = []
+    room = 0
+    for spec in sorted(specs, key=lambda spec: natural(spec.name)):
+        if not shards or spec.nbytes > room:
+            shards.append([])
+            room = limit
+        shards[-1].append(spec)
+        room -= spec.nbytes
+    return shards
+
+
+def _silent(_: Spec) -> None:
+    return None
+
+
+def write_file(path: Path, specs: Iterable[Spec], value: Callable[[str], Tensor], *, tick: Callable[[Spec], None] = _silent) -> None:
+    """Write one file, asking `value` for each tensor by name when its turn has come, and telling `tick` when it is written.
+
+    A tensor that isn't as its spec says is a bug and raises ValueError.
+    """
+    # Wide types first keeps every tensor aligned, as the reference writer does.
+    ordered = sorted(specs, key=lambda spec: (-DTYPES[spec.dtype].itemsize, natural(spec.name)))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for spec in ordered:
+        header[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, offset + spec.nbytes]}
+        offset += spec.nbytes
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for spec in ordered:
+            tensor = value(spec.name)
+            if tensor.dtype != DTYPES[spec.dtype] or tuple(tensor.shape) != spec.shape:
+                raise ValueError(f"{spec.name} is {tensor.dtype} {tuple(tensor.shape)}, announced as {spec.dtype} {spec.shape}")
+            # A view as bytes needs at least one dimension and at least one element.
+            file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+            tick(spec)
+
+
+def write_checkpoint(
+    directory: Path,
+    specs: Iterable[Spec],
+    value: Callable[[str], Tensor],
+    *,
+    limit: int = LIMIT,
+    tick: Callable[[Spec], None] = _silent,
+) -> list[str]:
+    """Write a checkpoint in the Hugging Face layout and return the names of its files.
+
+    One shard is `model.safetensors`; more are `model-00001-of-00003.safetensors` … with an index beside them.
+    """
+    shards = split(specs, limit)
+    if len(shards) == 1:
+        write_file(directory / SINGLE, shards[0], value, tick=tick)
+        return [SINGLE]
+    where: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = shard_name(number, len(shards))
+        write_file(directory / name, shard, value, tick=tick)
+        where |= {spec.name: name for spec in shard}
+    write_index(directory, {"metadata": {"total_size": sum(spec.nbytes for shard in shards for spec in shard)}, "weight_map": where})
+    return [*dict.fromkeys(where.values()), INDEX]
+
+
+def shard_name(number: int, of: int) -> str:
+    """What the shard is called that is the `number`-th, from 1, of so many."""
+    return f"model-{number:05}-of-{of:05}.safetensors"
+
+
+def write_index(directory: Path, index: Mapping[str, object]) -> None:
+    """Write the index of a checkpoint in several files."""
+    (directory / INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def main_dtype(specs: Iterable[Spec]) -> str:
+    """The type that holds the most bytes: what people mean by the type of a checkpoint. Ties go to the first by name."""
+    sizes: dict[str, int] = {}
+    for spec in sorted(specs, key=lambda spec: spec.dtype):
+        sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes
+    return max(sizes, key=sizes.__getitem__)

@@ -1,0 +1,178 @@
+"""A conversation, and an answer to it, token by token: what the cache has read is not read again, and a character is given out when it is whole."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tuner.data.chat.template import Template
+from tuner.data.conversation import Conversation, Message, apart
+from tuner.files import read_json
+
+CHUNK = 128
+"""tokens of a prompt that are read at once: between two chunks an answer can be stopped"""
+HELD = 8
+"""tokens after which what is no character yet never becomes one"""
+
+
+class Dialogue:
+    """What was said so far. Texts are kept, not ids: they are tokenised each time as a row of the training is."""
+
+    def __init__(self, template: Template, system: str | None) -> None:
+        self._template = template
+        self.system = system
+        """in place of the system prompt of the training, which None leaves"""
+        self.turns: list[tuple[str, str]] = []
+        """questions and their answers"""
+
+    def messages(self, question: str) -> list[Message]:
+        """The conversation as a row would have it, up to a question without an answer."""
+        said = [] if self.system is None else [Message(role="system", content=self.system)]
+        for asked, answered in self.turns:
+            if self._template.reasons and "</think>" in answered and "<think>" not in answered:
+                answered = f"<think>{answered}"  # a prompt may open the thought
+            said += [Message(role="user", content=asked), Message(role="assistant", content=answered)]
+        said.append(Message(role="user", content=question))
+        return list(apart(Conversation(messages=tuple(said))).messages) if self._template.reasons else said
+
+    def prompt(self, question: str) -> list[int]:
+        """The ids up to where the answer begins."""
+        return self._template.prompt(self.messages(question))
+
+
+def end_ids(home: Path, stops: Iterable[int]) -> frozenset[int]:
+    """Every id that ends an answer: those of the template, and those that the artifact's generation settings name."""
+    told = (read_json(home / "generation_config.json") or {}).get("eos_token_id")
+    return frozenset([*stops, *(told if isinstance(told, list) else [] if told is None else [told])])
+
+
+class Speaker:
+    """A model that answers, and the cache of what it has read.
+
+    model   attends with a kernel that honours a cache (attention="sdpa")
+    stops   the ids that end an answer
+    seed    of the draws; None for a new one
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Tokenizer, *, stops: frozenset[int], temperature: float, top_p: float, seed: int | None
+    ) -> None:
+        self._model, self._tokenizer, self._stops = model, tokenizer, stops
+        self._temperature, self._top_p = temperature, top_p
+        self._random = torch.Generator()
+        if seed is None:
+            self._random.seed()
+        else:
+            self._random.manual_seed(seed)
+        # Logits of every token of a prompt would be the largest tensor of all; only the last ones are looked at.
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
+        self._read: list[int] = []
+        self._cache = None
+        self.ended: Literal["end", "length", "stopped"] = "end"
+        """what ended the last answer: a token of `stops`, `most`, or a person"""
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """The ids in the cache."""
+        return tuple(self._read)
+
+    def answer(self, prompt: Sequence[int], *, most: int, stopped: Callable[[], bool] = lambda: False) -> Iterator[str]:
+        """The text that follows `prompt`, in pieces: at least one a token, some of them empty, at most `most` tokens.
+
+        `stopped` is asked before each token. Afterwards `ended` says what ended it.
+        """
+        return pieces(self._tokenizer, self._tokens(prompt, most, stopped))
+
+    def _tokens(self, prompt: Sequence[int], most: int, stopped: Callable[[], bool]) -> Iterator[int]:
+        ids = list(prompt)
+        self._rewind(ids)
+        for _ in range(most):
+            logits_V = None
+            while len(self._read) < len(ids):
+                if stopped():
+                    self.ended = "stopped"
+                    return
+                logits_V = self._feed(ids[len(self._read) : len(self._read) + CHUNK])
+            assert logits_V is not None
+            ids.append(draw(logits_V, temperature=self._temperature, top_p=self._top_p, random=self._random))
+            if ids[-1] in self._stops:
+                self.ended = "end"
+                return
+            yield ids[-1]
+        self.ended = "length"
+
+    def _rewind(self, ids: Sequence[int]) -> None:
+        """Forget what follows the common beginning of `ids` and the cache. The last of `ids` is always read anew, for its logits."""
+        known = common(self._read, ids[:-1])
+        if known < len(self._read):
+            try:
+                self._cache.crop(known - len(self._read))  # type: ignore[attr-defined]
+                del self._read[known:]
+            except RuntimeError:  # layers with a window or a running state have no way back
+                self._forget()
+
+    def _forget(self) -> None:
+        self._read, self._cache = [], None
+
+    @torch.inference_mode()
+    def _feed(self, ids: list[int]) -> Tensor:
+        """Read `ids` after what was read; the logits [V] of what follows."""
+        ids_1T = torch.tensor([ids], device=self._model.device)
+        try:
+            out = self._model(input_ids=ids_1T, past_key_values=self._cache, use_cache=True, **self._last_only)
+        except BaseException:  # a pass that broke off leaves the layers of the cache unequal
+            self._forget()
+            raise
+        self._cache = out.past_key_values
+        self._read += ids
+        logits_V: Tensor = out.logits[0, -1]
+        return logits_V
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two sequences begin with alike.
+
+    >>> common([1, 2, 3], [1, 2, 4, 5]), common([], [1])
+    (2, 0)
+    """
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def draw(logits_V: Tensor, *, temperature: float, top_p: float, random: torch.Generator) -> int:
+    """The next token: the likeliest at temperature 0, else one drawn from softmax(logits / temperature).
+
+    With top_p below 1 it is drawn among the fewest likeliest tokens that have this probability together (arXiv:1904.09751, section 3.1).
+    """
+    if temperature == 0:
+        return int(logits_V.argmax())
+    scores_V = logits_V.double().cpu()
+    likely_V, order_V = torch.softmax((scores_V - scores_V.max()) / temperature, dim=0).sort(descending=True, stable=True)
+    before_V = likely_V.cumsum(0) - likely_V
+    before_V[0] = -1.0  # the likeliest always stays
+    return int(order_V[torch.multinomial(likely_V * (before_V < top_p), 1, generator=random)])
+
+
+def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """The text of `ids`, piece by piece; joined it is what they decode to, special tokens left out.
+
+    A token that ends inside a character gives "" and is given out with the one that completes it. Bytes that never become one are left out.
+    """
+    context: list[int] = []  # what was given out last: a decoder may write a token's space only after another token
+    fresh: list[int] = []
+    before = ""
+    for id_ in ids:
+        fresh.append(id_)
+        text = tokenizer.decode(context + fresh, skip_special_tokens=True)
+        if text.endswith("\ufffd") and len(fresh) < HELD:
+            yield ""
+            continue
+        yield text[len(before) :].replace("\ufffd", "")
+        context, fresh = (fresh if len(text) > len(before) else context + fresh), []
+        before = tokenizer.decode(context, skip_special_tokens=True)
+    if fresh:
+        yield tokenizer.decode(context + fresh, skip_special_tokens=True)[len(before) :].replace("\ufffd", "")

@@ -1,0 +1,1 @@
+"""Adapters: put on a model, read and written as PEFT does, merged."""

@@ -1,0 +1,79 @@
+"""Why a stage has to run: what differs between what it would be made from and what an older artifact was made from."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tuner.config.fields import UNSET
+from tuner.config.schema import Config
+from tuner.pipeline.run import Run
+from tuner.pipeline.stage import leaves
+from tuner.store.artifacts import Artifact, Store
+
+MISSING = object()
+HUBS = ("hub ", "modelscope ")
+"""how a source is called that is a commit of a repository (tuner.hub.lockfile.commits)"""
+NAMED = 6
+"""reasons that are told; a different model differs in every file"""
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The reasons why `new` is not `old`, both the origin of an artifact: versions, inputs, sources, upstream.
+
+    >>> differences({"inputs": {"algo.optim.lr": 2e-4}}, {"inputs": {"algo.optim.lr": 1e-4}})
+    ['algo.optim.lr 0.0002 → 0.0001']
+    """
+    reasons = [f"{path} {_shown(_meant(path, a))} → {_shown(_meant(path, b))}" for path, a, b in _changed(old, new, "inputs")]
+    for name, a, b in _changed(old, new, "sources"):
+        if a is MISSING or b is MISSING:
+            reasons.append(f"{name} is {'new' if a is MISSING else 'gone'}")
+        else:
+            reasons.append(f"{name} {a[:12]} → {b[:12]}" if name.startswith(HUBS) else f"the content of {name} changed")
+    reasons += [f"{name} version {_shown(a)} → {_shown(b)}" for name, a, b in _changed(old, new, "versions")]
+    reasons += [f"{stage} changes" for stage, _, _ in _changed(old, new, "upstream")]
+    return reasons
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any], part: str) -> list[tuple[str, Any, Any]]:
+    before, after = old.get(part, {}), new.get(part, {})
+    return [
+        (name, before.get(name, MISSING), after.get(name, MISSING))
+        for name in sorted({*before, *after})
+        if before.get(name, MISSING) != after.get(name, MISSING)
+    ]
+
+
+def _meant(path: str, value: Any) -> Any:
+    """What a field that is not in the hash stands for: the value at which it is left out."""
+    left_out = {name: role.left_out for name, role, _ in leaves(Config())}.get(path, UNSET) if value is MISSING else UNSET
+    return value if left_out is UNSET else left_out
+
+
+def _shown(value: Any) -> str:
+    if value is MISSING:
+        return "(none)"
+    text = f"{value:g}" if isinstance(value, float) else "null" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def why(origin: Mapping[str, Any], store: Store, run: Run) -> str:
+    """In what `origin` differs from what this run last linked, else from the artifact of the stage that is nearest to it."""
+    stage = origin["stage"]
+    linked = store.find(run.key(stage) or "-")
+    if linked is not None and (reasons := differences(linked.manifest["origin"], origin)):
+        return _listed(reasons)
+    others = [(len(reasons), other, reasons) for other in store.all(stage) if (reasons := differences(other.manifest["origin"], origin))]
+    if not others:
+        return "never made"
+    _, other, reasons = min(others, key=lambda item: (item[0], _age(item[1])))
+    return f"{_listed(reasons)} (against {other.key})"
+
+
+def _listed(reasons: list[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(reasons) - NAMED} more" if len(reasons) > NAMED else ""
+    return ", ".join(reasons[:NAMED]) + more
+
+
+def _age(artifact: Artifact) -> float:
+    made: float = artifact.manifest.get("made", 0.0)
+    return -made

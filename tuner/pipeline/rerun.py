@@ -1,0 +1,133 @@
+"""Verbs on a run that is there: from its own frozen config, on what was trained, without training anything."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tuner.config.build import freeze, thaw
+from tuner.config.compose import compose
+from tuner.config.overrides import GROUPS
+from tuner.config.schema import Config
+from tuner.errors import ConfigError, TunerError
+from tuner.nearest import nearest
+from tuner.pipeline.execute import execute
+from tuner.pipeline.inherit import load
+from tuner.pipeline.plan import named, plan, recalled, trained
+from tuner.pipeline.run import Run, run_digest, run_name, store_of
+from tuner.pipeline.stage import leaves
+from tuner.stages import STAGES
+
+BEFORE = trained(STAGES)
+
+
+def with_words(config: Config, words: Sequence[str], extra: Path | None = None) -> Config:
+    """A run's config with what the words say of it. Raises ConfigError for a word that decides what was trained."""
+    if not words:
+        return config
+    composed = compose(list(words), extra=extra, whole=False)
+    said, values = thaw(composed), thaw(config)
+    for word in words:
+        path = word.lstrip("+").partition("=")[0]
+        for key in [leaf for leaf in _flat(said) if leaf == path or (path in GROUPS and leaf.startswith(f"{path.replace('/', '.')}."))] or [path]:
+            _put(values, key, _get(said, key))
+        if path in GROUPS:
+            values["choices"][path] = composed.choices[path]
+    changed = freeze(values)
+    before = {path: value for path, _, value in leaves(config)}
+    for path, role, value in leaves(changed):
+        if value != before[path] and role.kind != "neutral" and (role.kind == "place" or role.stages & BEFORE):
+            raise ConfigError(
+                f"{path} decides what was trained, and this command takes that as it is. To train with {path}={value}, give it to the pipeline: python -m tuner …"
+            )
+    return changed
+
+
+def _flat(values: dict[str, Any], path: str = "") -> list[str]:
+    found = []
+    for key, item in values.items():
+        found += _flat(item, f"{path}{key}.") if isinstance(item, dict) and item else [f"{path}{key}"]
+    return found
+
+
+def _get(values: dict[str, Any], path: str) -> Any:
+    for key in path.split("."):
+        if not isinstance(values, dict) or key not in values:
+            raise ConfigError(f"{path} is not a field of the config.{nearest(path, _flat(values) if isinstance(values, dict) else [])}")
+        values = values[key]
+    return values
+
+
+def _put(values: dict[str, Any], path: str, item: Any) -> None:
+    *groups, name = path.split(".")
+    for group in groups:
+        values = values[group]
+    values[name] = item
+
+
+def rerun(run: Run, words: Sequence[str], until: str, tell: Callable[[str], None], extra: Path | None = None) -> Run:
+    """Bring `run` to the stage `until`, with what the words say of the stages after the training; returns the run that holds the result.
+
+    That is the run itself, or, when the words ask for another result (another step, other questions), a run of its own beside it,
+    with links to the same training. Raises TunerError.
+    """
+    before = load(run)
+    config = with_words(before, words, extra)
+    if config.redo and named(STAGES, config.redo) & BEFORE:
+        raise ConfigError(
+            f"redo={config.redo} would train again, and this command trains nothing. Give it to the pipeline: python -m tuner … redo={config.redo}"
+        )
+    target = run
+    if run_digest(config) != run_digest(before):
+        name = config.name if config.name != before.name else None
+        config = replace(config, name=name or f"{run.name}+{_called(before, config)}")
+        target = Run.of(config)
+        tell(f"{target.dir.name}: {_called(before, config)} of {run.dir.name}")
+    wished = replace(config, until=until, merge=replace(config.merge, when="always" if until == "merge" else "never"))
+    new = not target.dir.exists()
+    try:
+        if target is not run:
+            target.dir.mkdir(parents=True, exist_ok=True)
+            for link in [link for link in run.dir.iterdir() if link.name in {*BEFORE, "base", "adapter"}]:
+                target.link(link.name, run.dir / link.readlink())
+        return execute(wished, STAGES, tell, run=target, pinned=True)
+    except TunerError:
+        if new and not target.path("convert").exists():
+            shutil.rmtree(target.dir, ignore_errors=True)  # nothing came of it
+        raise
+
+
+def relabel(run: Run, names: Sequence[str], words: Sequence[str]) -> int:
+    """`rename RUN NAME`, with or without note=… and tags=[…]: what a run is called changes nothing else."""
+    before = load(run)
+    labels = with_words(before, [*words, *(f"name={name}" for name in names)])
+    if replace(labels, name=None, note=None, tags=()) != replace(before, name=None, note=None, tags=()) or len(names) > 1 or labels == before:
+        raise ConfigError(
+            "rename takes a run and what it should be called: python -m tuner rename RUN NAME, or note=… or tags=[…] in place of the name."
+        )
+    if labels.name and labels.name != before.name:
+        run.rename(run_name(labels), store_of(before))
+    run.write(replace(run.config(), name=labels.name, note=labels.note, tags=labels.tags))
+    print(f"run     {run.dir}")
+    return 0
+
+
+def to_talk_with(run: Run, words: Sequence[str], tell: Callable[[str], None], extra: Path | None = None) -> tuple[Run, Config, Path | None]:
+    """What a conversation with the run needs: the run that holds its result, its config, and where the base of its adapter lies."""
+    config = with_words(load(run), words, extra)
+    kept = [word for word in words if word.startswith(("convert.", "name="))]  # what asks for another result; the rest is how to talk
+    if kept or not run.path("convert").exists():
+        run = rerun(run, kept, "convert", tell, extra)
+    ours = replace(load(run), until="fetch")
+    model = next(step for step in plan(ours, STAGES, store_of(ours), run, pinned=True) if step.stage.name == "fetch_model")
+    return run, recalled(config, STAGES, store_of(ours), run), model.input().dir if model.artifact else None
+
+
+def _called(before: Config, after: Config) -> str:
+    """What a result of other wishes is called: `step20`, `best`, or the groups that differ."""
+    step = after.convert.step
+    if step != before.convert.step:
+        return f"step{step}" if isinstance(step, int) else step
+    old = {path: value for path, _, value in leaves(before)}
+    return "-".join(dict.fromkeys(path.partition(".")[0] for path, role, value in leaves(after) if role.kind == "identity" and value != old[path]))

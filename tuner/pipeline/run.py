@@ -1,0 +1,239 @@
+"""The view of a run: one directory of relative links to its artifacts, with the config and the log.
+
+    runs/<name or model-algo-data>-<digest>/   config.yaml, log, report.md, and links named after the stages
+
+The digest is of what the person wrote that decides the result (not where it is computed, nor what it is called), so a
+run and a sweep's job of the same config share the directory, and no path holds a date.
+"""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tuner.config.build import freeze, thaw
+from tuner.config.schema import Config
+from tuner.errors import ConfigError
+from tuner.nearest import nearest
+from tuner.pipeline.stage import leaves
+from tuner.store import references
+from tuner.store.artifacts import Store, digest, key_of
+
+try:
+    from yaml import CSafeDumper as Dumper
+    from yaml import CSafeLoader as Loader
+except ImportError:  # PyYAML without libyaml
+    from yaml import SafeDumper as Dumper  # type: ignore[assignment]
+    from yaml import SafeLoader as Loader  # type: ignore[assignment]
+
+
+def store_of(config: Config) -> Store:
+    """The store that a config names."""
+    return Store(Path(config.store) if config.store else Path(config.root) / "store")
+
+
+def run_digest(config: Config) -> str:
+    """Of the identity and place fields, as written."""
+    return digest({path: value for path, role, value in leaves(config) if role.kind != "neutral" and value != role.left_out})[:8]
+
+
+def run_name(config: Config) -> str:
+    """The name of the run's directory, without the root."""
+
+    def called(group: str, path: Any) -> str:
+        chosen = config.choices.get(group, group)
+        if group == "model" and config.model.run:
+            return config.model.run
+        if group == "model" and chosen == "hub" and config.model.repo:
+            return config.model.repo.rpartition("/")[2]
+        first = path if isinstance(path, str) else path[0] if path else ""
+        if chosen != "local" or not first:
+            return chosen
+        plain = re.sub(r"\.(jsonl?|gguf)\Z", "", Path(first).name)
+        return plain if "*" not in plain else Path(first).parent.name or chosen
+
+    words = config.name or "-".join((called("model", config.model.path), config.choices.get("algo", "algo"), called("data", config.data.path)))
+    plain = re.sub(r"[^\w.()+-]+", "_", words)[:80]
+    return f"{plain}-{run_digest(config)}"
+
+
+class Run:
+    """The directory of one run."""
+
+    def __init__(self, directory: Path) -> None:
+        self.dir = directory
+
+    @classmethod
+    def of(cls, config: Config) -> "Run":
+        """The run of a config: the directory that ends in its digest, whatever it is called, or the one that it will have."""
+        name, digest = run_name(config), run_digest(config)
+        there = [run for run in all_runs(Path(config.root)) if run.digest == digest]
+        return next((run for run in there if run.dir.name == name), there[0] if there else cls(Path(config.root) / "runs" / name))
+
+    def create(self, config: Config, store: Store) -> None:
+        """Make the directory, under the name that the config gives, and write the config into it, if it is not there as it is now.
+
+        A name, note or tags from before stay where the config has none.
+        """
+        if config.name and self.dir.exists():
+            self.rename(run_name(config), store)
+        self.dir.mkdir(parents=True, exist_ok=True)
+        labels: dict[str, Any] = {}
+        with suppress(ConfigError):
+            before = self.config()
+            labels = {field: getattr(before, field) for field in ("name", "note", "tags") if not getattr(config, field)}
+        self.write(replace(config, **labels))
+
+    def write(self, config: Config) -> None:
+        """Write the config down, without what was a wish of one invocation."""
+        whole = replace(config, until=None, redo=None, merge=replace(config.merge, when="auto"))
+        text = yaml.dump(thaw(whole), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+        file = self.dir / "config.yaml"
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            part = self.dir / f".config.yaml.{os.getpid()}"
+            part.write_text(text, encoding="utf-8")
+            part.rename(file)
+
+    def rename(self, name: str, store: Store) -> None:
+        """Give the directory another name. Raises ConfigError while something of the run is being built, or when the name is taken."""
+        if name == self.dir.name:
+            return
+        if holder := self.holder(store):
+            raise ConfigError(f"{self.dir.name} is running ({holder}) and can't be renamed now: stop it, or wait.")
+        target = self.dir.with_name(name)
+        if target.exists():
+            raise ConfigError(f"{target} is there already, so {self.dir.name} can't be renamed to it.")
+        with store.shared(sorted(references.linked(store, self.dir))):  # a clean of somebody else's waits until the note says where the run is now
+            note = references.note_file(store, self.dir)
+            self.dir = self.dir.rename(target)
+            references.note(store, self.dir)
+            note.unlink(missing_ok=True)
+
+    def holder(self, store: Store) -> str | None:
+        """Who builds something of this run now, as host:pid."""
+        return next((holder for key in sorted(references.linked(store, self.dir)) if (holder := store.holder(key))), None)
+
+    def config(self) -> Config:
+        """The config that the run was made with. Raises ConfigError when the file is not one."""
+        file = self.dir / "config.yaml"
+        try:
+            return freeze(yaml.load(file.read_text(encoding="utf-8"), Loader=Loader))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{file} can't be read: {' '.join(str(error).split())}") from error
+
+    @property
+    def name(self) -> str:
+        """What the run is called: its directory's name without the digest."""
+        return self.dir.name.rpartition("-")[0]
+
+    @property
+    def digest(self) -> str:
+        """The end of the directory's name."""
+        return self.dir.name.rpartition("-")[2]
+
+    def used(self) -> float:
+        """When something last ran here, in seconds since 1970."""
+        file = next((file for file in (self.dir / "log", self.dir / "config.yaml") if file.exists()), self.dir)
+        return file.stat().st_mtime
+
+    def path(self, stage: str) -> Path:
+        """The directory of what a stage made: a link into the store."""
+        return self.dir / stage
+
+    def store(self) -> Path | None:
+        """The store that the links lead into; None when there is no link."""
+        for link in self.dir.iterdir():
+            if link.is_symlink() and len(link.readlink().parts) > 2:  # into the store; report.md stays in the directory
+                place = self.dir / link.readlink().parent
+                return Path(os.path.normpath(place.parent if place.name == ".partial" else place))
+        return None
+
+    def key(self, stage: str) -> str | None:
+        """The key of the artifact that the run links for `stage`."""
+        try:
+            return key_of((self.dir / stage).readlink().name)
+        except OSError:
+            return None
+
+    def link(self, name: str, target: Path) -> None:
+        """Point to something in the store, by a relative link that survives moving the root, and note it there."""
+        place = target.parent
+        store = Store(place.parent if place.name == ".partial" else place)
+        references.note(store, self.dir, key_of(target.name))  # before the link, and again after it, when the old target is let go
+        self._point(name, os.path.relpath(target, self.dir))
+        references.note(store, self.dir)
+
+    def _point(self, name: str, target: str) -> None:
+        link = self.dir / name
+        if link.is_symlink() and str(link.readlink()) == target:
+            return
+        part = self.dir / f".{name}.{os.getpid()}"
+        part.unlink(missing_ok=True)
+        part.symlink_to(target)
+        part.rename(link)
+
+    def show_report(self) -> None:
+        """Put the report where a person looks first."""
+        self._point("report.md", "evaluate/report.md")
+
+    def log(self, line: str) -> None:
+        """Append a line to the run's log."""
+        with (self.dir / "log").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}\n")
+
+
+def all_runs(root: Path) -> Iterator[Run]:
+    """Every run under an output root."""
+    for file in sorted((root / "runs").glob("*/config.yaml")):
+        yield Run(file.parent)
+
+
+def find_run(root: Path, word: str) -> Run:
+    """The run that a person means: its directory, its name, its digest or the start of it, or `last`.
+
+    Raises ConfigError that lists the candidates when there are several, and the nearest name when there is none.
+    """
+    path = Path(word).expanduser()
+    if (path / "config.yaml").is_file():
+        return Run(path)
+    runs = list(all_runs(root))
+    if word == "last" and runs:
+        return max(runs, key=Run.used)
+    found = (
+        [run for run in runs if run.dir.name == word]
+        or [run for run in runs if run.name == word]
+        or [run for run in runs if len(word) >= 3 and run.digest.startswith(word)]
+    )
+    if len(found) == 1:
+        return found[0]
+    if found:
+        choice = "\n".join(f"  {run.dir.name}  {_ago(run.used())}{_apart(run, found)}" for run in sorted(found, key=Run.used))
+        raise ConfigError(f"{word} means {len(found)} runs under {root}; name one by its digest, the end of its directory's name:\n{choice}")
+    there = f" There are: {', '.join(run.dir.name for run in runs)}." if runs else " There are none; start one with: python -m tuner"
+    raise ConfigError(f"{word} is no run under {root}.{nearest(word, {name for run in runs for name in (run.dir.name, run.name)})}{there}")
+
+
+def _ago(time_used: float) -> str:
+    minutes = (time.time() - time_used) / 60
+    return f"{minutes:.0f} min ago" if minutes < 90 else f"{minutes / 60:.0f} h ago" if minutes < 2880 else f"{minutes / 1440:.0f} days ago"
+
+
+def _apart(run: Run, others: list[Run]) -> str:
+    """The fields that tell a run from the others, with its own values."""
+    try:
+        differing = differing_fields([run, *(other for other in others if other is not run)])
+    except ConfigError:
+        return ""
+    return "".join(f"  {path}={values[0]}" for path, values in differing.items())
+
+
+def differing_fields(runs: list[Run]) -> dict[str, list[Any]]:
+    """The identity and place fields in which the runs' configs differ: path → a value for each run. Raises ConfigError."""
+    written = [{path: value for path, role, value in leaves(run.config()) if role.kind != "neutral"} for run in runs]
+    return {path: [fields[path] for fields in written] for path in written[0] if any(fields[path] != written[0][path] for fields in written)}

@@ -1,0 +1,187 @@
+"""The contract of a stage, and the view of the config that a stage gets.
+
+A stage is a function from a config and the artifacts before it to files in one directory. It declares what decides those
+files; everything else (whether to run, where, locking, publishing) is the pipeline's.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from tuner.config.fields import Role
+from tuner.config.schema import Config
+from tuner.hub.lockfile import Pin
+
+
+class View:
+    """The config as one stage may read it: any field that was not declared for the stage raises."""
+
+    __slots__ = ("_node", "_path", "_stage")
+
+    def __init__(self, node: Any, stage: str, path: str = "") -> None:
+        self._node, self._stage, self._path = node, stage, path
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._node, name)
+        path = f"{self._path}{name}"
+        if is_dataclass(value):
+            return View(value, self._stage, f"{path}.")
+        if nodes(value):
+            return tuple(View(node, self._stage, f"{path}.{i}.") for i, node in enumerate(value))
+        role = next((f.metadata["role"] for f in fields(self._node) if f.name == name and "role" in f.metadata), None)
+        if role is not None and self._stage not in role.stages | role.seen_by:
+            raise AttributeError(
+                f"{path} is not declared for the stage {self._stage}; declare it in tuner/config/schema.py, so that it enters the fingerprint"
+            )
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """An artifact that a stage reads. `dir` holds `files`; for a local model or data set they are the person's own."""
+
+    dir: Path
+    files: Mapping[str, Path]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """All that a running stage knows."""
+
+    config: View
+    inputs: Mapping[str, Input]
+    """by stage name"""
+    out: Path
+    """an empty directory to write into; for a stage with `progress`, with what a killed one left"""
+    say: Callable[[str], None]
+    """tells the person, and the run's log, one line"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """How a stage goes on from another of its artifacts, finished or not, that is the same but went less far."""
+
+    field: str
+    """the identity field that only says how far"""
+    reach: Callable[[Path, View], int | None]
+    """the step, not behind the config's end, from which the files in a directory can be gone on from"""
+    adopt: Callable[[Path, Path, int], None]
+    """puts that step of a directory into an empty one; raises OSError when it went away meanwhile"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick:
+    """The part of an upstream artifact that a stage reads."""
+
+    config: Config
+    """with the choice made: `best` has become a number"""
+    content: str
+    """the digest of that part"""
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A stage that reads a part of an upstream artifact, which can then be read before that is finished."""
+
+    upstream: str
+    pick: Callable[[Path, Config, bool], Pick | None]
+    """from a directory, finished or not, what the config asks for; None where it is not there (yet)"""
+    extract: Callable[[Path, Path, int], None]
+    """puts that step into an empty directory, out of the reach of whoever goes on building; raises OSError when it went away"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """A config in which a stage's artifact has decided what it left open."""
+
+    config: Config
+    told: str = ""
+    """what was found, for the person; empty where nothing was open"""
+
+
+def _nothing(_config: Any) -> Any:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of the pipeline."""
+
+    name: str
+    version: int
+    """bumped by hand when the stage's own code changes what it writes"""
+    run: Callable[[Context], dict[str, Any]]
+    """does the work and returns facts for the manifest"""
+    upstream: tuple[str, ...] = ()
+    """the stages whose artifacts it reads"""
+    versions: Callable[[View], dict[str, int]] = _nothing
+    """versions of the pieces that this config uses"""
+    sources: Callable[[View], dict[str, Path]] = _nothing
+    """local files that enter by content: name → where"""
+    check: Callable[[View], None] = _nothing
+    """raises what can be known to fail before anything runs; no heavy import"""
+    references: Callable[[View], bool] = lambda _: False
+    """whether `sources` are themselves the artifact's files: referenced with their hashes, not copied"""
+    fetches: Callable[[View], bool] = lambda _: False
+    """whether it brings files of its own beside those: then its content is known only once it was made"""
+    cost: Callable[[View, Path], tuple[int, int]] = lambda _view, _partial: (0, 0)
+    """bytes still to download, and bytes that are here already: in a directory that it has begun to fill, or in a cache of this machine"""
+    pins: Callable[[View], Mapping[str, Pin | None]] = _nothing
+    """what the lock says of the references to hubs that the config uses, by the lock's names; None of one that was not looked up yet"""
+    look_up: Callable[[View, Callable[[str], None]], None] = lambda _view, _say: None
+    """asks the hubs for what `pins` lacks, and writes it into the lock"""
+    child: bool = False
+    """runs in a process of its own: it imports torch"""
+    computes: bool = False
+    """computes on machine.device, which may be a GPU"""
+    several: bool = False
+    """may run in several processes, which share the work: one for each GPU"""
+    progress: Callable[[Path], str | None] | None = None
+    """for a stage that goes on from what a killed one left: how far a partial directory is (`step 120`), or None"""
+    growth: Growth | None = None
+    choice: Choice | None = None
+    settle: Callable[[Config, Path | None], Settled] = lambda config, _: Settled(config=config)
+    """what the config leaves open and the files of this stage decide, for the stages after it; None where they are not here yet. Raises ConfigError"""
+    recall: Callable[[Config, Mapping[str, Any]], Config] = lambda config, _: config
+    """the same, as an artifact of this stage has it in its origin"""
+    by_content: bool = False
+    """the stages after it key on the digest of its files, wherever they came from; otherwise on its fingerprint"""
+    product: Callable[[View], bool] = lambda _: False
+    """whether it is wanted for its own sake: built even if no later stage needs it"""
+    journal: tuple[str, ...] = field(default=())
+    """patterns of files that record how it went: kept and verified, but not part of the content's digest"""
+
+
+def nodes(value: Any) -> bool:
+    """Whether a field holds a list of nodes, as `data.parts` does."""
+    return isinstance(value, tuple) and bool(value) and all(is_dataclass(item) for item in value)
+
+
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Role, Any]]:
+    """All fields of a config tree as (dotted path, role, value).
+
+    >>> [path for path, role, _ in leaves(Config()) if path.startswith("algo.optim.")][:2]
+    ['algo.optim.name', 'algo.optim.lr']
+    """
+    for f in fields(node):
+        value = getattr(node, f.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{path}{f.name}.")
+        elif nodes(value):
+            for i, item in enumerate(value):
+                yield from leaves(item, f"{path}{f.name}.{i}.")
+        elif "role" in f.metadata:  # an empty list of nodes has none
+            yield f"{path}{f.name}", f.metadata["role"], value
+
+
+def inputs(config: Config, stage: str) -> dict[str, Any]:
+    """The identity fields that enter `stage`, by dotted path; fields at their left-out value stay out."""
+    return {path: value for path, role, value in leaves(config) if role.kind == "identity" and stage in role.stages and value != role.left_out}
+
+
+def identity_of(view: View) -> dict[str, Any]:
+    """The identity fields that enter the view's own stage, by dotted path: what decides its result."""
+    return inputs(view._node, view._stage)

@@ -1,0 +1,124 @@
+"""The child's side of a stage: `python -m tuner.stages.worker` reads a job from standard input and answers on standard output.
+
+A training in several processes has this in each of them; they answer over their connections to the launcher. The config arrives resolved; Hydra is
+never imported here.
+"""
+
+import ctypes
+import faulthandler
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tuner.config import deepspeed
+from tuner.config.build import freeze
+from tuner.config.schema import Config
+from tuner.errors import Interrupted, StoreError, TunerError
+from tuner.files import disk_full
+from tuner.hardware.optional_imports import OPTIMIZERS, spare
+from tuner.launch import channel_client
+from tuner.launch.channel_client import Leash
+from tuner.pipeline.run import Run
+from tuner.pipeline.stage import Context, Input, Stage, View
+from tuner.stages import STAGES
+
+PR_SET_PDEATHSIG = 1
+
+
+def follow(parent: int) -> None:
+    """Get SIGTERM when the parent dies, even of SIGKILL: a training saves and ends, anything else just ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before we could ask
+        raise SystemExit(Interrupted.exit_code)
+
+
+def main(stages: Sequence[Stage] = STAGES) -> int:
+    # Standard output carries the answer alone: whatever a library prints goes to standard error.
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then sends SIGTERM
+    signal.signal(
+        signal.SIGUSR2, signal.SIG_IGN
+    )  # Slurm warns all processes of a job with it before its time is over; submitit, the parent, acts on it
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # a launcher asks where a process hangs
+    job: dict[str, Any] = json.load(sys.stdin)
+    follow(job["parent"])
+    rank, size = (int(os.environ[name]) if "control" in job else default for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    control = hold(job["control"], rank) if "control" in job else None
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # OpenMP's threads spin while they wait for each other: on cores that something else uses too, that halves the speed and more.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # Packs of other lengths leave gaps in fixed segments; segments that grow hold up to 17 % less, and estimates are made for them.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    config = freeze(job["config"])
+    spare_imports(config, job["stage"], size)
+    run = Run(Path(job["run"]))
+
+    def write(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+        if rank == 0:  # the launcher writes down what the others say
+            run.log(text)
+
+    stage = next(s for s in stages if s.name == job["stage"])
+    view = View(config, stage.name)
+    if not stage.fetches(view):  # what it reads is there; nothing may be looked up behind its back
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    inputs = {
+        name: Input(dir=Path(i["dir"]), files={n: Path(p) for n, p in i["files"].items()}, facts=i["facts"]) for name, i in job["inputs"].items()
+    }
+    context = Context(config=view, inputs=inputs, out=Path(job["out"]), say=lambda line: write(f"  {line}"))
+    result: dict[str, Any]
+    try:
+        facts = stage.run(context)
+        result, code = {"facts": facts if rank == 0 else {}}, 0
+    except Exception as raised:
+        error = raised
+        if disk_full(raised) and not isinstance(raised, TunerError):
+            error = StoreError(f"The disk is full: {raised}. What was finished is kept; make space (tuner clean) and run the same command again.")
+        if isinstance(error, TunerError):
+            result, code = {"error": type(error).__name__, "message": str(error)}, error.exit_code
+        else:
+            result, code = {"error": None, "message": f"{type(error).__name__}: {error}"}, 1
+        if control:  # before anything closes: then the others' trouble comes after its cause
+            control.tell(result | {"lost": channel_client.lost(raised)})
+        if result["error"] is None:
+            # Of the trouble that another process has made, the terminal hears nothing: the launcher tells its cause.
+            (run.log if control and rank == 0 and channel_client.lost(raised) else write)(traceback.format_exc().rstrip())
+    if control is None:
+        json.dump(result, answer)
+        answer.flush()
+        return code
+    if code == 0:
+        control.tell(result)
+        return code
+    sys.stderr.flush()
+    os._exit(code)  # libraries would wait for the others, who wait for this one
+
+
+def hold(control: dict[str, Any], rank: int) -> Leash:
+    """Connect with the launcher, which ends this process when it goes."""
+    try:
+        made = Leash(control["host"], control["port"], control["token"], rank, timeout=control["timeout"])
+    except OSError as error:
+        raise SystemExit(f"The launcher at {control['host']}, port {control['port']}, can't be reached from here: {error}") from error
+    channel_client.hold(made)
+    return made
+
+
+def spare_imports(config: Config, stage: str, processes: int) -> None:
+    """Keep what this stage does not need from being imported."""
+    algo, trains = config.algo, stage == "train"
+    spare(
+        bitsandbytes=algo.quant != "none" or (trains and algo.optim.name in OPTIMIZERS),
+        deepspeed=trains and deepspeed.resolve(config.machine, algo, processes=processes).engine == "deepspeed",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""What `auto` and the neutral fields mean on this machine: facts of the training, which one that goes on keeps."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuner.config import deepspeed
+from tuner.errors import ConfigError
+from tuner.files import read_json, write_json
+from tuner.hardware.cpu import cores
+from tuner.models.load import resolve_device
+from tuner.pipeline.stage import View
+from tuner.train.checkpoints import steps
+
+
+def device_of(machine: View, began: Mapping[str, Any]) -> torch.device:
+    """Where this training computes: where it began, unless the config says otherwise now."""
+    device = resolve_device(machine.device)
+    return torch.device("cpu") if machine.device == "auto" and began.get("device") == "cpu" else device
+
+
+def resolve(config: View, device: torch.device, began: Mapping[str, Any], *, processes: int, here: int) -> dict[str, Any]:
+    """What is known before there is a model; `here` is the number of processes on this machine, who share its cores.
+
+    A field at `auto` keeps what it meant when the training began. Raises ConfigError for what can't be together.
+    """
+    machine = config.machine
+    case = deepspeed.resolve(machine, config.algo, processes=processes)
+    if why := deepspeed.problem(case):
+        raise ConfigError(why)
+    facts = {
+        "device": device.type, "torch": torch.__version__, "engine": case.engine, "zero": case.zero, "offload": case.offload, "processes": processes,
+        "sequence_parallel": machine.sequence_parallel, "deterministic": machine.deterministic,
+    }  # fmt: skip
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    facts["threads"] = began.get("threads", max(1, cores() // here)) if machine.threads == "auto" else machine.threads
+    return facts
+
+
+def began(out: Path) -> dict[str, Any]:
+    """The facts of the training that `out` holds, if it holds one."""
+    return read_json(out / steps.FACTS) or {}
+
+
+def keep(out: Path, facts: Mapping[str, Any], before: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Write them down, and say what is not as it was."""
+    for sentence in steps.differing(before, facts):
+        say(sentence)
+    write_json(out / steps.FACTS, dict(facts))

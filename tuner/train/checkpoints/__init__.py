@@ -1,0 +1,1 @@
+"""Saved steps: written, read whatever wrote them, resumed from."""

@@ -1,0 +1,258 @@
+"""The steps that a training has saved: which there are, which is best, what may go. Reads JSON and stats files; imports no torch.
+
+steps/step-000120/weights.safetensors    what trains, fp32
+                  optimizer.safetensors  its moments; only where a training may go on from
+                  state.json             written last: the step, its scores, and the hashes of the other files
+
+Of several processes each has files of its own, weights-00001-of-00002.safetensors …, and state.json has the shapes of the tensors that lie in parts.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tuner.files import link_or_copy, read_json, sha256_of, write_json
+from tuner.store.artifacts import content_digest
+
+MARKER = "state.json"
+WEIGHTS, OPTIMIZER = "weights", "optimizer"
+ADAPTER = "adapter_config.json"
+FACTS = "facts.json"
+"""of a training that is not finished: what `auto` and the neutral fields mean in it"""
+INITIAL = "initial.safetensors"
+"""the first values of an adapter that began as a part of the base's weights: what was trained is the difference"""
+SETTINGS = (ADAPTER, INITIAL)
+
+SCORES = ("loss", "held_out")
+"""what a saved step is known by: the training loss, and the loss on held-out packs"""
+
+RESOLVED = (
+    "device", "gpu", "threads", "micro_batch", "torch", "engine", "zero", "offload", "processes", "sequence_parallel", "attention", "recompute",
+    "deterministic",
+)  # fmt: skip
+"""the facts that a training which goes on keeps, or says what differs"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A saved step."""
+
+    dir: Path
+    step: int
+    """optimizer steps done"""
+    tokens: int
+    """tokens seen until then"""
+    scores: Mapping[str, float]
+    """`loss` of the step, and `held_out` where that was measured; lower is better"""
+    files: Mapping[str, str]
+    """sha256 of each file, by name"""
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    """by kind of file: the whole shapes of the tensors that lie there in parts"""
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a training can go on from here."""
+        return bool(self.paths(OPTIMIZER))
+
+    def paths(self, kind: str) -> list[Path]:
+        """The files of the weights or of the optimizer, in the order of the processes that wrote them."""
+        return [self.dir / name for name in parts(kind, self.files)]
+
+    def damaged(self) -> list[str]:
+        """The files that are not what was written; reads them all."""
+        return damaged(self.dir, self.files)
+
+    def whole(self) -> bool:
+        """Whether all files are what was written."""
+        return not self.damaged()
+
+
+def damaged(directory: Path, files: Mapping[str, str]) -> list[str]:
+    """Those of the files, by name with their sha256, that are not what was written; reads them all."""
+    return [name for name, sha in sorted(files.items()) if not _is(directory / name, sha)]
+
+
+def name_of(step: int) -> str:
+    """What the directory of a step is called.
+
+    >>> name_of(120)
+    'step-000120'
+    """
+    return f"step-{step:06d}"
+
+
+def file_of(kind: str, rank: int, of: int) -> str:
+    """What the file of one process among so many is called.
+
+    >>> file_of("weights", 0, 1), file_of("optimizer", 1, 2)
+    ('weights.safetensors', 'optimizer-00002-of-00002.safetensors')
+    """
+    return f"{kind}-{rank + 1:05}-of-{of:05}.safetensors" if of > 1 else f"{kind}.safetensors"
+
+
+def parts(kind: str, names: Iterable[str]) -> list[str]:
+    """Those of the names that are files of that kind, if all that belong together are there; else none.
+
+    >>> parts("weights", ["weights-00002-of-00002.safetensors", "weights-00001-of-00002.safetensors"])
+    ['weights-00001-of-00002.safetensors', 'weights-00002-of-00002.safetensors']
+    >>> parts("weights", ["weights-00002-of-00002.safetensors"])
+    []
+    """
+    own = sorted(name for name in names if name.startswith(kind))
+    return own if own == [file_of(kind, rank, len(own)) for rank in range(len(own))] else []
+
+
+def at(directory: Path) -> Checkpoint | None:
+    """The step in a directory, as its marker tells; None where the marker can't be read, or tells of something else."""
+    marker = read_json(directory / MARKER) or {}
+    try:
+        files = {name: file["sha256"] for name, file in marker["files"].items()}
+        shapes = {kind: {name: tuple(map(int, shape)) for name, shape in told.items()} for kind, told in marker.get("shapes", {}).items()}
+        scores = {name: float(score) for name, score in marker.get("scores", {}).items()}
+        step, tokens = int(marker["step"]), int(marker["tokens"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    # The names are used as paths, so nothing but what a save writes is believed.
+    weights = parts(WEIGHTS, files)
+    if not weights or files.keys() != {*weights, *parts(OPTIMIZER, files)} or directory.name != name_of(step):
+        return None
+    return Checkpoint(dir=directory, step=step, tokens=tokens, scores=scores, files=files, shapes=shapes)
+
+
+def kept(out: Path) -> list[Checkpoint]:
+    """The steps under `out`, in order. A directory without a readable marker counts as none."""
+    return [found for _, directory in _directories(out) if (found := at(directory))]
+
+
+def newest(
+    out: Path,
+    wanted: Callable[[Checkpoint], bool] = lambda _: True,
+    say: Callable[[str], None] = lambda _: None,
+    damaged: Callable[[Checkpoint], list[str]] = Checkpoint.damaged,
+) -> Checkpoint | None:
+    """The newest whole step that is `wanted`; what is `damaged` is passed over, and `say` told of it."""
+    passed = []
+    found = None
+    for _, directory in reversed(_directories(out)):
+        checkpoint = at(directory)
+        if checkpoint and not wanted(checkpoint):
+            continue
+        wrong = damaged(checkpoint) if checkpoint else [MARKER]
+        if checkpoint and not wrong:
+            found = checkpoint
+            break
+        passed.append(f"{directory.name} is damaged: {', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not what was written")
+    ending = f"going on from step {found.step}, the one before" if found else "no step before it is whole, so the training begins anew"
+    for words in passed:
+        say(f"{words}; {ending}")
+    return found
+
+
+def best(found: Iterable[Checkpoint], by: str) -> Checkpoint | None:
+    """The step with the lowest score; the earliest of equals. None when none has that score."""
+    scored = [checkpoint for checkpoint in found if by in checkpoint.scores]
+    return min(scored, key=lambda checkpoint: (checkpoint.scores[by], checkpoint.step), default=None)
+
+
+def choose(found: list[Checkpoint], wish: int | str, by: str) -> Checkpoint | None:
+    """The step that convert.step means: a number, `last`, or `best` by the score `by`."""
+    if wish == "last":
+        return found[-1] if found else None
+    return best(found, by) if wish == "best" else next((checkpoint for checkpoint in found if checkpoint.step == wish), None)
+
+
+def content(out: Path, checkpoint: Checkpoint) -> str:
+    """The digest of what is read of a step when it is handed on: its weights, and the adapter's settings.
+
+    It is that of the files: the same tensors, saved by another number of processes, are other files. Equal facts, equal digest.
+    """
+    settings = {name: sha256_of(out / name) for name in SETTINGS if (out / name).exists()}
+    return content_digest({name: checkpoint.files[name] for name in parts(WEIGHTS, checkpoint.files)} | settings)
+
+
+def differing(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is not as it was when the training began, a sentence each."""
+    return [
+        f"{key} is {now[key]} now and was {began[key]} before; the last bits of the result may differ from an uninterrupted run"
+        for key in RESOLVED
+        if key in began and key in now and began[key] != now[key]
+    ]
+
+
+def prune(out: Path, *, keep: int, by: str, pinned: object, resumable: int) -> None:
+    """Remove all but the newest `keep` steps, the best one and that of the number `pinned`; only the newest `resumable` keep their optimizer."""
+    found = kept(out)
+    good = best(found, by)
+    for age, checkpoint in enumerate(reversed(found)):
+        if age >= keep and checkpoint != good and checkpoint.step != pinned:
+            drop(checkpoint.dir)
+        elif age >= resumable and checkpoint.resumable:
+            strip(checkpoint)
+
+
+def forget(out: Path, *, after: int) -> None:
+    """Remove the steps behind `after`, damaged ones too: the training goes on from there and does them again."""
+    for number, directory in _directories(out):
+        if number > after:
+            drop(directory)
+
+
+def drop(directory: Path) -> None:
+    """Remove a step. It stops being one at once: killed in between, nothing is left that looks like a step."""
+    aside = directory.with_suffix(".old")
+    shutil.rmtree(aside, ignore_errors=True)
+    directory.rename(aside)
+    shutil.rmtree(aside)
+
+
+def sweep(out: Path) -> None:
+    """Remove what a killed process left half written or half removed."""
+    for directory in [*(out / "steps").glob("*.tmp"), *(out / "steps").glob("*.old")]:
+        shutil.rmtree(directory)
+
+
+def strip(checkpoint: Checkpoint) -> None:
+    """Give back the disk of the optimizer's state. The marker changes first: killed in between, the step is whole without it."""
+    marker = json.loads((checkpoint.dir / MARKER).read_text(encoding="utf-8"))
+    gone = checkpoint.paths(OPTIMIZER)
+    marker["files"] = {name: file for name, file in marker["files"].items() if checkpoint.dir / name not in gone}
+    marker.get("shapes", {}).pop(OPTIMIZER, None)
+    write_json(checkpoint.dir / MARKER, marker, indent=2)
+    for path in gone:
+        path.unlink(missing_ok=True)
+
+
+def adopt(source: Path, out: Path, checkpoint: Checkpoint) -> None:
+    """Put a step of the training in `source` into `out`, which then goes on from it: as links, for steps are never written to again.
+
+    With it come the adapter's settings, the journal and what `auto` meant there. Raises OSError when the step was pruned meanwhile.
+    """
+    target = out / "steps" / checkpoint.dir.name
+    partial = target.with_suffix(".tmp")
+    partial.mkdir(parents=True)
+    for name in checkpoint.files:
+        link_or_copy(checkpoint.dir / name, partial / name)
+    shutil.copyfile(checkpoint.dir / MARKER, partial / MARKER)
+    for name in (*SETTINGS, "metrics.jsonl", "samples.jsonl"):
+        if (source / name).exists():
+            shutil.copyfile(source / name, out / name)
+    facts = read_json(source / FACTS) or (read_json(source / "manifest.json") or {}).get("facts", {})
+    write_json(out / FACTS, {name: facts[name] for name in RESOLVED if name in facts})
+    partial.rename(target)
+
+
+def _directories(out: Path) -> list[tuple[int, Path]]:
+    """The steps' directories with their numbers, in order."""
+    found: Collection[Path] = list((out / "steps").glob("step-*"))
+    return sorted((int(match[1]), path) for path in found if (match := re.fullmatch(r"step-(\d+)", path.name)))
+
+
+def _is(path: Path, sha: str) -> bool:
+    try:
+        return sha256_of(path) == sha
+    except OSError:
+        return False

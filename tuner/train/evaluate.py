@@ -1,0 +1,83 @@
+"""What a model is worth: its loss on conversations kept out of training, and its answers to fixed questions."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuner.config.schema import Chat
+from tuner.data.chat.template import Template, compile_template
+from tuner.data.conversation import Message
+from tuner.data.packs import Pack
+from tuner.data.tokenizer.load import load_vocabulary
+from tuner.errors import StageError
+from tuner.models.answer import answer
+from tuner.models.finite import cause
+from tuner.models.recurrence import carries
+from tuner.train.batch import alone, collate
+from tuner.train.loss import summed_loss
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """A model, measured. The same model, data and settings give the same values: no times, no places."""
+
+    loss: float | None
+    """mean over the held-out tokens of -log p, in nats; null where nothing was held out"""
+    perplexity: float | None
+    """exp(loss)"""
+    tokens: int
+    """how many held-out tokens the loss is over"""
+    answers: tuple[dict[str, str], ...]
+    """{"prompt", "answer"}, in the order of eval.prompts"""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"answers": list(self.answers)}
+
+
+@torch.inference_mode()
+def held_out_loss(model: Any, packs: Iterable[Pack], device: torch.device | str, files: Sequence[Path] = ()) -> tuple[float | None, int]:
+    """The loss per token over all packs together (not a mean of means), and the number of tokens.
+
+    `model` attends within documents. Raises StageError when the loss is not finite, with what it comes from; `files` are those of its base's weights.
+    """
+    total, tokens = 0.0, 0
+    apart = carries(model) is not None  # from one document into the next
+    for row in (row for pack in packs for row in (alone(pack) if apart else (pack,))):
+        batch = collate([row], device)
+        if len(batch.targets_M):
+            loss = summed_loss(model, batch).item()
+            if not math.isfinite(loss):
+                found = cause(model, files, lambda batch=batch: summed_loss(model, batch))  # type: ignore[misc]
+                raise StageError(
+                    f"The held-out loss is not a finite number. {found or 'The model or its arithmetic is broken: try algo.precision=fp32.'}"
+                )
+            total += loss
+            tokens += len(batch.targets_M)
+    return (total / tokens if tokens else None), tokens
+
+
+def perplexity(loss: float | None) -> float | None:
+    """exp(loss), at most exp(700), where floats end.
+
+    >>> perplexity(0.0), perplexity(None)
+    (1.0, None)
+    """
+    return None if loss is None else math.exp(min(loss, 700.0))
+
+
+def ask(model: Any, directory: Path, chat: Chat, prompts: Sequence[str], max_new_tokens: int) -> tuple[dict[str, str], ...]:
+    """What the model answers to each prompt as the first turn of a conversation, written by `chat` for the tokenizer in `directory`."""
+    return replies(model, compile_template(chat, load_vocabulary(directory)), prompts, max_new_tokens) if prompts else ()
+
+
+def replies(model: Any, template: Template, prompts: Sequence[str], max_new_tokens: int) -> tuple[dict[str, str], ...]:
+    """The same with a template that is compiled already."""
+    ids = [template.prompt([Message(role="user", content=prompt)]) for prompt in prompts]
+    texts = answer(model, ids, end_id=template.end_id, stops=template.stops, max_new_tokens=max_new_tokens)
+    # An answer that is cut at its longest may end inside a character, which then decodes to U+FFFD.
+    said = [template.tokenizer.decode(text, skip_special_tokens=True).rstrip("\ufffd").strip() for text in texts]
+    return tuple({"prompt": prompt, "answer": text} for prompt, text in zip(prompts, said, strict=True))

@@ -1,0 +1,1 @@
+"""What a training says: metrics, trackers, progress, samples, anomalies."""

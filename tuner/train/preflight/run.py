@@ -1,0 +1,185 @@
+"""Before step 0: what fits, what it takes, and proofs on the run's own model and rows. Once found, it is remembered for this machine and config."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuner.config import lora_init
+from tuner.config.schema import Algo
+from tuner.data.chat.template import compile_template
+from tuner.data.packs import Pack, Packs
+from tuner.data.tokenizer.load import load_vocabulary
+from tuner.errors import DataError
+from tuner.estimate.memory import CONTEXT, Work, estimate
+from tuner.estimate.what_fits import plain, ways
+from tuner.files import read_json
+from tuner.models.checkpoint.companions import spoken
+from tuner.models.checkpoint.files import weight_files
+from tuner.models.geometry import Geometry
+from tuner.pipeline.stage import Context, identity_of
+from tuner.train.batch import Alone
+from tuner.train.distributed import World
+from tuner.train.engine import Engine
+from tuner.train.preflight.memory import Foresight, Wish, rehearse, room_on, set_recompute
+from tuner.train.preflight.numerics import prove, said
+from tuner.train.preflight.verdict import Verdict, key_of, recall, remember
+from tuner.train.setup import autocast_of
+
+DOCUMENTS = "documents"
+"""the fact `rows` of a training with one document a row; it is not there where rows are packs"""
+SCRATCH = "preflight"
+"""where the save is tried, in the training's directory"""
+MATTERS = ("engine", "zero", "offload", "processes", "sequence_parallel", "attention", "deterministic", "threads")
+"""facts that decide what is found"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimates:
+    """What tuner.estimate.memory says of this training."""
+
+    geometry: Geometry
+    algo: Algo
+    work: Work
+    """with the processes that share it"""
+    length: int
+
+    def at(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool) -> Work:
+        return replace(self.work, tokens=tokens, targets=targets, accumulated=accumulated, recompute=recompute)
+
+    def reserved(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool) -> float:
+        return estimate(self.geometry, self.algo, self.at(tokens, targets, accumulated=accumulated, recompute=recompute)).reserved
+
+    def ways(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool, micro: int, room: float) -> list[str]:
+        work = self.at(tokens, targets, accumulated=accumulated, recompute=recompute)
+        return ways(self.geometry, self.algo, work, room + CONTEXT, length=self.length, micro=micro)
+
+
+def preflight(
+    ctx: Context,
+    engine: Engine,
+    model: Any,
+    packs: Packs,
+    *,
+    world: World,
+    each: int,
+    facts: dict[str, Any],
+    began: dict[str, Any] | None,
+    compute: torch.dtype,
+    where: Callable[[Pack], list[str]],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Settle micro_batch and recompute, and leave the model so; returns them, with what was measured. All processes call it, before a step is loaded.
+
+    each    packs that a process takes in a step
+    began   the facts of the training that goes on; it keeps what it has, and nothing is tried again
+
+    Raises ConfigError when the training does not fit, and StageError when a proof or the save fails.
+    """
+    machine = ctx.config.machine
+    micro = 1 if facts.get("rows") == DOCUMENTS else machine.micro_batch
+    wish = Wish(micro_batch=micro, recompute=machine.recompute, packs=each)
+    if began is not None or not machine.preflight:
+        verdict = untried(wish, began or {})
+    else:
+        key = key_of(deciding(ctx, facts, each), read_by(ctx), world.device)
+        known = recall(key) if world.first else None
+        told = world.gather(asdict(known) if known else None)[0]
+        if told is not None and (told["reserved"] or 0) <= room_on(world):
+            say("preflight: as found before on this machine with this config")
+            verdict = Verdict(**told)
+        else:
+            verdict = tried(ctx, engine, model, packs, wish, world=world, facts=facts, compute=compute, where=where, say=say)
+            if world.first:
+                remember(key, verdict)
+    set_recompute(model, verdict.recompute == "blocks")
+    return settled(verdict)
+
+
+def untried(wish: Wish, began: dict[str, Any]) -> Verdict:
+    """What is wished, or was settled when the training began; the least where neither says."""
+    return Verdict(
+        micro_batch=began.get("micro_batch", 1) if wish.micro_batch == "auto" else wish.micro_batch,
+        recompute=began.get("recompute", "none") if wish.recompute == "auto" else wish.recompute,
+    )
+
+
+def tried(
+    ctx: Context,
+    engine: Engine,
+    model: Any,
+    packs: Packs,
+    wish: Wish,
+    *,
+    world: World,
+    facts: dict[str, Any],
+    compute: torch.dtype,
+    where: Callable[[Pack], list[str]],
+    say: Callable[[str], None],
+) -> Verdict:
+    """Rehearse and prove. Raises what these do."""
+    apart = facts.get("rows") == DOCUMENTS
+    rows = Alone(packs) if apart else packs
+    wish = replace(wish, packs=max(2, wish.packs)) if apart else wish  # a pack has several rows
+    rehearsal = rehearse(
+        engine, model, rows, wish, world=world, scratch=ctx.out / SCRATCH, timeout=ctx.config.machine.timeout, foresight=foresight(ctx, facts), say=say
+    )  # fmt: skip
+    say(rehearsal.sentence)
+    proofs = proved(ctx, engine, model, packs, world, compute, where, apart=apart)
+    if proofs:
+        say(said(proofs))
+    return Verdict(
+        micro_batch=rehearsal.micro_batch, recompute=rehearsal.recompute, reserved=rehearsal.reserved,
+        expected=None if rehearsal.expected is None else round(rehearsal.expected), tokens_per_second=rehearsal.tokens_per_second, proofs=proofs,
+    )  # fmt: skip
+
+
+def settled(verdict: Verdict) -> dict[str, Any]:
+    """As facts of the manifest."""
+    measured = {"proofs": dict(verdict.proofs)} if verdict.proofs else {}
+    memory = {} if verdict.reserved is None else {"preflight_reserved": verdict.reserved, "preflight_expected": verdict.expected}
+    return {"micro_batch": verdict.micro_batch, "recompute": verdict.recompute} | measured | memory
+
+
+def proved(
+    ctx: Context, engine: Engine, model: Any, packs: Packs, world: World, compute: torch.dtype, where: Callable[[Pack], list[str]], *, apart: bool
+) -> dict[str, float]:
+    """The proofs' differences by name; none where processes share packs, since each then sees slices only."""
+    config, algo = ctx.config, ctx.config.algo
+    if config.machine.sequence_parallel > 1:
+        return {}
+    template = compile_template(spoken(config.model.chat, config.data.system), load_vocabulary(ctx.inputs["fetch_model"].dir))
+    fresh = algo.adapter == "lora" and algo.init != "continue" and not lora_init.changes_base(algo.lora_init) and algo.lora_init != "orthogonal"
+    return prove(
+        engine, model, packs, world, where=where, template=template, whole=config.data.loss == "all", compute=compute,
+        autocast=autocast_of(algo, compute), quant=algo.quant, zero_adapter=fresh, apart=apart, files=weight_files(ctx.inputs["fetch_model"].dir),
+    )  # fmt: skip
+
+
+def foresight(ctx: Context, facts: dict[str, Any]) -> Foresight | None:
+    """What estimates can tell; None for a family whose shapes are not known."""
+    geometry = read_json(ctx.inputs["fetch_model"].dir / "config.json") or {}
+    work = Work(
+        tokens=2, targets=1, new_tokens=len(ctx.config.model.new_tokens), engine=facts["engine"], zero=facts["zero"], processes=facts["processes"],
+        offload=facts["offload"], sequence_parallel=facts["sequence_parallel"],
+    )  # fmt: skip
+    found = Estimates(geometry=geometry, algo=plain(ctx.config.algo), work=work, length=ctx.config.data.length)
+    try:
+        found.reserved(2, 1, accumulated=True, recompute=False)
+    except DataError:
+        return None
+    return found
+
+
+def deciding(ctx: Context, facts: dict[str, Any], each: int) -> dict[str, Any]:
+    """Of config and facts, what decides what is found."""
+    machine = ctx.config.machine
+    own = {"micro_batch": machine.micro_batch, "recompute": machine.recompute, "deepspeed": machine.deepspeed, "packs": each}
+    return identity_of(ctx.config) | own | {name: facts[name] for name in MATTERS}
+
+
+def read_by(ctx: Context) -> list[Path]:
+    """The files of the model, and the packs."""
+    return [*sorted(ctx.inputs["fetch_model"].dir.glob("*.*")), ctx.inputs["tokenize"].dir / "train.arrow"]
