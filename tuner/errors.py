@@ -1,4 +1,4 @@
-"""Every exception that `tuner` raises on purpose, and the exit code each one ends with.
+"""Every exception that `tuner` raises on purpose, and the exit code each one ends with; and what was probably meant.
 
     TunerError                 one paragraph for the person, no traceback      exit
     ├── ConfigError            a field, an override, a recipe, a YAML              2
@@ -10,6 +10,9 @@
 
 Anything else is a bug of ours and keeps its traceback.
 """
+
+import difflib
+from collections.abc import Iterable
 
 
 class TunerError(Exception):
@@ -48,3 +51,15 @@ class Interrupted(TunerError):
 
 class Stopped(Interrupted):
     """A person asked this run's training to stop; what was done is kept and can be used, and the same command continues."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A sentence that names what was probably meant, or nothing.
+
+    >>> nearest("trian", ["train", "merge"])
+    ' Did you mean train?'
+    """
+    names = sorted(known)
+    tails = [n for n in names if "." in word and n.endswith(f".{word.rsplit('.', 1)[-1]}")]
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.7) or tails or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]}?" if close else ""

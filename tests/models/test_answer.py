@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from tests.models.tiny import write_tiny
-from tuner.models.answer import answer, pad_left
+from tuner.models.generate import answer, pad_left
 from tuner.models.load import load_model
 
 PROMPTS = [[5, 9, 31, 7], [6], [800, 801, 802, 803, 804, 805, 806, 807, 808, 809], [44, 45], [6399, 12, 13, 14, 15, 16]]

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuner.errors import ConfigError, StoreError
+from tuner.errors import ConfigError, StoreError, nearest
 from tuner.files import disk_full, read_json
 from tuner.models.checkpoint.files import ADAPTER_FILES
 from tuner.models.checkpoint.quantised import WORDS
 from tuner.models.layouts import family
-from tuner.nearest import nearest
 
 KINDS = {
     "adapter": "the adapter, as PEFT reads it",

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tuner.config.schema import Config
-from tuner.errors import ConfigError, Interrupted, TunerError
-from tuner.nearest import nearest
+from tuner.errors import ConfigError, Interrupted, TunerError, nearest
 
 HELP = """\
 usage: python -m tuner [VERB] [RECIPE.yaml] [group=option | field=value ...] [-m]

@@ -12,8 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tuner.config.schema import Config
 from tuner.config.validate import validate
-from tuner.errors import ConfigError
-from tuner.nearest import nearest
+from tuner.errors import ConfigError, nearest
 
 
 def field_paths() -> dict[str, Any]:

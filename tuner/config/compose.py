@@ -18,8 +18,7 @@ import yaml
 from tuner.config.build import freeze
 from tuner.config.overrides import GROUPS, Override, quote, translate
 from tuner.config.schema import Config, Part
-from tuner.errors import ConfigError
-from tuner.nearest import nearest
+from tuner.errors import ConfigError, nearest
 
 LAUNCHER = re.compile(r"[+~]*hydra[./]launcher[=.]")
 """a word that chooses what runs the jobs of a sweep, or tells it something"""

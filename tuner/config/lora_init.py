@@ -3,7 +3,7 @@
 import re
 from math import sqrt
 
-from tuner.nearest import nearest
+from tuner.errors import nearest
 
 NAMES = ("default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_4")
 """one of each kind"""

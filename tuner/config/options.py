@@ -9,8 +9,7 @@ from tuner.config.build import freeze
 from tuner.config.compose import conf_dir, load_yaml, options
 from tuner.config.overrides import GROUPS
 from tuner.config.schema import Chat
-from tuner.errors import ConfigError
-from tuner.nearest import nearest
+from tuner.errors import ConfigError, nearest
 
 PLURALS = {
     "models": "model",

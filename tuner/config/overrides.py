@@ -14,8 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from tuner.config.build import field_paths
-from tuner.errors import ConfigError
-from tuner.nearest import nearest
+from tuner.errors import ConfigError, nearest
 
 GROUPS = ("model", "algo", "data", "machine", "eval", "model/chat")
 SHOWN = 40

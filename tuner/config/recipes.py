@@ -18,8 +18,7 @@ from tuner.config.build import thaw
 from tuner.config.compose import check_outside, compose, load_yaml
 from tuner.config.overrides import GROUPS, Override, quote
 from tuner.config.schema import Config
-from tuner.errors import ConfigError
-from tuner.nearest import nearest
+from tuner.errors import ConfigError, nearest
 
 EDITED = ("algo.epochs", "algo.optim.lr", "algo.r", "algo.batch_tokens", "data.length", "data.held_out", "data.system", "seed", "name")
 """the fields that people edit most: written as comments even where they are at their default"""

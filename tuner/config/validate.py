@@ -11,9 +11,8 @@ from typing import Any
 
 from tuner.config import deepspeed, lora_init
 from tuner.config.schema import Algo, Chat, Config, Data, Model, Part
-from tuner.errors import ConfigError
+from tuner.errors import ConfigError, nearest
 from tuner.hub.lockfile import HUBS
-from tuner.nearest import nearest
 from tuner.pipeline.stage import leaves
 
 UNTIL = ("fetch", "tokenize", "train", "convert", "merge", "evaluate")

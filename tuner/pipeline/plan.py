@@ -11,8 +11,7 @@ from tuner.config.schema import Config
 from tuner.errors import TunerError
 from tuner.files import read_json
 from tuner.hub.lockfile import commits, made
-from tuner.pipeline.lineage import Ancestor, ancestor
-from tuner.pipeline.reasons import why
+from tuner.pipeline.reasons import Ancestor, ancestor, why
 from tuner.pipeline.run import Run
 from tuner.pipeline.stage import Input, Pick, Stage, View, inputs
 from tuner.store.artifacts import Artifact, Store, canonical, content_digest, digest

@@ -10,8 +10,7 @@ from tuner.config.build import freeze, thaw
 from tuner.config.compose import compose
 from tuner.config.overrides import GROUPS
 from tuner.config.schema import Config
-from tuner.errors import ConfigError, TunerError
-from tuner.nearest import nearest
+from tuner.errors import ConfigError, TunerError, nearest
 from tuner.pipeline.execute import execute
 from tuner.pipeline.inherit import load
 from tuner.pipeline.plan import named, plan, recalled, trained

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tuner.train.evaluate import Measurement
 
 MEASURE = {"held_out": 1, "answers": 1}
-"""versions of tuner.train.evaluate and tuner.models.answer"""
+"""versions of tuner.train.evaluate and tuner.models.generate"""
 FP32 = 1
 """an adapter that trained in fp32 is measured merged in fp32"""
 

@@ -15,10 +15,9 @@ from tuner.data.files import locate as sources
 from tuner.data.files import read as readers
 from tuner.data.formats import hints, rows
 from tuner.data.survey import look as survey
-from tuner.errors import ConfigError, DataError
+from tuner.errors import ConfigError, DataError, nearest
 from tuner.hub import lockfile
 from tuner.hub.lockfile import HUBS, Pin
-from tuner.nearest import nearest
 from tuner.pipeline.stage import Context, Stage, View
 
 OWNED = re.compile(r"p(\d{2,})-|held_out-")

@@ -13,13 +13,12 @@ from typing import Any
 
 from tuner.config.schema import Config
 from tuner.data.chat import choice
-from tuner.errors import ConfigError, DataError
+from tuner.errors import ConfigError, DataError, nearest
 from tuner.hub import lockfile
 from tuner.hub.lockfile import HUBS, Pin
 from tuner.models.checkpoint import files, quantised, unquantised
 from tuner.models.checkpoint.quantised import Found
 from tuner.models.layouts import family
-from tuner.nearest import nearest
 from tuner.pipeline.stage import Context, Settled, Stage, View
 
 GGUF, PICKLE, NEW_TOKENS = 1, 1, 1

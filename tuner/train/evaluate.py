@@ -14,8 +14,8 @@ from tuner.data.conversation import Message
 from tuner.data.packs import Pack
 from tuner.data.tokenizer.load import load_vocabulary
 from tuner.errors import StageError
-from tuner.models.answer import answer
 from tuner.models.finite import cause
+from tuner.models.generate import answer
 from tuner.models.recurrence import carries
 from tuner.train.batch import alone, collate
 from tuner.train.loss import summed_loss

@@ -23,9 +23,8 @@ from tuner.train.engine import Engine
 from tuner.train.monitor.anomalies import Place, Watch, refuse_not_finite
 from tuner.train.monitor.metrics import Journal, usage
 from tuner.train.monitor.progress import Progress
-from tuner.train.schedule import lr_at
+from tuner.train.schedule import exhausted, lr_at
 from tuner.train.stop_signal import Stop
-from tuner.train.stopping import exhausted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

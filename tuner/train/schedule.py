@@ -1,6 +1,7 @@
-"""The learning rate as a pure function of the step."""
+"""The learning rate as a pure function of the step, and early stopping as one of what was measured: what is gone on with decides as what was never interrupted."""
 
 import math
+from collections.abc import Sequence
 
 from tuner.data.shares import ceil_of
 
@@ -40,3 +41,20 @@ def lr_at(step: int, steps: int, *, lr: float, schedule: str, warmup: float, dec
 def passed(step: int, begin: int, end: int) -> float:
     """The share of the steps from `begin` to `end` that lies before `step`: 0 up to `begin`, 1 from `end` on."""
     return min(1.0, max(0, step - begin) / max(1, end - begin))
+
+
+def exhausted(measured: Sequence[tuple[int, float]], patience: int, every: int) -> bool:
+    """Whether the last `patience` measurements have all failed to give a new lowest loss.
+
+    measured  (step, held-out loss) in the order of the steps
+    every     only steps that it divides count: when else is measured depends on the machine's settings, and must not decide
+
+    >>> curve = [(10, 3.0), (15, 1.0), (20, 2.0), (30, 2.5), (40, 2.0)]
+    >>> exhausted(curve, 2, 10), exhausted(curve, 3, 10), exhausted(curve[:-1], 2, 10)
+    (True, False, False)
+    """
+    losses = [loss for step, loss in measured if step % every == 0]
+    if not losses:
+        return False
+    best = losses.index(min(losses))  # the first of equals: no worse is no better
+    return len(losses) - 1 - best >= patience

@@ -9,8 +9,7 @@ import pytest
 from tuner.data.packs import Pack
 from tuner.errors import DataError, StageError
 from tuner.train.monitor.anomalies import Place, Watch, refuse_not_finite, refuse_nothing_trained
-from tuner.train.schedule import lr_at
-from tuner.train.stopping import exhausted
+from tuner.train.schedule import exhausted, lr_at
 
 
 def row(step: int, loss: float = 2.0, norm: float = 1.0, lr: float = 1e-4, targets: int = 50) -> dict[str, Any]:
