@@ -67,7 +67,8 @@ def stage(data: Path, tokenizer: str, out: Path, workers: int | str = "auto") ->
     import yaml
 
     from tuner.config.build import freeze
-    from tuner.pipeline.stage import Context, Input, View
+    from tuner.config.view import View
+    from tuner.pipeline.stage import Context, Input
     from tuner.stages import tokenize
 
     chat = yaml.safe_load((ROOT / "conf/model/chat/chatml.yaml").read_text(encoding="utf-8"))

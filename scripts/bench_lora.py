@@ -26,11 +26,12 @@ from transformers.utils import logging
 
 from tuner.api import run
 from tuner.config.compose import compose
+from tuner.config.view import View
 from tuner.data.packs import Packs
 from tuner.kernels import attention
 from tuner.models.attention_needs import needs
 from tuner.models.load import load_model
-from tuner.pipeline.stage import Context, Input, View
+from tuner.pipeline.stage import Context, Input
 from tuner.train import session
 from tuner.train.evaluate import held_out_loss
 

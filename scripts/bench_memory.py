@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from tuner.config.schema import Algo, Config, Data, Machine, Optim
+from tuner.config.view import View
 from tuner.data.packs import Pack
 from tuner.estimate.memory import Memory, Work, estimate
-from tuner.pipeline.stage import View
 
 LLAMA = {"model_type": "llama", "max_position_embeddings": 32768, "rms_norm_eps": 1e-5}
 GEOMETRIES: dict[str, dict[str, Any]] = {

@@ -26,7 +26,8 @@ from bench_plain import ALGOS, ALPHA, BETAS, CLIP, DECAY, EPS, RANK, WARMUP, Set
 from transformers.utils import logging
 
 from tuner.config.schema import Algo, Config, Data, Machine, Optim
-from tuner.pipeline.stage import Context, Input, View
+from tuner.config.view import View
+from tuner.pipeline.stage import Context, Input
 from tuner.train import session
 
 SEEDS = (0, 1, 2)

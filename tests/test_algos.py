@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tuner.config.compose import compose
 from tuner.config.lora_init import alpha_of
 from tuner.config.schema import Config
+from tuner.config.view import View
 from tuner.errors import ConfigError
 from tuner.models.checkpoint.files import ADAPTER_FILES
-from tuner.pipeline.stage import View
 from tuner.stages.train import STAGE
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import REPO, environment
 from tuner.config.schema import Config
-from tuner.pipeline.stage import leaves
+from tuner.config.view import leaves
 from tuner.stages import STAGES
 
 FLOORS = [

@@ -15,9 +15,10 @@ from tests.conftest import ROWS, Tuner, environment, linked, write_rows
 from tests.models.tiny import CHATML
 from tuner.cli.preview import places, preview
 from tuner.config.schema import Config, Data, Machine, Model, Part
+from tuner.config.view import View
 from tuner.data.packs import Packs
 from tuner.errors import ConfigError, DataError
-from tuner.pipeline.stage import Context, Input, View
+from tuner.pipeline.stage import Context, Input
 from tuner.stages import fetch_data, tokenize
 
 Show = Callable[..., str]

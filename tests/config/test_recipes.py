@@ -7,8 +7,8 @@ import pytest
 from tuner.config.compose import check_directory, compose
 from tuner.config.recipes import documentation, read_recipe, write_recipe
 from tuner.config.schema import Config
+from tuner.config.view import leaves
 from tuner.errors import ConfigError
-from tuner.pipeline.stage import leaves
 
 
 def test_a_copy_composes_to_the_same_config(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_map_only
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from tuner.config.schema import Algo, Config, Optim
+from tuner.config.view import View
 from tuner.estimate.memory import NF4, WORKSPACE, Memory, Work, estimate
 from tuner.estimate.what_fits import GIB, changes, plain, ways
-from tuner.pipeline.stage import View
 from tuner.train.batch import Batch
 from tuner.train.loss import summed_loss
 from tuner.train.preflight.memory import set_recompute

@@ -11,12 +11,13 @@ import pytest
 
 from tuner.config.fields import identity
 from tuner.config.schema import Algo, Config, Data, Machine, Model, Optim
+from tuner.config.view import View, inputs
 from tuner.errors import StageError
 from tuner.pipeline.execute import execute
 from tuner.pipeline.plan import plan
 from tuner.pipeline.reasons import differences
 from tuner.pipeline.run import Run, run_digest, run_name, store_of
-from tuner.pipeline.stage import Context, Stage, View, inputs
+from tuner.pipeline.stage import Context, Stage
 from tuner.store.artifacts import digest
 
 

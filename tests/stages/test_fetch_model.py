@@ -14,8 +14,8 @@ from tests.models.checkpoint.held import write_fp8
 from tests.models.tiny import write_tiny
 from tests.stages.support import run
 from tuner.config.schema import Config, Model
+from tuner.config.view import View
 from tuner.errors import ConfigError, DataError
-from tuner.pipeline.stage import View
 from tuner.stages.fetch_model import STAGE
 
 

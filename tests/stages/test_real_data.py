@@ -11,9 +11,10 @@ import yaml
 
 from tests.conftest import REPO, SHARED
 from tuner.config.build import freeze
+from tuner.config.view import View
 from tuner.data.packs import Packs
 from tuner.data.tokenizer.load import load_vocabulary
-from tuner.pipeline.stage import Context, Input, View
+from tuner.pipeline.stage import Context, Input
 from tuner.stages import tokenize
 
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared beside the repository")

@@ -8,12 +8,13 @@ import pytest
 import yaml
 
 from tuner.config.schema import Chat, Config, Data, Machine, Model, Part
+from tuner.config.view import View
 from tuner.data import packs as tokens
 from tuner.data.chat import template
 from tuner.data.tokenize import documents as prepare
 from tuner.data.tokenizer import load as tokenizer
 from tuner.errors import DataError
-from tuner.pipeline.stage import Context, Input, View
+from tuner.pipeline.stage import Context, Input
 from tuner.stages import fetch_data, tokenize
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tuner.config.schema import Algo, Config, Data, Machine, Optim
+from tuner.config.view import View
 from tuner.data.packs import Pack, Packs, write_packs
-from tuner.pipeline.stage import Context, Input, View
+from tuner.pipeline.stage import Context, Input
 
 VOCABULARY, LENGTH = 6400, 48
 

@@ -19,10 +19,11 @@ from transformers import AutoModelForCausalLM
 
 from tests.train.conftest import make_pack
 from tuner.config.schema import Config, Convert, Train
+from tuner.config.view import View
 from tuner.data.packs import Packs, write_packs
 from tuner.errors import ConfigError, DataError, Interrupted, StageError
 from tuner.models.load import load_model
-from tuner.pipeline.stage import Context, View
+from tuner.pipeline.stage import Context
 from tuner.stages.train import STAGE
 from tuner.train import session
 from tuner.train.batch import collate, count_targets

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tuner.config.schema import Config
+from tuner.config.view import leaves
 from tuner.errors import ConfigError, StoreError
 from tuner.files import read_json, write_text
 from tuner.pipeline.run import Run, differing_fields
-from tuner.pipeline.stage import leaves
 from tuner.report.comparison import Differing, Side, gather
 from tuner.stages import STAGES
 from tuner.store.artifacts import Store

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tuner.config.schema import Config
+from tuner.config.view import View
 from tuner.errors import Stopped
 from tuner.estimate import disk as budget
 from tuner.estimate import training
@@ -12,7 +13,6 @@ from tuner.estimate.model_size import model_shapes
 from tuner.files import read_json
 from tuner.pipeline.plan import Step
 from tuner.pipeline.run import Run, store_of
-from tuner.pipeline.stage import View
 from tuner.report.page import printable, stands_on
 
 MEMORY = "GPU memory"

@@ -7,10 +7,10 @@ from pathlib import Path
 from tuner.api import execute_config, to_stderr
 from tuner.cli.plan_text import plan_json, plan_text, summary
 from tuner.config.schema import Config
+from tuner.config.view import View
 from tuner.pipeline.plan import plan
 from tuner.pipeline.rerun import rerun, to_talk_with
 from tuner.pipeline.run import Run, store_of
-from tuner.pipeline.stage import View
 from tuner.stages import STAGES, fetch_model, tokenize
 from tuner.stages.fetch_data import notes, parts
 

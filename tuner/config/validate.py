@@ -11,9 +11,9 @@ from typing import Any
 
 from tuner.config import deepspeed, lora_init
 from tuner.config.schema import Algo, Chat, Config, Data, Model, Part
+from tuner.config.view import leaves
 from tuner.errors import ConfigError, nearest
 from tuner.hub.lockfile import HUBS
-from tuner.pipeline.stage import leaves
 
 UNTIL = ("fetch", "tokenize", "train", "convert", "merge", "evaluate")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuner.config.schema import Algo, Config
+from tuner.config.view import View, inputs
 from tuner.data.sampler import Order, plan_order
 from tuner.errors import StoreError
 from tuner.estimate.memory import MOMENTS as ON_A_GPU
@@ -18,7 +19,6 @@ from tuner.estimate.model_size import Shapes, model_shapes, trainable
 from tuner.files import bytes_under
 from tuner.pipeline.plan import Step
 from tuner.pipeline.run import store_of
-from tuner.pipeline.stage import View, inputs
 from tuner.store.artifacts import digest
 
 BYTES_A_TOKEN = 4

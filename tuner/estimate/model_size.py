@@ -10,6 +10,7 @@ from math import prod
 from typing import Any
 
 from tuner.config.schema import Algo, Model
+from tuner.config.view import View
 from tuner.errors import DataError
 from tuner.estimate.memory import trained
 from tuner.files import bytes_under, read_json
@@ -18,7 +19,6 @@ from tuner.models.checkpoint import quantised
 from tuner.models.checkpoint.files import TEXT
 from tuner.models.checkpoint.headers import read_header
 from tuner.pipeline.plan import Step
-from tuner.pipeline.stage import View
 
 VOCABULARY = 75
 """bytes of the tokenizer's files for each row of the embedding, before they are here: from 45 (SmolLM2) to 85 (Gemma 2)"""

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tuner.config.schema import Config
+from tuner.config.view import View
 from tuner.errors import ConfigError, Interrupted, StageError, StoreError
 from tuner.files import disk_full
 from tuner.hardware.cuda_driver import trouble
@@ -24,7 +25,7 @@ from tuner.launch.members import ranks_for
 from tuner.pipeline.inherit import keep_links
 from tuner.pipeline.plan import Step, fault, made_from, plan, requested, trained
 from tuner.pipeline.run import Run, store_of
-from tuner.pipeline.stage import Context, Input, Stage, View
+from tuner.pipeline.stage import Context, Input, Stage
 from tuner.store.artifacts import Artifact, Store
 
 LIBRARIES = ("tuner", "torch", "transformers", "tokenizers", "peft", "bitsandbytes", "safetensors", "pyarrow", "numpy")

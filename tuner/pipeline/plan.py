@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuner.config.schema import Config
+from tuner.config.view import View, inputs
 from tuner.errors import TunerError
 from tuner.files import read_json
 from tuner.hub.lockfile import commits, made
 from tuner.pipeline.reasons import Ancestor, ancestor, why
 from tuner.pipeline.run import Run
-from tuner.pipeline.stage import Input, Pick, Stage, View, inputs
+from tuner.pipeline.stage import Input, Pick, Stage
 from tuner.store.artifacts import Artifact, Store, canonical, content_digest, digest
 
 State = Literal["done", "continue", "run", "wait", "part", "skip"]

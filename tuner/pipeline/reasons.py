@@ -11,9 +11,10 @@ from typing import Any
 
 from tuner.config.fields import UNSET
 from tuner.config.schema import Config
+from tuner.config.view import View, leaves
 from tuner.files import read_json
 from tuner.pipeline.run import Run
-from tuner.pipeline.stage import Stage, View, leaves
+from tuner.pipeline.stage import Stage
 from tuner.store.artifacts import Artifact, Store
 
 MISSING = object()

@@ -10,12 +10,12 @@ from tuner.config.build import freeze, thaw
 from tuner.config.compose import compose
 from tuner.config.overrides import GROUPS
 from tuner.config.schema import Config
+from tuner.config.view import leaves
 from tuner.errors import ConfigError, TunerError, nearest
 from tuner.pipeline.execute import execute
 from tuner.pipeline.inherit import load
 from tuner.pipeline.plan import named, plan, recalled, trained
 from tuner.pipeline.run import Run, run_digest, run_name, store_of
-from tuner.pipeline.stage import leaves
 from tuner.stages import STAGES
 
 BEFORE = trained(STAGES)

@@ -19,8 +19,8 @@ import yaml
 
 from tuner.config.build import freeze, thaw
 from tuner.config.schema import Config
+from tuner.config.view import leaves
 from tuner.errors import ConfigError, nearest
-from tuner.pipeline.stage import leaves
 from tuner.store import references
 from tuner.store.artifacts import Store, digest, key_of
 

@@ -1,40 +1,17 @@
-"""The contract of a stage, and the view of the config that a stage gets.
+"""The contract of a stage.
 
 A stage is a function from a config and the artifacts before it to files in one directory. It declares what decides those
 files; everything else (whether to run, where, locking, publishing) is the pipeline's.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tuner.config.fields import Role
 from tuner.config.schema import Config
+from tuner.config.view import View
 from tuner.hub.lockfile import Pin
-
-
-class View:
-    """The config as one stage may read it: any field that was not declared for the stage raises."""
-
-    __slots__ = ("_node", "_path", "_stage")
-
-    def __init__(self, node: Any, stage: str, path: str = "") -> None:
-        self._node, self._stage, self._path = node, stage, path
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._node, name)
-        path = f"{self._path}{name}"
-        if is_dataclass(value):
-            return View(value, self._stage, f"{path}.")
-        if nodes(value):
-            return tuple(View(node, self._stage, f"{path}.{i}.") for i, node in enumerate(value))
-        role = next((f.metadata["role"] for f in fields(self._node) if f.name == name and "role" in f.metadata), None)
-        if role is not None and self._stage not in role.stages | role.seen_by:
-            raise AttributeError(
-                f"{path} is not declared for the stage {self._stage}; declare it in tuner/config/schema.py, so that it enters the fingerprint"
-            )
-        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,35 +130,3 @@ class Stage:
     """whether it is wanted for its own sake: built even if no later stage needs it"""
     journal: tuple[str, ...] = field(default=())
     """patterns of files that record how it went: kept and verified, but not part of the content's digest"""
-
-
-def nodes(value: Any) -> bool:
-    """Whether a field holds a list of nodes, as `data.parts` does."""
-    return isinstance(value, tuple) and bool(value) and all(is_dataclass(item) for item in value)
-
-
-def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Role, Any]]:
-    """All fields of a config tree as (dotted path, role, value).
-
-    >>> [path for path, role, _ in leaves(Config()) if path.startswith("algo.optim.")][:2]
-    ['algo.optim.name', 'algo.optim.lr']
-    """
-    for f in fields(node):
-        value = getattr(node, f.name)
-        if is_dataclass(value):
-            yield from leaves(value, f"{path}{f.name}.")
-        elif nodes(value):
-            for i, item in enumerate(value):
-                yield from leaves(item, f"{path}{f.name}.{i}.")
-        elif "role" in f.metadata:  # an empty list of nodes has none
-            yield f"{path}{f.name}", f.metadata["role"], value
-
-
-def inputs(config: Config, stage: str) -> dict[str, Any]:
-    """The identity fields that enter `stage`, by dotted path; fields at their left-out value stay out."""
-    return {path: value for path, role, value in leaves(config) if role.kind == "identity" and stage in role.stages and value != role.left_out}
-
-
-def identity_of(view: View) -> dict[str, Any]:
-    """The identity fields that enter the view's own stage, by dotted path: what decides its result."""
-    return inputs(view._node, view._stage)

@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.pipeline.stage import Context, Stage, View
+from tuner.config.view import View
+from tuner.pipeline.stage import Context, Stage
 from tuner.stages.train import sources
 
 if TYPE_CHECKING:

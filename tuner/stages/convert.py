@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from tuner.config.schema import Config
+from tuner.config.view import View
 from tuner.errors import ConfigError, StageError
 from tuner.files import link_or_copy
 from tuner.models.layouts import family
-from tuner.pipeline.stage import Choice, Context, Pick, Stage, View
+from tuner.pipeline.stage import Choice, Context, Pick, Stage
 from tuner.stages.train import adopt
 from tuner.train.checkpoints import steps
 

@@ -6,8 +6,9 @@ An adapter is merged in memory, to the very weights that merge would write: no m
 import json
 from typing import Any
 
+from tuner.config.view import View
 from tuner.models.checkpoint.files import ADAPTER_FILES
-from tuner.pipeline.stage import Context, Stage, View
+from tuner.pipeline.stage import Context, Stage
 from tuner.report import page
 from tuner.stages import baseline
 

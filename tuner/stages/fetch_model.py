@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.config.schema import Config
+from tuner.config.view import View
 from tuner.data.chat import choice
 from tuner.errors import ConfigError, DataError, nearest
 from tuner.hub import lockfile
@@ -19,7 +20,7 @@ from tuner.hub.lockfile import HUBS, Pin
 from tuner.models.checkpoint import files, quantised, unquantised
 from tuner.models.checkpoint.quantised import Found
 from tuner.models.layouts import family
-from tuner.pipeline.stage import Context, Settled, Stage, View
+from tuner.pipeline.stage import Context, Settled, Stage
 
 GGUF, PICKLE, NEW_TOKENS = 1, 1, 1
 """bumped when the same files would be rewritten as other bytes"""

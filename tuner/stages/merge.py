@@ -4,11 +4,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tuner.config.view import View
 from tuner.errors import ConfigError
 from tuner.files import link_or_copy
 from tuner.models.checkpoint.files import SETTINGS, TEXT, read_config, weight_files
 from tuner.models.layouts import family
-from tuner.pipeline.stage import Context, Stage, View
+from tuner.pipeline.stage import Context, Stage
 from tuner.stages.convert import keep_aside
 
 MERGE = {"lora": 1, "none": 1}

@@ -7,11 +7,12 @@ from typing import Any
 
 from tuner.config.build import freeze
 from tuner.config.schema import Config
+from tuner.config.view import View
 from tuner.data.formats import rows
 from tuner.data.tokenize import packing
 from tuner.errors import DataError
 from tuner.models.checkpoint.files import TOKENIZERS
-from tuner.pipeline.stage import Context, Stage, View
+from tuner.pipeline.stage import Context, Stage
 from tuner.stages.fetch_data import check_columns, owner, parts, shape_of
 
 CHAT, PACKS, PREPARE = 4, 1, 3

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from tuner.config import lora_init
+from tuner.config.view import View
 from tuner.errors import ConfigError
 from tuner.models.checkpoint.files import ADAPTER_FILES
-from tuner.pipeline.stage import Context, Growth, Stage, View
+from tuner.pipeline.stage import Context, Growth, Stage
 from tuner.train.checkpoints import steps
 
 PIECES = {"order": 2, "schedule": 2, "loss": 1}

@@ -18,13 +18,14 @@ from typing import Any
 from tuner.config import deepspeed
 from tuner.config.build import freeze
 from tuner.config.schema import Config
+from tuner.config.view import View
 from tuner.errors import Interrupted, StoreError, TunerError
 from tuner.files import disk_full
 from tuner.hardware.optional_imports import OPTIMIZERS, spare
 from tuner.launch import channel_client
 from tuner.launch.channel_client import Leash
 from tuner.pipeline.run import Run
-from tuner.pipeline.stage import Context, Input, Stage, View
+from tuner.pipeline.stage import Context, Input, Stage
 from tuner.stages import STAGES
 
 PR_SET_PDEATHSIG = 1

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from tuner.config import deepspeed
+from tuner.config.view import View
 from tuner.errors import ConfigError
 from tuner.files import read_json, write_json
 from tuner.hardware.cpu import cores
 from tuner.models.load import resolve_device
-from tuner.pipeline.stage import View
 from tuner.train.checkpoints import steps
 
 

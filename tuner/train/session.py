@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tuner.config.view import View, identity_of
 from tuner.data.packs import Pack, Packs
 from tuner.data.sampler import AUTO_TOKENS, Order, plan_order
 from tuner.errors import ConfigError, DataError
@@ -17,7 +18,7 @@ from tuner.models.finite import cause
 from tuner.models.load import DTYPES, compute_dtype
 from tuner.models.lora.add import trainable
 from tuner.models.recurrence import carries
-from tuner.pipeline.stage import Context, View, identity_of
+from tuner.pipeline.stage import Context
 from tuner.report.page import stands_on
 from tuner.train import auto_settings as facts_of
 from tuner.train.batch import count_targets

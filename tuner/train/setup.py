@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from tuner.config import deepspeed, lora_init
+from tuner.config.view import View
 from tuner.data.packs import Pack
 from tuner.errors import ConfigError, DataError
 from tuner.estimate import flops
@@ -19,7 +20,6 @@ from tuner.models.load import DTYPES, load_model
 from tuner.models.lora.add import adapter_config, add_lora, layers, load_adapter, trainable, write_initial
 from tuner.models.new_tokens import token_ids
 from tuner.models.recurrence import carries
-from tuner.pipeline.stage import View
 from tuner.train import optimizers
 from tuner.train.batch import count_targets
 from tuner.train.checkpoints import steps

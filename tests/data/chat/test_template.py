@@ -12,12 +12,12 @@ from tokenizers import Tokenizer
 
 from tests.data.chat.shapes import ALL, CHATML, GLM, HERMES, LAST, LLAMA3, MISTRAL, SHAPES, B, E, conversations
 from tuner.config.schema import Chat, Config
+from tuner.config.view import View
 from tuner.data.chat.encode import Batch
 from tuner.data.chat.template import VERSION, Template, compile_template
 from tuner.data.conversation import Call, Conversation, Message
 from tuner.data.tokenizer.load import Vocabulary, load_vocabulary
 from tuner.errors import ConfigError, DataError
-from tuner.pipeline.stage import View
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TOOL = {"type": "function", "function": {"name": "look", "description": "looks", "parameters": {"type": "object"}}}

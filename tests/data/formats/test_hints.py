@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from tests.data.formats.test_formats import A, U, brief, said
 from tuner.config.compose import compose
+from tuner.config.view import View
 from tuner.data.conversation import Conversation, RowError, Text
 from tuner.data.formats import hints, rows
 from tuner.data.formats import vocabulary as known
 from tuner.data.formats.rows import Shape
 from tuner.data.formats.ways import SPOKEN
-from tuner.pipeline.stage import View
 from tuner.stages.fetch_data import shape_of
 
 

@@ -10,11 +10,11 @@ import yaml
 
 from tuner.config.compose import compose
 from tuner.config.schema import Config, Data
+from tuner.config.view import View
 from tuner.data.conversation import Call, Conversation, Message, Sample, Text, with_system
 from tuner.data.files import read as files
 from tuner.data.files import splits
 from tuner.data.formats import rows
-from tuner.pipeline.stage import View
 from tuner.stages.fetch_data import shape_of
 
 FOLDER = Path(__file__).parents[3] / "conf" / "data"

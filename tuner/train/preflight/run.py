@@ -9,6 +9,7 @@ import torch
 
 from tuner.config import lora_init
 from tuner.config.schema import Algo
+from tuner.config.view import identity_of
 from tuner.data.chat.template import compile_template
 from tuner.data.packs import Pack, Packs
 from tuner.data.tokenizer.load import load_vocabulary
@@ -19,7 +20,7 @@ from tuner.files import read_json
 from tuner.models.checkpoint.companions import spoken
 from tuner.models.checkpoint.files import weight_files
 from tuner.models.geometry import Geometry
-from tuner.pipeline.stage import Context, identity_of
+from tuner.pipeline.stage import Context
 from tuner.train.batch import Alone
 from tuner.train.distributed import World
 from tuner.train.engine import Engine
