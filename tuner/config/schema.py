@@ -9,6 +9,10 @@ from typing import Any, Literal
 from tuner.config.fields import UNSET, identity, neutral, place
 
 TEXT_STAGES = ("tokenize", "convert", "baseline", "evaluate")
+HUBS = {"hub": "main", "modelscope": "master"}
+"""values of model.source and data.source that are hubs, and the branch that each takes where none is named"""
+BITSANDBYTES = frozenset({"adamw_8bit", "paged_adamw", "paged_adamw_8bit"})
+"""values of algo.optim.name that bitsandbytes computes"""
 
 
 def of_text(*, default: Any, left_out: Any = UNSET) -> Any:

@@ -10,10 +10,9 @@ from dataclasses import fields
 from typing import Any
 
 from tuner.config import deepspeed, lora_init
-from tuner.config.schema import Algo, Chat, Config, Data, Model, Part
+from tuner.config.schema import HUBS, Algo, Chat, Config, Data, Model, Part
 from tuner.config.view import leaves
 from tuner.errors import ConfigError, nearest
-from tuner.hub.lockfile import HUBS
 
 UNTIL = ("fetch", "tokenize", "train", "convert", "merge", "evaluate")
 

@@ -3,9 +3,6 @@
 import logging
 import sys
 
-OPTIMIZERS = frozenset({"adamw_8bit", "paged_adamw", "paged_adamw_8bit"})
-"""values of algo.optim.name that bitsandbytes computes"""
-
 
 def spare(*, bitsandbytes: bool, deepspeed: bool) -> None:
     """Import bitsandbytes and DeepSpeed only where they are needed, and a hub's kernels never.

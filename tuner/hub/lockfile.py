@@ -15,14 +15,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tuner.config.schema import HUBS
 from tuner.errors import ConfigError
 from tuner.files import write_text
 
 VERSION = 1
 OF_A_MODEL = ("layout", "quantised", "template")
 """what an entry may say of a model besides"""
-HUBS = {"hub": "main", "modelscope": "master"}
-"""the sources that are hubs, and the branch that each takes where none is named"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from tuner.config.schema import HUBS
 from tuner.config.view import View
 from tuner.data.conversation import Conversation, Label, LeftOut, Preference, RowError, Sample, Text
 from tuner.data.files import locate as sources
@@ -18,7 +19,7 @@ from tuner.data.formats import hints, rows
 from tuner.data.survey import look as survey
 from tuner.errors import ConfigError, DataError, nearest
 from tuner.hub import lockfile
-from tuner.hub.lockfile import HUBS, Pin
+from tuner.hub.lockfile import Pin
 from tuner.pipeline.stage import Context, Stage
 
 OWNED = re.compile(r"p(\d{2,})-|held_out-")

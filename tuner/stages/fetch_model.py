@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tuner.config.schema import Config
+from tuner.config.schema import HUBS, Config
 from tuner.config.view import View
 from tuner.data.chat import choice
 from tuner.errors import ConfigError, DataError, nearest
 from tuner.hub import lockfile
-from tuner.hub.lockfile import HUBS, Pin
+from tuner.hub.lockfile import Pin
 from tuner.models.checkpoint import files, quantised, unquantised
 from tuner.models.checkpoint.quantised import Found
 from tuner.models.layouts import family

@@ -17,11 +17,11 @@ from typing import Any
 
 from tuner.config import deepspeed
 from tuner.config.build import freeze
-from tuner.config.schema import Config
+from tuner.config.schema import BITSANDBYTES, Config
 from tuner.config.view import View
 from tuner.errors import Interrupted, StoreError, TunerError
 from tuner.files import disk_full
-from tuner.hardware.optional_imports import OPTIMIZERS, spare
+from tuner.hardware.optional_imports import spare
 from tuner.launch import channel_client
 from tuner.launch.channel_client import Leash
 from tuner.pipeline.run import Run
@@ -116,7 +116,7 @@ def spare_imports(config: Config, stage: str, processes: int) -> None:
     """Keep what this stage does not need from being imported."""
     algo, trains = config.algo, stage == "train"
     spare(
-        bitsandbytes=algo.quant != "none" or (trains and algo.optim.name in OPTIMIZERS),
+        bitsandbytes=algo.quant != "none" or (trains and algo.optim.name in BITSANDBYTES),
         deepspeed=trains and deepspeed.resolve(config.machine, algo, processes=processes).engine == "deepspeed",
     )
 

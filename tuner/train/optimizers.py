@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch.optim import Optimizer
 
+from tuner.config.schema import BITSANDBYTES
 from tuner.errors import ConfigError
-from tuner.hardware.optional_imports import OPTIMIZERS
 
 B = re.compile(r"\.lora_(embedding_)?B\.")
 """the second matrix of an adapter, in PEFT's names"""
@@ -86,7 +86,7 @@ def build(
         if outer:
             parts.append(torch.optim.AdamW(outer, lr=0.0, betas=betas, eps=eps, fused=fused))
         return joined(parts)
-    if optim.name in OPTIMIZERS:
+    if optim.name in BITSANDBYTES:
         from bitsandbytes.optim import AdamW
 
         paged, bits = optim.name.startswith("paged"), 8 if optim.name.endswith("8bit") else 32
@@ -107,7 +107,7 @@ def groups(named: Mapping[str, torch.nn.Parameter], *, weight_decay: float, lora
 
 def require(name: str, device: torch.device) -> None:
     """Raise ConfigError where the optimizer called `name` can't run on `device`."""
-    if name not in OPTIMIZERS:
+    if name not in BITSANDBYTES:
         return
     if find_spec("bitsandbytes") is None:
         raise ConfigError(f"algo.optim.name={name} is computed by bitsandbytes, which is not installed here: pip install 'tuner[qlora]'")
