@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from tuner.config import deepspeed
 from tuner.config.deepspeed import Case, nearest_legal, problem, processes, resolve
 from tuner.config.schema import Algo, Machine, Optim
 from tuner.errors import ConfigError
+from tuner.train.deepspeed.settings import deepspeed_json, read_own
 
 CASE = Case(
     engine="deepspeed", processes=1, zero=0, offload="none", offload_path=None, sequence_parallel=1, own_json=False, quant="none", optimizer="adamw", dora=False,
@@ -33,7 +33,7 @@ EVERY = [Case(**dict(zip(GRID, values, strict=True))) for values in itertools.pr
 
 
 def make(case: Case, **more: Any) -> dict[str, Any]:
-    return deepspeed.settings(case, device="cuda", trainable=10**9, hidden=4096, largest=10**8, **more)
+    return deepspeed_json(case, device="cuda", trainable=10**9, hidden=4096, largest=10**8, **more)
 
 
 def test_the_grid_has_every_field() -> None:
@@ -169,7 +169,7 @@ DISTINCT = {(case.zero, case.offload, case.offload_path): case for case in EVERY
 def test_deepspeed_takes_the_json_and_fills_in_nothing(case: Case, device: str) -> None:
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    made = deepspeed.settings(case, device=device, trainable=1001, hidden=64, largest=999)
+    made = deepspeed_json(case, device=device, trainable=1001, hidden=64, largest=999)
     assert json.loads(json.dumps(made)) == made
     assert '"auto"' not in json.dumps(made)
     config = DeepSpeedConfig(made)
@@ -186,7 +186,7 @@ def test_deepspeed_takes_the_json_and_fills_in_nothing(case: Case, device: str) 
 
 def test_buckets_follow_the_model() -> None:
     small, large = (
-        deepspeed.settings(replace(CASE, zero=3), device="cuda", trainable=n, hidden=h, largest=1) for n, h in ((10**6, 2048), (10**10, 8192))
+        deepspeed_json(replace(CASE, zero=3), device="cuda", trainable=n, hidden=h, largest=1) for n, h in ((10**6, 2048), (10**10, 8192))
     )
     assert small["zero_optimization"]["reduce_bucket_size"] == 10**6  # no more than there is to reduce
     assert large["zero_optimization"]["reduce_bucket_size"] == 8192**2
@@ -195,7 +195,7 @@ def test_buckets_follow_the_model() -> None:
 
 def test_only_the_gpu_overlaps_and_pins() -> None:
     for device in ("cpu", "cuda"):
-        section = deepspeed.settings(replace(CASE, zero=3, offload="all"), device=device, trainable=9, hidden=9, largest=9)["zero_optimization"]
+        section = deepspeed_json(replace(CASE, zero=3, offload="all"), device=device, trainable=9, hidden=9, largest=9)["zero_optimization"]
         assert section["overlap_comm"] == section["offload_optimizer"]["pin_memory"] == section["offload_param"]["pin_memory"] == (device == "cuda")
 
 
@@ -223,7 +223,7 @@ def test_an_own_json_is_merged_over(tmp_path: Path) -> None:
         ),
         encoding="utf-8",
     )
-    plain, merged = (make(replace(CASE, zero=2), own=own) for own in (None, deepspeed.read_own(str(tmp_path / "own.json"))))
+    plain, merged = (make(replace(CASE, zero=2), own=own) for own in (None, read_own(str(tmp_path / "own.json"))))
     expected = json.loads(json.dumps(plain)) | {"wall_clock_breakdown": True, "comms_logger": {"enabled": False}}
     expected["zero_optimization"]["reduce_bucket_size"] = 1000
     assert merged == expected
@@ -253,4 +253,4 @@ def test_a_file_that_is_no_json_is_told(tmp_path: Path, text: str | None, said: 
     if text is not None:
         (tmp_path / "own.json").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=said):
-        deepspeed.read_own(str(tmp_path / "own.json"))
+        read_own(str(tmp_path / "own.json"))

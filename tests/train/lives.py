@@ -22,6 +22,7 @@ from tuner.train.batch import Batch, collate, count_targets
 from tuner.train.checkpoints import sharded, steps
 from tuner.train.checkpoints.save import Saver
 from tuner.train.deepspeed.engine import ZeroEngine
+from tuner.train.deepspeed.settings import deepspeed_json
 from tuner.train.distributed import World, alone
 from tuner.train.engine import Engine, State, TorchEngine, trained
 from tuner.train.optimizers import build, ends
@@ -175,7 +176,7 @@ def make_settings(stage: int, world: World, offload: str = "none", device: str =
     case = deepspeed.resolve(machine, Algo(optim=OPTIM), processes=world.size)
     assert deepspeed.problem(case) is None
     own = {"zero_optimization": {"sub_group_size": 10**6}} if disk else None  # several groups even of a small model
-    return deepspeed.settings(case, device=device, trainable=10**6, hidden=HIDDEN, largest=10**6, own=own)
+    return deepspeed_json(case, device=device, trainable=10**6, hidden=HIDDEN, largest=10**6, own=own)
 
 
 def true_life(adapter: str, hidden: int = HIDDEN) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def build_engine(config: View, model: Any, world: World, compute: torch.dtype, f
         return TorchEngine(model, optimizer, autocast=autocast, label_smoothing=algo.label_smoothing, noise=noise)
     from tuner.train.deepspeed import sequence_parallel
     from tuner.train.deepspeed.engine import ZeroEngine
+    from tuner.train.deepspeed.settings import deepspeed_json, read_own
 
     shared = machine.sequence_parallel
     if shared > 1:
@@ -95,9 +96,9 @@ def build_engine(config: View, model: Any, world: World, compute: torch.dtype, f
 
     case = deepspeed.resolve(machine, algo, processes=world.size)
     hidden = model.config.get_text_config().hidden_size
-    settings = deepspeed.settings(
+    settings = deepspeed_json(
         case, device=world.device.type, trainable=trainable(model), hidden=hidden, largest=max(p.numel() for p in model.parameters()),
-        own=deepspeed.read_own(machine.deepspeed) if machine.deepspeed else None,
+        own=read_own(machine.deepspeed) if machine.deepspeed else None,
     )  # fmt: skip
     engine = ZeroEngine(
         model, world=world, settings=settings, optim=algo.optim, lora_plus=algo.lora_plus, autocast=autocast, label_smoothing=algo.label_smoothing,

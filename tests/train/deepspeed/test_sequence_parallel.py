@@ -19,7 +19,7 @@ from transformers import (
 
 from tests.train.conftest import make_pack
 from tests.train.ranks import in_processes
-from tuner.config import deepspeed as zero
+from tuner.config.deepspeed import resolve
 from tuner.config.schema import Algo, Machine, Optim
 from tuner.data.packs import Packs
 from tuner.errors import ConfigError
@@ -31,6 +31,7 @@ from tuner.train.batch import Batch, collate, empty_batch
 from tuner.train.deepspeed import sequence_parallel
 from tuner.train.deepspeed.engine import ZeroEngine
 from tuner.train.deepspeed.sequence_parallel import misfit, refuse, shard
+from tuner.train.deepspeed.settings import deepspeed_json
 from tuner.train.distributed import World
 from tuner.train.loss import summed_loss
 
@@ -77,13 +78,13 @@ def shared(world: World, given: dict[str, Any]) -> dict[str, Any]:
     made = {}
     for name in given["names"]:
         model = make_model(name)
-        case = zero.resolve(
+        case = resolve(
             Machine(engine="deepspeed", processes=world.size, zero=given["zero"], sequence_parallel=world.size),
             Algo(adapter="none"),
             processes=world.size,
         )
         count = sum(p.numel() for p in model.parameters())
-        settings = zero.settings(case, device="cpu", trainable=count, hidden=32, largest=2048)
+        settings = deepspeed_json(case, device="cpu", trainable=count, hidden=32, largest=2048)
         engine = ZeroEngine(model, world=world, settings=settings, optim=Optim(lr=1e-3))
         sequence_parallel.install(group)
         if given["recompute"]:

@@ -41,7 +41,7 @@ class ZeroEngine:
     ) -> None:
         """
         model            in train mode, with requires_grad on what trains; the same in all processes, and the engine's own from here on
-        settings         DeepSpeed's JSON, as `tuner.config.deepspeed.settings` makes it
+        settings         DeepSpeed's JSON, as `tuner.train.deepspeed.settings` makes it
         optim            algo.optim
         timeout          seconds that processes wait for each other
         lora_plus, autocast, label_smoothing, noise    as for the torch engine
