@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,6 @@ from tuner.errors import ConfigError, Interrupted
 from tuner.launch.group import Group
 from tuner.launch.hosts import HOME, WORKER
 from tuner.launch.members import Ranks, death, kind_of
-from tuner.pipeline.run import Run
-from tuner.pipeline.stage import Input
 
 STARTERS = {
     "torchrun": ("WORLD_SIZE", "RANK"),
@@ -31,20 +29,31 @@ STARTERS = {
 
 
 def launch(
-    stage: str, config: Config, inputs: Mapping[str, Input], out: Path, run: Path, locks: list[int], gpus: str | None, ranks: Ranks | None = None
+    stage: str,
+    config: Config,
+    inputs: Mapping[str, Any],
+    out: Path,
+    run: Path,
+    *,
+    locks: list[int],
+    gpus: str | None,
+    ranks: Ranks | None = None,
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
     """Run `stage` in a child that holds `locks` and sees the GPUs that CUDA_VISIBLE_DEVICES=`gpus` names; returns its facts.
 
-    With `ranks`, in several that train together. Raises what it raised, or StageError when it died.
+    inputs   what it reads, by stage, as JSON can hold it
+    run      the run's directory
+    ranks    the processes, where several train together
+    log      takes what those say, a line at a time
+
+    Raises what the child raised, or StageError when it died.
     """
     job = {
         "module": WORKER,
         "stage": stage,
         "config": thaw(config),
-        "inputs": {
-            name: {"dir": str(i.dir.absolute()), "files": {n: str(p.absolute()) for n, p in i.files.items()}, "facts": dict(i.facts)}
-            for name, i in inputs.items()
-        },
+        "inputs": inputs,
         "out": str(out.absolute()),
         "run": str(run.absolute()),
     }
@@ -52,7 +61,7 @@ def launch(
     if gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpus
     if ranks:
-        return Group(job, ranks, locks=locks, environ=environment, log=Run(run).log).run()
+        return Group(job, ranks, locks=locks, environ=environment, log=log).run()
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # of whatever started this command; this child trains alone
         environment.pop(name, None)
     child = subprocess.Popen([sys.executable, "-m", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=locks, env=environment)

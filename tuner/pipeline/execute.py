@@ -272,7 +272,8 @@ def _run(step: Step, given: dict[str, Input], out: Path, run: Run, locks: list[i
     if step.stage.child:
         gpus = _gpus(step, say)
         ranks = ranks_for(step.config.machine, gpus, os.environ) if step.stage.several else None
-        return launch(step.stage.name, step.config, given, out, run.dir, locks, gpus, ranks)
+        inputs = {name: source.to_json() for name, source in given.items()}
+        return launch(step.stage.name, step.config, inputs, out, run.dir, locks=locks, gpus=gpus, ranks=ranks, log=run.log)
     context = Context(config=View(step.config, step.stage.name), inputs=given, out=out, say=lambda line: say(f"  {line}"))
     try:
         return step.stage.run(context)

@@ -22,6 +22,18 @@ class Input:
     files: Mapping[str, Path]
     facts: Mapping[str, Any]
 
+    def to_json(self) -> dict[str, Any]:
+        """As another process is told of it."""
+        return {
+            "dir": str(self.dir.absolute()),
+            "files": {name: str(path.absolute()) for name, path in self.files.items()},
+            "facts": dict(self.facts),
+        }
+
+    @classmethod
+    def of_json(cls, told: Mapping[str, Any]) -> "Input":
+        return cls(dir=Path(told["dir"]), files={name: Path(path) for name, path in told["files"].items()}, facts=told["facts"])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Context:

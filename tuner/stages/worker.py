@@ -70,9 +70,7 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
     view = View(config, stage.name)
     if not stage.fetches(view):  # what it reads is there; nothing may be looked up behind its back
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    inputs = {
-        name: Input(dir=Path(i["dir"]), files={n: Path(p) for n, p in i["files"].items()}, facts=i["facts"]) for name, i in job["inputs"].items()
-    }
+    inputs = {name: Input.of_json(told) for name, told in job["inputs"].items()}
     context = Context(config=view, inputs=inputs, out=Path(job["out"]), say=lambda line: write(f"  {line}"))
     result: dict[str, Any]
     try:
