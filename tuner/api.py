@@ -63,7 +63,7 @@ def find(word: str = "last", *, root: str | Path = "outputs") -> Run:
 
 def prepare(overrides: Sequence[str], config_dir: str | Path | None = None) -> Config:
     """The config that the words mean. Raises ConfigError."""
-    return inherit(compose(list(overrides), extra=Path(config_dir) if config_dir else None))
+    return inherit(compose(list(overrides), extra=Path(config_dir) if config_dir else None), STAGES)
 
 
 def execute_config(config: Config, tell: Callable[[str], None], redone: set[str] | None = None) -> Run:

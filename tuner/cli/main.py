@@ -251,8 +251,9 @@ def _on_a_run(line: Line) -> int:
         return stop(runs[0])
     if line.verb == "rename":
         from tuner.pipeline.rerun import relabel
+        from tuner.stages import STAGES
 
-        return relabel(runs[0], line.bare[1:], words)
+        return relabel(runs[0], line.bare[1:], words, STAGES)
     from tuner.cli.verbs import after_training, export_one
 
     if line.verb == "export":

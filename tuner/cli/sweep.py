@@ -47,7 +47,7 @@ def _check_disk(words: list[str], extra: Path | None) -> None:
 
 def of_a_sweep(job: Config) -> Config:
     """A job's config: with what it takes from an earlier run, and without a merged model that nobody asked for."""
-    return inherit(replace(job, merge=replace(job.merge, when="never")) if job.merge.when == "auto" else job)
+    return inherit(replace(job, merge=replace(job.merge, when="never")) if job.merge.when == "auto" else job, STAGES)
 
 
 def _job(verb: str, flags: frozenset[str], redone: set[str], job: Config | ConfigError, overrides: list[str]) -> tuple[str, int, str]:

@@ -63,8 +63,8 @@ def export_one(run: Run, words: Sequence[str], kind: str, out: Path | None, extr
     from tuner.cli.export import Made, check, export
 
     check(kind)
-    source, config, base = to_talk_with(run, words, to_stderr, extra)
-    merge = rerun(source, [], "merge", to_stderr, extra).path("merge") if kind == "model" and config.algo.adapter == "lora" else None
+    source, config, base = to_talk_with(run, words, to_stderr, STAGES, extra)
+    merge = rerun(source, [], "merge", to_stderr, STAGES, extra).path("merge") if kind == "model" and config.algo.adapter == "lora" else None
     made = Made(
         called=run.name, base=base, convert=source.path("convert").resolve(), merge=merge, quant=config.algo.quant, precision=config.algo.precision
     )
@@ -77,6 +77,6 @@ def after_training(verb: str, run: Run, words: Sequence[str], extra: Path | None
     if verb == "chat":
         from tuner.cli.chat import chat
 
-        return chat(*to_talk_with(run, words, to_stderr, extra))
-    print(summary(rerun(run, words, verb, to_stderr, extra)))
+        return chat(*to_talk_with(run, words, to_stderr, STAGES, extra))
+    print(summary(rerun(run, words, verb, to_stderr, STAGES, extra)))
     return 0

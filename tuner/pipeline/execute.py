@@ -22,9 +22,8 @@ from tuner.hub import lockfile as pins_of
 from tuner.hub.lockfile import made
 from tuner.launch.child import launch, refuse_many
 from tuner.launch.members import ranks_for
-from tuner.pipeline.inherit import keep_links
 from tuner.pipeline.plan import Step, fault, made_from, plan, requested, trained
-from tuner.pipeline.run import Run, store_of
+from tuner.pipeline.run import Run, keep_links, store_of
 from tuner.pipeline.stage import Context, Input, Stage
 from tuner.store.artifacts import Artifact, Store
 

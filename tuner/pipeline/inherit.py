@@ -6,18 +6,19 @@ the parent's directory may go.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from tuner.config.schema import Chat, Config
+from tuner.config.view import View
 from tuner.errors import ConfigError
-from tuner.models.checkpoint.files import ADAPTER_FILES
 from tuner.pipeline.plan import Step, plan, recalled
 from tuner.pipeline.run import Run, find_run, store_of
-from tuner.stages import STAGES
+from tuner.pipeline.stage import Stage
 
 
-def inherit(config: Config) -> Config:
+def inherit(config: Config, stages: Sequence[Stage]) -> Config:
     """The config with what it takes from the run that it starts from: where the model lies, the adapter, the chat template.
 
     `model.run` becomes that run's digest, which a renaming does not change. Raises ConfigError when there is no such run, when
@@ -32,8 +33,8 @@ def inherit(config: Config) -> Config:
         )
     _refuse_cycle(parent, Path(config.root))
     theirs = load(parent)
-    theirs = recalled(theirs, STAGES, store_of(theirs), parent)
-    steps = {step.stage.name: step for step in plan(replace(theirs, until="merge"), STAGES, store_of(theirs), parent, pinned=True)}
+    theirs = recalled(theirs, stages, store_of(theirs), parent)
+    steps = {step.stage.name: step for step in plan(replace(theirs, until="merge"), stages, store_of(theirs), parent, pinned=True)}
     adapter, base = None, _made(steps["fetch_model"], parent)
     if theirs.algo.adapter == "none":
         if config.algo.init == "continue":
@@ -43,10 +44,6 @@ def inherit(config: Config) -> Config:
         base = _made(steps["convert"], parent)
     elif config.algo.init == "continue":
         adapter = _made(steps["convert"], parent)
-        if missing := [name for name in ADAPTER_FILES if not (adapter / name).is_file()]:
-            raise ConfigError(
-                f"{adapter} has no {missing[0]}, so there is no adapter to go on with. Make it again: python -m tuner convert {parent.digest}"
-            )
     else:
         base = _made(steps["merge"], parent)
     model = replace(
@@ -58,7 +55,14 @@ def inherit(config: Config) -> Config:
         context=config.model.context or theirs.model.context,
         chat=theirs.model.chat if config.model.chat == Chat() else config.model.chat,
     )
-    return replace(config, model=model)
+    config = replace(config, model=model)
+    if adapter:
+        train = next(stage for stage in stages if stage.name == "train")
+        if missing := [name for name, path in train.sources(View(config, train.name)).items() if not path.is_file()]:
+            raise ConfigError(
+                f"{adapter} has no {missing[0]}, so there is no adapter to go on with. Make it again: python -m tuner convert {parent.digest}"
+            )
+    return config
 
 
 def _made(step: Step, parent: Run) -> Path:
@@ -94,14 +98,3 @@ def load(run: Run) -> Config:
     model = replace(config.model, dir=base or config.model.dir, adapter=adapter or config.model.adapter)
     place = config.store if store is None else None if store == Path(os.path.normpath(root / "store")) else str(store)
     return replace(config, root=str(root), store=place, model=model)
-
-
-def keep_links(config: Config, run: Run) -> None:
-    """Link what the run reads of its parent, so that a clean leaves it alone."""
-    store = store_of(config).root.resolve()
-    for name, place in (("base", config.model.dir), ("adapter", config.model.adapter)):
-        if place and store in Path(place).resolve().parents:
-            with store_of(config).shared([Path(place).name]):
-                run.link(name, Path(place))
-            if not Path(place).is_dir():
-                raise ConfigError(f"{place} was removed just now; run the same command again.")

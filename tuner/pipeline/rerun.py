@@ -16,12 +16,10 @@ from tuner.pipeline.execute import execute
 from tuner.pipeline.inherit import load
 from tuner.pipeline.plan import named, plan, recalled, trained
 from tuner.pipeline.run import Run, run_digest, run_name, store_of
-from tuner.stages import STAGES
-
-BEFORE = trained(STAGES)
+from tuner.pipeline.stage import Stage
 
 
-def with_words(config: Config, words: Sequence[str], extra: Path | None = None) -> Config:
+def with_words(config: Config, words: Sequence[str], stages: Sequence[Stage], extra: Path | None = None) -> Config:
     """A run's config with what the words say of it. Raises ConfigError for a word that decides what was trained."""
     if not words:
         return config
@@ -34,9 +32,9 @@ def with_words(config: Config, words: Sequence[str], extra: Path | None = None) 
         if path in GROUPS:
             values["choices"][path] = composed.choices[path]
     changed = freeze(values)
-    before = {path: value for path, _, value in leaves(config)}
+    before, decides = {path: value for path, _, value in leaves(config)}, trained(stages)
     for path, role, value in leaves(changed):
-        if value != before[path] and role.kind != "neutral" and (role.kind == "place" or role.stages & BEFORE):
+        if value != before[path] and role.kind != "neutral" and (role.kind == "place" or role.stages & decides):
             raise ConfigError(
                 f"{path} decides what was trained, and this command takes that as it is. To train with {path}={value}, give it to the pipeline: python -m tuner …"
             )
@@ -65,15 +63,15 @@ def _put(values: dict[str, Any], path: str, item: Any) -> None:
     values[name] = item
 
 
-def rerun(run: Run, words: Sequence[str], until: str, tell: Callable[[str], None], extra: Path | None = None) -> Run:
+def rerun(run: Run, words: Sequence[str], until: str, tell: Callable[[str], None], stages: Sequence[Stage], extra: Path | None = None) -> Run:
     """Bring `run` to the stage `until`, with what the words say of the stages after the training; returns the run that holds the result.
 
     That is the run itself, or, when the words ask for another result (another step, other questions), a run of its own beside it,
     with links to the same training. Raises TunerError.
     """
-    before = load(run)
-    config = with_words(before, words, extra)
-    if config.redo and named(STAGES, config.redo) & BEFORE:
+    before, decides = load(run), trained(stages)
+    config = with_words(before, words, stages, extra)
+    if config.redo and named(stages, config.redo) & decides:
         raise ConfigError(
             f"redo={config.redo} would train again, and this command trains nothing. Give it to the pipeline: python -m tuner … redo={config.redo}"
         )
@@ -88,19 +86,19 @@ def rerun(run: Run, words: Sequence[str], until: str, tell: Callable[[str], None
     try:
         if target is not run:
             target.dir.mkdir(parents=True, exist_ok=True)
-            for link in [link for link in run.dir.iterdir() if link.name in {*BEFORE, "base", "adapter"}]:
+            for link in [link for link in run.dir.iterdir() if link.name in {*decides, "base", "adapter"}]:
                 target.link(link.name, run.dir / link.readlink())
-        return execute(wished, STAGES, tell, run=target, pinned=True)
+        return execute(wished, stages, tell, run=target, pinned=True)
     except TunerError:
         if new and not target.path("convert").exists():
             shutil.rmtree(target.dir, ignore_errors=True)  # nothing came of it
         raise
 
 
-def relabel(run: Run, names: Sequence[str], words: Sequence[str]) -> int:
+def relabel(run: Run, names: Sequence[str], words: Sequence[str], stages: Sequence[Stage]) -> int:
     """`rename RUN NAME`, with or without note=… and tags=[…]: what a run is called changes nothing else."""
     before = load(run)
-    labels = with_words(before, [*words, *(f"name={name}" for name in names)])
+    labels = with_words(before, [*words, *(f"name={name}" for name in names)], stages)
     if replace(labels, name=None, note=None, tags=()) != replace(before, name=None, note=None, tags=()) or len(names) > 1 or labels == before:
         raise ConfigError(
             "rename takes a run and what it should be called: python -m tuner rename RUN NAME, or note=… or tags=[…] in place of the name."
@@ -112,15 +110,17 @@ def relabel(run: Run, names: Sequence[str], words: Sequence[str]) -> int:
     return 0
 
 
-def to_talk_with(run: Run, words: Sequence[str], tell: Callable[[str], None], extra: Path | None = None) -> tuple[Run, Config, Path | None]:
+def to_talk_with(
+    run: Run, words: Sequence[str], tell: Callable[[str], None], stages: Sequence[Stage], extra: Path | None = None
+) -> tuple[Run, Config, Path | None]:
     """What a conversation with the run needs: the run that holds its result, its config, and where the base of its adapter lies."""
-    config = with_words(load(run), words, extra)
+    config = with_words(load(run), words, stages, extra)
     kept = [word for word in words if word.startswith(("convert.", "name="))]  # what asks for another result; the rest is how to talk
     if kept or not run.path("convert").exists():
-        run = rerun(run, kept, "convert", tell, extra)
+        run = rerun(run, kept, "convert", tell, stages, extra)
     ours = replace(load(run), until="fetch")
-    model = next(step for step in plan(ours, STAGES, store_of(ours), run, pinned=True) if step.stage.name == "fetch_model")
-    return run, recalled(config, STAGES, store_of(ours), run), model.input().dir if model.artifact else None
+    model = next(step for step in plan(ours, stages, store_of(ours), run, pinned=True) if step.stage.name == "fetch_model")
+    return run, recalled(config, stages, store_of(ours), run), model.input().dir if model.artifact else None
 
 
 def _called(before: Config, after: Config) -> str:

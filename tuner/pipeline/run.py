@@ -187,6 +187,17 @@ class Run:
             file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}\n")
 
 
+def keep_links(config: Config, run: Run) -> None:
+    """Link what the run reads of its parent, so that a clean leaves it alone."""
+    store = store_of(config).root.resolve()
+    for name, place in (("base", config.model.dir), ("adapter", config.model.adapter)):
+        if place and store in Path(place).resolve().parents:
+            with store_of(config).shared([Path(place).name]):
+                run.link(name, Path(place))
+            if not Path(place).is_dir():
+                raise ConfigError(f"{place} was removed just now; run the same command again.")
+
+
 def all_runs(root: Path) -> Iterator[Run]:
     """Every run under an output root."""
     for file in sorted((root / "runs").glob("*/config.yaml")):
