@@ -1,4 +1,4 @@
-"""Repositories of the Hugging Face hub: what is in one at a commit, where its files are, and the files of a data set in a directory.
+"""Repositories of the Hugging Face hub: what is in one at a commit, and where its files are.
 
 The hub's own client (`huggingface_hub`) says what there is; `tuner.hub.download` brings it, since the client throws away what it received
 of a file when it is killed. Which files are wanted, `tuner.data.files.splits` and `tuner.models.checkpoint.wanted` say. HF_ENDPOINT names a mirror: all comes
@@ -8,51 +8,23 @@ A token comes from HF_TOKEN or the hub's login, goes to that host only, and is n
 
 import difflib
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Literal
 
 from tuner import __version__
-from tuner.data.files import splits
 from tuner.errors import DataError
-from tuner.hub import download, http
-from tuner.hub.listing import Listing, Remote, located, names
+from tuner.hub import http
+from tuner.hub.listing import Listing, Remote, located
 from tuner.hub.lockfile import Pin
 
+SOURCE, NAME = "hub", "the hub"
+"""the value of model.source and data.source, and what it is called in messages"""
 Kind = Literal["dataset", "model"]
 """of a repository, in the hub's own word"""
 LOGIN = "set HF_TOKEN, or log in with `hf auth login`"
 WORDS = {"dataset": "data set", "model": "model"}
 FIELDS = {"dataset": "data", "model": "model"}
 LOCAL = {"dataset": "read files that are here: data=local data.path=FILE", "model": "use a model that is here: model=local model.path=DIR"}
-
-
-def look_up(repo: str, revision: str | None, patterns: Sequence[str] | None) -> Pin:
-    """The files of a data set that are wanted, at the commit that its revision is now.
-
-    revision   a branch, a tag or a commit; None for the hub's default
-    patterns   of the files wanted; None for those of the training split
-    Raises DataError for what a person can mend.
-    """
-    listing = resolve(repo, revision)
-    try:
-        return listing.pin(splits.wanted(listing, patterns, headers(), "the hub"))
-    except http.Refused as error:
-        raise refusal(repo, error) from error
-
-
-def fetch(repo: str, pin: Pin, out: Path, say: Callable[[str], None], *, prefix: str = "") -> dict[str, Any]:
-    """Download the pinned files of a data set into `out`, under names that begin with `prefix` and keep their order.
-
-    Returns {repo, commit, files: name → path in the repository}. Raises DataError for what a person can mend.
-    """
-    refuse_offline(repo)
-    sources = remotes(repo, pin)
-    wanted = {name: sources[path] for name, path in names(list(pin.files), prefix).items()}
-    try:
-        return download.fetch(repo, pin.commit, wanted, f"{prefix}hub", out, headers(), say)
-    except http.Refused as error:
-        raise refusal(repo, error, commit=pin.commit) from error
 
 
 def resolve(repo: str, revision: str | None, *, repo_type: Kind = "dataset") -> Listing:

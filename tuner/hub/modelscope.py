@@ -15,41 +15,22 @@ resuming) only against a server of the tests, never against modelscope.cn itself
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from tuner.data.files import splits
 from tuner.errors import DataError
-from tuner.hub import download, http
+from tuner.hub import http
 from tuner.hub.huggingface import FIELDS, WORDS, Kind
-from tuner.hub.listing import Listing, Remote, located, names
+from tuner.hub.listing import Listing, Remote, located
 from tuner.hub.lockfile import Pin
 
+SOURCE, NAME = "modelscope", "ModelScope"
+"""as of tuner.hub.huggingface"""
 ENDPOINT = "https://www.modelscope.cn"
 REVISION = "master"
 PAGE = 100
 """entries of a page of the listing"""
-
-
-def look_up(repo: str, revision: str | None, patterns: Sequence[str] | None) -> Pin:
-    """As tuner.hub.huggingface.look_up."""
-    listing = resolve(repo, revision)
-    try:
-        return listing.pin(splits.wanted(listing, patterns, headers(), "ModelScope"))
-    except http.Refused as error:
-        raise refusal(repo, error) from error
-
-
-def fetch(repo: str, pin: Pin, out: Path, say: Callable[[str], None], *, prefix: str = "") -> dict[str, Any]:
-    """As tuner.hub.huggingface.fetch."""
-    sources = remotes(repo, pin)
-    wanted = {name: sources[path] for name, path in names(list(pin.files), prefix).items()}
-    try:
-        return download.fetch(repo, pin.commit, wanted, f"{prefix}modelscope", out, headers(), say)
-    except http.Refused as error:
-        raise refusal(repo, error, commit=pin.commit) from error
 
 
 def resolve(repo: str, revision: str | None, *, repo_type: Kind = "dataset") -> Listing:
@@ -114,6 +95,10 @@ def remotes(repo: str, pin: Pin, repo_type: Kind = "dataset") -> dict[str, Remot
 def _address(repo: str, path: str, revision: str, repo_type: Kind) -> str:
     more = {"Source": "SDK", "View": "False"} if repo_type == "dataset" else {}
     return f"{endpoint()}/api/v1/{repo_type}s/{quote(repo)}/repo?{urlencode({'Revision': revision, 'FilePath': path, **more})}"
+
+
+def refuse_offline(_repo: str, _repo_type: Kind = "dataset") -> None:
+    """Nothing in the environment forbids to ask ModelScope."""
 
 
 def _ask(url: str) -> Any:

@@ -126,7 +126,7 @@ def pinned(view: View) -> dict[str, Pin | None]:
 
 def look_up(view: View, say: Callable[[str], None]) -> None:
     """Ask the hubs what the revisions are and which files are wanted, and write it into the lock."""
-    from tuner.hub import huggingface, modelscope
+    from tuner.data import fetch
 
     known = pinned(view)
     for part in parts(view):
@@ -134,7 +134,7 @@ def look_up(view: View, say: Callable[[str], None]) -> None:
             continue
         if view.locked:
             raise ConfigError(lockfile.missing(view.lock, name))
-        found = (huggingface if part.source == "hub" else modelscope).look_up(part.repo, part.revision, patterns(part))
+        found = fetch.look_up(fetch.hub_of(part.source), part.repo, part.revision, patterns(part))
         known[name] = pin = lockfile.add(Path(view.lock), name, found)
         say(lockfile.told(view.lock, name, pin))
 
@@ -186,14 +186,13 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def _bring(part: View, prefix: str, context: Context) -> dict[str, Any]:
-    from tuner.hub import huggingface, modelscope
+    from tuner.data import fetch
 
     name = pin_name(part)
     pin = lockfile.find(Path(context.config.lock), name)
     if pin is None:
         raise ConfigError(f"{context.config.lock} has lost its entry {name!r} since this run was planned. Run the same command again.")
-    facts: dict[str, Any] = (huggingface if part.source == "hub" else modelscope).fetch(part.repo, pin, context.out, context.say, prefix=prefix)
-    return facts
+    return fetch.fetch(fetch.hub_of(part.source), part.repo, pin, context.out, context.say, prefix=prefix)
 
 
 def look(found: Sequence[Path], encoding: str, shape: rows.Shape, *, mixed: bool = False) -> None:
