@@ -17,6 +17,8 @@ from tuner.cli.preview import places, preview
 from tuner.config.schema import Config, Data, Machine, Model, Part
 from tuner.config.view import View
 from tuner.data.packs import Packs
+from tuner.data.sources import parts
+from tuner.data.tokenize.settings import listed_files, settings_of
 from tuner.errors import ConfigError, DataError
 from tuner.pipeline.stage import Context, Input
 from tuner.stages import fetch_data, tokenize
@@ -57,10 +59,10 @@ def show(tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
         flags = {word for word in words if word.startswith("-")}
         capsys.readouterr()
         done = preview(
-            tokenize.settings_of(view, tiny_model),
-            tokenize.listed_files(view, fetch_data.files(View(config, "fetch_data"))),
+            settings_of(view, tiny_model),
+            listed_files(view, fetch_data.files(View(config, "fetch_data"))),
             places([word for word in words if word not in flags]),
-            takes=[part.take for part in fetch_data.parts(view)],
+            takes=[part.take for part in parts(view)],
             seed=view.data.seed,
             skip=view.data.bad_rows == "skip",
             flags=flags,

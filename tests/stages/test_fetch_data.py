@@ -15,11 +15,11 @@ from tests.conftest import ROWS, Tuner, environment, linked, reasons, states
 from tests.hub.server import Busy, Cut, Hold, Hub, Instead, jsonl
 from tuner.config.schema import Config, Data, Part
 from tuner.config.view import View
+from tuner.data.sources import owner
 from tuner.errors import ConfigError, DataError
 from tuner.hub import http
 from tuner.pipeline.stage import Context
 from tuner.stages import fetch_data
-from tuner.stages.fetch_data import owner
 
 GOOD = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 SILENT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": ""}]}

@@ -8,8 +8,8 @@ import torch
 
 from tests.models import fixtures
 from tuner.config.schema import Algo, Config, Merge
+from tuner.config.view import View
 from tuner.errors import ConfigError
-from tuner.pipeline.stage import View
 from tuner.train.setup import build_model, refuse_fixed_head
 
 

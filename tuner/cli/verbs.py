@@ -8,11 +8,12 @@ from tuner.api import execute_config, to_stderr
 from tuner.cli.plan_text import plan_json, plan_text, summary
 from tuner.config.schema import Config
 from tuner.config.view import View
+from tuner.data.sources import parts
 from tuner.pipeline.plan import plan
 from tuner.pipeline.rerun import rerun, to_talk_with
 from tuner.pipeline.run import Run, store_of
-from tuner.stages import STAGES, fetch_model, tokenize
-from tuner.stages.fetch_data import notes, parts
+from tuner.stages import STAGES, fetch_model
+from tuner.stages.fetch_data import notes
 
 
 def run_one(config: Config, tell: Callable[[str], None], redone: set[str] | None = None) -> int:
@@ -33,6 +34,7 @@ def plan_one(config: Config, flags: Collection[str]) -> int:
 def preview_one(config: Config, words: Sequence[str], flags: Collection[str]) -> int:
     """Fetch what is not here yet, and show rows as the model will see them: those that the words name, or the first."""
     from tuner.cli.preview import places, preview
+    from tuner.data.tokenize.settings import listed_files, settings_of
 
     wished, config = places(words), replace(config, until="fetch")
     said: list[str] = []
@@ -48,8 +50,8 @@ def preview_one(config: Config, words: Sequence[str], flags: Collection[str]) ->
             to_stderr(f"  {line}")
     view = View(settled.config, "tokenize")
     return preview(
-        tokenize.settings_of(view, steps["fetch_model"].input().dir),
-        tokenize.listed_files(view, steps["fetch_data"].input().files),
+        settings_of(view, steps["fetch_model"].input().dir),
+        listed_files(view, steps["fetch_data"].input().files),
         wished,
         takes=[part.take for part in parts(view)],
         seed=view.data.seed,

@@ -1,10 +1,5 @@
-"""fetch_data: find the files of the data set. Files of your own are referenced by content, never copied; those of a hub are downloaded.
+"""fetch_data: find the files of the data set. Files of your own are referenced by content, never copied; those of a hub are downloaded."""
 
-A file's name says whose it is: `p01-…` is of the second source of a mixture, `held_out-…` of those kept out of training, any other of
-the only source.
-"""
-
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -16,37 +11,15 @@ from tuner.data.conversation import Conversation, Label, LeftOut, Preference, Ro
 from tuner.data.files import locate as sources
 from tuner.data.files import read as readers
 from tuner.data.formats import hints, rows
+from tuner.data.sources import check_columns, named, owner, parts, prefix, shape_of
 from tuner.data.survey import look as survey
-from tuner.errors import ConfigError, DataError, nearest
+from tuner.errors import ConfigError, DataError
 from tuner.hub import lockfile
 from tuner.hub.lockfile import Pin
 from tuner.pipeline.stage import Context, Stage
 
-OWNED = re.compile(r"p(\d{2,})-|held_out-")
 SHOWN = 3
 """bad rows that are named where there is no good one"""
-
-
-def parts(view: View) -> tuple[View, ...]:
-    """The sources: those of a mixture, or the only one."""
-    data = view.data
-    return tuple(data.parts) or (data,)
-
-
-def owner(name: str) -> tuple[int, bool]:
-    """Which source a file is of, and whether all its rows are held out; those are read as the first source's are.
-
-    >>> owner("chats.jsonl"), owner("0001-b.jsonl"), owner("p02-a.jsonl"), owner("held_out-a.jsonl")
-    ((0, False), (0, False), (2, False), (0, True))
-    """
-    found = OWNED.match(name)
-    return (int(found[1] or 0), found[1] is None) if found else (0, False)
-
-
-def shape_of(part: View) -> rows.Shape:
-    """How the rows of a source are read."""
-    words = {role: (word,) if isinstance(word, str) else tuple(word) for role, word in part.roles.items()}
-    return rows.Shape(format=part.format, columns=part.columns, roles=words, paths=part.paths, split=part.split)
 
 
 def files(view: View) -> dict[str, Path]:
@@ -57,7 +30,7 @@ def files(view: View) -> dict[str, Path]:
             continue
         where = f"data.of ({part.label})" if data.parts else "data.path"
         located = _located(part.path, part.package if part.source == "package" else None, where)
-        found |= {_named(name, number if data.parts else None): file for name, file in located.items()}
+        found |= {named(name, number if data.parts else None): file for name, file in located.items()}
     if data.held_out_path is not None:
         apart = _located(data.held_out_path, None, "data.held_out_path", apart=True)
         trained = {file.resolve() for file in found.values()}
@@ -98,16 +71,6 @@ def _beside(found: Iterable[Path], part: View) -> list[str]:
     return [f"{file.name}: {said}" for file in found if (said := readers.note(file, part.encoding, letters))]
 
 
-def _named(name: str, number: int | None) -> str:
-    if number is not None:
-        return f"{_prefix(number)}{name}"
-    return f"0000-{name}" if OWNED.match(name) else name  # a file may well be called p01-x.jsonl
-
-
-def _prefix(number: int) -> str:
-    return f"p{number:02d}-"
-
-
 def pin_name(part: View) -> str:
     """What the lock calls a hub's data set."""
     return lockfile.key("data", part.source, part.repo, part.revision, patterns(part) or ())
@@ -145,25 +108,10 @@ def check(view: View) -> None:
     files(view)
 
 
-def check_columns(view: View) -> None:
-    """Raises ConfigError for a column that the format of its source doesn't have."""
-    for part in parts(view):
-        known = rows.COLUMNS.get(part.format, set().union(*rows.COLUMNS.values()))
-        if unknown := next((column for column in part.columns if column not in known), None):
-            theirs = part.columns[unknown]
-            if theirs in known:
-                raise ConfigError(
-                    f"data.columns.{unknown}={theirs}: the format's name comes first, and then what the rows call it: data.columns.{theirs}={unknown}"
-                )
-            raise ConfigError(
-                f"data.columns.{unknown}: the format {part.format} reads no such column.{nearest(unknown, known)} It reads {', '.join(sorted(known))}."
-            )
-
-
 def run(context: Context) -> dict[str, Any]:
     """Bring what lies at a hub, and read until a row of each source can be trained on; what is wrong further on, tokenize finds."""
     view, found = context.config, files(context.config)
-    brought = [_bring(part, _prefix(number) if view.data.parts else "", context) for number, part in enumerate(parts(view)) if part.source in HUBS]
+    brought = [_bring(part, prefix(number) if view.data.parts else "", context) for number, part in enumerate(parts(view)) if part.source in HUBS]
     own = [name for facts in brought for name in facts["files"]]
     if brought:
         from tuner.hub import download

@@ -1,7 +1,7 @@
 """tokenize: rows → documents → packs, and a ledger of every row's fate."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,11 @@ from tuner.config.build import freeze
 from tuner.config.schema import Config
 from tuner.config.view import View
 from tuner.data.formats import rows
+from tuner.data.sources import check_columns, parts
 from tuner.data.tokenize import packing
 from tuner.errors import DataError
 from tuner.models.checkpoint.files import TOKENIZERS
 from tuner.pipeline.stage import Context, Stage
-from tuner.stages.fetch_data import check_columns, owner, parts, shape_of
 
 CHAT, PACKS, PREPARE = 4, 1, 3
 """versions of tuner.data.chat.template, tuner.data.packs and tuner.data.tokenize.documents, whose imports are too heavy for a plan; a test holds them equal"""
@@ -44,6 +44,7 @@ def run(context: Context) -> dict[str, Any]:
     from tuner.data.tokenize import dataset, ledger
     from tuner.data.tokenize.cuts import Cuts
     from tuner.data.tokenize.held_out import hold_out
+    from tuner.data.tokenize.settings import listed_files, settings_of
     from tuner.data.tokenize.spool import Documents
 
     data, length = context.config.data, context.config.data.length
@@ -118,48 +119,6 @@ def check_vocabulary(settings: Any) -> None:
     template = compile_template(settings.chat, load_vocabulary(settings.model))
     if (rows := embedding_rows(settings.model)) is not None:
         check_rows(template, settings.chat, rows)
-
-
-def settings_of(view: View, model: Path) -> Any:
-    """All that decides the documents of this config, with the tokenizer in the directory `model`."""
-    from tuner.config.schema import Chat
-    from tuner.data.tokenize.job import Settings, Source
-
-    data = view.data
-    return Settings(
-        model=model,
-        chat=Chat(**{f.name: getattr(view.model.chat, f.name) for f in fields(Chat)}),
-        sources=tuple(
-            Source(
-                shape=shape_of(part),
-                fill=part.fill,
-                system=part.system if part.system is not None else data.system,
-                leave=(*_words(part.leave), *_words(data.leave)),
-                strict="error" in (part.unread, data.unread),
-            )
-            for part in parts(view)
-        ),
-        length=data.length,
-        overlong=data.overlong,
-        loss=data.loss,
-        reasoning=data.reasoning,
-    )
-
-
-def _words(value: str | Sequence[str]) -> Sequence[str]:
-    return (value,) if isinstance(value, str) else value
-
-
-def listed_files(view: View, files: Mapping[str, Path]) -> list[Any]:
-    """The files of a data set in their order, with what is said of their source."""
-    from tuner.data.tokenize.dataset import File
-
-    described, result = parts(view), []
-    for name, path in sorted(files.items()):
-        source, apart = owner(name)
-        part = described[source]
-        result.append(File(name=name, path=path, source=source, label=part.label, apart=apart, encoding=part.encoding))
-    return result
 
 
 def _told(train: dict[str, Any], length: int) -> str:

@@ -16,7 +16,7 @@ from tuner.data.formats import hints, rows
 from tuner.data.formats import vocabulary as known
 from tuner.data.formats.rows import Shape
 from tuner.data.formats.ways import SPOKEN
-from tuner.stages.fetch_data import shape_of
+from tuner.data.sources import shape_of
 
 
 def pasted(line: str, *before: str) -> Shape:

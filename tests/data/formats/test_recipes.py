@@ -15,7 +15,7 @@ from tuner.data.conversation import Call, Conversation, Message, Sample, Text, w
 from tuner.data.files import read as files
 from tuner.data.files import splits
 from tuner.data.formats import rows
-from tuner.stages.fetch_data import shape_of
+from tuner.data.sources import shape_of
 
 FOLDER = Path(__file__).parents[3] / "conf" / "data"
 RECIPES = sorted(file.stem for file in FOLDER.glob("*.yaml"))

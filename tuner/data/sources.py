@@ -1,0 +1,61 @@
+"""The sources of a data set, as the config says them: which there are, how their rows are read, and whose a file is by its name.
+
+`p01-…` is of the second source of a mixture, `held_out-…` of those kept out of training, any other of the only source.
+"""
+
+import re
+
+from tuner.config.view import View
+from tuner.data.formats import rows
+from tuner.errors import ConfigError, nearest
+
+OWNED = re.compile(r"p(\d{2,})-|held_out-")
+
+
+def parts(view: View) -> tuple[View, ...]:
+    """The sources: those of a mixture, or the only one."""
+    data = view.data
+    return tuple(data.parts) or (data,)
+
+
+def owner(name: str) -> tuple[int, bool]:
+    """Which source a file is of, and whether all its rows are held out; those are read as the first source's are.
+
+    >>> owner("chats.jsonl"), owner("0001-b.jsonl"), owner("p02-a.jsonl"), owner("held_out-a.jsonl")
+    ((0, False), (0, False), (2, False), (0, True))
+    """
+    found = OWNED.match(name)
+    return (int(found[1] or 0), found[1] is None) if found else (0, False)
+
+
+def shape_of(part: View) -> rows.Shape:
+    """How the rows of a source are read."""
+    words = {role: (word,) if isinstance(word, str) else tuple(word) for role, word in part.roles.items()}
+    return rows.Shape(format=part.format, columns=part.columns, roles=words, paths=part.paths, split=part.split)
+
+
+def named(name: str, number: int | None) -> str:
+    """What a file is called among those of all sources; `number` is its source's in a mixture."""
+    if number is not None:
+        return f"{prefix(number)}{name}"
+    return f"0000-{name}" if OWNED.match(name) else name  # a file may well be called p01-x.jsonl
+
+
+def prefix(number: int) -> str:
+    """What names of a mixture's source begin with."""
+    return f"p{number:02d}-"
+
+
+def check_columns(view: View) -> None:
+    """Raises ConfigError for a column that the format of its source doesn't have."""
+    for part in parts(view):
+        known = rows.COLUMNS.get(part.format, set().union(*rows.COLUMNS.values()))
+        if unknown := next((column for column in part.columns if column not in known), None):
+            theirs = part.columns[unknown]
+            if theirs in known:
+                raise ConfigError(
+                    f"data.columns.{unknown}={theirs}: the format's name comes first, and then what the rows call it: data.columns.{theirs}={unknown}"
+                )
+            raise ConfigError(
+                f"data.columns.{unknown}: the format {part.format} reads no such column.{nearest(unknown, known)} It reads {', '.join(sorted(known))}."
+            )

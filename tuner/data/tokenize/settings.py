@@ -1,0 +1,48 @@
+"""What decides the documents of a config, and the files that they are made of, as the tokenizing workers are told."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from tuner.config.schema import Chat
+from tuner.config.view import View
+from tuner.data.sources import owner, parts, shape_of
+from tuner.data.tokenize.dataset import File
+from tuner.data.tokenize.job import Settings, Source
+
+
+def settings_of(view: View, model: Path) -> Settings:
+    """All that decides the documents of this config, with the tokenizer in the directory `model`."""
+    data = view.data
+    return Settings(
+        model=model,
+        chat=Chat(**{f.name: getattr(view.model.chat, f.name) for f in fields(Chat)}),
+        sources=tuple(
+            Source(
+                shape=shape_of(part),
+                fill=part.fill,
+                system=part.system if part.system is not None else data.system,
+                leave=(*_words(part.leave), *_words(data.leave)),
+                strict="error" in (part.unread, data.unread),
+            )
+            for part in parts(view)
+        ),
+        length=data.length,
+        overlong=data.overlong,
+        loss=data.loss,
+        reasoning=data.reasoning,
+    )
+
+
+def _words(value: str | Sequence[str]) -> Sequence[str]:
+    return (value,) if isinstance(value, str) else value
+
+
+def listed_files(view: View, files: Mapping[str, Path]) -> list[File]:
+    """The files of a data set in their order, with what is said of their source."""
+    described, result = parts(view), list[File]()
+    for name, path in sorted(files.items()):
+        source, apart = owner(name)
+        part = described[source]
+        result.append(File(name=name, path=path, source=source, label=part.label, apart=apart, encoding=part.encoding))
+    return result
