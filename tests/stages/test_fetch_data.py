@@ -15,7 +15,7 @@ from tests.conftest import ROWS, Tuner, environment, linked, reasons, states
 from tests.hub.server import Busy, Cut, Hold, Hub, Instead, jsonl
 from tuner.config.schema import Config, Data, Part
 from tuner.config.view import View
-from tuner.data.sources import owner
+from tuner.data.sources import named, owner
 from tuner.errors import ConfigError, DataError
 from tuner.hub import http
 from tuner.pipeline.stage import Context
@@ -93,7 +93,7 @@ def test_files_of_a_mixture_say_whose_they_are(folder: Path) -> None:
 @settings(derandomize=True, max_examples=200, deadline=None)
 @given(st.integers(0, 300), st.text(min_size=1, max_size=20), st.booleans())
 def test_owner_inverts_the_names_that_are_given(number: int, name: str, mixture: bool) -> None:
-    assert owner(fetch_data._named(name, number if mixture else None)) == (number if mixture else 0, False)
+    assert owner(named(name, number if mixture else None)) == (number if mixture else 0, False)
     assert owner(f"held_out-{name}") == (0, True)
 
 

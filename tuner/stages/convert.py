@@ -7,10 +7,8 @@ from typing import Any
 from tuner.config.schema import Config
 from tuner.config.view import View
 from tuner.errors import ConfigError, StageError
-from tuner.files import link_or_copy
 from tuner.models.layouts import family
 from tuner.pipeline.stage import Choice, Context, Pick, Stage
-from tuner.stages.train import adopt
 from tuner.train.checkpoints import steps
 
 LAYOUT = {"adapter": 1, "full": 1, "sidecars": 3}
@@ -81,19 +79,12 @@ def run(ctx: Context) -> dict[str, Any]:
         code, dtype = {"bf16": ("BF16", "bfloat16"), "fp32": ("F32", "float32")}[algo.precision]
         write_full(weights, base, out, code)
         write_config(base, out, dtype)
-        keep_aside(base, out)
+        family.keep_aside(base, out)
     pad = write_tokenizer(base, out, chat)
     write_generation_config(base, out, template.end_id, template.stops, pad)
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     ctx.say(f"step {found.step} as {'an adapter for PEFT' if algo.adapter == 'lora' else 'a full checkpoint'}, {size / 1e6:,.0f} MB")
     return {"step": found.step, "bytes": size}
-
-
-def keep_aside(base: Path, out: Path) -> None:
-    """Of a family that was rewritten, what the way back to its own layout needs."""
-    for path in sorted((base / family.ASIDE).glob("*")):
-        (out / family.ASIDE).mkdir(exist_ok=True)
-        link_or_copy(path, out / family.ASIDE / path.name)
 
 
 STAGE = Stage(
@@ -104,5 +95,5 @@ STAGE = Stage(
     versions=versions,
     child=True,
     product=lambda _: True,
-    choice=Choice(upstream="train", pick=pick, extract=adopt),
+    choice=Choice(upstream="train", pick=pick, extract=steps.adopt_step),
 )

@@ -10,7 +10,7 @@ from tuner.config.view import View
 from tuner.models.checkpoint.files import ADAPTER_FILES
 from tuner.pipeline.stage import Context, Stage
 from tuner.report import page
-from tuner.stages import baseline
+from tuner.stages.measured import FP32, measure, measured, write
 
 PAGE = 2
 """2: says where held-out tokens are few"""
@@ -19,9 +19,9 @@ QUANT = 1
 
 
 def versions(view: View) -> dict[str, int]:
-    merged = {"fp32": baseline.FP32} if view.algo.precision == "fp32" else {}
+    merged = {"fp32": FP32} if view.algo.precision == "fp32" else {}
     quant = {"quant": QUANT} if view.algo.quant != "none" else {}
-    return baseline.measured(view) | {"page": PAGE} | merged | quant
+    return measured(view) | {"page": PAGE} | merged | quant
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -29,12 +29,12 @@ def run(ctx: Context) -> dict[str, Any]:
     tuned = ctx.inputs["convert"]
     adapted = ADAPTER_FILES[0] in tuned.files
     base, adapter, quant = (ctx.inputs["fetch_model"].dir, tuned.dir, ctx.config.algo.quant) if adapted else (tuned.dir, None, "none")
-    result, facts = baseline.measure(ctx, base, adapter, quant)
+    result, facts = measure(ctx, base, adapter, quant)
     before = json.loads((ctx.inputs["baseline"].dir / "baseline.json").read_text(encoding="utf-8"))
     after = result.to_json()
     report = page.compare(before, after, quant=quant)
-    baseline.write(ctx.out / "eval.json", after)
-    baseline.write(ctx.out / "report.json", report)
+    write(ctx.out / "eval.json", after)
+    write(ctx.out / "report.json", report)
     (ctx.out / "report.md").write_text(page.to_markdown(report), encoding="utf-8")
     ctx.say(page.headline(report))
     return {"loss": result.loss, "base_loss": before["loss"], "tokens": result.tokens} | facts

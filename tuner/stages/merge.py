@@ -10,7 +10,6 @@ from tuner.files import link_or_copy
 from tuner.models.checkpoint.files import SETTINGS, TEXT, read_config, weight_files
 from tuner.models.layouts import family
 from tuner.pipeline.stage import Context, Stage
-from tuner.stages.convert import keep_aside
 
 MERGE = {"lora": 1, "none": 1}
 ORIGINAL, QUANT = 1, 1
@@ -60,7 +59,7 @@ def run(ctx: Context) -> dict[str, Any]:
         for name in (*SETTINGS, *TEXT):
             if (convert.dir / name).is_file():
                 shutil.copyfile(convert.dir / name, ctx.out / name)
-        keep_aside(base, ctx.out)
+        family.keep_aside(base, ctx.out)
     size = weight_bytes(ctx.out)
     ctx.say(f"base and adapter in one, {size / 1e9:.2f} GB in {config.algo.precision}{', in the original layout' if original else ''}")
     if untied:

@@ -7,7 +7,7 @@ from typing import Any
 from tuner.config import lora_init
 from tuner.config.view import View
 from tuner.errors import ConfigError
-from tuner.models.checkpoint.files import ADAPTER_FILES
+from tuner.models.checkpoint.files import adapter_sources
 from tuner.pipeline.stage import Context, Growth, Stage
 from tuner.train.checkpoints import steps
 
@@ -39,11 +39,6 @@ def versions(config: View) -> dict[str, int]:
     return PIECES | {algo.optim.name: OPTIMIZERS[algo.optim.name]} | METHODS[algo.adapter] | noise | quant | stopping
 
 
-def sources(config: View) -> dict[str, Path]:
-    """The adapter that is gone on from."""
-    return {name: Path(config.model.adapter) / name for name in ADAPTER_FILES} if config.algo.init == "continue" else {}
-
-
 def check(config: View) -> None:
     """An adapter that is gone on from is made as the config says."""
     algo = config.algo
@@ -70,25 +65,18 @@ def reach(directory: Path, config: View) -> int | None:
     return max((c.step for c in steps.kept(directory) if c.resumable and (end is None or c.step <= end)), default=None)
 
 
-def adopt(source: Path, out: Path, step: int) -> None:
-    checkpoint = steps.choose(steps.kept(source), step, "")
-    if checkpoint is None:
-        raise FileNotFoundError(f"step {step} of {source.name} is gone")
-    steps.adopt(source, out, checkpoint)
-
-
 STAGE = Stage(
     name="train",
     version=1,
     run=run,
     upstream=("fetch_model", "tokenize"),
     versions=versions,
-    sources=sources,
+    sources=adapter_sources,
     check=check,
     child=True,
     computes=True,
     several=True,
     progress=progress,
-    growth=Growth(field="algo.stop_step", reach=reach, adopt=adopt),
+    growth=Growth(field="algo.stop_step", reach=reach, adopt=steps.adopt_step),
     journal=("metrics.jsonl", "samples.jsonl", "trackers.json", "tensorboard/*", "steps/*"),
 )

@@ -1,7 +1,8 @@
 """What a model is worth: its loss on conversations kept out of training, and its answers to fixed questions."""
 
 import math
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,23 @@ from typing import Any
 import torch
 
 from tuner.config.schema import Chat
+from tuner.config.view import View
 from tuner.data.chat.template import Template, compile_template
 from tuner.data.conversation import Message
-from tuner.data.packs import Pack
+from tuner.data.packs import Pack, Packs
 from tuner.data.tokenizer.load import load_vocabulary
 from tuner.errors import StageError
+from tuner.kernels import attention
+from tuner.models.attention_needs import generation_attention, needs
+from tuner.models.checkpoint.companions import spoken
+from tuner.models.checkpoint.files import weight_files
 from tuner.models.finite import cause
 from tuner.models.generate import answer
+from tuner.models.load import DTYPES, compute_dtype, load_tuned, resolve_device
 from tuner.models.recurrence import carries
+from tuner.progress import track
 from tuner.train.batch import alone, collate
+from tuner.train.determinism import deterministic
 from tuner.train.loss import summed_loss
 
 
@@ -36,6 +45,43 @@ class Measurement:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"answers": list(self.answers)}
+
+
+def measure(
+    config: View, held_out: Path, directory: Path, adapter: Path | None, quant: str, say: Callable[[str], None]
+) -> tuple[Measurement, dict[str, Any]]:
+    """Measure the model in `directory`, with `adapter` merged into it in memory, on the held-out packs and the prompts.
+
+    quant   how the base was held while the adapter was trained
+
+    Facts say how it was computed.
+    """
+    began, prompts = time.monotonic(), config.eval.prompts
+    packs = Packs.open(held_out)
+    if not len(packs):
+        say("nothing was held out (data.held_out=0), so no loss is measured")
+    if not len(packs) and not prompts:
+        return Measurement(loss=None, perplexity=None, tokens=0, answers=()), {}
+    if config.machine.threads != "auto":
+        torch.set_num_threads(config.machine.threads)
+    device = resolve_device(config.machine.device)
+    compute = compute_dtype(config.algo.precision, device)
+    model = load_tuned(directory, adapter, dtype=compute, device=device, rounded=DTYPES[config.algo.precision], quant=quant)
+    backend, _ = attention.choose(config.machine.attention, needs(model, dtype=compute, device=device))
+    with attention.using(backend), deterministic(config.machine.deterministic):
+        loss, tokens = held_out_loss(model, track(packs, "held-out loss", len(packs), say), device, weight_files(directory))
+        # Answers grow token by token on a cache, which the kernel for packed rows does not serve.
+        model.set_attn_implementation(generation_attention(model))
+        answers = ask(model, directory, spoken(config.model.chat, config.data.system), prompts, config.eval.max_new_tokens)
+    facts = {
+        "device": device.type,
+        "attention": backend,
+        "compute": str(compute).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    return Measurement(loss=loss, perplexity=perplexity(loss), tokens=tokens, answers=answers), facts
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tuner.config.view import View
 from tuner.errors import ConfigError, DataError
 
 TEXT = (
@@ -38,6 +39,11 @@ PICKLED = "pytorch_model.bin"
 PICKLES = (".bin", ".pth", ".pt")
 LARGEST_CONFIG = 16 << 20
 """bytes of a config.json beyond which it is none"""
+
+
+def adapter_sources(config: View) -> dict[str, Path]:
+    """The files of the adapter that is gone on from."""
+    return {name: Path(config.model.adapter) / name for name in ADAPTER_FILES} if config.algo.init == "continue" else {}
 
 
 def package_file(package: str, file: str, install: str | None) -> Path:

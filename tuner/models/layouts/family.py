@@ -5,10 +5,11 @@ from 5.23 on only, and becomes Llama for every version.
 """
 
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tuner.errors import DataError
+from tuner.files import link_or_copy
 
 NATIVE = "native"
 ASIDE, LAYOUT = "original", "layout.json"
@@ -124,3 +125,10 @@ def _chatglm(config: Mapping[str, Any]) -> str:
         f"config.json says model_type chatglm with rope_ratio {ratio!r:.40}, by which ChatGLM2 divides positions and ChatGLM3 multiplies the base of its "
         "rope, and no name says which this is. Say it: model.layout=chatglm2 or model.layout=chatglm3."
     )
+
+
+def keep_aside(base: Path, out: Path) -> None:
+    """Of a family that was rewritten, what the way back to its own layout needs."""
+    for path in sorted((base / ASIDE).glob("*")):
+        (out / ASIDE).mkdir(exist_ok=True)
+        link_or_copy(path, out / ASIDE / path.name)

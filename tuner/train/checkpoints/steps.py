@@ -245,6 +245,14 @@ def adopt(source: Path, out: Path, checkpoint: Checkpoint) -> None:
     partial.rename(target)
 
 
+def adopt_step(source: Path, out: Path, step: int) -> None:
+    """The same for a step that is known by its number. Raises OSError when it is gone."""
+    checkpoint = choose(kept(source), step, "")
+    if checkpoint is None:
+        raise FileNotFoundError(f"step {step} of {source.name} is gone")
+    adopt(source, out, checkpoint)
+
+
 def _directories(out: Path) -> list[tuple[int, Path]]:
     """The steps' directories with their numbers, in order."""
     found: Collection[Path] = list((out / "steps").glob("step-*"))

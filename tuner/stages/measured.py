@@ -1,0 +1,33 @@
+"""What the two stages that measure have in common: `baseline` the base, `evaluate` what was trained."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuner.config.view import View
+from tuner.pipeline.stage import Context
+
+if TYPE_CHECKING:
+    from tuner.train.evaluate import Measurement
+
+MEASURE = {"held_out": 1, "answers": 1}
+"""versions of tuner.train.evaluate and tuner.models.generate"""
+FP32 = 1
+"""an adapter that trained in fp32 is measured merged in fp32"""
+
+
+def measured(view: View) -> dict[str, int]:
+    """The pieces that measure, by version."""
+    return MEASURE if view.eval.prompts else {"held_out": MEASURE["held_out"]}
+
+
+def measure(ctx: Context, directory: Path, adapter: Path | None, quant: str = "none") -> tuple["Measurement", dict[str, Any]]:
+    """The model in `directory` on what a stage was given, and how it was computed; see tuner.train.evaluate.measure."""
+    from tuner.train import evaluate
+
+    return evaluate.measure(ctx.config, ctx.inputs["tokenize"].dir / "held_out.arrow", directory, adapter, quant, ctx.say)
+
+
+def write(path: Path, value: dict[str, Any]) -> None:
+    """A result as people may read it."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
