@@ -13,10 +13,19 @@ from tuner.config.view import leaves
 from tuner.stages import STAGES
 
 FLOORS = [
-    {"errors", "nearest"}, {"disk", "cpu", "gpus", "imports", "inits", "leash"}, {"driver"}, {"pins"}, {"declare"}, {"schema"}, {"stage", "zero"}, {"validate"}, {"freeze"}, {"line"}, {"config"}, {"recipe", "catalogue"}, {"locks"}, {"store"}, {"refs"}, {"usage"}, {"runs"}, {"explain", "lineage"}, {"plan"}, {"report"},
-    {"kernels"}, {"data"}, {"models"}, {"flops", "activations"}, {"estimate"}, {"fit"}, {"train"}, {"stages"}, {"nodes"}, {"ranks"}, {"switchboard"}, {"group"},
-    {"shapes"}, {"budget", "outlook", "chains", "launch", "doctor"}, {"show", "status", "clean", "compare", "stop", "chat", "preview", "export"}, {"pipeline", "worker"}, {"rerun", "api"}, {"verbs"}, {"sweeps"}, {"cli"}, {"__main__"},
-]  # fmt: skip
+    {"errors", "files", "progress", "report"},
+    {"config"},
+    {"store", "hub", "hardware", "kernels"},
+    {"data", "launch"},
+    {"models", "pipeline"},
+    {"estimate"},
+    {"train"},
+    {"stages"},
+    {"api"},
+    {"cli"},
+    {"__main__"},
+]
+"""the folders of the package, and the modules beside them: each imports only what lies on lower floors"""
 HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
 
 
@@ -31,8 +40,20 @@ def imports(path: Path) -> list[str]:
     return [name for name in found if not name.startswith("__version__")]
 
 
-def modules() -> list[Path]:
-    return sorted((REPO / "tuner").rglob("*.py"))
+def modules(*folders: str) -> list[Path]:
+    """All modules of the package, or those of some folders."""
+    return sorted(path for folder in folders or ("",) for path in (REPO / "tuner" / folder).rglob("*.py"))
+
+
+def test_the_root_of_the_package_is_a_short_list() -> None:
+    entries = {path.name.removesuffix(".py") for path in (REPO / "tuner").iterdir() if path.name != "__pycache__"}
+    assert entries - {"__init__"} == HEIGHT.keys()
+    assert len(entries) <= 20
+
+
+def test_the_tests_mirror_the_package() -> None:
+    folders = {path.parent.relative_to(REPO / "tests") for path in (REPO / "tests").rglob("test_*.py")}
+    assert [str(folder) for folder in folders - {Path("cases")} if not (REPO / "tuner" / folder).is_dir()] == []
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: p.relative_to(REPO).as_posix())
@@ -42,6 +63,22 @@ def test_a_module_imports_only_from_lower_floors(path: Path) -> None:
         return
     assert own in HEIGHT, f"{own} has no floor: give it one"
     assert not [name for name in imports(path) if name != own and HEIGHT[name] >= HEIGHT[own]]
+
+
+def test_no_stage_imports_another() -> None:
+    stages = {f"tuner.stages.{stage.name}" for stage in STAGES}
+    for path in (REPO / "tuner" / "stages" / f"{stage.name}.py" for stage in STAGES):
+        nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)]
+        assert not stages & {name for node in nodes for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))}, path
+
+
+def test_what_plans_and_waits_imports_no_torch() -> None:
+    """The modules of these folders, all of them, at their tops. What runs in a child imports it inside its functions."""
+    folders = ("config", "store", "hub", "hardware", "launch", "pipeline", "estimate", "report", "stages", "cli")
+    names = [".".join(path.relative_to(REPO).with_suffix("").parts) for path in (*modules(*folders), REPO / "tuner" / "api.py")]
+    code = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\nprint(sorted({{'torch', 'transformers', 'datasets', 'peft'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(
@@ -71,8 +108,12 @@ def test_a_plan_imports_nothing_heavy(module: str) -> None:
 
 @pytest.mark.parametrize("name", ["hydra", "omegaconf"])
 def test_only_config_knows_hydra(name: str) -> None:
-    users = [path.name for path in modules() if any(f"{word} {name}" in path.read_text(encoding="utf-8") for word in ("import", "from"))]
-    assert users == ["compose.py"]
+    users = [
+        path.relative_to(REPO / "tuner").as_posix()
+        for path in modules()
+        if any(f"{word} {name}" in path.read_text(encoding="utf-8") for word in ("import", "from"))
+    ]
+    assert users == ["config/compose.py"]
 
 
 def test_every_field_is_declared_for_stages_that_exist() -> None:
@@ -101,7 +142,10 @@ def reached(start: Path) -> set[Path]:
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tuner":
                 base = REPO.joinpath(*node.module.split("."))  # type: ignore[union-attr]
                 todo += [p for p in (base.with_suffix(".py"), *(base / f"{alias.name}.py" for alias in node.names)) if p.exists()]
-    return seen - {REPO / "tuner" / f"{name}.py" for name in ("config/fields", "config/schema", "pipeline/stage", "config/validate", "config/build")}
+    return seen - {
+        REPO / "tuner" / f"{name}.py"
+        for name in ("config/fields", "config/schema", "config/view", "config/validate", "config/build", "pipeline/stage")
+    }
 
 
 @pytest.mark.parametrize("stage", [stage.name for stage in STAGES])
@@ -114,5 +158,6 @@ def test_every_field_of_a_stage_is_read_by_it(stage: str) -> None:
 
 
 def test_top_fields_are_read() -> None:
-    read = set().union(*(reads(path) for path in (REPO / "tuner").glob("*.py")))
+    below = {"data", "models", "kernels", "train", "stages", "report"}
+    read = set().union(*(reads(path) for path in modules() if path.relative_to(REPO / "tuner").parts[0] not in below))
     assert not [path for path, role, _ in leaves(Config()) if not role.stages and path.rsplit(".", 1)[-1] not in read]
