@@ -201,7 +201,7 @@ def test_an_nvidia_smi_that_fails_or_hangs_is_an_error_with_what_mends_it(tmp_pa
 def troubled(
     tmp_path: Path, *, path: Path, cuda: str | None = "13.0", environ: Mapping[str, str] | None = None, said: str = "", unprivileged: bool = False
 ) -> str:
-    """What `driver.trouble` says in a process that finds this nvidia-smi, this torch, and the devices below `tmp_path`.
+    """What `cuda_driver.trouble` says in a process that finds this nvidia-smi, this torch, and the devices below `tmp_path`.
 
     unprivileged    root gives up its right to open every file
     """

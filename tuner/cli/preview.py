@@ -96,7 +96,7 @@ def preview(
 ) -> int:
     """Show the rows that are `wished`, or the first of each source; returns the exit code.
 
-    settings, listed, takes, seed, skip  as `reading.read` takes them
+    settings, listed, takes, seed, skip  as `dataset.read` takes them
     flags                                --json, --ids, --all
     Raises ConfigError for a row that is not there.
     """

@@ -1,4 +1,4 @@
-"""The launcher's ends of the connections to the processes that it started (`leash`): it hears how each of them does, and tells them where they meet."""
+"""The launcher's ends of the connections to the processes that it started (`channel_client`): it hears how each of them does, and tells them where they meet."""
 
 import json
 import secrets

@@ -1,6 +1,6 @@
 """The launcher's side of a training in several processes: they are started together, watched, and ended together.
 
-Each keeps a connection to the launcher (`leash`), by which it is known where they meet, that each is alive, and whether one does not come where the
+Each keeps a connection to the launcher (`channel_client`), by which it is known where they meet, that each is alive, and whether one does not come where the
 others wait.
 """
 

@@ -113,7 +113,7 @@ def key_of(held: Held, file: Path) -> str | None:
 
 
 def rows(stream: IO[bytes], file: Path, under: str) -> Iterator[tuple[Any, int]]:
-    """The items of the list under a key, as `lists.items` gives those of a list."""
+    """The items of the list under a key, as `json_list.items` gives those of a list."""
     window = Window(stream)
     for key in _keys(window):
         if key != under:
