@@ -10,7 +10,7 @@ from tuner.config.view import View
 from tuner.data.conversation import Conversation, Label, LeftOut, Preference, RowError, Sample, Text
 from tuner.data.files import locate as sources
 from tuner.data.files import read as readers
-from tuner.data.formats import hints, rows
+from tuner.data.formats import hints, rows, trees
 from tuner.data.sources import check_columns, named, owner, parts, prefix, shape_of
 from tuner.data.survey import look as survey
 from tuner.errors import ConfigError, DataError
@@ -191,8 +191,8 @@ def _samples(file: Path, encoding: str, shape: rows.Shape) -> Iterable[tuple[int
     entries: Iterator[tuple[int, Any]] = (entry for chunk in readers.chunks(file, encoding, shape.letters) for entry in readers.values(chunk))
     head = list(islice(entries, 1))
     entries = chain(head, entries)
-    if head and rows.gathers(head[0][1], shape):
-        for tree in rows.gather(entries, shape):
+    if head and trees.gathers(head[0][1], shape):
+        for tree in trees.gather(entries, shape):
             yield len(tree.numbers), tree.samples, [(number, why) for number, why in tree.left.items() if number in tree.bad], None
         return
     read = rows.reader(shape)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tuner.data.conversation import Call, Conversation, Label, Message, Preference, RowError, Sample, Text
 from tuner.data.files import read as files
 from tuner.data.formats.fields import named, told
-from tuner.data.formats.rows import COLUMNS, VERSIONS, Shape, gather, gathers, read, reader, sniff, versions
+from tuner.data.formats.rows import COLUMNS, VERSIONS, Shape, read, reader, sniff, versions
+from tuner.data.formats.trees import gather, gathers
 from tuner.errors import ConfigError
 
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from tuner.data.conversation import Conversation, LeftOut, RowError
 from tuner.data.files import read as files
 from tuner.data.files.read import Unreadable
-from tuner.data.formats import rows
+from tuner.data.formats import trees
 from tuner.data.formats.oasst import CUT_OFF, NO_ROOT, NOT_BEST, UNANSWERED
-from tuner.data.formats.rows import Gathered, Shape, gather, gathers, read
+from tuner.data.formats.rows import Shape, read
+from tuner.data.formats.trees import Gathered, gather, gathers
 
 
 def node(name: str, *replies: dict[str, Any], **others: Any) -> dict[str, Any]:
@@ -215,7 +216,7 @@ def test_columns_of_messages_may_have_other_names() -> None:
 
 
 def test_trees_may_be_mixed_within_the_window_and_are_refused_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "WINDOW", 3)
+    monkeypatch.setattr(trees, "WINDOW", 3)
     mixed = [message("q1", None, "1"), message("q2", None, "2"), message("a1", "q1", "1"), message("a2", "q2", "2")]
     assert sorted(fates(mixed)[1]) == [["q1", "a1*"], ["q2", "a2*"]]
     far = [message("q1", None, "1"), *(message(f"q{i}", None, str(i)) for i in range(2, 6)), message("a1", "q1", "1")]
@@ -226,7 +227,7 @@ def test_trees_may_be_mixed_within_the_window_and_are_refused_behind_it(monkeypa
 
 
 def test_no_more_than_the_window_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "WINDOW", 10)
+    monkeypatch.setattr(trees, "WINDOW", 10)
     taken = 0
 
     def endless() -> Any:

@@ -14,7 +14,7 @@ from tuner.config.view import View
 from tuner.data.conversation import Call, Conversation, Message, Sample, Text, with_system
 from tuner.data.files import read as files
 from tuner.data.files import splits
-from tuner.data.formats import rows
+from tuner.data.formats import rows, trees
 from tuner.data.sources import shape_of
 
 FOLDER = Path(__file__).parents[3] / "conf" / "data"
@@ -195,8 +195,8 @@ def test_messages_of_openassistant_become_the_best_path_of_each_tree(name: str) 
         return row | {"review_result": True, "deleted": False, "rank": rank, "synthetic": False, "model_name": None, "detoxify": None, "message_tree_id": "1", "tree_state": "ready_for_export", "emojis": None, "labels": None}  # fmt: skip
 
     tree = [message("1", None, "prompter", "Q", None), message("2", "1", "assistant", "worse", 1.0), message("3", "1", "assistant", "better", 0.0)]
-    assert rows.gathers(tree[0], shape(name))
-    (grown,) = rows.gather(enumerate(tree, start=1), shape(name))
+    assert trees.gathers(tree[0], shape(name))
+    (grown,) = trees.gather(enumerate(tree, start=1), shape(name))
     assert grown.samples == (asked("Q", "better"),)
 
 
@@ -305,7 +305,7 @@ def test_real_rows_of_a_set_are_read_to_the_last(name: str, file: str, count: in
 
 def test_real_trees_of_openassistant_are_read_to_the_last(shared: Path) -> None:
     chunks = files.chunks(shared / "data" / "oasst" / "oasst_en_messages.jsonl")
-    grown = list(rows.gather((entry for chunk in chunks for entry in files.values(chunk)), shape("oasst1")))
+    grown = list(trees.gather((entry for chunk in chunks for entry in files.values(chunk)), shape("oasst1")))
     assert len(grown) == 77
     assert sum(len(tree.numbers) for tree in grown) == 891
     assert not any(tree.bad for tree in grown)

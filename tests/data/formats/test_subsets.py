@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet as pq
 
 from tests.conftest import Tuner
-from tuner.data.formats import rows
+from tuner.data.formats import rows, trees
 from tuner.data.formats.rows import Shape
 from tuner.data.formats.subsets import OTHER
 from tuner.data.survey import look as survey
@@ -85,9 +85,9 @@ def test_messages_of_trees_are_left_out_by_their_split(tmp_path: Path) -> None:
     said = {**asked, "message_id": "2", "parent_id": "1", "role": "assistant", "text": "a"}
     other = {**asked, "message_id": "3", "message_tree_id": "3", "split": "validation"}
     shape = surveyed(tmp_path, [asked, said, other])
-    kept = Counter(reason for tree in rows.gather(enumerate([asked, said, other], start=1), shape) for reason in tree.left.values())
+    kept = Counter(reason for tree in trees.gather(enumerate([asked, said, other], start=1), shape) for reason in tree.left.values())
     assert kept == {OTHER: 1}
-    assert all(not tree.left for tree in list(rows.gather(enumerate([asked, said], start=1), shape.whole)))
+    assert all(not tree.left for tree in list(trees.gather(enumerate([asked, said], start=1), shape.whole)))
 
 
 def test_what_is_left_is_in_the_ledger_and_no_loss(tuner: Tuner, tiny_model: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
     a row → columns under the names of the format → which format? → its function → samples
             formats/columns                         formats/keys    formats/*
 
-A file whose rows are single messages of trees (flat OpenAssistant) becomes samples only as a whole: `gathers`, `gather`.
+A file whose rows are single messages of trees (flat OpenAssistant) becomes samples only as a whole: `tuner.data.formats.trees`.
 
 How to add a format:
 
@@ -15,40 +15,22 @@ How to add a format:
 5. a row of it in tests/data/formats/test_formats.py
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from tuner.data.conversation import LeftOut, RowError, Sample, Speaker
-from tuner.data.files.read import Unreadable
+from tuner.data.conversation import RowError, Sample, Speaker
 from tuner.data.formats import alpaca, messages, oasst, preference, pretrain, prompt, sharegpt, templated, templates, text, xtuner
 from tuner.data.formats import unread as unread_of
 from tuner.data.formats.columns import inside, mapped, places, rest
 from tuner.data.formats.facts import Facts
-from tuner.data.formats.fields import Words, needed, told
-from tuner.data.formats.fields import text as text_of
+from tuner.data.formats.fields import Words, told
 from tuner.data.formats.keys import by_name, sniff, understood
-from tuner.data.formats.subsets import OTHER, is_other
+from tuner.data.formats.subsets import is_other
 from tuner.errors import ConfigError
 
-__all__ = [
-    "COLUMNS",
-    "VERSIONS",
-    "Gathered",
-    "Reader",
-    "Shape",
-    "compares",
-    "gather",
-    "gathers",
-    "is_left",
-    "read",
-    "reader",
-    "remains",
-    "sniff",
-    "unread",
-    "versions",
-]
+__all__ = ["COLUMNS", "VERSIONS", "Reader", "Shape", "compares", "is_left", "read", "reader", "remains", "sniff", "unread", "versions"]
 
 VERSIONS = {
     "messages": 5,
@@ -87,9 +69,6 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 
 SPEAKERS: tuple[Speaker, ...] = ("system", "user", "assistant", "tool")
 
-WINDOW = 10_000
-"""rows that may lie between two messages of a tree: so many are held in memory at once"""
-
 Reader = Callable[[Any], tuple[Sample, ...]]
 Roles = tuple[tuple[str, tuple[str, ...]], ...]
 Chats = tuple[bool, bool]
@@ -122,21 +101,6 @@ class Shape:
     def whole(self) -> "Shape":
         """The same for files of which all rows are wanted, whatever split they say they are of."""
         return replace(self, split="all", facts=replace(self.facts, split=None))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Gathered:
-    """What became of some rows of a file together."""
-
-    numbers: tuple[int, ...]
-    """of the rows"""
-    samples: tuple[Sample, ...] = ()
-    left: Mapping[int, str] = field(default_factory=dict)
-    """number of a row → why it is in no sample"""
-    bad: frozenset[int] = frozenset()
-    """which of those can't be read: the file is wrong there"""
-    unread: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """what no format reads of them → in how many of the rows, and in how many it is more than a word"""
 
 
 def reader(shape: Shape) -> Reader:
@@ -264,6 +228,11 @@ def _readers(roles: Roles, paths: str, verdict: str | None = None) -> dict[str, 
     }
 
 
+def words_of(base: Words, shape: Shape) -> Words:
+    """The words for roles: a format's own, and those of the shape. Raises ConfigError."""
+    return _words(base, _frozen(shape.roles))
+
+
 def _frozen(roles: Mapping[str, tuple[str, ...]]) -> Roles:
     return tuple((role, tuple(words)) for role, words in sorted(roles.items()))
 
@@ -295,75 +264,12 @@ def _meant(row: Mapping[str, Any], columns: tuple[tuple[str, str], ...], verdict
 def compares(row: Any, shape: Shape) -> bool:
     """Whether the keys of a row say that it compares answers, however it can be read."""
     try:
-        return understood(_placed(shape)(row), shape.facts.verdict)[0] in ("preference", "label")
+        return understood(placed(shape)(row), shape.facts.verdict)[0] in ("preference", "label")
     except RowError:
         return False
 
 
-def gathers(row: Any, shape: Shape) -> bool:
-    """Whether the rows of a file that begins with `row` become samples only together."""
-    if shape.format not in ("auto", "chosen", "oasst"):
-        return False
-    return oasst.is_message(_placed(shape)(row)) if isinstance(row, dict) else shape.format == "oasst"
-
-
-def gather(rows: Iterable[tuple[int, Any]], shape: Shape) -> Iterator[Gathered]:
-    """The trees of a file, from the number and value of each row, in the order of their last messages; a row that is no message stands for itself.
-
-    The messages of a tree may stand in any order, with no more than WINDOW rows of others in between; later ones are refused.
-    """
-    place_of, read_alone = _placed(shape), reader(shape)
-    words = _words(oasst.ROLES, _frozen(shape.roles))
-    open_: dict[str, list[tuple[int, Any]]] = {}
-    unread_: dict[str, dict[str, tuple[int, int]]] = {}
-    last: dict[str, int] = {}
-    closed: set[str] = set()
-
-    def grown(tree: str) -> Gathered:
-        closed.add(tree)
-        members = open_.pop(tree)
-        found = oasst.grow(members, words, shape.paths)
-        return Gathered(
-            numbers=tuple(number for number, _ in members), samples=found.conversations, left=found.left, bad=found.bad, unread=unread_.pop(tree)
-        )
-
-    for place, (number, row) in enumerate(rows):
-        while open_ and place - last[tree := next(iter(open_))] > WINDOW:
-            yield grown(tree)
-        try:
-            if isinstance(row, Unreadable):
-                raise RowError(row.reason)
-            if is_left(row, shape):
-                raise LeftOut(OTHER)
-            if not oasst.is_message(placed := place_of(row)):
-                found = _counted({}, remains(row, shape))
-                yield Gathered(numbers=(number,), samples=read_alone(row), unread=found)
-                continue
-            tree = text_of(needed(placed, "message_tree_id"), "message_tree_id")
-            if tree in closed:
-                raise RowError(f"its tree ended more than {WINDOW:,} rows before; sort the file by message_tree_id")
-        except RowError as error:
-            yield Gathered(numbers=(number,), left={number: str(error)}, bad=frozenset((number,)))
-            continue
-        except LeftOut as reason:
-            yield Gathered(numbers=(number,), left={number: str(reason)})
-            continue
-        # behind the others, as the one that was seen last; and only what is read of it
-        open_[tree] = open_.pop(tree, [])
-        open_[tree].append((number, {key: placed[key] for key in COLUMNS["oasst"] if key in placed}))
-        _counted(unread_.setdefault(tree, {}), dict(unread_of.nodes(placed)))
-        last[tree] = place
-    yield from map(grown, list(open_))
-
-
-def _counted(counts: dict[str, tuple[int, int]], found: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    for name, value in found.items():
-        rows, texts = counts.get(name, (0, 0))
-        counts[name] = rows + 1, texts + unread_of.is_prose(value)
-    return counts
-
-
-def _placed(shape: Shape) -> Callable[[Any], Any]:
+def placed(shape: Shape) -> Callable[[Any], Any]:
     """The columns of a row under their names, where it has them."""
     if not shape.columns:
         return lambda row: row

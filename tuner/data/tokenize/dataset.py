@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tuner.data.files import read as files
 from tuner.data.files.locate import named, no_answers
-from tuner.data.formats import hints, rows
+from tuner.data.formats import hints, rows, trees
 from tuner.data.formats.oasst import CUT_OFF, NOT_BEST, UNANSWERED
 from tuner.data.formats.subsets import OTHER
 from tuner.data.shares import exact
@@ -150,7 +150,7 @@ def _mend(bad: Refused, listed: Sequence[File], settings: Settings) -> str:
         if not wanted:
             break
     others = "Mend or remove them, or leave them out and count them with data.bad_rows=skip."
-    way = None if rows.gathers(sample[0], shape) else hints.to_read(sample, shape, mixed=len(settings.sources) > 1)
+    way = None if trees.gathers(sample[0], shape) else hints.to_read(sample, shape, mixed=len(settings.sources) > 1)
     if way is None and settings.sources[file.source].strict and (more := hints.to_use(sample, shape, mixed=len(settings.sources) > 1)):
         way = f"To use what is not read: {more}"
     return f"{others} {way}" if way else others
@@ -175,7 +175,7 @@ def _account(made: Made, source: Source, path: Path, bad: Refused, long: Refused
     source.nulls.add(made.nulls)
 
 
-Cut = files.Chunk | tuple[rows.Gathered, ...]
+Cut = files.Chunk | tuple[trees.Gathered, ...]
 
 
 def cuts(file: File, shape: rows.Shape) -> Iterator[Cut]:
@@ -188,12 +188,12 @@ def cuts(file: File, shape: rows.Shape) -> Iterator[Cut]:
             first = found[1]
             break
     chunks = chain(head, chunks)
-    if not rows.gathers(first, shape):
+    if not trees.gathers(first, shape):
         yield from chunks
         return
     shape = shape.whole if file.apart else shape
-    trees = rows.gather((entry for chunk in chunks for entry in files.values(chunk)), shape)
-    while batch := tuple(islice(trees, TREES)):
+    gathered = trees.gather((entry for chunk in chunks for entry in files.values(chunk)), shape)
+    while batch := tuple(islice(gathered, TREES)):
         yield batch
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tuner.config.schema import Chat
 from tuner.data.files import read as files
-from tuner.data.formats import rows
+from tuner.data.formats import rows, trees
 from tuner.data.formats.nulls import Nulls
 from tuner.data.tokenize.cuts import Cut
 
@@ -65,7 +65,7 @@ class Job:
 
     source: int
     """index into the settings' sources"""
-    rows: files.Chunk | tuple[rows.Gathered, ...]
+    rows: files.Chunk | tuple[trees.Gathered, ...]
     drawn: NDArray[np.bool_] | None = None
     """[rows] which of them are wanted; None for all"""
     apart: bool = False
