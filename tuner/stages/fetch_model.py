@@ -16,9 +16,8 @@ from tuner.config.view import View
 from tuner.data.chat import choice
 from tuner.errors import ConfigError, DataError, nearest
 from tuner.hub import lockfile
-from tuner.hub.lockfile import Pin
-from tuner.models.checkpoint import files, quantised, unquantised
-from tuner.models.checkpoint.quantised import Found
+from tuner.models import source
+from tuner.models.checkpoint import files, quantised
 from tuner.models.layouts import family
 from tuner.pipeline.stage import Context, Settled, Stage
 
@@ -28,115 +27,26 @@ HUB = ".hub"
 """where a hub's files lie that are still to be rewritten"""
 
 
-def place(view: View) -> Path:
-    """The directory or GGUF file that the config names, for a model that lies here."""
-    model = view.model
-    if model.source == "run":
-        if not model.dir:
-            raise ConfigError(f"model.run={model.run} was not looked up: a run's model is found by the command line, not by a stage.")
-        return Path(model.dir)
-    return files.package_file(model.package, model.file, model.install) if model.source == "package" else files.locate(model.path)
-
-
-def sources(view: View) -> dict[str, Path]:
-    """The model's files that lie here, by name."""
-    if view.model.source in HUBS:
-        return {}
-    found = place(view)
-    return files.checkpoint_files(found) if found.is_dir() else {found.name: found}
-
-
-def pins(view: View) -> dict[str, Pin | None]:
-    """The hub's repository in the lock."""
-    if view.model.source not in HUBS:
-        return {}
-    name = pin_name(view)
-    return {name: lockfile.find(Path(view.lock), name)}
-
-
-def pin_name(view: View) -> str:
-    """What the lock calls the repository."""
-    model = view.model
-    return lockfile.key("model", model.source, repository(view), model.revision, (model.file,) if model.file else ())
-
-
-def repository(view: View) -> str:
-    """The repository's name on the hub it comes from."""
-    model = view.model
-    return str(model.modelscope or model.repo) if model.source == "modelscope" else str(model.repo)
-
-
 def look_up(view: View, say: Callable[[str], None]) -> None:
     """Ask the hub what the revision is, and write it into the lock."""
     from tuner.models import fetch as remote
 
-    model, name = view.model, pin_name(view)
+    model, name = view.model, source.pin_name(view)
     if view.locked:
         raise ConfigError(lockfile.missing(view.lock, name))
-    remote.look_up(model.source, repository(view), model.revision, lock=Path(view.lock), name=name, layout=model.layout, file=model.file, say=say)
-
-
-def layout(view: View) -> str:
-    """How the checkpoint's tensors are laid out: as the config says, as the lock says, or as config.json does."""
-    model = view.model
-    if model.layout != "auto":
-        return str(model.layout)
-    if model.source in HUBS:
-        pin = pins(view)[pin_name(view)]
-        return (pin.layout if pin else None) or family.NATIVE
-    config = place(view) / "config.json"
-    return family.detect(files.read_config(config)) if config.is_file() else family.NATIVE
-
-
-def held(view: View) -> str | None:
-    """The method by which the checkpoint is quantised and which is undone when it is fetched; None for a plain one.
-
-    Raises ConfigError, with the unquantised model, for any other method. What a hub has is known once the lock says it.
-    """
-    model = view.model
-    if model.source in HUBS:
-        pin = pins(view)[pin_name(view)]
-        return pin.quantised if pin else None
-    directory = place(view)
-    if not (directory / "config.json").is_file():
-        return None
-    found = quantised.of_directory(directory)
-    if found is not None and not found.undone:
-        raise _refused(found, view, directory)
-    return found.method if found else None
-
-
-def _refused(found: Found, view: View, directory: Path) -> ConfigError:
-    config, card = files.read_config(directory / "config.json"), unquantised.card_of(directory)
-    hub = view.model.source in HUBS
-    name = repository(view) if hub else directory.name
-    more = " model.source=modelscope" if view.model.source == "modelscope" else ""
-    return unquantised.refusal(found, name if hub else str(directory), name=name, config=config, card=card, more=more)
-
-
-def refuse_by_name(view: View) -> None:
-    """For a plan: what is not in the lock, but called as quantised repositories are. A run asks the hub, which knows better."""
-    if view.model.source in HUBS and pins(view)[pin_name(view)] is None:
-        name = repository(view)
-        if (found := unquantised.by_name(name)) is not None and not found.undone:
-            more = " model.source=modelscope" if view.model.source == "modelscope" else ""
-            raise unquantised.refusal(found, name, name=name, config={}, card=None, more=more)
-
-
-def names(view: View) -> list[str]:
-    """The files' names, of those that lie here and of those that a hub has."""
-    pin = pins(view).get(pin_name(view)) if view.model.source in HUBS else None
-    return list(pin.files) if pin else list(sources(view))
+    remote.look_up(
+        model.source, source.repository(view), model.revision, lock=Path(view.lock), name=name, layout=model.layout, file=model.file, say=say
+    )
 
 
 def versions(view: View) -> dict[str, int]:
     """The rewritings that this model goes through, in their order."""
-    found, kinds, wanted = {}, {name.rpartition(".")[2] for name in names(view)}, layout(view)
+    found, kinds, wanted = {}, {name.rpartition(".")[2] for name in source.names(view)}, source.layout(view)
     if "gguf" in kinds:
         found["gguf"] = GGUF
     if kinds & {"bin", "pth", "pt"}:
         found["pickle"] = PICKLE
-    if (method := held(view)) is not None:
+    if (method := source.held(view)) is not None:
         found[f"dequantize.{method}"] = quantised.VERSIONS[method]
     if wanted != family.NATIVE:
         found[f"layout.{wanted}"] = family.VERSIONS[wanted]
@@ -155,12 +65,12 @@ def check(view: View) -> None:
     if view.model.layout not in ("auto", family.NATIVE, *family.VERSIONS):
         known = ("auto", family.NATIVE, *family.VERSIONS)
         raise ConfigError(f"model.layout={view.model.layout} is no layout.{nearest(view.model.layout, known)} There are {', '.join(known)}.")
-    if view.model.new_tokens and layout(view) in family.WITHOUT_CLASS & family.NORMALISED:
+    if view.model.new_tokens and source.layout(view) in family.WITHOUT_CLASS & family.NORMALISED:
         raise ConfigError(
             "model.new_tokens adds rows to the output head, and a Baichuan2-13B's result is written in its own layout, whose head divides each row by its "
             "norm: they would be others there. Leave model.new_tokens out, or take another model."
         )
-    sources(view)
+    source.local_files(view)
     versions(view)
 
 
@@ -169,7 +79,7 @@ def settle(config: Config, made: Path | None) -> Settled:
     chat, view = config.model.chat, View(config, "fetch_model")
     if not chat.auto:
         return Settled(config=config)
-    pin = pins(view).get(pin_name(view)) if view.model.source in HUBS else None
+    pin = source.pins(view).get(source.pin_name(view)) if view.model.source in HUBS else None
     if pin and pin.template:
         found = choice.Choice(option=pin.template, why=f"as {view.lock} says of its tokenizer")
     elif (directory := _tokenizer(view) or made) is not None:
@@ -183,7 +93,7 @@ def settle(config: Config, made: Path | None) -> Settled:
 
 def _tokenizer(view: View) -> Path | None:
     """The directory of a tokenizer that lies here."""
-    directory = place(view) if view.model.source not in HUBS else None
+    directory = source.place(view) if view.model.source not in HUBS else None
     return directory if directory and directory.is_dir() else None
 
 
@@ -198,11 +108,11 @@ def progress(partial: Path) -> str | None:
 
 def cost(view: View, partial: Path) -> tuple[int, int]:
     """Bytes still to download, and bytes that are here already."""
-    if (pin := pins(view).get(pin_name(view))) is None:
+    if (pin := source.pins(view).get(source.pin_name(view))) is None:
         return 0, 0
     from tuner.models import fetch as remote
 
-    return remote.cost(view.model.source, repository(view), pin, partial / HUB if versions(view) else partial)
+    return remote.cost(view.model.source, source.repository(view), pin, partial / HUB if versions(view) else partial)
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -216,7 +126,7 @@ def run(ctx: Context) -> dict[str, Any]:
     view, out = ctx.config, ctx.out
     todo = versions(view)
     found, commit = _bring(ctx, out / HUB if todo else out)
-    _known(next(iter(found.values())).parent, view, todo)
+    source.check_methods(next(iter(found.values())).parent, view, todo)
     scratch: list[Path] = [out / HUB]
     for number, name in enumerate(todo, start=1):
         target = out if number == len(todo) else out / f".{number}"
@@ -227,7 +137,7 @@ def run(ctx: Context) -> dict[str, Any]:
             shutil.rmtree(done, ignore_errors=True)
         scratch = [target]
     directory = next(iter(found.values())).parent
-    _known(directory, view, {})
+    source.check_methods(directory, view, {})
     config = native(directory)
     if "gguf" not in todo and todo and any((directory / name).is_file() for name in files.TOKENIZERS):  # a checkpoint may come without
         from tuner.data.tokenizer.load import load_vocabulary
@@ -251,26 +161,15 @@ def _bring(ctx: Context, out: Path) -> tuple[Mapping[str, Path], str | None]:
     """The model's files by name, and the commit of those that a hub has."""
     view = ctx.config
     if view.model.source not in HUBS:
-        return sources(view), None
+        return source.local_files(view), None
     from tuner.hub import download
     from tuner.models import fetch as remote
 
-    pin = pins(view)[pin_name(view)]
+    pin = source.pins(view)[source.pin_name(view)]
     assert pin is not None, "the pipeline looks references up before a stage runs"
-    remote.bring(view.model.source, repository(view), pin, out, ctx.say)
+    remote.bring(view.model.source, source.repository(view), pin, out, ctx.say)
     download.remove_leftovers(out, pin.files)
     return {name: out / name for name in pin.files}, pin.commit
-
-
-def _known(directory: Path, view: View, todo: Mapping[str, int]) -> None:
-    """Raises ConfigError for weights that are quantised by a method that is not undone, and DataError where it is not among what is `todo`."""
-    if not (directory / "config.json").is_file():
-        return
-    found = quantised.of_directory(directory)
-    if found is not None and not found.undone:
-        raise _refused(found, view, directory)
-    if found is not None and f"dequantize.{found.method}" not in todo:
-        raise unquantised.stale(found, repository(view) if view.model.source in HUBS else str(directory), view.lock)
 
 
 def _clear(directory: Path, keep: list[Path]) -> None:
@@ -343,8 +242,8 @@ STAGE = Stage(
     version=1,
     run=run,
     versions=versions,
-    sources=sources,
-    pins=pins,
+    sources=source.local_files,
+    pins=source.pins,
     look_up=look_up,
     check=check,
     references=references,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tuner.data.conversation import Conversation, LeftOut, RowError
 from tuner.data.files import read as files
 from tuner.data.files.read import Unreadable
-from tuner.data.formats import trees
+from tuner.data.formats import rows, trees
 from tuner.data.formats.oasst import CUT_OFF, NO_ROOT, NOT_BEST, UNANSWERED
 from tuner.data.formats.rows import Shape, read
 from tuner.data.formats.trees import Gathered, gather, gathers
