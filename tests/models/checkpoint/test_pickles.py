@@ -237,7 +237,7 @@ class Namespace:
 @both
 def test_a_class_that_is_not_a_tensor_is_refused_by_its_name(tmp_path: Path, out: Path, save: Save) -> None:
     save({"state_dict": state(), "arguments": Namespace()}, tmp_path / "w.bin")
-    with pytest.raises(DataError, match=r"wants tests\.models\.test_pickles\.Namespace to be called"):
+    with pytest.raises(DataError, match=r"wants tests\.models\.checkpoint\.test_pickles\.Namespace to be called"):
         convert([tmp_path / "w.bin"], out, say=silent)
 
 

@@ -160,7 +160,7 @@ def spelled(value: Any) -> str:
     """A value that may be a verdict as one spelling; empty where nothing is said.
 
     >>> [spelled(value) for value in (True, "True ", 1, 1.0, -1, None, "", "B", [1])]
-    ['true', 'true', '1', '1', '1', '-1', '', '', 'b', '…']
+    ['true', 'true', '1', '1', '-1', '', '', 'b', '…']
     """
     if isinstance(value, bool | str):
         word = str(value).strip().lower()
