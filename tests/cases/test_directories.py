@@ -1,19 +1,15 @@
 """A directory as data.path, through the front door: the training split, in words."""
 
-import shutil
 from pathlib import Path
 
-import pytest
+from tests.cases.conftest import brought, shared
+from tests.conftest import Tuner
 
-from tests.conftest import SHARED, Tuner
-
-CASE = SHARED / "cases" / "directory_hint"
-
-pytestmark = pytest.mark.skipif(not CASE.is_dir(), reason="the shared cases are not here")
+pytestmark = shared
 
 
 def test_a_directory_is_its_training_split_and_the_rest_is_named(tuner: Tuner, tiny_model: Path, tmp_path: Path) -> None:
-    shutil.copytree(CASE, tmp_path, dirs_exist_ok=True)
+    brought("directory_hint", tmp_path)
     words = ["model=local", f"model.path={tiny_model}", "machine=cpu", "data=local"]
     for _ in range(2):  # it is said again where nothing is to be fetched
         shown = tuner("preview", "1", *words, "data.path=ds")

@@ -3,40 +3,15 @@
 import json
 import re
 import shlex
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import SHARED, Done, Tuner, write_rows
-
-CASES = SHARED / "cases"
-Preview = Callable[..., Done]
-shared = pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not here")
+from tests.cases.conftest import Preview, brought, shared, trained
+from tests.conftest import Done, Tuner, write_rows
 
 USER, ANSWER = {"role": "user", "content": "What is 1+1?"}, {"role": "assistant", "content": "2."}
-
-
-@pytest.fixture
-def preview(tuner: Tuner, tiny_model: Path) -> Preview:
-    """`preview` on the tiny model."""
-
-    def call(*words: str, code: int = 0) -> Done:
-        return tuner("preview", "model=local", f"model.path={tiny_model}", "machine=cpu", "data=local", *words, code=code)
-
-    return call
-
-
-def brought(name: str, to: Path) -> None:
-    """A copy of a case's files in a directory, as somebody has them."""
-    shutil.copytree(CASES / name, to, dirs_exist_ok=True)
-
-
-def trained(shown: Done) -> list[str]:
-    """What stands between the brackets of `preview`."""
-    return [text.removesuffix("<|im_end|>") for text in re.findall(r"⟦(.*?)⟧", shown.out, re.DOTALL)]
 
 
 def hinted(refused: Done, begin: str = "To read them: ") -> list[str]:
@@ -57,10 +32,9 @@ def test_xtuners_conversations_are_read(preview: Preview, tmp_path: Path) -> Non
     names = ("xtuner", "loss", "firefly", "xtuner_pretrain", "pretrain")
     shown = preview(f"data.path=[{','.join(f'{name}.jsonl' for name in names)}]", *(f"{name}.jsonl:1" for name in names))
     texts = ["A text of number 0 to be read.", "A text of number 0 that is to be read as it is."]
-    assert trained(shown)[:4] == ["1.", "2.", "2.", "2."]
-    assert [text.removeprefix("<|endoftext|>").removesuffix("<|endoftext|>") for text in trained(shown)[4:]] == [text[1:] for text in texts] or all(
-        any(text[1:] in found for found in trained(shown)[4:]) for text in texts
-    )
+    answers = ["1.", "2.", "2.", "2."]
+    # the first token of a document has nothing before it, and is not trained
+    assert trained(shown) == [f"{text}<|im_end|>" for text in (*answers, *(text[1:] for text in texts))]
     assert shown.out.count("You are a helper.") == 2
 
 
@@ -86,7 +60,7 @@ def test_no_hint_drops_the_context(preview: Preview, tmp_path: Path) -> None:
     assert "data.columns.input=context" in words
     shown = preview("1", "data.path=ctx.jsonl", *words)
     assert "How many legs has animal 0?\nAnimal 0 is a spider-like thing with 2 legs." in shown.out
-    assert trained(shown) == ["2 legs."]
+    assert trained(shown) == ["2 legs.<|im_end|>"]
     assert "not read" not in shown.err
     write_rows(tmp_path / "orca.jsonl", [{"id": "niv.1", "system_prompt": "Be brief.", "question": "What is 1+1?", "response": "2."}])
     assert "system\nBe brief." in preview("1", "data.path=orca.jsonl").out
@@ -101,7 +75,7 @@ def test_of_comparisons_the_better_answer_can_be_trained(preview: Preview, tmp_p
         words = hinted(refused, "To train on the better answers alone: ")
         shown = preview("1", f"data.path={name}", *words)
         assert shown.out.count("What is 0+1?") == 1
-        assert trained(shown) == ["1."]
+        assert trained(shown) == ["1.<|im_end|>"]
         assert "no idea" not in shown.out
 
 

@@ -4,13 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.cases.test_kinds import CASES, Preview, brought, trained
-from tests.cases.test_kinds import preview as preview
+from tests.cases.conftest import Preview, brought, shared, trained
 from tests.conftest import Tuner, linked, write_rows
 
-pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not here")
+pytestmark = shared
 
 
 def copied(name: str, to: Path) -> list[str]:
