@@ -1,6 +1,6 @@
 """DeepSpeed from the config's fields: which engine and which ZeRO stage, and which combinations are legal.
 
-ZeRO (arXiv:1910.02054) shards what a training holds over its processes, each stage with what the stages before it shard: 1 the optimizer's state,
+ZeRO (arXiv:1910.02054) shards what training holds over its processes, each stage with what the stages before it shard: 1 the optimizer's state,
 2 the gradients, 3 the weights. `RULES` is the table of what can't be together, and why; what no rule names is legal.
 """
 

@@ -1,1 +1,1 @@
-"""What a training says: metrics, trackers, progress, samples, anomalies."""
+"""What a training run reports: metrics, trackers, progress, samples, anomalies."""
