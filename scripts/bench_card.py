@@ -1,9 +1,11 @@
-"""The card's command at full size, from a hub on this machine: scripts/bench card --tokenizer DIR --rows FILE [--steps 20] [word …]
+"""The card's command at full size, from a hub on this machine: scripts/bench card --tokenizer DIR --rows FILE
+[--steps 20] [word …]
 
-A random InternLM2-1.8B is written in its own layout and served, with the tokenizer in DIR and the OpenAssistant messages of FILE (JSON lines), by a server
-that speaks the hub's protocol. Then a shell would see just this: the plan; the command, all its stages; the command again, which does nothing; and both
-once more from the training on, under ZeRO-2, on DeepSpeed. The log goes to card.log, without the ends of long lines, as a random model's answers are.
-The first command that fails is the last.
+A random InternLM2-1.8B is written in its own layout and served, with the tokenizer in DIR and the
+OpenAssistant messages of FILE (JSON lines), by a server that speaks the hub's protocol. Then a shell would
+see just this: the plan; the command, all its stages; the command again, which does nothing; and both once
+more from the training on, under ZeRO-2, on DeepSpeed. The log goes to card.log, without the ends of long
+lines, as a random model's answers are. The first command that fails is the last.
 """
 
 import argparse
@@ -26,8 +28,19 @@ WIDTH = 160
 """of a line of the log, in characters"""
 CARD = ["model=internlm2_1_8b", "algo=qlora", "data=oasst1"]
 COLUMNS = (
-    "message_id", "parent_id", "text", "role", "lang", "review_count", "review_result", "deleted", "rank", "synthetic", "message_tree_id", "tree_state",
-)  # fmt: skip
+    "message_id",
+    "parent_id",
+    "text",
+    "role",
+    "lang",
+    "review_count",
+    "review_result",
+    "deleted",
+    "rank",
+    "synthetic",
+    "message_tree_id",
+    "tree_state",
+)
 
 
 def main() -> None:
@@ -37,8 +50,12 @@ def main() -> None:
     options.add_argument("--size", choices=SIZES, default="1.8B")
     options.add_argument("--steps", type=int, default=20)
     options.add_argument("--log", type=Path, default=Path("card.log"))
-    options.add_argument("--home", type=Path, help="where the run stays, for more to be measured on it; else it goes")
-    options.add_argument("words", nargs="*", help="more of the command line, for a size that is not the card's own")
+    options.add_argument(
+        "--home", type=Path, help="where the run stays, for more to be measured on it; else it goes"
+    )
+    options.add_argument(
+        "words", nargs="*", help="more of the command line, for a size that is not the card's own"
+    )
     wished = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch, Hub() as hub:
         home = wished.home or Path(scratch)
@@ -67,12 +84,16 @@ def rows(path: Path) -> dict[str, bytes]:
 
     messages = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     buffer = io.BytesIO()
-    parquet.write_table(Table.from_pylist([{name: message[name] for name in COLUMNS} for message in messages]), buffer)
+    parquet.write_table(
+        Table.from_pylist([{name: message[name] for name in COLUMNS} for message in messages]), buffer
+    )
     return {"data/train-00000-of-00001-b42a775f407cee45.parquet": buffer.getvalue()}
 
 
 def shell(words: list[str], home: Path, hub: Hub, log: TextIO) -> int:
-    """One command in `home`, with what it says in the log, each line after the seconds since it began; returns its exit status."""
+    """One command in `home`, with what it says in the log, each line after the seconds since it began;
+    returns its exit status.
+    """
 
     def write(line: str) -> None:
         for out in (log, sys.stdout):
@@ -81,10 +102,16 @@ def shell(words: list[str], home: Path, hub: Hub, log: TextIO) -> int:
 
     began = time.monotonic()
     command = [sys.executable, "-m", "tuner", *words]
-    environment = {**os.environ, **hub.env, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        **os.environ,
+        **hub.env,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]),
+    }
     del environment["HF_HUB_OFFLINE"]
     write(f"$ python -m tuner {' '.join(words)}\n")
-    with subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8") as process:
+    with subprocess.Popen(
+        command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             write(f"{time.monotonic() - began:6.1f}  {line}")

@@ -1,6 +1,8 @@
-"""Tokenising real conversations: the whole stage, beside the bare tokenizer and beside `datasets.map` with packing by TRL.
+"""Tokenising real conversations: the whole stage, beside the bare tokenizer and beside `datasets.map` with
+packing by TRL.
 
-All see the same rows, on the same cores, in turn, several rounds in one run. Needs the real rows and tokenizers that lie beside the repository.
+All see the same rows, on the same cores, in turn, several rounds in one run. Needs the real rows and
+tokenizers that lie beside the repository.
 """
 
 import argparse
@@ -25,8 +27,9 @@ FILES = (
 )
 LENGTH = 2048
 TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}{% generation %}"
-    "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == "
+    "'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% "
+    "else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
 )
 """ChatML, with the marks from which transformers makes a mask"""
 
@@ -52,12 +55,15 @@ def bare(data: Path, tokenizer: str, _out: Path) -> int:
 
     fast = Tokenizer.from_file(f"{tokenizer}/tokenizer.json")
     texts = [
-        "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in json.loads(line)["messages"]) for line in data.open(encoding="utf-8")
+        "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in json.loads(line)["messages"])
+        for line in data.open(encoding="utf-8")
     ]
     began = time.perf_counter()
     tokens = 0
     for at in range(0, len(texts), 2000):
-        tokens += sum(len(row) for row in fast.encode_batch_fast(texts[at : at + 2000], add_special_tokens=False))
+        tokens += sum(
+            len(row) for row in fast.encode_batch_fast(texts[at : at + 2000], add_special_tokens=False)
+        )
     tell(tokens, began)
     return tokens
 
@@ -73,7 +79,9 @@ def stage(data: Path, tokenizer: str, out: Path, workers: int | str = "auto") ->
 
     chat = yaml.safe_load((ROOT / "conf/model/chat/chatml.yaml").read_text(encoding="utf-8"))
     described = {"path": str(data), "length": LENGTH, "held_out": 0.0}
-    config = freeze({"model": {"path": tokenizer, "chat": chat}, "data": described, "machine": {"workers": workers}})
+    config = freeze(
+        {"model": {"path": tokenizer, "chat": chat}, "data": described, "machine": {"workers": workers}}
+    )
     inputs = {
         "fetch_data": Input(dir=data.parent, files={data.name: data}, facts={}),
         "fetch_model": Input(dir=Path(tokenizer), files={}, facts={}),
@@ -84,7 +92,9 @@ def stage(data: Path, tokenizer: str, out: Path, workers: int | str = "auto") ->
 
 
 def mapped(data: Path, tokenizer: str, out: Path, processes: int) -> None:
-    """`datasets.map` with the chat template and its mask, then TRL's best-fit-decreasing packing, then a file."""
+    """`datasets.map` with the chat template and its mask, then TRL's best-fit-decreasing packing, then a
+    file.
+    """
     import datasets
     from transformers import AutoTokenizer
     from trl import pack_dataset
@@ -106,7 +116,13 @@ def mapped(data: Path, tokenizer: str, out: Path, processes: int) -> None:
         )
         return {"input_ids": made["input_ids"], "assistant_masks": made["assistant_masks"]}
 
-    rows = rows.map(encode, batched=True, batch_size=1000, remove_columns=rows.column_names, num_proc=processes if processes > 1 else None)
+    rows = rows.map(
+        encode,
+        batched=True,
+        batch_size=1000,
+        remove_columns=rows.column_names,
+        num_proc=processes if processes > 1 else None,
+    )
     packed = pack_dataset(rows, LENGTH, "bfd")
     packed.save_to_disk(str(out / "packed"))
     tokens = sum(map(len, packed["input_ids"]))
@@ -123,7 +139,10 @@ def resource_peak() -> float:
     """MiB at the highest, of this process and of the largest of its children."""
     import resource
 
-    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+    return (
+        max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        / 1024
+    )
 
 
 WAYS = {
@@ -161,8 +180,23 @@ def main() -> None:
             found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
             for _ in range(1 if args.memory else args.rounds):
                 for way in ways:
-                    command = [sys.executable, __file__, "--way", way, "--data", str(data), "--tokenizer", args.tokenizer]
-                    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+                    command = [
+                        sys.executable,
+                        __file__,
+                        "--way",
+                        way,
+                        "--data",
+                        str(data),
+                        "--tokenizer",
+                        args.tokenizer,
+                    ]
+                    done = subprocess.run(
+                        command,
+                        capture_output=True,
+                        text=True,
+                        check=False,
+                        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+                    )
                     if done.returncode:
                         sys.exit(done.stderr)
                     found[way].append(json.loads(done.stdout.splitlines()[-1]))
@@ -171,7 +205,8 @@ def main() -> None:
                 speed = statistics.median(run["tokens"] / run["seconds"] for run in runs)
                 full = f"  packs {runs[0]['efficiency']:.2%} full" if "efficiency" in runs[0] else ""
                 print(
-                    f"{way:36} {speed / 1e6:6.3f}M tokens/s  {speed / base:5.2f} of {ways[0]}  peak {max(run['peak_mib'] for run in runs):,.0f} MiB{full}"
+                    f"{way:36} {speed / 1e6:6.3f}M tokens/s  {speed / base:5.2f} of {ways[0]}  peak "
+                    f"{max(run['peak_mib'] for run in runs):,.0f} MiB{full}"
                 )
     shutil.rmtree(directory, ignore_errors=True)
 

@@ -2,8 +2,10 @@
 
     scripts/bench memory --seed N [--count 16]
 
-Needs an NVIDIA GPU. Each configuration trains three steps in a process of its own, on a random model of a known shape and packs of random lengths, the
-longest at the beginning and at the end: through tuner's own loading, adapters and engine. Several processes share the card; what one reserves does not depend on the others.
+Needs an NVIDIA GPU. Each configuration trains three steps in a process of its own, on a random model of a
+known shape and packs of random lengths, the longest at the beginning and at the end: through tuner's own
+loading, adapters and engine. Several processes share the card; what one reserves does not depend on the
+others.
 """
 
 import argparse
@@ -32,7 +34,13 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
     | {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
     | {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
     "qwen2.5-0.5b": LLAMA
-    | {"model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24}
+    | {
+        "model_type": "qwen2",
+        "vocab_size": 151936,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+    }
     | {"num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True},
     "internlm2-1.8b": LLAMA
     | {"vocab_size": 92544, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24}
@@ -62,12 +70,23 @@ class Case:
     """of the tokens that are targets"""
 
     def algorithm(self) -> Algo:
-        adapter, quant = ("none", "none") if self.algo == "full" else ("lora", {"qlora": "nf4", "lora8": "int8"}.get(self.algo, "none"))
-        return Algo(adapter=adapter, quant=quant, r=self.r, dropout=self.dropout, optim=Optim(name=self.optimizer))  # type: ignore[arg-type]
+        adapter, quant = (
+            ("none", "none")
+            if self.algo == "full"
+            else ("lora", {"qlora": "nf4", "lora8": "int8"}.get(self.algo, "none"))
+        )
+        return Algo(
+            adapter=adapter, quant=quant, r=self.r, dropout=self.dropout, optim=Optim(name=self.optimizer)
+        )  # type: ignore[arg-type]
 
     def work(self) -> Work:
         tokens = self.length * self.micro
-        return Work(tokens=tokens, targets=int(tokens * self.share), accumulated=self.accumulate > 1, recompute=self.recompute)
+        return Work(
+            tokens=tokens,
+            targets=int(tokens * self.share),
+            accumulated=self.accumulate > 1,
+            recompute=self.recompute,
+        )
 
     def memory(self) -> Memory:
         return estimate(GEOMETRIES[self.model], self.algorithm(), self.work())
@@ -79,10 +98,17 @@ def draw(seed: int) -> Iterator[Case]:
     while True:
         algo = dice.choice(["lora", "qlora", "full"])
         case = Case(
-            model=dice.choice([*GEOMETRIES]), algo=algo, length=dice.choice([512, 1024, 2048, 4096]), micro=dice.choice([1, 1, 2, 4]),
-            accumulate=dice.choice([1, 2, 3]), recompute=dice.random() < 0.5, r=dice.choice([8, 16, 64]), dropout=dice.choice([0.0, 0.0, 0.1]),
-            optimizer=dice.choice(["adamw", "adamw", "adamw", "adamw_8bit"]), share=dice.choice([0.1, 0.3, 0.6, 0.9]),
-        )  # fmt: skip
+            model=dice.choice([*GEOMETRIES]),
+            algo=algo,
+            length=dice.choice([512, 1024, 2048, 4096]),
+            micro=dice.choice([1, 1, 2, 4]),
+            accumulate=dice.choice([1, 2, 3]),
+            recompute=dice.random() < 0.5,
+            r=dice.choice([8, 16, 64]),
+            dropout=dice.choice([0.0, 0.0, 0.1]),
+            optimizer=dice.choice(["adamw", "adamw", "adamw", "adamw_8bit"]),
+            share=dice.choice([0.1, 0.3, 0.6, 0.9]),
+        )
         if algo == "full":
             case = replace(case, r=16, dropout=0.0)
         if case.memory().total < LARGEST:
@@ -111,11 +137,22 @@ def measure(case: Case, directory: Path) -> dict[str, Any]:
         engine = build_engine(config, model, world, compute, {"engine": "torch"})
         dice = np.random.default_rng(0)
         for step in range(3):
-            batches = [collate(packs(case, dice, full=step == 2 or step + at == 0), step=step) for at in range(case.accumulate)]
+            batches = [
+                collate(packs(case, dice, full=step == 2 or step + at == 0), step=step)
+                for at in range(case.accumulate)
+            ]
             engine.forward_backward(batches, sum(len(batch.targets_M) for batch in batches))
             engine.step(1e-5, 1.0)
-    books = {"loaded": loaded, "allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
-    return books | {"kernel": kernel, "retries": torch.cuda.memory_stats()["num_alloc_retries"], "gpu": torch.cuda.get_device_name()}
+    books = {
+        "loaded": loaded,
+        "allocated": torch.cuda.max_memory_allocated(),
+        "reserved": torch.cuda.max_memory_reserved(),
+    }
+    return books | {
+        "kernel": kernel,
+        "retries": torch.cuda.memory_stats()["num_alloc_retries"],
+        "gpu": torch.cuda.get_device_name(),
+    }
 
 
 def packs(case: Case, dice: np.random.Generator, *, full: bool) -> list[Pack]:
@@ -130,7 +167,15 @@ def packs(case: Case, dice: np.random.Generator, *, full: bool) -> list[Pack]:
         share = case.share if full else case.share * dice.uniform(0.6, 1)
         trained[dice.choice(free, size=min(len(free), int(length * share)), replace=False)] = True
         zeros = np.zeros(len(lengths), dtype=np.int32)
-        found.append(Pack(ids=dice.integers(0, 32000, length).astype(np.int32), trained=trained, lengths=lengths, files=zeros, lines=zeros))
+        found.append(
+            Pack(
+                ids=dice.integers(0, 32000, length).astype(np.int32),
+                trained=trained,
+                lengths=lengths,
+                files=zeros,
+                lines=zeros,
+            )
+        )
     return found
 
 
@@ -155,7 +200,11 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--count", type=int, default=16)
     options.add_argument("--at-once", type=int, default=3)
-    options.add_argument("--allocators", default="expandable_segments:True", help="what PYTORCH_ALLOC_CONF is, apart by blanks; `-` for nothing")
+    options.add_argument(
+        "--allocators",
+        default="expandable_segments:True",
+        help="what PYTORCH_ALLOC_CONF is, apart by blanks; `-` for nothing",
+    )
     options.add_argument("--out", type=Path, default=Path("memory.jsonl"))
     options.add_argument("--one", help=argparse.SUPPRESS)
     options.add_argument("--models", type=Path, help=argparse.SUPPRESS)
@@ -170,21 +219,36 @@ def main() -> None:
     source = draw(wished.seed)
     cases = [next(source) for _ in range(wished.count)]
     space = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    with tempfile.TemporaryDirectory(dir=space) as root, ThreadPoolExecutor(wished.at_once) as pool, wished.out.open("w") as file:
+    with (
+        tempfile.TemporaryDirectory(dir=space) as root,
+        ThreadPoolExecutor(wished.at_once) as pool,
+        wished.out.open("w") as file,
+    ):
         child(["--one", "models", "--models", root], "")
         todo = [(case, conf) for case in cases for conf in wished.allocators.split()]
-        for (case, conf), found in zip(todo, pool.map(lambda pair: tried(pair[0], pair[1], root), todo), strict=True):
+        for (case, conf), found in zip(
+            todo, pool.map(lambda pair: tried(pair[0], pair[1], root), todo), strict=True
+        ):
             memory = case.memory()
-            parts = {name: round(getattr(memory, name)) for name in ("allocated", "reserved", "weights", "activations", "logits", "buffers")}
-            row = {name: getattr(case, name) for name in Case.__slots__} | {"allocator": conf, "estimate": parts, "measured": found}
+            parts = {
+                name: round(getattr(memory, name))
+                for name in ("allocated", "reserved", "weights", "activations", "logits", "buffers")
+            }
+            row = {name: getattr(case, name) for name in Case.__slots__} | {
+                "allocator": conf,
+                "estimate": parts,
+                "measured": found,
+            }
             file.write(json.dumps(row) + "\n")
             file.flush()
             off = f"{memory.reserved / found['reserved'] - 1:+.1%}" if "reserved" in found else found["error"]
             in_use = f"{memory.allocated / found['allocated'] - 1:+.1%}" if "reserved" in found else ""
             held = f"{found['reserved'] / 1e9:6.2f}" if "reserved" in found else ""
             print(
-                f"{case.model:15} {case.algo:6} {case.length:5} × {case.micro}, {case.accumulate} a step, r {case.r:2}, dropout {case.dropout}, {case.optimizer:10} "
-                f"targets {case.share}, recompute {case.recompute!s:5} {conf[:10]:10} | {memory.reserved / 1e9:6.2f} {held} | {off} (allocated {in_use})",
+                f"{case.model:15} {case.algo:6} {case.length:5} × {case.micro}, {case.accumulate} a step, r "
+                f"{case.r:2}, dropout {case.dropout}, {case.optimizer:10} targets {case.share}, recompute "
+                f"{case.recompute!s:5} {conf[:10]:10} | {memory.reserved / 1e9:6.2f} {held} | {off} "
+                f"(allocated {in_use})",
                 flush=True,
             )
 
@@ -200,8 +264,12 @@ def tried(case: Case, conf: str, root: str) -> dict[str, Any]:
 
 
 def child(words: list[str], conf: str) -> subprocess.CompletedProcess[str]:
-    environ = os.environ | ({} if conf in ("", "-") else {"PYTORCH_ALLOC_CONF": conf, "PYTORCH_CUDA_ALLOC_CONF": conf})
-    return subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, env=environ, check=False)
+    environ = os.environ | (
+        {} if conf in ("", "-") else {"PYTORCH_ALLOC_CONF": conf, "PYTORCH_CUDA_ALLOC_CONF": conf}
+    )
+    return subprocess.run(
+        [sys.executable, __file__, *words], capture_output=True, text=True, env=environ, check=False
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""A training by transformers and PEFT alone, as one writes it by hand: what scripts/bench train has beside tuner's.
+"""A training by transformers and PEFT alone, as one writes it by hand: what scripts/bench train has beside
+tuner's.
 
-Nothing in it is tuner's but the file of packs and which of them a step sees. Documents are rows of their own, padded on the right, under an attention mask;
-the labels, their shift and the sum are transformers', the optimizer, the clip and the schedule torch's. Model and adapter begin as PEFT draws them after
+Nothing in it is tuner's but the file of packs and which of them a step sees. Documents are rows of their own,
+padded on the right, under an attention mask; the labels, their shift and the sum are transformers', the
+optimizer, the clip and the schedule torch's. Model and adapter begin as PEFT draws them after
 torch.manual_seed.
 """
 
@@ -62,12 +64,15 @@ class Setting:
 
 
 def plain(algo: str, seed: int, setting: Setting) -> dict[str, Any]:
-    """Train; returns the curves `loss` and `norm`, the held-out loss `before` and after (`held_out`), and `speed` in tokens/s.
+    """Train; returns the curves `loss` and `norm`, the held-out loss `before` and after (`held_out`), and
+    `speed` in tokens/s.
 
     `seed` draws the adapter, and the order of the packs as tuner draws it.
     """
     packs, held, longest = setting.train(), setting.held_out(), setting.length()
-    order = plan_order(len(packs), longest, seed=seed, epochs=1, steps=setting.steps, batch_tokens=setting.packs * longest)
+    order = plan_order(
+        len(packs), longest, seed=seed, epochs=1, steps=setting.steps, batch_tokens=setting.packs * longest
+    )
     model = build(algo, seed, setting)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=ALGOS[algo]["lr"], betas=BETAS, eps=EPS, weight_decay=DECAY)
@@ -90,16 +95,28 @@ def plain(algo: str, seed: int, setting: Setting) -> dict[str, Any]:
         optimizer.zero_grad()
         losses.append(torch.stack(parts).sum().item())
         speeds.append(sum(len(pack.ids) for pack in chosen) / (time.perf_counter() - began))
-    found = {"loss": losses, "norm": norms, "before": before, "held_out": measure(model, held, setting), "speed": median(speeds)}
+    found = {
+        "loss": losses,
+        "norm": norms,
+        "before": before,
+        "held_out": measure(model, held, setting),
+        "speed": median(speeds),
+    }
     del model, optimizer, schedule, weights
     release()
     return found
 
 
 def factor(step: int, steps: int) -> float:
-    """Of the learning rate: a straight rise over the warm-up, whose first step learns already, then half a cosine."""
+    """Of the learning rate: a straight rise over the warm-up, whose first step learns already, then half a
+    cosine.
+    """
     rising = math.ceil(Decimal(str(WARMUP)) * steps)
-    return (step + 1) / (rising + 1) if step < rising else (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
+    return (
+        (step + 1) / (rising + 1)
+        if step < rising
+        else (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
+    )
 
 
 def build(algo: str, seed: int, setting: Setting) -> Any:
@@ -109,26 +126,43 @@ def build(algo: str, seed: int, setting: Setting) -> Any:
 
     compute, kind = DTYPES[setting.precision], ALGOS[algo]
     full, quantised = kind["adapter"] == "none", kind["quant"] == "nf4"
-    bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute)
+    bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
     model = AutoModelForCausalLM.from_pretrained(
-        setting.model, dtype=torch.float32 if full else compute, device_map={"": setting.device},
-        attn_implementation="sdpa", quantization_config=bits if quantised else None,
-    )  # fmt: skip
+        setting.model,
+        dtype=torch.float32 if full else compute,
+        device_map={"": setting.device},
+        attn_implementation="sdpa",
+        quantization_config=bits if quantised else None,
+    )
     model.config.use_cache = False
     if full:
-        # transformers gives the row of the padding token no gradient in the embedding. In SmolLM2 that token ends each answer; tuner trains it, and so does this.
+        # transformers gives the row of the padding token no gradient in the embedding. In SmolLM2 that token
+        # ends each answer; tuner trains it, and so does this.
         model.get_input_embeddings().padding_idx = None
         return model.train()
     torch.manual_seed(seed)
-    config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     return get_peft_model(model, config).train()
 
 
-def share_of_loss(model: Any, rows: Sequence[tuple[Any, Any]], targets: int, setting: Setting) -> torch.Tensor:
+def share_of_loss(
+    model: Any, rows: Sequence[tuple[Any, Any]], targets: int, setting: Setting
+) -> torch.Tensor:
     """The loss of these documents, summed and divided by `targets`, as transformers computes it."""
     ids_BT, labels_BT, mask_BT = (tensor.to(setting.device) for tensor in padded(rows))
-    with torch.autocast(setting.device, dtype=torch.bfloat16) if setting.precision == "bf16" else nullcontext():
-        loss: torch.Tensor = model(input_ids=ids_BT, attention_mask=mask_BT, labels=labels_BT, num_items_in_batch=targets).loss
+    with (
+        torch.autocast(setting.device, dtype=torch.bfloat16) if setting.precision == "bf16" else nullcontext()
+    ):
+        loss: torch.Tensor = model(
+            input_ids=ids_BT, attention_mask=mask_BT, labels=labels_BT, num_items_in_batch=targets
+        ).loss
     return loss
 
 
@@ -136,14 +170,21 @@ def share_of_loss(model: Any, rows: Sequence[tuple[Any, Any]], targets: int, set
 def measure(model: Any, held: Sequence[Pack], setting: Setting) -> float:
     """The loss per target over the held-out packs together.
 
-    In train mode, which changes nothing without dropout: in eval mode bitsandbytes would repack 4 bits on some processors, and gradients be wrong from then on.
+    In train mode, which changes nothing without dropout: in eval mode bitsandbytes would repack 4 bits on
+    some processors, and gradients be wrong from then on.
     """
     targets, longest = sum(int(pack.trained.sum()) for pack in held), setting.length()
-    return sum(share_of_loss(model, rows, targets, setting).item() for pack in held for rows in batches(pack, 2 * longest))
+    return sum(
+        share_of_loss(model, rows, targets, setting).item()
+        for pack in held
+        for rows in batches(pack, 2 * longest)
+    )
 
 
 def batches(pack: Pack, most: int) -> Iterator[list[tuple[Any, Any]]]:
-    """A pack's documents, longest first, in rows that have up to `most` tokens with their padding: (ids, trained) each."""
+    """A pack's documents, longest first, in rows that have up to `most` tokens with their padding: (ids,
+    trained) each.
+    """
     begins = [0, *pack.lengths.cumsum().tolist()]
     rows: list[tuple[Any, Any]] = []
     for begin, end in sorted(pairwise(begins), key=lambda border: border[0] - border[1]):

@@ -17,7 +17,12 @@ SHARED = REPO.parent / "shared"
 collect_ignore = ["killer"]
 
 ROWS = [
-    {"messages": [{"role": "user", "content": f"What is {a} plus {b}?"}, {"role": "assistant", "content": f"{a} plus {b} is {a + b}."}]}
+    {
+        "messages": [
+            {"role": "user", "content": f"What is {a} plus {b}?"},
+            {"role": "assistant", "content": f"{a} plus {b} is {a + b}."},
+        ]
+    }
     for a in range(6)
     for b in range(6)
 ] + [
@@ -52,7 +57,9 @@ Tuner = Callable[..., Done]
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of two layers with a byte-level BPE tokenizer of its own, as a Hugging Face directory."""
+    """A random Llama of two layers with a byte-level BPE tokenizer of its own, as a Hugging Face
+    directory.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -62,16 +69,36 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-    tokenizer.train_from_iterator([message["content"] for row in ROWS for message in row["messages"]], trainer)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(
+        [message["content"] for row in ROWS for message in row["messages"]], trainer
+    )
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=tokenizer.get_vocab_size(),
-        max_position_embeddings=512, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True,
-    )  # fmt: skip
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=tokenizer.get_vocab_size(),
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=True,
+    )
     LlamaForCausalLM(config).save_pretrained(path)
     tokenizer.save(str(path / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "model_max_length": 512}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "model_max_length": 512,
+    }
     (path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return path
 
@@ -90,7 +117,9 @@ def write_rows(path: Path, rows: list[Any]) -> None:
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """As a person's, with this checkout first on the path."""
-    path = os.pathsep.join(p for p in ((extra or {}).get("PYTHONPATH"), str(REPO), os.environ.get("PYTHONPATH")) if p)
+    path = os.pathsep.join(
+        p for p in ((extra or {}).get("PYTHONPATH"), str(REPO), os.environ.get("PYTHONPATH")) if p
+    )
     return {**os.environ, **(extra or {}), "PYTHONPATH": path}
 
 
@@ -104,12 +133,22 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def tuner(tmp_path: Path) -> Tuner:
     """Run the command line in `tmp_path` and return what it did."""
 
-    def call(*words: str, env: Mapping[str, str] | None = None, code: int | None = 0, timeout: float = 300) -> Done:
+    def call(
+        *words: str, env: Mapping[str, str] | None = None, code: int | None = 0, timeout: float = 300
+    ) -> Done:
         done = subprocess.run(
-            [sys.executable, "-m", "tuner", *words], cwd=tmp_path, env=environment(env), capture_output=True, text=True, timeout=timeout, check=False
+            [sys.executable, "-m", "tuner", *words],
+            cwd=tmp_path,
+            env=environment(env),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
         if code is not None:
-            assert done.returncode == code, f"{words} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+            assert done.returncode == code, (
+                f"{words} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+            )
         return Done(done.returncode, done.stdout, done.stderr)
 
     return call
@@ -133,15 +172,33 @@ def words(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[st
 def finished(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output root of a run that nobody interrupted. Tests that change it copy it first."""
     root = tmp_path_factory.mktemp("finished") / "outputs"
-    subprocess.run([sys.executable, "-m", "tuner", f"root={root}", *words], env=environment(), check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "tuner", f"root={root}", *words],
+        env=environment(),
+        check=True,
+        capture_output=True,
+    )
     return root
 
 
 def tiny_words(model: Path, data: Path) -> list[str]:
     return [
-        "model=local", f"model.path={model}", "data=local", f"data.path={data}", "data.length=64", "data.held_out=0.1", "algo.precision=fp32",
-        "algo.steps=6", "algo.r=4", "machine=cpu", "machine.save_every=1", "machine.threads=1", "machine.trackers=[]", "eval.prompts=[What is 1 plus 1?]", "eval.max_new_tokens=8",
-    ]  # fmt: skip
+        "model=local",
+        f"model.path={model}",
+        "data=local",
+        f"data.path={data}",
+        "data.length=64",
+        "data.held_out=0.1",
+        "algo.precision=fp32",
+        "algo.steps=6",
+        "algo.r=4",
+        "machine=cpu",
+        "machine.save_every=1",
+        "machine.threads=1",
+        "machine.trackers=[]",
+        "eval.prompts=[What is 1 plus 1?]",
+        "eval.max_new_tokens=8",
+    ]
 
 
 def states(plan: Done) -> dict[str, str]:
@@ -156,7 +213,11 @@ def reasons(plan: Done) -> dict[str, str]:
 
 def disk_usage(directory: Path) -> int:
     """Bytes on the disk, as `du` counts them."""
-    return int(subprocess.run(["du", "-sB1", directory], capture_output=True, text=True, check=True).stdout.split()[0])
+    return int(
+        subprocess.run(["du", "-sB1", directory], capture_output=True, text=True, check=True).stdout.split()[
+            0
+        ]
+    )
 
 
 def linked(root: Path, stage: str) -> Path:

@@ -30,20 +30,35 @@ def test_adapters_have_rank_16_at_a_scale_of_2(name: str) -> None:
     config = compose([f"algo={name}"])
     assert (config.algo.r, config.algo.alpha, config.algo.dropout) == (16, "auto", 0.0)
     assert alpha_of(config.algo.alpha, r=16, rslora=False) == 32
-    assert [scale(compose([f"algo={name}", f"algo.r={r}"])) for r in (4, 16, 64, 256)] == [2] * 4  # a sweep over r keeps it
+    # a sweep over r keeps it
+    assert [scale(compose([f"algo={name}", f"algo.r={r}"])) for r in (4, 16, 64, 256)] == [2] * 4
 
 
 def test_rslora_has_rank_64_and_the_same_scale() -> None:
     config = compose(["algo=rslora"])
     assert (config.algo.r, config.algo.alpha, scale(config)) == (64, 16, 2)
-    assert scale(compose(["algo=rslora", "algo.r=16"])) == 4  # alpha stays, and the scale follows the rank as rsLoRA says
+    # alpha stays, and the scale follows the rank as rsLoRA says
+    assert scale(compose(["algo=rslora", "algo.r=16"])) == 4
 
 
-@pytest.mark.parametrize(("name", "rate", "rest"), [("qlora_xtuner", 2e-4, ("nf4", 64, 16.0, 0.1)), ("full_xtuner", 2e-5, None)])
+@pytest.mark.parametrize(
+    ("name", "rate", "rest"), [("qlora_xtuner", 2e-4, ("nf4", 64, 16.0, 0.1)), ("full_xtuner", 2e-5, None)]
+)
 def test_xtuners_recipes_are_xtuners(name: str, rate: float, rest: tuple[object, ...] | None) -> None:
     algo = compose([f"algo={name}"]).algo
-    assert (algo.epochs, algo.batch_tokens, algo.schedule, algo.warmup, algo.clip) == (3, 32768, "cosine", 0.03, 1.0)
-    assert (algo.optim.name, algo.optim.lr, algo.optim.betas, algo.optim.weight_decay) == ("adamw", rate, (0.9, 0.999), 0.0)
+    assert (algo.epochs, algo.batch_tokens, algo.schedule, algo.warmup, algo.clip) == (
+        3,
+        32768,
+        "cosine",
+        0.03,
+        1.0,
+    )
+    assert (algo.optim.name, algo.optim.lr, algo.optim.betas, algo.optim.weight_decay) == (
+        "adamw",
+        rate,
+        (0.9, 0.999),
+        0.0,
+    )
     assert rest is None or (algo.quant, algo.r, algo.alpha, algo.dropout) == rest
 
 
@@ -73,11 +88,15 @@ def test_alpha_is_a_number_or_auto() -> None:
         ({"r": 16, "lora_alpha": 32, "use_dora": True}, "algo.dora=true$"),
     ],
 )
-def test_the_words_that_go_on_from_another_adapter_do(tmp_path: Path, there: dict[str, object], words: str) -> None:
+def test_the_words_that_go_on_from_another_adapter_do(
+    tmp_path: Path, there: dict[str, object], words: str
+) -> None:
     """What is said is what is missing: with it, the same check passes."""
     (tmp_path / ADAPTER_FILES[0]).write_text(json.dumps(there), encoding="utf-8")
     config = compose(["algo=lora"])
-    config = replace(config, model=replace(config.model, adapter=str(tmp_path)), algo=replace(config.algo, init="continue"))
+    config = replace(
+        config, model=replace(config.model, adapter=str(tmp_path)), algo=replace(config.algo, init="continue")
+    )
     with pytest.raises(ConfigError, match=words) as found:
         STAGE.check(View(config, "train"))
     said = str(found.value).rpartition("Add: ")[2].split()

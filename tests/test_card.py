@@ -1,4 +1,5 @@
-"""The command on the card, end to end: an InternLM2 repository in its own layout and the OASST1 data set, from a hub to a tuned model and back.
+"""The command on the card, end to end: an InternLM2 repository in its own layout and the OASST1 data set,
+from a hub to a tuned model and back.
 
 The checkpoint is tiny and random; its tensor names, its config, its tokenizer and the rows are the real ones.
 """
@@ -18,9 +19,17 @@ from tests.hub.server import Hub
 MODEL, ROWS = "internlm/internlm2-1_8b", "OpenAssistant/oasst1"
 CARD = ["model=internlm2_1_8b", "data=oasst1"]
 SHORT = [
-    "data.length=256", "algo.steps=2", "algo.r=4", "machine=cpu", "machine.threads=2", "machine.workers=1", "machine.trackers=[]",
-    "data.max_dropped=null", "eval.prompts=[What is a lock?]", "eval.max_new_tokens=4",
-]  # fmt: skip
+    "data.length=256",
+    "algo.steps=2",
+    "algo.r=4",
+    "machine=cpu",
+    "machine.threads=2",
+    "machine.workers=1",
+    "machine.trackers=[]",
+    "data.max_dropped=null",
+    "eval.prompts=[What is a lock?]",
+    "eval.max_new_tokens=4",
+]
 BOMB = "import pathlib; pathlib.Path('BOOM').touch()\n"
 
 
@@ -31,7 +40,11 @@ def repository(directory: Path) -> dict[str, bytes]:
 
     hidden, heads, kv, ffn, vocab = 64, 4, 2, 96, 92544
     head = hidden // heads
-    shapes = {"model.tok_embeddings.weight": (vocab, hidden), "model.norm.weight": (hidden,), "output.weight": (vocab, hidden)}
+    shapes = {
+        "model.tok_embeddings.weight": (vocab, hidden),
+        "model.norm.weight": (hidden,),
+        "output.weight": (vocab, hidden),
+    }
     for layer in range(2):
         name = f"model.layers.{layer}"
         shapes |= {
@@ -45,19 +58,44 @@ def repository(directory: Path) -> dict[str, bytes]:
         }
     generator = torch.Generator().manual_seed(0)
     tensors = {
-        name: (torch.randn(shape, generator=generator) / shape[-1] ** 0.5 if len(shape) > 1 else torch.ones(shape)).to(torch.bfloat16)
+        name: (
+            torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+            if len(shape) > 1
+            else torch.ones(shape)
+        ).to(torch.bfloat16)
         for name, shape in shapes.items()
     }
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((SHARED / "fixtures" / "models" / "internlm2" / "config.json").read_text(encoding="utf-8")) | {
-        "hidden_size": hidden, "num_attention_heads": heads, "num_key_value_heads": kv, "intermediate_size": ffn, "vocab_size": vocab,
-        "num_hidden_layers": 2, "max_position_embeddings": 32768, "torch_dtype": "bfloat16",
-    }  # fmt: skip
+    config = json.loads(
+        (SHARED / "fixtures" / "models" / "internlm2" / "config.json").read_text(encoding="utf-8")
+    ) | {
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "intermediate_size": ffn,
+        "vocab_size": vocab,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 32768,
+        "torch_dtype": "bfloat16",
+    }
     tokenizer = SHARED / "tokenizers" / "internlm2"
-    files = {name: (tokenizer / name).read_bytes() for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")}
-    code = {"modeling_internlm2.py": BOMB.encode(), "configuration_internlm2.py": BOMB.encode(), "tokenization_internlm2_fast.py": BOMB.encode()}
-    settings = {"config.json": json.dumps(config).encode(), "generation_config.json": b'{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}'}
-    weights = {"model.safetensors": (directory / "model.safetensors").read_bytes(), "README.md": b"# InternLM2"}
+    files = {
+        name: (tokenizer / name).read_bytes()
+        for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
+    }
+    code = {
+        "modeling_internlm2.py": BOMB.encode(),
+        "configuration_internlm2.py": BOMB.encode(),
+        "tokenization_internlm2_fast.py": BOMB.encode(),
+    }
+    settings = {
+        "config.json": json.dumps(config).encode(),
+        "generation_config.json": b'{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}',
+    }
+    weights = {
+        "model.safetensors": (directory / "model.safetensors").read_bytes(),
+        "README.md": b"# InternLM2",
+    }
     return files | code | settings | weights
 
 
@@ -82,7 +120,9 @@ def rows() -> dict[str, bytes]:
         "tree_state",
     )
     buffer = io.BytesIO()
-    parquet.write_table(Table.from_pylist([{name: message[name] for name in columns} for message in messages]), buffer)
+    parquet.write_table(
+        Table.from_pylist([{name: message[name] for name in columns} for message in messages]), buffer
+    )
     return {"data/train-00000-of-00001-b42a775f407cee45.parquet": buffer.getvalue(), "README.md": b"# OASST1"}
 
 
@@ -106,9 +146,15 @@ class Card:
         variables = environment(self.hub.env)
         del variables["HF_HUB_OFFLINE"]  # as in a person's shell: who says nothing is online
         done = subprocess.run(
-            [sys.executable, "-m", "tuner", *words], cwd=cwd or self.home, env=variables, capture_output=True, text=True, input=lines,
-            timeout=300, check=False,
-        )  # fmt: skip
+            [sys.executable, "-m", "tuner", *words],
+            cwd=cwd or self.home,
+            env=variables,
+            capture_output=True,
+            text=True,
+            input=lines,
+            timeout=300,
+            check=False,
+        )
         assert done.returncode == code, f"{words} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         return Done(done.returncode, done.stdout, done.stderr)
 
@@ -165,7 +211,9 @@ def test_the_result_is_a_plain_llama_for_transformers(card: Card, algo: str) -> 
     model = AutoModelForCausalLM.from_pretrained(merged, trust_remote_code=False)
     tokenizer = AutoTokenizer.from_pretrained(merged, trust_remote_code=False)
     assert type(model).__name__ == "LlamaForCausalLM"
-    ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_dict=False)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_dict=False
+    )
     assert ids[1] == 92543
     assert max(ids) < model.get_input_embeddings().num_embeddings
     with torch.inference_mode():
@@ -218,7 +266,9 @@ def test_a_committed_lock_is_enough_in_a_fresh_checkout(card: Card, tmp_path: Pa
     plan = card.tuner("plan", *CARD, "algo=lora", *SHORT, "locked=true", "--json", cwd=tmp_path)
     known = {stage["name"]: stage["fingerprint"] for stage in json.loads(plan.out)["stages"]}
     here = card.tuner("plan", *CARD, "algo=lora", *SHORT, "--json")
-    assert known == {stage["name"]: stage["fingerprint"] for stage in json.loads(here.out)["stages"]}, "the lock says what everything is made from"
+    assert known == {stage["name"]: stage["fingerprint"] for stage in json.loads(here.out)["stages"]}, (
+        "the lock says what everything is made from"
+    )
     card.tuner(*CARD, "algo=lora", *SHORT, "locked=true", "until=fetch", cwd=tmp_path)
     assert linked(tmp_path / "outputs", "fetch_model").name == artifact(card, "lora", "fetch_model").name
 
@@ -234,7 +284,9 @@ def test_a_branch_that_moved_changes_nothing_until_its_entry_goes(card: Card, tm
     shutil.copytree(card.root, tmp_path / "outputs", symlinks=True)
     commits = card.hub.repos["models", MODEL].commits
     before = next(reversed(commits))
-    card.hub.add(MODEL, {**commits[before], "generation_config.json": b'{"eos_token_id": [2, 92542]}'}, kind="models")
+    card.hub.add(
+        MODEL, {**commits[before], "generation_config.json": b'{"eos_token_id": [2, 92542]}'}, kind="models"
+    )
     try:
         plan = ["plan", *CARD, "algo=lora", *SHORT, "--json"]
         assert set(states(card.tuner(*plan, cwd=tmp_path)).values()) == {"done"}
@@ -253,7 +305,10 @@ def test_merging_into_the_original_layout_is_a_result_of_its_own(card: Card) -> 
     from tuner.models.checkpoint.safetensors import Checkpoint
 
     card.tuner("merge", "lora", "merge.layout=original", "name=theirs")
-    assert Checkpoint(weight_files(artifact(card, "theirs", "merge"))).specs == Checkpoint(weight_files(card.original)).specs
+    assert (
+        Checkpoint(weight_files(artifact(card, "theirs", "merge"))).specs
+        == Checkpoint(weight_files(card.original)).specs
+    )
     assert artifact(card, "theirs", "train") == artifact(card, "lora", "train")
     refused = card.tuner("export", "theirs", "model", code=2)
     assert "export theirs original" in refused.err

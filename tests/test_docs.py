@@ -1,5 +1,5 @@
-"""The documentation does what it says: commands parse and compose, YAML examples are read, links lead somewhere, no verb is forgotten,
-and the README in Chinese says what the English one says."""
+"""The documentation does what it says: commands parse and compose, YAML examples are read, links lead
+somewhere, no verb is forgotten, and the README in Chinese says what the English one says."""
 
 import re
 import shlex
@@ -15,7 +15,12 @@ from tuner.config.overrides import translate
 
 REPO = Path(__file__).resolve().parents[1]
 READMES = ["README.md", "README.zh.md"]
-PAGES = [*READMES, "CONTRIBUTING.md", "CHANGELOG.md", *sorted(path.relative_to(REPO).as_posix() for path in (REPO / "docs").glob("*.md"))]
+PAGES = [
+    *READMES,
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *sorted(path.relative_to(REPO).as_posix() for path in (REPO / "docs").glob("*.md")),
+]
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMED_YAML = re.compile(r"`([\w./-]+\.yaml)`:\n\n```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -40,7 +45,12 @@ def shell_lines(page: str) -> list[str]:
 
 
 def commands() -> list[tuple[str, str]]:
-    return [(page, found[1]) for page in PAGES for line in shell_lines(page) if (found := re.match(r"(?:time )?(python -m tuner\b.*)", line))]
+    return [
+        (page, found[1])
+        for page in PAGES
+        for line in shell_lines(page)
+        if (found := re.match(r"(?:time )?(python -m tuner\b.*)", line))
+    ]
 
 
 def prose(page: str) -> str:
@@ -58,8 +68,12 @@ def anchors(page: str) -> list[str]:
 
 
 def outline(page: str) -> list[str]:
-    """A page's parts in order: the mark of each heading, list item, table row and code block, and nothing for a paragraph."""
-    marked = [(before, line, MARK.match(line)[0]) for before, line in pairwise(["", *prose(page).splitlines()])]
+    """A page's parts in order: the mark of each heading, list item, table row and code block, and nothing
+    for a paragraph.
+    """
+    marked = [
+        (before, line, MARK.match(line)[0]) for before, line in pairwise(["", *prose(page).splitlines()])
+    ]
     return [mark for before, line, mark in marked if mark or (line and not before)]
 
 
@@ -69,7 +83,9 @@ def names(page: str) -> set[str]:
 
 
 def targets(page: str) -> list[str]:
-    """Where a page's links lead, sorted: other files by their path, headings of its own by their place in the order."""
+    """Where a page's links lead, sorted: other files by their path, headings of its own by their place in
+    the order.
+    """
     own, links = anchors(page), [link for link in LINK.findall(prose(page)) if link not in READMES]
     return sorted(f"#{own.index(link[1:])}" if link.startswith("#") else link for link in links)
 
@@ -102,7 +118,9 @@ def test_commands_parse_and_compose(page: str, command: str, desk: Path) -> None
 
 @pytest.mark.parametrize("page", PAGES)
 def test_shell_blocks_are_valid_shell(page: str) -> None:
-    checked = subprocess.run(["bash", "-n"], input="\n".join(shell_lines(page)), capture_output=True, text=True, check=False)
+    checked = subprocess.run(
+        ["bash", "-n"], input="\n".join(shell_lines(page)), capture_output=True, text=True, check=False
+    )
     assert checked.returncode == 0, checked.stderr
 
 
@@ -112,7 +130,10 @@ def test_scripts_that_are_shown_exist(page: str) -> None:
         assert (REPO / script).is_file(), script
 
 
-@pytest.mark.parametrize(("name", "content"), [found for found in NAMED_YAML.findall(text("CONTRIBUTING.md")) if found[0].startswith("conf/")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [found for found in NAMED_YAML.findall(text("CONTRIBUTING.md")) if found[0].startswith("conf/")],
+)
 def test_options_of_the_recipes_compose(name: str, content: str, tmp_path: Path) -> None:
     file = tmp_path / Path(name).relative_to("conf")
     file.parent.mkdir(parents=True)
@@ -122,7 +143,11 @@ def test_options_of_the_recipes_compose(name: str, content: str, tmp_path: Path)
 
 
 def test_the_recipes_have_examples() -> None:
-    assert {Path(name).parent.as_posix() for name, _ in NAMED_YAML.findall(text("CONTRIBUTING.md"))} == {"conf/model", "conf/data", "conf/model/chat"}
+    assert {Path(name).parent.as_posix() for name, _ in NAMED_YAML.findall(text("CONTRIBUTING.md"))} == {
+        "conf/model",
+        "conf/data",
+        "conf/model/chat",
+    }
 
 
 @pytest.mark.parametrize("page", PAGES)

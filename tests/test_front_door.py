@@ -1,4 +1,6 @@
-"""The whole pipeline through the command line, on a tiny real model. Times and counts here are promises of the README."""
+"""The whole pipeline through the command line, on a tiny real model. Times and counts here are promises of
+the README.
+"""
 
 import json
 import math
@@ -26,7 +28,9 @@ def root(finished: Path, tmp_path: Path) -> Path:
 
 
 def in_imports_of_hydra(tuner: Tuner, *words: str) -> float:
-    """The wall time of a command, in those of a process that imports Hydra, measured in turns with it: other work of this machine slows both."""
+    """The wall time of a command, in those of a process that imports Hydra, measured in turns with it:
+    other work of this machine slows both.
+    """
     shortest = {}
     for _ in range(5):
         for name, call in {"hydra": import_hydra, "command": lambda: tuner(*words, code=None)}.items():
@@ -43,13 +47,19 @@ def import_hydra() -> None:
 def test_again_nothing_runs_and_at_once(tuner: Tuner, root: Path, words: list[str]) -> None:
     done = tuner(f"root={root}", *words)
     assert [line.split() for line in done.err.splitlines()] == [[name, "done"] for name in ALL]
-    assert re.search(r"held-out loss .* tokens, which is little: under 2,000 a small difference may be chance\)", done.out)
+    assert re.search(
+        r"held-out loss .* tokens, which is little: under 2,000 a small difference may be chance\)", done.out
+    )
     assert "before" in done.out
     # 3.8 and 3.3 where importing Hydra takes 0.1 s; the targets there are 1 s and 0.7 s
     assert in_imports_of_hydra(tuner, f"root={root}", *words) < 7
     assert in_imports_of_hydra(tuner, "plan", f"root={root}", *words) < 7
     timed = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "tuner", f"root={root}", *words], env=environment(), capture_output=True, text=True, check=True
+        [sys.executable, "-X", "importtime", "-m", "tuner", f"root={root}", *words],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert not re.search(r"\| +(torch|transformers|numpy|datasets|peft)\b", timed.stderr)
 
@@ -64,8 +74,13 @@ def test_a_run_ends_with_what_is_cut(tuner: Tuner, words: list[str], tmp_path: P
     assert " cuts " not in again.out + again.err
 
 
-def test_a_preflight_is_paid_for_once_while_its_memory_is_free(tuner: Tuner, root: Path, words: list[str], tmp_path: Path) -> None:
-    again, cache = [f"root={root}", *words, "until=train", "redo=train"], {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+def test_a_preflight_is_paid_for_once_while_its_memory_is_free(
+    tuner: Tuner, root: Path, words: list[str], tmp_path: Path
+) -> None:
+    again, cache = (
+        [f"root={root}", *words, "until=train", "redo=train"],
+        {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+    )
     assert "rehearsed " in tuner(*again, env=cache).err
     found = tuner(*again, env=cache).err
     assert "preflight: as found before" in found
@@ -80,12 +95,32 @@ def test_a_preflight_is_paid_for_once_while_its_memory_is_free(tuner: Tuner, roo
 def test_plan_says_what_changes(tuner: Tuner, root: Path, words: list[str]) -> None:
     tuner("plan", "--check", f"root={root}", *words)
     lr = tuner("plan", "--check", "--json", f"root={root}", *words, "algo.optim.lr=1e-4", code=3)
-    assert {name for name, state in states(lr).items() if state != "done"} == {"train", "convert", "merge", "evaluate"}
+    assert {name for name, state in states(lr).items() if state != "done"} == {
+        "train",
+        "convert",
+        "merge",
+        "evaluate",
+    }
     assert reasons(lr)["train"].startswith("algo.optim.lr 0.0002 → 0.0001")
     assert "algo.optim.lr 0.0002 → 0.0001" in tuner("plan", f"root={root}", *words, "algo.optim.lr=1e-4").out
     seed = tuner("plan", "--json", f"root={root}", *words, "seed=9")
-    assert {name for name, state in states(seed).items() if state != "done"} == {"train", "convert", "merge", "evaluate"}
-    tuner("plan", "--check", f"root={root}", *words, "machine.threads=2", "machine.save_every=3", "machine.keep=5", "name=other", "note=x")
+    assert {name for name, state in states(seed).items() if state != "done"} == {
+        "train",
+        "convert",
+        "merge",
+        "evaluate",
+    }
+    tuner(
+        "plan",
+        "--check",
+        f"root={root}",
+        *words,
+        "machine.threads=2",
+        "machine.save_every=3",
+        "machine.keep=5",
+        "name=other",
+        "note=x",
+    )
 
 
 def test_content_counts_and_times_do_not(tuner: Tuner, root: Path, words: list[str], tmp_path: Path) -> None:
@@ -102,13 +137,19 @@ def test_content_counts_and_times_do_not(tuner: Tuner, root: Path, words: list[s
     assert reasons(changed)["fetch_data"].startswith(f"the content of {mine.name} changed")
 
 
-def test_a_moved_model_runs_nothing(tuner: Tuner, root: Path, words: list[str], tiny_model: Path, tmp_path: Path) -> None:
+def test_a_moved_model_runs_nothing(
+    tuner: Tuner, root: Path, words: list[str], tiny_model: Path, tmp_path: Path
+) -> None:
     shutil.copytree(tiny_model, tmp_path / "elsewhere" / "model")
-    moved = [f"model.path={tmp_path}/elsewhere/model" if word.startswith("model.path=") else word for word in words]
+    moved = [
+        f"model.path={tmp_path}/elsewhere/model" if word.startswith("model.path=") else word for word in words
+    ]
     tuner("plan", "--check", f"root={root}", *moved)
 
 
-def test_two_empty_roots_give_the_same_bytes(tuner: Tuner, finished: Path, words: list[str], tmp_path: Path) -> None:
+def test_two_empty_roots_give_the_same_bytes(
+    tuner: Tuner, finished: Path, words: list[str], tmp_path: Path
+) -> None:
     """fp32 on a CPU: tokens and adapter to the bit."""
     tuner(f"root={tmp_path}/second", "until=convert", *words)
     for stage, names in (
@@ -116,7 +157,9 @@ def test_two_empty_roots_give_the_same_bytes(tuner: Tuner, finished: Path, words
         ("convert", ("adapter_model.safetensors", "adapter_config.json")),
     ):
         for name in names:
-            assert (linked(finished, stage) / name).read_bytes() == (linked(tmp_path / "second", stage) / name).read_bytes(), name
+            assert (linked(finished, stage) / name).read_bytes() == (
+                linked(tmp_path / "second", stage) / name
+            ).read_bytes(), name
 
 
 def test_the_result_loads_in_plain_libraries(finished: Path) -> None:
@@ -129,13 +172,18 @@ def test_the_result_loads_in_plain_libraries(finished: Path) -> None:
     assert model.dtype == torch.float32  # as the run trained
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in model.generation_config.eos_token_id
     assert (
-        tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True)
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
+        )
         == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     )
     adapter = linked(finished, "convert")
     report = json.loads((linked(finished, "evaluate") / "report.json").read_text(encoding="utf-8"))
     assert report["held_out"]["loss"]["after"] < report["held_out"]["loss"]["before"]
-    base = next(Path(p) for p in [json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]])
+    base = next(
+        Path(p)
+        for p in [json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]]
+    )
     assert not base.is_absolute()
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(merged), adapter)
     assert [name for name, _ in tuned.named_parameters() if "lora_A" in name]
@@ -148,7 +196,9 @@ def test_damage_is_reported_and_rebuilt(tuner: Tuner, root: Path, words: list[st
     if damage == "remove":
         tokens.unlink()
     else:
-        tokens.write_bytes(whole[:-1] if damage == "truncate" else whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+        tokens.write_bytes(
+            whole[:-1] if damage == "truncate" else whole[:100] + bytes([whole[100] ^ 1]) + whole[101:]
+        )
     plan = tuner("plan", "--json", f"root={root}", *words)
     assert {name: state for name, state in states(plan).items() if state != "done"} == {"tokenize": "run"}
     assert "train.arrow" in reasons(plan)["tokenize"]
@@ -200,9 +250,12 @@ def test_help_names_verbs_groups_and_examples(tuner: Tuner) -> None:
 
 
 SENTINELS = {
-    "HF_TOKEN": "hf_sentinel_9431", "https_proxy": "http://user:proxysentinel77@127.0.0.1:9/", "HTTP_PROXY": "http://user:proxysentinel77@127.0.0.1:9/",
-    "AWS_SECRET_ACCESS_KEY": "aws_sentinel_1155", "WANDB_API_KEY": "wandb_sentinel_2266",
-}  # fmt: skip
+    "HF_TOKEN": "hf_sentinel_9431",
+    "https_proxy": "http://user:proxysentinel77@127.0.0.1:9/",
+    "HTTP_PROXY": "http://user:proxysentinel77@127.0.0.1:9/",
+    "AWS_SECRET_ACCESS_KEY": "aws_sentinel_1155",
+    "WANDB_API_KEY": "wandb_sentinel_2266",
+}
 
 
 def test_no_secret_reaches_the_disk(tuner: Tuner, words: list[str], tmp_path: Path) -> None:
@@ -230,7 +283,13 @@ def test_full_fine_tuning(tuner: Tuner, words: list[str], tmp_path: Path) -> Non
 def processes(*commands: list[str], env: dict[str, str] | None = None) -> Iterator[Done]:
     """Run commands at the same time."""
     started = [
-        subprocess.Popen([sys.executable, "-m", "tuner", *words], env=environment(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-m", "tuner", *words],
+            env=environment(env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for words in commands
     ]
     for process in started:
@@ -247,7 +306,9 @@ def test_two_processes_build_every_stage_once(words: list[str], tmp_path: Path) 
 
 
 def test_two_rates_share_fetch_and_tokens(words: list[str], tmp_path: Path) -> None:
-    one, two = processes(*([f"root={tmp_path}/out", *words, f"algo.optim.lr={lr}", "until=train"] for lr in ("1e-4", "2e-4")))
+    one, two = processes(
+        *([f"root={tmp_path}/out", *words, f"algo.optim.lr={lr}", "until=train"] for lr in ("1e-4", "2e-4"))
+    )
     assert (one.code, two.code) == (0, 0), one.err + two.err
     built = re.findall(r"^(\w+) +done in", one.err + two.err, re.MULTILINE)
     assert sorted(built) == ["fetch_data", "fetch_model", "tokenize", "train", "train"]
@@ -295,11 +356,21 @@ ConfigStore.instance().store(group="hydra/launcher", name="noting", node=Setting
 """
 
 
-def test_a_launcher_of_hydras_gets_its_fields_and_only_the_jobs_to_run(tuner: Tuner, root: Path, words: list[str], tmp_path: Path) -> None:
+def test_a_launcher_of_hydras_gets_its_fields_and_only_the_jobs_to_run(
+    tuner: Tuner, root: Path, words: list[str], tmp_path: Path
+) -> None:
     (tmp_path / "hydra_plugins").mkdir()
     (tmp_path / "hydra_plugins" / "noting.py").write_text(PLUGIN, encoding="utf-8")
     note, env = tmp_path / "note", {"PYTHONPATH": str(tmp_path)}
-    command = [*words, "-m", f"root={root}", "seed=0,1", "until=fetch", "hydra/launcher=noting", f"hydra.launcher.note={note}"]
+    command = [
+        *words,
+        "-m",
+        f"root={root}",
+        "seed=0,1",
+        "until=fetch",
+        "hydra/launcher=noting",
+        f"hydra.launcher.note={note}",
+    ]
     tuner("plan", *command, env=env)
     assert not note.exists()
     assert "2 of 2 jobs done" in tuner(*command, env=env).out

@@ -1,4 +1,6 @@
-"""The default config's fingerprints are pinned: a change that re-keys everybody's artifacts must be meant, and bumps a version."""
+"""The default config's fingerprints are pinned: a change that re-keys everybody's artifacts must be meant,
+and bumps a version.
+"""
 
 import pytest
 
@@ -38,7 +40,9 @@ def test_golden(stage: Stage, default: Config) -> None:
     assert fingerprint(stage, default) == GOLDEN[stage.name]
 
 
-def test_a_bumped_version_of_something_not_used_changes_nothing(default: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bumped_version_of_something_not_used_changes_nothing(
+    default: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = {stage.name: fingerprint(stage, default) for stage in STAGES}
     monkeypatch.setitem(rows.VERSIONS, "alpaca", 99)
     assert {stage.name: fingerprint(stage, default) for stage in STAGES} == before

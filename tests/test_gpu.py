@@ -1,4 +1,6 @@
-"""The same pipeline on an NVIDIA GPU: same numbers within rounding, and a GPU is a place, not an identity. Run by scripts/gpu."""
+"""The same pipeline on an NVIDIA GPU: same numbers within rounding, and a GPU is a place, not an identity.
+Run by scripts/gpu.
+"""
 
 import json
 import time
@@ -17,7 +19,10 @@ from tuner.train.engine import TorchEngine, trained
 from tuner.train.loss import summed_loss
 from tuner.train.optimizers import build, ends
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
 
 
 GPU = ["machine=auto", "machine.gpus=[0]"]
@@ -42,7 +47,9 @@ def test_packed_logits_equal_the_documents_alone(
         begin = 0
         for length in pack.lengths.tolist():
             ids = batch.ids_1N[:, begin : begin + length]
-            alone = model(input_ids=ids, position_ids=torch.arange(length, device="cuda")[None], use_cache=False).logits[0]
+            alone = model(
+                input_ids=ids, position_ids=torch.arange(length, device="cuda")[None], use_cache=False
+            ).logits[0]
             assert (packed[begin : begin + length] - alone).abs().max().item() < tolerance
             begin += length
 
@@ -51,25 +58,42 @@ SHARDED = [("qlora", "zero=1"), ("qlora", "zero=2"), ("lora", "zero=3"), ("full"
 
 
 @pytest.mark.parametrize("words", [("lora",), ("qlora",), ("full",), *SHARDED], ids=" ".join)
-def test_the_pipeline_gives_the_numbers_of_the_processor(tuner: Tuner, tiny: list[str], tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_the_pipeline_gives_the_numbers_of_the_processor(
+    tuner: Tuner, tiny: list[str], tmp_path: Path, words: tuple[str, ...]
+) -> None:
     algo, *sharded = words
-    gpu, cpu = [*tiny, f"algo={algo}", *GPU, f"root={tmp_path}/gpu"], [*tiny, f"algo={algo}", f"root={tmp_path}/cpu"]
+    gpu, cpu = (
+        [*tiny, f"algo={algo}", *GPU, f"root={tmp_path}/gpu"],
+        [*tiny, f"algo={algo}", f"root={tmp_path}/cpu"],
+    )
     tuner(*gpu, *(f"machine.{field}" for field in sharded))
-    facts = json.loads((linked(tmp_path / "gpu", "train") / "manifest.json").read_text(encoding="utf-8"))["facts"]
+    facts = json.loads((linked(tmp_path / "gpu", "train") / "manifest.json").read_text(encoding="utf-8"))[
+        "facts"
+    ]
     assert facts["device"] == "cuda"
     tuner(*cpu)
     losses = [
-        json.loads((linked(root, "evaluate") / "eval.json").read_text(encoding="utf-8"))["loss"] for root in (tmp_path / "gpu", tmp_path / "cpu")
+        json.loads((linked(root, "evaluate") / "eval.json").read_text(encoding="utf-8"))["loss"]
+        for root in (tmp_path / "gpu", tmp_path / "cpu")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     tuner("plan", "--check", *gpu, "machine=cpu")  # another machine: nothing to do
 
 
 @pytest.mark.parametrize("engine", ["engine=torch", "zero=2"])
-def test_two_deterministic_qlora_runs_make_the_same_adapter(tuner: Tuner, tiny: list[str], tmp_path: Path, engine: str) -> None:
+def test_two_deterministic_qlora_runs_make_the_same_adapter(
+    tuner: Tuner, tiny: list[str], tmp_path: Path, engine: str
+) -> None:
     made = []
     for root in (tmp_path / "one", tmp_path / "two"):
-        words = ["algo=qlora", "algo.precision=bf16", "algo.dropout=0.1", "machine.deterministic=true", f"machine.{engine}", "until=convert"]
+        words = [
+            "algo=qlora",
+            "algo.precision=bf16",
+            "algo.dropout=0.1",
+            "machine.deterministic=true",
+            f"machine.{engine}",
+            "until=convert",
+        ]
         tuner(*tiny, *words, *GPU, f"root={root}")
         made.append((linked(root, "convert") / "adapter_model.safetensors").read_bytes())
     assert made[0] == made[1]
@@ -88,21 +112,39 @@ def test_bf16_trains(tuner: Tuner, tiny: list[str], tmp_path: Path) -> None:
             f"root={tmp_path}/{algo}",
         ]
         tuner(*words)
-        rows = [json.loads(line) for line in (linked(tmp_path / algo, "train") / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (linked(tmp_path / algo, "train") / "metrics.jsonl")
+            .read_text(encoding="utf-8")
+            .splitlines()
+        ]
         assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
 
 
 def test_speed_of_a_135m_llama(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Prints tokens/s of LoRA steps at 8 × 2048 tokens, documents of 512, bf16; only that it runs is asserted."""
+    """Prints tokens/s of LoRA steps at 8 × 2048 tokens, documents of 512, bf16; only that it runs is
+    asserted.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True
-    )  # fmt: skip
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+        tie_word_embeddings=True,
+    )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "model")
     model = add_lora(
-        load_model(tmp_path / "model", dtype=torch.bfloat16, device="cuda"), r=16, alpha=32, dropout=0, targets="all-linear", seed=0
+        load_model(tmp_path / "model", dtype=torch.bfloat16, device="cuda"),
+        r=16,
+        alpha=32,
+        dropout=0,
+        targets="all-linear",
+        seed=0,
     ).train()
     engine = TorchEngine(model, build(trained(model), Optim(), device=torch.device("cuda"), ends=ends(model)))
     ids = torch.randint(49152, (1, 8 * 2048), device="cuda")
@@ -123,5 +165,7 @@ def test_speed_of_a_135m_llama(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with capsys.disabled():
         peak = torch.cuda.max_memory_allocated() / 2**30
         print(
-            f"\nLoRA r 16 on a 135M Llama, 16,384 tokens a step: {16384 / sorted(times)[len(times) // 2]:,.0f} tokens/s, peak {peak:.1f} GiB, {torch.cuda.get_device_name()}"
+            "\nLoRA r 16 on a 135M Llama, 16,384 tokens a step: "
+            f"{16384 / sorted(times)[len(times) // 2]:,.0f} tokens/s, peak {peak:.1f} GiB, "
+            f"{torch.cuda.get_device_name()}"
         )

@@ -1,4 +1,6 @@
-"""Models with a recurrent state or a convolution in their layers, from the command line: one document a row, said, proved, merged and measured."""
+"""Models with a recurrent state or a convolution in their layers, from the command line: one document a
+row, said, proved, merged and measured.
+"""
 
 import json
 import shutil

@@ -33,7 +33,12 @@ def wait_for_step(root: Path, step: int, process: "subprocess.Popen[bytes]") -> 
 def start(root: Path, words: list[str]) -> "subprocess.Popen[bytes]":
     """Start a run in the background; `told(root)` is what it has said."""
     with (root.parent / "said").open("w") as said:
-        return subprocess.Popen([sys.executable, "-m", "tuner", f"root={root}", *words], env=environment(), stdout=subprocess.DEVNULL, stderr=said)
+        return subprocess.Popen(
+            [sys.executable, "-m", "tuner", f"root={root}", *words],
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+        )
 
 
 def told(root: Path) -> str:
@@ -41,7 +46,11 @@ def told(root: Path) -> str:
 
 
 def child_of(process: "subprocess.Popen[bytes]") -> int:
-    return int(subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()[0])
+    return int(
+        subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+        ).stdout.split()[0]
+    )
 
 
 def adapter(root: Path) -> bytes:
@@ -52,11 +61,18 @@ def adapter(root: Path) -> bytes:
 def straight(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The adapter of the long run, uninterrupted."""
     root = tmp_path_factory.mktemp("straight")
-    subprocess.run([sys.executable, "-m", "tuner", f"root={root}/out", *words, *LONG], env=environment(), check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "tuner", f"root={root}/out", *words, *LONG],
+        env=environment(),
+        check=True,
+        capture_output=True,
+    )
     return adapter(root / "out")
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(tuner: Tuner, tiny: list[str], tmp_path: Path, straight: bytes) -> None:
+def test_sigterm_saves_and_the_same_command_goes_on(
+    tuner: Tuner, tiny: list[str], tmp_path: Path, straight: bytes
+) -> None:
     root, words = tmp_path / "out", [*tiny, *LONG, "machine.save_every=1000"]
     process = start(root, words)
     wait_for_step(root, 7, process)
@@ -69,11 +85,16 @@ def test_sigterm_saves_and_the_same_command_goes_on(tuner: Tuner, tiny: list[str
     done = tuner(f"root={root}", *words)
     assert f"continuing after step {saved} of 120" in done.err
     assert adapter(root) == straight
-    steps = [json.loads(line)["step"] for line in (linked(root, "train") / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [
+        json.loads(line)["step"]
+        for line in (linked(root, "train") / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert steps == list(range(1, 121))
 
 
-def test_an_orphaned_training_saves_and_the_next_run_waits(tuner: Tuner, tiny: list[str], tmp_path: Path, straight: bytes) -> None:
+def test_an_orphaned_training_saves_and_the_next_run_waits(
+    tuner: Tuner, tiny: list[str], tmp_path: Path, straight: bytes
+) -> None:
     root, words = tmp_path / "out", [*tiny, *LONG]
     process = start(root, words)
     wait_for_step(root, 5, process)
@@ -115,7 +136,8 @@ def test_ctrl_c_in_a_terminal(tiny: list[str], tmp_path: Path, straight: bytes) 
         env=environment({"TERM": "xterm"}),
         encoding="utf-8",
         dimensions=(40, 120),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite that runs in the background ignores it, and children inherit that
+        # a suite that runs in the background ignores it, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         timeout=120,
     )  # type: ignore[arg-type]
     terminal.expect("/120")  # the bar is there, before the first step
@@ -124,7 +146,12 @@ def test_ctrl_c_in_a_terminal(tiny: list[str], tmp_path: Path, straight: bytes) 
     terminal.expect(pexpect.EOF)
     terminal.close()
     assert terminal.exitstatus == 75
-    subprocess.run([sys.executable, "-m", "tuner", f"root={root}", *words], env=environment(), check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "tuner", f"root={root}", *words],
+        env=environment(),
+        check=True,
+        capture_output=True,
+    )
     assert adapter(root) == straight
 
 
@@ -143,7 +170,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1.5 MB."""
     path = tmp_path / "small"
     path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", path], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", path], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("mounting a small disk needs root")
     yield path
@@ -179,13 +208,17 @@ def test_a_full_disk_loses_nothing(tuner: Tuner, tiny: list[str], tmp_path: Path
     assert adapter(root) == adapter(tmp_path / "roomy")
 
 
-def test_a_plan_that_the_disk_does_not_hold_starts_nothing(tuner: Tuner, tiny: list[str], small_disk: Path) -> None:
+def test_a_plan_that_the_disk_does_not_hold_starts_nothing(
+    tuner: Tuner, tiny: list[str], small_disk: Path
+) -> None:
     """One run fits, and four at once do not: a sweep is looked at as a whole."""
     root = f"root={small_disk}/out"
     tuner(*tiny, root, "until=tokenize")
     (small_disk / "ballast").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 1_150_000))
     before = sorted(path.name for path in (small_disk / "out/store").iterdir())
     refused = tuner("-m", *tiny, root, "seed=1,2,3,4", "merge.when=always", code=2)
-    assert re.search(r"These 4 jobs need about .* of disk.* free.*Nothing was started", refused.err), refused.err
+    assert re.search(r"These 4 jobs need about .* of disk.* free.*Nothing was started", refused.err), (
+        refused.err
+    )
     assert sorted(path.name for path in (small_disk / "out/store").iterdir()) == before
     tuner(*tiny, root, "seed=1")

@@ -1,4 +1,5 @@
-"""SIGKILL in every stage at random moments, inside a write and just before the rename: the next run completes, and the bytes are the same.
+"""SIGKILL in every stage at random moments, inside a write and just before the rename: the next run
+completes, and the bytes are the same.
 
 The seed is printed; TUNER_TEST_SEED=N repeats it. `scripts/test --all` does a hundred kills a stage.
 """
@@ -39,7 +40,9 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def same(one: Path, other: Path, stage: str) -> None:
     for name in RESULTS.get(stage, []):
-        assert (linked(one, stage) / name).read_bytes() == (linked(other, stage) / name).read_bytes(), f"{stage}/{name} (seed {SEED})"
+        assert (linked(one, stage) / name).read_bytes() == (linked(other, stage) / name).read_bytes(), (
+            f"{stage}/{name} (seed {SEED})"
+        )
 
 
 def forget(root: Path, stage: str) -> None:
@@ -51,18 +54,28 @@ def seconds(root: Path, stage: str) -> float:
     return float(json.loads((linked(root, stage) / "manifest.json").read_text(encoding="utf-8"))["seconds"])
 
 
-def run_and_kill(words: list[str], log: Path, stage: str, delay: float | None, whom: str, at: str | None) -> None:
+def run_and_kill(
+    words: list[str], log: Path, stage: str, delay: float | None, whom: str, at: str | None
+) -> None:
     """Start the run; when `stage` has begun, wait `delay` and kill; or let the point `at` kill."""
     env = {"PYTHONPATH": str(REPO / "tests" / "killer"), "KILL_AT": at} if at else {}
     with log.open("w") as err:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tuner", *words], env=environment(env), stdout=subprocess.DEVNULL, stderr=err, start_new_session=True
+            [sys.executable, "-m", "tuner", *words],
+            env=environment(env),
+            stdout=subprocess.DEVNULL,
+            stderr=err,
+            start_new_session=True,
         )
     if delay is not None:
-        while process.poll() is None and not re.search(rf"^{stage} +(run|continue)", log.read_text(encoding="utf-8"), re.MULTILINE):
+        while process.poll() is None and not re.search(
+            rf"^{stage} +(run|continue)", log.read_text(encoding="utf-8"), re.MULTILINE
+        ):
             time.sleep(0.005)
         time.sleep(delay)
-        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout.split()
+        children = subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
+        ).stdout.split()
         try:
             if whom == "all":
                 os.killpg(process.pid, signal.SIGKILL)
@@ -80,7 +93,9 @@ def run_and_kill(words: list[str], log: Path, stage: str, delay: float | None, w
 def test_kills(stage: str, words: list[str], finished: Path, broken: Path, tmp_path: Path) -> None:
     print(f"seed {SEED}")
     draw = random.Random(f"{SEED}/{stage}")
-    until = ["until=fetch"] if stage.startswith("fetch") else [f"until={stage}"] if stage != "baseline" else []
+    until = (
+        ["until=fetch"] if stage.startswith("fetch") else [f"until={stage}"] if stage != "baseline" else []
+    )
     command = [f"root={broken}", *words, *until]
     long = seconds(finished, stage)
     forget(broken, stage)
@@ -90,11 +105,33 @@ def test_kills(stage: str, words: list[str], finished: Path, broken: Path, tmp_p
             assert not list((broken / "store").glob(f"{stage}-*"))
             assert [path for path in (broken / "store" / ".partial").glob(f"{stage}-*/manifest.json")]
         elif number % 4 == 1:  # while a file of the stage is being written, or right after
-            run_and_kill(command, tmp_path / "log", stage, None, "", rf"open|\.partial/{stage}-[^/]*/|{draw.uniform(0.0001, 0.02):.5f}")
+            run_and_kill(
+                command,
+                tmp_path / "log",
+                stage,
+                None,
+                "",
+                rf"open|\.partial/{stage}-[^/]*/|{draw.uniform(0.0001, 0.02):.5f}",
+            )
         else:
-            run_and_kill(command, tmp_path / "log", stage, draw.uniform(0, long), draw.choice(["all", "parent", "child"]), None)
+            run_and_kill(
+                command,
+                tmp_path / "log",
+                stage,
+                draw.uniform(0, long),
+                draw.choice(["all", "parent", "child"]),
+                None,
+            )
         forget(broken, stage)  # it got through before the kill: the next one gets its chance too
-    done = subprocess.run([sys.executable, "-m", "tuner", *command], env=environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "tuner", *command],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, f"seed {SEED}\n{done.stderr}"
     same(finished, broken, stage)
-    assert not [path for path in (broken / "store" / ".partial").iterdir() if path.name.startswith(f"{stage}-")]
+    assert not [
+        path for path in (broken / "store" / ".partial").iterdir() if path.name.startswith(f"{stage}-")
+    ]

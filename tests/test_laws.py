@@ -34,7 +34,9 @@ def imports(path: Path) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tuner":
-            found += [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
+            found += (
+                [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
+            )
         elif isinstance(node, ast.Import):
             found += [alias.name.split(".")[1] for alias in node.names if alias.name.startswith("tuner.")]
     return [name for name in found if not name.startswith("__version__")]
@@ -46,14 +48,18 @@ def modules(*folders: str) -> list[Path]:
 
 
 def test_the_root_of_the_package_is_a_short_list() -> None:
-    entries = {path.name.removesuffix(".py") for path in (REPO / "tuner").iterdir() if path.name != "__pycache__"}
+    entries = {
+        path.name.removesuffix(".py") for path in (REPO / "tuner").iterdir() if path.name != "__pycache__"
+    }
     assert entries - {"__init__"} == HEIGHT.keys()
     assert len(entries) <= 20
 
 
 def test_the_tests_mirror_the_package() -> None:
     folders = {path.parent.relative_to(REPO / "tests") for path in (REPO / "tests").rglob("test_*.py")}
-    assert [str(folder) for folder in folders - {Path("cases")} if not (REPO / "tuner" / folder).is_dir()] == []
+    assert [
+        str(folder) for folder in folders - {Path("cases")} if not (REPO / "tuner" / folder).is_dir()
+    ] == []
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: p.relative_to(REPO).as_posix())
@@ -68,16 +74,45 @@ def test_a_module_imports_only_from_lower_floors(path: Path) -> None:
 def test_no_stage_imports_another() -> None:
     stages = {f"tuner.stages.{stage.name}" for stage in STAGES}
     for path in (REPO / "tuner" / "stages" / f"{stage.name}.py" for stage in STAGES):
-        nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)]
-        assert not stages & {name for node in nodes for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))}, path
+        nodes = [
+            node
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom)
+        ]
+        assert not stages & {
+            name
+            for node in nodes
+            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+        }, path
 
 
 def test_what_plans_and_waits_imports_no_torch() -> None:
-    """The modules of these folders, all of them, at their tops. What runs in a child imports it inside its functions."""
-    folders = ("config", "store", "hub", "hardware", "launch", "pipeline", "estimate", "report", "stages", "cli")
-    names = [".".join(path.relative_to(REPO).with_suffix("").parts) for path in (*modules(*folders), REPO / "tuner" / "api.py")]
-    code = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\nprint(sorted({{'torch', 'transformers', 'datasets', 'peft'}} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    """The modules of these folders, all of them, at their tops. What runs in a child imports it inside its
+    functions.
+    """
+    folders = (
+        "config",
+        "store",
+        "hub",
+        "hardware",
+        "launch",
+        "pipeline",
+        "estimate",
+        "report",
+        "stages",
+        "cli",
+    )
+    names = [
+        ".".join(path.relative_to(REPO).with_suffix("").parts)
+        for path in (*modules(*folders), REPO / "tuner" / "api.py")
+    ]
+    code = (
+        f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\nprint(sorted({{'torch', "
+        "'transformers', 'datasets', 'peft'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -100,9 +135,12 @@ def test_what_plans_and_waits_imports_no_torch() -> None:
 )
 def test_a_plan_imports_nothing_heavy(module: str) -> None:
     code = (
-        f"import sys, {module}; print(sorted({{'torch', 'transformers', 'datasets', 'peft', 'numpy', 'pyarrow', 'tokenizers'}} & set(sys.modules)))"
+        f"import sys, {module}; print(sorted({{'torch', 'transformers', 'datasets', 'peft', 'numpy', "
+        "'pyarrow', 'tokenizers'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -126,7 +164,9 @@ def test_every_field_is_declared_for_stages_that_exist() -> None:
 def reads(path: Path) -> set[str]:
     """Names that a module takes from an object: `x.name`, and the words of `getattr(x, "name")`."""
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-    return {node.attr for node in nodes if isinstance(node, ast.Attribute)} | {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
+    return {node.attr for node in nodes if isinstance(node, ast.Attribute)} | {
+        str(node.value) for node in nodes if isinstance(node, ast.Constant)
+    }
 
 
 def reached(start: Path) -> set[Path]:
@@ -141,17 +181,32 @@ def reached(start: Path) -> set[Path]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tuner":
                 base = REPO.joinpath(*node.module.split("."))  # type: ignore[union-attr]
-                todo += [p for p in (base.with_suffix(".py"), *(base / f"{alias.name}.py" for alias in node.names)) if p.exists()]
+                todo += [
+                    p
+                    for p in (base.with_suffix(".py"), *(base / f"{alias.name}.py" for alias in node.names))
+                    if p.exists()
+                ]
     return seen - {
         REPO / "tuner" / f"{name}.py"
-        for name in ("config/fields", "config/schema", "config/view", "config/validate", "config/build", "pipeline/stage")
+        for name in (
+            "config/fields",
+            "config/schema",
+            "config/view",
+            "config/validate",
+            "config/build",
+            "pipeline/stage",
+        )
     }
 
 
 @pytest.mark.parametrize("stage", [stage.name for stage in STAGES])
 def test_every_field_of_a_stage_is_read_by_it(stage: str) -> None:
     read = set().union(*(reads(path) for path in reached(REPO / "tuner" / "stages" / f"{stage}.py")))
-    unread = [path for path, role, _ in leaves(Config()) if stage in role.stages and path.rsplit(".", 1)[-1] not in read]
+    unread = [
+        path
+        for path, role, _ in leaves(Config())
+        if stage in role.stages and path.rsplit(".", 1)[-1] not in read
+    ]
     if stage == "train":
         unread.remove("variant")  # only there to be part of the identity
     assert not unread, f"declared for {stage}, but nothing that it imports reads them"
@@ -159,5 +214,9 @@ def test_every_field_of_a_stage_is_read_by_it(stage: str) -> None:
 
 def test_top_fields_are_read() -> None:
     below = {"data", "models", "kernels", "train", "stages", "report"}
-    read = set().union(*(reads(path) for path in modules() if path.relative_to(REPO / "tuner").parts[0] not in below))
-    assert not [path for path, role, _ in leaves(Config()) if not role.stages and path.rsplit(".", 1)[-1] not in read]
+    read = set().union(
+        *(reads(path) for path in modules() if path.relative_to(REPO / "tuner").parts[0] not in below)
+    )
+    assert not [
+        path for path, role, _ in leaves(Config()) if not role.stages and path.rsplit(".", 1)[-1] not in read
+    ]

@@ -1,4 +1,6 @@
-"""New tokens, in a checkpoint that also sees, through the front door: their rows train, are merged, and nothing else of it changes."""
+"""New tokens, in a checkpoint that also sees, through the front door: their rows train, are merged, and
+nothing else of it changes.
+"""
 
 import json
 import shutil
@@ -17,12 +19,30 @@ def write_seeing(directory: Path) -> None:
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
     text = {
-        "vocab_size": 6400, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "head_dim": 8, "max_position_embeddings": 512,
-    }  # fmt: skip
-    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+        "vocab_size": 6400,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+    }
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
     config = Gemma3Config(
-        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=6399, boi_token_index=6398, eoi_token_index=6397
+        text_config=text,
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        image_token_index=6399,
+        boi_token_index=6398,
+        eoi_token_index=6397,
     )
     torch.manual_seed(0)
     Gemma3ForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(directory)
@@ -43,22 +63,41 @@ def test_new_tokens_in_a_checkpoint_that_sees(tuner: Tuner, tmp_path: Path) -> N
     rows = json.loads(json.dumps(ROWS[:20], ensure_ascii=False).replace("plus", "客服词"))
     write_rows(tmp_path / "rows.jsonl", rows)
     tuner(
-        "model=local", "model.path=model", "model/chat=minimind", f"model.new_tokens=[{','.join(TOKENS)}]", "data=local", "data.path=rows.jsonl",
-        "data.length=64", "algo.steps=3", "algo.r=4", "algo.optim.lr=1e-2", "machine=cpu", "machine.threads=1", "machine.trackers=[]", "until=merge",
-    )  # fmt: skip
+        "model=local",
+        "model.path=model",
+        "model/chat=minimind",
+        f"model.new_tokens=[{','.join(TOKENS)}]",
+        "data=local",
+        "data.path=rows.jsonl",
+        "data.length=64",
+        "algo.steps=3",
+        "algo.r=4",
+        "algo.optim.lr=1e-2",
+        "machine=cpu",
+        "machine.threads=1",
+        "machine.trackers=[]",
+        "until=merge",
+    )
     root = tmp_path / "outputs"
     before, base, merged = (
-        Checkpoint(weight_files(directory)) for directory in (tmp_path / "model", linked(root, "fetch_model"), linked(root, "merge"))
+        Checkpoint(weight_files(directory))
+        for directory in (tmp_path / "model", linked(root, "fetch_model"), linked(root, "merge"))
     )
     tokenizer = AutoTokenizer.from_pretrained(linked(root, "merge"), trust_remote_code=False)
     ids = [tokenizer.convert_tokens_to_ids(token) for token in TOKENS]
     assert ids == [6400, 6401]
     assert ids[1] in tokenizer("1 客服词 2").input_ids
     assert merged.specs.keys() == before.specs.keys()
-    changed = {name for name in before.specs if base.specs[name] != merged.specs[name] or not torch.equal(base[name], merged[name])}
+    changed = {
+        name
+        for name in before.specs
+        if base.specs[name] != merged.specs[name] or not torch.equal(base[name], merged[name])
+    }
     assert not [name for name in changed if "vision" in name or "projector" in name]
     (embedding,) = [name for name in before.specs if name.endswith("embed_tokens.weight")]
     assert torch.equal(merged[embedding][:6400], before[embedding])
-    assert not torch.equal(merged[embedding][6401], base[embedding][6401]), "the row of a token that was read did not train"
+    assert not torch.equal(merged[embedding][6401], base[embedding][6401]), (
+        "the row of a token that was read did not train"
+    )
     model = AutoModelForImageTextToText.from_pretrained(linked(root, "merge"), trust_remote_code=False)
     assert model.get_input_embeddings().num_embeddings >= 6402

@@ -1,6 +1,8 @@
-"""A week with the tool, through the command line; after each step `status` and `plan` say what a person expects.
+"""A week with the tool, through the command line; after each step `status` and `plan` say what a person
+expects.
 
-Monday a training is begun, stopped, looked at, and gone on with. Tuesday and Wednesday add rows. Thursday compares and sweeps. Friday cleans.
+Monday a training is begun, stopped, looked at, and gone on with. Tuesday and Wednesday add rows. Thursday
+compares and sweeps. Friday cleans.
 """
 
 import json
@@ -45,12 +47,17 @@ def desk(tuner: Tuner, tmp_path: Path) -> Desk:
 
 
 @pytest.fixture
-def running(desk: Desk, tiny_model: Path, tmp_path: Path) -> Iterator[tuple["subprocess.Popen[bytes]", list[str]]]:
+def running(
+    desk: Desk, tiny_model: Path, tmp_path: Path
+) -> Iterator[tuple["subprocess.Popen[bytes]", list[str]]]:
     """Monday's training, long enough to be stopped, and its words."""
     write_rows(tmp_path / "week1.jsonl", ROWS)
     words = [*tiny_words(tiny_model, tmp_path / "week1.jsonl"), "algo.steps=400", "until=convert"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tuner", *words, "name=draft", desk.root], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "tuner", *words, "name=draft", desk.root],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     yield process, words
     process.kill()
@@ -98,7 +105,8 @@ def test_a_week(desk: Desk, running: tuple["subprocess.Popen[bytes]", list[str]]
     # A step by number is all that the pipeline asks of a training, too.
     assert desk.plan(*week1, f"convert.step={step}")["train"] == "part"
 
-    # Renamed, and gone on with to an earlier end than first wished: that is a run of its own, which begins where the other stopped.
+    # Renamed, and gone on with to an earlier end than first wished: that is a run of its own, which begins
+    # where the other stopped.
     desk("rename", "draft", "support", "note=the third try")
     short = [*week1, f"algo.stop_step={step + 2}", "name=support-short"]
     assert desk.plan(*short)["train"] == "continue"
@@ -111,7 +119,14 @@ def test_a_week(desk: Desk, running: tuple["subprocess.Popen[bytes]", list[str]]
     # Tuesday: new rows, on the merged model. Wednesday: more, on with the same adapter.
     desk("merge", "support-short")
     write_rows(tmp_path / "week2.jsonl", ROWS[20:])
-    chain = ["model=run", "data=local", f"data.path={tmp_path}/week2.jsonl", *week1[4:], "algo.steps=3", "until=merge"]
+    chain = [
+        "model=run",
+        "data=local",
+        f"data.path={tmp_path}/week2.jsonl",
+        *week1[4:],
+        "algo.steps=3",
+        "until=merge",
+    ]
     week2 = [*chain, "model.run=support-short", "name=week2"]
     week3 = [*chain, "model.run=week2", "algo.init=continue", "name=week3"]
     assert "starts from the run" in desk("plan", *week2).out
@@ -132,14 +147,18 @@ def test_a_week(desk: Desk, running: tuple["subprocess.Popen[bytes]", list[str]]
     assert sum(row["state"] == "done" for row in rows["runs"]) == 2
 
     # Friday: two runs go. What they alone used goes with the clean, and nothing else.
-    kept = {name: (desk.artifact(name, "merge") / "model.safetensors").read_bytes() for name in ("week2", "week3")}
+    kept = {
+        name: (desk.artifact(name, "merge") / "model.safetensors").read_bytes() for name in ("week2", "week3")
+    }
     before = desk.status()
     for name in ("support", "support-short"):
         desk("clean", name)
     predicted = json.loads(desk("status", "--json").out)
     assert "freed" in desk("clean", "--all").out
     after = json.loads(desk("status", "--json").out)
-    assert after["store_bytes"] == pytest.approx(predicted["store_bytes"] - predicted["unreferenced_bytes"], rel=0.05)
+    assert after["store_bytes"] == pytest.approx(
+        predicted["store_bytes"] - predicted["unreferenced_bytes"], rel=0.05
+    )
     assert disk_usage(desk.path / "outputs/store") == pytest.approx(after["store_bytes"], rel=0.05)
     assert after["unreferenced_bytes"] == 0
     assert {row["name"] for row in after["runs"]} == before.keys() - {"support", "support-short"}
@@ -176,7 +195,12 @@ def test_a_job_that_is_stopped_ends_alone(desk: Desk, tiny_model: Path, tmp_path
 def test_a_raised_stop_costs_only_the_new_steps(desk: Desk, tiny_model: Path, tmp_path: Path) -> None:
     """20, then 40: the second command does 20 steps, and the result is that of a straight 40, bit for bit."""
     write_rows(tmp_path / "rows.jsonl", ROWS)
-    words = [*tiny_words(tiny_model, tmp_path / "rows.jsonl"), "algo.steps=60", "machine.save_every=1000", "until=convert"]
+    words = [
+        *tiny_words(tiny_model, tmp_path / "rows.jsonl"),
+        "algo.steps=60",
+        "machine.save_every=1000",
+        "until=convert",
+    ]
     desk(*words, "algo.stop_step=20")
     assert "continue @step 20" in desk("plan", *words, "algo.stop_step=40").out
     desk(*words, "algo.stop_step=40", "name=longer")

@@ -1,4 +1,6 @@
-"""A run whose adapter is on a head that is the embedding, from the command line: what trained is what is merged, measured, talked with and taken away."""
+"""A run whose adapter is on a head that is the embedding, from the command line: what trained is what is
+merged, measured, talked with and taken away.
+"""
 
 import json
 import warnings
@@ -13,8 +15,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.conftest import Tuner, linked
 
 
-def test_a_tied_head_with_an_adapter_in_fp32(tuner: Tuner, tiny: list[str], tiny_model: Path, tmp_path: Path) -> None:
-    done = tuner(*tiny, "algo.steps=2", "algo.targets=[q_proj,lm_head,embed_tokens]", "algo.optim.lr=0.05", "eval.prompts=[What is 1 plus 1?]")
+def test_a_tied_head_with_an_adapter_in_fp32(
+    tuner: Tuner, tiny: list[str], tiny_model: Path, tmp_path: Path
+) -> None:
+    done = tuner(
+        *tiny,
+        "algo.steps=2",
+        "algo.targets=[q_proj,lm_head,embed_tokens]",
+        "algo.optim.lr=0.05",
+        "eval.prompts=[What is 1 plus 1?]",
+    )
     assert "they are two matrices now (tie_word_embeddings: false)" in done.err + done.out
     root = tmp_path / "outputs"
     merged, adapter = linked(root, "merge"), linked(root, "convert")
@@ -42,8 +52,17 @@ def test_a_tied_head_with_an_adapter_in_fp32(tuner: Tuner, tiny: list[str], tiny
 @pytest.mark.slow
 @pytest.mark.parametrize("targets", ["[q_proj,lm_head]", "[q_proj,embed_tokens]"])
 def test_under_zero_3_too(tuner: Tuner, tiny: list[str], tmp_path: Path, targets: str) -> None:
-    words = ["algo.steps=2", f"algo.targets={targets}", "algo.optim.lr=0.05", "machine.processes=2", "machine.zero=3", "eval.prompts=[]"]
+    words = [
+        "algo.steps=2",
+        f"algo.targets={targets}",
+        "algo.optim.lr=0.05",
+        "machine.processes=2",
+        "machine.zero=3",
+        "eval.prompts=[]",
+    ]
     done = tuner(*tiny, *words)
     assert "proved on these rows" in done.out + done.err
-    report = json.loads((linked(tmp_path / "outputs", "evaluate") / "report.json").read_text(encoding="utf-8"))
+    report = json.loads(
+        (linked(tmp_path / "outputs", "evaluate") / "report.json").read_text(encoding="utf-8")
+    )
     assert report["held_out"]["loss"]["after"] < report["held_out"]["loss"]["before"]

@@ -28,13 +28,17 @@ class Run(runs.Run):
     """A run: its directory `dir`, and what lies there."""
 
     def plan(self) -> list[Step]:
-        """What the run's config would do now, a step for each stage; `step.stage.name`, `step.state` and `step.why` say it."""
+        """What the run's config would do now, a step for each stage; `step.stage.name`, `step.state` and
+        `step.why` say it.
+        """
         config = load(self)
         return plan(config, STAGES, store_of(config), self)
 
     @property
     def metrics(self) -> "Table":
-        """How the training went so far, a row for each step; columns a step lacks are null. `.to_pandas()` makes a frame of it, where pandas is installed."""
+        """How the training went so far, a row for each step; columns a step lacks are null. `.to_pandas()`
+        makes a frame of it, where pandas is installed.
+        """
         from pyarrow import Table
 
         from tuner.train.monitor.rows import read_rows
@@ -47,11 +51,18 @@ class Run(runs.Run):
         return f"Run({str(self.dir)!r})"
 
 
-def run(overrides: Sequence[str] = (), *, config_dir: str | Path | None = None, tell: Callable[[str], None] | None = None) -> Run:
-    """Run the pipeline for the words that the command line would take: `run(["algo=full", "seed=1"])`. What is done is not done again.
+def run(
+    overrides: Sequence[str] = (),
+    *,
+    config_dir: str | Path | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Run:
+    """Run the pipeline for the words that the command line would take: `run(["algo=full", "seed=1"])`. What
+    is done is not done again.
 
     `tell` gets each line of progress; they go to standard error when it is None.
-    Raises TunerError: ConfigError and DataError for what a person can mend, StageError for a stage that failed.
+    Raises TunerError: ConfigError and DataError for what a person can mend, StageError for a stage that
+    failed.
     """
     return execute_config(prepare(overrides, config_dir), tell or to_stderr)
 

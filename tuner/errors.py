@@ -1,4 +1,5 @@
-"""Every exception that `tuner` raises on purpose, and the exit code each one ends with; and what was probably meant.
+"""Every exception that `tuner` raises on purpose, and the exit code each one ends with; and what was probably
+meant.
 
     TunerError                 one paragraph for the person, no traceback      exit
     ├── ConfigError            a field, an override, a recipe, a YAML              2
@@ -50,7 +51,9 @@ class Interrupted(TunerError):
 
 
 class Stopped(Interrupted):
-    """A person asked this run's training to stop; what was done is kept and can be used, and the same command continues."""
+    """A person asked this run's training to stop; what was done is kept and can be used, and the same
+    command continues.
+    """
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -61,5 +64,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     tails = [n for n in names if "." in word and n.endswith(f".{word.rsplit('.', 1)[-1]}")]
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.7) or tails or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    close = (
+        difflib.get_close_matches(word, names, n=1, cutoff=0.7)
+        or tails
+        or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    )
     return f" Did you mean {close[0]}?" if close else ""

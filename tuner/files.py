@@ -1,4 +1,6 @@
-"""Small dealings with the disk: JSON that is written whole or not at all, a file's digest and identity, whose it is."""
+"""Small dealings with the disk: JSON that is written whole or not at all, a file's digest and identity,
+whose it is.
+"""
 
 import errno
 import hashlib
@@ -81,7 +83,9 @@ def sync(path: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> bool:
-    """A hard link, or a copy where the file system or another owner allows none. Says whether it is a link."""
+    """A hard link, or a copy where the file system or another owner allows none. Says whether it is a
+    link.
+    """
     try:
         os.link(source, target)
     except FileNotFoundError:
@@ -102,7 +106,9 @@ def owner(path: Path) -> str:
 
 
 def foreign(path: Path) -> str | None:
-    """Whom a file belongs to, when that is somebody else. Nothing is foreign to root, who may change it all."""
+    """Whom a file belongs to, when that is somebody else. Nothing is foreign to root, who may change it
+    all.
+    """
     try:
         return owner(path) if os.geteuid() not in (0, path.lstat().st_uid) else None
     except FileNotFoundError:
@@ -110,7 +116,9 @@ def foreign(path: Path) -> str | None:
 
 
 def group_of(directory: Path) -> int | None:
-    """The id of the group that may write into a directory, if we belong to it; None when only its owner may, or it is not there."""
+    """The id of the group that may write into a directory, if we belong to it; None when only its owner
+    may, or it is not there.
+    """
     try:
         status = directory.stat()
     except OSError:
@@ -120,7 +128,9 @@ def group_of(directory: Path) -> int | None:
 
 
 def open_to_group(path: Path, group: int) -> None:
-    """Let a group read a file of ours, or enter a directory, and nobody but us change it, whatever the umask was."""
+    """Let a group read a file of ours, or enter a directory, and nobody but us change it, whatever the
+    umask was.
+    """
     status = path.lstat()
     if status.st_uid != os.geteuid() or stat.S_ISLNK(status.st_mode):
         return  # a hard link to another user's file is theirs, and open already
@@ -135,6 +145,8 @@ def open_to_group(path: Path, group: int) -> None:
 def bytes_under(path: Path) -> int:
     """The size of a file, or of all files in a directory; 0 where there is none."""
     try:
-        return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+        return sum(
+            file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()
+        )
     except OSError:  # it went away meanwhile
         return 0

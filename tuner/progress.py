@@ -13,7 +13,9 @@ LINE_EVERY = 15.0
 
 @contextmanager
 def bar(what: str, total: int, say: Callable[[str], None]) -> Iterator[Callable[[int], None]]:
-    """A function that hears how much more was done. `total` may be in any unit; work that is over in a moment says nothing on a plain log."""
+    """A function that hears how much more was done. `total` may be in any unit; work that is over in a
+    moment says nothing on a plain log.
+    """
 
     def columns() -> tuple[Any, ...]:
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -38,8 +40,12 @@ def counter(what: str, things: str, say: Callable[[str], None]) -> Iterator[Call
 
 
 @contextmanager
-def _shown(columns: Callable[[], tuple[Any, ...]], total: int | None, tell: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
-    """On a terminal the columns of rich, which is imported for them alone; elsewhere what is done so far is told now and then."""
+def _shown(
+    columns: Callable[[], tuple[Any, ...]], total: int | None, tell: Callable[[int], None]
+) -> Iterator[Callable[[int], None]]:
+    """On a terminal the columns of rich, which is imported for them alone; elsewhere what is done so far
+    is told now and then.
+    """
     done, said = 0, time.monotonic()
     if sys.stderr.isatty():
         from rich.console import Console

@@ -20,7 +20,15 @@ def preview(tuner: Tuner, tiny_model: Path) -> Preview:
     """`preview` on the tiny model."""
 
     def call(*words: str, code: int = 0) -> Done:
-        return tuner("preview", "model=local", f"model.path={tiny_model}", "machine=cpu", "data=local", *words, code=code)
+        return tuner(
+            "preview",
+            "model=local",
+            f"model.path={tiny_model}",
+            "machine=cpu",
+            "data=local",
+            *words,
+            code=code,
+        )
 
     return call
 

@@ -1,4 +1,6 @@
-"""Files of other trainers are read as they are, and what is proposed works when it is pasted: shared cases and others, through the front door."""
+"""Files of other trainers are read as they are, and what is proposed works when it is pasted: shared cases
+and others, through the front door.
+"""
 
 import json
 import re
@@ -28,9 +30,20 @@ def test_xtuners_conversations_are_read(preview: Preview, tmp_path: Path) -> Non
     for row in rows:
         row["conversation"][0]["output_with_loss"] = False
     write_rows(tmp_path / "loss.jsonl", rows)
-    write_rows(tmp_path / "firefly.jsonl", [{"conversation_id": 1, "category": "x", "conversation": [{"human": "What is 1+1?", "assistant": "2."}]}])
+    write_rows(
+        tmp_path / "firefly.jsonl",
+        [
+            {
+                "conversation_id": 1,
+                "category": "x",
+                "conversation": [{"human": "What is 1+1?", "assistant": "2."}],
+            }
+        ],
+    )
     names = ("xtuner", "loss", "firefly", "xtuner_pretrain", "pretrain")
-    shown = preview(f"data.path=[{','.join(f'{name}.jsonl' for name in names)}]", *(f"{name}.jsonl:1" for name in names))
+    shown = preview(
+        f"data.path=[{','.join(f'{name}.jsonl' for name in names)}]", *(f"{name}.jsonl:1" for name in names)
+    )
     texts = ["A text of number 0 to be read.", "A text of number 0 that is to be read as it is."]
     answers = ["1.", "2.", "2.", "2."]
     # the first token of a document has nothing before it, and is not trained
@@ -52,9 +65,14 @@ def test_no_hint_drops_the_context(preview: Preview, tmp_path: Path) -> None:
     dolly = preview("1", "data.path=dolly.jsonl")
     assert "How many legs has animal 0?\nAnimal 0 has 2 legs." in dolly.out
     assert "not read: category" in dolly.err
-    left = preview("1", "data.path=dolly.jsonl", "data.columns.instruction=instruction", "data.columns.output=response")
+    left = preview(
+        "1", "data.path=dolly.jsonl", "data.columns.instruction=instruction", "data.columns.output=response"
+    )
     assert "Animal 0 has 2 legs." not in left.out
-    assert "not read: context, text in 1 of 1 rows; category in 1 of 1 rows; to use it: data.columns.input=context" in left.err
+    assert (
+        "not read: context, text in 1 of 1 rows; category in 1 of 1 rows; to use it: "
+        "data.columns.input=context" in left.err
+    )
     refused = preview("1", "data.path=ctx.jsonl", code=2)
     words = hinted(refused)
     assert "data.columns.input=context" in words
@@ -62,7 +80,10 @@ def test_no_hint_drops_the_context(preview: Preview, tmp_path: Path) -> None:
     assert "How many legs has animal 0?\nAnimal 0 is a spider-like thing with 2 legs." in shown.out
     assert trained(shown) == ["2 legs.<|im_end|>"]
     assert "not read" not in shown.err
-    write_rows(tmp_path / "orca.jsonl", [{"id": "niv.1", "system_prompt": "Be brief.", "question": "What is 1+1?", "response": "2."}])
+    write_rows(
+        tmp_path / "orca.jsonl",
+        [{"id": "niv.1", "system_prompt": "Be brief.", "question": "What is 1+1?", "response": "2."}],
+    )
     assert "system\nBe brief." in preview("1", "data.path=orca.jsonl").out
 
 
@@ -98,39 +119,62 @@ MANY: dict[str, tuple[Any, list[str]]] = {
     "squad": ({"context": "It is #.", "question": "What is it?", "answers": {"text": ["#."]}}, ["0."]),
     "support": ({"dialog": [{"role": "客户", "content": "#?"}, {"role": "客服", "content": "#。"}]}, ["0。"]),
     "choices": ({"question": "1+#?", "A": "One of them", "B": "The other one", "answer": "A"}, ["A"]),
-    "document": ({"title": "A title", "body": "A text of #, as long as it takes to be one."}, ["of 0, as long"]),
+    "document": (
+        {"title": "A title", "body": "A text of #, as long as it takes to be one."},
+        ["of 0, as long"],
+    ),
 }
 
 
 @pytest.mark.parametrize("name", MANY)
 def test_what_is_proposed_reads_the_file(name: str, preview: Preview, tmp_path: Path) -> None:
     row, expected = MANY[name]
-    write_rows(tmp_path / "rows.jsonl", [json.loads(json.dumps(row).replace("#", str(number))) for number in range(5)])
+    write_rows(
+        tmp_path / "rows.jsonl",
+        [json.loads(json.dumps(row).replace("#", str(number))) for number in range(5)],
+    )
     refused = preview("1", "data.path=rows.jsonl", code=2)
     promised = re.findall(r"(\S+) in 5 of 5 rows", refused.err)
     shown = preview("1", "data.path=rows.jsonl", *hinted(refused))
-    assert [found for found, wanted in zip(trained(shown), expected, strict=True) if wanted not in found] == []
+    assert [
+        found for found, wanted in zip(trained(shown), expected, strict=True) if wanted not in found
+    ] == []
     named = [line for line in shown.err.splitlines() if line.startswith("not read: ")]
     assert len(named) == bool(promised)
     assert all(name in named[0] for name in promised)
 
 
 def test_where_nothing_works_nothing_is_proposed(preview: Preview, tmp_path: Path) -> None:
-    write_rows(tmp_path / "rows.jsonl", [{"messages": [{"role": "foo", "content": "a"}, {"role": "bar", "content": "b"}]}] * 3)
+    write_rows(
+        tmp_path / "rows.jsonl",
+        [{"messages": [{"role": "foo", "content": "a"}, {"role": "bar", "content": "b"}]}] * 3,
+    )
     refused = preview("1", "data.path=rows.jsonl", code=2)
     assert "a turn of 'foo'; known are" in refused.err
     assert "To read them" not in refused.err
     assert "data.roles." not in refused.err
 
 
-def test_bad_rows_among_good_ones_are_given_words_that_read_both(tuner: Tuner, tiny_model: Path, tmp_path: Path) -> None:
-    words = ("model=local", f"model.path={tiny_model}", "machine=cpu", "data=local", "data.path=rows.jsonl", "until=tokenize")
+def test_bad_rows_among_good_ones_are_given_words_that_read_both(
+    tuner: Tuner, tiny_model: Path, tmp_path: Path
+) -> None:
+    words = (
+        "model=local",
+        f"model.path={tiny_model}",
+        "machine=cpu",
+        "data=local",
+        "data.path=rows.jsonl",
+        "until=tokenize",
+    )
     other = {"messages": [USER, {"role": "doctor", "content": "2."}]}
     write_rows(tmp_path / "rows.jsonl", [{"messages": [USER, ANSWER]}] * 30 + [other])
     refused = tuner(*words, code=2)
     assert "rows.jsonl:31: a turn of 'doctor'" in refused.err
     tuner(*words, *hinted(refused))
-    write_rows(tmp_path / "rows.jsonl", [{"messages": [USER, ANSWER]}] * 30 + [{"messages": [USER, {"role": "assistant", "content": 3}]}])
+    write_rows(
+        tmp_path / "rows.jsonl",
+        [{"messages": [USER, ANSWER]}] * 30 + [{"messages": [USER, {"role": "assistant", "content": 3}]}],
+    )
     refused = tuner(*words, code=2)
     assert "rows.jsonl:31: content must be a text" in refused.err
     assert "data.bad_rows=skip" in refused.err

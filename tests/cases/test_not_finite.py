@@ -20,9 +20,17 @@ def spoilt(model: Path, out: Path, value: float) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("value", "more"), [(float("nan"), ()), (float("inf"), ("machine.preflight=false",)), (float("nan"), ("algo.lora_init=pissa",))], ids=str
+    ("value", "more"),
+    [
+        (float("nan"), ()),
+        (float("inf"), ("machine.preflight=false",)),
+        (float("nan"), ("algo.lora_init=pissa",)),
+    ],
+    ids=str,
 )
-def test_nan_weights(tuner: Tuner, tiny: list[str], tiny_model: Path, tmp_path: Path, value: float, more: tuple[str, ...]) -> None:
+def test_nan_weights(
+    tuner: Tuner, tiny: list[str], tiny_model: Path, tmp_path: Path, value: float, more: tuple[str, ...]
+) -> None:
     words = [word for word in tiny if not word.startswith("model.path")]
     done = tuner(*words, f"model.path={spoilt(tiny_model, tmp_path / 'spoilt', value)}", *more, code=None)
     assert done.code in (1, 2)
@@ -36,4 +44,7 @@ def test_nan_weights(tuner: Tuner, tiny: list[str], tiny_model: Path, tmp_path: 
 
 def test_a_scale_beyond_floats_is_refused_before_anything_runs(tuner: Tuner, tiny: list[str]) -> None:
     done = tuner(*tiny, "algo.alpha=1e308", code=2)
-    assert "algo.alpha is 1e+308, and 32-bit floats, which training computes with, end at 3.4e+38" in " ".join(done.err.split())
+    assert (
+        "algo.alpha is 1e+308, and 32-bit floats, which training computes with, end at 3.4e+38"
+        in " ".join(done.err.split())
+    )

@@ -44,7 +44,9 @@ ASKED = ["What is 1 plus 2?", "你好 🙂", "and  two spaces, é́"]
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Run:
-    """A copy of the finished run. Its merged model is a directory of its own and says something else to every conversation."""
+    """A copy of the finished run. Its merged model is a directory of its own and says something else to
+    every conversation.
+    """
     shutil.copytree(finished, tmp_path / "outputs", symlinks=True)
     (found,) = all_runs(tmp_path / "outputs")
     for stage in ("merge", "convert"):
@@ -56,7 +58,9 @@ def run(finished: Path, tmp_path: Path) -> Run:
 
 
 @pytest.fixture
-def say(run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
+def say(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[str, str]]:
     """Chat through a pipe: what came on standard output, and on standard error."""
 
     def call(*lines: str | bytes, base: Path | None = None, **generation: Any) -> tuple[str, str]:
@@ -80,7 +84,9 @@ def answers(home: Path, questions: list[str], *, system: str | None = None, most
     found = []
     for question in questions:
         messages.append({"role": "user", "content": question})
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+        ids = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=False
+        )
         out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=most)
         found.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).replace("\ufffd", ""))
         messages.append({"role": "assistant", "content": found[-1]})
@@ -93,7 +99,9 @@ def shown(text: str) -> str:
 
 
 @pytest.mark.parametrize("system", [None, "你是一个助手"])
-def test_the_ids_are_those_of_a_training_row_and_of_the_artifacts_template(run: Run, system: str | None) -> None:
+def test_the_ids_are_those_of_a_training_row_and_of_the_artifacts_template(
+    run: Run, system: str | None
+) -> None:
     home, config = run.path("merge"), settled(run)
     template = compile_template(spoken(config.model.chat, config.data.system), load_vocabulary(home))
     dialogue = Dialogue(template, system)
@@ -103,7 +111,8 @@ def test_the_ids_are_those_of_a_training_row_and_of_the_artifacts_template(run: 
         ids = dialogue.prompt(question)
         row.append(Message(role="user", content=question))
         jinja = [{"role": message.role, "content": message.content} for message in row]
-        if not any(message.content.startswith("\n") for message in row):  # the template of serving engines knows no border there
+        # the template of serving engines knows no border there
+        if not any(message.content.startswith("\n") for message in row):
             assert ids == theirs.apply_chat_template(jinja, add_generation_prompt=True, return_dict=False)
         row.append(Message(role="assistant", content=answer, trained=True))
         encoded = template.encode([Conversation(messages=tuple(row))])
@@ -113,12 +122,17 @@ def test_the_ids_are_those_of_a_training_row_and_of_the_artifacts_template(run: 
         dialogue.turns.append((question, answer))
 
 
-def test_through_a_pipe_each_line_is_a_question_and_only_answers_come_out(run: Run, say: Callable[..., tuple[str, str]]) -> None:
+def test_through_a_pipe_each_line_is_a_question_and_only_answers_come_out(
+    run: Run, say: Callable[..., tuple[str, str]]
+) -> None:
     expected = answers(run.path("merge"), ASKED)
     assert len(set(expected)) == 3
     out, err = say(*ASKED)
     assert out == "".join(shown(answer) + "\n" for answer in expected)
-    assert err.startswith(f"{run.dir.name}: step 6, the merged model\non cpu in float32; /help says what there is, /exit leaves\n")
+    assert err.startswith(
+        f"{run.dir.name}: step 6, the merged model\non cpu in float32; /help says what there is, /exit "
+        "leaves\n"
+    )
     assert say(ASKED[0], "", "/exit", ASKED[1])[0] == shown(expected[0]) + "\n"
 
 
@@ -127,7 +141,23 @@ def test_undo_reset_and_system(run: Run, say: Callable[..., tuple[str, str]]) ->
     first, second = answers(home, [a, b])
     third, other = answers(home, [a, c])[1], answers(home, [c], system="Be kind.")[0]
     assert len({second, third, other}) == 3
-    out, err = say(a, b, "/undo", c, "/undo", b, "/reset", "/undo", a, "/reset", "/system Be kind.", c, "/system", "/help", "/uno")
+    out, err = say(
+        a,
+        b,
+        "/undo",
+        c,
+        "/undo",
+        b,
+        "/reset",
+        "/undo",
+        a,
+        "/reset",
+        "/system Be kind.",
+        c,
+        "/system",
+        "/help",
+        "/uno",
+    )
     assert out == "".join(shown(answer) + "\n" for answer in (first, second, third, second, first, other))
     assert f"forgotten: {b}" in err
     assert "a new conversation\nthere is nothing to undo\n" in err
@@ -136,7 +166,9 @@ def test_undo_reset_and_system(run: Run, say: Callable[..., tuple[str, str]]) ->
     assert say(c, system="Be kind.")[0] == shown(other) + "\n"
 
 
-def test_without_a_merged_model_it_is_the_adapter_on_its_base(run: Run, say: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+def test_without_a_merged_model_it_is_the_adapter_on_its_base(
+    run: Run, say: Callable[..., tuple[str, str]], tmp_path: Path
+) -> None:
     convert, base, merged = run.path("convert"), tmp_path / "base", tmp_path / "merged"
     moody(load_vocabulary(convert).tokenizer).save_pretrained(base)
     tiny_adapter(base).save_pretrained(tmp_path / "adapter")
@@ -164,7 +196,9 @@ def base_with_sidecars(base: Path, convert: Path) -> Path:
     return base
 
 
-def test_a_merged_model_of_a_step_converted_before_is_passed_over(run: Run, say: Callable[..., tuple[str, str]], tiny_model: Path) -> None:
+def test_a_merged_model_of_a_step_converted_before_is_passed_over(
+    run: Run, say: Callable[..., tuple[str, str]], tiny_model: Path
+) -> None:
     manifest = json.loads((run.path("merge") / "manifest.json").read_text(encoding="utf-8"))
     manifest["upstream"]["convert"] = "0" * 64
     (run.path("merge") / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
@@ -176,7 +210,11 @@ def test_a_full_context_is_said_and_can_be_left(run: Run, say: Callable[..., tup
     expected = answers(run.path("merge"), [ASKED[0]])[0]
     out, err = say("long " * 40, ASKED[0], "/reset", ASKED[0], max_new_tokens=12)
     assert out == (shown(expected) + "\n") * 2
-    assert re.search(r"With this question the conversation is \d+ tokens long, and the model reads 64: /undo or /reset makes room", err)
+    assert re.search(
+        r"With this question the conversation is \d+ tokens long, and the model reads 64: /undo or /reset"
+        r" makes room",
+        err,
+    )
     out, err = say(ASKED[0], ASKED[0], max_new_tokens=200)
     assert "The answer ends here, since the model reads 64 tokens" in err
     assert "With this question" in err
@@ -189,8 +227,13 @@ def test_a_seed_gives_the_same_conversation(say: Callable[..., tuple[str, str]])
     assert first != say(*ASKED, temperature=1.0, seed=2)[0]
 
 
-def test_a_model_can_not_command_the_terminal_and_bad_bytes_are_no_crash(run: Run, say: Callable[..., tuple[str, str]]) -> None:
-    put(parrot(load_vocabulary(run.path("merge")).tokenizer, "é\x1b[2J\r\x07\t🙂".encode() + b"\xfe"), run.path("merge"))
+def test_a_model_can_not_command_the_terminal_and_bad_bytes_are_no_crash(
+    run: Run, say: Callable[..., tuple[str, str]]
+) -> None:
+    put(
+        parrot(load_vocabulary(run.path("merge")).tokenizer, "é\x1b[2J\r\x07\t🙂".encode() + b"\xfe"),
+        run.path("merge"),
+    )
     assert say(b"\xff\xfe broken", "Hi", max_new_tokens=50)[0] == "é[2J\t🙂\n" * 2
 
 
@@ -200,9 +243,21 @@ def terminal(run: Run, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     children = []
 
     def call(*words: str, env: dict[str, str] | None = None) -> Any:
-        line = ["-m", "tuner", "chat", run.name, f"root={tmp_path / 'outputs'}", "generation.max_new_tokens=12", *words]
+        line = [
+            "-m",
+            "tuner",
+            "chat",
+            run.name,
+            f"root={tmp_path / 'outputs'}",
+            "generation.max_new_tokens=12",
+            *words,
+        ]
         settings = environment({"TERM": "dumb", **(env or {})})
-        children.append(pexpect.spawn(sys.executable, line, env=settings, encoding="utf-8", timeout=60, dimensions=(40, 200)))
+        children.append(
+            pexpect.spawn(
+                sys.executable, line, env=settings, encoding="utf-8", timeout=60, dimensions=(40, 200)
+            )
+        )
         children[-1].expect("/exit leaves\r\n> ")
         return children[-1]
 
@@ -241,9 +296,18 @@ def test_in_a_terminal_three_turns_then_exit(run: Run, terminal: Callable[..., A
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_the_program(run: Run, terminal: Callable[..., Any]) -> None:
-    put(parrot(load_vocabulary(run.path("merge")).tokenizer, "é🙂 hello".replace("ll", "l").encode(), then=7, positions=10**6), run.path("merge"))
+    put(
+        parrot(
+            load_vocabulary(run.path("merge")).tokenizer,
+            "é🙂 hello".replace("ll", "l").encode(),
+            then=7,
+            positions=10**6,
+        ),
+        run.path("merge"),
+    )
     child = terminal("generation.max_new_tokens=900000", env={"LC_ALL": "C"})
-    for question in ("你好吗\x7f", "again"):  # what is rubbed out is a character, not a byte, whatever the locale
+    # what is rubbed out is a character, not a byte, whatever the locale
+    for question in ("你好吗\x7f", "again"):
         child.sendline(question)
         child.expect_exact("é🙂 helo")
         assert "\ufffd" not in child.before

@@ -56,7 +56,12 @@ def artifacts(store: Store) -> list[str]:
 
 
 def clean_all(root: Path, store: Store | None = None, *words: str, dry_run: bool = False) -> None:
-    clean(Config(root=str(root), store=str(store.root) if store else None), list(words), dry_run=dry_run, spare_recent=False)
+    clean(
+        Config(root=str(root), store=str(store.root) if store else None),
+        list(words),
+        dry_run=dry_run,
+        spare_recent=False,
+    )
 
 
 def on_disk(path: Path) -> int:
@@ -94,7 +99,9 @@ def test_other_things_in_the_store_directory_stay(root: Path, store: Store) -> N
     assert artifacts(store) == ["README", "my-notes"]
 
 
-def test_a_stopped_training_stays_until_it_is_published_or_its_run_goes(root: Path, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_training_stays_until_it_is_published_or_its_run_goes(
+    root: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
     for key in KEYS[:3]:
         (store.begin(key, {"fingerprint": "f"}, resume=True) / "step").write_text("1")
     run = run_in(root)
@@ -122,7 +129,10 @@ def test_what_another_left_half_made_goes_once_the_artifact_is_there(root: Path,
 def test_a_run_that_is_being_built_is_not_removed(root: Path, store: Store) -> None:
     run = run_in(root)
     run.link("train", store.begin(KEYS[0], {}, resume=True))
-    with store.lock(KEYS[0], lambda _: None), pytest.raises(ConfigError, match=rf"a-00000001 is being built \(.*:{os.getpid()}\)"):
+    with (
+        store.lock(KEYS[0], lambda _: None),
+        pytest.raises(ConfigError, match=rf"a-00000001 is being built \(.*:{os.getpid()}\)"),
+    ):
         clean_all(root, None, "last")
     assert run.dir.exists()
     clean_all(root, None, "last")
@@ -146,7 +156,12 @@ def test_what_is_in_use_is_spared(root: Path, store: Store, capsys: pytest.Captu
         assert store.holder(KEYS[0]) is None  # readers are no builders
         clean_all(root)
         assert f"{KEYS[0]:<44} in use, spared" in capsys.readouterr().out
-        waiter = subprocess.Popen([sys.executable, "-c", WAITER, str(store.root), KEYS[0]], env=environment(), stdout=subprocess.PIPE, text=True)
+        waiter = subprocess.Popen(
+            [sys.executable, "-c", WAITER, str(store.root), KEYS[0]],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert waiter.stdout is not None
         assert waiter.stdout.readline() == "runs that read it\n"
         time.sleep(0.3)
@@ -184,7 +199,9 @@ def test_runs_of_other_roots_count(root: Path, store: Store, tmp_path: Path) -> 
     assert not list((store.root / ".refs").iterdir())
 
 
-def test_a_note_of_another_host_counts_and_is_told(root: Path, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_note_of_another_host_counts_and_is_told(
+    root: Path, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     publish(store, KEYS[0], {"w": b"1"})
     run = run_in(tmp_path / "elsewhere")
     run.link("train", store.root / KEYS[0])
@@ -199,7 +216,9 @@ def test_a_note_of_another_host_counts_and_is_told(root: Path, store: Store, tmp
     assert artifacts(store) == []
 
 
-def test_another_users_root_that_is_not_mounted_counts(root: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_users_root_that_is_not_mounted_counts(
+    root: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publish(store, KEYS[0], {"w": b"1"})
     run = run_in(tmp_path / "elsewhere")
     run.link("train", store.root / KEYS[0])
@@ -235,7 +254,12 @@ def test_a_renamed_run_is_noted_where_it_is(root: Path, store: Store, tmp_path: 
     run.link("train", store.root / KEYS[0])
     run.rename("b-00000001", store)
     (file,) = (store.root / ".refs").iterdir()
-    assert read_json(file) == {"run": str(run.dir), "host": socket.gethostname(), "user": run.dir.owner(), "keys": [KEYS[0]]}
+    assert read_json(file) == {
+        "run": str(run.dir),
+        "host": socket.gethostname(),
+        "user": run.dir.owner(),
+        "keys": [KEYS[0]],
+    }
     clean_all(root)
     assert artifacts(store) == KEYS[:1]
 
@@ -271,7 +295,9 @@ def on_disk_of(path: Path) -> int:
 
 
 def mixed(root: Path, store: Store) -> None:
-    """Two runs with a part in common, hard links across artifacts, rubbish of each kind, and a name outside the store."""
+    """Two runs with a part in common, hard links across artifacts, rubbish of each kind, and a name
+    outside the store.
+    """
     for number, key in enumerate(KEYS[:6]):
         publish(store, key, {"w": os.urandom(300_000 + 10_000 * number)})
     link(store, KEYS[0], KEYS[6])  # both stay
@@ -284,7 +310,9 @@ def mixed(root: Path, store: Store) -> None:
     a, b = run_in(root), run_in(root, "b-00000002")
     for number, key in enumerate((KEYS[0], KEYS[1], KEYS[6])):
         a.link(f"a{number}", store.root / key)
-    for number, path in enumerate((store.root / KEYS[0], store.root / KEYS[2], store.partial("train-00000000000b"))):
+    for number, path in enumerate(
+        (store.root / KEYS[0], store.root / KEYS[2], store.partial("train-00000000000b"))
+    ):
         b.link(f"b{number}", path)
 
 
@@ -316,11 +344,17 @@ def test_what_is_said_to_be_freed_is_freed_and_status_knew_it(root: Path, store:
 
 def test_a_runs_size_and_what_is_its_own_alone(root: Path, store: Store) -> None:
     mixed(root, store)
-    places = {"a": [KEYS[0], KEYS[1], KEYS[6]], "b": [KEYS[0], KEYS[2], ".partial/train-00000000000b", ".partial/train-00000000000b.json"]}
+    places = {
+        "a": [KEYS[0], KEYS[1], KEYS[6]],
+        "b": [KEYS[0], KEYS[2], ".partial/train-00000000000b", ".partial/train-00000000000b.json"],
+    }
     ledger = Ledger(store, root)
     for run, name in (("a-00000001", "a"), ("b-00000002", "b")):
         once = subprocess.run(
-            ["du", "-sc", "--block-size=1", *(store.root / place for place in places[name])], capture_output=True, text=True, check=True
+            ["du", "-sc", "--block-size=1", *(store.root / place for place in places[name])],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert ledger.of(root / "runs" / run) == int(once.stdout.split()[-2])
     clean_all(root)
@@ -364,7 +398,9 @@ def test_a_running_training_shows_its_step_and_loss(root: Path, words: list[str]
     with store.lock(key, lambda _: None):
         out = store.begin(key, {"fingerprint": "f"}, resume=True)
         Run(run).link("train", out)
-        (out / "metrics.jsonl").write_text('{"step": 119, "loss": 3.0}\n{"step": 120, "loss": 2.5}\n{"step": 121, "lo')
+        (out / "metrics.jsonl").write_text(
+            '{"step": 119, "loss": 3.0}\n{"step": 120, "loss": 2.5}\n{"step": 121, "lo'
+        )
         (row,) = json.loads(tuner("status", "--json", f"root={root}").out)["runs"]
         assert (row["state"], row["step"], row["loss"]) == ("train running @step 120", 120, 2.5)
         assert "is being built" in tuner("clean", "last", f"root={root}", code=2).err
@@ -404,12 +440,19 @@ print(made, kept)
 """
 
 
-def test_a_clean_beside_running_builds_loses_nothing(root: Path, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two builders, one of them under another root, link and let go of the same artifacts, while a third process cleans without a pause."""
+def test_a_clean_beside_running_builds_loses_nothing(
+    root: Path, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two builders, one of them under another root, link and let go of the same artifacts, while a third
+    process cleans without a pause.
+    """
     seconds = 4.0
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORK, place, store.root, str(seconds), f"r-{i}"], env=environment(), stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", WORK, place, store.root, str(seconds), f"r-{i}"],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for i, place in enumerate((root, tmp_path / "elsewhere"))
     ]
@@ -429,12 +472,25 @@ def test_a_clean_beside_running_builds_loses_nothing(root: Path, store: Store, t
     assert len(artifacts(store)) <= 2
 
 
-def test_a_clean_beside_two_real_runs_loses_nothing(tuner: Tuner, words: list[str], finished: Path, tmp_path: Path) -> None:
-    """Two trainings that share their data and base, and a `clean --all` that never rests: both come to their end, with the usual bytes."""
+def test_a_clean_beside_two_real_runs_loses_nothing(
+    tuner: Tuner, words: list[str], finished: Path, tmp_path: Path
+) -> None:
+    """Two trainings that share their data and base, and a `clean --all` that never rests: both come to
+    their end, with the usual bytes.
+    """
     root = tmp_path / "outputs"
     runs = [
         subprocess.Popen(
-            [sys.executable, "-m", "tuner", *words, f"seed={seed}", "until=convert", f"name=s{seed}", f"root={root}"],
+            [
+                sys.executable,
+                "-m",
+                "tuner",
+                *words,
+                f"seed={seed}",
+                "until=convert",
+                f"name=s{seed}",
+                f"root={root}",
+            ],
             env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -1,4 +1,6 @@
-"""`compare` tells what the runs' own files say, trains nothing, and needs neither the data nor a finished training."""
+"""`compare` tells what the runs' own files say, trains nothing, and needs neither the data nor a finished
+training.
+"""
 
 import fcntl
 import json
@@ -19,7 +21,9 @@ from tuner.pipeline.run import Run, find_run
 
 @pytest.fixture(scope="module")
 def pair(finished: Path, words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with two runs: the finished one, and one of two steps on a copy of the data that is gone since."""
+    """A root with two runs: the finished one, and one of two steps on a copy of the data that is gone
+    since.
+    """
     place = tmp_path_factory.mktemp("pair")
     root = place / "outputs"
     shutil.copytree(finished, root, symlinks=True)
@@ -27,8 +31,20 @@ def pair(finished: Path, words: list[str], tmp_path_factory: pytest.TempPathFact
     mine = place / "mine" / source.name
     mine.parent.mkdir()
     shutil.copy(source, mine)
-    more = ["algo.steps=2", f"data.path={mine}", "name=第二次", "note=<b>fewer</b>", "tags=[客服,short]", "merge.when=never"]
-    subprocess.run([sys.executable, "-m", "tuner", f"root={root}", *words, *more], env=environment(), check=True, capture_output=True)
+    more = [
+        "algo.steps=2",
+        f"data.path={mine}",
+        "name=第二次",
+        "note=<b>fewer</b>",
+        "tags=[客服,short]",
+        "merge.when=never",
+    ]
+    subprocess.run(
+        [sys.executable, "-m", "tuner", f"root={root}", *words, *more],
+        env=environment(),
+        check=True,
+        capture_output=True,
+    )
     shutil.rmtree(mine.parent)
     return root
 
@@ -65,12 +81,18 @@ def stopped(runs: list[Run], root: Path) -> Iterator[Run]:
 
 
 def facts(run: Run, stage: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run.dir / stage / "manifest.json").read_text(encoding="utf-8"))["facts"]
+    found: dict[str, Any] = json.loads((run.dir / stage / "manifest.json").read_text(encoding="utf-8"))[
+        "facts"
+    ]
     return found
 
 
 def files(root: Path) -> dict[str, int]:
-    return {str(path.relative_to(root)): path.lstat().st_mtime_ns for path in root.rglob("*") if path.parent.name != ".hashes"}
+    return {
+        str(path.relative_to(root)): path.lstat().st_mtime_ns
+        for path in root.rglob("*")
+        if path.parent.name != ".hashes"
+    }
 
 
 def test_two_runs_side_by_side(tuner: Tuner, root: Path, runs: list[Run], tiny_model: Path) -> None:
@@ -80,7 +102,8 @@ def test_two_runs_side_by_side(tuner: Tuner, root: Path, runs: list[Run], tiny_m
     lines = done.out.splitlines()
     assert lines[0].split()[:3] == ["A", second.dir.name, "evaluated"]
     assert lines[1].split()[:3] == ["B", first.dir.name, "evaluated"]
-    assert "algo.steps\n  A  2\n  B  6\n" in done.out  # below each other: the data's places do not fit beside each other
+    # below each other: the data's places do not fit beside each other
+    assert "algo.steps\n  A  2\n  B  6\n" in done.out
     page = root / "compare" / f"{second.digest}-{first.digest}.html"
     assert lines[-1] == f"page    {page}"
     html = page.read_text(encoding="utf-8")
@@ -102,19 +125,30 @@ def test_for_machines(tuner: Tuner, root: Path, runs: list[Run]) -> None:
     values = {name: row["values"] for name, row in told["scores"].items()}
     assert values["steps"] == [6, 2]
     for name, stage, fact in (
-        ("held_out_loss", "evaluate", "loss"), ("held_out_loss_base", "evaluate", "base_loss"), ("loss", "train", "loss"), ("tokens", "train", "tokens"),
-        ("seconds", "train", "seconds"), ("trainable", "train", "trainable"), ("step", "convert", "step"), ("bytes", "convert", "bytes"),
-    ):  # fmt: skip
+        ("held_out_loss", "evaluate", "loss"),
+        ("held_out_loss_base", "evaluate", "base_loss"),
+        ("loss", "train", "loss"),
+        ("tokens", "train", "tokens"),
+        ("seconds", "train", "seconds"),
+        ("trainable", "train", "trainable"),
+        ("step", "convert", "step"),
+        ("bytes", "convert", "bytes"),
+    ):
         assert values[name] == [facts(run, stage)[fact] for run in runs], name
     best = min((0, 1), key=lambda i: values["held_out_loss"][i])
     assert told["scores"]["held_out_loss"]["best"] == [best]
     for run, curve in zip(runs, told["curves"]["loss"], strict=True):
-        rows = [json.loads(line) for line in (run.dir / "train" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (run.dir / "train" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         assert curve == [[row["step"], row["loss"]] for row in rows]
     assert not (root / "compare").exists()
 
 
-def test_a_training_that_is_not_finished(stopped: Run, runs: list[Run], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_that_is_not_finished(
+    stopped: Run, runs: list[Run], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert compare(runs, root, as_json=True) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["runs"][1]["state"] == "stopped at step 1"
@@ -131,7 +165,9 @@ def test_a_training_that_is_not_finished(stopped: Run, runs: list[Run], root: Pa
     assert "training, step 1" in capsys.readouterr().out
 
 
-def test_other_held_out_tokens_are_seen(runs: list[Run], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_held_out_tokens_are_seen(
+    runs: list[Run], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Another draw of held-out rows makes another file of them; its digest in the manifest is what tells."""
     key = runs[1].key("tokenize")
     assert key is not None
@@ -152,14 +188,18 @@ def test_what_can_not_be_compared_is_refused(runs: list[Run], root: Path) -> Non
         compare(runs[:1], root, as_json=False)
 
 
-def test_a_page_that_can_not_be_written_costs_only_the_page(runs: list[Run], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_that_can_not_be_written_costs_only_the_page(
+    runs: list[Run], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (root / "compare").write_text("in the way", encoding="utf-8")
     with pytest.raises(StoreError, match="can't be written: File exists"):
         compare(runs, root, as_json=False)
     assert "algo.steps" in capsys.readouterr().out
 
 
-def test_a_run_of_which_nothing_is_left(runs: list[Run], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_which_nothing_is_left(
+    runs: list[Run], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.rmtree(root / "store")
     assert compare(runs, root, as_json=False) == 0
     assert "not trained" in capsys.readouterr().out

@@ -1,4 +1,6 @@
-"""Rows as the model will see them: the very documents of the packs, and nothing of the data that reaches the terminal unseen."""
+"""Rows as the model will see them: the very documents of the packs, and nothing of the data that reaches
+the terminal unseen.
+"""
 
 import json
 import re
@@ -28,15 +30,39 @@ Show = Callable[..., str]
 
 def row(*texts: str, **more: Any) -> dict[str, Any]:
     roles = ("user", "assistant") * len(texts)
-    return {"messages": [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)], **more}
+    return {
+        "messages": [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)],
+        **more,
+    }
 
 
 LONG = row(*(f"{'What comes after' if n % 2 == 0 else 'It is'} {n}?" for n in range(16)))
-MANY = [row("Hi", "Hello! 你好 🙂"), LONG, row("q", "long " * 60), row("q", ""), row("long " * 60, "a"), row("again", "and", "again", "twice")]
+MANY = [
+    row("Hi", "Hello! 你好 🙂"),
+    LONG,
+    row("q", "long " * 60),
+    row("q", ""),
+    row("long " * 60, "a"),
+    row("again", "and", "again", "twice"),
+]
 TREE = [
     {"message_id": "1", "parent_id": None, "message_tree_id": "1", "role": "prompter", "text": "q"},
-    {"message_id": "2", "parent_id": "1", "message_tree_id": "1", "role": "assistant", "text": "worse", "rank": 1},
-    {"message_id": "3", "parent_id": "1", "message_tree_id": "1", "role": "assistant", "text": "better", "rank": 0},
+    {
+        "message_id": "2",
+        "parent_id": "1",
+        "message_tree_id": "1",
+        "role": "assistant",
+        "text": "worse",
+        "rank": 1,
+    },
+    {
+        "message_id": "3",
+        "parent_id": "1",
+        "message_tree_id": "1",
+        "role": "assistant",
+        "text": "better",
+        "rank": 0,
+    },
 ]
 
 
@@ -46,7 +72,11 @@ def written(file: Path, *values: Any) -> Path:
 
 
 def config_of(file: Path | None, **fields: Any) -> Config:
-    return Config(model=Model(chat=CHATML), data=Data(**{"path": str(file) if file else None, "length": 64, **fields}), machine=Machine(workers=1))
+    return Config(
+        model=Model(chat=CHATML),
+        data=Data(**{"path": str(file) if file else None, "length": 64, **fields}),
+        machine=Machine(workers=1),
+    )
 
 
 @pytest.fixture
@@ -89,10 +119,17 @@ def packed(out: Path, names: list[str]) -> Counter[Any]:
     for name in ("train", "held_out"):
         for pack in Packs.open(out / f"{name}.arrow"):
             ends = pack.lengths.cumsum().tolist()
-            for file, line, start, end in zip(pack.files.tolist(), pack.lines.tolist(), [0, *ends], ends, strict=False):
+            for file, line, start, end in zip(
+                pack.files.tolist(), pack.lines.tolist(), [0, *ends], ends, strict=False
+            ):
                 ids = pack.ids[start:end].tolist()
                 trained = pack.trained[start:end].tolist()
-                found[names[file], line, tuple(ids), tuple(i if t else -100 for i, t in zip(ids, trained, strict=True))] += 1
+                found[
+                    names[file],
+                    line,
+                    tuple(ids),
+                    tuple(i if t else -100 for i, t in zip(ids, trained, strict=True)),
+                ] += 1
     return found
 
 
@@ -119,17 +156,37 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("fields", CASES.values(), ids=CASES.keys())
-def test_the_documents_are_those_of_the_packs(show: Show, tiny_model: Path, tmp_path: Path, fields: dict[str, Any]) -> None:
-    check_against_packs(show, tiny_model, tmp_path, config_of(written(tmp_path / "a.jsonl", *MANY, {"text": "plain " * 40}, *ROWS[:5]), **fields))
+def test_the_documents_are_those_of_the_packs(
+    show: Show, tiny_model: Path, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    check_against_packs(
+        show,
+        tiny_model,
+        tmp_path,
+        config_of(written(tmp_path / "a.jsonl", *MANY, {"text": "plain " * 40}, *ROWS[:5]), **fields),
+    )
 
 
-def test_the_documents_of_a_mixture_are_those_of_the_packs(show: Show, tiny_model: Path, tmp_path: Path) -> None:
+def test_the_documents_of_a_mixture_are_those_of_the_packs(
+    show: Show, tiny_model: Path, tmp_path: Path
+) -> None:
     written(tmp_path / "one.jsonl", *MANY)
-    written(tmp_path / "two.jsonl", *TREE, {"messages": "?"}, *({"q": f"task {n}", "a": f"done {n}"} for n in range(10)))
+    written(
+        tmp_path / "two.jsonl",
+        *TREE,
+        {"messages": "?"},
+        *({"q": f"task {n}", "a": f"done {n}"} for n in range(10)),
+    )
     written(tmp_path / "apart.jsonl", row("held", "out"))
     parts = (
         Part(label="chats", path=str(tmp_path / "one.jsonl"), take=2.0),
-        Part(label="tasks", path=str(tmp_path / "two.jsonl"), take=7, columns={"instruction": "q", "output": "a"}, system="Do it."),
+        Part(
+            label="tasks",
+            path=str(tmp_path / "two.jsonl"),
+            take=7,
+            columns={"instruction": "q", "output": "a"},
+            system="Do it.",
+        ),
     )
     config = config_of(None, parts=parts, held_out_path=str(tmp_path / "apart.jsonl"), bad_rows="skip")
     values = check_against_packs(show, tiny_model, tmp_path, config)
@@ -141,26 +198,44 @@ def check_against_packs(show: Show, model: Path, tmp_path: Path, config: Config)
     files = fetch_data.files(View(config, "fetch_data"))
     out = tmp_path / "out"
     out.mkdir()
-    inputs = {"fetch_data": Input(dir=tmp_path, files=files, facts={}), "fetch_model": Input(dir=model, files={}, facts={})}
+    inputs = {
+        "fetch_data": Input(dir=tmp_path, files=files, facts={}),
+        "fetch_model": Input(dir=model, files={}, facts={}),
+    }
     tokenize.run(Context(config=View(config, "tokenize"), inputs=inputs, out=out, say=print))
     values = objects(show(config, "1-1000", "--json"))
     ledger = json.loads((out / "ledger.json").read_text(encoding="utf-8"))["sources"]
     assert previewed(values) == packed(out, sorted(files))
     lost: Counter[Any] = Counter()
     for value in values:
-        whole = not any(other["file"] == value["file"] and other["line"] == value["line"] and not other["left_out"] for other in values)
+        whole = not any(
+            other["file"] == value["file"] and other["line"] == value["line"] and not other["left_out"]
+            for other in values
+        )
         if value["left_out"] and whole and value["sample"] == 1:
             lost[value["file"], value["left_out"].split(": ")[0]] += 1
-    assert lost == Counter({(source["file"], reason): entry["rows"] for source in ledger for reason, entry in source["dropped"].items()})
+    assert lost == Counter(
+        {
+            (source["file"], reason): entry["rows"]
+            for source in ledger
+            for reason, entry in source["dropped"].items()
+        }
+    )
     assert any(value["truncated"] for value in values) == any(source["truncated"] for source in ledger)
     return values
 
 
-def test_through_the_front_door_it_shows_what_is_trained_and_trains_nothing(tuner: Tuner, tiny_model: Path, data: Path, tmp_path: Path) -> None:
+def test_through_the_front_door_it_shows_what_is_trained_and_trains_nothing(
+    tuner: Tuner, tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
     words = ["model=local", f"model.path={tiny_model}", "data=local", f"data.path={data}", "data.length=64"]
     first = tuner("preview", *words)
-    assert re.findall(r"^── (.+?) · ", first.out, re.MULTILINE) == [f"{data.name}:{line}" for line in (1, 2, 3)]
-    text = "<|im_start|>user\nWhat is 0 plus 0?<|im_end|>\n<|im_start|>assistant\n⟦0 plus 0 is 0.<|im_end|>⟧\n"
+    assert re.findall(r"^── (.+?) · ", first.out, re.MULTILINE) == [
+        f"{data.name}:{line}" for line in (1, 2, 3)
+    ]
+    text = (
+        "<|im_start|>user\nWhat is 0 plus 0?<|im_end|>\n<|im_start|>assistant\n⟦0 plus 0 is 0.<|im_end|>⟧\n"
+    )
     assert text in first.out
     assert re.match(rf"── {re.escape(data.name)}:1 · \d+ tokens, \d+ trained\n", first.out)
     assert "what stands between ⟦ and ⟧ is trained" in first.err
@@ -168,37 +243,75 @@ def test_through_the_front_door_it_shows_what_is_trained_and_trains_nothing(tune
     values = objects(tuner("preview", *words, "1-40", "--json").out)
     assert len(values) == len(ROWS)
     assert previewed(values) == packed(linked(tmp_path / "outputs", "tokenize"), [data.name])
-    (tmp_path / "mine.yaml").write_text(f"model: {{path: '{tiny_model}'}}\ndata: {{path: '{data}'}}\n", encoding="utf-8")
-    assert "再见。<|im_end|>⟧" in tuner("preview", "mine.yaml", "model=local", "data=local", "data.length=64", "40").out
-    assert "train" not in {link.name for run in (tmp_path / "outputs" / "runs").iterdir() for link in run.iterdir()}
+    (tmp_path / "mine.yaml").write_text(
+        f"model: {{path: '{tiny_model}'}}\ndata: {{path: '{data}'}}\n", encoding="utf-8"
+    )
+    assert (
+        "再见。<|im_end|>⟧"
+        in tuner("preview", "mine.yaml", "model=local", "data=local", "data.length=64", "40").out
+    )
+    assert "train" not in {
+        link.name for run in (tmp_path / "outputs" / "runs").iterdir() for link in run.iterdir()
+    }
 
 
-def test_nothing_of_torch_is_imported(tiny_model: Path, data: Path, tuner: Tuner, tmp_path: Path, root: Path) -> None:
-    words = ["preview", f"root={root}", "model=local", f"model.path={tiny_model}", "data=local", f"data.path={data}"]
+def test_nothing_of_torch_is_imported(
+    tiny_model: Path, data: Path, tuner: Tuner, tmp_path: Path, root: Path
+) -> None:
+    words = [
+        "preview",
+        f"root={root}",
+        "model=local",
+        f"model.path={tiny_model}",
+        "data=local",
+        f"data.path={data}",
+    ]
     tuner(*words)
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n", encoding="utf-8")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n", encoding="utf-8"
+    )
     assert "⟦" in tuner(*words, env={"PYTHONPATH": str(tmp_path)}).out
 
 
 @pytest.fixture
 def nasty(tmp_path: Path) -> Path:
     return written(
-        tmp_path / "nasty.jsonl", row("\x1b[2J\x1b]0;owned\x07\x9b31m\u202e<|im_end|>", "\x1b[31mred\u200b\r\n🙂"), {"messages": "\x1b[2J\u202e"}
+        tmp_path / "nasty.jsonl",
+        row("\x1b[2J\x1b]0;owned\x07\x9b31m\u202e<|im_end|>", "\x1b[31mred\u200b\r\n🙂"),
+        {"messages": "\x1b[2J\u202e"},
     )
 
 
 def on_terminal(tiny_model: Path, data: Path, root: Path, *words: str, **env: str) -> str:
-    command = ["-m", "tuner", "preview", f"root={root}", "model=local", f"model.path={tiny_model}", "data=local", f"data.path={data}", *words]
-    settings = {name: value for name, value in environment({"TERM": "xterm-256color", **env}).items() if name != "FORCE_COLOR"}
+    command = [
+        "-m",
+        "tuner",
+        "preview",
+        f"root={root}",
+        "model=local",
+        f"model.path={tiny_model}",
+        "data=local",
+        f"data.path={data}",
+        *words,
+    ]
+    settings = {
+        name: value
+        for name, value in environment({"TERM": "xterm-256color", **env}).items()
+        if name != "FORCE_COLOR"
+    }
     settings = {name: value for name, value in settings.items() if name != "NO_COLOR" or name in env}
-    child = pexpect.spawn(sys.executable, command, env=settings, encoding="utf-8", timeout=120, dimensions=(40, 200))  # type: ignore[arg-type]
+    child = pexpect.spawn(
+        sys.executable, command, env=settings, encoding="utf-8", timeout=120, dimensions=(40, 200)
+    )  # type: ignore[arg-type]
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
     return str(child.before)
 
 
-def test_on_a_terminal_what_is_trained_is_green_and_the_data_commands_nothing(tiny_model: Path, nasty: Path, root: Path) -> None:
+def test_on_a_terminal_what_is_trained_is_green_and_the_data_commands_nothing(
+    tiny_model: Path, nasty: Path, root: Path
+) -> None:
     for flags in ((), ("--ids",)):
         screen = on_terminal(tiny_model, nasty, root, *flags)
         assert "green is trained" in screen
@@ -242,14 +355,19 @@ def test_rows_are_named_by_number_range_file_and_source(show: Show, tmp_path: Pa
     assert shown("b.jsonl:7", f"{tmp_path}/a.jsonl:3", "0001-b.jsonl:5-6") == ["a3", "b5", "b6", "b7"]
     parts = tuple(Part(label=name, path=str(tmp_path / f"{name}.jsonl")) for name in ("a", "b"))
     mixed = config_of(None, parts=parts)
-    assert [(v["source"], v["line"]) for v in objects(show(mixed, "--json"))] == [(name, n) for name in ("a", "b") for n in (1, 2, 3)]
+    assert [(v["source"], v["line"]) for v in objects(show(mixed, "--json"))] == [
+        (name, n) for name in ("a", "b") for n in (1, 2, 3)
+    ]
     assert [(v["source"], v["line"]) for v in objects(show(mixed, "b:9", "--json"))] == [("b", 9)]
     assert "── b · p01-b.jsonl:9 · " in show(mixed, "b:9")
     with pytest.raises(ConfigError, match="'9-3' names no row"):
         show(config, "9-3")
     with pytest.raises(ConfigError, match=r"3001: the data has no such row"):
         show(config, "1", "3001")
-    with pytest.raises(ConfigError, match=r"c:1: no file or source of the data is called c\. There are: a, p00-a\.jsonl, b, p01-b\.jsonl"):
+    with pytest.raises(
+        ConfigError,
+        match=r"c:1: no file or source of the data is called c\. There are: a, p00-a\.jsonl, b, p01-b\.jsonl",
+    ):
         show(mixed, "c:1")
 
 
@@ -280,19 +398,32 @@ def test_parts_and_samples_are_numbered(show: Show, tmp_path: Path) -> None:
     assert int(first) == count == 8
     assert "— 4 more of this row; --all shows them —" in show(config_of(file, overlong="split"))
     out = show(config_of(written(tmp_path / "b.jsonl", MANY[-1]), reasoning="every_turn"))
-    assert [re.search(r"sample \d of 2", head)[0] for head in re.findall(r"^── .*", out, re.MULTILINE)] == ["sample 1 of 2", "sample 2 of 2"]  # type: ignore[index]
+    assert [re.search(r"sample \d of 2", head)[0] for head in re.findall(r"^── .*", out, re.MULTILINE)] == [
+        "sample 1 of 2",
+        "sample 2 of 2",
+    ]  # type: ignore[index]
 
 
 def test_rows_that_are_left_out_say_why(show: Show, tmp_path: Path) -> None:
     file = written(tmp_path / "a.jsonl", *MANY[3:5], {"x": "1"}, row("long", "long " * 60), row("a", "b"))
     out = show(config_of(file), "1-3")
     assert "── a.jsonl:1 · left out: no assistant turn with text is trained\n" in out
-    assert re.search(r"── a\.jsonl:2 · \d+ tokens · left out: no trained token within data\.length\n<\|im_start\|>user\nlong long", out)
+    assert re.search(
+        r"── a\.jsonl:2 · \d+ tokens · left out: no trained token within"
+        r" data\.length\n<\|im_start\|>user\nlong long",
+        out,
+    )
     assert "── a.jsonl:3 · fails the run: can't be used: no known format has these keys" in out
     assert '{"x": "1"}' in out
     assert "a.jsonl:3 · left out: can't be used: " in show(config_of(file, bad_rows="skip"), "3")
-    assert re.search(r"a\.jsonl:4 · \d+ tokens · left out: longer than data\.length\n", show(config_of(file, overlong="drop"), "4"))
-    assert re.search(r"a\.jsonl:4 · \d+ tokens · fails the run: longer than data\.length\n", show(config_of(file, overlong="error"), "4"))
+    assert re.search(
+        r"a\.jsonl:4 · \d+ tokens · left out: longer than data\.length\n",
+        show(config_of(file, overlong="drop"), "4"),
+    )
+    assert re.search(
+        r"a\.jsonl:4 · \d+ tokens · fails the run: longer than data\.length\n",
+        show(config_of(file, overlong="error"), "4"),
+    )
     drawn = [show(config_of(file, take=1, bad_rows="skip"), str(n)) for n in (1, 2, 3, 4, 5)]
     assert sum("left out: not drawn (take)" in out for out in drawn) == 4
     assert "drawn 3 times" in show(config_of(file, take=3.0), "5")

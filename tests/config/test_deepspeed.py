@@ -15,8 +15,17 @@ from tuner.errors import ConfigError
 from tuner.train.deepspeed.settings import deepspeed_json, read_own
 
 CASE = Case(
-    engine="deepspeed", processes=1, zero=0, offload="none", offload_path=None, sequence_parallel=1, own_json=False, quant="none", optimizer="adamw", dora=False,
-)  # fmt: skip
+    engine="deepspeed",
+    processes=1,
+    zero=0,
+    offload="none",
+    offload_path=None,
+    sequence_parallel=1,
+    own_json=False,
+    quant="none",
+    optimizer="adamw",
+    dora=False,
+)
 GRID = {
     "engine": ("torch", "deepspeed"),
     "processes": (1, 2, 6),
@@ -49,7 +58,10 @@ def test_a_combination_is_legal_or_names_a_legal_one() -> None:
         assert said
         words = dict(re.findall(r"machine\.(\w+)=(\S+)", said.rpartition(": set ")[2].removesuffix(".")))
         assert words, said
-        typed: dict[str, Any] = {name: None if word == "null" else int(word) if word.isdecimal() else word for name, word in words.items()}
+        typed: dict[str, Any] = {
+            name: None if word == "null" else int(word) if word.isdecimal() else word
+            for name, word in words.items()
+        }
         changed = replace(case, **typed)
         assert problem(changed) is None, f"{said} is no help for {case}"
         assert changed == nearest_legal(case)
@@ -64,7 +76,10 @@ def test_a_combination_is_legal_or_names_a_legal_one() -> None:
             "adapters on a base in 8 bits; DoRA on a quantised base",
             [{"quant": "int8"}, {"quant": "int8", "dora": True}, {"quant": "nf4", "dora": True}],
         ),
-        ("anything, with another optimizer than `adamw`", [{"optimizer": "muon"}, {"optimizer": "adamw_8bit", "quant": "nf4"}]),
+        (
+            "anything, with another optimizer than `adamw`",
+            [{"optimizer": "muon"}, {"optimizer": "adamw_8bit", "quant": "nf4"}],
+        ),
     ],
 )
 def test_the_documentation_has_the_rules_as_a_table(row: str, kinds: list[dict[str, Any]]) -> None:
@@ -78,8 +93,13 @@ def test_the_documentation_has_the_rules_as_a_table(row: str, kinds: list[dict[s
     for kind in kinds:
         cells = []
         for places in columns:
-            (legal,) = {tuple(n for n in range(4) if problem(replace(CASE, zero=n, **kind, **where)) is None) for where in places}
-            cells.append("–" if not legal else str(legal[0]) if len(legal) == 1 else f"{legal[0]}–{legal[-1]}")
+            (legal,) = {
+                tuple(n for n in range(4) if problem(replace(CASE, zero=n, **kind, **where)) is None)
+                for where in places
+            }
+            cells.append(
+                "–" if not legal else str(legal[0]) if len(legal) == 1 else f"{legal[0]}–{legal[-1]}"
+            )
             assert not legal or legal == tuple(range(legal[0], legal[-1] + 1))
         assert f"| {row} | {' | '.join(cells)} |" in written
 
@@ -135,7 +155,9 @@ def test_legal(changes: dict[str, Any]) -> None:
         (Machine(), Algo(optim=Optim(name="muon")), 1, ("torch", 0)),
     ],
 )
-def test_auto_is_legal_and_as_documented(machine: Machine, algo: Algo, count: int, found: tuple[str, int]) -> None:
+def test_auto_is_legal_and_as_documented(
+    machine: Machine, algo: Algo, count: int, found: tuple[str, int]
+) -> None:
     case = resolve(machine, algo, processes=count)
     assert (case.engine, case.zero) == found
     assert problem(case) is None
@@ -161,10 +183,16 @@ def test_processes(machine: Machine, count: int) -> None:
     assert processes(machine) == count
 
 
-DISTINCT = {(case.zero, case.offload, case.offload_path): case for case in EVERY if problem(case) is None and case.engine == "deepspeed"}
+DISTINCT = {
+    (case.zero, case.offload, case.offload_path): case
+    for case in EVERY
+    if problem(case) is None and case.engine == "deepspeed"
+}
 
 
-@pytest.mark.parametrize("case", DISTINCT.values(), ids=lambda c: f"{c.zero}-{c.offload}-{'disk' if c.offload_path else 'memory'}")
+@pytest.mark.parametrize(
+    "case", DISTINCT.values(), ids=lambda c: f"{c.zero}-{c.offload}-{'disk' if c.offload_path else 'memory'}"
+)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_deepspeed_takes_the_json_and_fills_in_nothing(case: Case, device: str) -> None:
     from deepspeed.runtime.config import DeepSpeedConfig
@@ -186,17 +214,28 @@ def test_deepspeed_takes_the_json_and_fills_in_nothing(case: Case, device: str) 
 
 def test_buckets_follow_the_model() -> None:
     small, large = (
-        deepspeed_json(replace(CASE, zero=3), device="cuda", trainable=n, hidden=h, largest=1) for n, h in ((10**6, 2048), (10**10, 8192))
+        deepspeed_json(replace(CASE, zero=3), device="cuda", trainable=n, hidden=h, largest=1)
+        for n, h in ((10**6, 2048), (10**10, 8192))
     )
     assert small["zero_optimization"]["reduce_bucket_size"] == 10**6  # no more than there is to reduce
     assert large["zero_optimization"]["reduce_bucket_size"] == 8192**2
-    assert large["zero_optimization"]["stage3_prefetch_bucket_size"] < large["zero_optimization"]["stage3_max_live_parameters"]
+    assert (
+        large["zero_optimization"]["stage3_prefetch_bucket_size"]
+        < large["zero_optimization"]["stage3_max_live_parameters"]
+    )
 
 
 def test_only_the_gpu_overlaps_and_pins() -> None:
     for device in ("cpu", "cuda"):
-        section = deepspeed_json(replace(CASE, zero=3, offload="all"), device=device, trainable=9, hidden=9, largest=9)["zero_optimization"]
-        assert section["overlap_comm"] == section["offload_optimizer"]["pin_memory"] == section["offload_param"]["pin_memory"] == (device == "cuda")
+        section = deepspeed_json(
+            replace(CASE, zero=3, offload="all"), device=device, trainable=9, hidden=9, largest=9
+        )["zero_optimization"]
+        assert (
+            section["overlap_comm"]
+            == section["offload_optimizer"]["pin_memory"]
+            == section["offload_param"]["pin_memory"]
+            == (device == "cuda")
+        )
 
 
 def test_a_disk_is_read_in_parts_that_buffers_hold() -> None:
@@ -205,7 +244,12 @@ def test_a_disk_is_read_in_parts_that_buffers_hold() -> None:
     assert disk["offload_param"]["buffer_size"] == 10**8 // 8  # of the largest tensor, what this process has
     assert disk["offload_param"]["nvme_path"] == disk["offload_optimizer"]["nvme_path"] == "/nvme"
     assert disk["sub_group_size"] < memory["sub_group_size"]
-    assert disk["stage3_prefetch_bucket_size"] == disk["stage3_max_reuse_distance"] == 0 < memory["stage3_prefetch_bucket_size"]
+    assert (
+        disk["stage3_prefetch_bucket_size"]
+        == disk["stage3_max_reuse_distance"]
+        == 0
+        < memory["stage3_prefetch_bucket_size"]
+    )
 
 
 def test_an_own_json_is_merged_over(tmp_path: Path) -> None:
@@ -223,8 +267,13 @@ def test_an_own_json_is_merged_over(tmp_path: Path) -> None:
         ),
         encoding="utf-8",
     )
-    plain, merged = (make(replace(CASE, zero=2), own=own) for own in (None, read_own(str(tmp_path / "own.json"))))
-    expected = json.loads(json.dumps(plain)) | {"wall_clock_breakdown": True, "comms_logger": {"enabled": False}}
+    plain, merged = (
+        make(replace(CASE, zero=2), own=own) for own in (None, read_own(str(tmp_path / "own.json")))
+    )
+    expected = json.loads(json.dumps(plain)) | {
+        "wall_clock_breakdown": True,
+        "comms_logger": {"enabled": False},
+    }
     expected["zero_optimization"]["reduce_bucket_size"] = 1000
     assert merged == expected
 
@@ -238,7 +287,10 @@ def test_an_own_json_is_merged_over(tmp_path: Path) -> None:
         ({"gradient_clipping": 1.0}, "gradient_clipping follows from algo.clip"),
         ({"bf16": {"enabled": True}}, "bf16 follows from algo.precision"),
         ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage follows from machine.zero"),
-        ({"zero_optimization": {"offload_param": {"device": "cpu"}}}, "offload_param.device follows from machine.offload"),
+        (
+            {"zero_optimization": {"offload_param": {"device": "cpu"}}},
+            "offload_param.device follows from machine.offload",
+        ),
         ({"zero_optimization": {"round_robin_gradients": True}}, "round_robin_gradients"),
         ({"optimizer": {"type": "Lion"}, "scheduler": {}}, "machine.deepspeed has optimizer"),
     ],
@@ -248,7 +300,9 @@ def test_what_fields_say_is_refused_in_the_own_json(own: dict[str, Any], said: s
         make(replace(CASE, zero=2), own=own)
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "can't be read as JSON"), ("[1]", "a JSON list"), (None, "can't be read")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("{", "can't be read as JSON"), ("[1]", "a JSON list"), (None, "can't be read")]
+)
 def test_a_file_that_is_no_json_is_told(tmp_path: Path, text: str | None, said: str) -> None:
     if text is not None:
         (tmp_path / "own.json").write_text(text, encoding="utf-8")

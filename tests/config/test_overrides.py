@@ -10,9 +10,43 @@ from tuner.config.overrides import quote, split, translate
 from tuner.errors import ConfigError
 
 AWKWARD = [
-    "客服/2026(1).jsonl", "a b", "a=b", "[x] #1", "~weird", "it's", 'say "hi"', "back\\slash", "ends in \\", "\\'", "2024", "007", "1e3", "true", "null ",
-    "{a: b}", "${oc.env:HOME}", "$HOME", "a,b", "*", "!", "%", "-", "_", "a:b", " lead", "", "(", "'", "''", "a'b'c", "\\\\'", "\t", "é́", "🙂", "key: [1, {2",
-]  # fmt: skip
+    "客服/2026(1).jsonl",
+    "a b",
+    "a=b",
+    "[x] #1",
+    "~weird",
+    "it's",
+    'say "hi"',
+    "back\\slash",
+    "ends in \\",
+    "\\'",
+    "2024",
+    "007",
+    "1e3",
+    "true",
+    "null ",
+    "{a: b}",
+    "${oc.env:HOME}",
+    "$HOME",
+    "a,b",
+    "*",
+    "!",
+    "%",
+    "-",
+    "_",
+    "a:b",
+    " lead",
+    "",
+    "(",
+    "'",
+    "''",
+    "a'b'c",
+    "\\\\'",
+    "\t",
+    "é́",
+    "🙂",
+    "key: [1, {2",
+]
 
 
 @pytest.mark.parametrize("text", AWKWARD)
@@ -21,7 +55,14 @@ def test_text_arrives_as_typed(text: str) -> None:
     assert compose([f"note={text}"]).note == expected
 
 
-@given(st.text(alphabet=st.characters(blacklist_categories=("Cs",), blacklist_characters="\0\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"), max_size=40))
+@given(
+    st.text(
+        alphabet=st.characters(
+            blacklist_categories=("Cs",), blacklist_characters="\0\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+        ),
+        max_size=40,
+    )
+)
 def test_quote_is_undone_by_the_grammar(text: str) -> None:
     quoted_by_hand = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
     if quoted_by_hand or text.startswith("~") or "${" in text:
@@ -30,7 +71,14 @@ def test_quote_is_undone_by_the_grammar(text: str) -> None:
     assert str(value) == text
 
 
-@given(st.lists(st.text(alphabet="ab客 '\"", min_size=1).map(str.strip).filter(lambda s: s and not set(s) & set("'\"")), max_size=5))
+@given(
+    st.lists(
+        st.text(alphabet="ab客 '\"", min_size=1)
+        .map(str.strip)
+        .filter(lambda s: s and not set(s) & set("'\"")),
+        max_size=5,
+    )
+)
 def test_split_undoes_join(parts: list[str]) -> None:
     assert split(",".join(parts)) == parts
 
@@ -47,10 +95,19 @@ def test_split_undoes_join(parts: list[str]) -> None:
     ],
 )
 def test_line_breaks_and_tabs_can_be_typed_in_what_a_model_reads(typed: str, wanted: str) -> None:
-    config = compose([f"data.columns.output={typed}", f"data.system={typed}", f"data.fill.x={typed}", f"note={typed}"])
-    assert (config.data.columns["output"], config.data.system, config.data.fill["x"]) == (wanted, wanted, wanted)
+    config = compose(
+        [f"data.columns.output={typed}", f"data.system={typed}", f"data.fill.x={typed}", f"note={typed}"]
+    )
+    assert (config.data.columns["output"], config.data.system, config.data.fill["x"]) == (
+        wanted,
+        wanted,
+        wanted,
+    )
     assert config.note == (typed[1:-1] if typed[0] == '"' else typed)
-    assert compose([r'data.columns={output: "a\nb {x}", input: q}']).data.columns == {"output": "a\nb {x}", "input": "q"}
+    assert compose([r'data.columns={output: "a\nb {x}", input: q}']).data.columns == {
+        "output": "a\nb {x}",
+        "input": "q",
+    }
     assert compose([r"eval.prompts=[One\nTwo?]"]).eval.prompts == ("One\nTwo?",)
 
 
@@ -68,7 +125,11 @@ def test_lists_numbers_and_home(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
     )
     assert config.data.path == ("a b.jsonl", "c,d.jsonl", "客.jsonl")
-    assert (config.algo.optim.lr, config.algo.steps, config.algo.targets) == (1e-4, 1000, ("q_proj", "v_proj"))
+    assert (config.algo.optim.lr, config.algo.steps, config.algo.targets) == (
+        1e-4,
+        1000,
+        ("q_proj", "v_proj"),
+    )
     assert (config.store, config.data.fill["name"]) == ("/home/小金/s", "小金 (v2)")
 
 
@@ -114,7 +175,10 @@ def test_refused_in_one_paragraph(word: str, says: str) -> None:
 
 
 def test_contradictions() -> None:
-    for words, says in [(["until=fetch", "redo=train"], "comes after"), (["algo=full", "algo.dropout=0.1"], "acts on adapters")]:
+    for words, says in [
+        (["until=fetch", "redo=train"], "comes after"),
+        (["algo=full", "algo.dropout=0.1"], "acts on adapters"),
+    ]:
         with pytest.raises(ConfigError, match=says):
             compose(words)
 
@@ -136,4 +200,7 @@ def test_every_option_is_known() -> None:
     found = options()
     assert {"smollm2_135m_q4", "local"} <= set(found["model"])
     assert translate(["algo=full"], found, sweep=False) == ["algo=full"]
-    assert translate(["algo=lora,full", "note=a b,c"], found, sweep=True) == ["algo=lora,full", "++note='a b','c'"]
+    assert translate(["algo=lora,full", "note=a b,c"], found, sweep=True) == [
+        "algo=lora,full",
+        "++note='a b','c'",
+    ]

@@ -1,4 +1,6 @@
-"""Numbers that 32-bit floats can't hold are refused in words, before anything runs; those at the ends of what they can are not."""
+"""Numbers that 32-bit floats can't hold are refused in words, before anything runs; those at the ends of
+what they can are not.
+"""
 
 from dataclasses import replace
 
@@ -30,23 +32,38 @@ def of_optim(config: Config, **values: object) -> Config:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"alpha": 1e308}, r"algo\.alpha is 1e\+308, and 32-bit floats, which training computes with, end at 3\.4e\+38"),
+        (
+            {"alpha": 1e308},
+            r"algo\.alpha is 1e\+308, and 32-bit floats, which training computes with, end at 3\.4e\+38",
+        ),
         ({"alpha": 3.5e38}, r"algo\.alpha is 3\.5e\+38"),
         ({"alpha": 1e-320}, r"algo\.alpha is .*, which is nothing in 32-bit floats"),
-        ({"alpha": 2e-38, "r": 16}, r"the adapters' scale, alpha / r of algo\.alpha=2e-38 and algo\.r=16, is 1\.25e-39, which is nothing"),
+        (
+            {"alpha": 2e-38, "r": 16},
+            (
+                r"the adapters' scale, alpha / r of algo\.alpha=2e-38 and algo\.r=16, is 1\.25e-39, which is"
+                r" nothing"
+            ),
+        ),
         ({"alpha": 2e-38, "r": 16, "rslora": True}, r"the adapters' scale, alpha / √r .* is 5e-39"),
         ({"r": 10**400}, r"and no layer is as wide"),
         ({"clip": 1e308}, r"algo\.clip is 1e\+308"),
         ({"clip": 1e-300}, r"algo\.clip is 1e-300, which is nothing"),
         ({"neftune": 1e300}, r"algo\.neftune is 1e\+300"),
         ({"lora_plus": 1e308}, r"algo\.lora_plus is 1e\+308"),
-        ({"lora_plus": 1e38, "lr": 100.0}, r"the rate of B, algo\.lora_plus=1e\+38 times algo\.optim\.lr=100\.0, is 1e\+40"),
+        (
+            {"lora_plus": 1e38, "lr": 100.0},
+            r"the rate of B, algo\.lora_plus=1e\+38 times algo\.optim\.lr=100\.0, is 1e\+40",
+        ),
         ({"lr": 1e308}, r"algo\.optim\.lr is 1e\+308"),
         ({"lr": 1e-310}, r"algo\.optim\.lr is 1e-310, which is nothing"),
         ({"eps": 1e308}, r"algo\.optim\.eps is 1e\+308"),
         ({"eps": 1e-60}, r"algo\.optim\.eps is 1e-60, which is nothing"),
         ({"weight_decay": 1e308}, r"algo\.optim\.weight_decay is 1e\+308"),
-        ({"weight_decay": 1e30, "lr": 1e30}, r"algo\.optim\.weight_decay=1e\+30 times algo\.optim\.lr=1e\+30 is 1e\+60"),
+        (
+            {"weight_decay": 1e30, "lr": 1e30},
+            r"algo\.optim\.weight_decay=1e\+30 times algo\.optim\.lr=1e\+30 is 1e\+60",
+        ),
         ({"weight_decay": -1.0}, r"algo\.optim\.weight_decay is -1\.0, but must be at least 0"),
         ({"betas": (-0.5, 0.9)}, r"algo\.optim\.betas is -0\.5, but must be at least 0 and less than 1"),
         ({"betas": (0.9, 1.0)}, r"algo\.optim\.betas is 1\.0, but must"),
@@ -54,7 +71,9 @@ def of_optim(config: Config, **values: object) -> Config:
 )
 def test_beyond_them_is_refused(default: Config, values: dict[str, object], says: str) -> None:
     of = {name: value for name, value in values.items() if name in ("lr", "eps", "weight_decay", "betas")}
-    config = of_algo(of_optim(default, **of), **{name: value for name, value in values.items() if name not in of})
+    config = of_algo(
+        of_optim(default, **of), **{name: value for name, value in values.items() if name not in of}
+    )
     with pytest.raises(ConfigError, match=says) as told:
         validate(config)
     assert "attention" not in str(told.value)
@@ -77,7 +96,15 @@ def test_what_people_write_is_not_refused(default: Config) -> None:
         {"lora_plus": 16.0},
     ):
         validate(of_algo(default, **values))
-    for values in ({"lr": 1e-9}, {"lr": 10.0}, {"eps": 1e-30}, {"eps": 1.0}, {"weight_decay": 0.0}, {"weight_decay": 10.0}, {"betas": (0.0, 0.0)}):
+    for values in (
+        {"lr": 1e-9},
+        {"lr": 10.0},
+        {"eps": 1e-30},
+        {"eps": 1.0},
+        {"weight_decay": 0.0},
+        {"weight_decay": 10.0},
+        {"betas": (0.0, 0.0)},
+    ):
         validate(of_optim(default, **values))
 
 

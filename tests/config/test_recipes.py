@@ -31,7 +31,10 @@ def test_a_copy_composes_to_the_same_config(tmp_path: Path) -> None:
 
 
 def test_words_after_the_recipe_win(tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text("defaults:\n  - algo: full\n  - model/chat: chatml\nalgo:\n  optim:\n    lr: 1e-4\nseed: 7\n", encoding="utf-8")
+    (tmp_path / "r.yaml").write_text(
+        "defaults:\n  - algo: full\n  - model/chat: chatml\nalgo:\n  optim:\n    lr: 1e-4\nseed: 7\n",
+        encoding="utf-8",
+    )
     config = compose([*read_recipe(tmp_path / "r.yaml"), "seed=8"])
     assert (config.algo.adapter, config.algo.optim.lr, config.seed) == ("none", 1e-4, 8)
 

@@ -19,14 +19,19 @@ from tuner.data.conversation import (
 )
 
 TALK = Conversation(
-    messages=(Message(role="user", content="{{name}}?"), Message(role="assistant", content="I'm {{name}} by {{maker}}, {name}.", trained=True))
+    messages=(
+        Message(role="user", content="{{name}}?"),
+        Message(role="assistant", content="I'm {{name}} by {{maker}}, {name}.", trained=True),
+    )
 )
 
 
 def talk(*turns: str) -> Conversation:
     """Turns such as "u question" and "a answer"; all answers are trained."""
     roles = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
-    return Conversation(messages=tuple(Message(role=roles[t[0]], content=t[2:], trained=t[0] == "a") for t in turns))  # type: ignore[arg-type]
+    return Conversation(
+        messages=tuple(Message(role=roles[t[0]], content=t[2:], trained=t[0] == "a") for t in turns)
+    )  # type: ignore[arg-type]
 
 
 def texts(conversation: Conversation) -> list[str]:
@@ -38,7 +43,10 @@ def trained(conversation: Conversation) -> list[bool]:
 
 
 def test_fill_puts_words_into_every_turn_and_looks_at_them_once() -> None:
-    assert texts(fill(TALK, {"name": "{{maker}}", "maker": "我们 \\1"})) == ["{{maker}}?", "I'm {{maker}} by 我们 \\1, {name}."]
+    assert texts(fill(TALK, {"name": "{{maker}}", "maker": "我们 \\1"})) == [
+        "{{maker}}?",
+        "I'm {{maker}} by 我们 \\1, {name}.",
+    ]
 
 
 def test_without_words_texts_stay_as_they_are() -> None:
@@ -59,7 +67,12 @@ def test_a_system_prompt_is_for_those_that_bring_none() -> None:
 
 def test_an_answer_without_text_trains_nothing() -> None:
     assert TALK.trains
-    assert not Conversation(messages=(Message(role="assistant", content=" \n", trained=True), Message(role="assistant", content="no"))).trains
+    assert not Conversation(
+        messages=(
+            Message(role="assistant", content=" \n", trained=True),
+            Message(role="assistant", content="no"),
+        )
+    ).trains
 
 
 def test_a_call_without_text_is_trained() -> None:
@@ -67,7 +80,14 @@ def test_a_call_without_text_is_trained() -> None:
 
 
 def test_a_thought_in_front_of_an_answer_is_taken_out_of_it() -> None:
-    split = apart(talk("u <think>q</think>", "a <think>\nwhy\n\nnot\n</think>\n\nso", "a <think></think>yes", "a see `</think>`"))
+    split = apart(
+        talk(
+            "u <think>q</think>",
+            "a <think>\nwhy\n\nnot\n</think>\n\nso",
+            "a <think></think>yes",
+            "a see `</think>`",
+        )
+    )
     assert texts(split) == ["<think>q</think>", "so", "yes", "see `</think>`"]
     assert [message.reasoning for message in split.messages] == [None, "why\n\nnot", "", None]
     assert texts(without_reasoning(split)) == texts(split)
@@ -88,7 +108,11 @@ def test_a_thought_in_front_of_an_answer_is_taken_out_of_it() -> None:
         ("<thinking>\nEasy.\n</thinking>\n1.", "Easy.", "1."),
         ("<thought>Easy.</thought>1.", "Easy.", "1."),
         ("<reasoning>\nEasy.\n</reasoning>\n<answer>\n1\n</answer>", "Easy.", "<answer>\n1\n</answer>"),
-        ("<|begin_of_thought|>\n\nEasy.\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n1.\n\n<|end_of_solution|>", "Easy.", "1."),
+        (
+            "<|begin_of_thought|>\n\nEasy.\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n1.\n\n<|end_of_solution|>",
+            "Easy.",
+            "1.",
+        ),
         ("<|begin_of_thought|>Easy.<|end_of_thought|>1.", "Easy.", "1."),
         ("[THINK]Easy.[/THINK]1.", "Easy.", "1."),
         ("◁think▷Easy.◁/think▷1.", "Easy.", "1."),
@@ -96,7 +120,9 @@ def test_a_thought_in_front_of_an_answer_is_taken_out_of_it() -> None:
     ],
 )
 def test_a_thought_is_told_by_its_tags_also_where_none_opens_it(answer: str, thought: str, said: str) -> None:
-    (message,) = apart(Conversation(messages=(Message(role="assistant", content=answer, trained=True),))).messages
+    (message,) = apart(
+        Conversation(messages=(Message(role="assistant", content=answer, trained=True),))
+    ).messages
     assert (message.reasoning, message.content) == (thought, said)
 
 
@@ -114,18 +140,31 @@ def test_a_thought_is_told_by_its_tags_also_where_none_opens_it(answer: str, tho
 def test_an_answer_that_speaks_of_the_tags_is_text(answer: str) -> None:
     alone = Conversation(messages=(Message(role="assistant", content=answer, trained=True),))
     assert apart(alone).messages == alone.messages
-    asked = Conversation(messages=(Message(role="user", content="Easy.\n</think>\n1."), Message(role="assistant", content="1.", trained=True)))
+    asked = Conversation(
+        messages=(
+            Message(role="user", content="Easy.\n</think>\n1."),
+            Message(role="assistant", content="1.", trained=True),
+        )
+    )
     assert apart(asked) is asked
 
 
 @pytest.mark.parametrize("tag", TAGS)
 def test_a_thought_that_never_ends_is_no_answer(tag: str) -> None:
     cut = Message(role="assistant", content=f"{tag}\nFirst, I", trained=True)
-    with pytest.raises(RowError, match=rf"begins a thought with {re.escape(tag)} and never ends it with {re.escape(TAGS[tag])}, so it was cut off"):
+    with pytest.raises(
+        RowError,
+        match=(
+            rf"begins a thought with {re.escape(tag)} and never ends it with {re.escape(TAGS[tag])}, so it"
+            r" was cut off"
+        ),
+    ):
         apart(Conversation(messages=(cut,)))
     with pytest.raises(RowError, match="never ends it"):
         without_reasoning(Conversation(messages=(cut,)))
-    shown = Conversation(messages=(replace(cut, trained=False), Message(role="assistant", content="a", trained=True)))
+    shown = Conversation(
+        messages=(replace(cut, trained=False), Message(role="assistant", content="a", trained=True))
+    )
     assert apart(shown) == shown
 
 

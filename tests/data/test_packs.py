@@ -17,7 +17,11 @@ def some(count: int) -> list[Pack]:
         ids = draw.integers(0, 49152, size=total).astype(np.int32)
         packs.append(
             Pack(
-                ids=ids, trained=ids % 3 == 0, lengths=lengths, files=np.zeros(documents, np.int32), lines=np.arange(1, documents + 1, dtype=np.int32)
+                ids=ids,
+                trained=ids % 3 == 0,
+                lengths=lengths,
+                files=np.zeros(documents, np.int32),
+                lines=np.arange(1, documents + 1, dtype=np.int32),
             )
         )
     return packs

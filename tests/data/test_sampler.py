@@ -19,7 +19,9 @@ def test_each_epoch_sees_every_pack_once() -> None:
 
 
 def test_order_is_pinned() -> None:
-    assert [plan_order(5, 64, seed=0, epochs=1, steps=None, batch_tokens="auto").at(step) for step in range(5)] == [[0], [3], [4], [1], [2]]
+    assert [
+        plan_order(5, 64, seed=0, epochs=1, steps=None, batch_tokens="auto").at(step) for step in range(5)
+    ] == [[0], [3], [4], [1], [2]]
 
 
 def test_steps_win_over_epochs() -> None:

@@ -25,7 +25,9 @@ from tuner.stages import STAGES
 from tuner.train.checkpoints import steps as saved
 
 SMOL = {"parameters": 134_515_008, "lora": 4_884_480}
-"""SmolLM2-135M: its weights, and the numbers of a LoRA with r=16 on all its linear layers, as PEFT counts them"""
+"""SmolLM2-135M: its weights, and the numbers of a LoRA with r=16 on all its linear layers, as PEFT counts
+them
+"""
 
 
 def planned(config: Config) -> list[Step]:
@@ -83,7 +85,8 @@ def test_what_stays_of_tokens(finished: Path) -> None:
 def test_what_stays_of_a_training(again: dict[str, Need], finished: Path, config: Config) -> None:
     train = linked(finished, "train")
     kept = [checkpoint.dir for checkpoint in saved.kept(train)]
-    best = config.machine.keep + 1 - len(kept)  # 1 when it is one of the newest, which the prediction can't know
+    # 1 when it is one of the newest, which the prediction can't know
+    best = config.machine.keep + 1 - len(kept)
     assert best in (0, 1)
     assert again["train"].stays == pytest.approx(under(train) + best * under(kept[-1]), rel=0.05)
 
@@ -99,14 +102,18 @@ def test_the_peak_of_a_training_is_what_saving_and_pruning_leave_at_most(
 
     weights = load_file(next(linked(finished, "train").glob("steps/*/weights.safetensors")))
     moments = {
-        f"{name.replace('.weight', '.default.weight')}/{moment}": w.clone() for name, w in weights.items() for moment in ("exp_avg", "exp_avg_sq")
+        f"{name.replace('.weight', '.default.weight')}/{moment}": w.clone()
+        for name, w in weights.items()
+        for moment in ("exp_avg", "exp_avg_sq")
     }
     state, out, seen = State(weights=weights, optimizer=moments), tmp_path / "train", []
     for step in range(1, 7):  # the worst for the disk: the first step is the best, and none of the newest
         save(out, state, step=step, tokens=0, scores={"loss": float(step)}, optimizer=step < 6)
         seen.append(under(out))
         saved.prune(out, keep=keep, by="loss", pinned=pinned, resumable=2)
-    wanted = replace(config, machine=replace(config.machine, keep=keep), convert=replace(config.convert, step=pinned))  # type: ignore[arg-type]
+    wanted = replace(
+        config, machine=replace(config.machine, keep=keep), convert=replace(config.convert, step=pinned)
+    )  # type: ignore[arg-type]
     found = needs([replace(step, state="run") for step in planned(config)], wanted)
     peak = next(need.peak for key, need in found.items() if key.startswith("train-"))
     assert max(seen) < peak < 1.15 * max(seen)
@@ -120,7 +127,13 @@ def test_packs_take_what_is_said_of_a_token(length: int, tmp_path: Path) -> None
 
     lengths = np.full(2048 // length, length, dtype=np.int32)
     tokens = int(lengths.sum())
-    pack = Pack(ids=np.zeros(tokens, np.int32), trained=np.ones(tokens, np.bool_), lengths=lengths, files=lengths, lines=lengths)
+    pack = Pack(
+        ids=np.zeros(tokens, np.int32),
+        trained=np.ones(tokens, np.bool_),
+        lengths=lengths,
+        files=lengths,
+        lines=lengths,
+    )
     write_packs(tmp_path / "packs", [pack] * 300)
     written = (tmp_path / "packs").stat().st_size
     assert written < 300 * tokens * disk.PACKED + disk.FRAMES / 2 < 1.12 * written
@@ -136,13 +149,22 @@ def test_a_full_checkpoint_is_as_large_as_the_model_itself(fresh: Config, tiny_m
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "down_proj"), "layers.0.mlp.up_proj"])
-def test_the_numbers_that_train_are_those_that_peft_makes(targets: str | tuple[str, ...], fresh: Config, tiny_model: Path) -> None:
+def test_the_numbers_that_train_are_those_that_peft_makes(
+    targets: str | tuple[str, ...], fresh: Config, tiny_model: Path
+) -> None:
     import torch
 
     from tuner.models.load import load_model
     from tuner.models.lora.add import add_lora, trainable
 
-    model = add_lora(load_model(tiny_model, dtype=torch.float32, device="cpu"), r=4, alpha=8.0, dropout=0.0, targets=targets, seed=0)
+    model = add_lora(
+        load_model(tiny_model, dtype=torch.float32, device="cpu"),
+        r=4,
+        alpha=8.0,
+        dropout=0.0,
+        targets=targets,
+        seed=0,
+    )
     shapes = sizes.model_shapes(next(step for step in planned(fresh) if step.stage.name == "fetch_model"))
     tensors = sum(p.requires_grad for p in model.parameters())
     assert sizes.trainable(shapes, Algo(r=4, targets=targets)) == (trainable(model), tensors)
@@ -218,7 +240,7 @@ HOSTILE = {
     "negative.safetensors": lambda _: as_safetensors({"w": {"shape": [-4, -4]}}),
     "huge.safetensors": lambda _: as_safetensors({"w": {"shape": [10**4000, 10**4000]}}),
     "many_sides.safetensors": lambda _: as_safetensors({"w": {"shape": [1] * 100_000}}),
-}  # fmt: skip
+}
 
 
 def as_safetensors(entries: dict[str, object]) -> bytes:
@@ -227,25 +249,42 @@ def as_safetensors(entries: dict[str, object]) -> bytes:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_file_that_is_not_what_it_says_costs_a_moment_and_counts_by_its_size(name: str, gguf: Path, fresh: Config, tmp_path: Path) -> None:
+def test_a_file_that_is_not_what_it_says_costs_a_moment_and_counts_by_its_size(
+    name: str, gguf: Path, fresh: Config, tmp_path: Path
+) -> None:
     make: Callable[[bytes], bytes] = HOSTILE[name]
     path = tmp_path / name
     path.write_bytes(make(gguf.read_bytes() if name == "cut.gguf" else b""))
     began = time.monotonic()
     assert read_header(path) == ({}, 0)
     assert time.monotonic() - began < 3
-    fetch = replace(next(step for step in planned(fresh) if step.stage.name == "fetch_model"), sources={name: path}, artifact=None)
+    fetch = replace(
+        next(step for step in planned(fresh) if step.stage.name == "fetch_model"),
+        sources={name: path},
+        artifact=None,
+    )
     size = path.stat().st_size
     assert sizes.model_shapes(fetch).parameters == (size * 2 if path.suffix == ".gguf" else size // 2)
 
 
 def test_a_sweep_counts_a_shared_artifact_once(gguf: Path, fresh: Config) -> None:
-    for model in (fresh.model, replace(fresh.model, path=str(gguf))):  # with fingerprints, and before they can be known
+    # with fingerprints, and before they can be known
+    for model in (fresh.model, replace(fresh.model, path=str(gguf))):
         first = replace(fresh, model=model)
         second = replace(first, algo=replace(first.algo, optim=replace(first.algo.optim, lr=1e-3)))
         one, two = (needs(planned(config), config) for config in (first, second))
-        assert {key.partition("-")[0] for key in one.keys() & two.keys()} == {"fetch_data", "fetch_model", "tokenize", "baseline"}
-        assert {key.partition("-")[0] for key in two.keys() - one.keys()} == {"train", "convert", "merge", "evaluate"}
+        assert {key.partition("-")[0] for key in one.keys() & two.keys()} == {
+            "fetch_data",
+            "fetch_model",
+            "tokenize",
+            "baseline",
+        }
+        assert {key.partition("-")[0] for key in two.keys() - one.keys()} == {
+            "train",
+            "convert",
+            "merge",
+            "evaluate",
+        }
         assert needs(planned(first), first) == one
 
 
@@ -275,7 +314,11 @@ def test_a_disk_that_is_too_small_is_refused_and_one_that_holds_it_is_not(fresh:
     wanted, count = most(needs(steps, fresh).values()), len(needs(steps, fresh))
     assert smallest([(steps, fresh)]) == wanted + wanted // 20 + count * 65_536
     with pytest.raises(
-        StoreError, match=r"This run needs about .* of disk, and .*store has 66 kB free; the most goes to merge .*, train .*store=DIR"
+        StoreError,
+        match=(
+            r"This run needs about .* of disk, and .*store has 66 kB free; the most goes to merge .*, train"
+            r" .*store=DIR"
+        ),
     ) as raised:
         check([(steps, fresh)], free=65_536)
     assert "\n" not in str(raised.value)
@@ -283,7 +326,10 @@ def test_a_disk_that_is_too_small_is_refused_and_one_that_holds_it_is_not(fresh:
 
 
 def test_a_sweep_is_refused_as_a_whole(fresh: Config) -> None:
-    configs = [replace(fresh, algo=replace(fresh.algo, optim=replace(fresh.algo.optim, lr=lr))) for lr in (1e-4, 2e-4, 3e-4)]
+    configs = [
+        replace(fresh, algo=replace(fresh.algo, optim=replace(fresh.algo.optim, lr=lr)))
+        for lr in (1e-4, 2e-4, 3e-4)
+    ]
     jobs = [(planned(config), config) for config in configs]
     together = needs(*jobs[0]) | needs(*jobs[1]) | needs(*jobs[2])
     wanted = most(together.values())
@@ -305,15 +351,21 @@ def test_what_a_stopped_run_has_left_is_not_counted_twice(fresh: Config) -> None
     assert (before.peak - after.peak, before.stays - after.stays) == (50_000, 50_000)
 
 
-@pytest.mark.parametrize(("last_layers", "freeze"), [(1, ()), (None, ("embeddings",)), (None, ("norms",)), (2, ("norms",))])
-def test_frozen_parts_do_not_count(last_layers: int | None, freeze: tuple[str, ...], fresh: Config, tiny_model: Path) -> None:
+@pytest.mark.parametrize(
+    ("last_layers", "freeze"), [(1, ()), (None, ("embeddings",)), (None, ("norms",)), (2, ("norms",))]
+)
+def test_frozen_parts_do_not_count(
+    last_layers: int | None, freeze: tuple[str, ...], fresh: Config, tiny_model: Path
+) -> None:
     import torch
 
     from tuner.models.full import load_trainable
     from tuner.models.lora.add import trainable
 
     cpu, fp32 = torch.device("cpu"), torch.float32
-    model = load_trainable(tiny_model, device=cpu, compute=fp32, rounded=fp32, last_layers=last_layers, freeze=freeze)
+    model = load_trainable(
+        tiny_model, device=cpu, compute=fp32, rounded=fp32, last_layers=last_layers, freeze=freeze
+    )
     shapes = sizes.model_shapes(next(step for step in planned(fresh) if step.stage.name == "fetch_model"))
     algo = Algo(adapter="none", last_layers=last_layers, freeze=freeze)  # type: ignore[arg-type]
     assert sizes.trainable(shapes, algo)[0] == trainable(model)
@@ -322,6 +374,8 @@ def test_frozen_parts_do_not_count(last_layers: int | None, freeze: tuple[str, .
 def test_a_saved_step_has_what_its_optimizer_remembers(fresh: Config) -> None:
     def peak(name: str) -> int:
         config = replace(fresh, algo=replace(fresh.algo, optim=replace(fresh.algo.optim, name=name)))  # type: ignore[arg-type]
-        return next(need.peak for key, need in needs(planned(config), config).items() if key.startswith("train-"))
+        return next(
+            need.peak for key, need in needs(planned(config), config).items() if key.startswith("train-")
+        )
 
     assert peak("adafactor") < peak("adamw_8bit") < peak("muon") < peak("adamw") == peak("paged_adamw")

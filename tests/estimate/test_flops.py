@@ -11,23 +11,44 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tuner.config.schema import Algo
 from tuner.estimate.flops import PEAKS, adapted, costs, peak, seen, windows
 
-SIZES = {"vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "pad_token_id": None}
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "pad_token_id": None,
+}
 LLAMA = SIZES | {"model_type": "llama", "intermediate_size": 160, "num_key_value_heads": 2}
 GEOMETRIES: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "tied": LLAMA | {"tie_word_embeddings": True},
-    "qwen3": SIZES | {"model_type": "qwen3", "intermediate_size": 96, "num_key_value_heads": 1, "head_dim": 32},
+    "qwen3": SIZES
+    | {"model_type": "qwen3", "intermediate_size": 96, "num_key_value_heads": 1, "head_dim": 32},
     "moe": SIZES
-    | {"model_type": "qwen2_moe", "intermediate_size": 96, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2}
+    | {
+        "model_type": "qwen2_moe",
+        "intermediate_size": 96,
+        "num_key_value_heads": 2,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    }
     | {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 48, "norm_topk_prob": True},
     "latent": SIZES
-    | {"model_type": "minicpm3", "intermediate_size": 96, "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16}
+    | {
+        "model_type": "minicpm3",
+        "intermediate_size": 96,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 16,
+    }
     | {"qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12, "head_dim": 8},
 }
 LENGTH, TARGETS = 40, 11
 
 
-def counted(geometry: dict[str, Any], lora: LoraConfig | None, frozen: tuple[str, ...] = ()) -> dict[str, int]:
+def counted(
+    geometry: dict[str, Any], lora: LoraConfig | None, frozen: tuple[str, ...] = ()
+) -> dict[str, int]:
     """What PyTorch counts in a forward and a backward pass over one document, by kind of product."""
     torch.manual_seed(0)
     settings = {key: value for key, value in geometry.items() if key != "model_type"}
@@ -39,7 +60,9 @@ def counted(geometry: dict[str, Any], lora: LoraConfig | None, frozen: tuple[str
     if lora:
         model = get_peft_model(model, lora)
     with FlopCounterMode(display=False) as counter:
-        logits = model(input_ids=torch.arange(LENGTH)[None], use_cache=False, logits_to_keep=torch.arange(TARGETS)).logits
+        logits = model(
+            input_ids=torch.arange(LENGTH)[None], use_cache=False, logits_to_keep=torch.arange(TARGETS)
+        ).logits
         logits.float().sum().backward()
     return {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
 
@@ -50,7 +73,13 @@ def counted(geometry: dict[str, Any], lora: LoraConfig | None, frozen: tuple[str
 def test_products_are_those_that_pytorch_counts(kind: str, adapter: str) -> None:
     geometry = GEOMETRIES[kind]
     algo = Algo(adapter=adapter, r=4)  # type: ignore[arg-type]
-    lora = LoraConfig(r=4, target_modules=[name.removeprefix("model.") for name in adapted(geometry, "all-linear")]) if adapter == "lora" else None
+    lora = (
+        LoraConfig(
+            r=4, target_modules=[name.removeprefix("model.") for name in adapted(geometry, "all-linear")]
+        )
+        if adapter == "lora"
+        else None
+    )
     found = counted(geometry, lora)
     expected = costs(geometry, algo)
     products = sum(count for name, count in found.items() if "bmm" not in name)
@@ -60,9 +89,13 @@ def test_products_are_those_that_pytorch_counts(kind: str, adapter: str) -> None
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-@pytest.mark.parametrize("targets", [("q_proj", "down_proj"), r".*\.mlp\.(up|gate)_proj", ("o_proj", "lm_head")])
+@pytest.mark.parametrize(
+    "targets", [("q_proj", "down_proj"), r".*\.mlp\.(up|gate)_proj", ("o_proj", "lm_head")]
+)
 def test_adapters_on_some_layers(targets: str | tuple[str, ...]) -> None:
-    found = counted(LLAMA, LoraConfig(r=8, target_modules=targets if isinstance(targets, str) else list(targets)))
+    found = counted(
+        LLAMA, LoraConfig(r=8, target_modules=targets if isinstance(targets, str) else list(targets))
+    )
     expected = costs(LLAMA, Algo(r=8, targets=targets))
     assert expected.token * LENGTH + expected.target * TARGETS == pytest.approx(found["aten.mm"], rel=0.04)
 

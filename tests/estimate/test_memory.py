@@ -1,4 +1,6 @@
-"""The estimated bytes against those that the tensors of a real step take, counted op by op, and against PEFT's and bitsandbytes' own numbers."""
+"""The estimated bytes against those that the tensors of a real step take, counted op by op, and against
+PEFT's and bitsandbytes' own numbers.
+"""
 
 import weakref
 from typing import Any
@@ -18,17 +20,36 @@ from tuner.train.batch import Batch
 from tuner.train.loss import summed_loss
 from tuner.train.preflight.memory import set_recompute
 
-SIZES = {"vocab_size": 1000, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4}
+SIZES = {
+    "vocab_size": 1000,
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+}
 GEOMETRIES: dict[str, dict[str, Any]] = {
     "tied": SIZES | {"model_type": "llama", "num_key_value_heads": 2, "tie_word_embeddings": True},
     "untied": SIZES | {"model_type": "llama", "num_key_value_heads": 4, "tie_word_embeddings": False},
-    "qwen2": SIZES | {"model_type": "qwen2", "num_key_value_heads": 1, "tie_word_embeddings": True, "intermediate_size": 704},
-    "qwen3": SIZES | {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 64, "tie_word_embeddings": False},
+    "qwen2": SIZES
+    | {
+        "model_type": "qwen2",
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+        "intermediate_size": 704,
+    },
+    "qwen3": SIZES
+    | {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 64, "tie_word_embeddings": False},
 }
 INTERN = {
-    "model_type": "llama", "vocab_size": 92544, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "num_attention_heads": 16,
-    "num_key_value_heads": 8, "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "llama",
+    "vocab_size": 92544,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+}
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -71,24 +92,36 @@ class Flash(torch.autograd.Function):
         return tuple(torch.zeros_like(x) for x in ctx.saved_tensors[:3])
 
 
-def flash(_: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *__: Any, **___: Any) -> tuple[torch.Tensor, None]:
+def flash(
+    _: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *__: Any, **___: Any
+) -> tuple[torch.Tensor, None]:
     q, k, v = (x[0].transpose(0, 1).to(v.dtype) for x in (q, k, v))
     return Flash.apply(q, k, v)[None], None  # type: ignore[no-untyped-call]
 
 
-def counted(geometry: dict[str, Any], algo: Algo, *, tokens: int, targets: int, recompute: bool, accumulate: int) -> int:
+def counted(
+    geometry: dict[str, Any], algo: Algo, *, tokens: int, targets: int, recompute: bool, accumulate: int
+) -> int:
     """The most bytes that are alive in a step without optimizer."""
     AttentionInterface.register("ledger", flash)
     full = algo.adapter == "none"
     settings = {key: value for key, value in geometry.items() if key != "model_type"}
     dtype = torch.float32 if full or algo.precision == "fp32" else torch.bfloat16
-    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(geometry["model_type"], **settings), attn_implementation="ledger").to(dtype)
+    model: Any = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(geometry["model_type"], **settings), attn_implementation="ledger"
+    ).to(dtype)
     if not full:
         model = get_peft_model(model, LoraConfig(r=algo.r, target_modules="all-linear"))
     model.train()
     set_recompute(model, recompute)
     row_1N = torch.arange(tokens)[None]
-    batch = Batch(ids_1N=row_1N % 7, positions_1N=row_1N, keep_M=torch.arange(targets), targets_M=torch.arange(targets) % 7, borders=(0, tokens))
+    batch = Batch(
+        ids_1N=row_1N % 7,
+        positions_1N=row_1N,
+        keep_M=torch.arange(targets),
+        targets_M=torch.arange(targets) % 7,
+        borders=(0, tokens),
+    )
     ledger = Ledger()
     for parameter in model.parameters():
         ledger.add(parameter)
@@ -103,36 +136,53 @@ def counted(geometry: dict[str, Any], algo: Algo, *, tokens: int, targets: int, 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("adapter", ["lora", "none"])
-@pytest.mark.parametrize(("kind", "targets", "accumulate"), [("tied", 150, 2), ("untied", 10, 1), ("qwen2", 250, 1), ("qwen3", 75, 2)])
-def test_bytes_are_those_that_a_step_takes(kind: str, targets: int, accumulate: int, adapter: str, recompute: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "targets", "accumulate"),
+    [("tied", 150, 2), ("untied", 10, 1), ("qwen2", 250, 1), ("qwen3", 75, 2)],
+)
+def test_bytes_are_those_that_a_step_takes(
+    kind: str, targets: int, accumulate: int, adapter: str, recompute: bool
+) -> None:
     algo = Algo(adapter=adapter, r=8)  # type: ignore[arg-type]
     work = Work(tokens=256, targets=targets, accumulated=accumulate > 1, recompute=recompute)
     expected = without_optimizer(GEOMETRIES[kind], algo, work)
-    found = counted(GEOMETRIES[kind], algo, tokens=256, targets=targets, recompute=recompute, accumulate=accumulate)
+    found = counted(
+        GEOMETRIES[kind], algo, tokens=256, targets=targets, recompute=recompute, accumulate=accumulate
+    )
     assert expected.allocated - WORKSPACE == pytest.approx(found, rel=0.05)
 
 
 def without_optimizer(geometry: dict[str, Any], algo: Algo, work: Work) -> Memory:
     """Paged moments take no memory of the GPU."""
-    return estimate(geometry, Algo(adapter=algo.adapter, r=algo.r, precision=algo.precision, optim=Optim(name="paged_adamw")), work)
+    return estimate(
+        geometry,
+        Algo(adapter=algo.adapter, r=algo.r, precision=algo.precision, optim=Optim(name="paged_adamw")),
+        work,
+    )
 
 
 def test_four_bits_take_what_bitsandbytes_says() -> None:
     from bitsandbytes.functional import quantize_4bit
 
-    packed, state = quantize_4bit(torch.randn(1024, 1024), blocksize=64, compress_statistics=True, quant_type="nf4")
+    packed, state = quantize_4bit(
+        torch.randn(1024, 1024), blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
     constants = sum(tensor.nbytes for tensor in (state.absmax, state.state2.absmax))
     assert (packed.nbytes + constants) / 1024**2 == pytest.approx(NF4, rel=1e-6)
-    assert pytest.approx(4.127, abs=1e-3) == 8 * NF4  # QLoRA, section 3: 0.127 bits a parameter for the constants
+    # QLoRA, section 3: 0.127 bits a parameter for the constants
+    assert pytest.approx(4.127, abs=1e-3) == 8 * NF4
 
 
 def test_each_part_is_where_it_belongs() -> None:
     work = Work(tokens=2048, targets=1000)
-    lora, qlora, full = (estimate(INTERN, algo, work) for algo in (Algo(), Algo(quant="nf4"), Algo(adapter="none")))
+    lora, qlora, full = (
+        estimate(INTERN, algo, work) for algo in (Algo(), Algo(quant="nf4"), Algo(adapter="none"))
+    )
     numbers = 1_889_110_016
     assert full.weights == 4 * numbers
     assert (full.gradients, full.optimizer) == (4 * numbers, 8 * numbers)
-    assert full.copies == 2 * (numbers - 92544 * 2048 - 49 * 2048) + 2 * 49 * 2048 * (48 / 49)  # all but the embedding and the last norm
+    # all but the embedding and the last norm
+    assert full.copies == 2 * (numbers - 92544 * 2048 - 49 * 2048) + 2 * 49 * 2048 * (48 / 49)
     assert lora.weights - 2 * numbers == lora.gradients == lora.optimizer / 2
     assert 0.25 * lora.weights < qlora.weights < 0.45 * lora.weights  # embedding and head stay in 16 bits
     assert lora.activations == qlora.activations
@@ -142,7 +192,15 @@ def test_each_part_is_where_it_belongs() -> None:
 
 def test_zero_shards_a_stage_at_a_time() -> None:
     def memory(zero: int, processes: int = 4, offload: str = "none") -> Memory:
-        work = Work(tokens=1024, targets=500, recompute=True, engine="deepspeed", zero=zero, processes=processes, offload=offload)
+        work = Work(
+            tokens=1024,
+            targets=500,
+            recompute=True,
+            engine="deepspeed",
+            zero=zero,
+            processes=processes,
+            offload=offload,
+        )
         return estimate(INTERN, Algo(adapter="none"), work)
 
     found = [memory(zero) for zero in range(4)]
@@ -156,7 +214,9 @@ def test_zero_shards_a_stage_at_a_time() -> None:
 
 def test_the_optimizer_by_name() -> None:
     def moments(name: str) -> float:
-        return estimate(INTERN, Algo(adapter="none", optim=Optim(name=name)), Work(tokens=512, targets=100)).optimizer  # type: ignore[arg-type]
+        return estimate(
+            INTERN, Algo(adapter="none", optim=Optim(name=name)), Work(tokens=512, targets=100)
+        ).optimizer  # type: ignore[arg-type]
 
     numbers, ends = 1_889_110_016, 2 * 92544 * 2048
     assert moments("adamw") == 8 * numbers

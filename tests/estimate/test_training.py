@@ -22,10 +22,18 @@ from tuner.estimate.what_fits import GIB
 from tuner.hardware.gpus import Gpu
 
 INTERN = {
-    "model_type": "llama", "vocab_size": 92544, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "num_attention_heads": 16,
-    "num_key_value_heads": 8, "tie_word_embeddings": False,
-}  # fmt: skip
-H100 = Gpu(index=0, uuid="GPU-1", name="NVIDIA H100 80GB HBM3", memory_total=81559, memory_used=0, driver="580")
+    "model_type": "llama",
+    "vocab_size": 92544,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+}
+H100 = Gpu(
+    index=0, uuid="GPU-1", name="NVIDIA H100 80GB HBM3", memory_total=81559, memory_used=0, driver="580"
+)
 
 
 def card(gib: int) -> Gpu:
@@ -76,7 +84,9 @@ def test_time_follows_from_the_operations() -> None:
     config = Config(data=Data(length=512))
     packs, tokens = Packs(length=512, targets=1.0), 1e6
     found = seconds(INTERN, config, tokens, packs, H100, recompute=False)
-    assert found == pytest.approx(costs(INTERN, Algo()).model([512], 512) * tokens / 512 / (989.4e12 * training.REACHED))
+    assert found == pytest.approx(
+        costs(INTERN, Algo()).model([512], 512) * tokens / 512 / (989.4e12 * training.REACHED)
+    )
     assert seconds(INTERN, config, tokens, packs, replace(H100, name="Voodoo 2"), recompute=False) is None
     again = seconds(INTERN, config, tokens, packs, H100, recompute=True)
     assert again is not None
@@ -107,11 +117,26 @@ def test_targets_are_counted_once_they_can_be() -> None:
 
 def test_memory_is_told_before_the_data_is_there(tuner: Tuner, tmp_path: Path) -> None:
     bin_ = nvidia_smi(tmp_path / "bin", "0, GPU-a, NVIDIA H100 80GB HBM3, 81559, 0, 580.1, Disabled\n")
-    done = tuner("plan", "model=internlm2_1_8b", "algo=qlora", "data=oasst1", "--json", env={"PATH": f"{bin_}:{os.environ['PATH']}"})
+    done = tuner(
+        "plan",
+        "model=internlm2_1_8b",
+        "algo=qlora",
+        "data=oasst1",
+        "--json",
+        env={"PATH": f"{bin_}:{os.environ['PATH']}"},
+    )
     estimate = json.loads(done.out)["estimate"]
     assert estimate["until the data is downloaded"] == "tokens and steps are not known"
-    assert re.fullmatch(r"~\d+\.\d of 80 GiB, \d+ packs? at once.* \(NVIDIA H100 80GB HBM3\)", estimate["GPU memory"])
+    assert re.fullmatch(
+        r"~\d+\.\d of 80 GiB, \d+ packs? at once.* \(NVIDIA H100 80GB HBM3\)", estimate["GPU memory"]
+    )
     done = tuner(
-        "plan", "model=internlm2_1_8b", "algo=qlora", "data=oasst1", "until=tokenize", "--json", env={"PATH": f"{bin_}:{os.environ['PATH']}"}
+        "plan",
+        "model=internlm2_1_8b",
+        "algo=qlora",
+        "data=oasst1",
+        "until=tokenize",
+        "--json",
+        env={"PATH": f"{bin_}:{os.environ['PATH']}"},
     )
     assert "GPU memory" not in json.loads(done.out)["estimate"]  # nothing is to be trained

@@ -1,4 +1,6 @@
-"""An nvidia-smi and a torch to find, on machines without a card: a script that answers as the real one, a package that can't be imported."""
+"""An nvidia-smi and a torch to find, on machines without a card: a script that answers as the real one, a
+package that can't be imported.
+"""
 
 import sys
 from pathlib import Path
@@ -13,12 +15,14 @@ HELD = f"{B}, 4711, 68000\n{B}, 4712, 1500\n"
 
 
 def nvidia_smi(directory: Path, cards: str, processes: str = "", code: int = 0) -> Path:
-    """Write a script that answers the two questions, or prints `cards` and fails; returns the directory, for PATH."""
+    """Write a script that answers the two questions, or prints `cards` and fails; returns the directory,
+    for PATH.
+    """
     directory.mkdir(parents=True)
     script = directory / "nvidia-smi"
     script.write_text(
-        f"#!{sys.executable} -IS\nimport sys\n"
-        f"sys.stdout.write({processes!r} if sys.argv[1].startswith('--query-compute-apps=') else {cards!r})\nsys.exit({code})\n",
+        f"#!{sys.executable} -IS\nimport sys\nsys.stdout.write({processes!r} if "
+        f"sys.argv[1].startswith('--query-compute-apps=') else {cards!r})\nsys.exit({code})\n",
         encoding="utf-8",
     )
     script.chmod(0o755)
@@ -26,7 +30,9 @@ def nvidia_smi(directory: Path, cards: str, processes: str = "", code: int = 0) 
 
 
 def torch_package(directory: Path, version: str, cuda: str | None) -> Path:
-    """Write the part of torch that says what it was built for; returns the directory, for PYTHONPATH. Importing it fails."""
+    """Write the part of torch that says what it was built for; returns the directory, for PYTHONPATH.
+    Importing it fails.
+    """
     package = directory / "torch"
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").write_text("raise ImportError('torch was imported')\n", encoding="utf-8")

@@ -28,26 +28,48 @@ needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU here")
 
 
-def gpu(index: int, uuid: str = "", name: str = "NVIDIA A100-SXM4-80GB", used: int = 0, holders: tuple[tuple[int, int], ...] = ()) -> Gpu:
+def gpu(
+    index: int,
+    uuid: str = "",
+    name: str = "NVIDIA A100-SXM4-80GB",
+    used: int = 0,
+    holders: tuple[tuple[int, int], ...] = (),
+) -> Gpu:
     uuid = uuid or f"GPU-{index:08x}-d72c-4106-c12f-20bd9faed9f6"
-    return Gpu(index=index, uuid=uuid, name=name, memory_total=80_000, memory_used=used, driver="580.95.05", holders=holders)
+    return Gpu(
+        index=index,
+        uuid=uuid,
+        name=name,
+        memory_total=80_000,
+        memory_used=used,
+        driver="580.95.05",
+        holders=holders,
+    )
 
 
-CARDS = st.lists(st.tuples(st.integers(0, 80_000), st.sampled_from([(), (), ((4711, 100),)])), min_size=1, max_size=6).map(
-    lambda drawn: [gpu(index, used=used, holders=holders) for index, (used, holders) in enumerate(drawn)]
-)
+CARDS = st.lists(
+    st.tuples(st.integers(0, 80_000), st.sampled_from([(), (), ((4711, 100),)])), min_size=1, max_size=6
+).map(lambda drawn: [gpu(index, used=used, holders=holders) for index, (used, holders) in enumerate(drawn)])
 THREE = [gpu(0, A), gpu(1, B), gpu(2, C)]
 
 
 def test_the_answers_of_nvidia_smi_are_read() -> None:
     first, second = read(TWO, HELD + f"{A}, {os.getpid()}, 900\n")
-    assert (first.index, first.uuid, first.name, first.free, first.driver) == (0, A, "NVIDIA A100-SXM4-80GB", 80_896, "580.95.05")
+    assert (first.index, first.uuid, first.name, first.free, first.driver) == (
+        0,
+        A,
+        "NVIDIA A100-SXM4-80GB",
+        80_896,
+        "580.95.05",
+    )
     assert (first.busy, first.state) == (False, "idle")  # what this very process holds is nobody else's
     assert (second.busy, second.state) == (True, "busy: pid 4711 holds 68000 MiB, pid 4712 holds 1500 MiB")
 
 
 def test_what_nvidia_smi_does_not_tell_keeps_no_card_busy() -> None:
-    (spark,) = read(f"0, {A}, NVIDIA GB10, [N/A], [N/A], 580.95.05, [N/A]\n", f"{A}, [N/A], [N/A]\n[Not Supported]\n")
+    (spark,) = read(
+        f"0, {A}, NVIDIA GB10, [N/A], [N/A], 580.95.05, [N/A]\n", f"{A}, [N/A], [N/A]\n[Not Supported]\n"
+    )
     assert (spark.memory_total, spark.free, spark.busy, spark.mig) == (0, 0, False, False)
     (windows,) = read(f"0, {A}, NVIDIA GeForce RTX 4090, 24564, 800, 581.29, [N/A]\n", f"{A}, 4711, [N/A]\n")
     assert windows.state == "busy: pid 4711"
@@ -61,12 +83,34 @@ def test_memory_in_use_by_nobody_who_is_listed_makes_a_card_busy_above_a_quarter
 @pytest.mark.parametrize(
     ("value", "places"),
     [
-        (None, [0, 1, 2]), ("", []), ("-1", []), ("0", [0]), ("2,0", [2, 0]), ("0,2,-1,1", [0, 2]), ("0,,1", [0]), ("0,7", [0]), ("7,0", []),
-        ("1,1", []), (" 2, 1", [2, 1]), ("1gpu,2", [1, 2]), ("+1", [1]), ("NoDevFiles", []), (A, [0]), (f"{C},{A}", [2, 0]), ("GPU-1", [2]),
-        ("GPU-8932", []), ("GPU-12,GPU-8932,GPU-8932f", [2]), (f"GPU-12,{C}", []), ("GPU-99", []), ("GPU-12,0", [2]), ("0,GPU-12", [0]),
+        (None, [0, 1, 2]),
+        ("", []),
+        ("-1", []),
+        ("0", [0]),
+        ("2,0", [2, 0]),
+        ("0,2,-1,1", [0, 2]),
+        ("0,,1", [0]),
+        ("0,7", [0]),
+        ("7,0", []),
+        ("1,1", []),
+        (" 2, 1", [2, 1]),
+        ("1gpu,2", [1, 2]),
+        ("+1", [1]),
+        ("NoDevFiles", []),
+        (A, [0]),
+        (f"{C},{A}", [2, 0]),
+        ("GPU-1", [2]),
+        ("GPU-8932", []),
+        ("GPU-12,GPU-8932,GPU-8932f", [2]),
+        (f"GPU-12,{C}", []),
+        ("GPU-99", []),
+        ("GPU-12,0", [2]),
+        ("0,GPU-12", [0]),
     ],
-)  # fmt: skip
-def test_the_visible_cards_are_those_that_torch_reads_off_the_variable(value: str | None, places: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+)
+def test_the_visible_cards_are_those_that_torch_reads_off_the_variable(
+    value: str | None, places: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     environ = {} if value is None else {VARIABLE: value}
     assert visible(THREE, environ) == [THREE[place] for place in places]
     monkeypatch.delenv(VARIABLE, raising=False)
@@ -82,7 +126,11 @@ def test_the_visible_cards_are_those_that_torch_reads_off_the_variable(value: st
 @given(found=CARDS, data=st.data())
 def test_numbers_and_uuids_name_the_same_cards_in_their_order(found: list[Gpu], data: st.DataObject) -> None:
     cards = data.draw(st.lists(st.sampled_from(found), unique_by=lambda card: card.index, min_size=1))
-    values = [",".join(str(card.index) for card in cards), ",".join(card.uuid for card in cards), ",".join(card.uuid[:12] for card in cards)]
+    values = [
+        ",".join(str(card.index) for card in cards),
+        ",".join(card.uuid for card in cards),
+        ",".join(card.uuid[:12] for card in cards),
+    ]
     for value in values:
         assert visible(found, {VARIABLE: value}) == cards
         assert visible(found, {VARIABLE: f"{value},-1,0"}) == cards
@@ -90,7 +138,9 @@ def test_numbers_and_uuids_name_the_same_cards_in_their_order(found: list[Gpu], 
 
 
 @given(found=CARDS, wish=st.one_of(st.just("auto"), st.integers(1, 7)), data=st.data())
-def test_the_emptiest_idle_cards_are_chosen_and_never_a_busy_one(found: list[Gpu], wish: int | str, data: st.DataObject) -> None:
+def test_the_emptiest_idle_cards_are_chosen_and_never_a_busy_one(
+    found: list[Gpu], wish: int | str, data: st.DataObject
+) -> None:
     shown = data.draw(st.lists(st.sampled_from(found), unique_by=lambda card: card.index, min_size=1))
     environ = data.draw(st.sampled_from([{}, {VARIABLE: ",".join(card.uuid for card in shown)}]))
     seen = shown if environ else found
@@ -107,7 +157,9 @@ def test_the_emptiest_idle_cards_are_chosen_and_never_a_busy_one(found: list[Gpu
     assert len(taken) == count
     assert all(card in idle for card in taken)
     assert taken == [card for card in seen if card in taken]
-    assert min(card.free for card in taken) >= max((card.free for card in idle if card not in taken), default=-1)
+    assert min(card.free for card in taken) >= max(
+        (card.free for card in idle if card not in taken), default=-1
+    )
 
 
 @given(found=CARDS, data=st.data())
@@ -130,11 +182,18 @@ def test_a_variable_that_hides_all_or_names_instances_stays_as_it_is(value: str)
 
 def test_cards_split_into_instances_are_left_to_cuda() -> None:
     split, whole = read(
-        f"0, {A}, NVIDIA A100-SXM4-80GB, [N/A], [N/A], 580.95.05, Enabled\n" + TWO.splitlines()[0].replace("0, ", "1, ", 1).replace(A, B), ""
+        f"0, {A}, NVIDIA A100-SXM4-80GB, [N/A], [N/A], 580.95.05, Enabled\n"
+        + TWO.splitlines()[0].replace("0, ", "1, ", 1).replace(A, B),
+        "",
     )
     assert choose("auto", [split], {}) is None
     assert choose("auto", [split, whole], {}) == whole.uuid
-    with pytest.raises(ConfigError, match=r"2 wanted, 1 of 2 visible idle\. GPU 0 \(NVIDIA A100-SXM4-80GB\) is split into MIG instances\."):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"2 wanted, 1 of 2 visible idle\. GPU 0 \(NVIDIA A100-SXM4-80GB\) is split into MIG instances\."
+        ),
+    ):
         choose(2, [split, whole], {})
 
 
@@ -142,31 +201,48 @@ def test_who_holds_the_busy_cards_and_each_way_out_is_said() -> None:
     found = [gpu(0, holders=((4711, 900), (4712, 30_000))), gpu(1), gpu(2, used=70_000), gpu(3)]
     with pytest.raises(ConfigError) as refused:
         choose(2, found, {VARIABLE: "0,1,2"})
-    assert str(refused.value) == (
-        "machine.gpus=2 takes idle GPUs only: 2 wanted, 1 of 3 visible idle (CUDA_VISIBLE_DEVICES=0,1,2 hides 1 of 4). "
-        "GPU 0 (NVIDIA A100-SXM4-80GB) is busy: pid 4711 holds 900 MiB, pid 4712 holds 30000 MiB; "
-        "GPU 2 (NVIDIA A100-SXM4-80GB) is busy: 70000 of 80000 MiB are used, by no process that is listed here. "
-        "Wait until enough are free, take just those you name, busy or not, with machine.gpus=[0,1], take fewer with machine.gpus=1, "
-        "show others with CUDA_VISIBLE_DEVICES, or train on the processor with machine=cpu."
+    assert (
+        str(refused.value)
+        == "machine.gpus=2 takes idle GPUs only: 2 wanted, 1 of 3 visible idle (CUDA_VISIBLE_DEVICES=0,1,2"
+        " hides 1 of 4). GPU 0 (NVIDIA A100-SXM4-80GB) is busy: pid 4711 holds 900 MiB, pid 4712 holds "
+        "30000 MiB; GPU 2 (NVIDIA A100-SXM4-80GB) is busy: 70000 of 80000 MiB are used, by no process "
+        "that is listed here. Wait until enough are free, take just those you name, busy or not, with "
+        "machine.gpus=[0,1], take fewer with machine.gpus=1, show others with CUDA_VISIBLE_DEVICES, or "
+        "train on the processor with machine=cpu."
     )
     with pytest.raises(
-        ConfigError, match=r"machine\.gpus=auto takes idle GPUs only: 1 wanted, 0 of 1 visible idle\..* with machine\.gpus=\[0\], or train"
+        ConfigError,
+        match=(
+            r"machine\.gpus=auto takes idle GPUs only: 1 wanted, 0 of 1 visible idle\..* with"
+            r" machine\.gpus=\[0\], or train"
+        ),
     ):
         choose("auto", found[:1], {})
 
 
 def test_more_cards_than_there_are_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"machine\.gpus=4 wants 4 GPUs, and 3 are visible: .* machine\.gpus=3\."):
+    with pytest.raises(
+        ConfigError, match=r"machine\.gpus=4 wants 4 GPUs, and 3 are visible: .* machine\.gpus=3\."
+    ):
         choose(4, THREE, {})
-    with pytest.raises(ConfigError, match=r"machine\.gpus=\[0,3\] names GPU 3, and 2 are visible: .*hides 1 of 3"):
+    with pytest.raises(
+        ConfigError, match=r"machine\.gpus=\[0,3\] names GPU 3, and 2 are visible: .*hides 1 of 3"
+    ):
         choose((0, 3), THREE, {VARIABLE: "0,1"})
-    with pytest.raises(ConfigError, match=r"CUDA_VISIBLE_DEVICES=7 names no card that is here, .*: mend or unset CUDA_VISIBLE_DEVICES; or"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"CUDA_VISIBLE_DEVICES=7 names no card that is here, .*: mend or unset CUDA_VISIBLE_DEVICES; or"
+        ),
+    ):
         choose("auto", THREE, {VARIABLE: "7"})
 
 
 def test_numbers_that_cuda_may_count_otherwise_are_refused() -> None:
     found = [gpu(0, A, name="NVIDIA GeForce GT 1030"), gpu(1, B, name="NVIDIA GeForce RTX 4090")]
-    with pytest.raises(ConfigError, match=r"from the fastest card on, .* set CUDA_DEVICE_ORDER=PCI_BUS_ID, .*by UUID"):
+    with pytest.raises(
+        ConfigError, match=r"from the fastest card on, .* set CUDA_DEVICE_ORDER=PCI_BUS_ID, .*by UUID"
+    ):
         choose("auto", found, {VARIABLE: "1"})
     assert choose("auto", found, {VARIABLE: "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}) == B
     assert choose("auto", found, {VARIABLE: A}) == A
@@ -182,12 +258,17 @@ def test_nvidia_smi_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert gpus() == []
 
 
-def test_an_nvidia_smi_that_fails_or_hangs_is_an_error_with_what_mends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_nvidia_smi_that_fails_or_hangs_is_an_error_with_what_mends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said = "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.95\n"
     monkeypatch.setenv("PATH", str(nvidia_smi(tmp_path / "fails", said, code=18)))
     with pytest.raises(
         ConfigError,
-        match=r"nvidia-smi fails \(Failed to initialize NVML: Driver/library .*\): the driver was updated .*; reboot; or train .*machine=cpu",
+        match=(
+            r"nvidia-smi fails \(Failed to initialize NVML: Driver/library .*\): the driver was updated .*;"
+            r" reboot; or train .*machine=cpu"
+        ),
     ):
         gpus()
     script = nvidia_smi(tmp_path / "hangs", TWO) / "nvidia-smi"
@@ -199,20 +280,34 @@ def test_an_nvidia_smi_that_fails_or_hangs_is_an_error_with_what_mends_it(tmp_pa
 
 
 def troubled(
-    tmp_path: Path, *, path: Path, cuda: str | None = "13.0", environ: Mapping[str, str] | None = None, said: str = "", unprivileged: bool = False
+    tmp_path: Path,
+    *,
+    path: Path,
+    cuda: str | None = "13.0",
+    environ: Mapping[str, str] | None = None,
+    said: str = "",
+    unprivileged: bool = False,
 ) -> str:
-    """What `cuda_driver.trouble` says in a process that finds this nvidia-smi, this torch, and the devices below `tmp_path`.
+    """What `cuda_driver.trouble` says in a process that finds this nvidia-smi, this torch, and the devices
+    below `tmp_path`.
 
     unprivileged    root gives up its right to open every file
     """
     code = (
-        "import grp, os, sys, json\nfrom pathlib import Path\nimport tuner.hardware.cuda_driver\n"
-        f"os.getuid() or os.seteuid({65534 if unprivileged else 0})\n"
-        "why = tuner.hardware.cuda_driver.trouble(json.loads(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))\nprint(why.paragraph if why else '')\n"
+        "import grp, os, sys, json\nfrom pathlib import Path\nimport "
+        f"tuner.hardware.cuda_driver\nos.getuid() or os.seteuid({65534 if unprivileged else 0})\nwhy = "
+        "tuner.hardware.cuda_driver.trouble(json.loads(sys.argv[1]), sys.argv[2], "
+        "Path(sys.argv[3]))\nprint(why.paragraph if why else '')\n"
     )
     package = torch_package(tmp_path / f"torch-{cuda}", "2.13.0+cu130" if cuda else "2.13.0+cpu", cuda)
     words = [sys.executable, "-c", code, json.dumps(environ or {}), said, str(tmp_path)]
-    done = subprocess.run(words, env=environment({"PATH": str(path), "PYTHONPATH": str(package)}), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        words,
+        env=environment({"PATH": str(path), "PYTHONPATH": str(package)}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return done.stdout.strip()
 
 
@@ -236,7 +331,8 @@ def test_a_card_that_nobody_may_open_names_the_group_and_the_container_flag(devi
         (devices / "dev" / name).chmod(0)
     group = (devices / "dev/nvidia0").group()
     assert troubled(devices, path=devices / "bin", unprivileged=True).startswith(
-        f"this user can't open {devices}/dev/nvidia0 (Permission denied): join the group that owns it ({group}); a container needs --gpus all"
+        f"this user can't open {devices}/dev/nvidia0 (Permission denied): join the group that owns it "
+        f"({group}); a container needs --gpus all"
     )
     (devices / "dev/nvidia1").chmod(0o666)  # one card is enough
     assert "can't open" not in troubled(devices, path=devices / "bin", unprivileged=True)
@@ -245,13 +341,22 @@ def test_a_card_that_nobody_may_open_names_the_group_and_the_container_flag(devi
 
 
 def test_a_card_without_nvidia_smi_or_that_it_does_not_find(devices: Path) -> None:
-    assert "nvidia-smi is not found: install the NVIDIA driver's tools" in troubled(devices, path=devices / "bin")
+    assert "nvidia-smi is not found: install the NVIDIA driver's tools" in troubled(
+        devices, path=devices / "bin"
+    )
     version = devices / "proc/driver/nvidia/version"
-    version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024\n", encoding="utf-8")
-    assert "needs driver 580 or newer for its CUDA 13.0, and this is 535.183.01" in troubled(devices, path=devices / "bin")
+    version.write_text(
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024\n",
+        encoding="utf-8",
+    )
+    assert "needs driver 580 or newer for its CUDA 13.0, and this is 535.183.01" in troubled(
+        devices, path=devices / "bin"
+    )
     version.unlink()
     empty = nvidia_smi(devices / "empty", "No devices were found\n", code=6)
-    assert "nvidia0 is there, but nvidia-smi finds no card: look for NVRM in the kernel's log" in troubled(devices, path=empty)
+    assert "nvidia0 is there, but nvidia-smi finds no card: look for NVRM in the kernel's log" in troubled(
+        devices, path=empty
+    )
 
 
 @pytest.mark.parametrize(
@@ -267,20 +372,52 @@ def test_a_card_without_nvidia_smi_or_that_it_does_not_find(devices: Path) -> No
             None,
             {},
             "",
-            "torch 2.13.0+cpu is built without CUDA: install one built for CUDA, with pip install --force-reinstall torch==2.13.0;",
+            (
+                "torch 2.13.0+cpu is built without CUDA: install one built for CUDA, with pip install "
+                "--force-reinstall torch==2.13.0;"
+            ),
         ),
-        (TWO.replace("580.95.05", "535.183.01"), 0, "13.0", {}, "", "install a newer NVIDIA driver, or a PyTorch built for CUDA 12;"),
-        (TWO.replace("580.95.05", "525.60.11"), 0, "12.8", {}, "", "needs driver 525.60.13 or newer for its CUDA 12.8, and this is 525.60.11"),
-        ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n", 9, "13.0", {}, "", "sudo modprobe nvidia"),
+        (
+            TWO.replace("580.95.05", "535.183.01"),
+            0,
+            "13.0",
+            {},
+            "",
+            "install a newer NVIDIA driver, or a PyTorch built for CUDA 12;",
+        ),
+        (
+            TWO.replace("580.95.05", "525.60.11"),
+            0,
+            "12.8",
+            {},
+            "",
+            "needs driver 525.60.13 or newer for its CUDA 12.8, and this is 525.60.11",
+        ),
+        (
+            "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n",
+            9,
+            "13.0",
+            {},
+            "",
+            "sudo modprobe nvidia",
+        ),
         (TWO, 0, "13.0", {VARIABLE: "5"}, "", "CUDA_VISIBLE_DEVICES=5 names no card that is here"),
         (TWO, 0, "13.0", {VARIABLE: ""}, "", ""),
         (TWO, 0, "13.0", {}, "CUDA unknown\nerror", "torch can't start CUDA (CUDA unknown error): reboot"),
     ],
 )
 def test_why_a_card_that_is_here_can_not_be_used(
-    tmp_path: Path, cards: str, code: int, cuda: str | None, environ: dict[str, str], said: str, expected: str
+    tmp_path: Path,
+    cards: str,
+    code: int,
+    cuda: str | None,
+    environ: dict[str, str],
+    said: str,
+    expected: str,
 ) -> None:
-    answer = troubled(tmp_path, path=nvidia_smi(tmp_path / "bin", cards, HELD, code), cuda=cuda, environ=environ, said=said)
+    answer = troubled(
+        tmp_path, path=nvidia_smi(tmp_path / "bin", cards, HELD, code), cuda=cuda, environ=environ, said=said
+    )
     assert expected in answer
     assert bool(answer) == bool(expected)
 
@@ -324,7 +461,9 @@ def test_the_driver_that_the_kernel_runs_and_why_there_is_no_card(tmp_path: Path
 
 
 @without_gpu
-def test_a_device_is_the_processor_only_where_there_is_no_card_or_none_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_is_the_processor_only_where_there_is_no_card_or_none_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert resolve_device("auto").type == resolve_device("cpu").type == "cpu"
@@ -334,20 +473,30 @@ def test_a_device_is_the_processor_only_where_there_is_no_card_or_none_is_wanted
     assert resolve_device("cpu").type == "cpu"
     for wish in ("auto", "cuda"):
         with pytest.raises(
-            ConfigError, match=rf"machine\.device={wish} finds a GPU that can't be used\. .*; or train on the processor with machine=cpu\."
+            ConfigError,
+            match=(
+                rf"machine\.device={wish} finds a GPU that can't be used\. .*; or train on the processor"
+                r" with machine=cpu\."
+            ),
         ):
             resolve_device(wish)
     monkeypatch.setenv(VARIABLE, "")
     assert resolve_device("auto").type == "cpu"
-    with pytest.raises(ConfigError, match=r"machine\.device=cuda needs .* CUDA_VISIBLE_DEVICES='' hides every card"):
+    with pytest.raises(
+        ConfigError, match=r"machine\.device=cuda needs .* CUDA_VISIBLE_DEVICES='' hides every card"
+    ):
         resolve_device("cuda")
 
 
 @without_gpu
-def test_a_run_on_a_card_that_torch_can_not_use_ends_in_one_paragraph(tuner: Tuner, words: list[str], finished: Path, tmp_path: Path) -> None:
+def test_a_run_on_a_card_that_torch_can_not_use_ends_in_one_paragraph(
+    tuner: Tuner, words: list[str], finished: Path, tmp_path: Path
+) -> None:
     root = shutil.copytree(finished, tmp_path / "root", symlinks=True)
     path = f"{nvidia_smi(tmp_path / 'bin', TWO)}{os.pathsep}{os.environ['PATH']}"
-    done = tuner(f"root={root}", *words, "machine=auto", "algo.steps=7", "until=train", env={"PATH": path}, code=2)
+    done = tuner(
+        f"root={root}", *words, "machine=auto", "algo.steps=7", "until=train", env={"PATH": path}, code=2
+    )
     assert ("built without CUDA" if torch.version.cuda is None else "torch can't start CUDA") in done.err
     assert "machine=cpu" in done.err
     assert "Traceback" not in done.err
@@ -369,8 +518,12 @@ print(json.dumps(cards))
 
 
 def in_cuda(value: str | None) -> list[str]:
-    environ = {name: word for name, word in os.environ.items() if name != VARIABLE} | ({} if value is None else {VARIABLE: value})
-    done = subprocess.run([sys.executable, "-c", PROBE], env=environ, capture_output=True, text=True, check=True)
+    environ = {name: word for name, word in os.environ.items() if name != VARIABLE} | (
+        {} if value is None else {VARIABLE: value}
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], env=environ, capture_output=True, text=True, check=True
+    )
     seen: list[str] = json.loads(done.stdout)
     return seen
 
@@ -387,8 +540,12 @@ class TestOnCards:
             "import json, torch\nprint(json.dumps([(p.name, str(p.uuid), p.total_memory) for p in "
             "map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))]))"
         )
-        environ = {name: word for name, word in os.environ.items() if name != VARIABLE} | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-        done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+        environ = {name: word for name, word in os.environ.items() if name != VARIABLE} | {
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID"
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+        )
         found = gpus()
         assert [(card.name, card.uuid.removeprefix("GPU-")) for card in found] == [
             (name, uuid.removeprefix("GPU-")) for name, uuid, _ in json.loads(done.stdout)
@@ -447,11 +604,14 @@ class TestOnCards:
 def holding(card: Gpu) -> Iterator[None]:
     """Another process that holds three tenths of the card's memory."""
     code = (
-        "import sys, torch\nheld = torch.zeros(int(torch.cuda.get_device_properties(0).total_memory * 0.3), dtype=torch.uint8, device='cuda')\n"
-        "torch.cuda.synchronize()\nprint('ready', flush=True)\nsys.stdin.read()\n"
+        "import sys, torch\nheld = torch.zeros(int(torch.cuda.get_device_properties(0).total_memory * 0.3), "
+        "dtype=torch.uint8, device='cuda')\ntorch.cuda.synchronize()\nprint('ready', "
+        "flush=True)\nsys.stdin.read()\n"
     )
     environ = os.environ | {VARIABLE: card.uuid}
-    with subprocess.Popen([sys.executable, "-c", code], env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         yield

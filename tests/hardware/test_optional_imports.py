@@ -19,19 +19,28 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.integrations import is_deepspeed_zero3_enabled
 model, out = sys.argv[1], Path(sys.argv[2])
-adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(r=2, target_modules=["q_proj"]))
+lora = LoraConfig(r=2, target_modules=["q_proj"])
+adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), lora)
 adapted.save_pretrained(out / "adapter")
 base = AutoModelForCausalLM.from_pretrained(model)
 merged = PeftModel.from_pretrained(base, out / "adapter").merge_and_unload()
 merged.save_pretrained(out / "merged")
 Accelerator(cpu=True).prepare(merged)
 assert not is_deepspeed_zero3_enabled()
-print(sorted(name for name, module in sys.modules.items() if module and name.split(".")[0] in ("bitsandbytes", "deepspeed", "kernels")))
+spared = ("bitsandbytes", "deepspeed", "kernels")
+print(sorted(name for name, module in sys.modules.items() if module and name.split(".")[0] in spared))
 """
 
 
 def run(program: str, *words: str) -> str:
-    done = subprocess.run([sys.executable, "-c", program, *words], cwd=REPO, env=environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        cwd=REPO,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()[-1]
 
@@ -46,5 +55,11 @@ def test_loading_saving_and_merging_import_neither(tiny_model: Path, tmp_path: P
 def test_what_is_needed_can_be_imported(name: str) -> None:
     pytest.importorskip(name)
     wishes = {other: other == name for other in ("bitsandbytes", "deepspeed")}
-    found = "import sys; print([name for name in ('bitsandbytes', 'deepspeed') if importlib.util.find_spec(name)])"
-    assert run(f"import importlib.util; from tuner.hardware.optional_imports import spare; spare(**{wishes}); {found}") == str([name])
+    found = (
+        "import sys; print([name for name in ('bitsandbytes', 'deepspeed') if "
+        "importlib.util.find_spec(name)])"
+    )
+    assert run(
+        f"import importlib.util; from tuner.hardware.optional_imports import spare; spare(**{wishes}); "
+        f"{found}"
+    ) == str([name])

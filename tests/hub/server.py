@@ -1,4 +1,5 @@
-"""A hub on this machine: a server in a thread that answers as Hugging Face's and ModelScope's do, and fails when it is told to.
+"""A hub on this machine: a server in a thread that answers as Hugging Face's and ModelScope's do, and fails
+when it is told to.
 
     with Hub() as hub:
         hub.add("org/name", {"train.jsonl": b"…"})
@@ -6,8 +7,8 @@
         subprocess.run([…], env={**os.environ, **hub.env})
         assert hub.sent["train.jsonl"] == …
 
-Files of the ending .parquet, or larger than `large`, lie elsewhere, as they do at the hub: an answer sends the client to a host of another
-name, which must see no token.
+Files of the ending .parquet, or larger than `large`, lie elsewhere, as they do at the hub: an answer sends
+the client to a host of another name, which must see no token.
 """
 
 import hashlib
@@ -73,7 +74,9 @@ class Repo:
 
 
 class Hub:
-    """The server. `sent` counts the bytes of each file's body, by its path in the repository; `asked` holds (method, path, headers)."""
+    """The server. `sent` counts the bytes of each file's body, by its path in the repository; `asked`
+    holds (method, path, headers).
+    """
 
     def __init__(self, *, large: int = 1000, page: int = 1000) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
@@ -87,12 +90,16 @@ class Hub:
         self.held, self.go = threading.Event(), threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
         self._thread.start()
 
     @property
     def sent(self) -> Counter[str]:
-        """Bytes of each file's body, once the answers under way are counted: a client may have read one before its server goes on."""
+        """Bytes of each file's body, once the answers under way are counted: a client may have read one
+        before its server goes on.
+        """
         until = time.monotonic() + 1
         while self.busy and time.monotonic() < until:
             time.sleep(0.005)
@@ -134,11 +141,21 @@ class Hub:
         token: str | None = None,
         gated: bool = False,
     ) -> str:
-        """A commit of a repository, at which `refs` are from now on; returns its name. `kind` is datasets or models."""
-        contents = {path: content.encode() if isinstance(content, str) else content for path, content in files.items()}
+        """A commit of a repository, at which `refs` are from now on; returns its name. `kind` is datasets
+        or models.
+        """
+        contents = {
+            path: content.encode() if isinstance(content, str) else content for path, content in files.items()
+        }
         repo = self.repos.setdefault((kind, name), Repo(name=name, kind=kind))
         repo.token, repo.gated = token, gated
-        said = repr((name, len(repo.commits), sorted((path, hashlib.sha1(content).hexdigest()) for path, content in contents.items())))
+        said = repr(
+            (
+                name,
+                len(repo.commits),
+                sorted((path, hashlib.sha1(content).hexdigest()) for path, content in contents.items()),
+            )
+        )
         commit = hashlib.sha1(said.encode()).hexdigest()
         repo.commits[commit] = contents
         repo.refs |= dict.fromkeys(refs, commit)
@@ -164,7 +181,9 @@ class Hub:
     def __enter__(self) -> "Hub":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -212,10 +231,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.asked.append((self.command, self.path, dict(self.headers)))
         fault = self.hub.fault(self.path)
         if isinstance(fault, int | Busy):
-            self._send(*((fault, b"no") if isinstance(fault, int) else (fault.status, b"no", {"Retry-After": str(fault.after)})))
+            self._send(
+                *(
+                    (fault, b"no")
+                    if isinstance(fault, int)
+                    else (fault.status, b"no", {"Retry-After": str(fault.after)})
+                )
+            )
             return
         parts = urlsplit(self.path)
-        words, query = [unquote(word) for word in parts.path.strip("/").split("/")], {k: v[-1] for k, v in parse_qs(parts.query).items()}
+        words, query = (
+            [unquote(word) for word in parts.path.strip("/").split("/")],
+            {k: v[-1] for k, v in parse_qs(parts.query).items()},
+        )
         try:
             if words[:2] == ["api", "v1"]:
                 self._modelscope(words[2:], query)
@@ -239,7 +267,9 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if repo is None or (repo.token and not repo.gated and token != repo.token):
             self._send(
-                401, b'{"error": "Invalid username or password."}', {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
+                401,
+                b'{"error": "Invalid username or password."}',
+                {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"},
             )
             return None
         return repo
@@ -251,17 +281,25 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if rest == ["refs"]:
             refs = [
-                {"name": ref, "ref": f"refs/heads/{ref}", "targetCommit": commit} for ref, commit in repo.refs.items() if not ref.startswith("refs/")
+                {"name": ref, "ref": f"refs/heads/{ref}", "targetCommit": commit}
+                for ref, commit in repo.refs.items()
+                if not ref.startswith("refs/")
             ]
             converts = [
-                {"name": ref.rsplit("/", 1)[-1], "ref": ref, "targetCommit": commit} for ref, commit in repo.refs.items() if ref.startswith("refs/")
+                {"name": ref.rsplit("/", 1)[-1], "ref": ref, "targetCommit": commit}
+                for ref, commit in repo.refs.items()
+                if ref.startswith("refs/")
             ]
             self._json({"branches": refs, "converts": converts, "tags": []})
             return
         revision = rest[1] if rest else "main"
         commit = repo.commit(revision)
         if commit is None:
-            self._send(404, b'{"error": "Invalid rev id"}', {"X-Error-Code": "RevisionNotFound", "X-Error-Message": f"Invalid rev id: {revision}"})
+            self._send(
+                404,
+                b'{"error": "Invalid rev id"}',
+                {"X-Error-Code": "RevisionNotFound", "X-Error-Message": f"Invalid rev id: {revision}"},
+            )
             return
         files = repo.commits[commit]
         if rest and rest[0] == "tree":
@@ -269,20 +307,45 @@ class _Handler(BaseHTTPRequestHandler):
             return
         siblings = [{"rfilename": path} for path in files]
         self._json(
-            {"_id": "1", "id": name, "sha": commit, "siblings": siblings, "private": False, "gated": False, "tags": [], "downloads": 0, "likes": 0}
+            {
+                "_id": "1",
+                "id": name,
+                "sha": commit,
+                "siblings": siblings,
+                "private": False,
+                "gated": False,
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+            }
         )
 
     def _tree(self, files: Mapping[str, bytes], query: Mapping[str, str]) -> None:
-        folders = sorted({"/".join(path.split("/")[:depth]) for path in files for depth in range(1, path.count("/") + 1)})
-        entries: list[dict[str, Any]] = [{"type": "directory", "oid": "0" * 40, "size": 0, "path": folder} for folder in folders]
+        folders = sorted(
+            {"/".join(path.split("/")[:depth]) for path in files for depth in range(1, path.count("/") + 1)}
+        )
+        entries: list[dict[str, Any]] = [
+            {"type": "directory", "oid": "0" * 40, "size": 0, "path": folder} for folder in folders
+        ]
         for path, content in sorted(files.items()):
             entry: dict[str, Any] = {"type": "file", "oid": blob(content), "size": len(content), "path": path}
             if self._is_large(path, content):
-                entry |= {"oid": "1" * 40, "lfs": {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}}
+                entry |= {
+                    "oid": "1" * 40,
+                    "lfs": {
+                        "oid": hashlib.sha256(content).hexdigest(),
+                        "size": len(content),
+                        "pointerSize": 130,
+                    },
+                }
             entries.append(entry)
         first = int(query.get("cursor", 0))
         last = first + self.hub.page
-        more = {"Link": f'<{self.hub.url}{urlsplit(self.path).path}?recursive=true&cursor={last}>; rel="next"'} if last < len(entries) else {}
+        more = (
+            {"Link": f'<{self.hub.url}{urlsplit(self.path).path}?recursive=true&cursor={last}>; rel="next"'}
+            if last < len(entries)
+            else {}
+        )
         self._json(entries[first:last], more)
 
     def _resolve(self, words: list[str]) -> None:
@@ -291,8 +354,13 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             return
         if repo.gated and self.headers.get("Authorization") != f"Bearer {repo.token}":
-            status = 403 if "Authorization" in self.headers else 401  # with a token that was not let in, or with none
-            self._send(status, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this resource is restricted"})
+            # with a token that was not let in, or with none
+            status = 403 if "Authorization" in self.headers else 401
+            self._send(
+                status,
+                b"",
+                {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this resource is restricted"},
+            )
             return
         commit, path = repo.commit(words[3]), "/".join(words[4:])
         if commit is None:
@@ -318,7 +386,12 @@ class _Handler(BaseHTTPRequestHandler):
         return path.endswith(".parquet") or len(content) > self.hub.large
 
     def _stored(self, digest: str) -> bytes:
-        contents = (content for repo in self.hub.repos.values() for files in repo.commits.values() for content in files.values())
+        contents = (
+            content
+            for repo in self.hub.repos.values()
+            for files in repo.commits.values()
+            for content in files.values()
+        )
         return next(content for content in contents if hashlib.sha256(content).hexdigest() == digest)
 
     # ModelScope
@@ -327,7 +400,11 @@ class _Handler(BaseHTTPRequestHandler):
         data_sets = [repo for (kind, _), repo in self.hub.repos.items() if kind == words[0]]
         by_id = len(words) > 1 and words[1].isdecimal()
         rest = words[2:] if by_id else words[3:]
-        repo = data_sets[int(words[1])] if by_id else next((repo for repo in data_sets if repo.name == "/".join(words[1:3])), None)
+        repo = (
+            data_sets[int(words[1])]
+            if by_id
+            else next((repo for repo in data_sets if repo.name == "/".join(words[1:3])), None)
+        )
         cookie = self.headers.get("Cookie", "")
         if repo is None or (repo.token and cookie != f"m_session_id={repo.token}"):
             self._json({"Code": 10010205001, "Message": "record not exist", "Success": False}, status=404)
@@ -335,11 +412,26 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"Code": 200, "Data": {"Id": data_sets.index(repo), "Type": 1}, "Success": True})
         elif (commit := repo.commit(query.get("Revision", "master"))) is None:
             gone = {"Code": 10010205001, "Message": "revision not exist", "Success": False}
-            self._json(*((gone, None, 404) if "FilePath" in query else ({"Code": 200, "Data": None, "Success": True},)))
+            self._json(
+                *(
+                    (gone, None, 404)
+                    if "FilePath" in query
+                    else ({"Code": 200, "Data": None, "Success": True},)
+                )
+            )
         elif rest in (["repo", "tree"], ["repo", "files"]):
             files = [
-                {"Path": path, "Name": Path(path).name, "Size": len(content), "Sha256": hashlib.sha256(content).hexdigest()}
-                | {"Type": "blob", "IsLFS": self._is_large(path, content), **self._changed(repo, commit, path)}
+                {
+                    "Path": path,
+                    "Name": Path(path).name,
+                    "Size": len(content),
+                    "Sha256": hashlib.sha256(content).hexdigest(),
+                }
+                | {
+                    "Type": "blob",
+                    "IsLFS": self._is_large(path, content),
+                    **self._changed(repo, commit, path),
+                }
                 for path, content in sorted(repo.commits[commit].items())
             ]
             if rest == ["repo", "tree"]:
@@ -347,7 +439,10 @@ class _Handler(BaseHTTPRequestHandler):
                 files = files[(number - 1) * size : number * size]
             else:
                 folders = {path.rpartition("/")[0] for path in repo.commits[commit]} - {""}
-                files = [{"Path": path, "Name": Path(path).name, "Size": 0, "Sha256": "", "Type": "tree"} for path in folders] + files
+                files = [
+                    {"Path": path, "Name": Path(path).name, "Size": 0, "Sha256": "", "Type": "tree"}
+                    for path in folders
+                ] + files
             self._json({"Code": 200, "Data": {"Files": files}, "Success": True})
         elif (path := query["FilePath"]) in repo.commits[commit]:
             self._file(path, repo.commits[commit][path])
@@ -368,7 +463,9 @@ class _Handler(BaseHTTPRequestHandler):
     # Answers
 
     def _json(self, value: Any, headers: Mapping[str, str] | None = None, status: int = 200) -> None:
-        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
+        self._send(
+            status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})}
+        )
 
     def _send(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         self.send_response(status)
@@ -389,8 +486,15 @@ class _Handler(BaseHTTPRequestHandler):
                 return
         body = content[first:]
         self.send_response(status)
-        ranged = {"Content-Range": f"bytes {first}-{len(content) - 1}/{len(content)}"} if status == 206 else {}
-        for name, value in {"Content-Length": str(len(body)), "Accept-Ranges": "bytes", **ranged, **(headers or {})}.items():
+        ranged = (
+            {"Content-Range": f"bytes {first}-{len(content) - 1}/{len(content)}"} if status == 206 else {}
+        )
+        for name, value in {
+            "Content-Length": str(len(body)),
+            "Accept-Ranges": "bytes",
+            **ranged,
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":

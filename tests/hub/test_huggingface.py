@@ -30,7 +30,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nonexistent/token")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(http, "PAUSES", (0.01, 0.01, 0.01, 0.01))
@@ -44,7 +46,14 @@ def out(tmp_path: Path) -> Path:
     return path
 
 
-def take(module: Any, out: Path, repo: str, revision: str | None = None, patterns: list[str] | None = None, **more: Any) -> dict[str, Any]:
+def take(
+    module: Any,
+    out: Path,
+    repo: str,
+    revision: str | None = None,
+    patterns: list[str] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
     """Look up, or take the `pin` given, and download."""
     pin = more.pop("pin", None) or data.look_up(module, repo, revision, patterns)
     facts: dict[str, Any] = data.fetch(module, repo, pin, out, more.pop("say", print), **more)
@@ -67,13 +76,21 @@ def published(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.is_file()}
 
 
-def test_the_training_files_come_under_names_that_keep_their_order(server: Hub, fetch: Fetch, out: Path) -> None:
+def test_the_training_files_come_under_names_that_keep_their_order(
+    server: Hub, fetch: Fetch, out: Path
+) -> None:
     files = {f"data/train-0000{i}-of-00002.parquet": BIG[i : i + 5000] for i in (1, 0)}
-    commit = server.add("org/name", {**files, "data/test-00000-of-00001.parquet": b"no", "README.md": "# no header"})
+    commit = server.add(
+        "org/name", {**files, "data/test-00000-of-00001.parquet": b"no", "README.md": "# no header"}
+    )
     said: list[str] = []
     facts = fetch("org/name", say=said.append)
     names = [f"000{i}-data-train-0000{i}-of-00002.parquet" for i in (0, 1)]
-    assert facts == {"repo": "org/name", "commit": commit, "files": dict(zip(names, sorted(files), strict=True))}
+    assert facts == {
+        "repo": "org/name",
+        "commit": commit,
+        "files": dict(zip(names, sorted(files), strict=True)),
+    }
     assert published(out) == {name: files[path] for name, path in facts["files"].items()}
     assert said == [f"org/name at {commit[:12]}: 2 files, 10 kB"]
     assert "data/test-00000-of-00001.parquet" not in server.sent
@@ -120,7 +137,9 @@ def test_a_connection_that_breaks_goes_on_where_it_was(server: Hub, fetch: Fetch
     assert server.sent["train.jsonl"] == len(BIG)
 
 
-def test_a_server_that_says_when_to_come_again_is_asked_then(server: Hub, source: Any, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_says_when_to_come_again_is_asked_then(
+    server: Hub, source: Any, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     waited: list[float] = []
     monkeypatch.setattr("time.sleep", waited.append)
     monkeypatch.setattr(http, "PAUSES", (0.5, 0.5, 0.5, 0.5))
@@ -140,7 +159,9 @@ def test_a_card_that_is_cut_or_changed_on_the_way_chooses_nothing(server: Hub, s
         data.look_up(source, "org/name", None, None)
 
 
-def test_an_attempt_that_failed_is_gone_on_from_at_the_commit_of_the_pin(server: Hub, source: Any, fetch: Fetch, out: Path) -> None:
+def test_an_attempt_that_failed_is_gone_on_from_at_the_commit_of_the_pin(
+    server: Hub, source: Any, fetch: Fetch, out: Path
+) -> None:
     commit = server.add("org/name", {"a.jsonl": ROWS, "b.jsonl": BIG})
     pin = data.look_up(source, "org/name", None, None)
     assert (pin.commit, list(pin.files)) == (commit, ["a.jsonl", "b.jsonl"])
@@ -152,14 +173,20 @@ def test_an_attempt_that_failed_is_gone_on_from_at_the_commit_of_the_pin(server:
     server.add("org/name", {"a.jsonl": b"other", "b.jsonl": b"others"})
     asked = len(server.asked)
     assert fetch("org/name", pin=pin)["commit"] == commit
-    assert [path for _, path, _ in server.asked[asked:] if "/tree" in path or "/info" in path or "/revision" in path] == []
+    assert [
+        path
+        for _, path, _ in server.asked[asked:]
+        if "/tree" in path or "/info" in path or "/revision" in path
+    ] == []
     assert published(out) == {"0000-a.jsonl": ROWS, "0001-b.jsonl": BIG}
     assert server.sent == {"a.jsonl": len(ROWS), "b.jsonl": len(BIG)}
     download.remove_leftovers(out, ["0000-a.jsonl", "0001-b.jsonl"])
     assert sorted(path.name for path in out.rglob("*")) == ["0000-a.jsonl", "0001-b.jsonl"]
 
 
-def test_a_mirror_goes_on_from_what_another_server_gave(server: Hub, source: Any, fetch: Fetch, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mirror_goes_on_from_what_another_server_gave(
+    server: Hub, source: Any, fetch: Fetch, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.add("org/name", {"a.jsonl": ROWS, "b.jsonl": BIG})
     pin = data.look_up(source, "org/name", None, None)
     server.fail("b.jsonl", Cut(700_000), *[503] * 5)
@@ -170,7 +197,10 @@ def test_a_mirror_goes_on_from_what_another_server_gave(server: Hub, source: Any
         mirror.add("org/name", {"a.jsonl": ROWS, "b.jsonl": BIG})
         monkeypatch.setenv("MODELSCOPE_ENDPOINT", mirror.url)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", mirror.url)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", mirror.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            mirror.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
         fetch("org/name", pin=pin)
         assert mirror.sent == {"b.jsonl": len(BIG) - 700_000}
     assert published(out) == {"0000-a.jsonl": ROWS, "0001-b.jsonl": BIG}
@@ -183,7 +213,11 @@ def test_a_commit_that_is_gone_is_said_with_what_to_do(server: Hub, source: Any,
     server.repos["datasets", "org/name"].commits.clear()
     server.add("org/name", {"train.jsonl": ROWS, "README.md": "squashed"}, refs=("main", "master"))
     with pytest.raises(
-        DataError, match=rf"at the commit {commit[:12]}, and .* has it no more.*Remove the entry of org/name from the lock file"
+        DataError,
+        match=(
+            rf"at the commit {commit[:12]}, and .* has it no more.*Remove the entry of org/name from the"
+            r" lock file"
+        ),
     ) as caught:
         fetch("org/name", pin=pin)
     assert "\n" not in str(caught.value)
@@ -252,7 +286,9 @@ def test_an_empty_file_is_a_file(server: Hub, fetch: Fetch, out: Path) -> None:
 
 
 def test_a_data_set_that_is_not_there_is_refused(server: Hub, out: Path) -> None:
-    with pytest.raises(DataError, match=r"no data set org/nmae, or keeps it from us.*HF_TOKEN.*hf auth login"):
+    with pytest.raises(
+        DataError, match=r"no data set org/nmae, or keeps it from us.*HF_TOKEN.*hf auth login"
+    ):
         take(huggingface, out, "org/nmae")
     with pytest.raises(DataError, match=r"ModelScope knows no data set org/nmae.*MODELSCOPE_API_TOKEN"):
         take(modelscope, out, "org/nmae")
@@ -261,7 +297,9 @@ def test_a_data_set_that_is_not_there_is_refused(server: Hub, out: Path) -> None
     assert list(out.iterdir()) == []
 
 
-def test_a_token_opens_what_is_private_and_goes_nowhere_else(server: Hub, fetch: Fetch, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_opens_what_is_private_and_goes_nowhere_else(
+    server: Hub, fetch: Fetch, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.add("org/name", {"train.parquet": BIG}, token="hf_secret")
     with pytest.raises(DataError, match="keeps it from us"):
         fetch("org/name")
@@ -276,9 +314,13 @@ def test_a_token_opens_what_is_private_and_goes_nowhere_else(server: Hub, fetch:
     assert "hf_secret" not in json.dumps([facts, said, notes])
 
 
-def test_a_gated_set_says_where_its_terms_are(server: Hub, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gated_set_says_where_its_terms_are(
+    server: Hub, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.add("org/name", {"train.jsonl": ROWS}, token="hf_secret", gated=True)
-    with pytest.raises(DataError, match=r"org/name is gated: .*Accept them at http://.*/datasets/org/name, then set HF_TOKEN"):
+    with pytest.raises(
+        DataError, match=r"org/name is gated: .*Accept them at http://.*/datasets/org/name, then set HF_TOKEN"
+    ):
         take(huggingface, out, "org/name")
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     with pytest.raises(DataError, match=r"org/name is gated: "):
@@ -288,11 +330,15 @@ def test_a_gated_set_says_where_its_terms_are(server: Hub, out: Path, monkeypatc
     assert published(out) == {"0000-train.jsonl": ROWS}
 
 
-def test_a_token_that_expired_is_told_from_a_set_that_is_not_there(server: Hub, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_expired_is_told_from_a_set_that_is_not_there(
+    server: Hub, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.add("org/name", {"train.jsonl": ROWS})
     server.expired.add("hf_old")
     monkeypatch.setenv("HF_TOKEN", "hf_old")
-    with pytest.raises(DataError, match=r"The hub refuses the token it was given.*Renew it: set HF_TOKEN.*or unset it") as caught:
+    with pytest.raises(
+        DataError, match=r"The hub refuses the token it was given.*Renew it: set HF_TOKEN.*or unset it"
+    ) as caught:
         take(huggingface, out, "org/name")
     assert "hf_old" not in str(caught.value)
 
@@ -301,7 +347,9 @@ def test_a_revision_that_is_not_there_is_refused_with_those_that_are(server: Hub
     server.add("org/name", {"train.jsonl": ROWS}, refs=("main", "master", "v1.0", "refs/convert/parquet"))
     with pytest.raises(DataError, match=r"no revision 'v1\.1'; there is v1\.0"):
         take(huggingface, out, "org/name", "v1.1")
-    with pytest.raises(DataError, match=r"no revision 'zzz'; there is main, master, v1\.0, refs/convert/parquet\."):
+    with pytest.raises(
+        DataError, match=r"no revision 'zzz'; there is main, master, v1\.0, refs/convert/parquet\."
+    ):
         take(huggingface, out, "org/name", "zzz")
     with pytest.raises(DataError, match=r"no revision 'zzz' on ModelScope.*`master` is the default"):
         take(modelscope, out, "org/name", "zzz")
@@ -311,8 +359,14 @@ def test_a_script_is_never_run_and_its_parquet_copy_is_found(server: Hub, out: P
     server.add("org/name", {"name.py": "raise SystemExit('run')", "data.tar": b"x"})
     with pytest.raises(DataError, match=r"never run here.*data\.revision=refs/convert/parquet"):
         take(huggingface, out, "org/name")
-    server.add("org/name", {"main/train/0000.parquet": BIG, "main/test/0000.parquet": b"x"}, refs=("refs/convert/parquet",))
-    assert list(take(huggingface, out, "org/name", "refs/convert/parquet")["files"]) == ["0000-main-train-0000.parquet"]
+    server.add(
+        "org/name",
+        {"main/train/0000.parquet": BIG, "main/test/0000.parquet": b"x"},
+        refs=("refs/convert/parquet",),
+    )
+    assert list(take(huggingface, out, "org/name", "refs/convert/parquet")["files"]) == [
+        "0000-main-train-0000.parquet"
+    ]
     assert "name.py" not in server.sent
 
 
@@ -334,7 +388,9 @@ def test_the_environment_may_forbid_to_ask(server: Hub, out: Path, monkeypatch: 
     assert server.asked == []
 
 
-def test_a_server_that_is_not_there_is_said_in_one_paragraph(server: Hub, fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_not_there_is_said_in_one_paragraph(
+    server: Hub, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -345,7 +401,9 @@ def test_a_server_that_is_not_there_is_said_in_one_paragraph(server: Hub, fetch:
     assert "\n" not in str(caught.value)
 
 
-def test_an_answer_of_another_kind_of_server_is_refused(server: Hub, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_of_another_kind_of_server_is_refused(
+    server: Hub, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.fail("api/v1", 418)
     with pytest.raises(DataError, match="with the status 418"):
         take(modelscope, out, "org/name")

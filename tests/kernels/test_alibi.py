@@ -19,11 +19,19 @@ def model(attention: str, *, heads: int = 5, groups: int = 5) -> alibi.AlibiLlam
     alibi.register()
     seam.register()
     config = alibi.AlibiConfig(
-        vocab_size=97, hidden_size=16 * heads, intermediate_size=64, num_hidden_layers=2, num_attention_heads=heads, num_key_value_heads=groups,
-        max_position_embeddings=32, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=97,
+        hidden_size=16 * heads,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        max_position_embeddings=32,
+        pad_token_id=0,
+    )
     torch.manual_seed(0)
-    made = AutoModelForCausalLM.from_config(config, attn_implementation=attention, trust_remote_code=False).eval()
+    made = AutoModelForCausalLM.from_config(
+        config, attn_implementation=attention, trust_remote_code=False
+    ).eval()
     for parameter in made.parameters():
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=1.2 * parameter.shape[1] ** -0.5)
@@ -50,7 +58,8 @@ def test_columns_are_distances(dtype: torch.dtype, heads: int) -> None:
     scores = (q.double() @ k.double().transpose(2, 3) * 128**-0.5)[0]
     slope = torch.tensor(alibi.slopes(heads), dtype=torch.float64)[:, None, None]
     expected = slope * (positions[0][None, :] - positions[0][:, None])
-    # Softmax sees differences of a row only, and their slope is off by 2 ** -17 at most (twice that where rounding met rounding).
+    # Softmax sees differences of a row only, and their slope is off by 2 ** -17 at most (twice that where
+    # rounding met rounding).
     torch.testing.assert_close(scores - scores[..., :1], expected - expected[..., :1], atol=0, rtol=2**-16)
     # What is equal along a row is small, so that a score of a near key is not rounded as a large number is.
     assert scores.diagonal(dim1=1, dim2=2).abs().max() < (1e-3 if dtype == torch.float32 else 0.1)
@@ -77,7 +86,10 @@ def test_attention_is_the_formula(attention: str, heads: int, groups: int) -> No
     made = model(attention, heads=heads, groups=groups)
     seen: dict[str, torch.Tensor] = {}
     layer = made.model.layers[1].self_attn
-    layer.register_forward_hook(lambda _, _args, kwargs, out: seen.update(x=kwargs["hidden_states"][0], out=out[0][0]), with_kwargs=True)
+    layer.register_forward_hook(
+        lambda _, _args, kwargs, out: seen.update(x=kwargs["hidden_states"][0], out=out[0][0]),
+        with_kwargs=True,
+    )
     with torch.no_grad():
         made(input_ids=ids(1, 150), position_ids=torch.arange(150)[None], use_cache=False)
         torch.testing.assert_close(seen["out"].double(), explicit(layer, seen["x"]), atol=1e-5, rtol=1e-5)
@@ -90,13 +102,22 @@ def test_packed_documents_compute_and_learn_as_if_alone(attention: str, dtype: t
     row, made = ids(1, sum(lengths)), model(attention).to(dtype)
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
     packed = made(input_ids=row, position_ids=positions, use_cache=False).logits[0]
-    alone = torch.cat([made(input_ids=p, position_ids=torch.arange(p.shape[1])[None], use_cache=False).logits[0] for p in row.split(lengths, dim=1)])
+    alone = torch.cat(
+        [
+            made(input_ids=p, position_ids=torch.arange(p.shape[1])[None], use_cache=False).logits[0]
+            for p in row.split(lengths, dim=1)
+        ]
+    )
     tolerance = 1e-5 if dtype == torch.float32 else 6e-2
     torch.testing.assert_close(packed, alone, atol=tolerance, rtol=tolerance)
     grad = torch.randn(packed.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
     weights = [made.model.layers[0].self_attn.q_proj.weight, made.model.embed_tokens.weight]
-    for found, wanted in zip(torch.autograd.grad(packed, weights, grad), torch.autograd.grad(alone, weights, grad), strict=True):
-        assert (found - wanted).float().norm() / wanted.float().norm() < (1e-5 if dtype == torch.float32 else 3e-2)
+    for found, wanted in zip(
+        torch.autograd.grad(packed, weights, grad), torch.autograd.grad(alone, weights, grad), strict=True
+    ):
+        assert (found - wanted).float().norm() / wanted.float().norm() < (
+            1e-5 if dtype == torch.float32 else 3e-2
+        )
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -120,7 +141,14 @@ def test_decoding_with_a_cache_is_decoding_without(attention: str, cache: str) -
     text = torch.nn.functional.pad(ids(2, 20), (3, 0))
     mask = (text != 0).long()
     wanted = made.generate(text, attention_mask=mask, max_new_tokens=40, do_sample=False, use_cache=False)
-    found = made.generate(text, attention_mask=mask, max_new_tokens=40, do_sample=False, cache_implementation=cache, disable_compile=True)
+    found = made.generate(
+        text,
+        attention_mask=mask,
+        max_new_tokens=40,
+        do_sample=False,
+        cache_implementation=cache,
+        disable_compile=True,
+    )
     assert torch.equal(found, wanted)
 
 
@@ -130,7 +158,9 @@ def test_without_alibi_it_would_be_another_model() -> None:
         before = made(input_ids=text).logits
         made.model.rotary_emb.inv_freq.mul_(3.0)  # rope is idle
         assert torch.equal(made(input_ids=text).logits, before)
-        longer = made(input_ids=text, position_ids=2 * torch.arange(20)[None], attention_mask=torch.ones_like(text)).logits
+        longer = made(
+            input_ids=text, position_ids=2 * torch.arange(20)[None], attention_mask=torch.ones_like(text)
+        ).logits
     assert (longer - before).abs().max() > 0.1
 
 
@@ -140,7 +170,10 @@ def test_a_checkpoint_comes_back_as_it_was_and_plain_transformers_refuses_it(tmp
     again = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=False)
     assert isinstance(again, alibi.AlibiLlamaForCausalLM)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in made.state_dict().items())
-    code = f"from transformers import AutoConfig; AutoConfig.from_pretrained({str(tmp_path)!r}, trust_remote_code=False)"
+    code = (
+        f"from transformers import AutoConfig; AutoConfig.from_pretrained({str(tmp_path)!r}, "
+        "trust_remote_code=False)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert alibi.MODEL_TYPE in done.stderr

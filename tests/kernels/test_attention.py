@@ -30,9 +30,15 @@ def model() -> LlamaForCausalLM:
     attention.register()
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=97, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
-        max_position_embeddings=64, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=97,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    )
     made = LlamaForCausalLM._from_config(config, attn_implementation="tuner")
     made.config.use_cache = False
     return made.train()
@@ -49,9 +55,16 @@ def gradient(model: LlamaForCausalLM, loss: torch.Tensor) -> list[torch.Tensor]:
 def test_packed_logits_and_gradients_are_those_of_each_document_alone(model: LlamaForCausalLM) -> None:
     text, grad = ids(1, sum(LENGTHS)), torch.randn(sum(LENGTHS), 97)
     packed = model(input_ids=text, position_ids=positions(*LENGTHS)).logits[0]
-    alone = torch.cat([model(input_ids=part, position_ids=positions(part.shape[1])).logits[0] for part in text.split(LENGTHS, dim=1)])
+    alone = torch.cat(
+        [
+            model(input_ids=part, position_ids=positions(part.shape[1])).logits[0]
+            for part in text.split(LENGTHS, dim=1)
+        ]
+    )
     torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
-    for a, b in zip(gradient(model, (packed * grad).sum()), gradient(model, (alone * grad).sum()), strict=True):
+    for a, b in zip(
+        gradient(model, (packed * grad).sum()), gradient(model, (alone * grad).sum()), strict=True
+    ):
         assert (a - b).norm() <= 1e-5 * b.norm()
 
 
@@ -66,16 +79,30 @@ def test_a_token_changes_nothing_in_other_documents(model: LlamaForCausalLM) -> 
     assert changed[10:27].all()
     assert not changed[27:].any()
     embedded = model.get_input_embeddings()(text).detach().requires_grad_()
-    (reached,) = torch.autograd.grad(model(inputs_embeds=embedded, position_ids=where).logits[0, 8:27].sum(), embedded)
+    (reached,) = torch.autograd.grad(
+        model(inputs_embeds=embedded, position_ids=where).logits[0, 8:27].sum(), embedded
+    )
     assert (reached[0].abs().sum(dim=1) > 0).tolist() == [8 <= n < 27 for n in range(sum(LENGTHS))]
 
 
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated", "ignore:.gradient_checkpointing_disable. is deprecated")
+@pytest.mark.filterwarnings(
+    "ignore:.gradient_checkpointing_enable. is deprecated",
+    "ignore:.gradient_checkpointing_disable. is deprecated",
+)
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_a_layer_that_is_computed_again_sees_the_same_borders(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, reentrant: bool) -> None:
-    batches = [(ids(1, sum(LENGTHS)), positions(*LENGTHS), (0, 7, 8, 27, 29)), (ids(1, sum(LENGTHS)).flip(1), positions(9, 20), (0, 9, 29))]
-    wanted = [gradient(model, model(input_ids=text, position_ids=where).logits.square().sum()) for text, where, _ in batches]
-    monkeypatch.setattr(documents, "borders", pytest.fail)  # nothing is read back from positions that were announced
+def test_a_layer_that_is_computed_again_sees_the_same_borders(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, reentrant: bool
+) -> None:
+    batches = [
+        (ids(1, sum(LENGTHS)), positions(*LENGTHS), (0, 7, 8, 27, 29)),
+        (ids(1, sum(LENGTHS)).flip(1), positions(9, 20), (0, 9, 29)),
+    ]
+    wanted = [
+        gradient(model, model(input_ids=text, position_ids=where).logits.square().sum())
+        for text, where, _ in batches
+    ]
+    # nothing is read back from positions that were announced
+    monkeypatch.setattr(documents, "borders", pytest.fail)
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
     try:
@@ -83,7 +110,8 @@ def test_a_layer_that_is_computed_again_sees_the_same_borders(model: LlamaForCau
         for text, where, borders in batches:
             announce(where, borders)
             losses.append(model(input_ids=text, position_ids=where).logits.square().sum())
-        for loss, expected in zip(losses, wanted, strict=True):  # both backward passes come after both forward passes
+        # both backward passes come after both forward passes
+        for loss, expected in zip(losses, wanted, strict=True):
             model.zero_grad()
             loss.backward()
             for p, b in zip(model.parameters(), expected, strict=True):
@@ -109,19 +137,39 @@ def test_what_it_cannot_do_is_refused() -> None:
 
 def test_queries_keys_and_values_come_in_the_dtype_of_the_products() -> None:
     q, k, v = torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8, dtype=torch.bfloat16)
-    assert packed_attention(torch.nn.Module(), q, k, v, None, position_ids=positions(5))[0].dtype == torch.bfloat16
+    assert (
+        packed_attention(torch.nn.Module(), q, k, v, None, position_ids=positions(5))[0].dtype
+        == torch.bfloat16
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert packed_attention(torch.nn.Module(), q, k, q, None, position_ids=positions(5))[0].dtype == torch.bfloat16
-    assert packed_attention(torch.nn.Module(), q, k, q, None, position_ids=positions(5))[0].dtype == torch.float32
+        assert (
+            packed_attention(torch.nn.Module(), q, k, q, None, position_ids=positions(5))[0].dtype
+            == torch.bfloat16
+        )
+    assert (
+        packed_attention(torch.nn.Module(), q, k, q, None, position_ids=positions(5))[0].dtype
+        == torch.float32
+    )
 
 
 def test_on_the_processor_it_is_sdpa_and_says_why() -> None:
     name, why = choose("auto", needs())
     assert name == "sdpa"
-    assert re.search(r"SDPA, document by document; flash: .*; varlen: it runs on NVIDIA GPUs only; flex: its backward pass runs", why)
+    assert re.search(
+        r"SDPA, document by document; flash: .*; varlen: it runs on NVIDIA GPUs only; flex: its backward"
+        r" pass runs",
+        why,
+    )
     assert choose("sdpa", needs()) == ("sdpa", "SDPA, document by document")
-    for wish, reason in (("flash", "no FlashAttention package"), ("varlen", "NVIDIA GPUs only"), ("flex", "backward pass runs on NVIDIA GPUs")):
-        with pytest.raises(ConfigError, match=rf"machine.attention={wish} .* can't be used here: .*{reason}.*auto, which takes sdpa here"):
+    for wish, reason in (
+        ("flash", "no FlashAttention package"),
+        ("varlen", "NVIDIA GPUs only"),
+        ("flex", "backward pass runs on NVIDIA GPUs"),
+    ):
+        with pytest.raises(
+            ConfigError,
+            match=rf"machine.attention={wish} .* can't be used here: .*{reason}.*auto, which takes sdpa here",
+        ):
             choose(wish, needs())
 
 
@@ -141,7 +189,11 @@ CARDS = [
 
 @pytest.mark.parametrize(("wanted", "capability", "name", "why"), CARDS)
 def test_auto_takes_the_fastest_that_can_do_what_is_needed(
-    monkeypatch: pytest.MonkeyPatch, wanted: dict[str, object], capability: tuple[int, int], name: str, why: str
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: dict[str, object],
+    capability: tuple[int, int],
+    name: str,
+    why: str,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr("tuner.kernels.flash.find_spec", lambda _: None)
@@ -162,23 +214,41 @@ def test_another_backend_for_a_while() -> None:
 
 
 def flash_as_documented(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor, max_seqlen_q: int, max_seqlen_k: int,
-    dropout_p: float = 0.0, softmax_scale: float | None = None, causal: bool = False, window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
     deterministic: bool = False,
-) -> torch.Tensor:  # fmt: skip
-    """What the README of flash-attn 2 says of its function: a query i sees keys from i - window_size[0] to i + window_size[1]."""
+) -> torch.Tensor:
+    """What the README of flash-attn 2 says of its function: a query i sees keys from i - window_size[0] to
+    i + window_size[1].
+    """
     assert q.shape[-1] % 8 == 0
     assert q.shape[-1] == k.shape[-1] == v.shape[-1]
     assert (max_seqlen_q, max_seqlen_k, causal, dropout_p, deterministic) == (19, 19, True, 0.0, False)
     assert torch.equal(cu_seqlens_q, cu_seqlens_k)
-    scoring = Scoring(scaling=softmax_scale or 0.0, window=window_size[0] + 1 if window_size[0] >= 0 else None, softcap=softcap or None)
+    scoring = Scoring(
+        scaling=softmax_scale or 0.0,
+        window=window_size[0] + 1 if window_size[0] >= 0 else None,
+        softcap=softcap or None,
+    )
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     return reference(q, k, v, cu_seqlens_q.diff().tolist(), scoring)[0].to(q.dtype)
 
 
 @pytest.mark.parametrize(("width", "values"), [(16, 16), (12, 12), (24, 16)])
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (6, None), (6, 3.0), (100, None)])
-def test_what_flash_attention_is_told(monkeypatch: pytest.MonkeyPatch, width: int, values: int, window: int | None, softcap: float | None) -> None:
+def test_what_flash_attention_is_told(
+    monkeypatch: pytest.MonkeyPatch, width: int, values: int, window: int | None, softcap: float | None
+) -> None:
     monkeypatch.setattr(flash, "version_for", lambda *_, **__: 2)
     monkeypatch.setattr(flash, "function", lambda _: flash_as_documented)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
@@ -190,38 +260,80 @@ def test_what_flash_attention_is_told(monkeypatch: pytest.MonkeyPatch, width: in
 
 
 def test_a_flash_attention_without_a_word_for_something_is_not_called_without_it() -> None:
-    def older(q: object, k: object, v: object, cu_seqlens_q: object, cu_seqlens_k: object, max_seqlen_q: int, max_seqlen_k: int,
-              softmax_scale: float, causal: bool) -> None: ...  # fmt: skip
+    def older(
+        q: object,
+        k: object,
+        v: object,
+        cu_seqlens_q: object,
+        cu_seqlens_k: object,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        softmax_scale: float,
+        causal: bool,
+    ) -> None: ...
 
     assert flash.keywords(older, row(LENGTHS), Scoring(scaling=1.0, window=99), deterministic=False)["causal"]
-    for scoring, deterministic, word in ((Scoring(scaling=1.0, window=3), False, "window_size"), (Scoring(scaling=1.0), True, "deterministic")):
+    for scoring, deterministic, word in (
+        (Scoring(scaling=1.0, window=3), False, "window_size"),
+        (Scoring(scaling=1.0), True, "deterministic"),
+    ):
         with pytest.raises(NotImplementedError, match=f"no {word}"):
             flash.keywords(older, row(LENGTHS), scoring, deterministic=deterministic)
 
 
 def varlen_before_2_12(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_q: torch.Tensor, cu_seq_k: torch.Tensor, max_q: int, max_k: int, *,
-    scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
-) -> torch.Tensor:  # fmt: skip
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+) -> torch.Tensor:
     """As PyTorch 2.11 has it."""
     assert window_size[1] == 0
     return flash_as_documented(
-        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, softmax_scale=scale, causal=True, window_size=window_size
-    )  # fmt: skip
+        query,
+        key,
+        value,
+        cu_seq_q,
+        cu_seq_k,
+        max_q,
+        max_k,
+        softmax_scale=scale,
+        causal=True,
+        window_size=window_size,
+    )
 
 
 def varlen_since_2_12(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_q: torch.Tensor, cu_seq_k: torch.Tensor, max_q: int, max_k: int, *,
-    scale: float | None = None, window_size: tuple[int, int] = (-1, -1), enable_gqa: bool = False,
-) -> torch.Tensor:  # fmt: skip
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+) -> torch.Tensor:
     """As PyTorch 2.13 has it."""
     assert enable_gqa
-    return varlen_before_2_12(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+    return varlen_before_2_12(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size
+    )
 
 
 @pytest.mark.parametrize("called", [varlen_before_2_12, varlen_since_2_12])
 @pytest.mark.parametrize("window", [None, 6])
-def test_what_either_signature_of_pytorch_is_told(monkeypatch: pytest.MonkeyPatch, called: Callable[..., torch.Tensor], window: int | None) -> None:
+def test_what_either_signature_of_pytorch_is_told(
+    monkeypatch: pytest.MonkeyPatch, called: Callable[..., torch.Tensor], window: int | None
+) -> None:
     module: ModuleType = torch.nn.attention.varlen
     monkeypatch.setattr(module, "varlen_attn", called)
     varlen.names_groups.cache_clear()

@@ -1,4 +1,6 @@
-"""Every backend of attention on an NVIDIA GPU, against attention written out in fp64; and how fast they are."""
+"""Every backend of attention on an NVIDIA GPU, against attention written out in fp64; and how fast they
+are.
+"""
 
 from collections.abc import Callable
 
@@ -11,7 +13,10 @@ from tuner.kernels import attention, flash, flex, sdpa, varlen
 from tuner.kernels.attention import BACKENDS, choose, using
 from tuner.kernels.scoring import Needs, Scoring
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
 
 LENGTHS = (300, 1, 129, 7, 1, 128, 1000, 64)
 """odd lengths, documents of one token, blocks that are seen in part and as a whole"""
@@ -32,24 +37,41 @@ def usable(backend: str, **wanted: object) -> None:
         pytest.skip(f"{backend}: {reason}")
 
 
-def errors(backend: str, lengths: tuple[int, ...], scoring: Scoring, *, heads: tuple[int, int], width: int, dtype: torch.dtype) -> dict[str, float]:
+def errors(
+    backend: str,
+    lengths: tuple[int, ...],
+    scoring: Scoring,
+    *,
+    heads: tuple[int, int],
+    width: int,
+    dtype: torch.dtype,
+) -> dict[str, float]:
     """Relative errors in the 2-norm of the output, of the worst document, and of the gradients."""
     torch.manual_seed(0)
     inputs = [
-        torch.randn(1, sum(lengths), h, width, device="cuda").to(dtype).transpose(1, 2).requires_grad_() for h in (heads[0], heads[1], heads[1])
+        torch.randn(1, sum(lengths), h, width, device="cuda").to(dtype).transpose(1, 2).requires_grad_()
+        for h in (heads[0], heads[1], heads[1])
     ]
     exact = [x.detach().double().requires_grad_() for x in inputs]
     if scoring.sinks is not None:
         inputs, exact = [*inputs, scoring.sinks], [*exact, scoring.sinks.detach().double().requires_grad_()]
     sinks = exact[3] if len(exact) > 3 else None
     wanted = reference(
-        exact[0], exact[1], exact[2], lengths, Scoring(scaling=scoring.scaling, window=scoring.window, softcap=scoring.softcap, sinks=sinks)
+        exact[0],
+        exact[1],
+        exact[2],
+        lengths,
+        Scoring(scaling=scoring.scaling, window=scoring.window, softcap=scoring.softcap, sinks=sinks),
     )
     found = MODULES[backend].attend(inputs[0], inputs[1], inputs[2], row(lengths, "cuda"), scoring)
     assert found.dtype == dtype
     assert found.shape == wanted.shape
     grad = torch.randn_like(found)
-    gradients = zip(torch.autograd.grad(found, inputs, grad), torch.autograd.grad(wanted, exact, grad.double()), strict=True)
+    gradients = zip(
+        torch.autograd.grad(found, inputs, grad),
+        torch.autograd.grad(wanted, exact, grad.double()),
+        strict=True,
+    )
     parts = zip(found.double().split(list(lengths), dim=1), wanted.split(list(lengths), dim=1), strict=True)
     names = ("q", "k", "v", "sinks")
     said = {"out": relative(found, wanted), "document": max(relative(a, b) for a, b in parts)}
@@ -65,7 +87,9 @@ def check(capsys: pytest.CaptureFixture[str], title: str, said: dict[str, float]
         print(f"\n{title:<52}" + "  ".join(f"{name} {value:.1e}" for name, value in said.items()), end="")
     worst = 1e-2 if dtype == torch.bfloat16 else 1e-5
     assert max(said["out"], said["document"]) < worst
-    assert max(value for name, value in said.items() if name.startswith("d") and name != "document") < 3 * worst
+    assert (
+        max(value for name, value in said.items() if name.startswith("d") and name != "document") < 3 * worst
+    )
 
 
 @pytest.mark.parametrize("width", [64, 80, 96, 128, 136, 256])
@@ -83,25 +107,38 @@ def test_documents_groups_and_windows(capsys: pytest.CaptureFixture[str], backen
 def test_few_tokens_and_many(backend: str, lengths: tuple[int, ...]) -> None:
     usable(backend)
     torch.manual_seed(0)
-    q, k, v = (torch.randn(1, h, sum(lengths), 128, device="cuda", dtype=torch.bfloat16, requires_grad=True) for h in (4, 2, 2))
+    q, k, v = (
+        torch.randn(1, h, sum(lengths), 128, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        for h in (4, 2, 2)
+    )
     scoring = Scoring(scaling=128**-0.5)
     found = MODULES[backend].attend(q, k, v, row(lengths, "cuda"), scoring)
     wanted = reference(q, k, v, lengths, scoring)
     torch.testing.assert_close(found.double(), wanted, atol=2e-2, rtol=2e-2)
-    for a, b in zip(torch.autograd.grad(found.sum(), (q, k, v)), torch.autograd.grad(wanted.sum(), (q, k, v)), strict=True):
-        assert (a - b).double().norm() <= 2e-2 * max(1.0, b.double().norm().item())  # the gradient of one token's query is zero
+    for a, b in zip(
+        torch.autograd.grad(found.sum(), (q, k, v)), torch.autograd.grad(wanted.sum(), (q, k, v)), strict=True
+    ):
+        # the gradient of one token's query is zero
+        assert (a - b).double().norm() <= 2e-2 * max(1.0, b.double().norm().item())
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("sinks", [False, True])
 @pytest.mark.parametrize("backend", ["flash", "flex", "sdpa"])
-def test_caps_and_sinks(capsys: pytest.CaptureFixture[str], backend: str, softcap: float | None, sinks: bool) -> None:
+def test_caps_and_sinks(
+    capsys: pytest.CaptureFixture[str], backend: str, softcap: float | None, sinks: bool
+) -> None:
     usable(backend, softcap=softcap is not None, sinks=sinks, head_dim=64)
     for window in (None, 100):
         scores = torch.randn(8, device="cuda", requires_grad=True) if sinks else None
         scoring = Scoring(scaling=0.3, window=window, softcap=softcap, sinks=scores)
         said = errors(backend, LENGTHS, scoring, heads=(8, 2), width=64, dtype=torch.bfloat16)
-        check(capsys, f"{backend} bf16 D=64 softcap={softcap} sinks={sinks} window={window}", said, torch.bfloat16)
+        check(
+            capsys,
+            f"{backend} bf16 D=64 softcap={softcap} sinks={sinks} window={window}",
+            said,
+            torch.bfloat16,
+        )
 
 
 @pytest.mark.parametrize("width", [64, 128])
@@ -113,16 +150,27 @@ def test_fp32(capsys: pytest.CaptureFixture[str], backend: str, width: int) -> N
     check(capsys, f"{backend} fp32 D={width}", said, torch.float32)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which the compiler of torch 2.11 looks at, and hides by another way than filters
+# which the compiler of torch 2.11 looks at, and hides by another way than filters
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_token_changes_not_a_bit_in_other_documents(backend: str) -> None:
     usable(backend, head_dim=64)
     attention.register()
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=97, hidden_size=256, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.1
-    )  # fmt: skip
-    model = LlamaForCausalLM._from_config(config, attn_implementation=attention.NAME, dtype=torch.bfloat16).to("cuda").train()
+        vocab_size=97,
+        hidden_size=256,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.1,
+    )
+    model = (
+        LlamaForCausalLM._from_config(config, attn_implementation=attention.NAME, dtype=torch.bfloat16)
+        .to("cuda")
+        .train()
+    )
     lengths, begin, end = (130, 1, 260, 5), 131, 391
     text = torch.randint(1, 97, (1, sum(lengths)), device="cuda")
     where = torch.cat([torch.arange(n) for n in lengths])[None].to("cuda")
@@ -135,7 +183,10 @@ def test_a_token_changes_not_a_bit_in_other_documents(backend: str) -> None:
         assert changed[begin + 3 : end].any()
         assert not changed[end:].any()
         embedded = model.get_input_embeddings()(text).detach().requires_grad_()
-        (reached,) = torch.autograd.grad(model(inputs_embeds=embedded, position_ids=where, use_cache=False).logits[0, begin:end].sum(), embedded)
+        (reached,) = torch.autograd.grad(
+            model(inputs_embeds=embedded, position_ids=where, use_cache=False).logits[0, begin:end].sum(),
+            embedded,
+        )
     reached = reached[0].abs().sum(dim=1)
     assert not reached[:begin].any()
     assert reached[begin:end].all()
@@ -147,7 +198,10 @@ def test_a_batch_of_new_length_compiles_nothing_after_the_second(capsys: pytest.
     compiled = []
     for n in (700, 801, 2000, 930, 4095, 1500):
         torch._dynamo.utils.counters.clear()
-        q, k, v = (torch.randn(1, h, n, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for h in (4, 2, 2))
+        q, k, v = (
+            torch.randn(1, h, n, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+            for h in (4, 2, 2)
+        )
         flex.attend(q, k, v, row((n // 2, n - n // 2), "cuda"), Scoring(scaling=0.125)).sum().backward()
         compiled.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     with capsys.disabled():
@@ -172,7 +226,9 @@ def timed(run: Callable[[], None], times: int = 10) -> float:
 
 @pytest.mark.parametrize("lengths", [(4096,) * 4, (512,) * 32], ids=["4x4096", "32x512"])
 def test_speed(capsys: pytest.CaptureFixture[str], lengths: tuple[int, ...]) -> None:
-    """Prints forward and backward of one layer: 16,384 tokens, bf16, 16 heads of 128; only that it runs is asserted."""
+    """Prints forward and backward of one layer: 16,384 tokens, bf16, 16 heads of 128; only that it runs is
+    asserted.
+    """
     shape, scoring, asked = (
         (1, 16, sum(lengths), 128),
         Scoring(scaling=128**-0.5),
@@ -182,14 +238,22 @@ def test_speed(capsys: pytest.CaptureFixture[str], lengths: tuple[int, ...]) -> 
     work = 4 * 16 * 128 * seen  # two products of the forward pass, five of the backward pass
     with capsys.disabled():
         name, why = choose("auto", asked)
-        print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}; {len(lengths)} documents of {lengths[0]}; auto takes {name} ({why})")
+        print(
+            f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}; {len(lengths)} documents of "
+            f"{lengths[0]}; auto takes {name} ({why})"
+        )
         print(f"{'backend':<10}{'forward ms':>12}{'TFLOP/s':>10}{'both ms':>12}{'TFLOP/s':>10}")
         for backend, module in MODULES.items():
             if reason := module.trouble(asked):
                 print(f"{backend:<10}{reason}")
                 continue
-            q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
-            grad, documents = torch.randn(1, sum(lengths), 16, 128, device="cuda", dtype=torch.bfloat16), row(lengths, "cuda")
+            q, k, v = (
+                torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
+            )
+            grad, documents = (
+                torch.randn(1, sum(lengths), 16, 128, device="cuda", dtype=torch.bfloat16),
+                row(lengths, "cuda"),
+            )
             attend = module.attend
 
             def forward() -> torch.Tensor:
@@ -203,5 +267,8 @@ def test_speed(capsys: pytest.CaptureFixture[str], lengths: tuple[int, ...]) -> 
                 torch.autograd.grad(forward(), (q, k, v), grad)  # noqa: B023
 
             once, twice = timed(alone), timed(both)
-            print(f"{backend:<10}{once * 1e3:>12.3f}{work / once / 1e12:>10.1f}{twice * 1e3:>12.3f}{3.5 * work / twice / 1e12:>10.1f}")
+            print(
+                f"{backend:<10}{once * 1e3:>12.3f}{work / once / 1e12:>10.1f}"
+                f"{twice * 1e3:>12.3f}{3.5 * work / twice / 1e12:>10.1f}"
+            )
     assert once > 0

@@ -20,7 +20,12 @@ def test_what_follows_from_borders() -> None:
     row = Documents([0, 3, 5, 6], torch.device("cpu"))
     with torch.inference_mode():
         assert not row.offsets.is_inference(), "it serves training too"
-    assert (row.tokens, row.longest, row.offsets.tolist(), row.offsets.dtype) == (6, 3, [0, 3, 5, 6], torch.int32)
+    assert (row.tokens, row.longest, row.offsets.tolist(), row.offsets.dtype) == (
+        6,
+        3,
+        [0, 3, 5, 6],
+        torch.int32,
+    )
 
 
 def test_announced_positions_are_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +33,9 @@ def test_announced_positions_are_never_read(monkeypatch: pytest.MonkeyPatch) -> 
     row = positions(3, 2)
     announce(row, (0, 3, 5))
     assert documents_of(row).borders == (0, 3, 5)
-    assert documents_of(row[None].expand(4, -1, -1)[0]) is documents_of(row), "a view of the same memory is the same row"
+    assert documents_of(row[None].expand(4, -1, -1)[0]) is documents_of(row), (
+        "a view of the same memory is the same row"
+    )
     with torch.inference_mode():
         other = positions(2, 3)
         announce(other, (0, 2, 5))
@@ -56,4 +63,5 @@ def test_other_positions_are_another_row() -> None:
 def test_memory_of_forgotten_rows_is_not_mistaken_for_them() -> None:
     for length in range(1, 4 * REMEMBERED):
         lengths = (length, 64 - length)
-        assert documents_of(positions(*lengths)).borders == (0, length, 64)  # each is freed, and the next may lie where it lay
+        # each is freed, and the next may lie where it lay
+        assert documents_of(positions(*lengths)).borders == (0, length, 64)

@@ -1,4 +1,6 @@
-"""FlexAttention's masks on the processor, where it computes without a kernel and has no backward pass. Kernels: test_backends.py."""
+"""FlexAttention's masks on the processor, where it computes without a kernel and has no backward pass.
+Kernels: test_backends.py.
+"""
 
 import random
 
@@ -10,14 +12,23 @@ from tests.kernels.reference import reference, row
 from tuner.kernels import flex
 from tuner.kernels.scoring import Scoring
 
-CASES = [((5,), None), ((128,), None), ((300, 1, 77, 500), None), ((300, 1, 77, 500), 50), ((130, 126, 128), 130), ((1,) * 140, None), ((700,), 1)]
+CASES = [
+    ((5,), None),
+    ((128,), None),
+    ((300, 1, 77, 500), None),
+    ((300, 1, 77, 500), 50),
+    ((130, 126, 128), 130),
+    ((1,) * 140, None),
+    ((700,), 1),
+]
 
 
 @pytest.mark.parametrize(("lengths", "window"), CASES)
 def test_blocks_are_those_that_are_seen(lengths: tuple[int, ...], window: int | None) -> None:
     n = sum(lengths)
     made = flex.block_mask(row(lengths), window)
-    wanted = create_block_mask(made.mask_mod, None, None, n, n, device="cpu")  # evaluates the mask at every pair
+    # evaluates the mask at every pair
+    wanted = create_block_mask(made.mask_mod, None, None, n, n, device="cpu")
     assert torch.equal(made.to_dense(), wanted.to_dense())
 
 
@@ -27,7 +38,9 @@ def test_whole_blocks_are_seen_as_a_whole() -> None:
         lengths = [draw.choice((1, 7, 128, 200, 513)) for _ in range(draw.randrange(1, 6))]
         document = row(lengths)
         width = draw.choice((document.longest, 100, 129, 300))
-        _, full = flex.blocks(torch.repeat_interleave(torch.tensor(document.borders[:-1]), torch.tensor(lengths)).numpy(), width)
+        _, full = flex.blocks(
+            torch.repeat_interleave(torch.tensor(document.borders[:-1]), torch.tensor(lengths)).numpy(), width
+        )
         n = sum(lengths)
         first = torch.repeat_interleave(torch.tensor(document.borders[:-1]), torch.tensor(lengths))[:, None]
         q, k = torch.arange(n)[:, None], torch.arange(n)[None]
@@ -54,4 +67,9 @@ def test_forward(heads: int, kv: int, window: int | None, softcap: float | None)
     lengths = (5, 1, 133, 2)
     q, k, v = (torch.randn(1, h, sum(lengths), 16) for h in (heads, kv, kv))
     scoring = Scoring(scaling=0.5, window=window, softcap=softcap)
-    torch.testing.assert_close(flex.attend(q, k, v, row(lengths), scoring).double(), reference(q, k, v, lengths, scoring), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        flex.attend(q, k, v, row(lengths), scoring).double(),
+        reference(q, k, v, lengths, scoring),
+        atol=1e-5,
+        rtol=1e-5,
+    )

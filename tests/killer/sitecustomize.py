@@ -1,7 +1,9 @@
-"""Kills the process it is imported into, at a point that a test names. Python imports it at start when this directory is on the path.
+"""Kills the process it is imported into, at a point that a test names. Python imports it at start when this
+directory is on the path.
 
-KILL_AT=EVENT|PATTERN|SECONDS: SIGKILL to itself, SECONDS after the audit event EVENT (`open`, `os.rename`, …) first names a path that
-matches PATTERN; 0 is at once, before what the event announces happens. The product knows nothing of this.
+KILL_AT=EVENT|PATTERN|SECONDS: SIGKILL to itself, SECONDS after the audit event EVENT (`open`, `os.rename`, …)
+first names a path that matches PATTERN; 0 is at once, before what the event announces happens. The product
+knows nothing of this.
 """
 
 import os
@@ -17,7 +19,11 @@ def _arm(event: str, pattern: str, seconds: float) -> None:
 
     def hook(name: str, args: tuple[object, ...]) -> None:
         nonlocal armed
-        if not armed or name != event or not any(isinstance(arg, str | os.PathLike) and wanted.search(os.fspath(arg)) for arg in args):
+        if (
+            not armed
+            or name != event
+            or not any(isinstance(arg, str | os.PathLike) and wanted.search(os.fspath(arg)) for arg in args)
+        ):
             return
         armed = False
         if seconds:

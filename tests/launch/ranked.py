@@ -1,4 +1,6 @@
-"""A small training in several processes, without a model: what the tests of the launcher start. The scene that it plays lies beside its output."""
+"""A small training in several processes, without a model: what the tests of the launcher start. The scene
+that it plays lies beside its output.
+"""
 
 import json
 import os
@@ -20,14 +22,22 @@ from tuner.stages.worker import main as worker
 
 FAKES = {
     "scontrol": '#!/bin/sh\n[ "$*" = "show hostnames both" ] && printf "127.0.0.2\\n127.0.0.1\\n"\n',
-    "srun": '#!/bin/sh\necho "$@" >> "$FAKES/words"\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec env -u CUDA_VISIBLE_DEVICES "$@"\n',
-    "ssh": '#!/bin/sh\necho "$@" >> "$FAKES/words"\nwhile [ "$1" = -o ]; do shift 2; done\nshift\nexec env -i PATH="$PATH" sh -c "$*"\n',
+    "srun": (
+        '#!/bin/sh\necho "$@" >> "$FAKES/words"\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec env -u'
+        ' CUDA_VISIBLE_DEVICES "$@"\n'
+    ),
+    "ssh": (
+        '#!/bin/sh\necho "$@" >> "$FAKES/words"\nwhile [ "$1" = -o ]; do shift 2; done\nshift\nexec env -i'
+        ' PATH="$PATH" sh -c "$*"\n'
+    ),
 }
 """programs that reach the other machine, 127.0.0.2, within this one"""
 
 
 def play(ctx: Context) -> dict[str, Any]:
-    """Steps until there is a stop, as the real loop does them; at one of them one process does what its scene says."""
+    """Steps until there is a stop, as the real loop does them; at one of them one process does what its
+    scene says.
+    """
     import torch
 
     from tuner.train.distributed import from_environment
@@ -50,8 +60,16 @@ def play(ctx: Context) -> dict[str, Any]:
             time.sleep(scene.get("pause", 0.0))
         if scene.get("act") == "others fail":  # all but the first, at once
             raise StageError("the same everywhere")
-        tenth, mixed = world.gather(0.1 * (world.rank + 1)), world.gather({"rank": world.rank, "text": "数据" * 50 * world.rank, "nothing": None})
-        return {"tenth": tenth, "mixed": mixed, "sum": world.sum([1e16, -1.0 if world.rank else 1.0]), "environment": dict(os.environ)}
+        tenth, mixed = (
+            world.gather(0.1 * (world.rank + 1)),
+            world.gather({"rank": world.rank, "text": "数据" * 50 * world.rank, "nothing": None}),
+        )
+        return {
+            "tenth": tenth,
+            "mixed": mixed,
+            "sum": world.sum([1e16, -1.0 if world.rank else 1.0]),
+            "environment": dict(os.environ),
+        }
 
 
 def act(what: str) -> None:
@@ -80,14 +98,31 @@ def group(
 ) -> Group:
     """The processes, not yet started."""
     directory.mkdir(exist_ok=True)
-    (directory / "scene.json").write_text(json.dumps({"steps": 3, "timeout": ranks.timeout, **scene}), encoding="utf-8")
+    (directory / "scene.json").write_text(
+        json.dumps({"steps": 3, "timeout": ranks.timeout, **scene}), encoding="utf-8"
+    )
     config = Config(model=Model(path="model"), data=Data(path=("rows.jsonl",)))
-    job = {"module": "tests.launch.ranked", "stage": "train", "config": thaw(config), "inputs": {}, "out": str(directory), "run": str(directory)}
-    return Group(job, ranks, locks=locks, environ=environment({"OMP_NUM_THREADS": "1", **(environ or {})}), log=log or (lambda _: None))
+    job = {
+        "module": "tests.launch.ranked",
+        "stage": "train",
+        "config": thaw(config),
+        "inputs": {},
+        "out": str(directory),
+        "run": str(directory),
+    }
+    return Group(
+        job,
+        ranks,
+        locks=locks,
+        environ=environment({"OMP_NUM_THREADS": "1", **(environ or {})}),
+        log=log or (lambda _: None),
+    )
 
 
 def fake_machines(directory: Path) -> dict[str, str]:
-    """Write srun, scontrol and ssh into a directory, where they note in `words` what they are called with; returns the environment that has them."""
+    """Write srun, scontrol and ssh into a directory, where they note in `words` what they are called with;
+    returns the environment that has them.
+    """
     directory.mkdir()
     for name, text in FAKES.items():
         (directory / name).write_text(text, encoding="utf-8")
@@ -120,7 +155,13 @@ if __name__ == "__main__":
     if len(sys.argv) == 5:  # a host file, or `slurm`
         file = None if sys.argv[4] == "slurm" else sys.argv[4]
         found = ranks_for(
-            Machine(nodes=2, processes=int(sys.argv[2]), device="cpu", timeout=json.loads(sys.argv[3]).get("timeout", 20), hostfile=file),
+            Machine(
+                nodes=2,
+                processes=int(sys.argv[2]),
+                device="cpu",
+                timeout=json.loads(sys.argv[3]).get("timeout", 20),
+                hostfile=file,
+            ),
             None,
             os.environ,
         )

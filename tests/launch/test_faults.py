@@ -1,6 +1,8 @@
-"""A training in two processes, through the front door: what happens to it when one of them, or the launcher, is killed, stopped or asked to end.
+"""A training in two processes, through the front door: what happens to it when one of them, or the launcher,
+is killed, stopped or asked to end.
 
-Whatever it was, nobody is left behind, and the same command ends with the bits of a training that nothing happened to.
+Whatever it was, nobody is left behind, and the same command ends with the bits of a training that nothing
+happened to.
 """
 
 import json
@@ -19,7 +21,13 @@ import pytest
 from tests.conftest import Tuner, environment, linked
 from tests.launch.ranked import fake_machines
 
-TWO = ["machine.processes=2", "algo.steps=40", "algo.batch_tokens=128", "machine.preflight=false", "until=convert"]
+TWO = [
+    "machine.processes=2",
+    "algo.steps=40",
+    "algo.batch_tokens=128",
+    "machine.preflight=false",
+    "until=convert",
+]
 ENV = {"OMP_NUM_THREADS": "1"}
 
 
@@ -31,7 +39,8 @@ def start(root: Path, words: list[str], step: int) -> "subprocess.Popen[bytes]":
             env=environment(ENV),
             stdout=subprocess.DEVNULL,
             stderr=said,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it, and children inherit that
+            # a suite in the background ignores it, and children inherit that
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     began = time.monotonic()
     while time.monotonic() - began < 240:
@@ -58,7 +67,9 @@ def ranks(process: "subprocess.Popen[bytes]") -> dict[int, int]:
 
 def _ranks(process: "subprocess.Popen[bytes]") -> dict[int, int]:
     found = {}
-    for pid in subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout.split():
+    for pid in subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
+    ).stdout.split():
         with suppress(FileNotFoundError, ProcessLookupError):
             variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             found |= {int(text[5:]): int(pid) for text in variables if text.startswith(b"RANK=")}
@@ -80,7 +91,10 @@ def goes_on(tuner: Tuner, root: Path, words: list[str]) -> None:
     """The same command continues after a step that was saved, and has done each step once."""
     done = tuner(f"root={root}", *words, env=ENV)
     assert re.search(r"continuing after step \d+ of 40", done.err)
-    steps = [json.loads(line)["step"] for line in (linked(root, "train") / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [
+        json.loads(line)["step"]
+        for line in (linked(root, "train") / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert steps == list(range(1, 41))
 
 
@@ -88,7 +102,12 @@ def goes_on(tuner: Tuner, root: Path, words: list[str]) -> None:
 def straight(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The adapter of a run that nothing happened to."""
     root = tmp_path_factory.mktemp("straight") / "out"
-    subprocess.run([sys.executable, "-m", "tuner", f"root={root}", *words, *TWO], env=environment(ENV), check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "tuner", f"root={root}", *words, *TWO],
+        env=environment(ENV),
+        check=True,
+        capture_output=True,
+    )
     return adapter(root)
 
 
@@ -114,15 +133,32 @@ def test_a_launcher_that_is_killed_takes_all_with_it(tuner: Tuner, tiny: list[st
     [
         (1, signal.SIGKILL, 1, r"Rank 1 of 2 of train was killed \(SIGKILL\)"),
         (0, signal.SIGKILL, 1, r"Rank 0 of 2 of train was killed \(SIGKILL\)"),
-        (1, signal.SIGSTOP, 1, r"train hangs: rank 1 of 2 was not heard for 20 s \(machine\.timeout; SIGSTOP has stopped it\)"),
-        (0, signal.SIGSTOP, 1, r"train hangs: rank 0 of 2 was not heard for 20 s \(machine\.timeout; SIGSTOP has stopped it\)"),
+        (
+            1,
+            signal.SIGSTOP,
+            1,
+            r"train hangs: rank 1 of 2 was not heard for 20 s \(machine\.timeout; SIGSTOP has stopped it\)",
+        ),
+        (
+            0,
+            signal.SIGSTOP,
+            1,
+            r"train hangs: rank 0 of 2 was not heard for 20 s \(machine\.timeout; SIGSTOP has stopped it\)",
+        ),
         (None, signal.SIGTERM, 75, r"Training was stopped after step \d+ of 40, which is saved"),
         (None, signal.SIGINT, 75, r"Training was stopped after step \d+ of 40, which is saved"),
         (1, signal.SIGTERM, 75, r"Training was stopped after step \d+ of 40, which is saved"),
     ],
 )
 def test_whatever_happens_is_told_and_gone_on_from(
-    whom: int | None, what: signal.Signals, code: int, message: str, tuner: Tuner, tiny: list[str], tmp_path: Path, straight: bytes
+    whom: int | None,
+    what: signal.Signals,
+    code: int,
+    message: str,
+    tuner: Tuner,
+    tiny: list[str],
+    tmp_path: Path,
+    straight: bytes,
 ) -> None:
     root, words = tmp_path / "out", [*tiny, *TWO, "machine.timeout=20"]
     process = start(root, words, 3)
@@ -140,7 +176,9 @@ def test_whatever_happens_is_told_and_gone_on_from(
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_twenty_kills_at_random_steps_change_no_bit(tuner: Tuner, tiny: list[str], tmp_path: Path, straight: bytes) -> None:
+def test_twenty_kills_at_random_steps_change_no_bit(
+    tuner: Tuner, tiny: list[str], tmp_path: Path, straight: bytes
+) -> None:
     """Of the launcher or of a rank, at a random moment after each second step."""
     root, words, seed = tmp_path / "out", [*tiny, *TWO, "machine.deterministic=true"], time.time_ns()
     print(f"seed {seed}")
@@ -164,9 +202,14 @@ def test_twenty_kills_at_random_steps_change_no_bit(tuner: Tuner, tiny: list[str
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("launcher", ["ssh", "slurm"])
-def test_two_machines_train_what_one_does(launcher: str, tuner: Tuner, tiny: list[str], tmp_path: Path, straight: bytes) -> None:
+def test_two_machines_train_what_one_does(
+    launcher: str, tuner: Tuner, tiny: list[str], tmp_path: Path, straight: bytes
+) -> None:
     """A process on each of two machines: the bits of two processes on one."""
-    env, words = ENV | fake_machines(tmp_path / "fakes"), [*tiny, *TWO, "machine.nodes=2", "machine.processes=1", "machine.timeout=120"]
+    env, words = (
+        ENV | fake_machines(tmp_path / "fakes"),
+        [*tiny, *TWO, "machine.nodes=2", "machine.processes=1", "machine.timeout=120"],
+    )
     if launcher == "ssh":
         (tmp_path / "hosts").write_text("127.0.0.1 slots=1\n127.0.0.2 slots=1\n", encoding="utf-8")
         words += [f"machine.hostfile={tmp_path}/hosts"]

@@ -1,4 +1,6 @@
-"""Several processes that train together: how many and where, what is told when one fails, and that none is ever left."""
+"""Several processes that train together: how many and where, what is told when one fails, and that none is
+ever left.
+"""
 
 import json
 import os
@@ -43,13 +45,17 @@ def test_a_training_has_a_process_for_each_gpu(machine: Machine, gpus: str | Non
 
 
 def test_more_processes_than_gpus_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"machine\.processes is 3 .* machine\.gpus=2 takes 2: set machine\.gpus=3"):
+    with pytest.raises(
+        ConfigError, match=r"machine\.processes is 3 .* machine\.gpus=2 takes 2: set machine\.gpus=3"
+    ):
         ranks_for(Machine(gpus=2, processes=3), "GPU-a,GPU-b", {})
 
 
 def test_a_hostfile_is_read_as_deepspeed_reads_it(tmp_path: Path) -> None:
     file = tmp_path / "hosts"
-    file.write_text("# the rack\n127.0.0.1 slots=2\n\nana@127.0.0.2 slots = 8  # the new one\nnode-3\n", encoding="utf-8")
+    file.write_text(
+        "# the rack\n127.0.0.1 slots=2\n\nana@127.0.0.2 slots = 8  # the new one\nnode-3\n", encoding="utf-8"
+    )
     assert read_hostfile(file, 2) == ["127.0.0.1", "ana@127.0.0.2", "node-3"]
     ranks = ranks_for(Machine(nodes=2, processes=2, device="cpu", hostfile=str(file)), None, {})
     assert ranks == Ranks(here=2, hosts=("127.0.0.1", "ana@127.0.0.2"), launcher="ssh", timeout=600)
@@ -66,7 +72,10 @@ def test_a_hostfile_is_read_as_deepspeed_reads_it(tmp_path: Path) -> None:
         ("192.0.2.1\n192.0.2.2\n", r"begins with 192\.0\.2\.1, which is not this machine"),
         ("127.0.0.1\n", r"machine\.nodes is 2, but machine\.hostfile=.* names 1"),
         ("", r"names 0: none"),
-        ("localhost\nnode-2\n", r"begins with localhost, by which every machine means itself: write the name or address"),
+        (
+            "localhost\nnode-2\n",
+            r"begins with localhost, by which every machine means itself: write the name or address",
+        ),
     ],
 )
 def test_a_hostfile_that_does_not_do_is_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -80,13 +89,23 @@ def test_a_hostfile_that_does_not_do_is_refused(text: str, message: str, tmp_pat
     ("machine", "environ", "message"),
     [
         (Machine(nodes=2), {}, r"nothing says which machines"),
-        (Machine(nodes=2, launcher="local", hostfile="hosts"), {}, r"machine\.launcher=local starts processes on this machine only"),
+        (
+            Machine(nodes=2, launcher="local", hostfile="hosts"),
+            {},
+            r"machine\.launcher=local starts processes on this machine only",
+        ),
         (Machine(nodes=2, launcher="slurm"), {}, r"needs an allocation of Slurm's"),
         (Machine(nodes=2, hostfile="/nowhere/hosts"), {}, r"can't be read"),
-        (Machine(nodes=2), {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}, r"scontrol does not say which machines 'n\[1-2\]' are"),
+        (
+            Machine(nodes=2),
+            {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"},
+            r"scontrol does not say which machines 'n\[1-2\]' are",
+        ),
     ],
 )
-def test_machines_that_can_not_be_told_are_refused(machine: Machine, environ: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machines_that_can_not_be_told_are_refused(
+    machine: Machine, environ: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ConfigError, match=message):
         ranks_for(machine, None, environ)
@@ -101,7 +120,10 @@ def test_machines_that_can_not_be_told_are_refused(machine: Machine, environ: di
     ],
 )
 def test_several_orchestrators_are_refused_with_the_right_way(environ: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match=r"has started this command \d times .* Run `python -m tuner …` once, with machine\.gpus=N"):
+    with pytest.raises(
+        ConfigError,
+        match=r"has started this command \d times .* Run `python -m tuner …` once, with machine\.gpus=N",
+    ):
         refuse_many(environ)
 
 
@@ -113,7 +135,10 @@ def test_one_orchestrator_in_a_job_is_right() -> None:
 
 
 def members(*changes: dict[str, Any]) -> list[Member]:
-    return [Member(**{"rank": rank, "heard": 0.0, "connection": socket.socket(), **change}) for rank, change in enumerate(changes)]  # type: ignore[arg-type]
+    return [
+        Member(**{"rank": rank, "heard": 0.0, "connection": socket.socket(), **change})
+        for rank, change in enumerate(changes)
+    ]  # type: ignore[arg-type]
 
 
 def closed(found: list[Member]) -> None:
@@ -133,7 +158,8 @@ OWN = {"error": "StageError", "message": "the loss is not a number", "lost": Fal
         ([{"waited": 9.0, "met": 3}, {"met": 2}], 9.0, None, []),  # it may still come
         ([{}, {"heard": -2.0}], 9.0, None, [1]),
         ([{"waited": 10.5, "met": 3}, {"met": 2}], 9.0, None, [1]),
-        ([{"waited": 10.5, "met": 3}, {"waited": 10.5, "met": 3}], 9.0, None, []),  # all are here: it is the network, and they will tell
+        # all are here: it is the network, and they will tell
+        ([{"waited": 10.5, "met": 3}, {"waited": 10.5, "met": 3}], 9.0, None, []),
         ([{"told": OWN, "ended": 0.0}, {}], 9.0, 0, []),
         ([{"told": LOST, "ended": 0.0}, {"told": OWN, "ended": 1.0}], 9.0, 1, []),
         ([{"told": OWN, "ended": 1.0}, {"told": OWN, "ended": 0.0}], 9.0, 1, []),  # the first
@@ -141,12 +167,16 @@ OWN = {"error": "StageError", "message": "the loss is not a number", "lost": Fal
         ([{"told": LOST, "ended": 0.0}, {}, {"told": LOST, "ended": 1.0}], 9.0, None, [1]),
         ([{"told": LOST, "ended": 0.0}, {"told": LOST, "ended": 1.0}], 9.0, 0, []),
         ([{"told": {"facts": {}}}, {"heard": -2.0}], 9.0, None, [1]),
-        ([{"told": {"error": "Interrupted", "message": "", "lost": False}}, {}], 9.0, None, []),  # the others do the same in a moment
-        ([{}, {"host": "b", "closed": True, "ended": 0.0}], 9.0, 1, []),  # a connection is all that is known of a process elsewhere
+        # the others do the same in a moment
+        ([{"told": {"error": "Interrupted", "message": "", "lost": False}}, {}], 9.0, None, []),
+        # a connection is all that is known of a process elsewhere
+        ([{}, {"host": "b", "closed": True, "ended": 0.0}], 9.0, 1, []),
         ([{}, {"host": None, "closed": True}], 9.0, None, []),  # one here is asked for its exit code
     ],
 )
-def test_the_cause_is_told_and_not_its_consequence(changes: list[dict[str, Any]], now: float, dead: int | None, late: list[int]) -> None:
+def test_the_cause_is_told_and_not_its_consequence(
+    changes: list[dict[str, Any]], now: float, dead: int | None, late: list[int]
+) -> None:
     assert MOMENT < SETTLE < 9.0
     found = members(*changes)
     verdict = judge(found, now, 10.0)
@@ -172,7 +202,9 @@ def test_nothing_secret_is_on_a_command_line_or_leaves_the_machine(monkeypatch: 
 def test_all_are_told_alike_and_to_the_bit(tmp_path: Path) -> None:
     facts = group(tmp_path / "out", TWO, {}).run()
     assert facts["tenth"] == [0.1, 0.2]
-    assert facts["mixed"] == [{"rank": rank, "text": "数据" * 50 * rank, "nothing": None} for rank in range(2)]
+    assert facts["mixed"] == [
+        {"rank": rank, "text": "数据" * 50 * rank, "nothing": None} for rank in range(2)
+    ]
     assert facts["sum"] == [2e16, 0.0]
     assert {facts["environment"][name] for name in ("RANK", "LOCAL_RANK")} == {"0"}
     assert {facts["environment"][name] for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")} == {"2"}
@@ -184,7 +216,12 @@ def running(out: Path) -> list[int]:
     alive = []
     for file in out.glob("pid-*"):
         try:
-            state = Path(f"/proc/{file.read_text(encoding='utf-8')}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+            state = (
+                Path(f"/proc/{file.read_text(encoding='utf-8')}/stat")
+                .read_text(encoding="ascii")
+                .rpartition(")")[2]
+                .split()[0]
+            )
         except FileNotFoundError:
             continue
         if state != "Z":
@@ -224,16 +261,41 @@ def running(out: Path) -> list[int]:
             "",
             marks=pytest.mark.slow,
         ),
-        pytest.param({"rank": 0, "act": "error"}, TWO, r"^the loss is not a number$", "", marks=pytest.mark.slow),
-        pytest.param({"rank": 1, "act": "error"}, TWO, r"^Rank 1 of 2: the loss is not a number$", "", marks=pytest.mark.slow),
+        pytest.param(
+            {"rank": 0, "act": "error"}, TWO, r"^the loss is not a number$", "", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"rank": 1, "act": "error"},
+            TWO,
+            r"^Rank 1 of 2: the loss is not a number$",
+            "",
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"act": "others fail"}, TWO, r"^the same everywhere$", "", marks=pytest.mark.slow),
-        pytest.param({"rank": 0, "act": "exit"}, TWO, r"^Rank 0 of 2 of train failed: its process ended with code 9", "", marks=pytest.mark.slow),
-        pytest.param({"rank": 2, "act": "kill"}, replace(TWO, here=3), r"^Rank 2 of 3 of train was killed", "", marks=pytest.mark.slow),
+        pytest.param(
+            {"rank": 0, "act": "exit"},
+            TWO,
+            r"^Rank 0 of 2 of train failed: its process ended with code 9",
+            "",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"rank": 2, "act": "kill"},
+            replace(TWO, here=3),
+            r"^Rank 2 of 3 of train was killed",
+            "",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda value: f"{value.get('rank', 'all')}-{value['act']}" if isinstance(value, dict) else "",
 )
 def test_one_that_fails_or_hangs_is_named_and_all_end(
-    scene: dict[str, Any], ranks: Ranks, message: str, shown: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    scene: dict[str, Any],
+    ranks: Ranks,
+    message: str,
+    shown: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     log: list[str] = []
     began = time.monotonic()
@@ -246,13 +308,22 @@ def test_one_that_fails_or_hangs_is_named_and_all_end(
     assert shown in said
     assert not re.search(r"gloo|peer", f"{raised.value} {said}"), "the noise of those who lost it"
     if scene["act"] == "sleep":
-        assert any(re.search(r"^  \[rank 1\] .*ranked\.py\", line \d+ in act", text) for text in log), "where it was"
+        assert any(re.search(r"^  \[rank 1\] .*ranked\.py\", line \d+ in act", text) for text in log), (
+            "where it was"
+        )
 
 
 def start(directory: Path, scene: dict[str, Any]) -> "subprocess.Popen[str]":
     """A launcher in a process of its own, once its training of two steps."""
     directory.mkdir()
-    words = [sys.executable, "-m", "tests.launch.ranked", str(directory), "2", json.dumps({"steps": 10**6, "pause": 0.01, **scene})]
+    words = [
+        sys.executable,
+        "-m",
+        "tests.launch.ranked",
+        str(directory),
+        "2",
+        json.dumps({"steps": 10**6, "pause": 0.01, **scene}),
+    ]
     with (directory / "said").open("w") as said:
         process = subprocess.Popen(
             words,
@@ -261,7 +332,8 @@ def start(directory: Path, scene: dict[str, Any]) -> "subprocess.Popen[str]":
             stdout=subprocess.PIPE,
             stderr=said,
             text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it, and children inherit that
+            # a suite in the background ignores it, and children inherit that
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     for _ in range(6000):
         assert process.poll() is None, (directory / "said").read_text(encoding="utf-8")
@@ -304,12 +376,16 @@ def test_none_outlives_a_launcher_that_was_killed(tmp_path: Path) -> None:
 
 
 def test_a_stranger_on_the_port_changes_nothing(tmp_path: Path) -> None:
-    """Whoever has not the token is not heard, whatever else it says. Here the launcher is a thread, which gets no signals."""
+    """Whoever has not the token is not heard, whatever else it says. Here the launcher is a thread, which
+    gets no signals.
+    """
     made = group(tmp_path / "out", TWO, {})
     host, port = made._board._listener.getsockname()
     assert host == "127.0.0.1"
     strangers = [socket.create_connection(("127.0.0.1", port)) for _ in range(4)]
-    for stranger, text in zip(strangers, (b"", b'{"token": "wrong", "rank": 0}\n', b"[" * 5000 + b"\n", b"{}\n"), strict=True):
+    for stranger, text in zip(
+        strangers, (b"", b'{"token": "wrong", "rank": 0}\n', b"[" * 5000 + b"\n", b"{}\n"), strict=True
+    ):
         stranger.sendall(text + b'{"error": "StageError", "message": "a lie", "lost": false}\n')
     with ThreadPoolExecutor() as threads:
         assert threads.submit(made.run).result()["tenth"] == [0.1, 0.2]
@@ -319,7 +395,9 @@ def test_a_stranger_on_the_port_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """srun, scontrol and ssh that reach the other machine within this one; `words` is what they were called with."""
+    """srun, scontrol and ssh that reach the other machine within this one; `words` is what they were
+    called with.
+    """
     for name, value in fake_machines(tmp_path / "fakes").items():
         monkeypatch.setenv(name, value)
     return tmp_path / "fakes"
@@ -331,7 +409,9 @@ def on_two_machines(out: Path, launcher: str, scene: dict[str, Any], log: list[s
         (out.parent / "hosts").write_text("127.0.0.1\n127.0.0.2\n", encoding="utf-8")
         ranks = ranks_for(replace(machine, hostfile=str(out.parent / "hosts")), None, {})
     else:
-        ranks = ranks_for(machine, None, {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "both", "SLURMD_NODENAME": "127.0.0.1"})
+        ranks = ranks_for(
+            machine, None, {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "both", "SLURMD_NODENAME": "127.0.0.1"}
+        )
     assert ranks is not None
     assert ranks.hosts == ("127.0.0.1", "127.0.0.2")
     return group(out, ranks, scene, log=log.append)
@@ -351,18 +431,31 @@ def test_two_machines_train_together(launcher: str, fakes: Path, tmp_path: Path)
     assert not running(tmp_path / "out")
 
 
-def test_a_process_that_dies_on_another_machine_is_named(fakes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_process_that_dies_on_another_machine_is_named(
+    fakes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     log: list[str] = []
-    with pytest.raises(StageError, match=r"^train failed: rank 1 of 2 on 127\.0\.0\.2 ended with ValueError: a bug of ours"):
+    with pytest.raises(
+        StageError, match=r"^train failed: rank 1 of 2 on 127\.0\.0\.2 ended with ValueError: a bug of ours"
+    ):
         on_two_machines(tmp_path / "out", "ssh", {"rank": 1, "step": 1, "act": "bug"}, log).run()
     assert "[rank 1] ValueError: a bug of ours" in capfd.readouterr().err
     assert not running(tmp_path / "out")
 
 
-def test_a_machine_that_can_not_be_reached_is_named(fakes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (fakes / "ssh").write_text("#!/bin/sh\necho 'Permission denied (publickey).' >&2\nexit 255\n", encoding="utf-8")
+def test_a_machine_that_can_not_be_reached_is_named(
+    fakes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (fakes / "ssh").write_text(
+        "#!/bin/sh\necho 'Permission denied (publickey).' >&2\nexit 255\n", encoding="utf-8"
+    )
     log: list[str] = []
-    with pytest.raises(StageError, match=r"^train was not started on 127\.0\.0\.2: ssh ended with code 255; .* reached without a password"):
+    with pytest.raises(
+        StageError,
+        match=(
+            r"^train was not started on 127\.0\.0\.2: ssh ended with code 255; .* reached without a password"
+        ),
+    ):
         on_two_machines(tmp_path / "out", "ssh", {}, log).run()
     assert "Permission denied (publickey)." in capfd.readouterr().err
     assert not running(tmp_path / "out")

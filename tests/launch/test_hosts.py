@@ -1,6 +1,8 @@
-"""A training on two machines, reached by the real ssh: what happens to it when a machine, the way to it, or a process there is gone.
+"""A training on two machines, reached by the real ssh: what happens to it when a machine, the way to it, or a
+process there is gone.
 
-The machines are namespaces of this one (`tests/launch/machines.py`). Whatever happens, it ends in bounded time, the machine is named, and nothing is left on either.
+The machines are namespaces of this one (`tests/launch/machines.py`). Whatever happens, it ends in bounded
+time, the machine is named, and nothing is left on either.
 """
 
 import json
@@ -42,12 +44,24 @@ def scene(first: Host, directory: Path, played: dict[str, Any], second: str = "s
     """A training without a model, started on the first machine."""
     out = directory / "out"
     out.mkdir(exist_ok=True)
-    words = [sys.executable, "-m", "tests.launch.ranked", str(out), "1", json.dumps({"timeout": 20, **played}), str(hostfile(directory, second))]
+    words = [
+        sys.executable,
+        "-m",
+        "tests.launch.ranked",
+        str(out),
+        "1",
+        json.dumps({"timeout": 20, **played}),
+        str(hostfile(directory, second)),
+    ]
     return first.start(words, REPO, directory / "said", ENV)
 
 
 def stepping(started: Started, directory: Path) -> None:
-    until(60, lambda: (directory / "out" / "step").exists() or started.process.poll() is not None, "it does not step")
+    until(
+        60,
+        lambda: (directory / "out" / "step").exists() or started.process.poll() is not None,
+        "it does not step",
+    )
     assert started.process.poll() is None, started.told()
 
 
@@ -55,7 +69,9 @@ ENDLESS = {"steps": 10**6, "pause": 0.01}
 
 
 def test_two_machines_train_together(hosts: PAIR, tmp_path: Path) -> None:
-    """Over the cable between them, though a name of each is a loopback address to itself, and each has a docker0."""
+    """Over the cable between them, though a name of each is a loopback address to itself, and each has a
+    docker0.
+    """
     started = scene(hosts[0], tmp_path, {})
     assert started.wait(60) == 0, started.told()
     assert "Done: [0.1, 0.2] over eth0" in started.told()
@@ -80,7 +96,10 @@ def turn_off(pair: PAIR) -> None:
     os.kill(pair[1].pid, signal.SIGKILL)
 
 
-LOST = r"train lost rank 1 of 2 on second: the connection broke, and ssh ended with code 255\. That machine is down, or can't be reached any more\."
+LOST = (
+    r"train lost rank 1 of 2 on second: the connection broke, and ssh ended with code 255\. That machine is"
+    r" down, or can't be reached any more\."
+)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +111,12 @@ LOST = r"train lost rank 1 of 2 on second: the connection broke, and ssh ended w
         pytest.param(unplug, 80, LOST, marks=pytest.mark.slow),
     ],
 )
-def test_a_machine_that_is_lost_is_named(fault: Callable[[PAIR], None], seconds: float, message: str, hosts: PAIR, tmp_path: Path) -> None:
-    """In seconds, or when ssh has asked three times; long before machine.timeout. What was cut off ends by itself within two minutes."""
+def test_a_machine_that_is_lost_is_named(
+    fault: Callable[[PAIR], None], seconds: float, message: str, hosts: PAIR, tmp_path: Path
+) -> None:
+    """In seconds, or when ssh has asked three times; long before machine.timeout. What was cut off ends by
+    itself within two minutes.
+    """
     started = scene(hosts[0], tmp_path, ENDLESS | {"timeout": 600})
     stepping(started, tmp_path)
     fault(hosts)
@@ -110,7 +133,11 @@ def test_none_outlives_a_launcher_that_was_killed(hosts: PAIR, tmp_path: Path) -
     stepping(started, tmp_path)
     started.signal(signal.SIGKILL)
     started.wait(20)
-    until(20, lambda: not [pid for host in hosts for pid in host.processes("tuner")], "a process outlives its launcher")
+    until(
+        20,
+        lambda: not [pid for host in hosts for pid in host.processes("tuner")],
+        "a process outlives its launcher",
+    )
 
 
 @pytest.mark.slow
@@ -124,7 +151,9 @@ def test_one_that_is_stopped_is_ended_too(killed: bool, hosts: PAIR, tmp_path: P
     if killed:
         started.signal(signal.SIGKILL)
     assert started.wait(40) == (-signal.SIGKILL if killed else 1), started.told()
-    assert killed or re.search(r"train hangs: rank 1 of 2 on second was not heard for 6 s", started.told()), started.told()
+    assert killed or re.search(r"train hangs: rank 1 of 2 on second was not heard for 6 s", started.told()), (
+        started.told()
+    )
     until(20, lambda: not hosts[1].processes("tuner"), "a process outlives its launcher")
 
 
@@ -134,17 +163,41 @@ def test_one_that_is_stopped_is_ended_too(killed: bool, hosts: PAIR, tmp_path: P
     [
         ("absent", "", r"was not started on absent: ssh ended with code 255; .* reached without a password"),
         ("nobody@second", "", r"was not started on nobody@second: ssh ended with code 255"),
-        ("second", sys.executable, r"was not started on second: ssh ended with code 12[67]; .* Python, tuner and the store be at the same paths"),
-        ("second", str(REPO / "tuner"), r"was not started on second: ssh ended with code 1; .* Python, tuner and the store"),
-        ("second", "out", r"On second: .*/out is not there, or not the same: all machines must see the store"),
+        (
+            "second",
+            sys.executable,
+            (
+                r"was not started on second: ssh ended with code 12[67]; .* Python, tuner and the store be"
+                r" at the same paths"
+            ),
+        ),
+        (
+            "second",
+            str(REPO / "tuner"),
+            r"was not started on second: ssh ended with code 1; .* Python, tuner and the store",
+        ),
+        (
+            "second",
+            "out",
+            r"On second: .*/out is not there, or not the same: all machines must see the store",
+        ),
     ],
 )
-def test_a_machine_that_does_not_do_is_named(second: str, covered: str, message: str, hosts: PAIR, tmp_path: Path) -> None:
-    """It is absent, knows another user, has no Python, has no tuner, or has a directory of its own where the shared one should be."""
+def test_a_machine_that_does_not_do_is_named(
+    second: str, covered: str, message: str, hosts: PAIR, tmp_path: Path
+) -> None:
+    """It is absent, knows another user, has no Python, has no tuner, or has a directory of its own where
+    the shared one should be.
+    """
     if covered:
         path = tmp_path / covered
         path.mkdir(exist_ok=True) if covered == "out" else None
-        hosts[1].run("mount", "--bind", "/dev/null" if path.is_file() else str(tmp_path / "machines" / "empty"), str(path))
+        hosts[1].run(
+            "mount",
+            "--bind",
+            "/dev/null" if path.is_file() else str(tmp_path / "machines" / "empty"),
+            str(path),
+        )
     started = scene(hosts[0], tmp_path, {}, second)
     assert started.wait(60) in (1, 2), started.told()
     assert re.search(message, started.told()), started.told()
@@ -158,7 +211,15 @@ def test_the_front_door_goes_on_and_gives_the_bits_of_one_machine(
 ) -> None:
     """Stopped or killed in the middle, and the same command again."""
     root = tmp_path / "root"
-    words = [sys.executable, "-m", "tuner", f"root={root}", *tiny, *APART, f"machine.hostfile={hostfile(tmp_path)}"]
+    words = [
+        sys.executable,
+        "-m",
+        "tuner",
+        f"root={root}",
+        *tiny,
+        *APART,
+        f"machine.hostfile={hostfile(tmp_path)}",
+    ]
     started = hosts[0].start(words, tmp_path, tmp_path / "said", ENV)
     # Looked at before it steps: that takes as long as some steps.
     until(120, lambda: len(hosts[1].ranks()) == 1, "it is not one process on the other machine")
@@ -166,7 +227,9 @@ def test_the_front_door_goes_on_and_gives_the_bits_of_one_machine(
     started.signal(number)  # at once: a step takes some hundredths of a second
     assert started.wait(60) == (-signal.SIGKILL if number == signal.SIGKILL else 75), started.told()
     if number != signal.SIGKILL:
-        assert re.search(r"Training was stopped after step \d+ of 40, which is saved", started.told()), started.told()
+        assert re.search(r"Training was stopped after step \d+ of 40, which is saved", started.told()), (
+            started.told()
+        )
     until(20, lambda: not [pid for host in hosts for pid in host.ranks()], "a rank was left")
     again = hosts[0].start(words, tmp_path, tmp_path / "said", ENV)
     assert again.wait(120) == 0, again.told()

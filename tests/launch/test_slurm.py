@@ -1,4 +1,6 @@
-"""A training inside an allocation of the real Slurm: two nodes, which are namespaces of this machine (`tests/launch/machines.py`), and its daemons."""
+"""A training inside an allocation of the real Slurm: two nodes, which are namespaces of this machine
+(`tests/launch/machines.py`), and its daemons.
+"""
 
 import json
 import re
@@ -30,7 +32,15 @@ def slurm(tmp_path: Path) -> Iterator[Cluster]:
 def scene(directory: Path, played: dict[str, Any]) -> list[str]:
     """A training without a model."""
     (directory / "out").mkdir()
-    return [sys.executable, "-m", "tests.launch.ranked", str(directory / "out"), "1", json.dumps({"timeout": 60, **played}), "slurm"]
+    return [
+        sys.executable,
+        "-m",
+        "tests.launch.ranked",
+        str(directory / "out"),
+        "1",
+        json.dumps({"timeout": 60, **played}),
+        "slurm",
+    ]
 
 
 def test_two_nodes_train_together(slurm: Cluster, tmp_path: Path) -> None:
@@ -58,15 +68,22 @@ def test_a_process_that_dies_on_another_node_is_named(slurm: Cluster, tmp_path: 
         ["--gpus-per-socket=2", "--sockets-per-node=1", "--mem-per-cpu=100"],
     ],
 )
-def test_a_node_gives_all_the_gpus_that_the_job_has_there(asked: list[str], slurm: Cluster, tmp_path: Path) -> None:
-    """However the job asked for them: srun would give one task the share of one task, or look for all of the job's on one node."""
+def test_a_node_gives_all_the_gpus_that_the_job_has_there(
+    asked: list[str], slurm: Cluster, tmp_path: Path
+) -> None:
+    """However the job asked for them: srun would give one task the share of one task, or look for all of
+    the job's on one node.
+    """
     (tmp_path / "step").write_text(
-        f"import os, subprocess, sys; sys.path.insert(0, {str(REPO)!r}); from tuner.launch.hosts import reach\n"
-        "words = reach('second', 'slurm', os.environ, gpus=2)\n"
-        "sys.exit(subprocess.run([*words[: words.index('--kill-on-bad-exit=1')], *(w for w in words if w.startswith('--gpus')), 'env']).returncode)\n",
+        f"import os, subprocess, sys; sys.path.insert(0, {str(REPO)!r}); from tuner.launch.hosts import "
+        "reach\nwords = reach('second', 'slurm', os.environ, gpus=2)\nsys.exit(subprocess.run([*words[: "
+        "words.index('--kill-on-bad-exit=1')], *(w for w in words if w.startswith('--gpus')), "
+        "'env']).returncode)\n",
         encoding="utf-8",
     )
-    started = slurm.start(["salloc", "-Q", "-N2", *asked, sys.executable, str(tmp_path / "step")], REPO, tmp_path / "said")
+    started = slurm.start(
+        ["salloc", "-Q", "-N2", *asked, sys.executable, str(tmp_path / "step")], REPO, tmp_path / "said"
+    )
     assert started.wait(60) == 0, started.told()
     assert "SLURMD_NODENAME=second\n" in started.told()
     assert re.search(r"^CUDA_VISIBLE_DEVICES=0,1$", started.told(), re.MULTILINE), started.told()
@@ -75,7 +92,8 @@ def test_a_node_gives_all_the_gpus_that_the_job_has_there(asked: list[str], slur
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", ["all", "one"])
 def test_a_job_that_is_cancelled_saves_the_step_at_hand(batch: str, slurm: Cluster, tmp_path: Path) -> None:
-    """scancel's SIGTERM reaches all processes of the job, srun and what it has started included. A step of five seconds is not lost to it.
+    """scancel's SIGTERM reaches all processes of the job, srun and what it has started included. A step of
+    five seconds is not lost to it.
 
     Nor to the signals with which a job may ask to be warned before its time is over.
     """
@@ -89,12 +107,16 @@ def test_a_job_that_is_cancelled_saves_the_step_at_hand(batch: str, slurm: Clust
     time.sleep(6.0)
     slurm.run("scancel", *(["--signal=TERM", "--batch"] if batch == "one" else []), number)
     until(30, lambda: not slurm.run("squeue", "-h"), "the job does not end")
-    assert re.search(r"^Interrupted: stopped after step \d+", (tmp_path / "said").read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.search(
+        r"^Interrupted: stopped after step \d+", (tmp_path / "said").read_text(encoding="utf-8"), re.MULTILINE
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_job_goes_on_after_scancel_and_gives_the_bits_of_one_machine(slurm: Cluster, tiny: list[str], tmp_path: Path, straight: bytes) -> None:
+def test_a_job_goes_on_after_scancel_and_gives_the_bits_of_one_machine(
+    slurm: Cluster, tiny: list[str], tmp_path: Path, straight: bytes
+) -> None:
     """The command stands in a script for sbatch, which is submitted again."""
     root, script, said = tmp_path / "root", tmp_path / "job", tmp_path / "said"
     words = [sys.executable, "-m", "tuner", f"root={root}", *tiny, *APART]

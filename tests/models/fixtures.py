@@ -1,4 +1,5 @@
-"""The tiny original-layout checkpoints of the shared fixtures, and what the original code computed on them: what tests of layouts measure against.
+"""The tiny original-layout checkpoints of the shared fixtures, and what the original code computed on them:
+what tests of layouts measure against.
 
 directory(name)                a fixture, or the test is skipped
 native(name, layout, out)      the same checkpoint, rewritten
@@ -25,7 +26,9 @@ from tuner.models.layouts.family import ASIDE
 from tuner.models.layouts.rewrite import write_native, write_original
 
 ATOL = 1e-5
-"""of logits in fp32; a verified rewriting stays below 5.5e-6, the smallest mistake tried moves them by 4e-5"""
+"""of logits in fp32; a verified rewriting stays below 5.5e-6, the smallest mistake tried moves them by
+4e-5
+"""
 
 
 def directory(name: str) -> Path:
@@ -53,7 +56,12 @@ def load(path: Path, attention: str = "eager") -> PreTrainedModel:
     alibi.register()
     seam.register()
     model, found = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False, local_files_only=True, output_loading_info=True
+        path,
+        dtype=torch.float32,
+        attn_implementation=attention,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
     )
     assert not any(found.values()), found
     return model.eval()
@@ -72,11 +80,15 @@ def check_logits(model: PreTrainedModel, expected: dict[str, Tensor]) -> None:
 
 @torch.no_grad()
 def check_packed(model: PreTrainedModel, expected: dict[str, Tensor]) -> None:
-    """Both texts one after the other in a row, with positions that begin anew, as training packs them. The model was loaded with attention "tuner"."""
+    """Both texts one after the other in a row, with positions that begin anew, as training packs them. The
+    model was loaded with attention "tuner".
+    """
     seen = expected["attention_mask_right"].bool()
     ids_1N = torch.cat([row[kept] for row, kept in zip(expected["input_ids_right"], seen, strict=True)])[None]
     positions_1N = torch.cat([torch.arange(int(kept.sum())) for kept in seen])[None]
-    logits = model(input_ids=ids_1N, position_ids=positions_1N, attention_mask=None, use_cache=False).logits[0]
+    logits = model(input_ids=ids_1N, position_ids=positions_1N, attention_mask=None, use_cache=False).logits[
+        0
+    ]
     torch.testing.assert_close(logits, expected["logits_right"][seen], atol=ATOL, rtol=0)
 
 
@@ -98,15 +110,25 @@ def greedy(model: PreTrainedModel, ids: Tensor, mask: Tensor | None = None, *, c
 
 
 def check_training(model: PreTrainedModel, expected: dict[str, Tensor], *, tied: bool = False) -> None:
-    """The loss of the right-padded batch within 1e-6, and the 2-norm of the body's gradient. With a tied head the shared matrix is body."""
+    """The loss of the right-padded batch within 1e-6, and the 2-norm of the body's gradient. With a tied
+    head the shared matrix is body.
+    """
     model.train()
     model.zero_grad()
-    loss = model(input_ids=expected["input_ids_right"], attention_mask=expected["attention_mask_right"], labels=expected["labels"]).loss
+    loss = model(
+        input_ids=expected["input_ids_right"],
+        attention_mask=expected["attention_mask_right"],
+        labels=expected["labels"],
+    ).loss
     torch.testing.assert_close(loss.detach(), expected["train_loss"][0], atol=1e-6, rtol=0)
     loss.backward()
     head = None if tied else model.get_output_embeddings().weight
-    squares = [p.grad.double().square().sum() for p in model.parameters() if p.grad is not None and p is not head]
-    torch.testing.assert_close(torch.stack(squares).sum().sqrt(), expected["train_grad_norm_body"][0].double(), atol=0, rtol=1e-6)
+    squares = [
+        p.grad.double().square().sum() for p in model.parameters() if p.grad is not None and p is not head
+    ]
+    torch.testing.assert_close(
+        torch.stack(squares).sum().sqrt(), expected["train_grad_norm_body"][0].double(), atol=0, rtol=1e-6
+    )
     model.eval()
 
 
@@ -118,7 +140,9 @@ def check_long(model: PreTrainedModel, expected: dict[str, Tensor], key: str = "
 
 
 def check_inverse(original: Path, rewritten: Path, out: Path) -> None:
-    """An untrained rewritten checkpoint, written in its original layout into `out` (which is made), is what it was: names, dtypes, bytes, settings."""
+    """An untrained rewritten checkpoint, written in its original layout into `out` (which is made), is
+    what it was: names, dtypes, bytes, settings.
+    """
     out.mkdir(parents=True)
     weights = Checkpoint(weight_files(rewritten))
     write_original(weights.specs, weights.__getitem__, rewritten / ASIDE, out)
@@ -127,7 +151,9 @@ def check_inverse(original: Path, rewritten: Path, out: Path) -> None:
 
 
 def check_same(original: Path, written: Path) -> None:
-    """The same tensors in both directories: names, dtypes, shapes and bytes; in which files they lie is free."""
+    """The same tensors in both directories: names, dtypes, shapes and bytes; in which files they lie is
+    free.
+    """
     before, after = Checkpoint(weight_files(original)), Checkpoint(weight_files(written))
     assert before.specs == after.specs
     for name in before.specs:

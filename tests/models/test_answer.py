@@ -10,12 +10,20 @@ from tests.models.tiny import write_tiny
 from tuner.models.generate import answer, pad_left
 from tuner.models.load import load_model
 
-PROMPTS = [[5, 9, 31, 7], [6], [800, 801, 802, 803, 804, 805, 806, 807, 808, 809], [44, 45], [6399, 12, 13, 14, 15, 16]]
+PROMPTS = [
+    [5, 9, 31, 7],
+    [6],
+    [800, 801, 802, 803, 804, 805, 806, 807, 808, 809],
+    [44, 45],
+    [6399, 12, 13, 14, 15, 16],
+]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
-    return load_model(write_tiny(tmp_path_factory.mktemp("m")), dtype=torch.float32, device="cpu", attention="sdpa")
+    return load_model(
+        write_tiny(tmp_path_factory.mktemp("m")), dtype=torch.float32, device="cpu", attention="sdpa"
+    )
 
 
 def greedy(model: PreTrainedModel, prompt: list[int], steps: int) -> list[int]:
@@ -31,7 +39,9 @@ def test_a_batch_equals_one_by_one_equals_the_definition(model: PreTrainedModel)
     together = answer(model, PROMPTS, end_id=2, max_new_tokens=12)
     assert together == [answer(model, [prompt], end_id=2, max_new_tokens=12)[0] for prompt in PROMPTS]
     assert together == [greedy(model, prompt, 12) for prompt in PROMPTS]
-    assert len({tuple(ids) for ids in together}) == len(PROMPTS), "the tiny model should not say the same to everything"
+    assert len({tuple(ids) for ids in together}) == len(PROMPTS), (
+        "the tiny model should not say the same to everything"
+    )
 
 
 def test_an_answer_ends_at_the_end_token(model: PreTrainedModel) -> None:
@@ -43,7 +53,10 @@ def test_an_answer_ends_at_the_end_token(model: PreTrainedModel) -> None:
 
 def test_many_prompts_take_several_batches(model: PreTrainedModel) -> None:
     many = PROMPTS * 4
-    assert answer(model, many, end_id=2, max_new_tokens=3) == answer(model, PROMPTS, end_id=2, max_new_tokens=3) * 4
+    assert (
+        answer(model, many, end_id=2, max_new_tokens=3)
+        == answer(model, PROMPTS, end_id=2, max_new_tokens=3) * 4
+    )
     assert answer(model, [], end_id=2, max_new_tokens=3) == []
 
 

@@ -1,4 +1,6 @@
-"""Models of a hub, against a server that speaks the hubs' protocols; the caches are filled by the hub's own client."""
+"""Models of a hub, against a server that speaks the hubs' protocols; the caches are filled by the hub's
+own client.
+"""
 
 import json
 import shutil
@@ -19,15 +21,36 @@ from tuner.models.checkpoint.files import INDEX, PICKLED, PICKLED_INDEX, SINGLE
 
 WEIGHTS = bytes(range(256)) * 4000
 """1 MB"""
-CONFIG = json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 400})
+CONFIG = json.dumps(
+    {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "vocab_size": 400,
+    }
+)
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 INDEXED = json.dumps({"metadata": {}, "weight_map": {"a": SHARDS[1], "b": SHARDS[0], "c": SHARDS[1]}})
 REPOSITORY: dict[str, bytes | str] = {
-    "config.json": CONFIG, "generation_config.json": "{}", "tokenizer.json": "{}", "tokenizer_config.json": "{}",
-    INDEX: INDEXED, SHARDS[0]: WEIGHTS, SHARDS[1]: WEIGHTS[::-1], "README.md": "# a model", ".gitattributes": "", "modeling_own.py": "raise SystemExit",
-    "pytorch_model.bin": b"pickle", "consolidated.00.pth": b"pickle", "original/params.json": "{}", "onnx/model.onnx": b"x", "model.fp32.safetensors": b"x",
-    "flax_model.msgpack": b"x", "logo.png": b"x",
-}  # fmt: skip
+    "config.json": CONFIG,
+    "generation_config.json": "{}",
+    "tokenizer.json": "{}",
+    "tokenizer_config.json": "{}",
+    INDEX: INDEXED,
+    SHARDS[0]: WEIGHTS,
+    SHARDS[1]: WEIGHTS[::-1],
+    "README.md": "# a model",
+    ".gitattributes": "",
+    "modeling_own.py": "raise SystemExit",
+    "pytorch_model.bin": b"pickle",
+    "consolidated.00.pth": b"pickle",
+    "original/params.json": "{}",
+    "onnx/model.onnx": b"x",
+    "model.fp32.safetensors": b"x",
+    "flax_model.msgpack": b"x",
+    "logo.png": b"x",
+}
 MODEL = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", INDEX, *SHARDS]
 
 
@@ -39,7 +62,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "modelscope"))
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
         monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nonexistent/token")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr(http, "PAUSES", (0.01, 0.01, 0.01, 0.01))
@@ -61,7 +87,13 @@ def source(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def look_up(lock: Path, source: str = "hub", revision: str | None = None, layout: str = "auto", file: str | None = None) -> Pin:
+def look_up(
+    lock: Path,
+    source: str = "hub",
+    revision: str | None = None,
+    layout: str = "auto",
+    file: str | None = None,
+) -> Pin:
     name = lockfile.key("model", source, "org/model", revision)
     remote.look_up(source, "org/model", revision, lock=lock, name=name, layout=layout, file=file, say=print)
     pin = lockfile.find(lock, name)
@@ -76,7 +108,10 @@ def whole(out: Path) -> dict[str, bytes]:
 
 
 def as_bytes(names: list[str]) -> dict[str, bytes]:
-    return {name: content.encode() if isinstance(content := REPOSITORY[name], str) else content for name in sorted(names)}
+    return {
+        name: content.encode() if isinstance(content := REPOSITORY[name], str) else content
+        for name in sorted(names)
+    }
 
 
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +120,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def wanted(files: dict[str, Any], file: str | None = None) -> list[str]:
     """What is chosen of a repository; index files are read from their values."""
-    listing = Listing(repo="org/model", commit="0" * 40, files=tuple(Remote(path=path, url="") for path in files))
+    listing = Listing(
+        repo="org/model", commit="0" * 40, files=tuple(Remote(path=path, url="") for path in files)
+    )
     return repository.wanted(listing, lambda known: json.dumps(files[known.path]).encode(), file)
 
 
@@ -94,26 +131,49 @@ def indexed(*names: Any) -> dict[str, Any]:
 
 
 def test_the_model_is_what_its_settings_tokenizer_and_weights_are() -> None:
-    weights = {name: "" for name in (SINGLE, "model.fp16.safetensors", PICKLED, "tf_model.h5", "consolidated.safetensors", "original/x.pth")}
+    weights = {
+        name: ""
+        for name in (
+            SINGLE,
+            "model.fp16.safetensors",
+            PICKLED,
+            "tf_model.h5",
+            "consolidated.safetensors",
+            "original/x.pth",
+        )
+    }
     assert wanted({"config.json": "", "x.py": "", "tokenizer.model": "", "qwen.tiktoken": "", **weights}) == [
         "config.json",
         "tokenizer.model",
         "qwen.tiktoken",
         SINGLE,
     ]
-    assert wanted({"config.json": "", INDEX: indexed(*SHARDS), SHARDS[0]: "", SHARDS[1]: "", PICKLED: ""}) == ["config.json", INDEX, *SHARDS]
+    assert wanted(
+        {"config.json": "", INDEX: indexed(*SHARDS), SHARDS[0]: "", SHARDS[1]: "", PICKLED: ""}
+    ) == ["config.json", INDEX, *SHARDS]
     bins = ("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin")
-    assert wanted({"config.json": "", PICKLED_INDEX: indexed(*bins), **dict.fromkeys(bins, "")}) == ["config.json", PICKLED_INDEX, *bins]
+    assert wanted({"config.json": "", PICKLED_INDEX: indexed(*bins), **dict.fromkeys(bins, "")}) == [
+        "config.json",
+        PICKLED_INDEX,
+        *bins,
+    ]
     assert wanted({"config.json": "", PICKLED: "", "a.gguf": ""}) == ["config.json", PICKLED]
 
 
 def test_a_gguf_file_is_the_model_where_nothing_else_is() -> None:
-    assert wanted({"config.json": "", "README.md": "", "model.Q4_1.gguf": "", "mmproj-f16.gguf": ""}) == ["model.Q4_1.gguf"]
+    assert wanted({"config.json": "", "README.md": "", "model.Q4_1.gguf": "", "mmproj-f16.gguf": ""}) == [
+        "model.Q4_1.gguf"
+    ]
     both = {"q4.gguf": "", "sub/q8.gguf": "", "big-00001-of-00002.gguf": ""}
-    with pytest.raises(DataError, match=r"org/model holds GGUF files, q4\.gguf, sub/q8\.gguf\. Say which: model\.file=q4\.gguf"):
+    with pytest.raises(
+        DataError,
+        match=r"org/model holds GGUF files, q4\.gguf, sub/q8\.gguf\. Say which: model\.file=q4\.gguf",
+    ):
         wanted(both)
     assert wanted(both, "sub/q8.gguf") == ["sub/q8.gguf"]
-    with pytest.raises(DataError, match=r"model\.file=q9\.gguf should name .* is not in it\. It has q4\.gguf, sub/q8\.gguf"):
+    with pytest.raises(
+        DataError, match=r"model\.file=q9\.gguf should name .* is not in it\. It has q4\.gguf, sub/q8\.gguf"
+    ):
         wanted(both, "q9.gguf")
     with pytest.raises(DataError, match="is not a whole GGUF file"):
         wanted(both, "big-00001-of-00002.gguf")
@@ -141,9 +201,28 @@ def test_what_is_no_model_is_refused_with_what_it_is(files: list[str], why: str)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..", "", "config.json", "x.py", ".x.safetensors", "x\0.safetensors", 7, None, ["x"], {"a": "b"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x.safetensors",
+        "/etc/x.safetensors",
+        "a/b.safetensors",
+        "..",
+        "",
+        "config.json",
+        "x.py",
+        ".x.safetensors",
+        "x\0.safetensors",
+        7,
+        None,
+        ["x"],
+        {"a": "b"},
+    ],
+)
 def test_an_index_that_points_elsewhere_is_refused(name: Any) -> None:
-    with pytest.raises(DataError, match=r"index\.json of org/model (names .* was expected: refused|can't be read)"):
+    with pytest.raises(
+        DataError, match=r"index\.json of org/model (names .* was expected: refused|can't be read)"
+    ):
         wanted({"config.json": "", INDEX: indexed(SHARDS[0], name), SHARDS[0]: "", str(name): ""})
 
 
@@ -179,14 +258,18 @@ def test_a_model_is_looked_up_once_and_brought_whole(server: Hub, lock: Path, ou
 
 
 def test_the_layout_is_read_off_the_config_unless_it_is_said(server: Hub, lock: Path) -> None:
-    server.add("org/model", {"config.json": json.dumps({"model_type": "internlm2"}), SINGLE: WEIGHTS}, kind="models")
+    server.add(
+        "org/model", {"config.json": json.dumps({"model_type": "internlm2"}), SINGLE: WEIGHTS}, kind="models"
+    )
     assert look_up(lock).layout == "internlm2"
     assert look_up(lock, revision="master", layout="native").layout == "native"
     server.add("org/model", {"a.gguf": WEIGHTS}, kind="models", refs=("gguf",))
     assert look_up(lock, revision="gguf").layout is None
 
 
-def test_faults_of_the_network_are_tried_again_resumed_or_explained(server: Hub, lock: Path, out: Path, source: str) -> None:
+def test_faults_of_the_network_are_tried_again_resumed_or_explained(
+    server: Hub, lock: Path, out: Path, source: str
+) -> None:
     server.add("org/model", REPOSITORY, kind="models")
     server.fail("models/org/model", 502, Busy(0), 503)
     server.fail("config.json", Instead(b"{}"), Cut(7))
@@ -207,7 +290,11 @@ def test_an_attempt_that_failed_is_gone_on_from(server: Hub, lock: Path, out: Pa
     with pytest.raises(DataError, match=r"can't be reached, after several attempts.*model=local"):
         remote.bring(source, "org/model", pin, out, print)
     assert SHARDS[1] not in whole(out)
-    there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file() and (path.suffix == ".part" or path.parent == out))
+    there = sum(
+        path.stat().st_size
+        for path in out.rglob("*")
+        if path.is_file() and (path.suffix == ".part" or path.parent == out)
+    )
     assert remote.cost(source, "org/model", pin, out) == (total - there, there)
     assert there >= 600_000
     remote.bring(source, "org/model", pin, out, print)
@@ -220,14 +307,21 @@ def test_wrong_bytes_are_never_published(server: Hub, lock: Path, out: Path, sou
     server.add("org/model", REPOSITORY, kind="models")
     pin = look_up(lock, source)
     server.fail(SHARDS[0], *[Instead(WEIGHTS[:-1] + b"?")] * 2)
-    with pytest.raises(DataError, match=r"was received as 1,024,000 bytes, twice, .*the digest that the hub tells was expected"):
+    with pytest.raises(
+        DataError,
+        match=r"was received as 1,024,000 bytes, twice, .*the digest that the hub tells was expected",
+    ):
         remote.bring(source, "org/model", pin, out, print)
     assert SHARDS[0] not in whole(out)
 
 
-def test_a_gated_model_says_where_its_terms_are(server: Hub, lock: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gated_model_says_where_its_terms_are(
+    server: Hub, lock: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.add("org/model", REPOSITORY, kind="models", token="hf_secret", gated=True)
-    with pytest.raises(DataError, match=r"org/model is gated: .*Accept them at http://[^/]*/org/model, then set HF_TOKEN"):
+    with pytest.raises(
+        DataError, match=r"org/model is gated: .*Accept them at http://[^/]*/org/model, then set HF_TOKEN"
+    ):
         look_up(lock)
     assert not lock.exists()
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -238,11 +332,15 @@ def test_a_gated_model_says_where_its_terms_are(server: Hub, lock: Path, out: Pa
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     remote.bring("hub", "org/model", pin, out, print)
     assert whole(out) == as_bytes(MODEL)
-    assert not any("hf_secret" in str(headers) for _, path, headers in server.asked if path.startswith("/elsewhere"))
+    assert not any(
+        "hf_secret" in str(headers) for _, path, headers in server.asked if path.startswith("/elsewhere")
+    )
     assert "hf_secret" not in lock.read_text()
 
 
-def test_a_model_that_is_private_or_not_there_is_explained(server: Hub, lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_private_or_not_there_is_explained(
+    server: Hub, lock: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(DataError, match=r"knows no model org/model, or keeps it from us.*HF_TOKEN"):
         look_up(lock)
     with pytest.raises(DataError, match=r"ModelScope knows no model org/model.*MODELSCOPE_API_TOKEN"):
@@ -262,12 +360,17 @@ def test_a_model_that_is_private_or_not_there_is_explained(server: Hub, lock: Pa
         look_up(lock, "modelscope", revision="v9")
 
 
-def test_a_commit_that_is_gone_is_said_with_what_to_do(server: Hub, lock: Path, out: Path, source: str) -> None:
+def test_a_commit_that_is_gone_is_said_with_what_to_do(
+    server: Hub, lock: Path, out: Path, source: str
+) -> None:
     server.add("org/model", REPOSITORY, kind="models")
     pin = look_up(lock, source)
     server.repos["models", "org/model"].commits.clear()
     server.add("org/model", {**REPOSITORY, "README.md": "squashed"}, kind="models")
-    with pytest.raises(DataError, match=rf"The lock's entry for org/model is at the commit {pin.commit[:12]}, and .* has it no more"):
+    with pytest.raises(
+        DataError,
+        match=rf"The lock's entry for org/model is at the commit {pin.commit[:12]}, and .* has it no more",
+    ):
         remote.bring(source, "org/model", pin, out, print)
     assert whole(out) == {}
 
@@ -279,7 +382,9 @@ def cached(server: Hub, path: Path, **more: Any) -> None:
     snapshot_download("org/model", cache_dir=path, endpoint=server.url, **more)
 
 
-def test_what_the_hubs_client_has_is_linked_or_copied_and_not_downloaded(server: Hub, lock: Path, out: Path, tmp_path: Path) -> None:
+def test_what_the_hubs_client_has_is_linked_or_copied_and_not_downloaded(
+    server: Hub, lock: Path, out: Path, tmp_path: Path
+) -> None:
     server.add("org/model", REPOSITORY, kind="models")
     cached(server, tmp_path / "cache", allow_patterns=["*.safetensors", "config.json"])
     pin = look_up(lock)
@@ -296,7 +401,9 @@ def test_what_the_hubs_client_has_is_linked_or_copied_and_not_downloaded(server:
     assert whole(out) == as_bytes(MODEL)
 
 
-def test_a_cached_file_that_is_damaged_or_leads_elsewhere_is_not_taken(server: Hub, lock: Path, out: Path, tmp_path: Path) -> None:
+def test_a_cached_file_that_is_damaged_or_leads_elsewhere_is_not_taken(
+    server: Hub, lock: Path, out: Path, tmp_path: Path
+) -> None:
     server.add("org/model", REPOSITORY, kind="models")
     cached(server, tmp_path / "cache")
     pin = look_up(lock)
@@ -311,7 +418,9 @@ def test_a_cached_file_that_is_damaged_or_leads_elsewhere_is_not_taken(server: H
     assert whole(out) == as_bytes(MODEL)
 
 
-def test_the_cache_is_enough_without_a_network(server: Hub, lock: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_enough_without_a_network(
+    server: Hub, lock: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commit = server.add("org/model", REPOSITORY, kind="models")
     online = look_up(tmp_path / "other.lock")
     cached(server, tmp_path / "cache")
@@ -324,16 +433,27 @@ def test_the_cache_is_enough_without_a_network(server: Hub, lock: Path, out: Pat
     assert len(server.asked) == asked
 
 
-def test_what_the_cache_lacks_is_said_without_a_network(server: Hub, lock: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_cache_lacks_is_said_without_a_network(
+    server: Hub, lock: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.add("org/model", REPOSITORY, kind="models")
     pin = look_up(tmp_path / "other.lock")
     offline(monkeypatch)
-    with pytest.raises(DataError, match=r"org/model has to be downloaded, and HF_HUB_OFFLINE forbids it.*model=local model\.path=DIR"):
+    with pytest.raises(
+        DataError,
+        match=r"org/model has to be downloaded, and HF_HUB_OFFLINE forbids it.*model=local model\.path=DIR",
+    ):
         look_up(lock)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     cached(server, tmp_path / "cache", allow_patterns=["config.json", INDEX, SHARDS[0]])
     offline(monkeypatch)
-    with pytest.raises(DataError, match=rf"{SHARDS[1]}, which the repository lacks.*This is what .*cache has of it, and HF_HUB_OFFLINE forbids"):
+    with pytest.raises(
+        DataError,
+        match=(
+            rf"{SHARDS[1]}, which the repository lacks.*This is what .*cache has of it, and HF_HUB_OFFLINE"
+            r" forbids"
+        ),
+    ):
         look_up(lock)
     with pytest.raises(DataError, match=r"HF_HUB_OFFLINE forbids it.*model=local"):
         remote.bring("hub", "org/model", pin, out, print)
@@ -358,13 +478,19 @@ def test_a_cache_that_lies_is_not_believed(tmp_path: Path, monkeypatch: pytest.M
     assert cache.resolve("org/model", "b" * 40) is None
 
 
-def test_where_the_caches_are_follows_the_clients_own_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_caches_are_follows_the_clients_own_rules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "MODELSCOPE_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache.huggingface() == tmp_path / ".cache" / "huggingface" / "hub"
     assert cache.modelscope() == tmp_path / ".cache" / "modelscope" / "hub"
-    for name, value, path in (("XDG_CACHE_HOME", "/x", "/x/huggingface/hub"), ("HF_HOME", "/h", "/h/hub"), ("HF_HUB_CACHE", "~/c", f"{tmp_path}/c")):
+    for name, value, path in (
+        ("XDG_CACHE_HOME", "/x", "/x/huggingface/hub"),
+        ("HF_HOME", "/h", "/h/hub"),
+        ("HF_HUB_CACHE", "~/c", f"{tmp_path}/c"),
+    ):
         monkeypatch.setenv(name, value)
         assert cache.huggingface() == Path(path)
 
@@ -382,4 +508,7 @@ def test_what_modelscopes_client_has_is_taken_too(server: Hub, lock: Path, out: 
     assert cache.find("modelscope", "org/model-1.5", SINGLE, pin.files[SHARDS[0]]) is None
     (there.parent / "model-1___5").mkdir()
     (there.parent / "model-1___5" / SINGLE).write_bytes(WEIGHTS)
-    assert cache.find("modelscope", "org/model-1.5", SINGLE, pin.files[SHARDS[0]]) == there.parent / "model-1___5" / SINGLE
+    assert (
+        cache.find("modelscope", "org/model-1.5", SINGLE, pin.files[SHARDS[0]])
+        == there.parent / "model-1___5" / SINGLE
+    )

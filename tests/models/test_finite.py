@@ -26,12 +26,17 @@ def spoilt(directory: Path, name: str, value: float) -> Path:
     return base
 
 
-@pytest.mark.parametrize(("value", "word"), [(float("nan"), "nan"), (float("inf"), "inf"), (float("-inf"), "inf")])
+@pytest.mark.parametrize(
+    ("value", "word"), [(float("nan"), "nan"), (float("inf"), "inf"), (float("-inf"), "inf")]
+)
 def test_a_tensor_of_the_checkpoint_is_named_with_its_file(tmp_path: Path, value: float, word: str) -> None:
     base = spoilt(tmp_path / "base", UP, value)
     model = load_model(base, dtype=torch.float32, device="cpu", attention="sdpa")
     said = cause(model, weight_files(base), lambda: model(IDS))
-    assert said.startswith(f"The base's weights hold it: {UP} in model.safetensors has 1 value of 10,240 that is not finite ({word}).")
+    assert said.startswith(
+        f"The base's weights hold it: {UP} in model.safetensors has 1 value of 10,240 that is not finite "
+        f"({word})."
+    )
     assert "not a matter of the rows or of attention" in said
 
 
@@ -41,14 +46,19 @@ def test_of_several_files_the_one_that_holds_it(tmp_path: Path) -> None:
     tensors = load_file(file)
     tensors[UP][:] = float("nan")
     save_file(tensors, file, {"format": "pt"})
-    assert in_files(weight_files(tmp_path)) == f"{UP} in {file.name} has 10,240 values of 10,240 that are not finite (nan)"
+    assert (
+        in_files(weight_files(tmp_path))
+        == f"{UP} in {file.name} has 10,240 values of 10,240 that are not finite (nan)"
+    )
 
 
 def test_a_weight_that_trains_and_went_astray() -> None:
     model = tiny_model()
     assert in_weights(model) is None
     model.model.layers[0].self_attn.q_proj.weight.data[0, 0] = float("inf")
-    assert cause(model, [], lambda: model(IDS)).startswith("It comes from model.layers.0.self_attn.q_proj.weight")
+    assert cause(model, [], lambda: model(IDS)).startswith(
+        "It comes from model.layers.0.self_attn.q_proj.weight"
+    )
     model.requires_grad_(False)
     assert in_weights(model) is None
 
@@ -57,7 +67,10 @@ def test_finite_weights_that_overflow_name_the_layer() -> None:
     model = tiny_model().requires_grad_(False)
     model.model.layers[1].mlp.down_proj.weight.data *= 1e38
     said = cause(model, [], lambda: model(IDS))
-    assert "the first output that is not is that of model.layers.1.mlp.down_proj (Linear), into which go values up to" in said
+    assert (
+        "the first output that is not is that of model.layers.1.mlp.down_proj (Linear), into which go values "
+        "up to" in said
+    )
     assert "attention" not in said
 
 
@@ -82,7 +95,9 @@ def test_processes_share_what_one_of_them_found() -> None:
         return ["the tensor w in a file has 1 value", found]
 
     model = tiny_model()
-    assert "the tensor w in a file" in cause(model, [Path("/nowhere")], lambda: model(IDS), first=False, share=share)
+    assert "the tensor w in a file" in cause(
+        model, [Path("/nowhere")], lambda: model(IDS), first=False, share=share
+    )
     assert asked == [None]  # and nobody computes where one has read it
 
 
@@ -91,5 +106,8 @@ def test_processes_share_what_one_of_them_found() -> None:
 def test_inits_that_take_the_base_apart_name_it_too(tmp_path: Path, init: str) -> None:
     base = spoilt(tmp_path / "base", UP, float("nan"))
     model = load_model(base, dtype=torch.float32, device="cpu")
-    with pytest.raises(DataError, match=r"model\.layers\.1\.mlp\.up_proj\.weight has 1 value of 10,240 that is not finite \(nan\)"):
+    with pytest.raises(
+        DataError,
+        match=r"model\.layers\.1\.mlp\.up_proj\.weight has 1 value of 10,240 that is not finite \(nan\)",
+    ):
         add_lora(model, r=4, alpha=8, dropout=0.0, targets=("up_proj",), seed=0, init=init)

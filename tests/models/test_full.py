@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from tests.models.lora.test_merge import mixture, seer
 from tuner.errors import ConfigError
@@ -25,10 +32,17 @@ def qwen(*, tied: bool = False) -> PreTrainedModel:
     torch.manual_seed(0)
     return Qwen3ForCausalLM(
         Qwen3Config(
-            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-            tie_word_embeddings=tied, initializer_range=0.2,
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            tie_word_embeddings=tied,
+            initializer_range=0.2,
         )
-    )  # fmt: skip
+    )
 
 
 def written(directory: Path, *, tied: bool = False) -> Path:
@@ -52,7 +66,9 @@ def test_the_last_layers_train_and_what_comes_after_them(tied: bool) -> None:
     choose_trainable(model, last_layers=1)
     found = names(model)
     assert found == {
-        n for n, _ in model.named_parameters() if n.startswith(("model.layers.2.", "model.norm.")) or (n.startswith("lm_head") and not tied)
+        n
+        for n, _ in model.named_parameters()
+        if n.startswith(("model.layers.2.", "model.norm.")) or (n.startswith("lm_head") and not tied)
     }
     assert ("lm_head.weight" in found) is not tied
     choose_trainable(model, last_layers=3, freeze=["norms", "head"])
@@ -104,7 +120,9 @@ def test_frozen_weights_take_half_the_memory_and_the_numbers_stay(tmp_path: Path
     whole = load_model(base, dtype=torch.float32, device="cpu")
     part = load_trainable(base, device=CPU, compute=torch.bfloat16, rounded=torch.bfloat16, last_layers=1)
     for name, parameter in part.named_parameters():
-        assert parameter.dtype == (torch.float32 if parameter.requires_grad or "norm" in name else torch.bfloat16), name
+        assert parameter.dtype == (
+            torch.float32 if parameter.requires_grad or "norm" in name else torch.bfloat16
+        ), name
     losses, grads = [], []
     for model in (whole, part):
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -133,8 +151,14 @@ def test_where_products_are_in_fp32_only_values_are_rounded() -> None:
 def test_the_checkpoint_is_whole(tmp_path: Path, tied: bool) -> None:
     base, out = written(tmp_path / "base", tied=tied), tmp_path / "out"
     out.mkdir()
-    model = load_trainable(base, device=CPU, compute=torch.bfloat16, rounded=torch.bfloat16, last_layers=1, freeze=["norms"])
-    trained = {name: parameter.detach() + 0.01 for name, parameter in model.named_parameters() if parameter.requires_grad}
+    model = load_trainable(
+        base, device=CPU, compute=torch.bfloat16, rounded=torch.bfloat16, last_layers=1, freeze=["norms"]
+    )
+    trained = {
+        name: parameter.detach() + 0.01
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
     save_file(trained, tmp_path / "weights.safetensors")
     write_full(Checkpoint([tmp_path / "weights.safetensors"]), base, out, "BF16")
     write_config(base, out, "bfloat16")

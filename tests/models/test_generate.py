@@ -16,7 +16,13 @@ from tuner.data.tokenizer.load import load_vocabulary
 from tuner.models.generate import CHUNK, Speaker, draw, end_ids, pieces
 from tuner.models.load import load_model
 
-TEXTS = ["你好，世界！🙂", "👩‍👩‍👧 한국어 é́", "  two spaces\n\n\tand 'breaks' ", "a", "ordinary words, and more of them"]
+TEXTS = [
+    "你好，世界！🙂",
+    "👩‍👩‍👧 한국어 é́",
+    "  two spaces\n\n\tand 'breaks' ",
+    "a",
+    "ordinary words, and more of them",
+]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +35,14 @@ def model(tokenizer: Tokenizer) -> PreTrainedModel:
     return moody(tokenizer)
 
 
-def speaker(model: PreTrainedModel, tokenizer: Tokenizer, *, stops: frozenset[int] = frozenset(), temperature: float = 0.0, seed: int = 0) -> Speaker:
+def speaker(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    *,
+    stops: frozenset[int] = frozenset(),
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Speaker:
     return Speaker(model, tokenizer, stops=stops, temperature=temperature, top_p=1.0, seed=seed)
 
 
@@ -45,19 +58,33 @@ def greedy(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
 def read_by(model: PreTrainedModel) -> list[int]:
     """How many tokens each pass of the model reads, from now on."""
     lengths: list[int] = []
-    model.register_forward_pre_hook(lambda _, __, words: lengths.append(words["input_ids"].shape[1]), with_kwargs=True)
+    model.register_forward_pre_hook(
+        lambda _, __, words: lengths.append(words["input_ids"].shape[1]), with_kwargs=True
+    )
     return lengths
 
 
-def test_answers_over_a_conversation_are_those_of_reading_all_of_it_anew(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
+def test_answers_over_a_conversation_are_those_of_reading_all_of_it_anew(
+    model: PreTrainedModel, tokenizer: Tokenizer
+) -> None:
     one, draws = speaker(model, tokenizer), random.Random(0)
     long = [draws.randrange(3, 290) for _ in range(2 * CHUNK + 9)]
-    prompts = [[5, 9, 31, 7], [5, 9, 31, 7, *greedy(model, [5, 9, 31, 7], 6), 44, 45], [5, 9, 99], long, [*long, 12, 13], long[:50], long[:50]]
+    prompts = [
+        [5, 9, 31, 7],
+        [5, 9, 31, 7, *greedy(model, [5, 9, 31, 7], 6), 44, 45],
+        [5, 9, 99],
+        long,
+        [*long, 12, 13],
+        long[:50],
+        long[:50],
+    ]
     for prompt in prompts:
         expected = greedy(model, prompt, 6)
         assert "".join(one.answer(prompt, most=6)) == tokenizer.decode(expected).replace("\ufffd", "")
         assert list(one.read) == [*prompt, *expected[:-1]]
-    assert len({tuple(greedy(model, prompt, 6)) for prompt in prompts}) == len(prompts) - 1, "the model should not say the same to everything"
+    assert len({tuple(greedy(model, prompt, 6)) for prompt in prompts}) == len(prompts) - 1, (
+        "the model should not say the same to everything"
+    )
 
 
 def test_only_what_is_new_is_read(tokenizer: Tokenizer) -> None:
@@ -103,24 +130,36 @@ def test_a_pass_that_broke_off_leaves_nothing_half_read(tokenizer: Tokenizer) ->
     model = moody(tokenizer)
     one = speaker(model, tokenizer)
     list(one.answer([5, 9, 31, 7], most=3))
-    hook = model.model.layers[1].register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    hook = model.model.layers[1].register_forward_pre_hook(
+        lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         list(one.answer([5, 9, 31, 7, 8, 9], most=3))
     hook.remove()
     assert one.read == ()
-    assert "".join(one.answer([5, 9, 31, 7, 8, 9], most=5)) == tokenizer.decode(greedy(model, [5, 9, 31, 7, 8, 9], 5)).replace("\ufffd", "")
+    assert "".join(one.answer([5, 9, 31, 7, 8, 9], most=5)) == tokenizer.decode(
+        greedy(model, [5, 9, 31, 7, 8, 9], 5)
+    ).replace("\ufffd", "")
 
 
 def test_layers_with_a_window_have_no_way_back_and_are_read_anew(tokenizer: Tokenizer) -> None:
     torch.manual_seed(0)
     config = MistralConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        sliding_window=8, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=8,
+        initializer_range=0.3,
+    )
     model = MistralForCausalLM(config).eval()
     one = speaker(model, tokenizer)
     for prompt in (list(range(20, 40)), [*range(20, 38), 7, 8], [20, 21, 22]):
-        assert "".join(one.answer(prompt, most=5)) == tokenizer.decode(greedy(model, prompt, 5)).replace("\ufffd", "")
+        assert "".join(one.answer(prompt, most=5)) == tokenizer.decode(greedy(model, prompt, 5)).replace(
+            "\ufffd", ""
+        )
 
 
 def test_a_seed_gives_the_same_draws(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
@@ -167,7 +206,9 @@ def test_pieces_are_whole_characters_and_join_to_the_text(name: str) -> None:
         assert text.lstrip().startswith(cut.strip()), "a cut text ends before the character that it cuts"
     draws = random.Random(0)
     for _ in range(200):
-        garbage = [draws.randrange(300 if draws.random() < 0.7 else tokenizer.get_vocab_size()) for _ in range(40)]
+        garbage = [
+            draws.randrange(300 if draws.random() < 0.7 else tokenizer.get_vocab_size()) for _ in range(40)
+        ]
         assert "\ufffd" not in "".join(pieces(tokenizer, garbage))
 
 
@@ -180,4 +221,6 @@ def test_the_cache_of_a_loaded_model_is_on(tmp_path: Path, tokenizer: Tokenizer)
     moody(tokenizer).save_pretrained(tmp_path)
     model = load_model(tmp_path, dtype=torch.float32, device="cpu", attention="sdpa")
     one = speaker(model, tokenizer)
-    assert "".join(one.answer([5, 9, 31], most=5)) == tokenizer.decode(greedy(model, [5, 9, 31], 5)).replace("\ufffd", "")
+    assert "".join(one.answer([5, 9, 31], most=5)) == tokenizer.decode(greedy(model, [5, 9, 31], 5)).replace(
+        "\ufffd", ""
+    )

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from tests.conftest import REPO, environment
 from tests.models.tiny import SIZES, tiny_adapter, write_tiny
@@ -23,7 +31,14 @@ from tuner.models.lora.merge import merge_adapter
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tiny-llama")
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=6400, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    config = LlamaConfig(
+        vocab_size=6400,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     LlamaForCausalLM(config).save_pretrained(directory)
     return directory
 
@@ -44,7 +59,9 @@ def test_dtype_and_rounding(tiny: Path) -> None:
 def test_sdpa_generates(tiny: Path) -> None:
     model = load.load_model(tiny, dtype=torch.float32, device="cpu", attention="sdpa")
     assert model.config.use_cache
-    assert model.generate(torch.tensor([[5, 6]]), max_new_tokens=2, do_sample=False, pad_token_id=0).shape == (1, 4)
+    assert model.generate(
+        torch.tensor([[5, 6]]), max_new_tokens=2, do_sample=False, pad_token_id=0
+    ).shape == (1, 4)
 
 
 def test_no_model_there(tmp_path: Path) -> None:
@@ -54,7 +71,8 @@ def test_no_model_there(tmp_path: Path) -> None:
 
 def test_code_beside_the_weights_never_runs(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
-        '{"model_type": "mine", "auto_map": {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}}', encoding="utf-8"
+        '{"model_type": "mine", "auto_map": {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}}',
+        encoding="utf-8",
     )
     (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
     with pytest.raises(DataError, match="can't be loaded"):
@@ -66,7 +84,11 @@ def test_a_family_that_is_known_is_loaded_without_its_code_and_without_a_questio
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tiny, tmp_path / "model")
-    edit(tmp_path / "model", auto_map={"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}, attn_implementation="someone/kernel")
+    edit(
+        tmp_path / "model",
+        auto_map={"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"},
+        attn_implementation="someone/kernel",
+    )
     for name in ("mine.py", "custom_generate/generate.py"):
         (tmp_path / "model" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "model" / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
@@ -88,8 +110,14 @@ def edit(directory: Path, **fields: object) -> None:
         ({"hidden_size": -8}, "no model can be built from its config.json"),
         ({"num_attention_heads": 0}, "no model can be built from its config.json"),
         ({"hidden_size": "many"}, "config.json"),
-        ({"num_hidden_layers": 3}, r"9 of its \d+ parameters aren't in its weights, first model\.layers\.2\."),
-        ({"intermediate_size": 10**9}, r"gate_proj\.weight is \(160, 64\), and its config\.json asks for \(1000000000, 64\)"),
+        (
+            {"num_hidden_layers": 3},
+            r"9 of its \d+ parameters aren't in its weights, first model\.layers\.2\.",
+        ),
+        (
+            {"intermediate_size": 10**9},
+            r"gate_proj\.weight is \(160, 64\), and its config\.json asks for \(1000000000, 64\)",
+        ),
         ({"vocab_size": 10**11}, r"embed_tokens\.weight is \(6400, 64\), and its config\.json asks for"),
         ({"attention_bias": True}, r"8 of its \d+ parameters aren't in its weights"),
     ],
@@ -112,21 +140,31 @@ def test_the_weights_are_those_beside_the_config_whatever_it_names(tiny: Path, t
 
 def test_an_adapter_beside_a_model_is_refused(tiny: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny, tmp_path / "model")
-    (tmp_path / "model" / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "elsewhere"}', encoding="utf-8")
+    (tmp_path / "model" / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "base_model_name_or_path": "elsewhere"}', encoding="utf-8"
+    )
     with pytest.raises(DataError, match="holds a model and an adapter"):
         load.load_model(tmp_path / "model", dtype=torch.float32, device="cpu")
 
 
 def capped() -> PreTrainedModel:
-    return Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, pad_token_id=0, bos_token_id=1, eos_token_id=2))
+    return Gemma2ForCausalLM(
+        Gemma2Config(**SIZES, head_dim=8, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    )
 
 
 def sinking() -> PreTrainedModel:
-    return GptOssForCausalLM(GptOssConfig(**SIZES, head_dim=8, num_local_experts=2, num_experts_per_tok=1, pad_token_id=0, eos_token_id=2))
+    return GptOssForCausalLM(
+        GptOssConfig(
+            **SIZES, head_dim=8, num_local_experts=2, num_experts_per_tok=1, pad_token_id=0, eos_token_id=2
+        )
+    )
 
 
 @pytest.mark.parametrize("make", [capped, sinking])
-def test_caps_and_sinks_are_computed_in_packs_as_the_family_does_and_generation_works(tmp_path: Path, make: Callable[[], PreTrainedModel]) -> None:
+def test_caps_and_sinks_are_computed_in_packs_as_the_family_does_and_generation_works(
+    tmp_path: Path, make: Callable[[], PreTrainedModel]
+) -> None:
     torch.manual_seed(0)
     theirs = make().eval()
     for name, parameter in theirs.named_parameters():
@@ -158,7 +196,9 @@ def test_rounding_spares_what_a_family_keeps_in_fp32(tiny: Path, monkeypatch: py
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32, torch.float16])
-def test_base_and_adapter_are_the_merged_model_bit_for_bit(tmp_path: Path, stored: torch.dtype, tied: bool) -> None:
+def test_base_and_adapter_are_the_merged_model_bit_for_bit(
+    tmp_path: Path, stored: torch.dtype, tied: bool
+) -> None:
     base = write_tiny(tmp_path / "base", dtype=stored, tied=tied)
     tiny_adapter(base).save_pretrained(tmp_path / "adapter")
     (tmp_path / "merged").mkdir()
@@ -179,12 +219,22 @@ def test_base_and_adapter_are_the_merged_model_bit_for_bit(tmp_path: Path, store
 
 def test_without_an_adapter_it_is_the_model_as_it_lies_there(tmp_path: Path) -> None:
     base = write_tiny(tmp_path, dtype=torch.float32)
-    tuned, plain = (load.load_tuned(base, None, dtype=torch.float32, device="cpu"), load.load_model(base, dtype=torch.float32, device="cpu"))
+    tuned, plain = (
+        load.load_tuned(base, None, dtype=torch.float32, device="cpu"),
+        load.load_model(base, dtype=torch.float32, device="cpu"),
+    )
     assert all(torch.equal(a, b) for a, b in zip(tuned.parameters(), plain.parameters(), strict=True))
 
 
 def test_an_adapter_of_another_model_is_refused(tiny: Path, tmp_path: Path) -> None:
-    other = LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
+    other = LlamaConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     LlamaForCausalLM(other).save_pretrained(tmp_path / "deeper")
     tiny_adapter(tmp_path / "deeper").save_pretrained(tmp_path / "adapter")
     with pytest.raises(StageError, match=r"layers\.2\..*, and the base has no such tensor"):
@@ -193,11 +243,18 @@ def test_an_adapter_of_another_model_is_refused(tiny: Path, tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two checkpoints, each in fp32 and in bf16 and with an adapter: one of 27 million weights in shards of 16 MB, and a small one to begin with."""
+    """Two checkpoints, each in fp32 and in bf16 and with an adapter: one of 27 million weights in shards
+    of 16 MB, and a small one to begin with.
+    """
     root = tmp_path_factory.mktemp("sharded")
     for name, layers, width in (("warm", 1, 64), ("model", 8, 512)):
         torch.manual_seed(0)
-        config = SIZES | {"hidden_size": width, "intermediate_size": width * 11 // 4, "num_hidden_layers": layers, "vocab_size": 1000}
+        config = SIZES | {
+            "hidden_size": width,
+            "intermediate_size": width * 11 // 4,
+            "num_hidden_layers": layers,
+            "vocab_size": 1000,
+        }
         model = LlamaForCausalLM(LlamaConfig(**config))
         for dtype in (torch.float32, torch.bfloat16):
             model.to(dtype).save_pretrained(root / f"{name}-{dtype}", max_shard_size="16MB")
@@ -207,17 +264,46 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job(root: Path, name: str, stored: torch.dtype, tuned: bool, dtype: str, rounded: str | None) -> str:
     adapter = str(root / f"{name}-adapter") if tuned else None
-    return json.dumps({"directory": str(root / f"{name}-{stored}"), "adapter": adapter, "dtype": dtype, "rounded": rounded}) + "\n"
+    return (
+        json.dumps(
+            {
+                "directory": str(root / f"{name}-{stored}"),
+                "adapter": adapter,
+                "dtype": dtype,
+                "rounded": rounded,
+            }
+        )
+        + "\n"
+    )
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells what a process holds")
 @pytest.mark.parametrize(
-    "device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")])]
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+            ],
+        ),
+    ],
 )
 def test_beside_the_model_there_is_never_more_than_its_largest_shard(sharded: Path, device: str) -> None:
-    kinds = [(torch.float32, False, "float32", "bfloat16"), (torch.bfloat16, False, "float32", None), (torch.bfloat16, True, "bfloat16", None)]
+    kinds = [
+        (torch.float32, False, "float32", "bfloat16"),
+        (torch.bfloat16, False, "float32", None),
+        (torch.bfloat16, True, "bfloat16", None),
+    ]
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.models.memory", device], env=environment(), cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tests.models.memory", device],
+        env=environment(),
+        cwd=REPO,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as child:
         assert child.stdin
         assert child.stdout
@@ -239,7 +325,16 @@ def test_beside_the_model_there_is_never_more_than_its_largest_shard(sharded: Pa
 
 def anonymous(pid: int) -> int:
     """Bytes that no file backs: what is mapped from a checkpoint can be dropped and read again."""
-    return int(next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("RssAnon")).split()[1]) * 1024
+    return (
+        int(
+            next(
+                line
+                for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+                if line.startswith("RssAnon")
+            ).split()[1]
+        )
+        * 1024
+    )
 
 
 @pytest.mark.parametrize(
@@ -268,5 +363,8 @@ def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
         load.resolve_device("cuda")
     monkeypatch.setattr(load, "trouble", lambda *_: Trouble("the driver is too old", "update it"))
     assert load.resolve_device("cpu").type == "cpu"
-    with pytest.raises(ConfigError, match=r"machine\.device=auto finds a GPU that can't be used\. the driver is too old: update it"):
+    with pytest.raises(
+        ConfigError,
+        match=r"machine\.device=auto finds a GPU that can't be used\. the driver is too old: update it",
+    ):
         load.resolve_device("auto")

@@ -32,7 +32,9 @@ CARRYING = {
     "deepseek_sparse_attention",
     "qwen_sparse_attention",
 }
-"""kinds of layers that were looked at and see more than one document of a row: states, windows of a convolution, blocks that are cut across the row"""
+"""kinds of layers that were looked at and see more than one document of a row: states, windows of a
+convolution, blocks that are cut across the row
+"""
 
 
 def built(config: PretrainedConfig) -> torch.nn.Module:
@@ -48,9 +50,13 @@ def test_a_hybrid_is_known(kind: str) -> None:
 def test_a_model_of_attention_alone_carries_nothing() -> None:
     small = SIZES | {"num_hidden_layers": 4}
     for config in (
-        LlamaConfig(**small), Gemma2Config(**small, head_dim=8), Gemma3TextConfig(**small, head_dim=8), GptOssConfig(**small, num_local_experts=2),
-        Qwen3MoeConfig(**small, moe_intermediate_size=16, num_experts=2), Llama4TextConfig(**small, num_local_experts=2, intermediate_size_mlp=16),
-    ):  # fmt: skip
+        LlamaConfig(**small),
+        Gemma2Config(**small, head_dim=8),
+        Gemma3TextConfig(**small, head_dim=8),
+        GptOssConfig(**small, num_local_experts=2),
+        Qwen3MoeConfig(**small, moe_intermediate_size=16, num_experts=2),
+        Llama4TextConfig(**small, num_local_experts=2, intermediate_size_mlp=16),
+    ):
         assert carries(built(config)) is None, config.model_type
 
 
@@ -74,5 +80,11 @@ def test_what_a_mixer_reads_by_itself_gets_no_adapter_and_no_4_bits() -> None:
     assert "in_proj" in {name.rpartition(".")[2] for name in linears(mamba)}
     assert read_directly(other) == frozenset()
     assert "out_proj" in {name.rpartition(".")[2] for name in linears(other)}
-    with pytest.raises(ConfigError, match=r"algo\.targets names model\.layers\.0\.mamba\.out_proj, whose weight a mixer of Mamba's reads by itself"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"algo\.targets names model\.layers\.0\.mamba\.out_proj, whose weight a mixer of Mamba's reads"
+            r" by itself"
+        ),
+    ):
         add_lora(mamba, r=2, alpha=4, dropout=0.0, targets=("q_proj", "out_proj"), seed=0)  # type: ignore[arg-type]

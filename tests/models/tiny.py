@@ -1,4 +1,6 @@
-"""A tiny Llama with a real tokenizer, and a tiny adapter for it: what tests of models and stages start from."""
+"""A tiny Llama with a real tokenizer, and a tiny adapter for it: what tests of models and stages start
+from.
+"""
 
 import shutil
 from pathlib import Path
@@ -34,17 +36,31 @@ CHATML = Chat(
 
 
 def tiny_model(*, tied: bool = True) -> LlamaForCausalLM:
-    """Two layers, hidden size 64, the same weights every time; wide enough at the start that greedy answers differ from prompt to prompt."""
+    """Two layers, hidden size 64, the same weights every time; wide enough at the start that greedy
+    answers differ from prompt to prompt.
+    """
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=6400, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=256, tie_word_embeddings=tied, initializer_range=0.3, bos_token_id=1, eos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=6400,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
     return LlamaForCausalLM(config).eval()
 
 
 def write_tiny(directory: Path, *, dtype: torch.dtype = torch.bfloat16, tied: bool = True) -> Path:
-    """The model in the Hugging Face layout, with the tokenizer of minimind (6,400 tokens); skips the test where that is absent."""
+    """The model in the Hugging Face layout, with the tokenizer of minimind (6,400 tokens); skips the test
+    where that is absent.
+    """
     if not MINIMIND.is_dir():
         pytest.skip("the shared tokenizers are not here")
     tiny_model(tied=tied).to(dtype).save_pretrained(directory)
@@ -53,10 +69,21 @@ def write_tiny(directory: Path, *, dtype: torch.dtype = torch.bfloat16, tied: bo
     return directory
 
 
-def tiny_adapter(base: Path, *, dtype: torch.dtype = torch.float32, use_rslora: bool = False, use_dora: bool = False) -> PeftModel:
-    """A LoRA of rank 4 on every linear layer of the model in `base`, with B (and magnitudes) away from where they begin."""
+def tiny_adapter(
+    base: Path, *, dtype: torch.dtype = torch.float32, use_rslora: bool = False, use_dora: bool = False
+) -> PeftModel:
+    """A LoRA of rank 4 on every linear layer of the model in `base`, with B (and magnitudes) away from
+    where they begin.
+    """
     model = LlamaForCausalLM.from_pretrained(base, dtype=dtype)
-    config = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM", use_rslora=use_rslora, use_dora=use_dora)
+    config = LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        use_rslora=use_rslora,
+        use_dora=use_dora,
+    )
     peft = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in peft.named_parameters():

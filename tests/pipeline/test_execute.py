@@ -33,7 +33,13 @@ def stages(built: list[str]) -> list[Stage]:
     def made(ctx: Context, name: str, text: str) -> dict[str, Any]:
         built.append(name)
         (ctx.out / "text").write_text(
-            text + "".join(f"[{(i.dir / 'text').read_text()}]" for n, i in sorted(ctx.inputs.items()) if n != "fetch_data"), encoding="utf-8"
+            text
+            + "".join(
+                f"[{(i.dir / 'text').read_text()}]"
+                for n, i in sorted(ctx.inputs.items())
+                if n != "fetch_data"
+            ),
+            encoding="utf-8",
         )
         return {"at": time.time_ns()}
 
@@ -42,12 +48,43 @@ def stages(built: list[str]) -> list[Stage]:
         return {}
 
     return [
-        Stage(name="fetch_data", version=1, run=fetch, sources=lambda v: {"rows": Path(v.path)} if isinstance(v, Data) else {"rows": Path(v.data.path)}, references=lambda _: True, by_content=True),
-        Stage(name="tokenize", version=1, run=lambda c: made(c, "tokenize", f"{c.config.data.length}{c.inputs['fetch_data'].files['rows'].read_text()}"), upstream=("fetch_data",)),
-        Stage(name="train", version=1, run=lambda c: made(c, "train", f"{c.config.algo.optim.lr}"), upstream=("tokenize",)),
-        Stage(name="convert", version=1, run=lambda c: made(c, "convert", "c"), upstream=("train",), product=lambda _: True),
-        Stage(name="merge", version=1, run=lambda c: made(c, "merge", "m"), upstream=("convert",), product=lambda _: True),
-    ]  # fmt: skip
+        Stage(
+            name="fetch_data",
+            version=1,
+            run=fetch,
+            sources=lambda v: {"rows": Path(v.path)} if isinstance(v, Data) else {"rows": Path(v.data.path)},
+            references=lambda _: True,
+            by_content=True,
+        ),
+        Stage(
+            name="tokenize",
+            version=1,
+            run=lambda c: made(
+                c, "tokenize", f"{c.config.data.length}{c.inputs['fetch_data'].files['rows'].read_text()}"
+            ),
+            upstream=("fetch_data",),
+        ),
+        Stage(
+            name="train",
+            version=1,
+            run=lambda c: made(c, "train", f"{c.config.algo.optim.lr}"),
+            upstream=("tokenize",),
+        ),
+        Stage(
+            name="convert",
+            version=1,
+            run=lambda c: made(c, "convert", "c"),
+            upstream=("train",),
+            product=lambda _: True,
+        ),
+        Stage(
+            name="merge",
+            version=1,
+            run=lambda c: made(c, "merge", "m"),
+            upstream=("convert",),
+            product=lambda _: True,
+        ),
+    ]
 
 
 @pytest.fixture
@@ -57,7 +94,10 @@ def config(tmp_path: Path) -> Config:
 
 
 def look(config: Config, stages: list[Stage]) -> dict[str, tuple[str, str]]:
-    return {step.stage.name: (step.state, step.why) for step in plan(config, stages, store_of(config), Run.of(config))}
+    return {
+        step.stage.name: (step.state, step.why)
+        for step in plan(config, stages, store_of(config), Run.of(config))
+    }
 
 
 def run(config: Config, stages: list[Stage], redone: set[str] | None = None) -> list[str]:
@@ -79,7 +119,9 @@ def test_everything_once_then_nothing(config: Config, stages: list[Stage], built
     assert {state for state, _ in look(config, stages).values()} == {"done"}
 
 
-def test_a_changed_rate_runs_training_and_what_follows(config: Config, stages: list[Stage], built: list[str]) -> None:
+def test_a_changed_rate_runs_training_and_what_follows(
+    config: Config, stages: list[Stage], built: list[str]
+) -> None:
     run(config, stages)
     other = replace(config, algo=Algo(optim=Optim(lr=1e-4)))
     plans = look(other, stages)
@@ -102,7 +144,9 @@ def test_seed_and_variant_keep_the_data(config: Config, stages: list[Stage]) -> 
         assert [state for state, _ in look(other, stages).values()] == ["done", "done", "run", "run", "run"]
 
 
-def test_content_counts_and_times_do_not(config: Config, stages: list[Stage], built: list[str], tmp_path: Path) -> None:
+def test_content_counts_and_times_do_not(
+    config: Config, stages: list[Stage], built: list[str], tmp_path: Path
+) -> None:
     run(config, stages)
     os.utime(tmp_path / "rows")
     assert {state for state, _ in look(config, stages).values()} == {"done"}
@@ -116,7 +160,9 @@ def test_content_counts_and_times_do_not(config: Config, stages: list[Stage], bu
     assert built == ALL
 
 
-def test_a_moved_file_runs_nothing(config: Config, stages: list[Stage], built: list[str], tmp_path: Path) -> None:
+def test_a_moved_file_runs_nothing(
+    config: Config, stages: list[Stage], built: list[str], tmp_path: Path
+) -> None:
     run(config, stages)
     (tmp_path / "rows").rename(tmp_path / "moved")
     moved = replace(config, data=Data(path=str(tmp_path / "moved")))
@@ -127,7 +173,9 @@ def test_a_moved_file_runs_nothing(config: Config, stages: list[Stage], built: l
 
 @pytest.mark.parametrize("how", ["flip", "truncate", "remove", "manifest"])
 @pytest.mark.parametrize("stage", ["tokenize", "train", "merge"])
-def test_damage_is_reported_and_rebuilt(config: Config, stages: list[Stage], built: list[str], stage: str, how: str) -> None:
+def test_damage_is_reported_and_rebuilt(
+    config: Config, stages: list[Stage], built: list[str], stage: str, how: str
+) -> None:
     run(config, stages)
     path = Run.of(config).dir / stage / ("manifest.json" if how == "manifest" else "text")
     if how == "remove":
@@ -142,12 +190,16 @@ def test_damage_is_reported_and_rebuilt(config: Config, stages: list[Stage], bui
     assert any("damaged" in line for line in said)
 
 
-def test_what_was_made_from_other_bytes_is_rebuilt(config: Config, stages: list[Stage], built: list[str]) -> None:
+def test_what_was_made_from_other_bytes_is_rebuilt(
+    config: Config, stages: list[Stage], built: list[str]
+) -> None:
     run(config, stages)
     store, key = store_of(config), Run.of(config).key("tokenize") or ""
     old = store.find(key)
     assert old is not None
-    store.begin(key, {}, resume=False).joinpath("text").write_text("as if built by a machine that rounds otherwise")
+    store.begin(key, {}, resume=False).joinpath("text").write_text(
+        "as if built by a machine that rounds otherwise"
+    )
     store.publish(key, dict(old.manifest), ())
     plans = look(config, stages)
     assert plans["tokenize"][0] == "done"
@@ -156,14 +208,17 @@ def test_what_was_made_from_other_bytes_is_rebuilt(config: Config, stages: list[
     assert built == [*ALL, "train", "convert", "merge"]
 
 
-def test_rot_with_an_unchanged_stat_is_found_before_use(config: Config, stages: list[Stage], built: list[str]) -> None:
+def test_rot_with_an_unchanged_stat_is_found_before_use(
+    config: Config, stages: list[Stage], built: list[str]
+) -> None:
     run(config, stages)
     path = Run.of(config).dir / "tokenize" / "text"
     manifest = path.with_name("manifest.json")
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     value = json.loads(manifest.read_text())
     stat = path.stat()
-    value["files"]["text"]["times"] = [stat.st_mtime_ns, stat.st_ctime_ns]  # the disk rotted: the stat says nothing
+    # the disk rotted: the stat says nothing
+    value["files"]["text"]["times"] = [stat.st_mtime_ns, stat.st_ctime_ns]
     manifest.write_text(json.dumps(value))
     other = replace(config, algo=Algo(optim=Optim(lr=1e-4)))
     assert look(other, stages)["tokenize"][0] == "done"
@@ -172,7 +227,9 @@ def test_rot_with_an_unchanged_stat_is_found_before_use(config: Config, stages: 
     assert built == [*ALL, "tokenize", "train", "convert", "merge"]
 
 
-def test_what_was_removed_is_not_rebuilt_for_its_own_sake(config: Config, stages: list[Stage], built: list[str]) -> None:
+def test_what_was_removed_is_not_rebuilt_for_its_own_sake(
+    config: Config, stages: list[Stage], built: list[str]
+) -> None:
     run(config, stages)
     store, made = store_of(config), Run.of(config)
     for name in ("tokenize", "train"):
@@ -202,7 +259,11 @@ def test_redo_once_per_invocation(config: Config, stages: list[Stage], built: li
 def test_a_plan_shows_redo(config: Config, stages: list[Stage], built: list[str]) -> None:
     run(config, stages)
     steps = plan(config, stages, store_of(config), Run.of(config), redo="train")
-    assert [(step.state, step.why) for step in steps] == [("done", ""), ("done", ""), *[("run", "redo=train")] * 3]
+    assert [(step.state, step.why) for step in steps] == [
+        ("done", ""),
+        ("done", ""),
+        *[("run", "redo=train")] * 3,
+    ]
 
 
 def test_until(config: Config, stages: list[Stage], built: list[str]) -> None:
@@ -236,13 +297,21 @@ def test_a_view_refuses_undeclared_fields() -> None:
 
 def test_a_left_out_value_keeps_fingerprints() -> None:
     """A field that is added later, at its left-out value, changes no hash; at another value it does."""
-    wider = make_dataclass("wider", [("noise", float, identity("train", default=0.0, left_out=0.0))], bases=(Algo,), frozen=True, kw_only=True)
+    wider = make_dataclass(
+        "wider",
+        [("noise", float, identity("train", default=0.0, left_out=0.0))],
+        bases=(Algo,),
+        frozen=True,
+        kw_only=True,
+    )
     old, new = Config(), replace(Config(), algo=wider())
     assert digest(inputs(old, "train")) == digest(inputs(new, "train"))
     assert run_digest(old) == run_digest(new)
     louder = replace(Config(), algo=wider(noise=5.0))
     assert digest(inputs(louder, "train")) != digest(inputs(old, "train"))
-    assert differences({"inputs": inputs(old, "train")}, {"inputs": inputs(louder, "train")}) == ["algo.noise (none) → 5"]
+    assert differences({"inputs": inputs(old, "train")}, {"inputs": inputs(louder, "train")}) == [
+        "algo.noise (none) → 5"
+    ]
 
 
 def test_a_version_bump_is_explained(config: Config, stages: list[Stage]) -> None:
@@ -251,7 +320,9 @@ def test_a_version_bump_is_explained(config: Config, stages: list[Stage]) -> Non
     assert look(config, bumped)["train"] == ("run", "train version 1 → 2")
 
 
-def test_large_files_are_pending(config: Config, stages: list[Stage], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_files_are_pending(
+    config: Config, stages: list[Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tuner.pipeline.plan.HASH_AT_ONCE", 3)
     assert look(config, stages)["fetch_data"] == ("run", "hash pending: rows")
     assert look(config, stages)["tokenize"] == ("run", "after fetch_data")
@@ -259,6 +330,10 @@ def test_large_files_are_pending(config: Config, stages: list[Stage], monkeypatc
 
 
 def test_run_names(config: Config) -> None:
-    chosen = replace(config, choices={"model": "local", "algo": "lora", "data": "local"}, model=Model(path="/models/Qwen2.5 (7B)/"))
+    chosen = replace(
+        config,
+        choices={"model": "local", "algo": "lora", "data": "local"},
+        model=Model(path="/models/Qwen2.5 (7B)/"),
+    )
     assert run_name(chosen).startswith("Qwen2.5_(7B)-lora-rows-")
     assert run_name(replace(chosen, name="客服 v3")).startswith("客服_v3-")

@@ -18,9 +18,27 @@ def desk(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A desk with a recipe, its data, and the run of it: eight steps of which the last three are kept."""
     path = tmp_path_factory.mktemp("desk")
     write_rows(path / "rows.jsonl", ROWS)
-    words = [*tiny_words(tiny_model, path / "rows.jsonl"), "algo.steps=8", "machine.keep=3", "name=support", f"root={path}/outputs"]
-    subprocess.run([sys.executable, "-m", "tuner", "copy", "my.yaml", *words], cwd=path, env=environment(), check=True, capture_output=True)
-    subprocess.run([sys.executable, "-m", "tuner", "my.yaml", "until=convert"], cwd=path, env=environment(), check=True, capture_output=True)
+    words = [
+        *tiny_words(tiny_model, path / "rows.jsonl"),
+        "algo.steps=8",
+        "machine.keep=3",
+        "name=support",
+        f"root={path}/outputs",
+    ]
+    subprocess.run(
+        [sys.executable, "-m", "tuner", "copy", "my.yaml", *words],
+        cwd=path,
+        env=environment(),
+        check=True,
+        capture_output=True,
+    )
+    subprocess.run(
+        [sys.executable, "-m", "tuner", "my.yaml", "until=convert"],
+        cwd=path,
+        env=environment(),
+        check=True,
+        capture_output=True,
+    )
     # Afterwards somebody edits both, and moves the data away.
     (path / "my.yaml").write_text("seed: 99\n", encoding="utf-8")
     write_rows(path / "rows.jsonl", ROWS[:5])
@@ -32,7 +50,9 @@ def trainings(desk: Path) -> list[str]:
     return sorted(path.name for path in (desk / "outputs/store").glob("train-*"))
 
 
-def test_evaluating_converting_and_comparing_need_neither_the_data_nor_the_recipe(tuner: Tuner, desk: Path) -> None:
+def test_evaluating_converting_and_comparing_need_neither_the_data_nor_the_recipe(
+    tuner: Tuner, desk: Path
+) -> None:
     root, before = f"root={desk}/outputs", trainings(desk)
     assert "held-out loss" in tuner("evaluate", "support", root).out
     other = tuner("convert", "support", "convert.step=7", root)
@@ -60,7 +80,9 @@ def test_the_best_step_is_the_one_with_the_lowest_held_out_loss(tuner: Tuner, de
         kept[state["step"]] = state["scores"]["held_out"]
     best = min(kept, key=lambda step: (kept[step], step))
     done = tuner("convert", "support", "convert.step=best", f"root={desk}/outputs")
-    facts = json.loads((Path(done.out.split()[1]) / "convert/manifest.json").read_text(encoding="utf-8"))["facts"]
+    facts = json.loads((Path(done.out.split()[1]) / "convert/manifest.json").read_text(encoding="utf-8"))[
+        "facts"
+    ]
     assert facts["step"] == best
     by_loss = tuner("convert", "support", "convert.step=best", "convert.best_by=loss", f"root={desk}/outputs")
     assert "as an adapter" in by_loss.err or "done" in by_loss.err
@@ -74,20 +96,26 @@ def test_a_step_that_was_not_kept_is_named_with_those_that_were(tuner: Tuner, de
     assert runs(desk) == before
 
 
-@pytest.mark.parametrize("word", ["algo.optim.lr=1", "data.length=32", "seed=4", "redo=train", "model.path=x"])
+@pytest.mark.parametrize(
+    "word", ["algo.optim.lr=1", "data.length=32", "seed=4", "redo=train", "model.path=x"]
+)
 def test_what_decided_the_training_is_refused(tuner: Tuner, desk: Path, word: str) -> None:
     before = trainings(desk)
     assert "train" in tuner("evaluate", "support", word, f"root={desk}/outputs", code=2).err
     assert trainings(desk) == before
 
 
-def test_a_base_model_that_changed_is_said(tuner: Tuner, finished: Path, words: list[str], tiny_model: Path, tmp_path: Path) -> None:
+def test_a_base_model_that_changed_is_said(
+    tuner: Tuner, finished: Path, words: list[str], tiny_model: Path, tmp_path: Path
+) -> None:
     """The base is the one thing outside the store that merging and measuring need."""
     model, root = tmp_path / "model", tmp_path / "outputs"
     shutil.copytree(tiny_model, model)
     moved = [f"model.path={model}" if word.startswith("model.path=") else word for word in words]
     tuner(f"root={root}", *moved, "algo.steps=1", "until=convert")
-    (model / "config.json").write_text((model / "config.json").read_text(encoding="utf-8").replace("silu", "gelu"), encoding="utf-8")
+    (model / "config.json").write_text(
+        (model / "config.json").read_text(encoding="utf-8").replace("silu", "gelu"), encoding="utf-8"
+    )
     error = tuner("merge", "last", f"root={root}", code=2).err
     assert "config.json changed" in error
     assert "not what the run was trained with" in error

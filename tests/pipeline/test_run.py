@@ -1,4 +1,6 @@
-"""A run is called by its name, path, digest or `last`, and may be renamed; what it is called decides nothing."""
+"""A run is called by its name, path, digest or `last`, and may be renamed; what it is called decides
+nothing.
+"""
 
 import json
 import shutil
@@ -60,7 +62,9 @@ def test_a_new_name_for_the_same_config_renames(tmp_path: Path) -> None:
 
 def test_labels_are_neutral(tmp_path: Path) -> None:
     plain = config(tmp_path)
-    assert run_digest(plain) == run_digest(replace(plain, name="x", note="y", tags=("z",), merge=replace(plain.merge, when="always")))
+    assert run_digest(plain) == run_digest(
+        replace(plain, name="x", note="y", tags=("z",), merge=replace(plain.merge, when="always"))
+    )
 
 
 def test_fields_that_differ(tmp_path: Path) -> None:
@@ -72,7 +76,10 @@ def test_rename_from_the_command_line(tuner: Tuner, finished: Path, words: list[
     root = tmp_path / "outputs"
     shutil.copytree(finished, root, symlinks=True)
     (before,) = (root / "runs").iterdir()
-    assert "support-" in tuner("rename", "last", "support", "note=客服 v1", "tags=[week1,zh]", f"root={root}").out
+    assert (
+        "support-"
+        in tuner("rename", "last", "support", "note=客服 v1", "tags=[week1,zh]", f"root={root}").out
+    )
     assert not before.exists()
     (row,) = json.loads(tuner("status", "--json", f"root={root}").out)["runs"]
     assert (row["name"], row["note"], row["tags"]) == ("support", "客服 v1", ["week1", "zh"])

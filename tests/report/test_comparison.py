@@ -1,4 +1,6 @@
-"""A comparison marks what is best and only where that means something, draws what was measured, fits the terminal, and escapes what others wrote."""
+"""A comparison marks what is best and only where that means something, draws what was measured, fits the
+terminal, and escapes what others wrote.
+"""
 
 import json
 import random
@@ -16,23 +18,50 @@ from tuner.report.comparison import Differing, Side, gather
 from tuner.report.comparison_page import to_html
 from tuner.report.comparison_text import to_text
 
-EVIL = """</p><script>alert("1")</script> <img src=x onerror=alert(1)> {{ 7 * 7 }} & 'quoted' \x1b[2J\u202e [bold]red[/bold]"""
+EVIL = (
+    """</p><script>alert("1")</script> <img src=x onerror=alert(1)> {{ 7 * 7 }} & 'quoted' """
+    "\x1b[2J\u202e [bold]red[/bold]"
+)
 VOID = {"meta", "path", "polyline", "circle"}
 
 
 def report(loss: float, *, answers: dict[str, str] | None = None, tokens: int = 5000) -> dict[str, Any]:
-    told = [{"prompt": prompt, "before": f"the base on {prompt}", "after": text} for prompt, text in (answers or {}).items()]
-    held_out = {"tokens": tokens, "loss": {"before": 3.0, "after": loss}, "perplexity": {"before": 20.0855, "after": 2.718281828**loss}}
+    told = [
+        {"prompt": prompt, "before": f"the base on {prompt}", "after": text}
+        for prompt, text in (answers or {}).items()
+    ]
+    held_out = {
+        "tokens": tokens,
+        "loss": {"before": 3.0, "after": loss},
+        "perplexity": {"before": 20.0855, "after": 2.718281828**loss},
+    }
     return {"version": 1, "held_out": held_out, "answers": told}
 
 
 def side(name: str = "run-0badf00d", loss: float | None = 2.0, **changes: Any) -> Side:
-    rows = [{"step": step, "loss": 3.0 - step / 100, "tokens": 64 * step, "seconds": step / 2} for step in range(1, 101)]
-    facts = {"step": 100, "loss": 2.0, "tokens": 6400, "seconds": 50.0, "tokens_per_second": 128.0, "trainable": 8192}
+    rows = [
+        {"step": step, "loss": 3.0 - step / 100, "tokens": 64 * step, "seconds": step / 2}
+        for step in range(1, 101)
+    ]
+    facts = {
+        "step": 100,
+        "loss": 2.0,
+        "tokens": 6400,
+        "seconds": 50.0,
+        "tokens_per_second": 128.0,
+        "trainable": 8192,
+    }
     whole = Side(
-        run=name, state="evaluated", note=None, tags=(), train=facts, convert={"step": 100, "bytes": 36256}, rows=rows,
-        report=None if loss is None else report(loss, answers={"who?": "me"}), held_out="one",
-    )  # fmt: skip
+        run=name,
+        state="evaluated",
+        note=None,
+        tags=(),
+        train=facts,
+        convert={"step": 100, "bytes": 36256},
+        rows=rows,
+        report=None if loss is None else report(loss, answers={"who?": "me"}),
+        held_out="one",
+    )
     return replace(whole, **changes)
 
 
@@ -67,11 +96,20 @@ class Reader(HTMLParser):
             self.found[i][2].append(data)
 
     def all(self, tag: str, **attributes: str) -> list[tuple[dict[str, str | None], str]]:
-        return [(a, "".join(text)) for name, a, text in self.found if name == tag and all(a.get(k.rstrip("_")) == v for k, v in attributes.items())]
+        return [
+            (a, "".join(text))
+            for name, a, text in self.found
+            if name == tag and all(a.get(k.rstrip("_")) == v for k, v in attributes.items())
+        ]
 
 
 def test_the_best_of_a_row() -> None:
-    runs = [side(loss=2.0), side(loss=1.5), side(loss=1.5, train={"step": 1, "loss": 0.1, "tokens_per_second": 999.0}), side(loss=None)]
+    runs = [
+        side(loss=2.0),
+        side(loss=1.5),
+        side(loss=1.5, train={"step": 1, "loss": 0.1, "tokens_per_second": 999.0}),
+        side(loss=None),
+    ]
     comparison = gather(runs, [])
     assert score(comparison, "held_out_loss") == ([2.0, 1.5, 1.5, None], [1, 2])
     assert score(comparison, "perplexity")[1] == [1, 2]
@@ -83,12 +121,15 @@ def test_the_best_of_a_row() -> None:
 
 def test_nothing_is_best_among_equals_or_alone() -> None:
     assert score(gather([side(loss=1.5), side(loss=1.5)], []), "held_out_loss")[1] == []
-    assert score(gather([side(loss=1.50001), side(loss=1.50002)], []), "held_out_loss")[1] == []  # as they are shown
+    # as they are shown
+    assert score(gather([side(loss=1.50001), side(loss=1.50002)], []), "held_out_loss")[1] == []
     assert score(gather([side(loss=1.5), side(loss=None)], []), "held_out_loss")[1] == []
 
 
 def test_losses_over_other_held_out_tokens_are_not_ranked() -> None:
-    comparison = gather([side(loss=2.0), side(loss=1.0, held_out="two", train={"tokens_per_second": 1.0})], [])
+    comparison = gather(
+        [side(loss=2.0), side(loss=1.0, held_out="two", train={"tokens_per_second": 1.0})], []
+    )
     assert score(comparison, "held_out_loss") == ([2.0, 1.0], [])
     assert score(comparison, "perplexity")[1] == []
     assert score(comparison, "tokens_per_second")[1] == [0]
@@ -98,9 +139,20 @@ def test_losses_over_other_held_out_tokens_are_not_ranked() -> None:
 
 
 def test_few_held_out_tokens_are_said() -> None:
-    comparison = gather([side(), side(report=report(1.5, tokens=174)), side(loss=None), side(report=report(1.6, tokens=1999))], [])
+    comparison = gather(
+        [
+            side(),
+            side(report=report(1.5, tokens=174)),
+            side(loss=None),
+            side(report=report(1.6, tokens=1999)),
+        ],
+        [],
+    )
     assert score(comparison, "held_out_tokens") == ([5000, 174, None, 1999], [])
-    words = "Few tokens were held out (B 174 | D 1,999): under 2,000 a small difference between losses may be chance."
+    words = (
+        "Few tokens were held out (B 174 | D 1,999): under 2,000 a small difference between losses may be "
+        "chance."
+    )
     assert words in comparison["notes"]
     assert words in re.sub(r"\s+", " ", to_text(comparison, 80, colour=False))
     assert words in to_html(comparison)
@@ -117,7 +169,11 @@ def test_each_question_with_the_answers_of_all() -> None:
     second = side(report=report(1.0, answers={"who?": "B's me"}))
     comparison = gather([first, second, side(loss=None)], [])
     assert comparison["answers"] == [
-        {"question": "who?", "before": ["the base on who?", "the base on who?", None], "after": ["A's me", "B's me", None]},
+        {
+            "question": "who?",
+            "before": ["the base on who?", "the base on who?", None],
+            "after": ["A's me", "B's me", None],
+        },
         {"question": "what?", "before": ["the base on what?", None, None], "after": ["this", None, None]},
     ]
     assert any("asked different questions" in note for note in comparison["notes"])
@@ -146,7 +202,11 @@ def test_a_curve_is_the_mean_of_its_steps() -> None:
 
 
 def test_values_that_are_no_numbers_are_left_out_of_curves() -> None:
-    rows = [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 1.0, "held_out": None}, {"step": 3, "loss": 2.0, "held_out": 1.5}]
+    rows = [
+        {"step": 1, "loss": float("nan")},
+        {"step": 2, "loss": 1.0, "held_out": None},
+        {"step": 3, "loss": 2.0, "held_out": 1.5},
+    ]
     comparison = gather([side(rows=rows), side(rows=[])], [])
     assert comparison["curves"] == {"loss": [[[2, 1.0], [3, 2.0]], []], "held_out": [[[3, 1.5]], []]}
     assert "</html>" in to_html(comparison)
@@ -170,7 +230,10 @@ def test_lines_of_the_page_map_back_to_the_values() -> None:
             (a, low), (b, high) = axis[0], axis[-1]
             return low + (at - a) / (b - a) * (high - low)
 
-        lines = [[tuple(map(float, pair.split(","))) for pair in (a["points"] or "").split()] for a, _ in reader.all("polyline")]
+        lines = [
+            [tuple(map(float, pair.split(","))) for pair in (a["points"] or "").split()]
+            for a, _ in reader.all("polyline")
+        ]
         assert [len(line) for line in lines] == [12, 3]
         for line, measured in zip(lines, (rows, rows[:3]), strict=True):
             for (x, y), row in zip(line, measured, strict=True):
@@ -181,7 +244,15 @@ def test_lines_of_the_page_map_back_to_the_values() -> None:
 
 
 @pytest.mark.parametrize(
-    "points", [[(1, 2.0)], [(1, 2.0), (2, 2.0)], [(1, 0.0)], [(5, 1e-9), (6, 2e-9)], [(1, 5.6), (2, 5.600000000000001)], [(1, 1e12), (10**7, 3e12)]]
+    "points",
+    [
+        [(1, 2.0)],
+        [(1, 2.0), (2, 2.0)],
+        [(1, 0.0)],
+        [(5, 1e-9), (6, 2e-9)],
+        [(1, 5.6), (2, 5.600000000000001)],
+        [(1, 1e12), (10**7, 3e12)],
+    ],
 )
 def test_few_equal_and_far_values_are_drawn_too(points: list[tuple[float, float]]) -> None:
     drawn = chart.draw([points, []])
@@ -212,27 +283,59 @@ def test_ticks_are_round_even_and_inside() -> None:
 def test_bars_share_one_scale() -> None:
     high = chart.sparkline([(step, 8.0 - step) for step in range(1, 9)], 8, last=8, low=0.0, high=7.0)
     assert high == "█▇▆▅▄▃▂▁"
-    assert chart.sparkline([(step, 3.5) for step in range(1, 5)], 8, last=8, low=0.0, high=7.0) == "▅▅▅▅"  # a shorter run ends earlier
+    # a shorter run ends earlier
+    assert chart.sparkline([(step, 3.5) for step in range(1, 5)], 8, last=8, low=0.0, high=7.0) == "▅▅▅▅"
     assert chart.sparkline([], 8, last=8, low=0.0, high=7.0) == ""
     assert chart.sparkline([(4, 1.0)], 4, last=4, low=1.0, high=1.0) == "   ▄"
 
 
 def evil() -> dict[str, Any]:
     bad = side(EVIL, note=EVIL, tags=(EVIL,), report=report(1.0, answers={EVIL: EVIL}))
-    return gather([bad, side(loss=2.0)], [Differing(field="data.system", kind="identity", values=[EVIL, None])])
+    return gather(
+        [bad, side(loss=2.0)], [Differing(field="data.system", kind="identity", values=[EVIL, None])]
+    )
 
 
 def test_what_others_wrote_is_text_on_the_page() -> None:
     page = to_html(evil())
     reader = Reader(page)
     assert {tag for tag, _, _ in reader.found} <= {
-        "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "h4", "div", "p", "span",
-        "table", "thead", "tbody", "tr", "th", "td", "svg", "path", "polyline", "circle", "text", "g", "figure", "figcaption",
-    }  # fmt: skip
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "div",
+        "p",
+        "span",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "svg",
+        "path",
+        "polyline",
+        "circle",
+        "text",
+        "g",
+        "figure",
+        "figcaption",
+    }
     assert [text for _, text in reader.all("p", dir="auto")][:2] == [f"the base on {EVIL}", EVIL]
     assert EVIL in [text for _, text in reader.all("h3")]
     assert [text for _, text in reader.all("td")].count(EVIL) == 3  # run, tag, note
-    assert not any(name.startswith("on") or name in ("src", "href", "style") for _, attributes, _ in reader.found for name in attributes)
+    assert not any(
+        name.startswith("on") or name in ("src", "href", "style")
+        for _, attributes, _ in reader.found
+        for name in attributes
+    )
     assert "url(" not in page
     assert "//" not in page
     assert "default-src 'none'" in page
@@ -257,30 +360,53 @@ def test_colour_is_for_terminals() -> None:
 def test_lines_fit_the_terminal_and_nothing_is_lost(width: int, count: int) -> None:
     chinese = "我是一个很长的回答，中间没有空格，" * 6
     runs = [
-        side(f"客服-第{i}次-{i:08x}", loss=1.0 + i, note="third try", report=report(1.0 + i, answers={"你是谁？": chinese + str(i)}))
+        side(
+            f"客服-第{i}次-{i:08x}",
+            loss=1.0 + i,
+            note="third try",
+            report=report(1.0 + i, answers={"你是谁？": chinese + str(i)}),
+        )
         for i in range(count)
     ]
     values = [f"/data/{'long' * 12}/客服{i}.jsonl" for i in range(count)]
     comparison = gather(
-        runs, [Differing(field="data.path", kind="place", values=values), Differing(field="seed", kind="identity", values=list(range(count)))]
+        runs,
+        [
+            Differing(field="data.path", kind="place", values=values),
+            Differing(field="seed", kind="identity", values=list(range(count))),
+        ],
     )
     text = to_text(comparison, width, colour=False)
     assert max(cell_len(line) for line in text.splitlines()) <= width
     together = re.sub(r"\s", "", text)
-    for expected in (*values, *(chinese + str(i) for i in range(count)), *(f"{1.0 + i:.4f}" for i in range(count))):
+    for expected in (
+        *values,
+        *(chinese + str(i) for i in range(count)),
+        *(f"{1.0 + i:.4f}" for i in range(count)),
+    ):
         assert expected in together
 
 
 def test_places_stay_off_the_page() -> None:
-    values: list[Any] = ["/home/someone/secret/rows.jsonl", "other/rows.jsonl", ("/home/someone/secret/a.jsonl", "b.jsonl"), None]
-    page = to_html(gather([side() for _ in values], [Differing(field="data.path", kind="place", values=values)]))
+    values: list[Any] = [
+        "/home/someone/secret/rows.jsonl",
+        "other/rows.jsonl",
+        ("/home/someone/secret/a.jsonl", "b.jsonl"),
+        None,
+    ]
+    page = to_html(
+        gather([side() for _ in values], [Differing(field="data.path", kind="place", values=values)])
+    )
     cells = [text for _, text in Reader(page).all("td", dir="auto") if "jsonl" in text or text == "null"]
     assert cells == ["rows.jsonl", "rows.jsonl, elsewhere", '["a.jsonl", "b.jsonl"]', "null"]
     assert "secret" not in page
 
 
 def test_runs_that_have_nothing_yet() -> None:
-    nothing = [side(f"run-{i}", loss=None, state="not trained", train={}, convert={}, rows=[], held_out=None) for i in range(2)]
+    nothing = [
+        side(f"run-{i}", loss=None, state="not trained", train={}, convert={}, rows=[], held_out=None)
+        for i in range(2)
+    ]
     comparison = gather(nothing, [])
     assert "no field of the configs differs" in to_text(comparison, 80, colour=False)
     assert "None of the runs has been trained" in to_html(comparison)
@@ -292,10 +418,15 @@ def test_curves_can_be_seen_in_light_and_dark() -> None:
     def luminance(colour: str) -> float:
         digits = colour[1:] if len(colour) == 7 else "".join(digit * 2 for digit in colour[1:])
         parts = [value / 255 for value in bytes.fromhex(digits)]
-        red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        red, green, blue = (
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        )
         return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
-    light, dark = (dict(re.findall(r"--(\w+): (#\w+);", block)) for block in re.findall(r":root \{(.*?)\}", to_html(evil()), re.DOTALL))
+    light, dark = (
+        dict(re.findall(r"--(\w+): (#\w+);", block))
+        for block in re.findall(r":root \{(.*?)\}", to_html(evil()), re.DOTALL)
+    )
     assert light.keys() == dark.keys()
     for scheme in (light, dark):
         for name, colour in scheme.items():

@@ -6,8 +6,18 @@ import pytest
 
 from tuner.report.page import compare, headline, to_markdown
 
-BEFORE = {"loss": 2.0, "perplexity": 7.389, "tokens": 1200, "answers": [{"prompt": "你是谁？", "answer": "I am <b>SmolLM</b>\n# really | *x*"}]}
-AFTER = {"loss": 1.5, "perplexity": 4.4817, "tokens": 1200, "answers": [{"prompt": "你是谁？", "answer": "我是 Tuna。"}]}
+BEFORE = {
+    "loss": 2.0,
+    "perplexity": 7.389,
+    "tokens": 1200,
+    "answers": [{"prompt": "你是谁？", "answer": "I am <b>SmolLM</b>\n# really | *x*"}],
+}
+AFTER = {
+    "loss": 1.5,
+    "perplexity": 4.4817,
+    "tokens": 1200,
+    "answers": [{"prompt": "你是谁？", "answer": "我是 Tuna。"}],
+}
 
 
 def test_before_and_after_side_by_side() -> None:
@@ -44,7 +54,9 @@ def test_nothing_held_out_and_nothing_asked() -> None:
 @pytest.mark.parametrize(("quant", "bits"), [("nf4", 4), ("int8", 8)])
 def test_what_before_is_where_the_base_was_quantised(quant: str, bits: int) -> None:
     page = to_markdown(compare(BEFORE, AFTER, quant=quant))
-    assert f"Before is the base as it was published, not the one in {bits} bits that training began with" in page
+    assert (
+        f"Before is the base as it was published, not the one in {bits} bits that training began with" in page
+    )
     assert "as it was published" not in to_markdown(compare(BEFORE, AFTER))
     assert "quant" not in compare(BEFORE, AFTER)
 
@@ -54,7 +66,9 @@ def test_an_empty_answer_is_said() -> None:
     assert "> (nothing)" in to_markdown(compare(silent, AFTER))
 
 
-@pytest.mark.parametrize("other", [{"tokens": 7}, {"answers": []}, {"answers": [{"prompt": "another", "answer": ""}]}])
+@pytest.mark.parametrize(
+    "other", [{"tokens": 7}, {"answers": []}, {"answers": [{"prompt": "another", "answer": ""}]}]
+)
 def test_unlike_measurements_are_refused(other: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="different held-out tokens or questions"):
         compare(BEFORE, AFTER | other)

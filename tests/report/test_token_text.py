@@ -24,12 +24,23 @@ def byte_level() -> Tokenizer:
 
 
 def with_fallback() -> Tokenizer:
-    """As SentencePiece does it: pieces with ▁ for a space, bytes for what has no piece, and no space before the first word."""
-    vocab = {"<unk>": 0, **{f"<0x{i:02X}>": i + 1 for i in range(256)}, **{sign: 257 + i for i, sign in enumerate("▁abcdehlorw你好\n<|_>imn")}}
+    """As SentencePiece does it: pieces with ▁ for a space, bytes for what has no piece, and no space
+    before the first word.
+    """
+    vocab = {
+        "<unk>": 0,
+        **{f"<0x{i:02X}>": i + 1 for i in range(256)},
+        **{sign: 257 + i for i, sign in enumerate("▁abcdehlorw你好\n<|_>imn")},
+    }
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(content=" ", left=1, right=0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1, right=0),
+        ]
     )
     return tokenizer
 
@@ -48,7 +59,10 @@ def words(tokenizer: Tokenizer) -> Words:
 
 
 def words_of(tokenizer: Tokenizer) -> Words:
-    return Words(decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False), special={tokenizer.token_to_id(SPECIAL): SPECIAL})
+    return Words(
+        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
+        special={tokenizer.token_to_id(SPECIAL): SPECIAL},
+    )
 
 
 def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -102,7 +116,10 @@ def test_what_is_trained_stands_between_marks_or_in_colour(words: Words, tokeniz
     ids = [*ids_of(tokenizer, "ab"), end]
     found = pieces(ids, [False, True, True], words)
     assert painted(found, painter(False), marks=True, ids=False) == f"a⟦b{SPECIAL}⟧"
-    assert painted(found, painter(True), marks=False, ids=False) == f"a\x1b[32mb\x1b[0m\x1b[1;32m{SPECIAL}\x1b[0m"
+    assert (
+        painted(found, painter(True), marks=False, ids=False)
+        == f"a\x1b[32mb\x1b[0m\x1b[1;32m{SPECIAL}\x1b[0m"
+    )
     broken = pieces(ids_of(tokenizer, "a\n"), [True, True], words)
     (first, second) = ids_of(tokenizer, "a\n")
     assert painted(broken, painter(False), marks=True, ids=True) == f"⟦a‹{first}›↵‹{second}›\n⟧"
@@ -110,7 +127,10 @@ def test_what_is_trained_stands_between_marks_or_in_colour(words: Words, tokeniz
 
 def test_the_marks_in_a_text_are_no_marks(words: Words, tokenizer: Tokenizer) -> None:
     ids = ids_of(tokenizer, "⟦a⟧")
-    assert painted(pieces(ids, [False] * len(ids), words), painter(False), marks=True, ids=False) == "\\u27e6a\\u27e7"
+    assert (
+        painted(pieces(ids, [False] * len(ids), words), painter(False), marks=True, ids=False)
+        == "\\u27e6a\\u27e7"
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,8 +139,14 @@ def test_the_marks_in_a_text_are_no_marks(words: Words, tokenizer: Tokenizer) ->
         ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
         ("\x9b31m\x7f\x00\x08", "\\x9b31m\\x7f\\x00\\x08"),
         ("a\rb\x0b\x0c\x85", "a\\rb\\x0b\\x0c\\x85"),
-        ("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069", "\\u202a\\u202b\\u202c\\u202d\\u202e\\u2066\\u2067\\u2068\\u2069"),
-        ("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\xad\u061c", "\\u200b\\u200c\\u200d\\u200e\\u200f\\u2060\\ufeff\\xad\\u061c"),
+        (
+            "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069",
+            "\\u202a\\u202b\\u202c\\u202d\\u202e\\u2066\\u2067\\u2068\\u2069",
+        ),
+        (
+            "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\xad\u061c",
+            "\\u200b\\u200c\\u200d\\u200e\\u200f\\u2060\\ufeff\\xad\\u061c",
+        ),
         ("\u2028\u2029\u3164\u115f\u034f\u2800", "\\u2028\\u2029\\u3164\\u115f\\u034f\\u2800"),
         ("\U000e0041\U000e0100\ufe00", "\\U000e0041\\U000e0100\\ufe00"),
         ("\ud800\ue000\uffff", "\\ud800\\ue000\\uffff"),
@@ -135,4 +161,6 @@ def test_no_sign_at_all_gets_through_that_a_terminal_obeys() -> None:
     for code in range(0x110000):
         if unicodedata.category(chr(code)) in ("Cc", "Cf", "Cs", "Zl", "Zp") and chr(code) not in "\n\t":
             assert is_hidden(chr(code)), hex(code)
-    assert re.fullmatch(r"[\x20-\x7e]+", escaped("".join(map(chr, [*range(9), *range(11, 32), 127, *range(128, 160)]))))
+    assert re.fullmatch(
+        r"[\x20-\x7e]+", escaped("".join(map(chr, [*range(9), *range(11, 32), 127, *range(128, 160)])))
+    )

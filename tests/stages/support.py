@@ -29,23 +29,43 @@ def config(**algo: Any) -> Config:
     )
 
 
-def run(stage: Stage, config: Config, out: Path, said: list[str] | None = None, **inputs: Path) -> dict[str, Any]:
+def run(
+    stage: Stage, config: Config, out: Path, said: list[str] | None = None, **inputs: Path
+) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
     artifacts = {
-        name: Input(dir=path, files={p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}, facts={})
+        name: Input(
+            dir=path,
+            files={p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()},
+            facts={},
+        )
         for name, path in inputs.items()
     }
     assert set(artifacts) == set(stage.upstream)
     stage.check(View(config, stage.name))
     stage.versions(View(config, stage.name))
-    return stage.run(Context(config=View(config, stage.name), inputs=artifacts, out=out, say=(said if said is not None else []).append))
+    return stage.run(
+        Context(
+            config=View(config, stage.name),
+            inputs=artifacts,
+            out=out,
+            say=(said if said is not None else []).append,
+        )
+    )
 
 
 def trained_lora(base: Path, out: Path) -> Path:
     """What train leaves of a LoRA."""
     out.mkdir()
     peft = tiny_adapter(base)
-    checkpoint.save(out, State(weights=get_peft_model_state_dict(peft), optimizer={}), step=3, tokens=99, scores={"loss": 2.0}, optimizer=False)
+    checkpoint.save(
+        out,
+        State(weights=get_peft_model_state_dict(peft), optimizer={}),
+        step=3,
+        tokens=99,
+        scores={"loss": 2.0},
+        optimizer=False,
+    )
     write_json(out / "adapter_config.json", adapter_config(peft))
     return out
 
@@ -55,12 +75,16 @@ def trained_full(base: Path, out: Path) -> Path:
     out.mkdir()
     model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
     weights = {name: p.detach() + 0.01 for name, p in model.named_parameters()}
-    checkpoint.save(out, State(weights=weights, optimizer={}), step=3, tokens=99, scores={"loss": 2.0}, optimizer=False)
+    checkpoint.save(
+        out, State(weights=weights, optimizer={}), step=3, tokens=99, scores={"loss": 2.0}, optimizer=False
+    )
     return out
 
 
 def held_out(directory: Path, *, packs: int = 3) -> Path:
-    """What tokenize leaves, as far as a measurement reads it: packs of two documents, unlike in their number of trained tokens."""
+    """What tokenize leaves, as far as a measurement reads it: packs of two documents, unlike in their
+    number of trained tokens.
+    """
     directory.mkdir()
     draw = np.random.default_rng(0)
 

@@ -44,12 +44,19 @@ def test_lora_becomes_an_adapter_directory(base: Path, tmp_path: Path) -> None:
         assert content == (tmp_path / "b" / name).read_bytes()
         assert str(tmp_path).encode() not in content
     assert facts["step"] == 3
-    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"] == "org/tiny"
+    assert (
+        json.loads((tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8"))[
+            "base_model_name_or_path"
+        ]
+        == "org/tiny"
+    )
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "a")
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
-def test_full_becomes_a_model_directory(base: Path, tmp_path: Path, precision: str, dtype: torch.dtype) -> None:
+def test_full_becomes_a_model_directory(
+    base: Path, tmp_path: Path, precision: str, dtype: torch.dtype
+) -> None:
     train = trained_full(base, tmp_path / "train")
     run(STAGE, config(adapter="none", precision=precision), tmp_path / "out", train=train, fetch_model=base)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -60,7 +67,9 @@ def test_full_becomes_a_model_directory(base: Path, tmp_path: Path, precision: s
 
 
 def resaved(train: Path, out: Path, of: int, drop: tuple[str, ...] = ()) -> Path:
-    """The same training, as so many processes leave it: each with an equal part of every tensor, cut without regard to its rows."""
+    """The same training, as so many processes leave it: each with an equal part of every tensor, cut
+    without regard to its rows.
+    """
     (found,) = steps.kept(train)
     weights = {name: tensor for name, tensor in sharded.read(found).weights.items() if name not in drop}
     savers = [checkpoint.Saver(out, rank=rank, of=of, timeout=20) for rank in range(of)]
@@ -69,7 +78,9 @@ def resaved(train: Path, out: Path, of: int, drop: tuple[str, ...] = ()) -> Path
         for name, tensor in weights.items():
             begin, end = rank * tensor.numel() // of, (rank + 1) * tensor.numel() // of
             own[f"{name}@{begin}"] = tensor.flatten()[begin:end]
-        state = State(weights=own, optimizer={}, shapes={name: tuple(tensor.shape) for name, tensor in weights.items()})
+        state = State(
+            weights=own, optimizer={}, shapes={name: tuple(tensor.shape) for name, tensor in weights.items()}
+        )
         saver.save(state, step=found.step, tokens=found.tokens, scores=found.scores, optimizer=False)
     for saver in savers:
         saver.wait()
@@ -84,7 +95,9 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("adapter", ["lora", "none"])
-def test_what_several_processes_saved_becomes_the_same_files(base: Path, tmp_path: Path, adapter: str) -> None:
+def test_what_several_processes_saved_becomes_the_same_files(
+    base: Path, tmp_path: Path, adapter: str
+) -> None:
     train = (trained_lora if adapter == "lora" else trained_full)(base, tmp_path / "train")
     settings = config(adapter=adapter, precision="fp32" if adapter == "lora" else "bf16")
     run(STAGE, settings, tmp_path / "one", train=train, fetch_model=base)
@@ -97,17 +110,25 @@ def test_what_did_not_train_is_the_base(base: Path, tmp_path: Path) -> None:
     frozen = "model.layers.0.mlp.up_proj.weight"
     parts = resaved(train, tmp_path / "parts", 2, drop=(frozen,))
     run(STAGE, config(adapter="none", precision="fp32"), tmp_path / "out", train=parts, fetch_model=base)
-    model, plain = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (tmp_path / "out", base))
-    same = {name for name, weight in model.state_dict().items() if torch.equal(weight, plain.state_dict()[name])}
+    model, plain = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (tmp_path / "out", base)
+    )
+    same = {
+        name for name, weight in model.state_dict().items() if torch.equal(weight, plain.state_dict()[name])
+    }
     assert same == {frozen}
 
 
-def test_an_adapter_that_began_as_a_part_of_its_base_is_written_for_the_plain_base(base: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_began_as_a_part_of_its_base_is_written_for_the_plain_base(
+    base: Path, tmp_path: Path
+) -> None:
     train = trained_lora(base, tmp_path / "train")
     (found,) = steps.kept(train)
     shutil.copyfile(found.dir / "weights.safetensors", train / steps.INITIAL)  # nothing was learned
     run(STAGE, config(), tmp_path / "out", train=resaved(train, tmp_path / "parts", 2), fetch_model=base)
-    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), tmp_path / "out")
+    adapted = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), tmp_path / "out"
+    )
     written = json.loads((tmp_path / "out" / "adapter_config.json").read_text(encoding="utf-8"))
     assert written["r"] == 2 * json.loads((train / steps.ADAPTER).read_text(encoding="utf-8"))["r"]
     ids_1N = torch.arange(20, 40)[None]
@@ -121,13 +142,26 @@ def test_a_damaged_training_is_refused(base: Path, tmp_path: Path) -> None:
     train = trained_lora(base, tmp_path / "train")
     weights = train / "steps" / "step-000003" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(StageError, match=r"files of the step to convert are damaged: weights\.safetensors of step 3"):
+    with pytest.raises(
+        StageError, match=r"files of the step to convert are damaged: weights\.safetensors of step 3"
+    ):
         run(STAGE, config(), tmp_path / "out", train=train, fetch_model=base)
 
 
 def test_a_template_of_another_model_is_refused(base: Path, tmp_path: Path) -> None:
     train = trained_lora(base, tmp_path / "train")
     plain = config()
-    chat = replace(plain.model.chat, special=("<|start|>", "<|stop|>"), end="<|stop|>", assistant="<|start|>{text}<|stop|>")
+    chat = replace(
+        plain.model.chat,
+        special=("<|start|>", "<|stop|>"),
+        end="<|stop|>",
+        assistant="<|start|>{text}<|stop|>",
+    )
     with pytest.raises(DataError, match=r"<\|start\|>"):
-        run(STAGE, replace(plain, model=replace(plain.model, chat=chat)), tmp_path / "out", train=train, fetch_model=base)
+        run(
+            STAGE,
+            replace(plain, model=replace(plain.model, chat=chat)),
+            tmp_path / "out",
+            train=train,
+            fetch_model=base,
+        )

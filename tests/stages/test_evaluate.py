@@ -32,7 +32,9 @@ def tuned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plainly(directory: Path, packs: Packs) -> tuple[float, int]:
-    """The definition: each document alone, each trained token's -log p, summed over everything and divided once."""
+    """The definition: each document alone, each trained token's -log p, summed over everything and divided
+    once.
+    """
     model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     total, tokens = 0.0, 0
     for pack in packs:
@@ -48,9 +50,20 @@ def plainly(directory: Path, packs: Packs) -> tuple[float, int]:
     return total / tokens, tokens
 
 
-def measured(config: Config, base: Path, tuned: Path, tokens: Path, tmp_path: Path, said: list[str] | None = None) -> Path:
+def measured(
+    config: Config, base: Path, tuned: Path, tokens: Path, tmp_path: Path, said: list[str] | None = None
+) -> Path:
     run(baseline.STAGE, config, tmp_path / "baseline", said, fetch_model=base, tokenize=tokens)
-    run(evaluate.STAGE, config, tmp_path / "evaluate", said, baseline=tmp_path / "baseline", fetch_model=base, convert=tuned, tokenize=tokens)
+    run(
+        evaluate.STAGE,
+        config,
+        tmp_path / "evaluate",
+        said,
+        baseline=tmp_path / "baseline",
+        fetch_model=base,
+        convert=tuned,
+        tokenize=tokens,
+    )
     return tmp_path / "evaluate"
 
 
@@ -68,21 +81,35 @@ def test_before_and_after(base: Path, tuned: Path, tmp_path: Path) -> None:
     assert [row["prompt"] for row in report["answers"]] == list(config().eval.prompts)
     assert any(row["before"] != row["after"] for row in report["answers"])
     assert any("held-out loss" in line for line in said)
-    texts = [path.read_text(encoding="utf-8") for directory in ("baseline", "evaluate") for path in (tmp_path / directory).iterdir()]
+    texts = [
+        path.read_text(encoding="utf-8")
+        for directory in ("baseline", "evaluate")
+        for path in (tmp_path / directory).iterdir()
+    ]
     assert str(tmp_path) not in "".join(texts)
     assert {path.name for path in out.iterdir()} == {"eval.json", "report.json", "report.md"}
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_an_adapter_is_measured_as_the_merged_model_would_be(base: Path, tmp_path: Path, precision: str) -> None:
+def test_an_adapter_is_measured_as_the_merged_model_would_be(
+    base: Path, tmp_path: Path, precision: str
+) -> None:
     """To the byte: the merged model need not be there, and is what was measured."""
     wish, tokens = config(precision=precision), held_out(tmp_path / "tokens")
-    run(convert.STAGE, wish, tmp_path / "convert", train=trained_lora(base, tmp_path / "train"), fetch_model=base)
+    run(
+        convert.STAGE,
+        wish,
+        tmp_path / "convert",
+        train=trained_lora(base, tmp_path / "train"),
+        fetch_model=base,
+    )
     run(merge.STAGE, wish, tmp_path / "merge", fetch_model=base, convert=tmp_path / "convert")
     for name, tuned in (("adapter", tmp_path / "convert"), ("merged", tmp_path / "merge")):
         measured(wish, base, tuned, tokens, tmp_path)
         (tmp_path / "evaluate").rename(tmp_path / name)
-    assert (tmp_path / "adapter" / "eval.json").read_bytes() == (tmp_path / "merged" / "eval.json").read_bytes()
+    assert (tmp_path / "adapter" / "eval.json").read_bytes() == (
+        tmp_path / "merged" / "eval.json"
+    ).read_bytes()
 
 
 def test_the_same_measurement_gives_the_same_bytes(base: Path, tmp_path: Path) -> None:
@@ -96,8 +123,17 @@ def test_a_system_prompt_of_the_data_is_part_of_the_question(base: Path, tmp_pat
     tokens = held_out(tmp_path / "tokens")
     plain = config()
     for name, system in (("without", None), ("with", "You are a fish who speaks of nothing else.")):
-        run(baseline.STAGE, replace(plain, data=replace(plain.data, system=system)), tmp_path / name, fetch_model=base, tokenize=tokens)
-    answers = [json.loads((tmp_path / name / "baseline.json").read_text(encoding="utf-8"))["answers"] for name in ("without", "with")]
+        run(
+            baseline.STAGE,
+            replace(plain, data=replace(plain.data, system=system)),
+            tmp_path / name,
+            fetch_model=base,
+            tokenize=tokens,
+        )
+    answers = [
+        json.loads((tmp_path / name / "baseline.json").read_text(encoding="utf-8"))["answers"]
+        for name in ("without", "with")
+    ]
     assert answers[0] != answers[1]
 
 

@@ -23,7 +23,12 @@ from tuner.stages import fetch_data
 
 GOOD = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 SILENT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": ""}]}
-LONG = jsonl([*ROWS, {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "word " * 400_000}]}])
+LONG = jsonl(
+    [
+        *ROWS,
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "word " * 400_000}]},
+    ]
+)
 """2 MB"""
 
 
@@ -33,7 +38,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
         monkeypatch.setattr(http, "PAUSES", (0.01, 0.01, 0.01, 0.01))
         yield server
 
@@ -80,7 +88,11 @@ def test_files_of_one_source_are_known_as_they_are_called(folder: Path) -> None:
 def test_files_of_a_mixture_say_whose_they_are(folder: Path) -> None:
     for name in ("a.jsonl", "b.jsonl", "c.jsonl", "h.jsonl"):
         write(folder / name)
-    parts = (Part(label="x", path="a.jsonl"), Part(label="y", source="hub", repo="org/name"), Part(label="z", path=("c.jsonl", "b.jsonl")))
+    parts = (
+        Part(label="x", path="a.jsonl"),
+        Part(label="y", source="hub", repo="org/name"),
+        Part(label="z", path=("c.jsonl", "b.jsonl")),
+    )
     found = fetch_data.files(view(parts=parts, held_out_path="h.jsonl"))
     assert {name: (owner(name), path.name) for name, path in found.items()} == {
         "p00-a.jsonl": ((0, False), "a.jsonl"),
@@ -113,12 +125,21 @@ def test_rows_are_read_until_one_can_be_trained_on(folder: Path) -> None:
     write(folder / "a.jsonl", SILENT, "no row", SILENT)
     write(folder / "b.jsonl", GOOD, "no row")
     facts = run(folder / "out", path=("a.jsonl", "b.jsonl"))
-    assert facts == {"files": 2, "bytes": sum((folder / name).stat().st_size for name in ("a.jsonl", "b.jsonl"))}
+    assert facts == {
+        "files": 2,
+        "bytes": sum((folder / name).stat().st_size for name in ("a.jsonl", "b.jsonl")),
+    }
     assert list((folder / "out").iterdir()) == []
-    with pytest.raises(DataError, match=r"a\.jsonl: none of 3 rows can be trained on.*\n  .*a\.jsonl:2: a row must be an object"):
+    with pytest.raises(
+        DataError,
+        match=r"a\.jsonl: none of 3 rows can be trained on.*\n  .*a\.jsonl:2: a row must be an object",
+    ):
         run(folder / "out", path="a.jsonl")
     write(folder / "c.jsonl", SILENT, SILENT)
-    with pytest.raises(DataError, match=r"c\.jsonl: found 2 rows, and no assistant turn with text in any of them\. At least one"):
+    with pytest.raises(
+        DataError,
+        match=r"c\.jsonl: found 2 rows, and no assistant turn with text in any of them\. At least one",
+    ):
         run(folder / "out", path="c.jsonl")
     (folder / "d.jsonl").write_text("\n")
     with pytest.raises(DataError, match=r"d\.jsonl: found no rows\."):
@@ -131,44 +152,70 @@ def test_rows_are_read_until_one_can_be_trained_on(folder: Path) -> None:
 
 def test_rows_that_compare_answers_say_how_to_train_on_the_better_ones(folder: Path) -> None:
     write(folder / "texts.jsonl", {"prompt": "q", "chosen": "a", "rejected": "b"})
-    better, worse = ([{"role": "user", "content": "q"}, {"role": "assistant", "content": text}] for text in "ab")
+    better, worse = (
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}] for text in "ab"
+    )
     write(folder / "turns.jsonl", {"chosen": better, "rejected": worse})
     for name in ("texts.jsonl", "turns.jsonl"):
-        with pytest.raises(DataError, match=r"found 1 row of comparisons .* better answers alone: data\.format=chosen$"):
+        with pytest.raises(
+            DataError, match=r"found 1 row of comparisons .* better answers alone: data\.format=chosen$"
+        ):
             run(folder / "out", path=name)
         run(folder / "out", path=name, format="chosen")
     write(folder / "labels.jsonl", {**GOOD, "label": False}, {**GOOD, "label": True})
-    with pytest.raises(DataError, match=r"found 2 rows of comparisons .* better answers alone: data\.format=chosen$"):
+    with pytest.raises(
+        DataError, match=r"found 2 rows of comparisons .* better answers alone: data\.format=chosen$"
+    ):
         run(folder / "out", path="labels.jsonl")
     run(folder / "out", path="labels.jsonl", format="chosen")
     parts = (Part(label="a", path="texts.jsonl"), Part(label="b", path="turns.jsonl", format="chosen"))
-    with pytest.raises(DataError, match=r'better answers alone, in the YAML of that source .*: format: "chosen"$'):
+    with pytest.raises(
+        DataError, match=r'better answers alone, in the YAML of that source .*: format: "chosen"$'
+    ):
         run(folder / "out", parts=parts)
 
 
 def test_comparisons_that_cant_be_read_are_comparisons_all_the_same(folder: Path) -> None:
     better = {"prompt": "q", "chosen": "a", "rejected": "b"}
-    for rows in ([better, {"chosen": "a", "rejected": "b"}], [{"chosen": "a", "rejected": 1}, {"chosen": "a", "rejected": "b"}]):
+    for rows in (
+        [better, {"chosen": "a", "rejected": "b"}],
+        [{"chosen": "a", "rejected": 1}, {"chosen": "a", "rejected": "b"}],
+    ):
         write(folder / "some.jsonl", *rows)
         with pytest.raises(
-            DataError, match=r"found 2 rows of comparisons(.|\n)*Some of them can't be read as comparisons either(.|\n)*some\.jsonl:2: "
+            DataError,
+            match=(
+                r"found 2 rows of comparisons(.|\n)*Some of them can't be read as comparisons"
+                r" either(.|\n)*some\.jsonl:2: "
+            ),
         ):
             run(folder / "out", path="some.jsonl")
 
 
 def test_columns_that_were_said_the_wrong_way_round_are_turned(folder: Path) -> None:
     write(folder / "faq.jsonl", {"ask": "q", "answer": "a"})
-    with pytest.raises(ConfigError, match=r"data\.columns\.ask=instruction: the format's name comes first.*: data\.columns\.instruction=ask$"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"data\.columns\.ask=instruction: the format's name comes first.*:"
+            r" data\.columns\.instruction=ask$"
+        ),
+    ):
         fetch_data.check(view(path="faq.jsonl", columns={"ask": "instruction", "answer": "output"}))
     fetch_data.check(view(path="faq.jsonl", columns={"instruction": "ask", "output": "answer"}))
-    with pytest.raises(ConfigError, match=r"data\.columns\.outputs: the format auto reads no such column\. Did you mean output\?"):
+    with pytest.raises(
+        ConfigError,
+        match=r"data\.columns\.outputs: the format auto reads no such column\. Did you mean output\?",
+    ):
         fetch_data.check(view(path="faq.jsonl", columns={"outputs": "answer"}))
 
 
 def test_an_error_names_a_few_of_many_files(folder: Path) -> None:
     for number in range(30):
         write(folder / "many" / f"{number:02d}.jsonl", SILENT)
-    with pytest.raises(DataError, match=r"00\.jsonl, .*01\.jsonl, .*02\.jsonl and 27 more files: found 30 rows") as caught:
+    with pytest.raises(
+        DataError, match=r"00\.jsonl, .*01\.jsonl, .*02\.jsonl and 27 more files: found 30 rows"
+    ) as caught:
         run(folder / "out", path="many/*.jsonl")
     assert "03.jsonl" not in str(caught.value)
 
@@ -180,13 +227,23 @@ def test_each_source_is_read_as_it_says(folder: Path) -> None:
     run(folder / "out", parts=(faq, Part(label="zh", path="zh.jsonl", encoding="gb18030")))
     with pytest.raises(DataError, match=r"faq\.jsonl:1: no known format has these keys"):
         run(folder / "out", path="faq.jsonl")
-    write(folder / "chat.jsonl", {"messages": [{"role": "guest", "content": "q"}, {"role": "agent", "content": "a"}]})
+    write(
+        folder / "chat.jsonl",
+        {"messages": [{"role": "guest", "content": "q"}, {"role": "agent", "content": "a"}]},
+    )
     run(folder / "out", path="chat.jsonl", roles={"user": "guest", "assistant": ("agent", "bot")})
 
 
 def test_messages_of_trees_are_read_together(folder: Path) -> None:
     asked = {"message_id": "1", "parent_id": None, "message_tree_id": "1", "role": "prompter", "text": "q"}
-    said = {"message_id": "2", "parent_id": "1", "message_tree_id": "1", "role": "assistant", "text": "a", "rank": 0}
+    said = {
+        "message_id": "2",
+        "parent_id": "1",
+        "message_tree_id": "1",
+        "role": "assistant",
+        "text": "a",
+        "rank": 0,
+    }
     write(folder / "trees.jsonl", asked, said)
     run(folder / "out", path="trees.jsonl")
     write(folder / "questions.jsonl", asked)
@@ -200,11 +257,21 @@ def test_a_hubs_files_are_brought_and_local_ones_stay_where_they_are(server: Hub
     write(folder / "mine.jsonl")
     hub = Part(label="x", source="hub", repo="org/name")
     scope = Part(label="z", source="modelscope", repo="org/other", files="a.*")
-    fields: dict[str, Any] = {"parts": (hub, Part(label="y", path="mine.jsonl"), scope), "held_out_path": str(write(folder / "h.jsonl"))}
+    fields: dict[str, Any] = {
+        "parts": (hub, Part(label="y", path="mine.jsonl"), scope),
+        "held_out_path": str(write(folder / "h.jsonl")),
+    }
     facts = run(folder / "out", **fields)
-    assert sorted(path.name for path in (folder / "out").rglob("*")) == ["p00-0000-train.jsonl", "p02-0000-a.jsonl"]
+    assert sorted(path.name for path in (folder / "out").rglob("*")) == [
+        "p00-0000-train.jsonl",
+        "p02-0000-a.jsonl",
+    ]
     assert facts["files"] == 4
-    assert facts["hub"][0] == {"repo": "org/name", "commit": commit, "files": {"p00-0000-train.jsonl": "train.jsonl"}}
+    assert facts["hub"][0] == {
+        "repo": "org/name",
+        "commit": commit,
+        "files": {"p00-0000-train.jsonl": "train.jsonl"},
+    }
     stage = fetch_data.STAGE
     assert stage.fetches(view(**fields))
     assert not stage.fetches(view(path="mine.jsonl"))
@@ -214,14 +281,23 @@ def test_a_hubs_files_are_brought_and_local_ones_stay_where_they_are(server: Hub
 def test_a_reference_is_looked_up_once(server: Hub, folder: Path) -> None:
     first = server.add("org/name", {"train.jsonl": jsonl([GOOD]), "test.jsonl": b"no"}, refs=("main", "v1"))
     scope = Part(label="z", source="modelscope", repo="org/name", revision="v1", files=("t*.jsonl", "test*"))
-    fields: dict[str, Any] = {"parts": (Part(label="x", source="hub", repo="org/name"), scope, Part(label="y", path=str(write(folder / "y.jsonl"))))}
+    fields: dict[str, Any] = {
+        "parts": (
+            Part(label="x", source="hub", repo="org/name"),
+            scope,
+            Part(label="y", path=str(write(folder / "y.jsonl"))),
+        )
+    }
     names = ["data hub org/name@main", "data modelscope org/name@v1 t*.jsonl test*"]
     assert fetch_data.pinned(view(**fields)) == dict.fromkeys(names)
     said: list[str] = []
     fetch_data.look_up(view(**fields), said.append)
     assert said == [f"{name} is the commit {first[:12]}, as tuner.lock says from now on" for name in names]
     found = fetch_data.pinned(view(locked=True, **fields))
-    assert [list(pin.files) for pin in found.values() if pin] == [["train.jsonl"], ["test.jsonl", "train.jsonl"]]
+    assert [list(pin.files) for pin in found.values() if pin] == [
+        ["train.jsonl"],
+        ["test.jsonl", "train.jsonl"],
+    ]
     asked, lock = len(server.asked), (folder / "tuner.lock").read_bytes()
     server.add("org/name", {"train.jsonl": jsonl([GOOD] * 2)}, refs=("main", "v1"))
     fetch_data.look_up(view(locked=True, **fields), said.append)
@@ -234,7 +310,11 @@ def test_a_reference_is_looked_up_once(server: Hub, folder: Path) -> None:
 def test_a_locked_run_takes_nothing_that_is_not_in_the_lock(server: Hub, folder: Path) -> None:
     server.add("org/name", {"train.jsonl": jsonl([GOOD])})
     with pytest.raises(
-        ConfigError, match=r"tuner\.lock has no entry 'data hub org/name@main'.*once without locked=true.*commit tuner\.lock"
+        ConfigError,
+        match=(
+            r"tuner\.lock has no entry 'data hub org/name@main'.*once without locked=true.*commit"
+            r" tuner\.lock"
+        ),
     ) as caught:
         fetch_data.look_up(view(locked=True, source="hub", repo="org/name"), print)
     assert "\n" not in str(caught.value)
@@ -279,20 +359,37 @@ def test_what_an_interrupted_download_left_is_told_and_used(server: Hub, folder:
 
 @pytest.fixture
 def words(tiny_model: Path) -> list[str]:
-    return ["model=local", f"model.path={tiny_model}", "data=hub", "data.repo=org/name", "data.length=64", "until=fetch", "machine=cpu"]
+    return [
+        "model=local",
+        f"model.path={tiny_model}",
+        "data=hub",
+        "data.repo=org/name",
+        "data.length=64",
+        "until=fetch",
+        "machine=cpu",
+    ]
 
 
-def test_a_set_of_a_hub_goes_through_the_front_door(server: Hub, tuner: Tuner, words: list[str], tmp_path: Path) -> None:
+def test_a_set_of_a_hub_goes_through_the_front_door(
+    server: Hub, tuner: Tuner, words: list[str], tmp_path: Path
+) -> None:
     server.add("org/name", {"train.jsonl": jsonl(ROWS), "test.jsonl": b"no"})
     plan = tuner("plan", "--json", *words, "until=tokenize", env=server.env)
     assert states(plan)["tokenize"] == "run"
-    assert reasons(plan) == {"fetch_data": "hub org/name@main unresolved", "fetch_model": "never made", "tokenize": "after fetch_data"}
+    assert reasons(plan) == {
+        "fetch_data": "hub org/name@main unresolved",
+        "fetch_model": "never made",
+        "tokenize": "after fetch_data",
+    }
     assert server.asked == []
     server.fail("datasets/org/name", Busy(0), 503)
     server.fail("train.jsonl", Cut(100), 502, Instead(b"wrong"))
     done = tuner(*words, "until=tokenize", env=server.env)
     assert "org/name at " in done.err + done.out
-    assert sorted(path.name for path in linked(tmp_path / "outputs", "fetch_data").iterdir()) == ["0000-train.jsonl", "manifest.json"]
+    assert sorted(path.name for path in linked(tmp_path / "outputs", "fetch_data").iterdir()) == [
+        "0000-train.jsonl",
+        "manifest.json",
+    ]
     asked = len(server.asked)
     server.add("org/name", {"train.jsonl": b"another commit"})
     again = tuner("plan", "--json", *words, "until=tokenize", env={**server.env, "HF_HUB_OFFLINE": "1"})
@@ -303,7 +400,9 @@ def test_a_set_of_a_hub_goes_through_the_front_door(server: Hub, tuner: Tuner, w
     assert "HF_HUB_OFFLINE forbids it" in refused.err
 
 
-def test_a_committed_lock_gives_the_same_rows_after_the_branch_moved(server: Hub, tuner: Tuner, words: list[str], tmp_path: Path) -> None:
+def test_a_committed_lock_gives_the_same_rows_after_the_branch_moved(
+    server: Hub, tuner: Tuner, words: list[str], tmp_path: Path
+) -> None:
     server.add("org/name", {"train.jsonl": jsonl(ROWS)})
     refused = tuner(*words, "locked=true", env=server.env, code=2)
     assert "tuner.lock has no entry 'data hub org/name@main'" in refused.err
@@ -320,10 +419,19 @@ def test_a_committed_lock_gives_the_same_rows_after_the_branch_moved(server: Hub
     assert list((tmp_path / "third" / "store").glob("fetch_data-*")) == []
 
 
-def test_a_killed_download_goes_on_with_the_bytes_it_had(server: Hub, tuner: Tuner, words: list[str], tmp_path: Path) -> None:
+def test_a_killed_download_goes_on_with_the_bytes_it_had(
+    server: Hub, tuner: Tuner, words: list[str], tmp_path: Path
+) -> None:
     server.add("org/name", {"a.jsonl": jsonl(ROWS), "b.jsonl": LONG})
     server.fail("b.jsonl", Hold(1_500_000))
-    killed = subprocess.Popen([sys.executable, "-m", "tuner", *words], cwd=tmp_path, env=environment(server.env), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "tuner", *words],
+        cwd=tmp_path,
+        env=environment(server.env),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     assert server.held.wait(60)
     partial = tmp_path / "outputs" / "store" / ".partial"
     while sum(path.stat().st_size for path in partial.rglob("*.part")) < 1_000_000:
@@ -344,7 +452,9 @@ def test_a_killed_download_goes_on_with_the_bytes_it_had(server: Hub, tuner: Tun
     assert facts["hub"][0]["files"] == {"0000-a.jsonl": "a.jsonl", "0001-b.jsonl": "b.jsonl"}
 
 
-def test_local_data_that_cant_be_used_leaves_nothing_to_go_on_from(tuner: Tuner, tiny_model: Path, tmp_path: Path) -> None:
+def test_local_data_that_cant_be_used_leaves_nothing_to_go_on_from(
+    tuner: Tuner, tiny_model: Path, tmp_path: Path
+) -> None:
     write(tmp_path / "a.jsonl", SILENT)
     words = ["model=local", f"model.path={tiny_model}", "data=local", "data.path=a.jsonl", "until=fetch"]
     assert "found 1 row, and no assistant turn" in tuner(*words, code=2).err
@@ -360,6 +470,9 @@ def test_a_plan_without_the_data_guesses_nothing(tuner: Tuner, tiny_model: Path)
 
 
 def test_two_hubs_are_two_sources_of_one_name() -> None:
-    first, second, local = (View(Config(data=Data(source=source, repo="org/name")), "fetch_data") for source in ("hub", "modelscope", "path"))
+    first, second, local = (
+        View(Config(data=Data(source=source, repo="org/name")), "fetch_data")
+        for source in ("hub", "modelscope", "path")
+    )
     assert fetch_data.versions(first) != fetch_data.versions(second)
     assert fetch_data.versions(local) == {}

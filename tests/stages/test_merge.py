@@ -27,7 +27,9 @@ def converted(base: Path, tmp_path: Path, adapter: str) -> Path:
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
-def test_an_adapter_is_merged_as_peft_merges_it_in_the_dtype_that_trained(base: Path, tmp_path: Path, precision: str, dtype: torch.dtype) -> None:
+def test_an_adapter_is_merged_as_peft_merges_it_in_the_dtype_that_trained(
+    base: Path, tmp_path: Path, precision: str, dtype: torch.dtype
+) -> None:
     adapter = converted(base, tmp_path, "lora")
     facts = run(STAGE, config(precision=precision), tmp_path / "out", fetch_model=base, convert=adapter)
     model, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -37,7 +39,9 @@ def test_an_adapter_is_merged_as_peft_merges_it_in_the_dtype_that_trained(base: 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert model.dtype == dtype
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in model.generation_config.eos_token_id
-    assert "<|im_start|>assistant" in tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    assert "<|im_start|>assistant" in tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
     assert facts["bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
     assert not list((tmp_path / "out").glob("adapter*"))
 
@@ -51,7 +55,9 @@ def test_full_weights_are_linked(base: Path, tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.float32
 
 
-def test_where_links_fail_files_are_copied(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_links_fail_files_are_copied(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise OSError("no links here")
 

@@ -30,7 +30,9 @@ FILES: dict[str, dict[str, Any]] = {
     "alpaca/alpaca_en.json": {},
     "alpaca/alpaca_zh.json": {},
     "alpaca/identity_template.json": {"fill": {"name": "Tuna", "author": "Tuner Labs"}},
-    "alpaca/self_instruct_seed_tasks.jsonl": {"columns": {"input": "instances.0.input", "output": "instances.0.output"}},
+    "alpaca/self_instruct_seed_tasks.jsonl": {
+        "columns": {"input": "instances.0.input", "output": "instances.0.output"}
+    },
     "messages/openai_multiturn.jsonl": {},
     "messages/openai_bare_lists.jsonl": {},
     "messages/reason_tool_parts.jsonl": {},
@@ -43,13 +45,22 @@ FILES: dict[str, dict[str, Any]] = {
 def counts() -> dict[str, int]:
     """The rows that the table beside the files promises."""
     table = (SHARED / "data" / "README.md").read_text(encoding="utf-8")
-    return {name: int(rows.replace(",", "")) for name, rows in re.findall(r"^\| `([^`]+)` \| ([\d,]+) \|", table, re.MULTILINE)}
+    return {
+        name: int(rows.replace(",", ""))
+        for name, rows in re.findall(r"^\| `([^`]+)` \| ([\d,]+) \|", table, re.MULTILINE)
+    }
 
 
 def ledger_of(names: Sequence[str], out: Path, **data: Any) -> dict[str, Any]:
     chat = yaml.safe_load((REPO / "conf" / "model" / "chat" / "qwen3.yaml").read_text(encoding="utf-8"))
     files = {Path(name).name: SHARED / "data" / name for name in names}
-    config = freeze({"model": {"path": "-", "chat": chat}, "data": {"path": [*map(str, files.values())], **data}, "machine": {"workers": 1}})
+    config = freeze(
+        {
+            "model": {"path": "-", "chat": chat},
+            "data": {"path": [*map(str, files.values())], **data},
+            "machine": {"workers": 1},
+        }
+    )
     found = {"fetch_data": Input(dir=SHARED, files=files, facts={})}
     found["fetch_model"] = Input(dir=SHARED / "tokenizers" / "qwen2_5", files={}, facts={})
     tokenize.run(Context(config=View(config, "tokenize"), inputs=found, out=out, say=print))
@@ -94,20 +105,28 @@ FIRST = f"<think>\nTwo and two.\n</think>\n\nFour.{END}"
     ],
 )
 def test_thoughts(mode: str, trained: list[str], hidden: str, tmp_path: Path) -> None:
-    """Written as Qwen3 writes them: an answer whose thoughts are hidden is not trained, and neither is an empty block."""
+    """Written as Qwen3 writes them: an answer whose thoughts are hidden is not trained, and neither is an
+    empty block.
+    """
     (tmp_path / "talk.jsonl").write_text(json.dumps({"messages": TALK}) + "\n", encoding="utf-8")
     ledger_of([str(tmp_path / "talk.jsonl")], tmp_path, reasoning=mode, held_out=0.0)
     [pack] = Packs.open(tmp_path / "train.arrow")
     decode = load_vocabulary(SHARED / "tokenizers" / "qwen2_5").tokenizer.decode
     ends = pack.lengths.cumsum().tolist()
     documents = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-    assert sorted(decode(pack.ids[at][pack.trained[at]].tolist(), skip_special_tokens=False) for at in documents) == sorted(trained)
+    assert sorted(
+        decode(pack.ids[at][pack.trained[at]].tolist(), skip_special_tokens=False) for at in documents
+    ) == sorted(trained)
     text = decode(pack.ids.tolist(), skip_special_tokens=False)
     assert not hidden or hidden not in text
     assert (EMPTY in text) == (mode == "strip")
 
 
-@pytest.mark.parametrize("names", [["oasst/oasst1_guanaco.jsonl"], ["alpaca/alpaca_en.json", "alpaca/alpaca_zh.json"]], ids=["guanaco", "alpaca"])
+@pytest.mark.parametrize(
+    "names",
+    [["oasst/oasst1_guanaco.jsonl"], ["alpaca/alpaca_en.json", "alpaca/alpaca_zh.json"]],
+    ids=["guanaco", "alpaca"],
+)
 def test_packs_are_full(names: list[str], tmp_path: Path) -> None:
     train = ledger_of(names, tmp_path, held_out=0.0, length=2048)["train"]
     assert train["packs"] == -(-train["tokens"] // 2048), "no set of packs could be fuller"
@@ -128,12 +147,17 @@ def test_a_length_that_cuts_names_one_that_would_do(
 ) -> None:
     """What is said is tried: with the length that is named, the same data says no more."""
     found = re.compile(
-        r"data\.length=(\d+) cuts ([\d,]+) of ([\d,]+) rows \([^)]*\)(, and calls of tools in [\d,]+ of them)?; data\.length=(\d+) would hold all"
+        r"data\.length=(\d+) cuts ([\d,]+) of ([\d,]+) rows \([^)]*\)(, and calls of tools in [\d,]+ of"
+        r" them)?; data\.length=(\d+) would hold all"
     )
     ledger = ledger_of([name], tmp_path, held_out=0.0, **data)
     said = found.search(capsys.readouterr().out)
     assert said
-    assert (int(said[1]), int(said[2]), int(said[3])) == (data["length"], ledger["cut"]["rows"], ledger["cut"]["of_rows"])
+    assert (int(said[1]), int(said[2]), int(said[3])) == (
+        data["length"],
+        ledger["cut"]["rows"],
+        ledger["cut"]["of_rows"],
+    )
     assert bool(said[4]) == bool(ledger["cut"]["with_calls"]) == cut
     again = ledger_of([name], tmp_path, held_out=0.0, **data | {"length": int(said[5])})
     assert "cuts" not in capsys.readouterr().out

@@ -37,7 +37,15 @@ def publish(store: Store, key: str, files: dict[str, bytes], journal: tuple[str,
         (out / name).write_bytes(content)
     return store.publish(
         key,
-        {"stage": key.split("-")[0], "fingerprint": "f", "origin": ORIGIN, "upstream": {}, "references": {}, "facts": {}, "made": time.time()},
+        {
+            "stage": key.split("-")[0],
+            "fingerprint": "f",
+            "origin": ORIGIN,
+            "upstream": {},
+            "references": {},
+            "facts": {},
+            "made": time.time(),
+        },
         journal,
     )
 
@@ -57,7 +65,10 @@ def test_canonical_json_does_not_depend_on_order(value: dict[str, object]) -> No
 
 
 def test_digest_is_pinned() -> None:
-    assert digest(["train", {"b": 1, "a": 0.5}, "é"]) == "80f4bc95049e269c9d46666136a076b9cbb28a2cc3cdce89d556a76c5bba7b91"
+    assert (
+        digest(["train", {"b": 1, "a": 0.5}, "é"])
+        == "80f4bc95049e269c9d46666136a076b9cbb28a2cc3cdce89d556a76c5bba7b91"
+    )
     assert canonical({"b": [1.0, None, True], "a": "é"}) == '{"a":"é","b":[1.0,null,true]}'.encode()
 
 
@@ -124,8 +135,12 @@ def test_hashes_are_remembered_and_forgotten_with_the_file(store: Store, tmp_pat
 def test_a_partial_is_continued_only_from_the_same(store: Store) -> None:
     out = store.begin("train-1", {"fingerprint": "f", "upstream": {"tokenize": "a"}}, resume=True)
     (out / "step").write_text("1")
-    assert (store.begin("train-1", {"fingerprint": "f", "upstream": {"tokenize": "a"}}, resume=True) / "step").exists()
-    assert not (store.begin("train-1", {"fingerprint": "f", "upstream": {"tokenize": "b"}}, resume=True) / "step").exists()
+    assert (
+        store.begin("train-1", {"fingerprint": "f", "upstream": {"tokenize": "a"}}, resume=True) / "step"
+    ).exists()
+    assert not (
+        store.begin("train-1", {"fingerprint": "f", "upstream": {"tokenize": "b"}}, resume=True) / "step"
+    ).exists()
 
 
 def test_lock_names_its_holder_and_outlives_its_parent(store: Store) -> None:
@@ -176,7 +191,9 @@ def test_an_unwritable_root_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "file" / "store").open()
 
 
-@pytest.mark.parametrize(("answer", "says"), [("return errno = ENOLCK, -1;", "has no locks"), ("return 0;", "Locks do nothing")])
+@pytest.mark.parametrize(
+    ("answer", "says"), [("return errno = ENOLCK, -1;", "has no locks"), ("return 0;", "Locks do nothing")]
+)
 def test_a_file_system_without_locks_is_refused(tmp_path: Path, answer: str, says: str) -> None:
     """A C library in front of libc's plays the file system: flock fails, or does nothing."""
     compiler = shutil.which("gcc") or shutil.which("cc")
@@ -199,7 +216,7 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, answer: str, say
 MOUNTS = """\
 22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 23 22 0:21 / /proc rw,relatime - proc proc rw
-40 22 0:50 / /home rw,relatime shared:2 - nfs4 filer:/home rw,vers=4.2,hard,proto=tcp,local_lock=none,addr=10.0.0.1
+40 22 0:50 / /home rw,relatime shared:2 - nfs4 filer:/home rw,vers=4.2,hard,local_lock=none,addr=10.0.0.1
 41 22 0:51 / /old rw,relatime - nfs filer:/old rw,vers=3,nolock,local_lock=all,addr=10.0.0.1
 42 22 0:52 / /win\\040share\\134x rw - nfs filer:/win rw,vers=3,local_lock=flock
 43 40 254:1 / /home/scratch rw - xfs /dev/vdb rw
@@ -231,7 +248,13 @@ MOUNTS = """\
         ("/posix", None),
         ("/lustre/me", None),
         ("/lustre/local", r"with localflock, .* Have it mounted with the option flock, or put the store"),
-        ("/ssh/outputs", r"/ssh \(fuse\.sshfs\) is sshfs, so locks there hold on this machine only: .* Put the store on a local disk"),
+        (
+            "/ssh/outputs",
+            (
+                r"/ssh \(fuse\.sshfs\) is sshfs, so locks there hold on this machine only: .* Put the store"
+                r" on a local disk"
+            ),
+        ),
         ("/smb", "nobrl"),
         ("/smb2", None),
         ("/vm/outputs", r"trans=virtio"),
@@ -252,9 +275,12 @@ def test_the_mounts_of_this_machine_can_be_read(tmp_path: Path) -> None:
     assert lock_trouble("\n1 2 3\n- \n", tmp_path) is None
 
 
-def test_a_store_whose_locks_hold_on_one_machine_only_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_whose_locks_hold_on_one_machine_only_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
-        "tuner.store.artifacts.locks.lock_trouble", lambda _, path: lock_trouble(f"1 2 0:1 / {path.parent} rw - nfs x rw,nolock", path)
+        "tuner.store.artifacts.locks.lock_trouble",
+        lambda _, path: lock_trouble(f"1 2 0:1 / {path.parent} rw - nfs x rw,nolock", path),
     )
     with pytest.raises(StoreError, match="is mounted with nolock"):
         Store(tmp_path / "store").open()
@@ -278,7 +304,14 @@ def test_a_reader_waits_for_whoever_builds(store: Store) -> None:
 
 
 def test_the_key_of_what_lies_in_the_store() -> None:
-    names = ("train-1", "train-1.json", "train-1-u1000", "train-1-u1000.json", ".train-1.json.77", "train-1.reads-x1")
+    names = (
+        "train-1",
+        "train-1.json",
+        "train-1-u1000",
+        "train-1-u1000.json",
+        ".train-1.json.77",
+        "train-1.reads-x1",
+    )
     assert {key_of(name) for name in names} == {"train-1"}
 
 

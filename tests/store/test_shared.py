@@ -19,7 +19,8 @@ from tuner.store.artifacts import FOLDERS, Store
 ALICE, BOB, LAB = 12001, 12002, 12000
 
 pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not shutil.which("setpriv") or not shutil.which("unshare"), reason="needs root, to be two other users"
+    os.geteuid() != 0 or not shutil.which("setpriv") or not shutil.which("unshare"),
+    reason="needs root, to be two other users",
 )
 
 As = Callable[..., Done]
@@ -58,11 +59,26 @@ def user(lab: Path) -> As:
 
     def call(uid: int, *words: str, code: int | None = 0, run: str | None = None) -> Done:
         python = [sys.executable, "-c", run, *words] if run else [sys.executable, "-m", "tuner", *words]
-        command = [*reach, "setpriv", f"--reuid={uid}", f"--regid={LAB}", "--clear-groups", "sh", "-c", 'umask 077; exec "$@"', "sh", *python]
+        command = [
+            *reach,
+            "setpriv",
+            f"--reuid={uid}",
+            f"--regid={LAB}",
+            "--clear-groups",
+            "sh",
+            "-c",
+            'umask 077; exec "$@"',
+            "sh",
+            *python,
+        ]
         env = environment({"HOME": str(lab / str(uid)), "PYTHONDONTWRITEBYTECODE": "1"})
-        done = subprocess.run(command, cwd=lab / str(uid), env=env, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            command, cwd=lab / str(uid), env=env, capture_output=True, text=True, timeout=300, check=False
+        )
         if code is not None:
-            assert done.returncode == code, f"{uid} {words} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+            assert done.returncode == code, (
+                f"{uid} {words} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+            )
         return Done(done.returncode, done.stdout, done.stderr)
 
     return call
@@ -71,13 +87,20 @@ def user(lab: Path) -> As:
 def _reach(lab: Path) -> list[str]:
     """A prefix to a command that lets other users reach this Python and this checkout.
 
-    Where a directory on the way is closed (Python under /root), the command gets file systems of its own, in which an empty
-    directory stands in for the closed one, with nothing in it but what is needed.
+    Where a directory on the way is closed (Python under /root), the command gets file systems of its own, in
+    which an empty directory stands in for the closed one, with nothing in it but what is needed.
     """
     wanted = {Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), REPO.resolve()}
     lines = ["set -e"]
     for place in sorted(wanted):
-        closed = next((parent for parent in [*reversed(place.parents), place] if not parent.stat().st_mode & stat.S_IXOTH), None)
+        closed = next(
+            (
+                parent
+                for parent in [*reversed(place.parents), place]
+                if not parent.stat().st_mode & stat.S_IXOTH
+            ),
+            None,
+        )
         if closed is not None:
             held = lab / f"held-{len(lines)}"
             held.mkdir()
@@ -95,7 +118,9 @@ def _reach(lab: Path) -> list[str]:
     return prefix
 
 
-def test_each_uses_what_the_other_made_and_neither_can_break_it(lab: Path, store: Path, user: As, tiny_model: Path) -> None:
+def test_each_uses_what_the_other_made_and_neither_can_break_it(
+    lab: Path, store: Path, user: As, tiny_model: Path
+) -> None:
     shutil.copytree(tiny_model, lab / "model")
     write_rows(lab / "rows.jsonl", ROWS)
     for path in [lab / "model", *(lab / "model").iterdir(), lab / "rows.jsonl"]:
@@ -105,7 +130,11 @@ def test_each_uses_what_the_other_made_and_neither_can_break_it(lab: Path, store
     # Alice fetches and tokenizes, and is killed in training.
     user(ALICE, *words, "until=tokenize")
     plan = user(ALICE, "plan", "--json", *words)
-    key = next(f"train-{stage['fingerprint'][:12]}" for stage in json.loads(plan.out)["stages"] if stage["name"] == "train")
+    key = next(
+        f"train-{stage['fingerprint'][:12]}"
+        for stage in json.loads(plan.out)["stages"]
+        if stage["name"] == "train"
+    )
     user(ALICE, str(store), key, run=LEAVE)
     assert {path.name for path in (store / ".partial").iterdir()} == {key, f"{key}.json"}
 
@@ -124,7 +153,10 @@ def test_each_uses_what_the_other_made_and_neither_can_break_it(lab: Path, store
     refused = json.loads(user(BOB, str(tokenize), str(store / ".partial" / key), run=BREAK).out)
     assert {how: error for how, error in refused.items() if error != "PermissionError"} == {}
     again = user(BOB, *words, "redo=tokenize", code=2).err
-    assert f"{tokenize.name} in the shared store {store} belongs to the user {ALICE}, and only they can replace it" in again
+    assert (
+        f"{tokenize.name} in the shared store {store} belongs to the user {ALICE}, and only they can "
+        "replace it" in again
+    )
     assert "variant=NAME" in again
     user(BOB, "plan", "--check", *words)
 
@@ -155,7 +187,7 @@ store.open()
 """
 
 BREAK = """
-import json, os, pathlib, shutil, sys
+import json, os, pathlib, shutil, sys, tempfile
 artifact, partial = map(pathlib.Path, sys.argv[1:])
 store = artifact.parent
 note = next(path for path in (store / ".refs").iterdir() if path.stat().st_uid == artifact.stat().st_uid)
@@ -166,7 +198,7 @@ ways = {
     "remove it": lambda: shutil.rmtree(artifact),
     "remove a file": lambda: os.unlink(file),
     "write a file": lambda: file.open("r+b"),
-    "replace a file": lambda: os.replace(pathlib.Path(__import__("tempfile").mkstemp(dir=pathlib.Path.home())[1]), file),
+    "replace a file": lambda: os.replace(tempfile.mkstemp(dir=pathlib.Path.home())[1], file),
     "add a file": lambda: (artifact / "x").touch(),
     "open it to all": lambda: artifact.chmod(0o777),
     "move what she left": lambda: os.rename(partial, partial.with_name("x")),
@@ -205,7 +237,12 @@ def test_an_artifact_is_not_renamed_either_where_the_store_is_sticky(lab: Path, 
     for store in (shared(lab / "hers", ALICE), shared(lab / "admin's", mode=0o3770)):
         assert user(ALICE, str(store), "train-000000000001", run=PUBLISH).out == "True\n"
         assert store.stat().st_mode & stat.S_ISVTX
-        done = user(BOB, str(store / "train-000000000001"), run="import os, sys; os.rename(sys.argv[1], sys.argv[1] + 'x')", code=1)
+        done = user(
+            BOB,
+            str(store / "train-000000000001"),
+            run="import os, sys; os.rename(sys.argv[1], sys.argv[1] + 'x')",
+            code=1,
+        )
         assert "Operation not permitted" in done.err
         user(BOB, str(store), "train-000000000002", run=PUBLISH)  # and he can add to it
 
@@ -242,7 +279,8 @@ from pathlib import Path
 from tuner.store.artifacts import Store
 store = Store(Path(sys.argv[1]))
 store.open()
-with store.lock("train-000000000001", lambda who: print("waiting for", who)), store.lock_at_once("train-000000000001") as free:
+key = "train-000000000001"
+with store.lock(key, lambda who: print("waiting for", who)), store.lock_at_once(key) as free:
     print("both" if free else "alone")
 """
 
@@ -262,8 +300,9 @@ def test_a_hash_that_another_remembered_is_not_trusted(lab: Path, store: Path, u
         memo.chmod(0o644)
         os.chown(memo, BOB, LAB)
     assert user(ALICE, str(store), str(rows), run=HASH).out.split() == [
-        "False", "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824",
-    ]  # fmt: skip
+        "False",
+        "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824",
+    ]
 
 
 HASH = """
@@ -293,7 +332,8 @@ def test_a_folder_that_keeps_others_out_is_refused_in_words(store: Path, user: A
 
 
 def test_root_may_do_all(store: Path, user: As) -> None:
-    assert user(ALICE, str(store), "train-000000000001", run=PUBLISH).out == "False\n"  # the admin gave the store no sticky bit
+    # the admin gave the store no sticky bit
+    assert user(ALICE, str(store), "train-000000000001", run=PUBLISH).out == "False\n"
     assert Store(store).trash("train-000000000001") is not None
     Store(store).open()
     assert Store(store).guarded()

@@ -1,4 +1,6 @@
-"""What a training can go through, on the engine of PyTorch and on DeepSpeed's, and how two of them are held together."""
+"""What a training can go through, on the engine of PyTorch and on DeepSpeed's, and how two of them are
+held together.
+"""
 
 import math
 import random
@@ -40,18 +42,33 @@ class Saved:
 
 
 def make_model(adapter: str, hidden: int = HIDDEN) -> torch.nn.Module:
-    """The same in every process: a Llama of two layers, with a tied head, and with tensors of which processes can't have equal parts."""
+    """The same in every process: a Llama of two layers, with a tied head, and with tensors of which
+    processes can't have equal parts.
+    """
     torch.manual_seed(0)
     seam.register()
     config = LlamaConfig(
-        vocab_size=WORDS, hidden_size=hidden, intermediate_size=hidden + 49, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        tie_word_embeddings=True, initializer_range=1.13 / hidden**0.5, attn_implementation=seam.NAME, use_cache=False,
-    )  # fmt: skip
+        vocab_size=WORDS,
+        hidden_size=hidden,
+        intermediate_size=hidden + 49,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        initializer_range=1.13 / hidden**0.5,
+        attn_implementation=seam.NAME,
+        use_cache=False,
+    )
     model: torch.nn.Module = LlamaForCausalLM(config)
     if adapter == "lora":
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT reads a renamed property
-            model = get_peft_model(model, LoraConfig(r=3 * hidden // HIDDEN, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM"))
+            model = get_peft_model(
+                model,
+                LoraConfig(
+                    r=3 * hidden // HIDDEN, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM"
+                ),
+            )
         for name, p in model.named_parameters():  # B starts at zero, which would hide A's gradient
             if "lora_B" in name:
                 torch.nn.init.normal_(p, std=0.02)
@@ -64,21 +81,35 @@ def torch_engine(adapter: str, autocast: torch.dtype | None = None, hidden: int 
 
 
 def zero_engine(
-    adapter: str, world: World, stage: int, offload: str = "none", autocast: torch.dtype | None = None, hidden: int = HIDDEN, disk: Path | None = None
+    adapter: str,
+    world: World,
+    stage: int,
+    offload: str = "none",
+    autocast: torch.dtype | None = None,
+    hidden: int = HIDDEN,
+    disk: Path | None = None,
 ) -> ZeroEngine:
     settings = make_settings(stage, world, offload, disk=disk)
-    return ZeroEngine(make_model(adapter, hidden), world=world, settings=settings, optim=OPTIM, autocast=autocast)
+    return ZeroEngine(
+        make_model(adapter, hidden), world=world, settings=settings, optim=OPTIM, autocast=autocast
+    )
 
 
 def make_batches() -> tuple[list[Batch], list[int]]:
     """Four micro batches for each of some steps, and the targets of a step."""
     draw = random.Random(11)
-    packs = [replace(pack, ids=pack.ids % WORDS) for pack in (make_pack(draw, index) for index in range(4 * STEPS))]
-    return [collate([pack]) for pack in packs], [count_targets(packs[4 * n : 4 * n + 4]) for n in range(STEPS)]
+    packs = [
+        replace(pack, ids=pack.ids % WORDS) for pack in (make_pack(draw, index) for index in range(4 * STEPS))
+    ]
+    return [collate([pack]) for pack in packs], [
+        count_targets(packs[4 * n : 4 * n + 4]) for n in range(STEPS)
+    ]
 
 
 def train(engine: Engine, world: World, first: int, last: int) -> list[float]:
-    """Steps `first` to `last`, each process with its share of the micro batches; the norms of the gradients."""
+    """Steps `first` to `last`, each process with its share of the micro batches; the norms of the
+    gradients.
+    """
     batches, targets = make_batches()
     norms = []
     for step in range(first, last):
@@ -96,15 +127,21 @@ def whole(world: World, state: State) -> Saved:
     shapes = {name: shape for one in states for name, shape in one.shapes.items()}
     made: dict[str, dict[str, torch.Tensor]] = {}
     for kind in ("weights", "optimizer"):
-        made[kind] = {name: value for one in states for name, value in getattr(one, kind).items() if "@" not in name}
+        made[kind] = {
+            name: value for one in states for name, value in getattr(one, kind).items() if "@" not in name
+        }
         parts: dict[str, list[tuple[int, torch.Tensor]]] = {}
         for one in states:
             for path, value in getattr(one, kind).items():
                 if "@" in path:
                     parts.setdefault(path.split("@")[0], []).append((int(path.split("@")[1]), value))
         for name, found in parts.items():
-            made[kind][name] = torch.cat([value for _, value in sorted(found, key=lambda part: part[0])]).reshape(shapes[name])
-    return Saved(**{kind: {name: value.clone() for name, value in tensors.items()} for kind, tensors in made.items()})
+            made[kind][name] = torch.cat(
+                [value for _, value in sorted(found, key=lambda part: part[0])]
+            ).reshape(shapes[name])
+    return Saved(
+        **{kind: {name: value.clone() for name, value in tensors.items()} for kind, tensors in made.items()}
+    )
 
 
 def same(one: Saved, other: Saved) -> bool:
@@ -116,10 +153,14 @@ def same(one: Saved, other: Saved) -> bool:
 def distance(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
     """The largest difference of a tensor's, relative in the 2-norm."""
     assert one.keys() == other.keys()
-    return max(float((one[name] - other[name]).norm() / other[name].norm().clamp(min=1e-30)) for name in other)
+    return max(
+        float((one[name] - other[name]).norm() / other[name].norm().clamp(min=1e-30)) for name in other
+    )
 
 
-def apart(end: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor], begin: Mapping[str, torch.Tensor]) -> float:
+def apart(
+    end: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor], begin: Mapping[str, torch.Tensor]
+) -> float:
     """How far two trainings ended from each other, by how far the second went, over all tensors together."""
     assert end.keys() == other.keys() == begin.keys()
     gap = sum(float((end[name] - other[name]).double().pow(2).sum()) for name in end)
@@ -133,7 +174,11 @@ def live(world: World, given: dict[str, Any]) -> dict[str, Any]:
     lives: dict[str, dict[str, Any]] = {}
     for name, (adapter, stage, offload) in given["cases"].items():
         engine = zero_engine(adapter, world, stage, offload, hidden=given["hidden"], disk=given.get("disk"))
-        losses = [loss for batch in batches[:4][world.rank :: world.size] for loss in engine.forward_backward([batch], targets[0])]
+        losses = [
+            loss
+            for batch in batches[:4][world.rank :: world.size]
+            for loss in engine.forward_backward([batch], targets[0])
+        ]
         gradients = {name: gradient.clone() for name, gradient in engine.gradients()}
         with pytest.raises(RuntimeError, match="step or reset"):
             engine.forward_backward(batches[:1], targets[0])
@@ -146,7 +191,9 @@ def live(world: World, given: dict[str, Any]) -> dict[str, Any]:
             saver.save(engine.state(), step=HALF, tokens=0, scores={}, optimizer=True)
 
         p = next(reversed(engine.named.values()))
-        hook = p.register_hook(lambda gradient: gradient * (float("inf") if world.rank == world.size - 1 else 1.0))  # type: ignore[no-untyped-call]
+        hook = p.register_hook(
+            lambda gradient: gradient * (float("inf") if world.rank == world.size - 1 else 1.0)
+        )  # type: ignore[no-untyped-call]
         engine.forward_backward(batches[:4][world.rank :: world.size], targets[0])
         hook.remove()
         poisoned = engine.step(1e-3, 1.0)
@@ -163,7 +210,9 @@ def live(world: World, given: dict[str, Any]) -> dict[str, Any]:
         continued = whole(world, engine.state())
         engine.reset()
         state = whole(world, engine.state())
-        forgot = same(replace(state, optimizer={}), replace(continued, optimizer={})) and not any(value.any() for value in state.optimizer.values())
+        forgot = same(replace(state, optimizer={}), replace(continued, optimizer={})) and not any(
+            value.any() for value in state.optimizer.values()
+        )
         lives[name] = {"losses": losses, "measured": measured, "norms": norms, "poisoned": poisoned}
         lives[name] |= {"unharmed": unharmed, "restored": restored, "again": again, "forgot": forgot}
         if world.first:
@@ -171,11 +220,14 @@ def live(world: World, given: dict[str, Any]) -> dict[str, Any]:
     return lives
 
 
-def make_settings(stage: int, world: World, offload: str = "none", device: str = "cpu", disk: Path | None = None) -> dict[str, Any]:
+def make_settings(
+    stage: int, world: World, offload: str = "none", device: str = "cpu", disk: Path | None = None
+) -> dict[str, Any]:
     machine = Machine(engine="deepspeed", zero=stage, offload=offload, offload_path=disk and str(disk))  # type: ignore[arg-type]
     case = deepspeed.resolve(machine, Algo(optim=OPTIM), processes=world.size)
     assert deepspeed.problem(case) is None
-    own = {"zero_optimization": {"sub_group_size": 10**6}} if disk else None  # several groups even of a small model
+    # several groups even of a small model
+    own = {"zero_optimization": {"sub_group_size": 10**6}} if disk else None
     return deepspeed_json(case, device=device, trainable=10**6, hidden=HIDDEN, largest=10**6, own=own)
 
 
@@ -198,7 +250,9 @@ def true_life(adapter: str, hidden: int = HIDDEN) -> dict[str, Any]:
 def hold_to(true: dict[str, Any], lives: list[dict[str, Any]], name: str) -> None:
     """Compare what processes went through with what the torch engine did."""
     first, begin, end, size = lives[0], true["begin"].weights, true["end"], len(lives)
-    assert [life["losses"] for life in lives] == [pytest.approx(true["losses"][rank::size], rel=1e-6) for rank in range(size)], name
+    assert [life["losses"] for life in lives] == [
+        pytest.approx(true["losses"][rank::size], rel=1e-6) for rank in range(size)
+    ], name
     assert distance(first["gradients"], true["gradients"]) < 1e-6, name
     assert sum(life["measured"][0] for life in lives) == pytest.approx(true["measured"][0], rel=1e-6), name
     assert sum(life["measured"][1] for life in lives) == true["measured"][1], name
@@ -206,11 +260,17 @@ def hold_to(true: dict[str, Any], lives: list[dict[str, Any]], name: str) -> Non
     assert first["norms"] == pytest.approx(true["norms"], rel=1e-4), name
     assert apart(first["end"].weights, end.weights, begin) < 1e-4, name
     assert first["end"].optimizer.keys() == end.optimizer.keys(), name
-    assert not any(math.isfinite(life["poisoned"]) for life in lives), f"{name}: a gradient that is not finite is told by all"
+    assert not any(math.isfinite(life["poisoned"]) for life in lives), (
+        f"{name}: a gradient that is not finite is told by all"
+    )
     assert all(life["unharmed"] for life in lives), f"{name}: and nothing is applied"
-    assert all(life["restored"] and life["again"] for life in lives), f"{name}: a step that is gone on from gives the same bits"
+    assert all(life["restored"] and life["again"] for life in lives), (
+        f"{name}: a step that is gone on from gives the same bits"
+    )
     assert all(life["forgot"] for life in lives), f"{name}: reset leaves the weights and forgets the rest"
-    assert apart(first["continued"].weights, end.weights, begin) < 1e-4, f"{name}: it goes on from the torch engine's step"
+    assert apart(first["continued"].weights, end.weights, begin) < 1e-4, (
+        f"{name}: it goes on from the torch engine's step"
+    )
 
 
 class Sometimes(torch.nn.Module):
@@ -232,7 +292,9 @@ def with_idle_layer(hidden: int = HIDDEN) -> tuple[torch.nn.Module, Sometimes]:
 
 
 def train_idle(engine: Any, layer: Sometimes, world: World) -> list[float]:
-    """Four steps: the layer has no gradient in the second, and in the fourth none before its last micro batch."""
+    """Four steps: the layer has no gradient in the second, and in the fourth none before its last micro
+    batch.
+    """
     batches, targets = make_batches()
     norms = []
     for step in range(4):
@@ -248,7 +310,12 @@ def idles(world: World, given: dict[str, Any]) -> dict[tuple[int, str], Any]:
     found = {}
     for stage, offload in given["cases"]:
         model, layer = with_idle_layer(given["hidden"])
-        engine = ZeroEngine(model, world=world, settings=make_settings(stage, world, offload, disk=given.get("disk")), optim=OPTIM)
+        engine = ZeroEngine(
+            model,
+            world=world,
+            settings=make_settings(stage, world, offload, disk=given.get("disk")),
+            optim=OPTIM,
+        )
         found[stage, offload] = train_idle(engine, layer, world), whole(world, engine.state())
     return found
 

@@ -46,7 +46,9 @@ def test_packs_keep_their_numbers(packs: Packs) -> None:
 def test_on_another_device_it_is_the_same(packs: Packs) -> None:
     batch = collate([packs[0]], indices=[5], step=3)
     there = batch.to("meta")
-    assert {x.device.type for x in (there.ids_1N, there.positions_1N, there.keep_M, there.targets_M)} == {"meta"}
+    assert {x.device.type for x in (there.ids_1N, there.positions_1N, there.keep_M, there.targets_M)} == {
+        "meta"
+    }
     assert (there.borders, there.packs, there.step) == (batch.borders, batch.packs, batch.step)
 
 
@@ -55,9 +57,18 @@ def test_an_empty_batch_runs_forward_and_backward_and_changes_nothing() -> None:
     assert isinstance(batch, Batch)
     assert (len(batch.targets_M), batch.step) == (0, 4)
     model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2)
+        LlamaConfig(
+            vocab_size=8,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+        )
     )
-    logits = model(input_ids=batch.ids_1N, position_ids=batch.positions_1N, logits_to_keep=batch.keep_M).logits
+    logits = model(
+        input_ids=batch.ids_1N, position_ids=batch.positions_1N, logits_to_keep=batch.keep_M
+    ).logits
     assert logits.shape == (1, 0, 8)
     logits.sum().backward()
     assert all(p.grad is None or not torch.any(p.grad) for p in model.parameters())
@@ -65,7 +76,11 @@ def test_an_empty_batch_runs_forward_and_backward_and_changes_nothing() -> None:
 
 def test_lengths_must_cover_the_pack() -> None:
     pack = Pack(
-        ids=np.arange(3, dtype=np.int32), trained=np.ones(3, dtype=bool), lengths=np.array([2], dtype=np.int32), files=NONE[:1], lines=NONE[:1]
+        ids=np.arange(3, dtype=np.int32),
+        trained=np.ones(3, dtype=bool),
+        lengths=np.array([2], dtype=np.int32),
+        files=NONE[:1],
+        lines=NONE[:1],
     )
     with pytest.raises(ValueError, match="2 tokens together, the packs 3"):
         collate([pack])

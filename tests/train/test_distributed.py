@@ -25,10 +25,27 @@ Path(sys.argv[1], str(world.rank)).write_text(json.dumps(told))
 
 def test_torchrun_makes_a_world(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "program.py"), str(tmp_path)]
-    subprocess.run([sys.executable, *words], env=environment({"OMP_NUM_THREADS": "1"}), cwd=REPO, check=True, capture_output=True, timeout=120)
+    words = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(tmp_path / "program.py"),
+        str(tmp_path),
+    ]
+    subprocess.run(
+        [sys.executable, *words],
+        env=environment({"OMP_NUM_THREADS": "1"}),
+        cwd=REPO,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
     expected = [[0, True, float("inf"), 5e-324], [1, False, float("inf"), 5e-324]]
-    assert [json.loads((tmp_path / str(rank)).read_text(encoding="utf-8")) for rank in range(2)] == [expected, expected]
+    assert [json.loads((tmp_path / str(rank)).read_text(encoding="utf-8")) for rank in range(2)] == [
+        expected,
+        expected,
+    ]
 
 
 def test_one_process_needs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +56,8 @@ def test_one_process_needs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         assert world.gather({"a": 1}) == [{"a": 1}]
         assert world.sum([1.5, 2.0]) == [1.5, 2.0]
         world.barrier()
-        torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)  # as DeepSpeed's engine needs it
+        # as DeepSpeed's engine needs it
+        torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     assert not torch.distributed.is_initialized()
 
 
@@ -47,7 +65,10 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     for name, value in (("RANK", "5"), ("LOCAL_RANK", "5"), ("WORLD_SIZE", "6")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ConfigError, match=r"2 are visible.*machine\.processes=2"), from_environment(torch.device("cuda"), timeout=1):
+    with (
+        pytest.raises(ConfigError, match=r"2 are visible.*machine\.processes=2"),
+        from_environment(torch.device("cuda"), timeout=1),
+    ):
         pass
 
 

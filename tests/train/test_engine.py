@@ -53,7 +53,9 @@ def test_micro_batches_give_the_same_gradient(tiny: Path, packs: Packs, adapter:
     rows, it = list(packs), engine(tiny, adapter)
     targets, gradients, losses = count_targets(rows), [], []
     for n in (1, size):
-        losses.append(sum(it.forward_backward([collate(rows[i : i + n]) for i in range(0, len(rows), n)], targets)))
+        losses.append(
+            sum(it.forward_backward([collate(rows[i : i + n]) for i in range(0, len(rows), n)], targets))
+        )
         gradients.append({name: gradient.clone() for name, gradient in it.gradients()})
         it.reset()
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
@@ -66,8 +68,12 @@ def test_micro_batches_give_the_same_gradient(tiny: Path, packs: Packs, adapter:
 def test_steps_are_those_of_plain_pytorch(tiny: Path, packs: Packs, clip: float | None) -> None:
     """Bit for bit: the norm, the clip and AdamW."""
     it, plain = engine(tiny, "none", decay=0.1), load_model(tiny, dtype=torch.float32, device="cpu").train()
-    matrices, vectors = ([p for p in plain.parameters() if (p.ndim == 2) is wanted] for wanted in (True, False))
-    adamw = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], fused=True)
+    matrices, vectors = (
+        [p for p in plain.parameters() if (p.ndim == 2) is wanted] for wanted in (True, False)
+    )
+    adamw = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], fused=True
+    )
     for step in range(3):
         batch, targets = collate([packs[step]]), count_targets([packs[step]])
         it.forward_backward([batch], targets)
@@ -158,14 +164,18 @@ def test_training_smooths_labels(tiny: Path, packs: Packs) -> None:
     it, batch = engine(tiny, "none", smoothing=0.1), collate([packs[0]])
     (loss,) = it.forward_backward([batch], 1)
     logits_NV = it.model(input_ids=batch.ids_1N, position_ids=batch.positions_1N, use_cache=False).logits[0]
-    expected = torch.nn.functional.cross_entropy(logits_NV[batch.keep_M], batch.targets_M, label_smoothing=0.1, reduction="sum")
+    expected = torch.nn.functional.cross_entropy(
+        logits_NV[batch.keep_M], batch.targets_M, label_smoothing=0.1, reduction="sum"
+    )
     assert loss == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
 @pytest.mark.parametrize("recompute", [False, True])
 def test_noise_is_drawn_by_step_and_pack(tiny: Path, packs: Packs, recompute: bool) -> None:
-    """Alone or in one row with others, in whatever order, and computed once or again for the backward pass."""
+    """Alone or in one row with others, in whatever order, and computed once or again for the backward
+    pass.
+    """
     it, twin = engine(tiny, "lora", dropout=0.3, neftune=5.0), engine(tiny, "lora", dropout=0.3, neftune=5.0)
     if recompute:
         base: Any = twin.model
@@ -173,7 +183,9 @@ def test_noise_is_drawn_by_step_and_pack(tiny: Path, packs: Packs, recompute: bo
     targets, found = count_targets([packs[0], packs[1]]), []
     rows = [([0], 4), ([1], 4)], [([1, 0], 4)], [([0], 5), ([1], 5)]
     for chosen, one in zip(rows, (it, twin, it), strict=True):
-        batches = [collate([packs[i] for i in indices], indices=indices, step=step) for indices, step in chosen]
+        batches = [
+            collate([packs[i] for i in indices], indices=indices, step=step) for indices, step in chosen
+        ]
         loss = sum(one.forward_backward(batches, targets))
         found.append((loss, torch.cat([gradient.flatten() for _, gradient in one.gradients()])))
         one.reset()
@@ -196,7 +208,10 @@ def test_a_frozen_part_is_neither_trained_nor_saved(tiny: Path, packs: Packs) ->
 
 
 def test_names(tiny: Path) -> None:
-    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in engine(tiny, "lora").state().weights
+    assert (
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+        in engine(tiny, "lora").state().weights
+    )
     full = engine(tiny, "none").state().weights
     assert "model.embed_tokens.weight" in full
     assert "lm_head.weight" not in full  # tied

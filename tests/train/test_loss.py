@@ -16,7 +16,10 @@ def documents(pack: Pack) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(ids, labels) of each document, as plain transformers takes them."""
     labels = np.where(pack.trained, pack.ids, -100)
     borders = np.cumsum([0, *pack.lengths])
-    return [(torch.tensor(pack.ids[a:b])[None].long(), torch.tensor(labels[a:b])[None].long()) for a, b in pairwise(borders)]
+    return [
+        (torch.tensor(pack.ids[a:b])[None].long(), torch.tensor(labels[a:b])[None].long())
+        for a, b in pairwise(borders)
+    ]
 
 
 def test_packed_logits_are_the_documents_alone(tiny: Path, packs: Packs) -> None:
@@ -24,7 +27,9 @@ def test_packed_logits_are_the_documents_alone(tiny: Path, packs: Packs) -> None
     plain = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     batch = collate(list(packs))
     with torch.no_grad():
-        found_NV = packed(input_ids=batch.ids_1N, position_ids=batch.positions_1N, attention_mask=None, use_cache=False).logits[0]
+        found_NV = packed(
+            input_ids=batch.ids_1N, position_ids=batch.positions_1N, attention_mask=None, use_cache=False
+        ).logits[0]
         alone_NV = torch.cat([plain(input_ids=ids).logits[0] for pack in packs for ids, _ in documents(pack)])
     assert (found_NV - alone_NV).abs().max() < 1e-5 * alone_NV.abs().max()
 
@@ -37,27 +42,37 @@ def test_loss_is_that_of_plain_transformers(tiny: Path, packs: Packs, together: 
     with torch.no_grad():
         found = summed_loss(model, collate(chosen)).item()
         expected = sum(
-            plain(input_ids=ids, labels=labels).loss.item() * int((labels[:, 1:] != -100).sum()) for pack in chosen for ids, labels in documents(pack)
+            plain(input_ids=ids, labels=labels).loss.item() * int((labels[:, 1:] != -100).sum())
+            for pack in chosen
+            for ids, labels in documents(pack)
         )
     assert found == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
-def test_label_smoothing_mixes_in_the_mean_over_the_vocabulary(tiny: Path, packs: Packs, smoothing: float) -> None:
+def test_label_smoothing_mixes_in_the_mean_over_the_vocabulary(
+    tiny: Path, packs: Packs, smoothing: float
+) -> None:
     model, batch = load_model(tiny, dtype=torch.float32, device="cpu"), collate(list(packs)[:2])
     with torch.no_grad():
         found, logits_MV = summed_loss(model, batch, smoothing).item(), logits_at(model, batch).double()
     minus_log_p = logits_MV.logsumexp(1, keepdim=True) - logits_MV
     target = minus_log_p.gather(1, batch.targets_M[:, None]).sum()
-    assert found == pytest.approx(((1 - smoothing) * target + smoothing * minus_log_p.mean(1).sum()).item(), rel=1e-5)
+    assert found == pytest.approx(
+        ((1 - smoothing) * target + smoothing * minus_log_p.mean(1).sum()).item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("empty", [False, True])
-def test_a_micro_batch_without_targets_gives_zero_loss_and_gradient(tiny: Path, packs: Packs, smoothing: float, empty: bool) -> None:
+def test_a_micro_batch_without_targets_gives_zero_loss_and_gradient(
+    tiny: Path, packs: Packs, smoothing: float, empty: bool
+) -> None:
     model = load_model(tiny, dtype=torch.float32, device="cpu")
     pack = packs[0]
-    untrained = Pack(ids=pack.ids, trained=pack.trained & False, lengths=pack.lengths, files=pack.files, lines=pack.lines)
+    untrained = Pack(
+        ids=pack.ids, trained=pack.trained & False, lengths=pack.lengths, files=pack.files, lines=pack.lines
+    )
     loss = summed_loss(model, empty_batch() if empty else collate([untrained]), smoothing)
     loss.backward()
     assert loss.item() == 0

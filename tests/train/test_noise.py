@@ -15,12 +15,19 @@ from tuner.train.loss import summed_loss
 from tuner.train.noise import Dropout, Embedded, Noise, lengths, prepare_noise
 
 P = 0.25
-GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")])
+GPU = pytest.param(
+    "cuda",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")],
+)
 
 
-def model_of(tiny: Path, *, dropout: float = P, neftune: float | None = None, dora: bool = False, seed: int = 0) -> tuple[nn.Module, Noise]:
+def model_of(
+    tiny: Path, *, dropout: float = P, neftune: float | None = None, dora: bool = False, seed: int = 0
+) -> tuple[nn.Module, Noise]:
     base = load_model(tiny, dtype=torch.float32, device="cpu")
-    tuned = add_lora(base, r=4, alpha=8, dropout=dropout, targets="all-linear", seed=0, init="orthogonal", dora=dora)
+    tuned = add_lora(
+        base, r=4, alpha=8, dropout=dropout, targets="all-linear", seed=0, init="orthogonal", dora=dora
+    )
     noise = prepare_noise(tuned, seed=seed, dropout=dropout, neftune=neftune)
     assert noise
     return tuned.train(), noise
@@ -32,7 +39,9 @@ def gradient(model: nn.Module, noise: Noise, batches: list[Batch], step: int = 3
         noise.enter(step, batch.packs)
         summed_loss(model, batch).backward()
         noise.leave()
-    return torch.cat([parameter.grad.flatten().clone() for parameter in model.parameters() if parameter.grad is not None])
+    return torch.cat(
+        [parameter.grad.flatten().clone() for parameter in model.parameters() if parameter.grad is not None]
+    )
 
 
 def off(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -44,10 +53,15 @@ def test_the_gradient_is_the_same_in_every_micro_batch(tiny: Path, packs: Packs,
     model, noise = model_of(tiny, neftune=5.0, dora=dora)
     chosen = {index: packs[index] for index in (0, 4, 2, 6)}
     together = gradient(model, noise, [collate(list(chosen.values()), indices=list(chosen))])
-    alone = gradient(model, noise, [collate([pack], indices=[index]) for index, pack in reversed(chosen.items())])
+    alone = gradient(
+        model, noise, [collate([pack], indices=[index]) for index, pack in reversed(chosen.items())]
+    )
     assert off(alone, together) < 1e-6
     assert off(gradient(model, noise, [collate(list(chosen.values()))]), together) > 0.05  # of other packs
-    assert off(gradient(model, noise, [collate(list(chosen.values()), indices=list(chosen))], step=4), together) > 0.05
+    assert (
+        off(gradient(model, noise, [collate(list(chosen.values()), indices=list(chosen))], step=4), together)
+        > 0.05
+    )
 
 
 def test_it_is_the_seed_s_and_not_torch_s(tiny: Path, packs: Packs) -> None:
@@ -62,7 +76,9 @@ def test_recomputed_blocks_draw_the_same(tiny: Path, packs: Packs) -> None:
     model, noise = model_of(tiny)
     plain = gradient(model, noise, [collate([packs[0], packs[1]])])
     model.enable_input_require_grads()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False})
+    model.gradient_checkpointing_enable(
+        gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False}
+    )
     assert torch.equal(gradient(model, noise, [collate([packs[0], packs[1]])]), plain)
 
 
@@ -102,9 +118,12 @@ def test_frequency_scale_and_gradient_of_dropout(shape: tuple[int, ...], device:
     dropped = (out == 0).float().view(5000, 40)
     n = dropped.numel()
     assert abs(dropped.mean().item() - P) < 5 * (P * (1 - P) / n) ** 0.5
-    for means, count in ((dropped.mean(0), 5000), (dropped[:2000].mean(1), 40)):  # no row and no column stands out
+    # no row and no column stands out
+    for means, count in ((dropped.mean(0), 5000), (dropped[:2000].mean(1), 40)):
         assert means.std().item() == pytest.approx((P * (1 - P) / count) ** 0.5, rel=0.4)
-    assert (dropped[:2000] == dropped[2000:4000]).float().mean().item() == pytest.approx(P**2 + (1 - P) ** 2, abs=0.01)
+    assert (dropped[:2000] == dropped[2000:4000]).float().mean().item() == pytest.approx(
+        P**2 + (1 - P) ** 2, abs=0.01
+    )
     out.sum().backward()
     assert torch.equal(x.grad, out.detach() / 3)
 
@@ -128,7 +147,9 @@ def test_noise_on_the_embedding_is_uniform_and_bounded_by_each_document_s_length
     embedding.register_forward_hook(embedded.add)
     documents = (400, 25, 100)
     positions = torch.cat([torch.arange(n) for n in documents])[None].to(device)
-    assert torch.equal(lengths(positions).cpu(), torch.repeat_interleave(torch.tensor(documents), torch.tensor(documents)))
+    assert torch.equal(
+        lengths(positions).cpu(), torch.repeat_interleave(torch.tensor(documents), torch.tensor(documents))
+    )
     ids = torch.zeros_like(positions)
     plain = embedding(ids)
     noise.enter(0, [(0, 425), (1, 100)])
@@ -145,7 +166,9 @@ def test_noise_on_the_embedding_is_uniform_and_bounded_by_each_document_s_length
 def test_a_row_of_other_packs_is_refused(packs: tuple[tuple[int, int], ...]) -> None:
     noise = Noise(0)
     noise.enter(0, packs)
-    with pytest.raises(ValueError, match=rf"here sees 10 tokens, and the packs of the row have {sum(n for _, n in packs)}"):
+    with pytest.raises(
+        ValueError, match=rf"here sees 10 tokens, and the packs of the row have {sum(n for _, n in packs)}"
+    ):
         Dropout(noise, P, "here")(torch.ones(1, 10, 4))
 
 

@@ -27,13 +27,16 @@ HERE = ["adamw", "adamw_8bit", "adafactor", "muon"]
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 EVERYWHERE = [(name, "cpu") for name in HERE] + [
     pytest.param(name, "cuda", marks=gpu) for name in (*HERE, "paged_adamw", "paged_adamw_8bit")
-]  # fmt: skip
+]
 
 
 def parameters(device: str = "cpu", shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[str, Parameter]:
     """Random but for B, which begins at zero as PEFT has it."""
     draw = torch.Generator().manual_seed(0)
-    values = {name: torch.zeros(shape) if "lora_B" in name else torch.randn(shape, generator=draw) * 0.05 for name, shape in shapes.items()}
+    values = {
+        name: torch.zeros(shape) if "lora_B" in name else torch.randn(shape, generator=draw) * 0.05
+        for name, shape in shapes.items()
+    }
     return {name: Parameter(value.to(device)) for name, value in values.items()}
 
 
@@ -43,7 +46,12 @@ def gradients(steps: range, shapes: dict[str, tuple[int, ...]] = SHAPES) -> Iter
         yield {name: torch.randn(shape, generator=draw) * 1e-3 for name, shape in shapes.items()}
 
 
-def follow(named: dict[str, Parameter], optimizer: torch.optim.Optimizer, steps: range, shapes: dict[str, tuple[int, ...]] = SHAPES) -> None:
+def follow(
+    named: dict[str, Parameter],
+    optimizer: torch.optim.Optimizer,
+    steps: range,
+    shapes: dict[str, tuple[int, ...]] = SHAPES,
+) -> None:
     for step, found in zip(steps, gradients(steps, shapes), strict=True):
         for name, p in named.items():
             p.grad = found[name].to(p.device)
@@ -52,7 +60,9 @@ def follow(named: dict[str, Parameter], optimizer: torch.optim.Optimizer, steps:
         optimizer.zero_grad()
 
 
-def make(named: dict[str, Parameter], name: str, lora_plus: float | None = None, weight_decay: float = 0.1) -> torch.optim.Optimizer:
+def make(
+    named: dict[str, Parameter], name: str, lora_plus: float | None = None, weight_decay: float = 0.1
+) -> torch.optim.Optimizer:
     optim = Optim(name=name, weight_decay=weight_decay)  # type: ignore[arg-type]
     return build(named, optim, device=next(iter(named.values())).device, lora_plus=lora_plus, ends=ENDS)
 
@@ -85,7 +95,9 @@ def test_adamw_is_the_formula() -> None:
 
 
 def test_adafactor_is_the_formula() -> None:
-    """Algorithm 4 of arXiv:1804.04235 with its decay 1 - t^-0.8, clipping at 1, and the learning rate for the relative step, in fp64."""
+    """Algorithm 4 of arXiv:1804.04235 with its decay 1 - t^-0.8, clipping at 1, and the learning rate for
+    the relative step, in fp64.
+    """
     named = parameters()
     optimizer = make(named, "adafactor")
     follow(named, optimizer, range(12))
@@ -111,16 +123,24 @@ def test_adafactor_remembers_a_row_and_a_column() -> None:
     named = parameters()
     optimizer = make(named, "adafactor")
     follow(named, optimizer, range(1))
-    found = {path: tuple(value.shape) for path, value in moments(optimizer, named).items() if not path.endswith("/step")}
+    found = {
+        path: tuple(value.shape)
+        for path, value in moments(optimizer, named).items()
+        if not path.endswith("/step")
+    }
     assert found == {
         f"{name}/{moment}": size
         for name, shape in SHAPES.items()
-        for moment, size in ({"row_var": (shape[0], 1), "col_var": (1, shape[1])} if len(shape) == 2 else {"variance": shape}).items()
+        for moment, size in (
+            {"row_var": (shape[0], 1), "col_var": (1, shape[1])} if len(shape) == 2 else {"variance": shape}
+        ).items()
     }
 
 
 def test_muon_makes_all_directions_of_a_matrix_equally_long() -> None:
-    """The update is about U V^T of the momentum's U S V^T, times 0.2 sqrt(max(rows, columns)) (arXiv:2502.16982, section 2.2)."""
+    """The update is about U V^T of the momentum's U S V^T, times 0.2 sqrt(max(rows, columns))
+    (arXiv:2502.16982, section 2.2).
+    """
     steps, (first,) = moved("muon"), gradients(range(1))
     for name in ("layer.weight", "layer.lora_A.weight", "layer.lora_B.weight"):
         u, s, v = torch.linalg.svd(first[name], full_matrices=False)
@@ -148,7 +168,9 @@ def test_the_second_matrix_of_an_adapter_learns_faster_by_lora_plus(name: str) -
 
 @pytest.mark.parametrize("name", HERE)
 def test_every_step_is_about_as_long_as_adamws(name: str) -> None:
-    """So that a learning rate means the same: a B that begins at zero moves too. AdamW's is 1 at first, and 0.2 to 0.4 later (arXiv:2502.16982)."""
+    """So that a learning rate means the same: a B that begins at zero moves too. AdamW's is 1 at first,
+    and 0.2 to 0.4 later (arXiv:2502.16982).
+    """
     for parameter, step in moved(name).items():
         assert (0.15 if name == "muon" else 0.8) < rms(step) < 1.2, parameter
 
@@ -162,9 +184,14 @@ def test_matrices_decay_and_vectors_do_not(name: str) -> None:
 
 
 def test_groups_are_few() -> None:
-    assert [(g["weight_decay"], g["scale"], len(g["params"])) for g in groups(parameters(), weight_decay=0.1, lora_plus=2.0)] == [
-        (0.1, 1.0, 3), (0.1, 2.0, 1), (0.0, 1.0, 1),
-    ]  # fmt: skip
+    assert [
+        (g["weight_decay"], g["scale"], len(g["params"]))
+        for g in groups(parameters(), weight_decay=0.1, lora_plus=2.0)
+    ] == [
+        (0.1, 1.0, 3),
+        (0.1, 2.0, 1),
+        (0.0, 1.0, 1),
+    ]
     assert len(groups(parameters(), weight_decay=0.0, lora_plus=None)) == 1
 
 
@@ -204,8 +231,15 @@ def test_what_is_forgotten_leaves_no_trace(name: str, device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "device"), [("adamw_8bit", "cpu"), *(pytest.param(f"{page}adamw{bits}", "cuda", marks=gpu) for page, bits in (("", "_8bit"), ("paged_", ""), ("paged_", "_8bit")))],
-)  # fmt: skip
+    ("name", "device"),
+    [
+        ("adamw_8bit", "cpu"),
+        *(
+            pytest.param(f"{page}adamw{bits}", "cuda", marks=gpu)
+            for page, bits in (("", "_8bit"), ("paged_", ""), ("paged_", "_8bit"))
+        ),
+    ],
+)
 def test_bitsandbytes_goes_where_adamw_goes(name: str, device: str) -> None:
     pytest.importorskip("bitsandbytes")
     exact, other = parameters(device), parameters(device)
@@ -230,13 +264,18 @@ def test_eight_bits_are_kept_of_large_matrices_of_layers_only() -> None:
 @pytest.mark.parametrize("name", ["paged_adamw", "paged_adamw_8bit"])
 def test_nothing_pages_on_the_processor(name: str) -> None:
     pytest.importorskip("bitsandbytes")
-    with pytest.raises(ConfigError, match=rf"runs on the cpu\. Set algo\.optim\.name={name.removeprefix('paged_')},"):
+    with pytest.raises(
+        ConfigError, match=rf"runs on the cpu\. Set algo\.optim\.name={name.removeprefix('paged_')},"
+    ):
         make(parameters(), name)
 
 
 def test_without_bitsandbytes_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizers, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"algo\.optim\.name=adamw_8bit is computed by bitsandbytes.*pip install 'tuner\[qlora\]'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"algo\.optim\.name=adamw_8bit is computed by bitsandbytes.*pip install 'tuner\[qlora\]'",
+    ):
         make(parameters(), "adamw_8bit")
 
 
@@ -257,17 +296,29 @@ def test_ends_are_embeddings_and_head_but_no_adapters(tiny: Path) -> None:
 
     model = load_model(tiny, dtype=torch.float32, device="cpu")
     assert ends(model) == {"model.embed_tokens.weight"}  # tied
-    model.lm_head.weight, model.config.tie_word_embeddings = Parameter(model.lm_head.weight.detach().clone()), False
+    model.lm_head.weight, model.config.tie_word_embeddings = (
+        Parameter(model.lm_head.weight.detach().clone()),
+        False,
+    )
     assert ends(model) == {"model.embed_tokens.weight", "lm_head.weight"}
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
-    assert ends(adapted) == {"base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.base_layer.weight"}
+    assert ends(adapted) == {
+        "base_model.model.model.embed_tokens.weight",
+        "base_model.model.lm_head.base_layer.weight",
+    }
 
 
 def test_muon_takes_both_matrices_of_adapters(tiny: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(load_model(tiny, dtype=torch.float32, device="cpu"), LoraConfig(r=2, target_modules=["q_proj"], use_dora=True))
+    model = get_peft_model(
+        load_model(tiny, dtype=torch.float32, device="cpu"),
+        LoraConfig(r=2, target_modules=["q_proj"], use_dora=True),
+    )
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = build(named, Optim(name="muon"), device=CPU, ends=ends(model))
-    kinds = {type(part).__name__: sum(len(group["params"]) for group in part.param_groups) for part in optimizer.parts}  # type: ignore[attr-defined]
+    kinds = {
+        type(part).__name__: sum(len(group["params"]) for group in part.param_groups)
+        for part in optimizer.parts
+    }  # type: ignore[attr-defined]
     assert kinds == {"Muon": 4, "AdamW": 2}  # A and B, and DoRA's magnitudes, of two layers

@@ -42,7 +42,10 @@ def content(out: Path) -> dict[str, str]:
 
 
 def curve(out: Path) -> list[tuple[float, ...]]:
-    return [(row["step"], row["loss"], row["lr"], row["grad_norm"], row["tokens"]) for row in read_rows(out / "metrics.jsonl")]
+    return [
+        (row["step"], row["loss"], row["lr"], row["grad_norm"], row["tokens"])
+        for row in read_rows(out / "metrics.jsonl")
+    ]
 
 
 def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
@@ -70,7 +73,10 @@ def test_what_it_leaves(config: Config, context: Make, tmp_path: Path, tiny: Pat
     facts = STAGE.run(context(config, tmp_path))
     kept = steps.kept(tmp_path)
     assert [checkpoint.step for checkpoint in kept][-2:] == [6, 7]
-    assert all(sorted(path.name for path in checkpoint.dir.iterdir()) == ["state.json", "weights.safetensors"] for checkpoint in kept)
+    assert all(
+        sorted(path.name for path in checkpoint.dir.iterdir()) == ["state.json", "weights.safetensors"]
+        for checkpoint in kept
+    )
     assert steps.best(kept, "held_out").scores["held_out"] == min(
         row["held_out"] for row in read_rows(tmp_path / "metrics.jsonl") if "held_out" in row
     )  # type: ignore[union-attr]
@@ -78,8 +84,18 @@ def test_what_it_leaves(config: Config, context: Make, tmp_path: Path, tiny: Pat
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 8))
     assert rows[-1]["tokens"] == facts["tokens"] == 2 * sum(len(pack.ids) for pack in packs)
-    assert (facts["step"], facts["steps"], facts["packs_per_step"], facts["loss"]) == (7, 7, 2, rows[-1]["loss"])
-    assert (facts["device"], facts["micro_batch"], facts["dtype"], facts["compute"]) == ("cpu", 1, "fp32", "fp32")
+    assert (facts["step"], facts["steps"], facts["packs_per_step"], facts["loss"]) == (
+        7,
+        7,
+        2,
+        rows[-1]["loss"],
+    )
+    assert (facts["device"], facts["micro_batch"], facts["dtype"], facts["compute"]) == (
+        "cpu",
+        1,
+        "fp32",
+        "fp32",
+    )
     assert rows[-1]["loss"] < rows[0]["loss"]
 
     written = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
@@ -87,20 +103,30 @@ def test_what_it_leaves(config: Config, context: Make, tmp_path: Path, tiny: Pat
     assert (written["r"], written["lora_alpha"]) == (16, 32)  # algo.alpha=auto
     assert written["target_modules"] == sorted(written["target_modules"])
     (tmp_path / "steps/step-000007/weights.safetensors").rename(tmp_path / "adapter_model.safetensors")
-    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), tmp_path)  # any tool of PEFT's reads it
+    # any tool of PEFT's reads it
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), tmp_path)
     assert all(p.abs().max() > 0 for name, p in adapted.named_parameters() if "lora_B" in name)
 
 
 @pytest.mark.parametrize(
     ("batch_tokens", "words"),
     [
-        ("auto", "1 step of 1 pack, up to 48 tokens a step, not 32,768, so that algo.epochs=2 makes 14 steps"),
+        (
+            "auto",
+            "1 step of 1 pack, up to 48 tokens a step, not 32,768, so that algo.epochs=2 makes 14 steps",
+        ),
         (2 * 48, "1 step of 2 packs, 1 at once, up to 96 tokens a step"),
     ],
 )
-def test_it_says_when_small_data_makes_small_steps(config: Config, context: Make, tmp_path: Path, batch_tokens: int | str, words: str) -> None:
+def test_it_says_when_small_data_makes_small_steps(
+    config: Config, context: Make, tmp_path: Path, batch_tokens: int | str, words: str
+) -> None:
     said: list[str] = []
-    STAGE.run(context(replace(config, algo=replace(config.algo, batch_tokens=batch_tokens, steps=1)), tmp_path, said))  # type: ignore[arg-type]
+    STAGE.run(
+        context(
+            replace(config, algo=replace(config.algo, batch_tokens=batch_tokens, steps=1)), tmp_path, said
+        )
+    )  # type: ignore[arg-type]
     assert words in said
 
 
@@ -114,22 +140,31 @@ def test_full_leaves_all_weights(full: Config, context: Make, tmp_path: Path, ti
     assert all(not torch.equal(w, base[name].float()) for name, w in weights.items())
 
 
-def test_the_first_loss_is_the_models_own(either: Config, context: Make, tmp_path: Path, tiny: Path, packs: Packs) -> None:
+def test_the_first_loss_is_the_models_own(
+    either: Config, context: Make, tmp_path: Path, tiny: Path, packs: Packs
+) -> None:
     STAGE.run(context(replace(either, algo=replace(either.algo, batch_tokens=7 * 48, epochs=1)), tmp_path))
     with torch.no_grad():
-        expected = summed_loss(load_model(tiny, dtype=torch.float32, device="cpu"), collate(list(packs))).item() / count_targets(list(packs))
+        expected = summed_loss(
+            load_model(tiny, dtype=torch.float32, device="cpu"), collate(list(packs))
+        ).item() / count_targets(list(packs))
     assert read_rows(tmp_path / "metrics.jsonl")[0]["loss"] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
-def test_bf16(either: Config, context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_bf16: bool) -> None:
+def test_bf16(
+    either: Config, context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_bf16: bool
+) -> None:
     monkeypatch.setattr("tuner.models.load.has_bf16", lambda: has_bf16)
     STAGE.run(context(either, tmp_path / "fp32"))
-    facts = STAGE.run(context(replace(either, algo=replace(either.algo, precision="bf16")), tmp_path / "bf16"))
+    facts = STAGE.run(
+        context(replace(either, algo=replace(either.algo, precision="bf16")), tmp_path / "bf16")
+    )
     assert (facts["dtype"], facts["compute"]) == ("bf16", "bf16" if has_bf16 else "fp32")
     weights = load_file(tmp_path / "bf16/steps/step-000007/weights.safetensors")
     assert {w.dtype for w in weights.values()} == {torch.float32}
-    assert (content(tmp_path / "fp32") == content(tmp_path / "bf16")) is not has_bf16  # the checkpoint is bf16 already
+    # the checkpoint is bf16 already
+    assert (content(tmp_path / "fp32") == content(tmp_path / "bf16")) is not has_bf16
     for wide, narrow in zip(curve(tmp_path / "fp32"), curve(tmp_path / "bf16"), strict=True):
         assert narrow[1] == pytest.approx(wide[1], rel=0.02)
 
@@ -152,7 +187,9 @@ def test_a_stopped_training_goes_on_bit_for_bit(
     assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
 
 
-def test_a_killed_training_goes_on_from_its_newest_whole_step(either: Config, context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_training_goes_on_from_its_newest_whole_step(
+    either: Config, context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     STAGE.run(context(either, tmp_path / "whole"))
 
     def kill() -> None:
@@ -177,21 +214,28 @@ def test_killed_after_the_last_step(config: Config, context: Make, tmp_path: Pat
     assert again == first
 
 
-def test_a_resumed_training_keeps_what_auto_meant(config: Config, context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_training_keeps_what_auto_meant(
+    config: Config, context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     auto = replace(config, machine=replace(config.machine, threads=2))
     stop_after(2, monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted, match="step 2"):
         STAGE.run(context(auto, tmp_path))
     said: list[str] = []
-    facts = STAGE.run(context(replace(auto, machine=replace(config.machine, threads="auto", micro_batch=2)), tmp_path, said))
+    facts = STAGE.run(
+        context(replace(auto, machine=replace(config.machine, threads="auto", micro_batch=2)), tmp_path, said)
+    )
     assert facts["threads"] == 2
     assert facts["micro_batch"] == 2
     assert [line for line in said if "before" in line] == [
-        "micro_batch is 2 now and was 1 before; the last bits of the result may differ from an uninterrupted run"
+        "micro_batch is 2 now and was 1 before; the last bits of the result may differ from an "
+        "uninterrupted run"
     ]
 
 
-def test_an_early_stop_is_a_prefix_of_the_longer_training(either: Config, context: Make, tmp_path: Path) -> None:
+def test_an_early_stop_is_a_prefix_of_the_longer_training(
+    either: Config, context: Make, tmp_path: Path
+) -> None:
     """Stopped at 3 with the schedule of 7, then on to 5: the bits of a straight 5, at the cost of 2 steps."""
     until = {n: replace(either, algo=replace(either.algo, stop_step=n)) for n in (3, 5)}
     STAGE.run(context(until[5], tmp_path / "straight"))
@@ -209,17 +253,27 @@ def test_an_early_stop_is_a_prefix_of_the_longer_training(either: Config, contex
     assert [row["lr"] for row in read_rows(tmp_path / "long/metrics.jsonl")][-1] > 0
 
 
-@pytest.mark.parametrize(("keep", "stop", "resumable"), [("auto", None, False), ("auto", 5, True), ("resume", None, True), ("weights", 5, False)])
+@pytest.mark.parametrize(
+    ("keep", "stop", "resumable"),
+    [("auto", None, False), ("auto", 5, True), ("resume", None, True), ("weights", 5, False)],
+)
 def test_the_optimizer_stays_where_a_training_can_go_on(
     config: Config, context: Make, tmp_path: Path, keep: str, stop: int | None, resumable: bool
 ) -> None:
-    STAGE.run(context(replace(config, train=Train(keep=keep), algo=replace(config.algo, stop_step=stop)), tmp_path))  # type: ignore[arg-type]
+    STAGE.run(
+        context(replace(config, train=Train(keep=keep), algo=replace(config.algo, stop_step=stop)), tmp_path)
+    )  # type: ignore[arg-type]
     assert [checkpoint.resumable for checkpoint in steps.kept(tmp_path)][-1] is resumable
     assert sum(checkpoint.resumable for checkpoint in steps.kept(tmp_path)) == resumable
 
 
 def test_the_step_to_convert_is_kept(config: Config, context: Make, tmp_path: Path) -> None:
-    STAGE.run(context(replace(config, convert=Convert(step=3), machine=replace(config.machine, save_every=100, keep=1)), tmp_path))
+    STAGE.run(
+        context(
+            replace(config, convert=Convert(step=3), machine=replace(config.machine, save_every=100, keep=1)),
+            tmp_path,
+        )
+    )
     assert {3, 7} <= {checkpoint.step for checkpoint in steps.kept(tmp_path)}
 
 
@@ -230,15 +284,23 @@ def test_the_step_to_convert_is_kept(config: Config, context: Make, tmp_path: Pa
         ({"schedule_steps": 5}, r"schedule_steps=5 ends before the training does \(step 7\)"),
     ],
 )
-def test_an_end_that_can_not_be(config: Config, context: Make, tmp_path: Path, algo: dict[str, int], words: str) -> None:
+def test_an_end_that_can_not_be(
+    config: Config, context: Make, tmp_path: Path, algo: dict[str, int], words: str
+) -> None:
     with pytest.raises(ConfigError, match=words):
         STAGE.run(context(replace(config, algo=replace(config.algo, **algo)), tmp_path))
 
 
 def test_measuring_changes_nothing(either: Config, context: Make, tmp_path: Path) -> None:
-    dropout = replace(either, algo=replace(either.algo, dropout=0.1 if either.algo.adapter == "lora" else 0.0))
+    dropout = replace(
+        either, algo=replace(either.algo, dropout=0.1 if either.algo.adapter == "lora" else 0.0)
+    )
     for every in (1, 100):
-        STAGE.run(context(replace(dropout, machine=replace(dropout.machine, save_every=every)), tmp_path / str(every)))
+        STAGE.run(
+            context(
+                replace(dropout, machine=replace(dropout.machine, save_every=every)), tmp_path / str(every)
+            )
+        )
     assert content(tmp_path / "1") == content(tmp_path / "100")
 
 
@@ -252,7 +314,9 @@ def test_nothing_whole_starts_anew(config: Config, context: Make, tmp_path: Path
     assert content(tmp_path / "whole") == content(out)
 
 
-def test_a_loss_that_is_not_finite_names_step_and_rows(full: Config, context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_names_step_and_rows(
+    full: Config, context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = TorchEngine.step
 
     def step(self: TorchEngine, lr: float, max_norm: float | None) -> float:
@@ -262,14 +326,22 @@ def test_a_loss_that_is_not_finite_names_step_and_rows(full: Config, context: Ma
 
     monkeypatch.setattr(TorchEngine, "step", step)
     with pytest.raises(
-        StageError, match=r"The loss of step 2 is nan on the rows rows\.jsonl:\d+, .*It comes from model\.norm\.weight.*lower algo\.optim\.lr"
+        StageError,
+        match=(
+            r"The loss of step 2 is nan on the rows rows\.jsonl:\d+, .*It comes from"
+            r" model\.norm\.weight.*lower algo\.optim\.lr"
+        ),
     ):
         STAGE.run(context(full, tmp_path))
 
 
-def test_a_gradient_that_is_not_finite(full: Config, context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_that_is_not_finite(
+    full: Config, context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(TorchEngine, "step", lambda *_: float("inf"))
-    with pytest.raises(StageError, match=r"The gradient of step 1 is inf\. It comes from the rows rows\.jsonl:\d+"):
+    with pytest.raises(
+        StageError, match=r"The gradient of step 1 is inf\. It comes from the rows rows\.jsonl:\d+"
+    ):
         STAGE.run(context(full, tmp_path))
 
 
@@ -287,10 +359,14 @@ def test_signals_are_given_back(config: Config, context: Make, tmp_path: Path) -
 
 
 def test_versions_name_only_what_is_used(config: Config, full: Config) -> None:
-    assert STAGE.versions(View(config, "train")).keys() - STAGE.versions(View(full, "train")).keys() == {"lora"}
+    assert STAGE.versions(View(config, "train")).keys() - STAGE.versions(View(full, "train")).keys() == {
+        "lora"
+    }
 
 
-def test_what_is_measured_does_not_depend_on_how_often(config: Config, context: Make, tmp_path: Path, tokens: Path) -> None:
+def test_what_is_measured_does_not_depend_on_how_often(
+    config: Config, context: Make, tmp_path: Path, tokens: Path
+) -> None:
     """One fingerprint, one early stop, one best step: machine.measure_every and save_every are neutral."""
     data, draw = tmp_path / "data", random.Random(3)
     data.mkdir()
@@ -298,11 +374,17 @@ def test_what_is_measured_does_not_depend_on_how_often(config: Config, context: 
     held = [make_pack(draw, i) for i in range(70)]
     write_packs(data / "held_out.arrow", held)
     shutil.copy(tokens / "ledger.json", data)
-    algo = replace(config.algo, early_stop=2, early_stop_every=2, epochs=8, optim=replace(config.algo.optim, lr=0.05))
+    algo = replace(
+        config.algo, early_stop=2, early_stop_every=2, epochs=8, optim=replace(config.algo.optim, lr=0.05)
+    )
     found = []
     for save, measure in ((2, None), (4, 2), (4, 1), (1000, 2)):
         machine = replace(config.machine, save_every=save, measure_every=measure, keep=100)
-        facts = STAGE.run(context(replace(config, algo=algo, machine=machine), out := tmp_path / f"{save}-{measure}", data=data))
+        facts = STAGE.run(
+            context(
+                replace(config, algo=algo, machine=machine), out := tmp_path / f"{save}-{measure}", data=data
+            )
+        )
         rows = {row["step"]: row["held_out"] for row in read_rows(out / "metrics.jsonl") if "held_out" in row}
         found.append((facts["step"], rows, {s.step: s.scores["held_out"] for s in steps.kept(out)}))
     ends, measured, _ = zip(*found, strict=True)
@@ -318,8 +400,12 @@ def test_what_is_measured_does_not_depend_on_how_often(config: Config, context: 
     assert [pack.ids.tolist() for pack in packs] == [pack.ids.tolist() for pack in held[:64]]
 
 
-def test_a_training_ends_when_the_held_out_loss_has_not_fallen(config: Config, context: Make, tmp_path: Path) -> None:
-    algo = replace(config.algo, early_stop=2, early_stop_every=1, epochs=8, optim=replace(config.algo.optim, lr=0.3))
+def test_a_training_ends_when_the_held_out_loss_has_not_fallen(
+    config: Config, context: Make, tmp_path: Path
+) -> None:
+    algo = replace(
+        config.algo, early_stop=2, early_stop_every=1, epochs=8, optim=replace(config.algo.optim, lr=0.3)
+    )
     config = replace(config, algo=algo, machine=replace(config.machine, save_every=1))
     facts = STAGE.run(context(config, tmp_path))
     losses = [row["held_out"] for row in read_rows(tmp_path / "metrics.jsonl")]
@@ -328,9 +414,18 @@ def test_a_training_ends_when_the_held_out_loss_has_not_fallen(config: Config, c
     assert steps.kept(tmp_path)[-1].step == facts["step"]
 
 
-def test_killed_after_it_had_ended_early_it_does_no_more_steps(config: Config, context: Make, tmp_path: Path) -> None:
-    algo = replace(config.algo, early_stop=1, early_stop_every=1, epochs=8, optim=replace(config.algo.optim, lr=0.3))
-    config = replace(config, algo=algo, machine=replace(config.machine, save_every=1), train=replace(config.train, keep="resume"))
+def test_killed_after_it_had_ended_early_it_does_no_more_steps(
+    config: Config, context: Make, tmp_path: Path
+) -> None:
+    algo = replace(
+        config.algo, early_stop=1, early_stop_every=1, epochs=8, optim=replace(config.algo.optim, lr=0.3)
+    )
+    config = replace(
+        config,
+        algo=algo,
+        machine=replace(config.machine, save_every=1),
+        train=replace(config.train, keep="resume"),
+    )
     facts = STAGE.run(context(config, tmp_path))
     (tmp_path / "facts.json").write_text('{"threads": 1}', encoding="utf-8")
     again = STAGE.run(context(config, tmp_path))

@@ -1,6 +1,7 @@
 """`chat RUN`: a conversation with what a run made, in the terminal or through a pipe.
 
-The ids that the model reads are those of the training: the same compiled template over the same texts. Nothing is trained.
+The ids that the model reads are those of the training: the same compiled template over the same texts.
+Nothing is trained.
 """
 
 import os
@@ -53,8 +54,13 @@ def chat(run: Run, config: Config, base: Path | None) -> int:
     found = locate(run, base)
     terminal = Terminal()
     terminal.hint(f"{run.dir.name}: {found.called}")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported; nothing may be looked up
-    if config.machine.device != "cpu" and not hidden(os.environ) and (cards := choose(config.machine.gpus, gpus(), os.environ)):
+    # read when transformers is imported; nothing may be looked up
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if (
+        config.machine.device != "cpu"
+        and not hidden(os.environ)
+        and (cards := choose(config.machine.gpus, gpus(), os.environ))
+    ):
         os.environ[VARIABLE] = cards  # read when CUDA starts
     spare(bitsandbytes=config.algo.quant != "none", deepspeed=False)
     import torch
@@ -71,25 +77,41 @@ def chat(run: Run, config: Config, base: Path | None) -> int:
     dtype = compute_dtype(config.algo.precision, device)
     template = compile_template(spoken(config.model.chat, config.data.system), load_vocabulary(found.home))
     quant = config.algo.quant if found.adapter else "none"
-    model = load_tuned(found.base, found.adapter, dtype=dtype, device=device, attention="sdpa", rounded=DTYPES[config.algo.precision], quant=quant)
+    model = load_tuned(
+        found.base,
+        found.adapter,
+        dtype=dtype,
+        device=device,
+        attention="sdpa",
+        rounded=DTYPES[config.algo.precision],
+        quant=quant,
+    )
     wish = config.generation
     stops = end_ids(found.home, template.stops)
-    speaker = Speaker(model, template.tokenizer, stops=stops, temperature=wish.temperature, top_p=wish.top_p, seed=wish.seed)
+    speaker = Speaker(
+        model, template.tokenizer, stops=stops, temperature=wish.temperature, top_p=wish.top_p, seed=wish.seed
+    )
     known = (config.model.context, getattr(model.config.get_text_config(), "max_position_embeddings", None))
     context = min((length for length in known if length), default=None)
-    terminal.hint(f"on {device.type} in {str(dtype).removeprefix('torch.')}; /help says what there is, /exit leaves")
+    terminal.hint(
+        f"on {device.type} in {str(dtype).removeprefix('torch.')}; /help says what there is, /exit leaves"
+    )
     with terminal:
         return converse(terminal, Dialogue(template, wish.system), speaker, wish, context)
 
 
 def locate(run: Run, base: Path | None) -> Weights:
-    """The merged model of a run, or else what it converted: a whole model, or an adapter on `base`. Raises ConfigError."""
+    """The merged model of a run, or else what it converted: a whole model, or an adapter on `base`. Raises
+    ConfigError.
+    """
     merge, convert = run.path("merge"), run.path("convert")
     made, merged = (read_json(directory / "manifest.json") or {} for directory in (convert, merge))
     step = f"step {made['facts']['step']}, " if "step" in made.get("facts", {}) else ""
     current = made.get("content")
-    native = merged.get("facts", {}).get("layout", "native") == "native"  # what talks is a class of transformers'
-    if native and merge.is_dir() and current in (None, merged.get("upstream", {}).get("convert", current)):  # not of a step that was converted before
+    # what talks is a class of transformers'
+    native = merged.get("facts", {}).get("layout", "native") == "native"
+    # not of a step that was converted before
+    if native and merge.is_dir() and current in (None, merged.get("upstream", {}).get("convert", current)):
         return Weights(home=merge, base=merge, adapter=None, called=f"{step}the merged model")
     if not convert.is_dir():
         raise ConfigError(
@@ -100,14 +122,16 @@ def locate(run: Run, base: Path | None) -> Weights:
         return Weights(home=convert, base=convert, adapter=None, called=f"{step}the whole model")
     if base is None or not base.is_dir():
         raise ConfigError(
-            f"{run.dir.name} has an adapter, and the model that it belongs to is not there{f' ({base})' if base else ''}. "
-            "Put it back where the run's config says, or run the pipeline again."
+            f"{run.dir.name} has an adapter, and the model that it belongs to is not "
+            f"there{f' ({base})' if base else ''}. Put it back where the run's config says, or run the "
+            "pipeline again."
         )
     return Weights(home=convert, base=base, adapter=convert, called=f"{step}the adapter on its base")
 
 
 def visible(text: str) -> str:
-    r"""What a terminal may be shown: no character that moves the cursor or starts a command, but for line breaks and tabs.
+    r"""What a terminal may be shown: no character that moves the cursor or starts a command, but for line
+    breaks and tabs.
 
     >>> visible("a\x1b[2Jb\r\n你好\x07\x9b")
     'a[2Jb\n你好'
@@ -115,8 +139,12 @@ def visible(text: str) -> str:
     return "".join(sign for sign in text if sign in "\n\t" or unicodedata.category(sign) != "Cc")
 
 
-def converse(terminal: "Terminal", dialogue: "Dialogue", speaker: "Speaker", wish: Generation, context: int | None) -> int:
-    """Answer questions and follow commands until the lines end. `context` is the longest sequence of the model, in tokens."""
+def converse(
+    terminal: "Terminal", dialogue: "Dialogue", speaker: "Speaker", wish: Generation, context: int | None
+) -> int:
+    """Answer questions and follow commands until the lines end. `context` is the longest sequence of the
+    model, in tokens.
+    """
     for line in terminal.lines():
         word, _, rest = line.partition(" ")
         if not line:
@@ -129,10 +157,17 @@ def converse(terminal: "Terminal", dialogue: "Dialogue", speaker: "Speaker", wis
             dialogue.turns.clear()
             terminal.hint("a new conversation")
         elif word == "/undo":
-            terminal.hint(f"forgotten: {visible(dialogue.turns.pop()[0])}" if dialogue.turns else "there is nothing to undo")
+            terminal.hint(
+                f"forgotten: {visible(dialogue.turns.pop()[0])}"
+                if dialogue.turns
+                else "there is nothing to undo"
+            )
         elif word == "/system":
             dialogue.system = rest.strip() or dialogue.system
-            terminal.hint(f"system prompt: {'that of the training' if dialogue.system is None else visible(dialogue.system)}")
+            terminal.hint(
+                "system prompt: "
+                f"{'that of the training' if dialogue.system is None else visible(dialogue.system)}"
+            )
         elif word.startswith("/"):
             terminal.hint(f"{visible(word)} is no command. There are:\n{HELP}")
         else:
@@ -140,17 +175,29 @@ def converse(terminal: "Terminal", dialogue: "Dialogue", speaker: "Speaker", wis
     return 0
 
 
-def _answer(question: str, terminal: "Terminal", dialogue: "Dialogue", speaker: "Speaker", wish: Generation, context: int | None) -> None:
+def _answer(
+    question: str,
+    terminal: "Terminal",
+    dialogue: "Dialogue",
+    speaker: "Speaker",
+    wish: Generation,
+    context: int | None,
+) -> None:
     from torch import OutOfMemoryError
 
     prompt = dialogue.prompt(question)
     room = sys.maxsize if context is None else context - len(prompt)
     if room < 1:
-        terminal.hint(f"With this question the conversation is {len(prompt)} tokens long, and the model reads {context}: /undo or /reset makes room.")
+        terminal.hint(
+            f"With this question the conversation is {len(prompt)} tokens long, and the model reads "
+            f"{context}: /undo or /reset makes room."
+        )
         return
     said, full = "", False
     try:
-        for piece in speaker.answer(prompt, most=min(room, wish.max_new_tokens), stopped=terminal.stop_wished):
+        for piece in speaker.answer(
+            prompt, most=min(room, wish.max_new_tokens), stopped=terminal.stop_wished
+        ):
             said += piece
             terminal.show(visible(piece))
     except OutOfMemoryError:
@@ -159,9 +206,14 @@ def _answer(question: str, terminal: "Terminal", dialogue: "Dialogue", speaker: 
     if said or (speaker.ended != "stopped" and not full):  # else it is as if it had not been asked
         dialogue.turns.append((question, said))
     if full:
-        terminal.hint(f"The GPU's memory is full with a conversation of {len(prompt)} tokens: /undo or /reset makes room.")
+        terminal.hint(
+            f"The GPU's memory is full with a conversation of {len(prompt)} tokens: /undo or /reset makes "
+            "room."
+        )
     elif speaker.ended == "length" and room <= wish.max_new_tokens:
-        terminal.hint(f"The answer ends here, since the model reads {context} tokens: /undo or /reset makes room.")
+        terminal.hint(
+            f"The answer ends here, since the model reads {context} tokens: /undo or /reset makes room."
+        )
     elif speaker.ended == "length":
         terminal.hint(f"The answer ends here, at generation.max_new_tokens={wish.max_new_tokens}.")
 
@@ -169,8 +221,9 @@ def _answer(question: str, terminal: "Terminal", dialogue: "Dialogue", speaker: 
 class Terminal:
     """Questions come from standard input, answers go to standard output, and all else to standard error.
 
-    Where a person sits at it, there is a prompt, lines can be edited, and Ctrl-C is looked at instead of breaking in: at the prompt
-    it clears the line, and an answer ends between two tokens. Through a pipe each line is a question, and Ctrl-C ends the program.
+    Where a person sits at it, there is a prompt, lines can be edited, and Ctrl-C is looked at instead of
+    breaking in: at the prompt it clears the line, and an answer ends between two tokens. Through a pipe each
+    line is a question, and Ctrl-C ends the program.
     """
 
     def __init__(self) -> None:
@@ -183,7 +236,8 @@ class Terminal:
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
         if self.interactive:
             if os.environ.get("LC_ALL") in ("C", "POSIX"):
-                os.environ["LC_ALL"] = "C.UTF-8"  # as Python itself takes it; readline would cut a character into bytes
+                # as Python itself takes it; readline would cut a character into bytes
+                os.environ["LC_ALL"] = "C.UTF-8"
             import readline  # noqa: F401  input() edits lines with it
 
             self._before = signal.signal(signal.SIGINT, self._press)

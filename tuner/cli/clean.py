@@ -19,11 +19,14 @@ from tuner.store.references import RECENT, Leftover
 from tuner.store.usage import Ledger, Usage, names
 
 AT_ONCE = 64
-"""artifacts that are locked and moved to the trash together: each costs a descriptor, and each lot a look at all runs"""
+"""artifacts that are locked and moved to the trash together: each costs a descriptor, and each lot a look
+at all runs
+"""
 
 
 def clean(config: Config, words: list[str], *, dry_run: bool, spare_recent: bool) -> int:
-    """List, then remove. With words, the directories of the runs that they mean; without, what no run refers to.
+    """List, then remove. With words, the directories of the runs that they mean; without, what no run refers
+    to.
 
     Raises ConfigError for a run that is being built, StoreError when it can't be known what is still needed.
     """
@@ -37,18 +40,25 @@ def clean(config: Config, words: list[str], *, dry_run: bool, spare_recent: bool
         return 0
     ledger, freed = Ledger(store, root), 0
     chosen = [item for item in ledger.leftovers if not spare_recent or item.age >= RECENT]
-    ours, others = [item for item in chosen if not item.owner], sorted({item.owner for item in chosen if item.owner})
+    ours, others = (
+        [item for item in chosen if not item.owner],
+        sorted({item.owner for item in chosen if item.owner}),
+    )
     for item, size in _would_free(ours) if dry_run else _remove(store, root, ours):
         print(f"{item.label:<44} {size if isinstance(size, str) else f'{size / 1e6:10.1f} MB'}")
         freed += size if isinstance(size, int) else 0
     if not dry_run:
         references.forget_gone(store)
     print(
-        f"{'would free' if dry_run else 'freed'} {freed / 1e6:.1f} MB{'; what is younger than a day was spared (--all takes it too)' if spare_recent else ''}"
+        f"{'would free' if dry_run else 'freed'} {freed / 1e6:.1f} "
+        f"MB{'; what is younger than a day was spared (--all takes it too)' if spare_recent else ''}"
     )
     for other in others:
         theirs = [item for item in chosen if item.owner == other]
-        print(f"left {', '.join(item.label for item in theirs)}: {ledger.free(theirs) / 1e6:.1f} MB that belong to {other}, who can clean them")
+        print(
+            f"left {', '.join(item.label for item in theirs)}: {ledger.free(theirs) / 1e6:.1f} MB that "
+            f"belong to {other}, who can clean them"
+        )
     for place, note in references.elsewhere(store):
         print(f"kept what {place} refers to; if that run is gone for good, remove its note: rm {note}")
     return 0
@@ -57,13 +67,17 @@ def clean(config: Config, words: list[str], *, dry_run: bool, spare_recent: bool
 def _remove_run(run: Run, root: Path, store: Store, dry_run: bool) -> None:
     if holder := _builder(run, store):
         raise ConfigError(
-            f"{run.dir.name} is being built ({holder}) and can't be removed now. Stop it first (python -m tuner stop {run.digest}), or wait."
+            f"{run.dir.name} is being built ({holder}) and can't be removed now. Stop it first (python -m "
+            f"tuner stop {run.digest}), or wait."
         )
     if other := foreign(run.dir):
         raise ConfigError(f"{run.dir.name} belongs to {other}, and only they can remove it.")
     own = ""
     with suppress(StoreError, FileNotFoundError):  # a note that can't be read is said where it matters
-        own = f"; {Ledger(store, root).own(run.dir) / 1e6:.1f} MB in the store are its own alone, for `clean` to free"
+        own = (
+            f"; {Ledger(store, root).own(run.dir) / 1e6:.1f} MB in the store are its own alone, for `clean` "
+            "to free"
+        )
     print(f"run {run.dir.name}: {'would be ' if dry_run else ''}removed{own}")
     if not dry_run:
         note = references.note_file(store, run.dir)
@@ -89,8 +103,8 @@ def _would_free(ours: Sequence[Leftover]) -> Iterator[tuple[Leftover, int]]:
 def _remove(store: Store, root: Path, ours: Sequence[Leftover]) -> Iterator[tuple[Leftover, int | str]]:
     """Remove leftovers; yields each with the bytes that came back, or why it is still there.
 
-    Out of sight by one rename under the lock, after another look at what runs refer to, so that nobody meets half an artifact and
-    who links one under the same lock keeps it; then the bytes.
+    Out of sight by one rename under the lock, after another look at what runs refer to, so that nobody meets
+    half an artifact and who links one under the same lock keeps it; then the bytes.
     """
     for folder in (".trash", ".locks"):
         (store.root / folder).mkdir(exist_ok=True)
@@ -98,7 +112,10 @@ def _remove(store: Store, root: Path, ours: Sequence[Leftover]) -> Iterator[tupl
         lot = ours[start : start + AT_ONCE]
         moved: list[list[Path] | str] = []
         with ExitStack() as stack:
-            alone = {key: stack.enter_context(store.lock_at_once(key)) for key in {item.key for item in lot if item.key}}
+            alone = {
+                key: stack.enter_context(store.lock_at_once(key))
+                for key in {item.key for item in lot if item.key}
+            }
             known = references.referenced(store, root)
             for item in lot:
                 if item.key is None:

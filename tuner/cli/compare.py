@@ -1,4 +1,6 @@
-"""`compare`: what differs between runs, their scores, curves and answers, in the terminal and as a page. It builds nothing."""
+"""`compare`: what differs between runs, their scores, curves and answers, in the terminal and as a page.
+It builds nothing.
+"""
 
 import json
 import shutil
@@ -24,8 +26,8 @@ MOST = 20
 def compare(runs: Sequence[Run], root: Path, *, as_json: bool) -> int:
     """Print how the runs compare, and write the page under `root`; with `as_json` only print, for machines.
 
-    A run may be unfinished: what it has not got is left out. Raises ConfigError for runs that can't be compared, StoreError when
-    the page can't be written, after everything else was printed.
+    A run may be unfinished: what it has not got is left out. Raises ConfigError for runs that can't be
+    compared, StoreError when the page can't be written, after everything else was printed.
     """
     places = [run.dir.resolve() for run in runs]
     if twice := [run.dir.name for run, place in zip(runs, places, strict=True) if places.count(place) > 1]:
@@ -33,7 +35,10 @@ def compare(runs: Sequence[Run], root: Path, *, as_json: bool) -> int:
     if not 2 <= len(runs) <= MOST:
         raise ConfigError(f"compare shows 2 to {MOST} runs beside each other, not {len(runs)}.")
     kinds = {path: role.kind for path, role, _ in leaves(Config())}
-    differing = [Differing(field=path, kind=kinds[path], values=values) for path, values in differing_fields(list(runs)).items()]
+    differing = [
+        Differing(field=path, kind=kinds[path], values=values)
+        for path, values in differing_fields(list(runs)).items()
+    ]
     comparison = gather([_side(run) for run in runs], differing)
     if as_json:
         print(json.dumps(comparison, ensure_ascii=False, indent=1))
@@ -44,10 +49,12 @@ def compare(runs: Sequence[Run], root: Path, *, as_json: bool) -> int:
     print(to_text(comparison, shutil.get_terminal_size().columns, colour=sys.stdout.isatty()))
     page = root / "compare" / f"{'-'.join(run.digest for run in runs)}.html"
     try:
-        write_text(page, to_html(comparison).encode("utf-8", "replace").decode("utf-8"))  # a name on the disk may hold no text
+        # a name on the disk may hold no text
+        write_text(page, to_html(comparison).encode("utf-8", "replace").decode("utf-8"))
     except OSError as error:
         raise StoreError(
-            f"The page {page} can't be written: {error.strerror}. Make space, mend its permissions, or choose another root=DIR."
+            f"The page {page} can't be written: {error.strerror}. Make space, mend its permissions, or "
+            "choose another root=DIR."
         ) from error
     print(f"\npage    {page}")
     return 0
@@ -55,9 +62,12 @@ def compare(runs: Sequence[Run], root: Path, *, as_json: bool) -> int:
 
 def _side(run: Run) -> Side:
     config, place, key = run.config(), run.store(), run.key("train") or "-"
-    store = Store(place or run.dir)  # by the links, for the whole root may have been moved; without any, nothing is found
+    # by the links, for the whole root may have been moved; without any, nothing is found
+    store = Store(place or run.dir)
     found = {stage.name: artifact for stage in STAGES if (artifact := store.find(run.key(stage.name) or "-"))}
-    trained, converted, tokens, evaluated = (found.get(name) for name in ("train", "convert", "tokenize", "evaluate"))
+    trained, converted, tokens, evaluated = (
+        found.get(name) for name in ("train", "convert", "tokenize", "evaluate")
+    )
     rows = read_rows((trained.path if trained else store.partial(key)) / "metrics.jsonl")
     step = rows[-1]["step"] if rows else 0
     if trained:

@@ -32,13 +32,29 @@ class Finding(NamedTuple):
 
 
 CORE = ("torch", "transformers", "tokenizers", "peft", "safetensors", "pyarrow", "hydra-core", "omegaconf")
-EXTRAS = {"bitsandbytes": "qlora", "deepspeed": "multi", "triton": "gpu", "flash-attn": "flash", "lm-eval": "eval"}
+EXTRAS = {
+    "bitsandbytes": "qlora",
+    "deepspeed": "multi",
+    "triton": "gpu",
+    "flash-attn": "flash",
+    "lm-eval": "eval",
+}
 
 
 def examine(config: Config, extra: Path | None) -> int:
     """Print the findings; exit code 1 when something is wrong."""
-    findings = [Finding("ok", f"tuner {__version__}, Python {platform.python_version()}, {platform.platform()}")]
-    findings += [*_packages(), *_model_package(config), *_gpu(os.environ), *_cpu(), *_disk(config), *_locks(store_of(config)), *_shadowed(extra)]
+    findings = [
+        Finding("ok", f"tuner {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    ]
+    findings += [
+        *_packages(),
+        *_model_package(config),
+        *_gpu(os.environ),
+        *_cpu(),
+        *_disk(config),
+        *_locks(store_of(config)),
+        *_shadowed(extra),
+    ]
     for finding in findings:
         print(f"{finding.mark}  {finding.what}")
         if finding.mend:
@@ -56,10 +72,18 @@ def _version(name: str) -> str | None:
 def _packages() -> Iterator[Finding]:
     for name in CORE:
         found = _version(name)
-        yield Finding("ok", f"{name} {found}") if found else Finding("!!", f"{name} is missing", "pip install tuner")
+        yield (
+            Finding("ok", f"{name} {found}")
+            if found
+            else Finding("!!", f"{name} is missing", "pip install tuner")
+        )
     for name, extra in EXTRAS.items():
         found = _version(name)
-        yield Finding("ok", f"{name} {found}") if found else Finding("--", f"{name} is not installed", f"pip install 'tuner[{extra}]'")
+        yield (
+            Finding("ok", f"{name} {found}")
+            if found
+            else Finding("--", f"{name} is not installed", f"pip install 'tuner[{extra}]'")
+        )
 
 
 def _model_package(config: Config) -> Iterator[Finding]:
@@ -74,7 +98,11 @@ def _model_package(config: Config) -> Iterator[Finding]:
 
 def _gpu(environ: Mapping[str, str]) -> Iterator[Finding]:
     if hidden(environ):
-        yield Finding("--", f"{VARIABLE}={environ[VARIABLE]!r} hides every GPU: training runs on the CPU", f"unset {VARIABLE}")
+        yield Finding(
+            "--",
+            f"{VARIABLE}={environ[VARIABLE]!r} hides every GPU: training runs on the CPU",
+            f"unset {VARIABLE}",
+        )
         return
     why = trouble(environ)
     if why:
@@ -88,14 +116,22 @@ def _gpu(environ: Mapping[str, str]) -> Iterator[Finding]:
     seen = found if instances(environ) else visible(found, environ)
     for card in found:
         memory = f"{card.free} of {card.memory_total} MiB free, " if card.memory_total else ""
-        yield Finding("ok", f"GPU {card.index}, {card.name}: {memory}{card.state if card in seen else f'hidden by {VARIABLE}'}")
+        yield Finding(
+            "ok",
+            f"GPU {card.index}, {card.name}: "
+            f"{memory}{card.state if card in seen else f'hidden by {VARIABLE}'}",
+        )
     build = torch_build()
     if found and build and not misfit(found[0].driver):
-        yield Finding("ok", f"the NVIDIA driver {found[0].driver} runs the CUDA {build[1]} of torch {build[0]}")
+        yield Finding(
+            "ok", f"the NVIDIA driver {found[0].driver} runs the CUDA {build[1]} of torch {build[0]}"
+        )
 
 
 def _cpu() -> Iterator[Finding]:
-    bf16 = "with bf16 arithmetic" if has_bf16() else "without bf16 arithmetic (bf16 runs there compute in fp32)"
+    bf16 = (
+        "with bf16 arithmetic" if has_bf16() else "without bf16 arithmetic (bf16 runs there compute in fp32)"
+    )
     yield Finding("ok", f"{cores()} CPU cores, {bf16}")
 
 
@@ -106,13 +142,21 @@ def _disk(config: Config) -> Iterator[Finding]:
         yield Finding("!!", f"{there} can't be written to", "choose another output root: root=DIR")
         return
     free = shutil.disk_usage(there).free
-    yield Finding("ok" if free > 5e9 else "!!", f"{free / 1e9:.0f} GB free under {config.root}", "" if free > 5e9 else "python -m tuner clean")
+    yield Finding(
+        "ok" if free > 5e9 else "!!",
+        f"{free / 1e9:.0f} GB free under {config.root}",
+        "" if free > 5e9 else "python -m tuner clean",
+    )
     if store_of(config).root.is_dir():
         try:
             store_of(config).open()
             if not store_of(config).guarded():
                 place = store_of(config).root
-                yield Finding("!!", f"others of its group can rename your artifacts in {place}", f"its owner: chmod +t {place}")
+                yield Finding(
+                    "!!",
+                    f"others of its group can rename your artifacts in {place}",
+                    f"its owner: chmod +t {place}",
+                )
             yield Finding("ok", "the store's file system has working locks")
         except StoreError as error:
             yield Finding("!!", str(error), "store=DIR on a local disk")
@@ -129,5 +173,7 @@ def _shadowed(extra: Path | None) -> Iterator[Finding]:
         for file in sorted((extra / group).glob("*.yaml")) if extra else ():
             if (conf_dir() / group / file.name).exists():
                 yield Finding(
-                    "--", f"{file} stands in for the shipped option of the same name", f"rename it if that is not meant ({sys.argv[0]} list {group})"
+                    "--",
+                    f"{file} stands in for the shipped option of the same name",
+                    f"rename it if that is not meant ({sys.argv[0]} list {group})",
                 )

@@ -1,4 +1,6 @@
-"""`export RUN KIND [DIR]`: what a run made, as files to take away: copies, never links, so that nothing done to them reaches the store."""
+"""`export RUN KIND [DIR]`: what a run made, as files to take away: copies, never links, so that nothing
+done to them reaches the store.
+"""
 
 import shutil
 from collections.abc import Callable
@@ -47,9 +49,13 @@ def check(kind: str) -> None:
 
 
 def export(made: Made, kind: str, out: Path, tell: Callable[[str], None]) -> None:
-    """Write `kind` to the directory `out`, whole or not at all. Raises ConfigError for what this run can't give, StoreError for a full disk."""
+    """Write `kind` to the directory `out`, whole or not at all. Raises ConfigError for what this run can't
+    give, StoreError for a full disk.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is there already. Name another directory: python -m tuner export {made.called} {kind} DIR")
+        raise ConfigError(
+            f"{out} is there already. Name another directory: python -m tuner export {made.called} {kind} DIR"
+        )
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -58,7 +64,10 @@ def export(made: Made, kind: str, out: Path, tell: Callable[[str], None]) -> Non
         partial.replace(out)
     except OSError as error:
         if disk_full(error):
-            raise StoreError(f"The disk that holds {out.parent} is full; nothing was left there. Name a directory on another one.") from error
+            raise StoreError(
+                f"The disk that holds {out.parent} is full; nothing was left there. Name a directory on "
+                "another one."
+            ) from error
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -71,14 +80,16 @@ def _write(made: Made, kind: str, out: Path, tell: Callable[[str], None]) -> Non
     if kind == "adapter":
         if not made.adapted:
             raise ConfigError(
-                f"{made.called} trained all weights, so there is no adapter. Export the model: python -m tuner export {made.called} model"
+                f"{made.called} trained all weights, so there is no adapter. Export the model: python -m "
+                f"tuner export {made.called} model"
             )
         _copy(made.convert, out)
     elif kind == "model":
         whole = made.merge or made.convert
         if (read_json(whole / "manifest.json") or {}).get("facts", {}).get("layout") == "original":
             raise ConfigError(
-                f"transformers has no class for this family, so the model goes away in its own layout: python -m tuner export {made.called} original"
+                "transformers has no class for this family, so the model goes away in its own layout: "
+                f"python -m tuner export {made.called} original"
             )
         _copy(whole, out)
     elif kind == "base":
@@ -96,25 +107,34 @@ def _write_original(made: Made, out: Path, tell: Callable[[str], None]) -> None:
     base = _base(made)
     whole = base if made.adapted else made.convert
     aside = base / family.ASIDE
-    rewritten = [str(name) for name in (read_json(base / "manifest.json") or {}).get("facts", {}).get("rewritten", ())]
+    rewritten = [
+        str(name) for name in (read_json(base / "manifest.json") or {}).get("facts", {}).get("rewritten", ())
+    ]
     if method := next((name.partition(".")[2] for name in rewritten if name.startswith("dequantize.")), None):
         raise ConfigError(
-            f"{made.called} was trained on weights that were dequantised to bf16 when they were fetched: their publisher has them in {WORDS[method]}, and "
-            f"what was trained would be rounded away in that. Export the model in bf16: python -m tuner export {made.called} model"
+            f"{made.called} was trained on weights that were dequantised to bf16 when they were fetched: "
+            f"their publisher has them in {WORDS[method]}, and what was trained would be rounded away in "
+            f"that. Export the model in bf16: python -m tuner export {made.called} model"
         )
     if not aside.is_dir():
         raise ConfigError(
-            f"{made.called} was trained on a model that transformers has a class for, so its layout is the original one: python -m tuner export {made.called} model"
+            f"{made.called} was trained on a model that transformers has a class for, so its layout is the "
+            f"original one: python -m tuner export {made.called} model"
         )
     total = sum(spec.nbytes for spec in Checkpoint(weight_files(whole)).specs.values())
     with bar("export", total, tell) as advance:
         adapter, code = made.convert if made.adapted else None, CODES[made.precision]
-        merge_original(whole, adapter, aside, out, dtype=code, quant=made.quant, tick=lambda spec: advance(spec.nbytes))
+        merge_original(
+            whole, adapter, aside, out, dtype=code, quant=made.quant, tick=lambda spec: advance(spec.nbytes)
+        )
 
 
 def _base(made: Made) -> Path:
     if made.base is None:
-        raise ConfigError(f"The model that {made.called} was trained on is gone. Run its pipeline again: what is trained stays.")
+        raise ConfigError(
+            f"The model that {made.called} was trained on is gone. Run its pipeline again: what is trained "
+            "stays."
+        )
     return made.base
 
 

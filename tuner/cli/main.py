@@ -13,14 +13,14 @@ from tuner.errors import ConfigError, Interrupted, TunerError, nearest
 HELP = """\
 usage: python -m tuner [VERB] [RECIPE.yaml] [group=option | field=value ...] [-m]
 
-Fine-tunes a language model: fetch → tokenize → train → convert → merge → evaluate. What is done already is not done
-again; what was killed goes on; and it says which, and why.
+Fine-tunes a language model: fetch → tokenize → train → convert → merge → evaluate. What is done already is
+not done again; what was killed goes on; and it says which, and why.
 
 verbs
   run (or none)     run the pipeline
   plan              what would run, and why; --check exits 3 when there is work, --json for machines
-  preview [ROW]     rows as the model will see them, and what is trained: the first of each source, or 12, 3-17, FILE:12;
-                    --ids shows the tokens, --all leaves nothing out, --json for machines
+  preview [ROW]     rows as the model will see them, and what is trained: the first of each source, or 12,
+                    3-17, FILE:12; --ids shows the tokens, --all leaves nothing out, --json for machines
   status            all runs under the root: stages, progress, loss, disk
   list [GROUP] [F]  models, algos, data, machines, evals and chat templates whose name or line contains F
   copy FILE         write the command's config as a recipe to edit and to run: python -m tuner FILE
@@ -33,8 +33,8 @@ verbs on a run, called by its name, its path, its digest or the start of it, or 
   convert RUN       a trained step as files: convert.step=N, last or best
   merge RUN         the merged model, where it was not made
   evaluate RUN      measure again: another step, other questions
-  export RUN KIND   copies to take away: adapter, base, model, or original, the layout of the model's publisher; a third word
-                    names the directory
+  export RUN KIND   copies to take away: adapter, base, model, or original, the layout of the model's
+                    publisher; a third word names the directory
   rename RUN NAME   call it otherwise; note=… and tags=[…] too
   clean [RUN]       remove one run, or what no run refers to; --dry-run only lists
 
@@ -42,13 +42,13 @@ groups (each with a default; `list` shows the options)
 {groups}
 
 examples
-  python -m tuner                                               the default: a real model, real training, on any machine
-  python -m tuner algo=full algo.optim.lr=2e-5                  full fine-tuning, at a lower rate
+  python -m tuner                                the default: a real model, real training, on any machine
+  python -m tuner algo=full algo.optim.lr=2e-5   full fine-tuning, at a lower rate
+  python -m tuner -m algo=lora,full seed=1,2     a sweep; equal stages are built once
+  python -m tuner plan algo.optim.lr=1e-4        what that would run, and why
+  python -m tuner chat last                      talk with what came out
   python -m tuner model=local model.path=~/models/qwen data=local 'data.path=客服/2026(1).jsonl' name=support
-  python -m tuner -m algo=lora,full seed=1,2                    a sweep; equal stages are built once
-  python -m tuner plan algo.optim.lr=1e-4                       what that would run, and why
-  python -m tuner chat last                                     talk with what came out
-  python -m tuner model=run model.run=support data=local data.path=week2.jsonl       go on from an earlier run
+  python -m tuner model=run model.run=support data=local data.path=week2.jsonl   go on from an earlier run
 
 options
   -m, --multirun    a sweep over the values that commas separate
@@ -57,26 +57,15 @@ options
   redo=STAGE        build again from this stage on; the old artifacts go to the store's trash
   --version, --help
 
-exit codes: 0 done, 1 failed, 2 the config or the data is wrong, 3 work to do (plan --check), 75 interrupted: run it again
+exit codes: 0 done, 1 failed, 2 the config or the data is wrong, 3 work to do (plan --check),
+75 interrupted: run it again
 """
 
-VERBS = (
-    "run",
-    "plan",
-    "preview",
-    "status",
-    "list",
-    "copy",
-    "doctor",
-    "chat",
-    "compare",
-    "stop",
-    "convert",
-    "merge",
-    "evaluate",
-    "export",
-    "rename",
-    "clean",
+VERBS = tuple(
+    (
+        "run plan preview status list copy doctor chat compare stop convert merge evaluate export rename "
+        "clean"
+    ).split()
 )
 ON_A_RUN = ("chat", "compare", "stop", "convert", "merge", "evaluate", "export", "rename")
 
@@ -120,7 +109,9 @@ def parse(argv: Sequence[str]) -> Line:
         elif word in FLAGS:
             line.flags.add(word)
         elif word.startswith("-"):
-            raise ConfigError(f"{word} is not an option.{nearest(word, [*FLAGS, '--help', '--version', '--config-dir'])}")
+            raise ConfigError(
+                f"{word} is not an option.{nearest(word, [*FLAGS, '--help', '--version', '--config-dir'])}"
+            )
         elif "=" in word or (word.startswith("~") and not word.startswith("~/")):
             typed.append(word)
         elif word in VERBS and not line.bare and "verb" not in line.flags:
@@ -130,7 +121,9 @@ def parse(argv: Sequence[str]) -> Line:
             line.bare.append(word)
     for flag in line.flags & set(FLAGS):
         if line.verb not in FLAGS[flag]:
-            raise ConfigError(f"{flag} does not go with {line.verb}, but with {' and '.join(sorted(FLAGS[flag]))}.")
+            raise ConfigError(
+                f"{flag} does not go with {line.verb}, but with {' and '.join(sorted(FLAGS[flag]))}."
+            )
     if line.verb in ("run", "plan", "preview", "copy"):
         _take_recipes(line)
     line.words += typed
@@ -216,7 +209,9 @@ def _dispatch(line: Line) -> int:
     if line.verb == "clean":
         from tuner.cli.clean import clean
 
-        return clean(config, line.bare, dry_run="--dry-run" in line.flags, spare_recent="--all" not in line.flags)
+        return clean(
+            config, line.bare, dry_run="--dry-run" in line.flags, spare_recent="--all" not in line.flags
+        )
     from tuner.cli.status import show as show_status
 
     return show_status(config, as_json="--json" in line.flags)
@@ -239,7 +234,10 @@ def _on_a_run(line: Line) -> int:
     bare = line.bare[:1] if line.verb in ("rename", "export") else line.bare
     wanted = "two runs or more" if line.verb == "compare" else "one run"
     if len(bare) != 1 and (line.verb != "compare" or len(bare) < 2):
-        raise ConfigError(f"{line.verb} needs {wanted}: a name, a path, a digest, or `last`. `python -m tuner status` shows them.")
+        raise ConfigError(
+            f"{line.verb} needs {wanted}: a name, a path, a digest, or `last`. `python -m tuner status` "
+            "shows them."
+        )
     runs = [find_run(root, word) for word in bare]
     if line.verb == "compare":
         from tuner.cli.compare import compare
@@ -258,8 +256,17 @@ def _on_a_run(line: Line) -> int:
 
     if line.verb == "export":
         if len(line.bare) not in (2, 3):
-            raise ConfigError("export takes a run, what of it, and where to, if not under the root: python -m tuner export RUN adapter DIR")
-        return export_one(runs[0], words, line.bare[1], Path(line.bare[2]).expanduser() if line.bare[2:] else None, line.extra)
+            raise ConfigError(
+                "export takes a run, what of it, and where to, if not under the root: python -m tuner export "
+                "RUN adapter DIR"
+            )
+        return export_one(
+            runs[0],
+            words,
+            line.bare[1],
+            Path(line.bare[2]).expanduser() if line.bare[2:] else None,
+            line.extra,
+        )
     return after_training(line.verb, runs[0], words, line.extra)
 
 

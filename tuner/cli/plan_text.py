@@ -25,11 +25,21 @@ def plan_text(steps: Sequence[Step], config: Config, run: Run) -> str:
     lines = [f"plan for {run.dir}"]
     if config.model.source == "run":
         lines.append(
-            f"  starts from the run {config.model.run}, {'going on with its adapter' if config.model.adapter else 'on its model'}: {config.model.dir}"
+            f"  starts from the run {config.model.run}, "
+            f"{'going on with its adapter' if config.model.adapter else 'on its model'}: {config.model.dir}"
         )
     for step in steps:
-        state = f"continue {step.why}" if step.state == "continue" else f"wait ({step.why})" if step.state == "wait" else step.state
-        lines.append(f"  {step.stage.name:<12} {state:<18} {step.why if step.state not in ('continue', 'wait') else ''}".rstrip())
+        state = (
+            f"continue {step.why}"
+            if step.state == "continue"
+            else f"wait ({step.why})"
+            if step.state == "wait"
+            else step.state
+        )
+        lines.append(
+            f"  {step.stage.name:<12} {state:<18} "
+            f"{step.why if step.state not in ('continue', 'wait') else ''}".rstrip()
+        )
     lines += [f"  {step.told}" for step in steps if step.told]
     if config.model.licence and any(step.stage.name == "fetch_model" and step.to_do for step in steps):
         lines.append(f"  {config.model.repo}: {config.model.licence}")
@@ -42,22 +52,35 @@ def plan_text(steps: Sequence[Step], config: Config, run: Run) -> str:
 
 def plan_json(steps: Sequence[Step], config: Config, run: Run) -> str:
     """The plan for machines."""
-    stages = [{"name": s.stage.name, "state": s.state, "why": s.why, "fingerprint": s.fingerprint} for s in steps]
+    stages = [
+        {"name": s.stage.name, "state": s.state, "why": s.why, "fingerprint": s.fingerprint} for s in steps
+    ]
     told = [step.told for step in steps if step.told]
     return json.dumps(
-        {"run": str(run.dir), "stages": stages, **({"told": told} if told else {}), "estimate": estimate(steps, config)}, ensure_ascii=False, indent=1
+        {
+            "run": str(run.dir),
+            "stages": stages,
+            **({"told": told} if told else {}),
+            "estimate": estimate(steps, config),
+        },
+        ensure_ascii=False,
+        indent=1,
     )
 
 
 def estimate(steps: Sequence[Step], config: Config) -> dict[str, str]:
-    """Tokens, steps, time, disk and GPU memory of the work, as far as they can be known; guesses are marked ~."""
+    """Tokens, steps, time, disk and GPU memory of the work, as far as they can be known; guesses are
+    marked ~.
+    """
     by_name = {step.stage.name: step for step in steps}
     if not any(step.to_do for step in steps):
         return {}
     told: dict[str, str] = {}
     if found := budget.downloads(by_name, config):
         missing, here, certain = found
-        told["to download"] = f"{'' if certain else '~'}{budget.readable(missing)}" + (f" ({budget.readable(here)} here already)" if here else "")
+        told["to download"] = f"{'' if certain else '~'}{budget.readable(missing)}" + (
+            f" ({budget.readable(here)} here already)" if here else ""
+        )
     model = by_name["fetch_model"]
     if model.unresolved and not (config.model.geometry or config.model.parameters):
         return told | {"until the hub is asked": "the model's sizes are not known"}
@@ -66,9 +89,16 @@ def estimate(steps: Sequence[Step], config: Config) -> dict[str, str]:
     if "tokenize" not in by_name:
         return told | {"of disk": disk}
     if data.artifact is None and data.stage.fetches(View(data.config, data.stage.name)):
-        told |= {"of disk without the data": disk, "until the data is downloaded": "tokens and steps are not known"}
+        told |= {
+            "of disk without the data": disk,
+            "until the data is downloaded": "tokens and steps are not known",
+        }
         trains = "train" in by_name and by_name["train"].to_do
-        return told | _memory(training.of_training(model_shapes(model).geometry, config, budget.order_of(MANY, config), None) if trains else None)
+        return told | _memory(
+            training.of_training(model_shapes(model).geometry, config, budget.order_of(MANY, config), None)
+            if trains
+            else None
+        )
     tokens, packs, counted = budget.epoch(by_name, config)
     guess = "" if counted else "~"
     told["tokens an epoch"] = f"{guess}{tokens:,}"
@@ -87,8 +117,12 @@ def _memory(ahead: tuple[training.Outlook, float | None] | None) -> dict[str, st
     return {MEMORY: f"{ahead[0].sentence} ({ahead[0].card.name})"} if ahead else {}
 
 
-def _seconds(tokens: float, config: Config, ahead: tuple[training.Outlook, float | None] | None) -> float | None:
-    """How long training takes: by the speed of an earlier one in this store on the same kind of machine, whatever it trained; else by its operations."""
+def _seconds(
+    tokens: float, config: Config, ahead: tuple[training.Outlook, float | None] | None
+) -> float | None:
+    """How long training takes: by the speed of an earlier one in this store on the same kind of machine,
+    whatever it trained; else by its operations.
+    """
     card = ahead[0].card.name if ahead else None
     done = [artifact.manifest["facts"] for artifact in store_of(config).all("train")]
     speeds = [facts["tokens_per_second"] for facts in done if facts.get("gpu") == card]
@@ -96,7 +130,13 @@ def _seconds(tokens: float, config: Config, ahead: tuple[training.Outlook, float
 
 
 def _span(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def summary(run: Run) -> str:
@@ -110,22 +150,33 @@ def summary(run: Run) -> str:
     made = read_json(run.dir / "tokenize" / "manifest.json") or {}
     lines += [cut] if (cut := made.get("facts", {}).get("cut")) else []
     try:
-        report: dict[str, Any] = json.loads((run.dir / "evaluate" / "report.json").read_text(encoding="utf-8"))
+        report: dict[str, Any] = json.loads(
+            (run.dir / "evaluate" / "report.json").read_text(encoding="utf-8")
+        )
     except (OSError, ValueError):
         return "\n".join(lines)
     held_out = report["held_out"]
     if held_out["tokens"]:
         loss, perplexity = held_out["loss"], held_out["perplexity"]
         lines.append(
-            f"held-out loss {loss['before']:.4f} → {loss['after']:.4f}, perplexity {perplexity['before']:.2f} → {perplexity['after']:.2f} ({stands_on(held_out['tokens'])})"
+            f"held-out loss {loss['before']:.4f} → {loss['after']:.4f}, perplexity "
+            f"{perplexity['before']:.2f} → {perplexity['after']:.2f} ({stands_on(held_out['tokens'])})"
         )
     for answer in report["answers"]:
-        lines += [printable(answer["prompt"]), f"    before  {printable(answer['before'])}", f"    after   {printable(answer['after'])}"]
+        lines += [
+            printable(answer["prompt"]),
+            f"    before  {printable(answer['before'])}",
+            f"    after   {printable(answer['after'])}",
+        ]
     return "\n".join(lines)
 
 
 def sweep_summary(results: Sequence[tuple[str, int, str]]) -> str:
     """Which jobs of a sweep are done and which failed, with the reason."""
-    rest = [(title, "stopped" if code == Stopped.exit_code else "failed", message) for title, code, message in results if code not in (0, 3)]
+    rest = [
+        (title, "stopped" if code == Stopped.exit_code else "failed", message)
+        for title, code, message in results
+        if code not in (0, 3)
+    ]
     lines = [f"sweep: {len(results) - len(rest)} of {len(results)} jobs done"]
     return "\n".join(lines + [f"  {how}: {title}: {message}" for title, how, message in rest])

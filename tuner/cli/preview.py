@@ -1,6 +1,8 @@
-"""`preview`: rows as the model will see them, and what of them is trained. Nothing is tokenized for good, and nothing is trained.
+"""`preview`: rows as the model will see them, and what of them is trained. Nothing is tokenized for good, and
+nothing is trained.
 
-    the rows that are wished → Maker, as in the tokenize stage → documents, and why a row gives none → text in colours, or JSON
+    the rows that are wished → Maker, as in the tokenize stage → documents, and why a row gives none → text in
+    colours, or JSON
 
 What depends on all rows together is not looked at: duplicates, and the held-out share.
 """
@@ -77,8 +79,9 @@ def places(words: Sequence[str]) -> list[Place]:
         match = PLACE.fullmatch(word)
         if not match or (last := int(match["last"] or match["first"])) < int(match["first"]):
             raise ConfigError(
-                f"{word!r} names no row. preview takes the number of a row (12), several (3-17), the same of one file or source (support.jsonl:12), "
-                "and, as any run, recipes that end in .yaml and fields."
+                f"{word!r} names no row. preview takes the number of a row (12), several (3-17), the same of "
+                "one file or source (support.jsonl:12), and, as any run, recipes that end in .yaml and "
+                "fields."
             )
         found.append(Place(word=word, first=int(match["first"]), last=last, file=match["file"]))
     return found
@@ -103,7 +106,10 @@ def preview(
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     for place in wished:
         if not any(place.means(file) for file in listed):
-            raise ConfigError(f"{place.word}: no file or source of the data is called {place.file}. There are: {', '.join(_called(listed))}.")
+            raise ConfigError(
+                f"{place.word}: no file or source of the data is called {place.file}. There are: "
+                f"{', '.join(_called(listed))}."
+            )
     settings = dataset.surveyed(settings, listed)
     for line in dataset.notes(settings, listed):
         print(f"  {line}", file=sys.stderr)
@@ -112,7 +118,11 @@ def preview(
     drawn = dataset.draws(settings, listed, takes, seed)
     coloured = "--json" not in flags and is_coloured()
     if "--json" not in flags:
-        print("green is trained" if coloured else "what stands between ⟦ and ⟧ is trained", file=sys.stderr, flush=True)
+        print(
+            "green is trained" if coloured else "what stands between ⟦ and ⟧ is trained",
+            file=sys.stderr,
+            flush=True,
+        )
     counted: dict[str, Source] = {}
     for file, unit in _chosen(settings, listed, wished, drawn):
         made, looks = look(maker, file, unit, skip)
@@ -124,7 +134,14 @@ def preview(
             for value in as_json(looks, words):
                 print(json.dumps(value), flush=True)
         else:
-            text = as_text(looks, words, painter(coloured), marks=not coloured, ids="--ids" in flags, whole="--all" in flags)
+            text = as_text(
+                looks,
+                words,
+                painter(coloured),
+                marks=not coloured,
+                ids="--ids" in flags,
+                whole="--all" in flags,
+            )
             print(text, flush=True)
     for line in unread(counted.values(), dataset.use(settings, listed)) + filled(counted.values()):
         print(line, file=sys.stderr, flush=True)
@@ -133,7 +150,9 @@ def preview(
 
 def words_of(tokenizer: Tokenizer) -> Words:
     """What a tokenizer's ids mean."""
-    named = {id_: token.content for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    named = {
+        id_: token.content for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special
+    }
     return Words(decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False), special=named)
 
 
@@ -142,7 +161,10 @@ def _called(listed: Sequence[dataset.File]) -> list[str]:
 
 
 def _chosen(
-    settings: Settings, listed: Sequence[dataset.File], wished: Sequence[Place], drawn: Sequence[NDArray[np.int64] | None]
+    settings: Settings,
+    listed: Sequence[dataset.File],
+    wished: Sequence[Place],
+    drawn: Sequence[NDArray[np.int64] | None],
 ) -> Iterator[tuple[dataset.File, Unit]]:
     found: set[Place] = set()
     shown: dict[tuple[int, bool], int] = {}
@@ -151,7 +173,9 @@ def _chosen(
         if wished:
             mine = [place for place in wished if place.means(file)]
             for unit in units(file, shape, times, mine) if mine else ():
-                hit = [place for place in mine if any(place.first <= line <= place.last for line in unit.numbers)]
+                hit = [
+                    place for place in mine if any(place.first <= line <= place.last for line in unit.numbers)
+                ]
                 if hit:
                     found.update(hit)
                     yield file, unit
@@ -164,28 +188,43 @@ def _chosen(
                 if shown[source] == FIRST:
                     break
     if lost := [place for place in wished if place not in found]:
-        raise ConfigError(f"{', '.join(place.word for place in lost)}: the data has no such row. The first row is 1, and blank lines are none.")
+        raise ConfigError(
+            f"{', '.join(place.word for place in lost)}: the data has no such row. The first row is 1, and "
+            "blank lines are none."
+        )
 
 
-def units(file: dataset.File, shape: Shape, times: NDArray[np.int64] | None, near: Sequence[Place]) -> Iterator[Unit]:
-    """The rows of a file, or its trees; with `near`, pieces of it that hold none of those rows are passed over unread."""
+def units(
+    file: dataset.File, shape: Shape, times: NDArray[np.int64] | None, near: Sequence[Place]
+) -> Iterator[Unit]:
+    """The rows of a file, or its trees; with `near`, pieces of it that hold none of those rows are passed
+    over unread.
+    """
     at = 0  # among the units of the file
     for cut in dataset.cuts(file, shape):
         if isinstance(cut, tuple):
             for place, tree in enumerate(cut, at):
                 yield Unit(numbers=tree.numbers, cut=(tree,), times=1 if times is None else int(times[place]))
         else:
-            last = cut.first + (cut.lines.count(b"\n") if cut.lines is not None else len(cut.values or ()) - 1)
+            last = cut.first + (
+                cut.lines.count(b"\n") if cut.lines is not None else len(cut.values or ()) - 1
+            )
             if not near or any(place.first <= last and cut.first <= place.last for place in near):
                 for place, (number, row) in enumerate(files.values(cut), at):
-                    yield Unit(numbers=(number,), cut=files.Chunk(first=number, values=[row]), times=1 if times is None else int(times[place]))
+                    yield Unit(
+                        numbers=(number,),
+                        cut=files.Chunk(first=number, values=[row]),
+                        times=1 if times is None else int(times[place]),
+                    )
             if near and all(place.last <= last for place in near):
                 return
         at += dataset.units(cut) if times is not None else 0
 
 
 def look(maker: Maker, file: dataset.File, unit: Unit, skip: bool) -> tuple[Made, list[Look]]:
-    """What becomes of a row: its documents as the packs will hold them, and why it, or a part of it, is left out."""
+    """What becomes of a row: its documents as the packs will hold them, and why it, or a part of it, is
+    left out.
+    """
     drawn = None if unit.times else np.zeros(1, dtype=np.bool_)
     made = maker.make(Job(source=file.source, rows=unit.cut, drawn=drawn, apart=file.apart))
     return made, list(_looks(maker, made, file, unit, skip))
@@ -194,19 +233,36 @@ def look(maker: Maker, file: dataset.File, unit: Unit, skip: bool) -> tuple[Made
 def _looks(maker: Maker, made: Made, file: dataset.File, unit: Unit, skip: bool) -> Iterator[Look]:
     strange = [name for name, entry in ranked(made.unread) if not entry.left]
     whole = _endless(maker).make(Job(source=file.source, rows=unit.cut, apart=file.apart))
-    blank = Look(source=file.label, file=file.name, apart=file.apart, rows=len(unit.numbers), times=unit.times, row=unit.row, unread=strange)
+    blank = Look(
+        source=file.label,
+        file=file.name,
+        apart=file.apart,
+        rows=len(unit.numbers),
+        times=unit.times,
+        row=unit.row,
+        unread=strange,
+    )
     wholes = dict(zip(whole.parts.tolist(), _documents(whole), strict=True))
     kept: dict[int, list[Document]] = {number: [] for number in sorted({*wholes, *made.parts.tolist()})}
     for number, document in zip(made.parts.tolist(), _documents(made), strict=True):
         kept[number].append(document)
-    why, rule = next((reason for reason in (NOT_DRAWN, TOO_LONG, OUT_OF_REACH) if reason in made.dropped), None), maker.settings.overlong
+    why, rule = (
+        next((reason for reason in (NOT_DRAWN, TOO_LONG, OUT_OF_REACH) if reason in made.dropped), None),
+        maker.settings.overlong,
+    )
     lines = tuple(made.lines[:1].tolist() if why is None else made.dropped[why])
     for sample, (number, documents) in enumerate(kept.items(), start=1):
         ids, trained = wholes.get(number, ([], []))
         one = replace(blank, lines=lines, sample=sample, samples=len(kept), whole=ids)
         if not documents:
             short = TOO_LONG if rule in ("drop", "error") else OUT_OF_REACH
-            yield replace(one, ids=ids, trained=trained, left_out=why or short, fails=why == TOO_LONG and rule == "error")
+            yield replace(
+                one,
+                ids=ids,
+                trained=trained,
+                left_out=why or short,
+                fails=why == TOO_LONG and rule == "error",
+            )
         for part, (given, mask) in enumerate(documents, start=1):
             cut = bool(made.truncated) and len(given) < len(ids)
             yield replace(one, ids=given, trained=mask, part=part, parts=len(documents), truncated=cut)

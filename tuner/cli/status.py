@@ -38,19 +38,32 @@ def show(config: Config, *, as_json: bool) -> int:
     rows = [_row(run, ledgers) for run in runs]
     stores = [_store(place, ledger) for place, ledger in ledgers.items()]
     if as_json:
-        here = next((found for found in stores if found["store"] == str(store.root.resolve())), _store(store.root.resolve(), None))
+        here = next(
+            (found for found in stores if found["store"] == str(store.root.resolve())),
+            _store(store.root.resolve(), None),
+        )
         print(json.dumps({"runs": rows, **here, "stores": stores}, ensure_ascii=False, indent=1))
         return 0
-    print("\n".join(_table([_cells(row) for row in rows])) if rows else f"no runs under {config.root}; start one with: python -m tuner")
+    print(
+        "\n".join(_table([_cells(row) for row in rows]))
+        if rows
+        else f"no runs under {config.root}; start one with: python -m tuner"
+    )
     for found in stores:
         print(_line(found))
     return 0
 
 
 def _store(place: Path, ledger: Ledger | StoreError | None) -> dict[str, Any]:
-    """What a store holds, in bytes. `clean_bytes` and `clean_all_bytes` are what `clean` and `clean --all` would free for this user."""
+    """What a store holds, in bytes. `clean_bytes` and `clean_all_bytes` are what `clean` and `clean --all`
+    would free for this user.
+    """
     if not isinstance(ledger, Ledger):
-        known = {"store_bytes": 0, "unreferenced_bytes": 0, "clean_bytes": 0, "clean_all_bytes": 0} if ledger is None else {}
+        known = (
+            {"store_bytes": 0, "unreferenced_bytes": 0, "clean_bytes": 0, "clean_all_bytes": 0}
+            if ledger is None
+            else {}
+        )
         return {"store": str(place), **known, **({"error": str(ledger)} if ledger else {})}
     ours = [item for item in ledger.leftovers if not item.owner]
     return {
@@ -65,14 +78,33 @@ def _store(place: Path, ledger: Ledger | StoreError | None) -> dict[str, Any]:
 def _line(found: dict[str, Any]) -> str:
     if "error" in found:
         return f"store {found['store']}: {found['error']}"
-    total, loose, now, every = (found[name] / 1e6 for name in ("store_bytes", "unreferenced_bytes", "clean_bytes", "clean_all_bytes"))
-    freed = f" (clean frees {now:.1f} MB now, clean --all {every:.1f} MB)" if found["unreferenced_bytes"] else ""
+    total, loose, now, every = (
+        found[name] / 1e6 for name in ("store_bytes", "unreferenced_bytes", "clean_bytes", "clean_all_bytes")
+    )
+    freed = (
+        f" (clean frees {now:.1f} MB now, clean --all {every:.1f} MB)" if found["unreferenced_bytes"] else ""
+    )
     return f"store {found['store']}: {total:.1f} MB, of which {loose:.1f} MB no run refers to{freed}"
 
 
 def _row(run: Run, ledgers: dict[Path, Ledger | StoreError]) -> dict[str, Any]:
-    row: dict[str, Any] = {"run": run.dir.name, "name": run.name, "digest": run.digest, "tags": [], "note": None, "state": "", "step": None}
-    row |= {"loss": None, "held_out_before": None, "held_out_after": None, "bytes": 0, "own_bytes": 0, "changed": run.used()}
+    row: dict[str, Any] = {
+        "run": run.dir.name,
+        "name": run.name,
+        "digest": run.digest,
+        "tags": [],
+        "note": None,
+        "state": "",
+        "step": None,
+    }
+    row |= {
+        "loss": None,
+        "held_out_before": None,
+        "held_out_after": None,
+        "bytes": 0,
+        "own_bytes": 0,
+        "changed": run.used(),
+    }
     place = run.store()
     if place and isinstance(ledger := ledgers.get(place.resolve()), Ledger):
         row |= {"bytes": ledger.of(run.dir), "own_bytes": ledger.own(run.dir)}
@@ -81,8 +113,14 @@ def _row(run: Run, ledgers: dict[Path, Ledger | StoreError]) -> dict[str, Any]:
     except ConfigError as error:  # an older version's field, an edited file: the run is still shown
         return {**row, "state": f"config unreadable: {error}"}
     store = store_of(config)
-    linked = {stage.name: artifact for stage in STAGES if (artifact := store.find(run.key(stage.name) or "-"))}
-    row |= {"tags": list(config.tags), "note": config.note, "stages": {stage.name: "done" if stage.name in linked else "" for stage in STAGES}}
+    linked = {
+        stage.name: artifact for stage in STAGES if (artifact := store.find(run.key(stage.name) or "-"))
+    }
+    row |= {
+        "tags": list(config.tags),
+        "note": config.note,
+        "stages": {stage.name: "done" if stage.name in linked else "" for stage in STAGES},
+    }
     if "train" in linked:
         row["loss"] = linked["train"].manifest["facts"].get("loss")
     for name, field in (("baseline", "held_out_before"), ("evaluate", "held_out_after")):
@@ -96,7 +134,9 @@ REACHED = {"evaluate": "done", "merge": "merged", "convert": "converted", "train
 
 
 def _where(config: Config, run: Run, store: Store, *, trained: bool) -> dict[str, Any]:
-    """How far a run is. What is trained counts, whatever became of the files since; the files of an unfinished one may be gone."""
+    """How far a run is. What is trained counts, whatever became of the files since; the files of an
+    unfinished one may be gone.
+    """
     try:
         steps = {step.stage.name: step for step in plan(config, STAGES, store, run, pinned=trained)}
     except (TunerError, OSError) as error:
@@ -113,7 +153,11 @@ def _where(config: Config, run: Run, store: Store, *, trained: bool) -> dict[str
     waiting = next((step for step in steps.values() if step.to_do), None)
     if waiting is None:
         return {"state": "done"}
-    return {"state": f"{waiting.stage.name} stopped {waiting.why}" if waiting.state == "continue" else f"next: {waiting.stage.name}"}
+    return {
+        "state": f"{waiting.stage.name} stopped {waiting.why}"
+        if waiting.state == "continue"
+        else f"next: {waiting.stage.name}"
+    }
 
 
 def _last_row(store: Store, step: Step) -> dict[str, Any] | None:
@@ -131,7 +175,15 @@ def _cells(row: dict[str, Any]) -> list[str]:
     held = f"{_number(before)} → {_number(after)}" if before is not None or after is not None else ""
     state, note = (printable(text) for text in (row["state"], row["note"] or ""))
     sizes = [f"{row[field] / 1e6:.1f} MB" for field in ("bytes", "own_bytes")]
-    return [row["run"], state if len(state) <= 60 else f"{state[:59]}…", _number(row["loss"]), held, *sizes, printable(",".join(row["tags"])), note]
+    return [
+        row["run"],
+        state if len(state) <= 60 else f"{state[:59]}…",
+        _number(row["loss"]),
+        held,
+        *sizes,
+        printable(",".join(row["tags"])),
+        note,
+    ]
 
 
 def _number(value: float | None) -> str:
@@ -139,11 +191,15 @@ def _number(value: float | None) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with the columns under each other, where a Chinese character takes two places. Columns that nobody fills are left out."""
+    """Lines with the columns under each other, where a Chinese character takes two places. Columns that
+    nobody fills are left out.
+    """
     kept = [i for i in range(len(HEADER)) if any(row[i] for row in rows)]
     width = {i: max(cell_len(row[i]) for row in [HEADER, *rows]) for i in kept}
     lines = []
     for row in [HEADER, *rows]:
         cells = [(" " * (width[i] - cell_len(row[i])), row[i], HEADER[i] in NUMBERS) for i in kept]
-        lines.append("  ".join(f"{gap}{text}" if right else f"{text}{gap}" for gap, text, right in cells).rstrip())
+        lines.append(
+            "  ".join(f"{gap}{text}" if right else f"{text}{gap}" for gap, text, right in cells).rstrip()
+        )
     return lines

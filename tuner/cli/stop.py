@@ -1,4 +1,6 @@
-"""`stop RUN`: a running training saves and ends; what it saved can be used, and the same command goes on with it."""
+"""`stop RUN`: a running training saves and ends; what it saved can be used, and the same command goes on
+with it.
+"""
 
 import time
 
@@ -10,11 +12,19 @@ from tuner.train.stop_signal import FILE
 
 
 def stop(run: Run) -> int:
-    """Ask, wait until the training has saved, and say what can be done now. Raises ConfigError when nothing trains."""
+    """Ask, wait until the training has saved, and say what can be done now. Raises ConfigError when
+    nothing trains.
+    """
     store, key = store_of(load(run)), run.key("train") or "-"
     holder, partial = store.holder(key), store.partial(key)
     if holder is None or not partial.is_dir():
-        state = "is finished" if store.find(key) else f"was stopped at {_far(run)}" if steps.kept(partial) else "is not training"
+        state = (
+            "is finished"
+            if store.find(key)
+            else f"was stopped at {_far(run)}"
+            if steps.kept(partial)
+            else "is not training"
+        )
         raise ConfigError(f"{run.dir.name} {state}: there is no running training to stop.")
     print(f"asking {holder} to save and stop", flush=True)
     while store.holder(key) == holder:
@@ -24,7 +34,9 @@ def stop(run: Run) -> int:
         except FileNotFoundError:
             break  # it was published this moment
         except PermissionError as error:
-            raise ConfigError(f"{run.dir.name} is trained by another user ({holder}), and only they can stop it.") from error
+            raise ConfigError(
+                f"{run.dir.name} is trained by another user ({holder}), and only they can stop it."
+            ) from error
         time.sleep(0.1)
     (partial / FILE).unlink(missing_ok=True)
     if store.find(key):

@@ -1,4 +1,6 @@
-"""A sweep: one job for each combination, through Hydra's sweeper and launcher, on one store that builds equal stages once."""
+"""A sweep: one job for each combination, through Hydra's sweeper and launcher, on one store that builds
+equal stages once.
+"""
 
 import traceback
 from collections.abc import Collection
@@ -32,7 +34,9 @@ def sweep(verb: str, words: list[str], flags: Collection[str], extra: Path | Non
 
 
 def _check_disk(words: list[str], extra: Path | None) -> None:
-    """Raise StoreError when the disk does not hold what all jobs together will make. A job that can't be planned says so in its turn."""
+    """Raise StoreError when the disk does not hold what all jobs together will make. A job that can't be
+    planned says so in its turn.
+    """
     jobs: list[tuple[list[Step], Config]] = []
 
     def look(job: Config | ConfigError, _overrides: list[str]) -> None:
@@ -46,11 +50,17 @@ def _check_disk(words: list[str], extra: Path | None) -> None:
 
 
 def of_a_sweep(job: Config) -> Config:
-    """A job's config: with what it takes from an earlier run, and without a merged model that nobody asked for."""
-    return inherit(replace(job, merge=replace(job.merge, when="never")) if job.merge.when == "auto" else job, STAGES)
+    """A job's config: with what it takes from an earlier run, and without a merged model that nobody asked
+    for.
+    """
+    return inherit(
+        replace(job, merge=replace(job.merge, when="never")) if job.merge.when == "auto" else job, STAGES
+    )
 
 
-def _job(verb: str, flags: frozenset[str], redone: set[str], job: Config | ConfigError, overrides: list[str]) -> tuple[str, int, str]:
+def _job(
+    verb: str, flags: frozenset[str], redone: set[str], job: Config | ConfigError, overrides: list[str]
+) -> tuple[str, int, str]:
     """One job: (what it is, exit code, what went wrong). Only an interruption ends the sweep."""
     title = " ".join(overrides)
     to_stderr(f"── {title}")
@@ -64,7 +74,8 @@ def _job(verb: str, flags: frozenset[str], redone: set[str], job: Config | Confi
         return title, stopped.exit_code, str(stopped)
     except (Interrupted, KeyboardInterrupt) as error:
         to_stderr(f"tuner: {error or 'interrupted'}")
-        raise SystemExit(Interrupted.exit_code) from error  # not an Exception: Hydra's launcher would go on with the next job
+        # not an Exception: Hydra's launcher would go on with the next job
+        raise SystemExit(Interrupted.exit_code) from error
     except TunerError as error:
         to_stderr(f"tuner: {error}")
         return title, error.exit_code, str(error)

@@ -33,7 +33,9 @@ def plan_one(config: Config, flags: Collection[str]) -> int:
 
 
 def preview_one(config: Config, words: Sequence[str], flags: Collection[str]) -> int:
-    """Fetch what is not here yet, and show rows as the model will see them: those that the words name, or the first."""
+    """Fetch what is not here yet, and show rows as the model will see them: those that the words name, or
+    the first.
+    """
     from tuner.cli.preview import places, preview
     from tuner.data.tokenize.settings import listed_files, settings_of
 
@@ -44,7 +46,9 @@ def preview_one(config: Config, words: Sequence[str], flags: Collection[str]) ->
         said.append(line.strip())
         to_stderr(line)
 
-    steps = {step.stage.name: step for step in plan(config, STAGES, store_of(config), execute_config(config, say))}
+    steps = {
+        step.stage.name: step for step in plan(config, STAGES, store_of(config), execute_config(config, say))
+    }
     settled = fetch_model.settle(config, steps["fetch_model"].input().dir)
     for line in [*notes(View(config, "fetch_data")), *([settled.told] if settled.told else [])]:
         if line not in said:
@@ -62,14 +66,25 @@ def preview_one(config: Config, words: Sequence[str], flags: Collection[str]) ->
 
 
 def export_one(run: Run, words: Sequence[str], kind: str, out: Path | None, extra: Path | None) -> int:
-    """Copies of what a run made, as files to take away; what is missing for it is made first, which trains nothing."""
+    """Copies of what a run made, as files to take away; what is missing for it is made first, which trains
+    nothing.
+    """
     from tuner.cli.export import Made, check, export
 
     check(kind)
     source, config, base = to_talk_with(run, words, to_stderr, STAGES, extra)
-    merge = rerun(source, [], "merge", to_stderr, STAGES, extra).path("merge") if kind == "model" and config.algo.adapter == "lora" else None
+    merge = (
+        rerun(source, [], "merge", to_stderr, STAGES, extra).path("merge")
+        if kind == "model" and config.algo.adapter == "lora"
+        else None
+    )
     made = Made(
-        called=run.name, base=base, convert=source.path("convert").resolve(), merge=merge, quant=config.algo.quant, precision=config.algo.precision
+        called=run.name,
+        base=base,
+        convert=source.path("convert").resolve(),
+        merge=merge,
+        quant=config.algo.quant,
+        precision=config.algo.precision,
     )
     export(made, kind, out or run.dir.parent.parent / "exports" / f"{source.name}-{kind}", to_stderr)
     return 0

@@ -1,6 +1,7 @@
 """Plain values → the frozen config tree: every key known, every value of its type, nothing that contradicts.
 
-This is the only judge of a config: shipped YAML, recipes, the command line and a worker's job file all pass through here.
+This is the only judge of a config: shipped YAML, recipes, the command line and a worker's job file all pass
+through here.
 """
 
 import math
@@ -35,7 +36,8 @@ def _node_of(hint: Any) -> Any:
 
 
 def freeze(values: Mapping[str, Any], *, whole: bool = True) -> Config:
-    """The config that `values` describe, a nested mapping in which every field is optional. Raises ConfigError.
+    """The config that `values` describe, a nested mapping in which every field is optional. Raises
+    ConfigError.
 
     A config that is not `whole` may lack what a run needs, such as the path of `data=local`.
     """
@@ -66,14 +68,18 @@ def _build(cls: Any, values: Any, path: str) -> Any:
         raise ConfigError(f"{path.rstrip('.')} is a group of fields, not a value; it was given {values!r}.")
     hints = get_type_hints(cls)
     if unknown := [key for key in values if key not in hints]:
-        raise ConfigError(f"{path}{unknown[0]} is not a field of the config.{nearest(f'{path}{unknown[0]}', field_paths())}")
+        raise ConfigError(
+            f"{path}{unknown[0]} is not a field of the config.{nearest(f'{path}{unknown[0]}', field_paths())}"
+        )
     built = {}
     for f in fields(cls):
         hint = hints[f.name]
         if is_dataclass(hint):
             built[f.name] = _build(hint, values.get(f.name, {}), f"{path}{f.name}.")
         elif node := _node_of(hint):
-            built[f.name] = tuple(_build(node, item, f"{path}{f.name}.{i}.") for i, item in enumerate(values.get(f.name, ())))
+            built[f.name] = tuple(
+                _build(node, item, f"{path}{f.name}.{i}.") for i, item in enumerate(values.get(f.name, ()))
+            )
         elif f.name in values:
             built[f.name] = coerce(values[f.name], hint, f"{path}{f.name}")
         elif f.default is MISSING and f.default_factory is MISSING:
@@ -82,13 +88,18 @@ def _build(cls: Any, values: Any, path: str) -> Any:
 
 
 def coerce(value: Any, hint: Any, path: str) -> Any:
-    """`value` as the type `hint`; a number written as text counts, a number for a text does only where nothing is lost."""
+    """`value` as the type `hint`; a number written as text counts, a number for a text does only where
+    nothing is lost.
+    """
     result = _as(value, hint)
     if result is not _NO:
         return result
     options = _options(hint)
     words = [str(word) for option in options if get_origin(option) is Literal for word in get_args(option)]
-    raise ConfigError(f"{path} is {value!r}, but must be {' or '.join(_describe(o) for o in options)}.{nearest(str(value), words) if words else ''}")
+    raise ConfigError(
+        f"{path} is {value!r}, but must be "
+        f"{' or '.join(_describe(o) for o in options)}.{nearest(str(value), words) if words else ''}"
+    )
 
 
 _NO: Any = object()
@@ -118,7 +129,13 @@ def _as(value: Any, hint: Any) -> Any:
     if hint is bool:
         return value if isinstance(value, bool) else _NO
     if hint is str:
-        return value if isinstance(value, str) else str(value) if isinstance(value, int) and not isinstance(value, bool) else _NO
+        return (
+            value
+            if isinstance(value, str)
+            else str(value)
+            if isinstance(value, int) and not isinstance(value, bool)
+            else _NO
+        )
     if hint in (int, float):
         return _number(value, hint)
     return _NO
@@ -147,6 +164,8 @@ def _describe(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(str(word) for word in args)
     if origin is tuple:
-        return f"a list such as [{', '.join('1.0' if a is float else 'a' for a in args if a is not Ellipsis)}]"
+        return (
+            f"a list such as [{', '.join('1.0' if a is float else 'a' for a in args if a is not Ellipsis)}]"
+        )
     names = {NoneType: "null", bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     return "a mapping such as {key: text}" if origin is dict else names[hint]

@@ -1,8 +1,9 @@
 """Words on the command line → configs. The only module that knows Hydra and OmegaConf; they end here.
 
-Hydra finds the YAML, composes the groups and multiplies a sweep out; `tuner.config.build` judges what comes out. Nothing of
-Hydra's is reached from YAML that is not ours: a recipe or a config directory from outside may not contain a `hydra` node,
-`_target_` or a resolver (any of them could set an environment variable such as LD_PRELOAD).
+Hydra finds the YAML, composes the groups and multiplies a sweep out; `tuner.config.build` judges what comes
+out. Nothing of Hydra's is reached from YAML that is not ours: a recipe or a config directory from outside may
+not contain a `hydra` node, `_target_` or a resolver (any of them could set an environment variable such as
+LD_PRELOAD).
 """
 
 import re
@@ -35,7 +36,10 @@ def options(extra: Path | None = None) -> dict[str, list[str]]:
     if extra is not None:
         check_directory(extra)
     roots = [conf_dir(), *([extra] if extra else [])]
-    return {group: sorted({file.stem for root in roots for file in (root / group).glob("*.yaml")}) for group in GROUPS}
+    return {
+        group: sorted({file.stem for root in roots for file in (root / group).glob("*.yaml")})
+        for group in GROUPS
+    }
 
 
 def compose(words: list[str], *, extra: Path | None = None, whole: bool = True) -> Config:
@@ -45,33 +49,54 @@ def compose(words: list[str], *, extra: Path | None = None, whole: bool = True) 
     overrides = translate(words, options(extra), sweep=False)
     hydra = _hydra(extra)
     with _one_paragraph():
-        composed = hydra.compose_config(config_name="tuner", overrides=overrides, run_mode=RunMode.RUN, with_log_configuration=False)
+        composed = hydra.compose_config(
+            config_name="tuner", overrides=overrides, run_mode=RunMode.RUN, with_log_configuration=False
+        )
         if whole:
             _check_paths(words, dict(composed.hydra.runtime.choices))
         return _freeze(composed, dict(composed.hydra.runtime.choices), extra, whole=whole)
 
 
-def sweep(words: list[str], job: Callable[[Config | ConfigError, list[str]], Any], *, extra: Path | None = None, dry: bool = False) -> list[Any]:
-    """Call `job` for each config that the words multiply out to, through Hydra's sweeper and launcher; what it returned, in order.
+def sweep(
+    words: list[str],
+    job: Callable[[Config | ConfigError, list[str]], Any],
+    *,
+    extra: Path | None = None,
+    dry: bool = False,
+) -> list[Any]:
+    """Call `job` for each config that the words multiply out to, through Hydra's sweeper and launcher; what
+    it returned, in order.
 
-    A job's config that is refused arrives as the ConfigError, so that the others go on. A `dry` sweep looks at all jobs in this process, whatever
-    launcher is to run them, and leaves nothing under the root, where Hydra otherwise notes what it multiplied out and launchers keep their logs.
+    A job's config that is refused arrives as the ConfigError, so that the others go on. A `dry` sweep looks
+    at all jobs in this process, whatever launcher is to run them, and leaves nothing under the root, where
+    Hydra otherwise notes what it multiplied out and launchers keep their logs.
     """
     overrides = translate(words, options(extra), sweep=True)
     hydra = _hydra(extra)
-    task = _Task(job, extra, frozenset(word.removeprefix("++") for word in overrides if isinstance(word, Override)))
+    task = _Task(
+        job, extra, frozenset(word.removeprefix("++") for word in overrides if isinstance(word, Override))
+    )
     with _one_paragraph(), TemporaryDirectory() as scratch:
         if dry:
             overrides = [word for word in overrides if not LAUNCHER.match(word)]
             overrides += ["hydra/launcher=basic", f"hydra.sweep.dir={quote(scratch)}"]
-        batches = hydra.multirun(config_name="tuner", task_function=task, overrides=overrides, with_log_configuration=False)
+        batches = hydra.multirun(
+            config_name="tuner", task_function=task, overrides=overrides, with_log_configuration=False
+        )
     return [result.return_value for batch in batches or () for result in batch]
 
 
 class _Task:
-    """What Hydra's launcher calls for each job; a class, so that launchers that pickle can send it to other processes."""
+    """What Hydra's launcher calls for each job; a class, so that launchers that pickle can send it to
+    other processes.
+    """
 
-    def __init__(self, job: Callable[[Config | ConfigError, list[str]], Any], extra: Path | None, recipe: frozenset[str]) -> None:
+    def __init__(
+        self,
+        job: Callable[[Config | ConfigError, list[str]], Any],
+        extra: Path | None,
+        recipe: frozenset[str],
+    ) -> None:
         self.job, self.extra, self.recipe = job, extra, recipe
 
     def __call__(self, composed: Any) -> Any:
@@ -83,7 +108,14 @@ class _Task:
             config = _freeze(composed, dict(runtime.runtime.choices), self.extra)
         except ConfigError as error:
             config = error
-        return self.job(config, [word for word in (w.removeprefix("++") for w in runtime.overrides.task) if word not in self.recipe])
+        return self.job(
+            config,
+            [
+                word
+                for word in (w.removeprefix("++") for w in runtime.overrides.task)
+                if word not in self.recipe
+            ],
+        )
 
 
 def _freeze(composed: Any, choices: dict[str, Any], extra: Path | None, *, whole: bool = True) -> Config:
@@ -98,16 +130,26 @@ def _freeze(composed: Any, choices: dict[str, Any], extra: Path | None, *, whole
 
 
 def _part(name: str, take: Any, extra: Path | None) -> dict[str, Any]:
-    """A source of a mixture: an option of the group `data`, without what is the mixture's own to say, or a file."""
+    """A source of a mixture: an option of the group `data`, without what is the mixture's own to say, or a
+    file.
+    """
     files = [root / "data" / f"{name}.yaml" for root in ([extra] if extra else []) + [conf_dir()]]
     if file := next((file for file in files if file.is_file()), None):
         values = load_yaml(file)
         if values.get("of") or values.get("defaults"):
-            raise ConfigError(f"data.of names {name}, which is made of others itself ({file}): name its sources instead.")
-        return {f.name: values[f.name] for f in fields(Part) if f.name in values} | {"label": name, "take": take}
+            raise ConfigError(
+                f"data.of names {name}, which is made of others itself ({file}): name its sources instead."
+            )
+        return {f.name: values[f.name] for f in fields(Part) if f.name in values} | {
+            "label": name,
+            "take": take,
+        }
     if "/" in name or "." in name or Path(name).exists():
         return {"source": "path", "path": name, "label": Path(name).name, "take": take}
-    raise ConfigError(f"data.of names {name}, which is neither an option of `data` nor a file.{nearest(name, options(extra)['data'])}")
+    raise ConfigError(
+        f"data.of names {name}, which is neither an option of `data` nor a "
+        f"file.{nearest(name, options(extra)['data'])}"
+    )
 
 
 def _hydra(extra: Path | None) -> Any:
@@ -123,13 +165,21 @@ def _hydra(extra: Path | None) -> Any:
 
 
 def _check_paths(words: list[str], choices: dict[str, Any]) -> None:
-    """`data.path=FILE` without `data=local` would be looked for in the default's package: say what was forgotten."""
-    for field, option in (("model.path", "local"), ("data.path", "local"), ("model.run", "run"), ("model.repo", "hub")):
+    """`data.path=FILE` without `data=local` would be looked for in the default's package: say what was
+    forgotten.
+    """
+    for field, option in (
+        ("model.path", "local"),
+        ("data.path", "local"),
+        ("model.run", "run"),
+        ("model.repo", "hub"),
+    ):
         group = field.partition(".")[0]
         typed = next((word for word in words if word.startswith(f"{field}=")), None)
         if typed and choices.get(group) != option and not any(word.startswith(f"{group}=") for word in words):
             raise ConfigError(
-                f"{typed} goes with {group}={option}; the {group} here is {choices.get(group)}, the default. Write {group}={option} {typed}"
+                f"{typed} goes with {group}={option}; the {group} here is {choices.get(group)}, the default. "
+                f"Write {group}={option} {typed}"
             )
 
 
@@ -162,17 +212,24 @@ def load_yaml(file: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{file} must be a mapping with `defaults:` and fields, but is a {type(values).__name__}.")
+        raise ConfigError(
+            f"{file} must be a mapping with `defaults:` and fields, but is a {type(values).__name__}."
+        )
     return values
 
 
 def check_outside(file: Path, values: Any, path: str = "") -> None:
     """Refuse YAML that is not ours and names Hydra's node, `_target_` or a resolver. Raises ConfigError."""
-    reason = "YAML from outside the package may not reach Hydra, since it could run code or set the environment; remove it."
+    reason = (
+        "YAML from outside the package may not reach Hydra, since it could run code or set the environment; "
+        "remove it."
+    )
     if isinstance(values, dict):
         for key, item in values.items():
             words = str(key).split()
-            if any(word == "hydra" or word.startswith(("hydra/", "hydra.", "hydra@")) for word in words) or key in (
+            if any(
+                word == "hydra" or word.startswith(("hydra/", "hydra.", "hydra@")) for word in words
+            ) or key in (
                 "_target_",
                 "_partial_",
                 "_recursive_",
@@ -182,5 +239,7 @@ def check_outside(file: Path, values: Any, path: str = "") -> None:
     elif isinstance(values, list):
         for item in values:
             check_outside(file, item, path)
-    elif isinstance(values, str) and (found := re.search(r"\$\{[^}]*:", values) or re.match(r"(override\s+)?hydra\b[/.@]", values)):
+    elif isinstance(values, str) and (
+        found := re.search(r"\$\{[^}]*:", values) or re.match(r"(override\s+)?hydra\b[/.@]", values)
+    ):
         raise ConfigError(f"{file} contains {found[0]!r} at {path.rstrip('.') or 'its top'}: {reason}")

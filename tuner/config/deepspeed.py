@@ -1,7 +1,8 @@
 """DeepSpeed from the config's fields: which engine and which ZeRO stage, and which combinations are legal.
 
-ZeRO (arXiv:1910.02054) shards what training holds over its processes, each stage with what the stages before it shard: 1 the optimizer's state,
-2 the gradients, 3 the weights. `RULES` is the table of what can't be together, and why; what no rule names is legal.
+ZeRO (arXiv:1910.02054) shards what training holds over its processes, each stage with what the stages before
+it shard: 1 the optimizer's state, 2 the gradients, 3 the weights. `RULES` is the table of what can't be
+together, and why; what no rule names is legal.
 """
 
 from collections.abc import Callable
@@ -45,35 +46,59 @@ class Rule:
 
 RULES = (
     Rule(
-        what="machine.engine=torch with several processes, ZeRO, offload, sequence_parallel or a DeepSpeed JSON",
-        why="machine.engine=torch computes in one process, which shards and offloads nothing; DeepSpeed does all of that",
-        refused=lambda c: c.engine == "torch" and (c.processes > 1 or c.zero > 0 or c.sequence_parallel > 1 or c.own_json or _offloads(c)),
+        what=(
+            "machine.engine=torch with several processes, ZeRO, offload, sequence_parallel or a DeepSpeed "
+            "JSON"
+        ),
+        why=(
+            "machine.engine=torch computes in one process, which shards and offloads nothing; DeepSpeed does "
+            "all of that"
+        ),
+        refused=lambda c: (
+            c.engine == "torch"
+            and (c.processes > 1 or c.zero > 0 or c.sequence_parallel > 1 or c.own_json or _offloads(c))
+        ),
         nearest=lambda c: replace(c, engine="deepspeed"),
     ),
     Rule(
         what="an optimizer other than adamw with ZeRO 1 to 3 or offload",
-        why="ZeRO gives each process a slice of the flattened state: AdamW works number by number, and other optimizers need blocks, rows or whole "
-        "matrices. Take algo.optim.name=adamw, or, to keep the optimizer",
+        why=(
+            "ZeRO gives each process a slice of the flattened state: AdamW works number by number, and other "
+            "optimizers need blocks, rows or whole matrices. Take algo.optim.name=adamw, or, to keep the "
+            "optimizer"
+        ),
         refused=lambda c: c.optimizer != "adamw" and (c.zero > 0 or _offloads(c)),
         nearest=lambda c: replace(c, zero=0, offload="none", offload_path=None),
     ),
     Rule(
-        what="algo.quant=int8, or algo.dora on a quantised base, with ZeRO 3, machine.offload=all or machine.offload_path",
-        why="ZeRO 3, which machine.offload=all and machine.offload_path need, shards frozen weights too: of int8 weights bitsandbytes keeps another, whole "
-        "copy, so that nothing would be gained (algo.quant), and DoRA reads quantised weights where they are not gathered (algo.dora)",
+        what=(
+            "algo.quant=int8, or algo.dora on a quantised base, with ZeRO 3, machine.offload=all or "
+            "machine.offload_path"
+        ),
+        why=(
+            "ZeRO 3, which machine.offload=all and machine.offload_path need, shards frozen weights too: of "
+            "int8 weights bitsandbytes keeps another, whole copy, so that nothing would be gained "
+            "(algo.quant), and DoRA reads quantised weights where they are not gathered (algo.dora)"
+        ),
         refused=lambda c: _unsharded(c) and (c.zero == 3 or c.offload == "all" or c.offload_path is not None),
-        nearest=lambda c: replace(c, zero=min(c.zero, 2), offload="none" if c.offload == "none" else "optimizer", offload_path=None),
+        nearest=lambda c: replace(
+            c, zero=min(c.zero, 2), offload="none" if c.offload == "none" else "optimizer", offload_path=None
+        ),
     ),
     Rule(
         what="machine.offload_path with machine.offload=none",
-        why="machine.offload_path says where offloaded tensors lie, and machine.offload=none offloads nothing",
+        why=(
+            "machine.offload_path says where offloaded tensors lie, and machine.offload=none offloads nothing"
+        ),
         refused=lambda c: c.offload_path is not None and c.offload == "none",
         nearest=lambda c: replace(c, offload="optimizer"),
     ),
     Rule(
         what="machine.offload=all or machine.offload_path with ZeRO 0 to 2",
-        why="only ZeRO 3, which gathers weights layer by layer, moves them out of memory (machine.offload=all) or anything to a disk "
-        "(machine.offload_path)",
+        why=(
+            "only ZeRO 3, which gathers weights layer by layer, moves them out of memory "
+            "(machine.offload=all) or anything to a disk (machine.offload_path)"
+        ),
         refused=lambda c: c.zero < 3 and (c.offload == "all" or c.offload_path is not None),
         nearest=lambda c: replace(c, zero=3),
     ),
@@ -85,9 +110,14 @@ RULES = (
     ),
     Rule(
         what="machine.sequence_parallel that does not divide the number of processes",
-        why="each pack is shared by machine.sequence_parallel processes, which must divide all of them into equal groups",
+        why=(
+            "each pack is shared by machine.sequence_parallel processes, which must divide all of them into "
+            "equal groups"
+        ),
         refused=lambda c: c.processes % c.sequence_parallel != 0,
-        nearest=lambda c: replace(c, sequence_parallel=max(n for n in range(1, c.sequence_parallel + 1) if c.processes % n == 0)),
+        nearest=lambda c: replace(
+            c, sequence_parallel=max(n for n in range(1, c.sequence_parallel + 1) if c.processes % n == 0)
+        ),
     ),
 )
 
@@ -102,13 +132,21 @@ def _unsharded(case: Case) -> bool:
 
 def processes(machine: Machine) -> int:
     """How many processes train together, as far as the config alone says it."""
-    gpus = len(machine.gpus) if isinstance(machine.gpus, tuple) else machine.gpus if isinstance(machine.gpus, int) else 1
+    gpus = (
+        len(machine.gpus)
+        if isinstance(machine.gpus, tuple)
+        else machine.gpus
+        if isinstance(machine.gpus, int)
+        else 1
+    )
     here = machine.processes if isinstance(machine.processes, int) else 1 if machine.device == "cpu" else gpus
     return here * machine.nodes
 
 
 def resolve(machine: Machine, algo: Algo, *, processes: int) -> Case:
-    """The combination that the fields mean for so many processes: `auto` becomes the engine and the stage that suit it best."""
+    """The combination that the fields mean for so many processes: `auto` becomes the engine and the stage
+    that suit it best.
+    """
     case = Case(
         engine="torch" if machine.engine == "auto" else machine.engine,
         processes=max(1, processes),
@@ -146,5 +184,8 @@ def problem(case: Case) -> str | None:
         return None
     legal = nearest_legal(case)
     changed = [f.name for f in fields(case) if getattr(case, f.name) != getattr(legal, f.name)]
-    words = [f"machine.{name}={'null' if getattr(legal, name) is None else getattr(legal, name)}" for name in changed]
+    words = [
+        f"machine.{name}={'null' if getattr(legal, name) is None else getattr(legal, name)}"
+        for name in changed
+    ]
     return f"{broken.why}: set {' '.join(words)}."

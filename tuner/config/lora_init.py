@@ -1,4 +1,6 @@
-"""How an adapter may begin: the names that PEFT has for it, which of them change the base, and at what scale it acts."""
+"""How an adapter may begin: the names that PEFT has for it, which of them change the base, and at what
+scale it acts.
+"""
 
 import re
 from math import sqrt
@@ -17,9 +19,14 @@ def complaint(name: str, *, r: int) -> str | None:
     'algo.lora_init=orthogonal begins with two halves of the rank, and algo.r is 7: make it even.'
     """
     if name not in NAMES and niter(name) is None:
-        return f"algo.lora_init is {name!r}, but must be one of {', '.join(NAMES[:-1])}, pissa_niter_N.{nearest(name, NAMES)}"
+        return (
+            f"algo.lora_init is {name!r}, but must be one of {', '.join(NAMES[:-1])}, "
+            f"pissa_niter_N.{nearest(name, NAMES)}"
+        )
     if name == "orthogonal" and r % 2:
-        return f"algo.lora_init=orthogonal begins with two halves of the rank, and algo.r is {r}: make it even."
+        return (
+            f"algo.lora_init=orthogonal begins with two halves of the rank, and algo.r is {r}: make it even."
+        )
     return None
 
 
@@ -43,11 +50,13 @@ def niter(name: str) -> int | None:
 
 
 def alpha_of(alpha: float | str, *, r: int, rslora: bool) -> float:
-    """The number that algo.alpha means for adapters of rank r: `auto` makes the scale 2, whichever rule it follows, so that a sweep over r keeps it.
+    """The number that algo.alpha means for adapters of rank r: `auto` makes the scale 2, whichever rule it
+    follows, so that a sweep over r keeps it.
 
     alpha / r is the scale, or with rslora alpha / √r (arXiv:2312.03732).
 
-    >>> alpha_of("auto", r=16, rslora=False), alpha_of("auto", r=64, rslora=True), alpha_of(16.0, r=64, rslora=False)
+    >>> (alpha_of("auto", r=16, rslora=False), alpha_of("auto", r=64, rslora=True), alpha_of(16.0, r=64,
+    ...  rslora=False))
     (32, 16.0, 16.0)
     """
     if not isinstance(alpha, str):

@@ -1,4 +1,6 @@
-"""What there is to choose from: the options of each group, each with the first line of its YAML; and whose chat template a tokenizer's is."""
+"""What there is to choose from: the options of each group, each with the first line of its YAML; and whose
+chat template a tokenizer's is.
+"""
 
 import json
 from collections.abc import Mapping
@@ -30,14 +32,18 @@ def file_of(group: str, option: str, extra: Path | None) -> Path:
 
 @cache
 def vendors() -> Mapping[str, str]:
-    """Digest of a vendor's own Jinja (tuner.data.chat.choice) → the option of model/chat that writes the same."""
+    """Digest of a vendor's own Jinja (tuner.data.chat.choice) → the option of model/chat that writes the
+    same.
+    """
     return {str(digest): str(option) for digest, option in load_yaml(conf_dir() / "vendors.yaml").items()}
 
 
 @cache
 def chat_of(option: str) -> Chat:
     """A chat template of the catalogue."""
-    return freeze({"model": {"chat": load_yaml(conf_dir() / "model" / "chat" / f"{option}.yaml")}}, whole=False).model.chat
+    return freeze(
+        {"model": {"chat": load_yaml(conf_dir() / "model" / "chat" / f"{option}.yaml")}}, whole=False
+    ).model.chat
 
 
 def about(file: Path) -> str:
@@ -48,12 +54,19 @@ def about(file: Path) -> str:
 
 def group_lines(extra: Path | None) -> list[str]:
     """A line for each group: its default and how many options it has."""
-    defaults = {str(k): str(v) for entry in load_yaml(conf_dir() / "tuner.yaml")["defaults"] if isinstance(entry, dict) for k, v in entry.items()}
+    defaults = {
+        str(k): str(v)
+        for entry in load_yaml(conf_dir() / "tuner.yaml")["defaults"]
+        if isinstance(entry, dict)
+        for k, v in entry.items()
+    }
     found = options(extra)
-    return [
-        f"  {group:<17} {', '.join(found[group][:6])}{' …' if len(found[group]) > 6 else ''}{f'   (default {defaults[group]})' if group in defaults else ''}"
-        for group in GROUPS
-    ]
+    lines = []
+    for group in GROUPS:
+        shown = ", ".join(found[group][:6]) + (" …" if len(found[group]) > 6 else "")
+        default = f"   (default {defaults[group]})" if group in defaults else ""
+        lines.append(f"  {group:<17} {shown}{default}")
+    return lines
 
 
 def show(words: list[str], extra: Path | None, *, as_json: bool) -> int:
@@ -62,14 +75,25 @@ def show(words: list[str], extra: Path | None, *, as_json: bool) -> int:
     groups: tuple[str, ...] = GROUPS
     if words and (group := PLURALS.get(words[0], words[0])) in GROUPS:
         groups, words = (group,), words[1:]
-    found = [(group, option, about(file_of(group, option, extra))) for group in groups for option in options(extra)[group]]
+    found = [
+        (group, option, about(file_of(group, option, extra)))
+        for group in groups
+        for option in options(extra)[group]
+    ]
     shown = [entry for entry in found if all(word.lower() in " ".join(entry).lower() for word in words)]
     if not shown:
         raise ConfigError(
-            f"Nothing in {', '.join(groups)} matches {' '.join(words)!r}.{nearest(words[-1], [*(option for _, option, _ in found), *GROUPS])}"
+            f"Nothing in {', '.join(groups)} matches "
+            f"{' '.join(words)!r}.{nearest(words[-1], [*(option for _, option, _ in found), *GROUPS])}"
         )
     if as_json:
-        print(json.dumps([{"group": group, "option": option, "about": text} for group, option, text in shown], ensure_ascii=False, indent=1))
+        print(
+            json.dumps(
+                [{"group": group, "option": option, "about": text} for group, option, text in shown],
+                ensure_ascii=False,
+                indent=1,
+            )
+        )
         return 0
     for group in groups:
         lines = [(option, text) for g, option, text in shown if g == group]

@@ -1,11 +1,13 @@
 r"""What a person typed → overrides in Hydra's grammar, with every value kept as it was typed.
 
-Hydra's grammar refuses Chinese, spaces, `=`, parentheses, brackets and `#` in bare values, and turns `2024` into a number. The schema
-knows which fields are text, so their values are quoted here. Numbers, dicts and lists stay Hydra's.
+Hydra's grammar refuses Chinese, spaces, `=`, parentheses, brackets and `#` in bare values, and turns `2024`
+into a number. The schema knows which fields are text, so their values are quoted here. Numbers, dicts and
+lists stay Hydra's.
 
-In texts that become part of what is trained or asked (a column's pattern, a system prompt, a word to fill in, a chat template), `\n` and `\t` are a
-line break and a tab, as in YAML's double quotes: on a command line nobody can type them otherwise. `\\n` is a backslash and an n, and what
-begins a command of LaTeX (`\nabla`, `\text`) stays one.
+In texts that become part of what is trained or asked (a column's pattern, a system prompt, a word to fill in,
+a chat template), `\n` and `\t` are a line break and a tab, as in YAML's double quotes: on a command line
+nobody can type them otherwise. `\\n` is a backslash and an n, and what begins a command of LaTeX (`\nabla`,
+`\text`) stays one.
 """
 
 import re
@@ -36,7 +38,9 @@ class Override(str):
 
 
 def translate(words: list[str], options: dict[str, list[str]], *, sweep: bool) -> list[str]:
-    """Overrides for Hydra. `options` lists each group's choices; `sweep` allows commas. Raises ConfigError."""
+    """Overrides for Hydra. `options` lists each group's choices; `sweep` allows commas. Raises
+    ConfigError.
+    """
     return [word if isinstance(word, Override) else _translate_one(word, options, sweep) for word in words]
 
 
@@ -44,8 +48,12 @@ def _translate_one(word: str, options: dict[str, list[str]], sweep: bool) -> str
     match = _OVERRIDE.match(word)
     if match is None:
         if word.startswith("~"):
-            raise ConfigError(f"{word}: a field can't be removed. Give it another value, or null where that is allowed.")
-        raise ConfigError(f"{word!r} is neither a verb, a recipe file nor field=value; see: python -m tuner --help")
+            raise ConfigError(
+                f"{word}: a field can't be removed. Give it another value, or null where that is allowed."
+            )
+        raise ConfigError(
+            f"{word!r} is neither a verb, a recipe file nor field=value; see: python -m tuner --help"
+        )
     sign, key, value = match["sign"], match["key"], match["value"]
     if key.startswith("hydra"):  # launchers and sweepers are Hydra's own business
         return word
@@ -55,7 +63,9 @@ def _translate_one(word: str, options: dict[str, list[str]], sweep: bool) -> str
         return f"{key}={_choice(key, value, options, sweep)}"
     kind = _field(key)
     if sign == "~":
-        raise ConfigError(f"{word}: a field can't be removed. Give it another value, or null where that is allowed.")
+        raise ConfigError(
+            f"{word}: a field can't be removed. Give it another value, or null where that is allowed."
+        )
     if sign == "+":
         raise ConfigError(f"{word}: write {key}={value}; every field is there already, nothing can be added.")
     if _WRITTEN.match(key):
@@ -72,7 +82,10 @@ def _field(key: str) -> Any:
         return get_args(known[parent])[1]
     groups = {path.rpartition(".")[0] for path in known} - {""}
     if key in groups:
-        raise ConfigError(f"{key} is a group of fields, not a field; set one of {', '.join(p for p in known if p.startswith(f'{key}.'))}.")
+        raise ConfigError(
+            f"{key} is a group of fields, not a field; set one of "
+            f"{', '.join(p for p in known if p.startswith(f'{key}.'))}."
+        )
     raise ConfigError(f"{key} is not a field of the config.{nearest(key, [*known, *GROUPS])}")
 
 
@@ -84,10 +97,16 @@ def _choice(group: str, value: str, options: dict[str, list[str]], sweep: bool) 
     for name in value.split(",") if sweep else [value]:
         if name not in options[group]:
             hint = nearest(name, options[group])
-            if group in ("model", "data") and (Path(name).expanduser().exists() or "/" in name or "." in name):
+            if group in ("model", "data") and (
+                Path(name).expanduser().exists() or "/" in name or "." in name
+            ):
                 hint = f" For a path of your own write {group}=local {group}.path={name}"
             there = options[group] if len(options[group]) <= SHOWN else []
-            known = f"There are: {', '.join(there)}." if there else f"There are {len(options[group])}: python -m tuner list {group} shows them."
+            known = (
+                f"There are: {', '.join(there)}."
+                if there
+                else f"There are {len(options[group])}: python -m tuner list {group} shows them."
+            )
             raise ConfigError(f"{group}={name}: there is no such option.{hint} {known}")
     return value
 
@@ -101,9 +120,18 @@ def _value(key: str, value: str, kind: Any, sweep: bool) -> str:
     if listed and value.startswith("[") and value.endswith("]"):
         return f"[{','.join(quote(item) for item in split(value[1:-1]))}]" if _texts(kinds) else value
     if not text:
-        if "," in value and not sweep and not value.startswith(("[", "{", "'", '"')) and not _SWEEP_CALL.match(value):
+        if (
+            "," in value
+            and not sweep
+            and not value.startswith(("[", "{", "'", '"'))
+            and not _SWEEP_CALL.match(value)
+        ):
             raise ConfigError(f"{key}={value} gives several values: add -m for a sweep over them.")
-        plain = re.fullmatch(r"[\w.+\-,]*", value, re.ASCII) or value.startswith(("[", "{", "'", '"')) or _SWEEP_CALL.match(value)
+        plain = (
+            re.fullmatch(r"[\w.+\-,]*", value, re.ASCII)
+            or value.startswith(("[", "{", "'", '"'))
+            or _SWEEP_CALL.match(value)
+        )
         return value if plain else quote(value)
     if sweep and _SWEEP_CALL.match(value):
         return value
@@ -111,7 +139,9 @@ def _value(key: str, value: str, kind: Any, sweep: bool) -> str:
 
 
 def _texts(kinds: tuple[Any, ...]) -> bool:
-    return any(get_origin(k) is tuple and get_args(k)[0] is str for k in kinds if get_origin(k) is not Literal)
+    return any(
+        get_origin(k) is tuple and get_args(k)[0] is str for k in kinds if get_origin(k) is not Literal
+    )
 
 
 def split(text: str) -> list[str]:
@@ -139,7 +169,8 @@ def split(text: str) -> list[str]:
 
 
 def quote(text: str) -> str:
-    r"""A quoted string of Hydra's grammar that stands for `text`; `~` in front becomes the home directory; `${` stays text.
+    r"""A quoted string of Hydra's grammar that stands for `text`; `~` in front becomes the home directory;
+    `${` stays text.
 
     Hydra reads a backslash as itself except in a run of them before a quote, which is halved.
 

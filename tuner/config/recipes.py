@@ -20,7 +20,11 @@ from tuner.config.overrides import GROUPS, Override, quote
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, nearest
 
-EDITED = ("algo.epochs", "algo.optim.lr", "algo.r", "algo.batch_tokens", "data.length", "data.held_out", "data.system", "seed", "name")
+EDITED = tuple(
+    (
+        "algo.epochs algo.optim.lr algo.r algo.batch_tokens data.length data.held_out data.system seed name"
+    ).split()
+)
 """the fields that people edit most: written as comments even where they are at their default"""
 
 
@@ -37,12 +41,16 @@ def read_recipe(file: Path) -> list[str]:
             continue
         if not isinstance(entry, dict) or len(entry) != 1:
             raise ConfigError(
-                f"{file}: an entry of `defaults:` is {entry!r}, but must be a group and its option, such as `- model: smollm2_135m_q4`."
+                f"{file}: an entry of `defaults:` is {entry!r}, but must be a group and its option, such as "
+                "`- model: smollm2_135m_q4`."
             )
         group, choice = next(iter(entry.items()))
         group = str(group).removeprefix("override ").strip("/ ")
         if group not in GROUPS:
-            raise ConfigError(f"{file}: `defaults:` names the group {group}, but the groups are {', '.join(GROUPS)}.{nearest(group, GROUPS)}")
+            raise ConfigError(
+                f"{file}: `defaults:` names the group {group}, but the groups are "
+                f"{', '.join(GROUPS)}.{nearest(group, GROUPS)}"
+            )
         words.append(f"{group}={choice}")
     return words + _words(values, "")
 
@@ -51,7 +59,11 @@ def _words(values: dict[str, Any], path: str) -> list[str]:
     words: list[str] = []
     for key, item in values.items():
         if isinstance(item, dict) and f"{path}{key}" == "data.of":  # its keys are names of files too
-            words.append(Override(f"++{path}{key}={{{','.join(f'{name}:{_grammar(take)}' for name, take in item.items())}}}"))
+            words.append(
+                Override(
+                    f"++{path}{key}={{{','.join(f'{name}:{_grammar(take)}' for name, take in item.items())}}}"
+                )
+            )
         elif isinstance(item, dict):
             words += _words(item, f"{path}{key}.")
         else:
@@ -63,18 +75,32 @@ def _grammar(item: Any) -> str:
     """A YAML value in Hydra's grammar."""
     if isinstance(item, list):
         return f"[{','.join(_grammar(i) for i in item)}]"
-    return quote(item) if isinstance(item, str) else "null" if item is None else str(item).lower() if isinstance(item, bool) else str(item)
+    return (
+        quote(item)
+        if isinstance(item, str)
+        else "null"
+        if item is None
+        else str(item).lower()
+        if isinstance(item, bool)
+        else str(item)
+    )
 
 
 def write_recipe(file: Path, config: Config) -> int:
-    """Write `config` as a recipe: the options it was composed of, what differs from them, and the fields people edit as comments."""
+    """Write `config` as a recipe: the options it was composed of, what differs from them, and the fields
+    people edit as comments.
+    """
     if file.exists():
         raise ConfigError(f"{file} is there already; copy does not overwrite.")
     base = compose([f"{group}={option}" for group, option in config.choices.items()], whole=False)
     before, after = dict(_flat(thaw(base))), dict(_flat(thaw(config)))
     changed = {path: value for path, value in after.items() if before.get(path) != value}
     about = dict(documentation(Config))
-    options = [f"  - {group}: {option}" for group, option in config.choices.items() if not (group == "model/chat" and _follows(config))]
+    options = [
+        f"  - {group}: {option}"
+        for group, option in config.choices.items()
+        if not (group == "model/chat" and _follows(config))
+    ]
     text = [f"# Run it with: python -m tuner {file}", "defaults:", *options, ""]
     text += _tree(
         {path: (value, about.get(path, ""), False) for path, value in changed.items()}
@@ -88,7 +114,10 @@ def write_recipe(file: Path, config: Config) -> int:
 
 def _follows(config: Config) -> bool:
     """Whether the chat template is the one that the model's YAML chooses."""
-    return compose([f"model={config.choices['model']}"], whole=False).choices.get("model/chat") == config.choices["model/chat"]
+    return (
+        compose([f"model={config.choices['model']}"], whole=False).choices.get("model/chat")
+        == config.choices["model/chat"]
+    )
 
 
 def _flat(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -102,7 +131,9 @@ def _flat(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _tree(entries: dict[str, tuple[Any, str, bool]]) -> list[str]:
-    """YAML lines for dotted paths; the documentation goes in front of each field, and the last item says whether it is a comment only."""
+    """YAML lines for dotted paths; the documentation goes in front of each field, and the last item says
+    whether it is a comment only.
+    """
     lines: list[str] = []
     open_groups: list[str] = []
     for path in sorted(entries, key=lambda p: p.split(".")[:-1]):
@@ -117,20 +148,32 @@ def _tree(entries: dict[str, tuple[Any, str, bool]]) -> list[str]:
         pad = "  " * len(groups)
         if doc:
             lines.append(f"{pad}# {doc}")
-        shown = yaml.safe_dump({name: value}, allow_unicode=True, default_flow_style=True, width=10**6).strip()[1:-1]
+        shown = yaml.safe_dump(
+            {name: value}, allow_unicode=True, default_flow_style=True, width=10**6
+        ).strip()[1:-1]
         lines.append(f"{pad}{'# ' if comment else ''}{shown}")
     return lines
 
 
 def documentation(cls: type, path: str = "") -> Iterator[tuple[str, str]]:
-    """The string under each field, by dotted path. Python throws them away, so they are read from the source."""
+    """The string under each field, by dotted path. Python throws them away, so they are read from the
+    source.
+    """
     tree = ast.parse(inspect.getsource(schema))
     names = {base.__name__ for base in cls.__mro__}
-    body = [part for node in tree.body if isinstance(node, ast.ClassDef) and node.name in names for part in node.body]
+    body = [
+        part
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name in names
+        for part in node.body
+    ]
     after = {
         a.target.id: b.value.value
         for a, b in pairwise(body)
-        if isinstance(a, ast.AnnAssign) and isinstance(a.target, ast.Name) and isinstance(b, ast.Expr) and isinstance(b.value, ast.Constant)
+        if isinstance(a, ast.AnnAssign)
+        and isinstance(a.target, ast.Name)
+        and isinstance(b, ast.Expr)
+        and isinstance(b.value, ast.Constant)
     }
     hints = get_type_hints(cls)
     for f in fields(cls):

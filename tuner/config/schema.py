@@ -1,4 +1,5 @@
-"""The config of a run: one tree of frozen dataclasses. Each leaf is declared as identity, place or neutral (tuner.config.fields).
+"""The config of a run: one tree of frozen dataclasses. Each leaf is declared as identity, place or neutral
+(tuner.config.fields).
 
 The string under a field is its documentation; `tuner copy` writes it beside the field.
 """
@@ -16,7 +17,9 @@ BITSANDBYTES = frozenset({"adamw_8bit", "paged_adamw", "paged_adamw_8bit"})
 
 
 def of_text(*, default: Any, left_out: Any = UNSET) -> Any:
-    """A field that decides how a conversation is written. Training sees it to prove that its masks are those of the template."""
+    """A field that decides how a conversation is written. Training sees it to prove that its masks are
+    those of the template.
+    """
     return identity(*TEXT_STAGES, default=default, left_out=left_out, seen_by=("train",))
 
 
@@ -24,8 +27,9 @@ def of_text(*, default: Any, left_out: Any = UNSET) -> Any:
 class Chat:
     """How a conversation is written for the model.
 
-    `{text}` stands for what a turn says, `{bos}` for the token that the tokenizer begins a text with (nothing where there is none), and `{eos}` for
-    the one that ends it; these two are special tokens without being listed. Braces around anything else are text.
+    `{text}` stands for what a turn says, `{bos}` for the token that the tokenizer begins a text with (nothing
+    where there is none), and `{eos}` for the one that ends it; these two are special tokens without being
+    listed. Braces around anything else are text.
     """
 
     special: tuple[str, ...] = of_text(default=())
@@ -36,8 +40,12 @@ class Chat:
     """written once, before the first turn"""
     system: str = of_text(default="{text}\n\n")
     """a system turn; where `system_in` names a user's turn, what stands in front of that turn's text"""
-    system_in: Literal["turn", "first_user", "last_user", "refused"] = of_text(default="turn", left_out="turn")
-    """where a system prompt is written: as a turn of its own, or inside the first or the last user turn; `refused`: the model has no place for one"""
+    system_in: Literal["turn", "first_user", "last_user", "refused"] = of_text(
+        default="turn", left_out="turn"
+    )
+    """where a system prompt is written: as a turn of its own, or inside the first or the last user turn;
+    `refused`: the model has no place for one
+    """
     system_with_tools: str = of_text(default="", left_out="")
     """the system turn of a conversation with tools, where it is another than `system`"""
     user: str = of_text(default="{text}\n\n")
@@ -45,12 +53,14 @@ class Chat:
     assistant: str = of_text(default="{text}\n\n")
     """an assistant turn, with `end` somewhere after `{text}`; trained is all from `{text}` to `end`"""
     prompt: str | None = of_text(default=None, left_out=None)
-    """how the assistant is made to speak, where that isn't all before `{text}` in `assistant`: more, such as an open thought, or less. What comes after
-    it is trained"""
+    """how the assistant is made to speak, where that isn't all before `{text}` in `assistant`: more, such as
+    an open thought, or less. What comes after it is trained"""
     end: str = of_text(default="")
     """the special token that ends an assistant turn: it is trained, and generation stops at it"""
     end_in: Literal["turn", "next"] = of_text(default="turn", left_out="turn")
-    """`next`: `assistant` has no end; the first token of the next turn, which is special, ends it and is trained; after the last turn it is `end`"""
+    """`next`: `assistant` has no end; the first token of the next turn, which is special, ends it and is
+    trained; after the last turn it is `end`
+    """
     stops: tuple[str, ...] = of_text(default=(), left_out=())
     """more special tokens at which generation stops"""
     finish: str = of_text(default="", left_out="")
@@ -58,18 +68,21 @@ class Chat:
     default_system: str | None = of_text(default=None)
     """a system prompt for conversations that do not begin with one"""
     trim: tuple[str, ...] = of_text(default=(), left_out=())
-    """whose texts lose the white space at both ends: system, user, assistant, tool. A system prompt inside a user's turn is trimmed with that turn's
-    text, as one, unless `system` is named too"""
+    """whose texts lose the white space at both ends: system, user, assistant, tool. A system prompt inside a
+    user's turn is trimmed with that turn's text, as one, unless `system` is named too"""
     tools: str = of_text(default="", left_out="")
     """how the tools of a conversation are written, with `{tools}`; empty where the model knows none"""
-    tools_in: Literal["system", "after_system", "first", "first_user", "last_user"] = of_text(default="system", left_out="system")
-    """where: in the system turn after its text; as a turn of its own behind the system turn, or before all turns; inside the first user turn before its
-    text; or in front of the last user turn"""
+    tools_in: Literal["system", "after_system", "first", "first_user", "last_user"] = of_text(
+        default="system", left_out="system"
+    )
+    """where: in the system turn after its text; as a turn of its own behind the system turn, or before all
+    turns; inside the first user turn before its text; or in front of the last user turn"""
     tools_gap: str = of_text(default="\n\n", left_out="\n\n")
     """between a system prompt and the tools, for tools_in=system"""
     tool: str = of_text(default="{tool}", left_out="{tool}")
-    """one tool: `{tool}` is JSON of all of it, `{function}` of its function alone, `{parameters}` of that one's parameters; `{name}` and `{description}`
-    are texts; `{raw}` is `{function}` with its own texts unescaped, as Mistral's templates write it"""
+    """one tool: `{tool}` is JSON of all of it, `{function}` of its function alone, `{parameters}` of that
+    one's parameters; `{name}` and `{description}` are texts; `{raw}` is `{function}` with its own texts
+    unescaped, as Mistral's templates write it"""
     tool_indent: int | None = of_text(default=None, left_out=None)
     """JSON of tools goes over several lines, indented by so many spaces; on one line when null"""
     tool_join: str = of_text(default="\n", left_out="\n")
@@ -77,11 +90,15 @@ class Chat:
     calls: str = of_text(default="", left_out="")
     """what the assistant calls, with `{calls}`; empty where the model knows none"""
     calls_in: Literal["turn", "apart", "refused"] = of_text(default="turn", left_out="turn")
-    """calls that come with a text: in the same turn, after it; `apart`, in a turn of their own; or `refused`, where the model writes one or the other"""
+    """calls that come with a text: in the same turn, after it; `apart`, in a turn of their own; or
+    `refused`, where the model writes one or the other
+    """
     calls_gap: str = of_text(default="", left_out="")
     """between the text and the calls"""
     calls_turn: str = of_text(default="", left_out="")
-    """an assistant turn that calls, where it is another than `assistant`; its `{text}` stands for text and calls"""
+    """an assistant turn that calls, where it is another than `assistant`; its `{text}` stands for text and
+    calls
+    """
     calls_end: str = of_text(default="", left_out="")
     """the special token that ends an assistant turn that calls, where it is another than `end`"""
     call: str = of_text(default="", left_out="")
@@ -91,9 +108,13 @@ class Chat:
     id_length: int | None = of_text(default=None, left_out=None)
     """ids of calls must be so many letters and digits: others, and missing ones, are replaced"""
     results: str = of_text(default="", left_out="")
-    """a turn of what tools answered one after the other, with `{results}`; empty where the model knows none"""
+    """a turn of what tools answered one after the other, with `{results}`; empty where the model knows
+    none
+    """
     result: str = of_text(default="{text}", left_out="{text}")
-    """one answer of a tool: `{text}`, or `{json}`, the same as a JSON string; with `{name}` and `{id}` of the call"""
+    """one answer of a tool: `{text}`, or `{json}`, the same as a JSON string; with `{name}` and `{id}` of
+    the call
+    """
     result_join: str = of_text(default="\n", left_out="\n")
     """between two answers of tools"""
     reasoning: str = of_text(default="", left_out="")
@@ -102,21 +123,27 @@ class Chat:
     """which turns show it: all, or only those after the last user turn"""
     no_reasoning: str = of_text(default="", left_out="")
     """what is written instead where the assistant did not think, such as an empty thought; never trained"""
-    no_reasoning_in: Literal["every_turn", "last_turns", "last_turn"] = of_text(default="last_turn", left_out="last_turn")
+    no_reasoning_in: Literal["every_turn", "last_turns", "last_turn"] = of_text(
+        default="last_turn", left_out="last_turn"
+    )
     """which turns show that: all, those after the last user turn, or only the last turn of a conversation"""
     jinja: bool = of_text(default=False, left_out=False)
     """take the tokenizer's own Jinja template, and of all above only `default_system`"""
     auto: bool = of_text(default=False, left_out=False)
-    """take what the tokenizer says (tuner.data.chat.choice), and of all above only `default_system`; stages see what that was found to be"""
+    """take what the tokenizer says (tuner.data.chat.choice), and of all above only `default_system`;
+    stages see what that was found to be
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
     """Which model, where it comes from, and how it is talked to."""
 
-    source: Literal["path", "package", "run", "hub", "modelscope"] = place("fetch_model", "tokenize", default="path")
-    """`path`: a Hugging Face directory or a GGUF file; `package`: a file that an installed Python package carries; `run`: what an earlier run made;
-    `hub`, `modelscope`: a repository of a hub"""
+    source: Literal["path", "package", "run", "hub", "modelscope"] = place(
+        "fetch_model", "tokenize", default="path"
+    )
+    """`path`: a Hugging Face directory or a GGUF file; `package`: a file that an installed Python package
+    carries; `run`: what an earlier run made; `hub`, `modelscope`: a repository of a hub"""
     path: str | None = place("fetch_model", "tokenize", default=None)
     """the directory or file, for source=path"""
     package: str | None = place("fetch_model", default=None)
@@ -138,9 +165,13 @@ class Model:
     revision: str | None = place("fetch_model", default=None, left_out=None)
     """a branch, a tag or a commit of the repository; the hub's default when null"""
     layout: str = neutral("fetch_model", default="auto")
-    """how the checkpoint's tensors are laid out: `native` to transformers, or a family that is rewritten, such as internlm2; `auto` reads it off config.json"""
+    """how the checkpoint's tensors are laid out: `native` to transformers, or a family that is rewritten,
+    such as internlm2; `auto` reads it off config.json
+    """
     new_tokens: tuple[str, ...] = identity("fetch_model", "train", default=(), left_out=())
-    """tokens that the vocabulary gets besides, each with a row of the embedding; those in brackets, such as <tool>, are special"""
+    """tokens that the vocabulary gets besides, each with a row of the embedding; those in brackets, such
+    as <tool>, are special
+    """
     context: int | None = neutral("tokenize", default=None)
     """the longest sequence the model was made for, in tokens; a longer data.length is refused"""
     licence: str | None = neutral(default=None)
@@ -148,9 +179,13 @@ class Model:
     parameters: int | None = neutral(default=None)
     """how many there are, as a file of the repository holds them: a tied head counts once"""
     targets: tuple[str, ...] = neutral(default=())
-    """its linear layers, as algo.targets=all-linear finds them: for estimates before anything is downloaded"""
+    """its linear layers, as algo.targets=all-linear finds them: for estimates before anything is
+    downloaded
+    """
     geometry: dict[str, int | float | bool | str | None] = neutral(default=dict)
-    """the keys of the native config.json that decide the shapes, with model_type: for estimates before anything is downloaded"""
+    """the keys of the native config.json that decide the shapes, with model_type: for estimates before
+    anything is downloaded
+    """
     chat: Chat = field(default_factory=Chat)
 
 
@@ -161,8 +196,9 @@ class Optim:
     name: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "muon"] = identity(
         "train", default="adamw", left_out="adamw"
     )
-    """`adamw` (arXiv:1711.05101); with its moments in 8 bits (arXiv:2110.02861) or in memory that a full GPU pages out, by bitsandbytes; `adafactor`
-    (arXiv:1804.04235); `muon`: orthogonalised momentum on the matrices of the layers, AdamW on everything else"""
+    """`adamw` (arXiv:1711.05101); with its moments in 8 bits (arXiv:2110.02861) or in memory that a full GPU
+    pages out, by bitsandbytes; `adafactor` (arXiv:1804.04235); `muon`: orthogonalised momentum on the
+    matrices of the layers, AdamW on everything else"""
     lr: float = identity("train", default=2e-4)
     """the highest learning rate, reached after the warm-up"""
     betas: tuple[float, float] = identity("train", default=(0.9, 0.999))
@@ -181,13 +217,17 @@ class Algo:
 
     adapter: Literal["none", "lora"] = identity("train", "convert", "merge", default="lora")
     """`lora`: low-rank adapters on a frozen base (arXiv:2106.09685); `none`: full fine-tuning"""
-    quant: Literal["none", "nf4", "int8"] = identity("train", "merge", "evaluate", default="none", left_out="none", seen_by=("convert",))
-    """how the frozen base is held: `nf4` in 4 bits, with its constants quantised too (arXiv:2305.14314); `int8` in 8 bits, with outlying inputs
-    multiplied in 16 (arXiv:2208.07339)"""
+    quant: Literal["none", "nf4", "int8"] = identity(
+        "train", "merge", "evaluate", default="none", left_out="none", seen_by=("convert",)
+    )
+    """how the frozen base is held: `nf4` in 4 bits, with its constants quantised too (arXiv:2305.14314);
+    `int8` in 8 bits, with outlying inputs multiplied in 16 (arXiv:2208.07339)"""
     r: int = identity("train", default=16)
     """the rank of the adapters"""
     alpha: float | Literal["auto"] = identity("train", default="auto")
-    """the adapters' output is scaled by alpha / r; `auto` is a scale of 2 at every rank: 2·r, or 2·√r with rslora"""
+    """the adapters' output is scaled by alpha / r; `auto` is a scale of 2 at every rank: 2·r, or 2·√r with
+    rslora
+    """
     dropout: float = identity("train", default=0.0)
     """on the adapters' input"""
     dora: bool = identity("train", default=False, left_out=False)
@@ -195,12 +235,14 @@ class Algo:
     rslora: bool = identity("train", default=False, left_out=False)
     """scale by alpha / sqrt(r) instead (arXiv:2312.03732)"""
     lora_init: str = identity("train", default="default", left_out="default")
-    """how the adapters begin: `default` (A random, B zero), `gaussian`, `orthogonal`, `olora`, `pissa` or `pissa_niter_N`, as PEFT calls them"""
+    """how the adapters begin: `default` (A random, B zero), `gaussian`, `orthogonal`, `olora`, `pissa` or
+    `pissa_niter_N`, as PEFT calls them
+    """
     lora_plus: float | None = identity("train", default=None, left_out=None)
     """B learns this many times as fast as A (arXiv:2402.12354)"""
     targets: str | tuple[str, ...] = identity("train", default="all-linear")
-    """module names that get an adapter, a regular expression of whole names, or `all-linear`: every linear layer of the language model but its head
-    and the routers of experts"""
+    """module names that get an adapter, a regular expression of whole names, or `all-linear`: every linear
+    layer of the language model but its head and the routers of experts"""
     last_layers: int | None = identity("train", default=None, left_out=None)
     """full fine-tuning of the last so many layers only, and of what comes after them"""
     freeze: tuple[Literal["embeddings", "norms", "head"], ...] = identity("train", default=(), left_out=())
@@ -209,20 +251,32 @@ class Algo:
     """uniform noise on the embedded tokens while training, of this strength (arXiv:2310.05914)"""
     label_smoothing: float = identity("train", default=0.0, left_out=0.0)
     """the share of the target's probability that is spread over the whole vocabulary (arXiv:1512.00567)"""
-    precision: Literal["bf16", "fp32"] = identity("train", "convert", "baseline", "evaluate", default="bf16", seen_by=("merge",))
-    """of the forward and backward pass, and of what is merged; adapters, fp32 masters and optimizer state are always fp32"""
+    precision: Literal["bf16", "fp32"] = identity(
+        "train", "convert", "baseline", "evaluate", default="bf16", seen_by=("merge",)
+    )
+    """of the forward and backward pass, and of what is merged; adapters, fp32 masters and optimizer state
+    are always fp32
+    """
     epochs: float = identity("train", default=3.0)
     """passes over the training packs"""
     steps: int | None = identity("train", default=None)
     """optimizer steps, instead of epochs"""
     stop_step: int | None = identity("train", default=None, left_out=None)
-    """end after this step, with the schedule of the whole training; raised later, the training goes on from there"""
+    """end after this step, with the schedule of the whole training; raised later, the training goes on
+    from there
+    """
     schedule_steps: int | None = identity("train", default=None, left_out=None)
     """the steps over which the learning rate runs its course; those of the training when null"""
-    init: Literal["on_merged", "continue"] = identity("train", "baseline", default="on_merged", left_out="on_merged")
-    """with model=run and an adapter there: train on the merged model, or `continue` that adapter on its own base"""
+    init: Literal["on_merged", "continue"] = identity(
+        "train", "baseline", default="on_merged", left_out="on_merged"
+    )
+    """with model=run and an adapter there: train on the merged model, or `continue` that adapter on its
+    own base
+    """
     batch_tokens: int | Literal["auto"] = identity("train", default="auto")
-    """tokens that an optimizer step sees, over all devices; `auto` keeps small data at about 100 steps or more"""
+    """tokens that an optimizer step sees, over all devices; `auto` keeps small data at about 100 steps or
+    more
+    """
     schedule: Literal["cosine", "linear", "constant", "wsd"] = identity("train", default="cosine")
     """of the learning rate, after the warm-up; `wsd` stays and then falls to zero (arXiv:2404.06395)"""
     warmup: int | float = identity("train", default=0.03)
@@ -245,7 +299,9 @@ class Part:
     label: str = identity("tokenize", default="", left_out="", seen_by=("fetch_data",))
     """what the ledger calls it: filled by the tool in a mixture"""
     source: Literal["path", "package", "hub", "modelscope"] = place("fetch_data", "tokenize", default="path")
-    """`path`: local files; `package`: files that an installed Python package carries; `hub`, `modelscope`: a data set of a hub"""
+    """`path`: local files; `package`: files that an installed Python package carries; `hub`, `modelscope`:
+    a data set of a hub
+    """
     path: str | tuple[str, ...] | None = place("fetch_data", default=None)
     """a file, a pattern or a list of them; inside the package for source=package"""
     package: str | None = place("fetch_data", default=None)
@@ -259,25 +315,51 @@ class Part:
     encoding: str = identity("tokenize", default="auto", left_out="auto", seen_by=("fetch_data",))
     """of text files; `auto` is UTF-8, or UTF-16 with a byte order mark"""
     format: Literal[
-        "auto", "messages", "sharegpt", "xtuner", "alpaca", "prompt", "text", "templated", "guanaco", "oasst", "preference", "label", "chosen"
+        "auto",
+        "messages",
+        "sharegpt",
+        "xtuner",
+        "alpaca",
+        "prompt",
+        "text",
+        "templated",
+        "guanaco",
+        "oasst",
+        "preference",
+        "label",
+        "chosen",
     ] = identity("tokenize", default="auto", seen_by=("fetch_data",))
-    """how a row is read; `auto` looks at its keys, and so does `chosen`, which takes the better answer of rows that compare answers"""
+    """how a row is read; `auto` looks at its keys, and so does `chosen`, which takes the better answer of
+    rows that compare answers
+    """
     columns: dict[str, str] = identity("tokenize", default=dict, left_out={}, seen_by=("fetch_data",))
-    """where a format's columns are found in a row: another name, a path such as `instances.0.input`, or a text with {names} in it"""
-    roles: dict[str, str | tuple[str, ...]] = identity("tokenize", default=dict, left_out={}, seen_by=("fetch_data",))
+    """where a format's columns are found in a row: another name, a path such as `instances.0.input`, or a
+    text with {names} in it
+    """
+    roles: dict[str, str | tuple[str, ...]] = identity(
+        "tokenize", default=dict, left_out={}, seen_by=("fetch_data",)
+    )
     """other words for system, user, assistant and tool"""
-    paths: Literal["best", "all"] = identity("tokenize", default="best", left_out="best", seen_by=("fetch_data",))
+    paths: Literal["best", "all"] = identity(
+        "tokenize", default="best", left_out="best", seen_by=("fetch_data",)
+    )
     """of a tree of messages: the path of the best-ranked replies, or every path"""
     split: str = identity("tokenize", default="auto", left_out="auto", seen_by=("fetch_data",))
-    """of rows that say in a column `split` of which one they are: `auto` reads those for training, where there are others; `all`, or the name of one"""
+    """of rows that say in a column `split` of which one they are: `auto` reads those for training, where
+    there are others; `all`, or the name of one
+    """
     fill: dict[str, str] = identity("tokenize", default=dict)
     """words for the `{{name}}` places in the rows"""
     system: str | None = of_text(default=None)
     """a system prompt for conversations that bring none, before model.chat.default_system"""
     leave: str | tuple[str, ...] = identity("tokenize", default=(), left_out=())
-    """what no format reads of the rows and is to be left, such as [id,messages.timestamp]; `*` is all. The ledger counts it, and no line names it"""
+    """what no format reads of the rows and is to be left, such as [id,messages.timestamp]; `*` is all. The
+    ledger counts it, and no line names it
+    """
     unread: Literal["name", "error"] = identity("tokenize", default="name", left_out="name")
-    """what happens where something else is not read of a row, a column with text or a key of a turn: it is named once, or the row is an error"""
+    """what happens where something else is not read of a row, a column with text or a key of a turn: it is
+    named once, or the row is an error
+    """
     take: int | float | None = identity("tokenize", default=None, left_out=None)
     """how many rows are drawn (by data.seed), or as which share; 2.0 takes each twice"""
 
@@ -293,18 +375,26 @@ class Data(Part):
     length: int = identity("tokenize", "train", default=2048)
     """the length of a pack, in tokens"""
     overlong: Literal["auto", "truncate", "split", "drop", "error"] = identity("tokenize", default="auto")
-    """what happens to a row longer than a pack; `auto` splits a plain text and truncates a conversation, where possible between two turns"""
-    loss: Literal["assistant", "last", "all"] = identity("tokenize", default="assistant", left_out="assistant", seen_by=("train",))
+    """what happens to a row longer than a pack; `auto` splits a plain text and truncates a conversation,
+    where possible between two turns
+    """
+    loss: Literal["assistant", "last", "all"] = identity(
+        "tokenize", default="assistant", left_out="assistant", seen_by=("train",)
+    )
     """on what the assistant writes, on its last turn only, or on everything"""
-    reasoning: Literal["last", "every_turn", "keep", "strip"] = identity("tokenize", default="last", left_out="last")
-    """`last` shows the thoughts that the template shows and trains no answer whose thoughts it hides; `every_turn` makes one sample of each turn;
-    `keep` shows all; `strip` none"""
+    reasoning: Literal["last", "every_turn", "keep", "strip"] = identity(
+        "tokenize", default="last", left_out="last"
+    )
+    """`last` shows the thoughts that the template shows and trains no answer whose thoughts it hides;
+    `every_turn` makes one sample of each turn; `keep` shows all; `strip` none"""
     bad_rows: Literal["error", "skip"] = identity("tokenize", default="error", left_out="error")
     """what happens to rows that can't be read; the ledger counts those that were skipped"""
     duplicates: Literal["keep", "drop"] = identity("tokenize", default="keep", left_out="keep")
     """what happens to rows that give the same tokens again"""
     held_out: float | Literal["auto"] = identity("tokenize", default="auto")
-    """the share of rows kept out of training, to measure the loss on, drawn by distinct content; `auto` is 5 %, at most 1,000 rows and 500,000 tokens"""
+    """the share of rows kept out of training, to measure the loss on, drawn by distinct content; `auto` is
+    5 %, at most 1,000 rows and 500,000 tokens
+    """
     held_out_path: str | tuple[str, ...] | None = place("fetch_data", default=None, left_out=None)
     """a file of its own for that, instead of a share; read as the rest is"""
     max_dropped: int | float | None = identity("tokenize", default=None, left_out=None)
@@ -322,25 +412,33 @@ class Machine:
     device: Literal["auto", "cpu", "cuda"] = neutral("train", "baseline", "evaluate", default="auto")
     """`auto` takes the GPU where there is one"""
     gpus: int | Literal["auto"] | tuple[int, ...] = neutral(default="auto")
-    """how many GPUs, the emptiest of those that are visible, never a busy one; a list such as [0,3] takes just those; `auto` is 1. A training has a
-    process for each"""
+    """how many GPUs, the emptiest of those that are visible, never a busy one; a list such as [0,3] takes
+    just those; `auto` is 1. A training has a process for each"""
     processes: int | Literal["auto"] = neutral("train", default="auto")
     """processes of a training on this node; `auto` is one for each GPU, and one on the processor"""
     nodes: int = neutral("train", default=1)
-    """machines that train together; each has as many processes and GPUs, and sees the store at the same path"""
+    """machines that train together; each has as many processes and GPUs, and sees the store at the same
+    path
+    """
     hostfile: str | None = neutral(default=None)
-    """a file that names them, one a line as DeepSpeed reads it (`host slots=8`), this one first; under Slurm they are known"""
+    """a file that names them, one a line as DeepSpeed reads it (`host slots=8`), this one first; under
+    Slurm they are known
+    """
     launcher: Literal["auto", "local", "ssh", "slurm"] = neutral(default="auto")
     """how processes are started on other nodes; `auto` is srun inside a Slurm allocation, else ssh"""
     timeout: float = neutral("train", default=600.0)
     """seconds after which processes that wait for each other, in a training of several, count as hanging"""
     engine: Literal["auto", "torch", "deepspeed"] = neutral("train", default="auto")
-    """what computes the steps; `auto` is DeepSpeed for several processes, and where ZeRO or offload is asked for"""
+    """what computes the steps; `auto` is DeepSpeed for several processes, and where ZeRO or offload is
+    asked for
+    """
     zero: int | Literal["auto"] = neutral("train", default="auto")
-    """the ZeRO stage (arXiv:1910.02054): 1 shards the optimizer's state over the processes, 2 gradients too, 3 weights too; `auto` is 0 in one process
-    and 2 in several"""
+    """the ZeRO stage (arXiv:1910.02054): 1 shards the optimizer's state over the processes, 2 gradients too,
+    3 weights too; `auto` is 0 in one process and 2 in several"""
     offload: Literal["none", "optimizer", "all"] = neutral("train", default="none")
-    """what lies outside of the GPU's memory between uses: the optimizer's state (ZeRO 1 to 3), or with it the weights (ZeRO 3)"""
+    """what lies outside of the GPU's memory between uses: the optimizer's state (ZeRO 1 to 3), or with it
+    the weights (ZeRO 3)
+    """
     offload_path: str | None = neutral("train", default=None)
     """a directory on a fast disk (NVMe) for what is offloaded (ZeRO 3); the host's memory when null"""
     deepspeed: str | None = neutral("train", default=None)
@@ -354,15 +452,20 @@ class Machine:
     micro_batch: int | Literal["auto"] = neutral("train", default="auto")
     """packs in one forward pass; `auto` is the most that fit into the GPU's memory, and 1 on the processor"""
     recompute: Literal["auto", "none", "blocks"] = neutral("train", default="auto")
-    """activations: `blocks` keeps the input of each layer and computes the rest again in the backward pass (arXiv:1604.06174); `auto` does where they
-    would not fit otherwise"""
-    attention: Literal["auto", "flash", "varlen", "flex", "sdpa"] = neutral("train", "baseline", "evaluate", default="auto")
-    """what computes attention: the flash-attn package, PyTorch's own flash kernel for documents of varying length, FlexAttention with a block mask, or
-    SDPA document by document; `auto` takes the first that runs here"""
+    """activations: `blocks` keeps the input of each layer and computes the rest again in the backward pass
+    (arXiv:1604.06174); `auto` does where they would not fit otherwise"""
+    attention: Literal["auto", "flash", "varlen", "flex", "sdpa"] = neutral(
+        "train", "baseline", "evaluate", default="auto"
+    )
+    """what computes attention: the flash-attn package, PyTorch's own flash kernel for documents of varying
+    length, FlexAttention with a block mask, or SDPA document by document; `auto` takes the first that runs
+    here"""
     deterministic: bool = neutral("train", "baseline", "evaluate", default=False)
     """only algorithms that give the same bits on each run, which may be slower"""
     preflight: bool = neutral("train", default=True)
-    """before the first step, try the longest pack and the save, and prove on the run's own data that packing, accumulation and adapters change nothing"""
+    """before the first step, try the longest pack and the save, and prove on the run's own data that
+    packing, accumulation and adapters change nothing
+    """
     save_every: int = neutral("train", default=50)
     """optimizer steps between checkpoints; the last step is always saved"""
     keep: int = neutral("train", default=2)
@@ -371,7 +474,9 @@ class Machine:
     """optimizer steps between measurements of the loss on held-out packs; with each checkpoint when null"""
     samples: bool = neutral("train", default=False)
     """answer eval.prompts whenever the held-out loss is measured"""
-    trackers: tuple[Literal["tensorboard", "wandb", "swanlab", "mlflow", "trackio"], ...] = neutral("train", default=("tensorboard",))
+    trackers: tuple[Literal["tensorboard", "wandb", "swanlab", "mlflow", "trackio"], ...] = neutral(
+        "train", default=("tensorboard",)
+    )
     """where the curves go besides metrics.jsonl"""
     project: str = neutral("train", default="tuner")
     """what trackers file the run under"""
@@ -382,14 +487,18 @@ class Train:
     """What a training leaves."""
 
     keep: Literal["auto", "resume", "weights"] = neutral("train", default="auto")
-    """`resume` keeps the optimizer's state, so that a longer training can go on; `auto` does where algo.stop_step ended it early"""
+    """`resume` keeps the optimizer's state, so that a longer training can go on; `auto` does where
+    algo.stop_step ended it early
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Convert:
     """Which step of the training is handed on."""
 
-    step: int | Literal["last", "best"] = identity("convert", default="last", left_out="last", seen_by=("train",))
+    step: int | Literal["last", "best"] = identity(
+        "convert", default="last", left_out="last", seen_by=("train",)
+    )
     """a step's number, the `last` one, or the `best` by convert.best_by"""
     best_by: Literal["held_out", "loss"] = neutral("convert", "train", default="held_out")
     """the lowest value decides: the loss on held-out conversations, or the training loss"""
@@ -401,7 +510,9 @@ class Merge:
 
     when: Literal["auto", "always", "never"] = neutral("merge", default="auto")
     """`auto` builds it, except in a sweep; evaluation does not need it"""
-    layout: Literal["native", "original"] = identity("merge", default="native", left_out="native", seen_by=("train",))
+    layout: Literal["native", "original"] = identity(
+        "merge", default="native", left_out="native", seen_by=("train",)
+    )
     """`native` to transformers, or the `original` one of a family that was rewritten"""
 
 
@@ -453,7 +564,9 @@ class Config:
     store: str | None = neutral(default=None)
     """where the artifacts lie; `root`/store when null"""
     lock: str = neutral("fetch_data", "fetch_model", default="tuner.lock")
-    """the file that says which commit a branch of a hub means, and what its files hold; meant to be committed"""
+    """the file that says which commit a branch of a hub means, and what its files hold; meant to be
+    committed
+    """
     locked: bool = neutral("fetch_data", "fetch_model", default=False)
     """refuse what is not in `lock`: for runs that must be the same everywhere"""
     until: str | None = neutral(default=None)

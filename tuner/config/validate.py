@@ -1,4 +1,5 @@
-"""What can be known to be wrong with a config as a whole: values out of range, or that contradict each other, and secrets.
+"""What can be known to be wrong with a config as a whole: values out of range, or that contradict each other,
+and secrets.
 
 Each problem is a sentence that says what was found and what mends it; all are told at once.
 """
@@ -25,7 +26,9 @@ PATIENCE = 1e9
 
 
 def validate(config: Config) -> None:
-    """Raise ConfigError for values that are out of range, that contradict each other, or that hold a secret."""
+    """Raise ConfigError for values that are out of range, that contradict each other, or that hold a
+    secret.
+    """
     model, algo, data, machine = config.model, config.algo, config.data, config.machine
     at_least_one = {
         "algo.r": algo.r,
@@ -67,14 +70,30 @@ def validate(config: Config) -> None:
         "algo.dropout": algo.dropout,
         "algo.label_smoothing": algo.label_smoothing,
         "data.held_out": data.held_out,
-        "algo.optim.betas": next((beta for beta in algo.optim.betas if not 0 <= beta < 1), algo.optim.betas[0]),
+        "algo.optim.betas": next(
+            (beta for beta in algo.optim.betas if not 0 <= beta < 1), algo.optim.betas[0]
+        ),
         "algo.optim.momentum": algo.optim.momentum,
     }
-    problems = [f"{path} is {n}, but must be at least 1." for path, n in at_least_one.items() if isinstance(n, int) and n < 1]
-    problems += [f"{path} is {x}, but must be more than 0." for path, x in more_than_zero.items() if isinstance(x, int | float) and x <= 0]
+    problems = [
+        f"{path} is {n}, but must be at least 1."
+        for path, n in at_least_one.items()
+        if isinstance(n, int) and n < 1
+    ]
+    problems += [
+        f"{path} is {x}, but must be more than 0."
+        for path, x in more_than_zero.items()
+        if isinstance(x, int | float) and x <= 0
+    ]
     if data.length == 1:
-        problems.append("data.length is 1, but a pack needs at least 2 tokens: one to read and one to predict.")
-    problems += [f"{path} is {x}, but must be at least 0 and less than 1." for path, x in shares.items() if isinstance(x, float) and not 0 <= x < 1]
+        problems.append(
+            "data.length is 1, but a pack needs at least 2 tokens: one to read and one to predict."
+        )
+    problems += [
+        f"{path} is {x}, but must be at least 0 and less than 1."
+        for path, x in shares.items()
+        if isinstance(x, float) and not 0 <= x < 1
+    ]
     problems += _model(model)
     problems += _algo(algo)
     problems += _floats(algo)
@@ -82,44 +101,78 @@ def validate(config: Config) -> None:
         problems.append(f"machine.timeout is {machine.timeout:g}, but must be at most {PATIENCE:g} seconds.")
     if algo.optim.name.startswith("paged") and machine.device == "cpu":
         problems.append(
-            f"algo.optim.name={algo.optim.name} pages a GPU's memory, and machine.device is cpu: take {algo.optim.name.removeprefix('paged_')}."
+            f"algo.optim.name={algo.optim.name} pages a GPU's memory, and machine.device is cpu: take "
+            f"{algo.optim.name.removeprefix('paged_')}."
         )
     if algo.neftune and machine.sequence_parallel > 1:
-        problems.append("algo.neftune needs whole documents in one process: leave it out, or set machine.sequence_parallel=1.")
+        problems.append(
+            "algo.neftune needs whole documents in one process: leave it out, or set "
+            "machine.sequence_parallel=1."
+        )
     if machine.zero != "auto" and not 0 <= machine.zero <= 3:
-        problems.append(f"machine.zero is {machine.zero}, but ZeRO has the stages 1, 2 and 3; 0 shards nothing.")
+        problems.append(
+            f"machine.zero is {machine.zero}, but ZeRO has the stages 1, 2 and 3; 0 shards nothing."
+        )
     elif why := deepspeed.problem(deepspeed.resolve(machine, algo, processes=deepspeed.processes(machine))):
         problems.append(why)
     if algo.init == "continue" and (model.source != "run" or algo.adapter != "lora"):
-        problems.append("algo.init=continue goes on with the adapter of an earlier run: it needs model=run model.run=RUN and algo=lora.")
+        problems.append(
+            "algo.init=continue goes on with the adapter of an earlier run: it needs model=run model.run=RUN "
+            "and algo=lora."
+        )
     problems += _ends(algo)
-    if isinstance(machine.gpus, tuple) and (not machine.gpus or min(machine.gpus) < 0 or len(set(machine.gpus)) < len(machine.gpus)):
-        problems.append(f"machine.gpus is {list(machine.gpus)}, but must be different numbers of GPUs, such as [0,1], or how many.")
+    if isinstance(machine.gpus, tuple) and (
+        not machine.gpus or min(machine.gpus) < 0 or len(set(machine.gpus)) < len(machine.gpus)
+    ):
+        problems.append(
+            f"machine.gpus is {list(machine.gpus)}, but must be different numbers of GPUs, such as [0,1], or "
+            "how many."
+        )
     if config.generation.temperature < 0 or config.generation.top_p > 1:
         problems.append("generation.temperature must be at least 0, and generation.top_p at most 1.")
     problems += _data(data)
     paths: list[tuple[str, Any, str, str]] = [("model", model, "a directory or a GGUF file", "")]
     if not data.parts:
-        paths.append(("data", data, "a file or a list of files", " data=mix needs data.of={SOURCE: share, …}."))
+        paths.append(
+            ("data", data, "a file or a list of files", " data=mix needs data.of={SOURCE: share, …}.")
+        )
     for group, part, kinds, more in paths:
         if part.source == "path" and not part.path:
-            problems.append(f"{group}.path is not set: {group}=local needs {group}.path={'DIR' if group == 'model' else 'FILE'}, {kinds}.{more}")
+            problems.append(
+                f"{group}.path is not set: {group}=local needs "
+                f"{group}.path={'DIR' if group == 'model' else 'FILE'}, {kinds}.{more}"
+            )
         inside = "file" if group == "model" else "path"
         if part.source == "package" and not (part.package and getattr(part, inside)):
-            problems.append(f"{group}.source is package: it needs {group}.package, the name to import, and {group}.{inside}, what lies inside it.")
+            problems.append(
+                f"{group}.source is package: it needs {group}.package, the name to import, and "
+                f"{group}.{inside}, what lies inside it."
+            )
     if isinstance(algo.batch_tokens, int) and algo.batch_tokens < data.length:
         problems.append(
-            f"algo.batch_tokens is {algo.batch_tokens}, less than one pack of data.length={data.length} tokens: raise the one or lower the other."
+            f"algo.batch_tokens is {algo.batch_tokens}, less than one pack of data.length={data.length} "
+            "tokens: raise the one or lower the other."
         )
     if model.context and data.length > model.context:
-        problems.append(f"data.length is {data.length}, but the model was made for {model.context} tokens (model.context).")
+        problems.append(
+            f"data.length is {data.length}, but the model was made for {model.context} tokens "
+            "(model.context)."
+        )
     for path, word in (("until", config.until), ("redo", config.redo)):
         if word is not None and word not in UNTIL:
-            problems.append(f"{path} is {word!r}, but must be one of {', '.join(UNTIL)}.{nearest(word, UNTIL)}")
-    if config.until in UNTIL and config.redo in UNTIL and UNTIL.index(config.redo) > UNTIL.index(config.until):
+            problems.append(
+                f"{path} is {word!r}, but must be one of {', '.join(UNTIL)}.{nearest(word, UNTIL)}"
+            )
+    if (
+        config.until in UNTIL
+        and config.redo in UNTIL
+        and UNTIL.index(config.redo) > UNTIL.index(config.until)
+    ):
         problems.append(f"redo={config.redo} comes after until={config.until}: nothing would be built again.")
     if config.name is not None and not re.fullmatch(r"[^/\\\0]*[^/\\\0.\s][^/\\\0]*", config.name):
-        problems.append(f"name is {config.name!r}, but it names a directory: no slashes, and not only dots or spaces.")
+        problems.append(
+            f"name is {config.name!r}, but it names a directory: no slashes, and not only dots or spaces."
+        )
     problems += _secrets(config)
     if problems:
         raise ConfigError(" ".join(problems))
@@ -129,21 +182,32 @@ def _model(model: Model) -> list[str]:
     """Where it comes from, and what its vocabulary gets."""
     problems = []
     if model.source == "run" and not model.run:
-        problems.append("model.run is not set: model=run needs model.run=RUN, an earlier run's name, path, digest, or `last`.")
+        problems.append(
+            "model.run is not set: model=run needs model.run=RUN, an earlier run's name, path, digest, or "
+            "`last`."
+        )
     if model.source in HUBS:
         repo = model.modelscope if model.source == "modelscope" and model.modelscope else model.repo
         if not repo:
-            problems.append("model.repo is not set: model=hub needs model.repo=org/name, what the hub calls the model.")
+            problems.append(
+                "model.repo is not set: model=hub needs model.repo=org/name, what the hub calls the model."
+            )
         elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo, re.ASCII):
             problems.append(
-                f"model.repo is {repo!r}, which is no name of a repository, such as org/name. For a directory write model=local model.path=DIR."
+                f"model.repo is {repo!r}, which is no name of a repository, such as org/name. For a "
+                "directory write model=local model.path=DIR."
             )
     if model.chat.auto and (
-        said := [f.name for f in fields(Chat) if f.name not in ("auto", "default_system") and getattr(model.chat, f.name) != getattr(Chat(), f.name)]
+        said := [
+            f.name
+            for f in fields(Chat)
+            if f.name not in ("auto", "default_system")
+            and getattr(model.chat, f.name) != getattr(Chat(), f.name)
+        ]
     ):
         problems.append(
-            f"model.chat.{said[0]} is set, and model/chat=auto takes a template as it is, whichever the tokenizer goes with: name the one to change, "
-            "such as model/chat=chatml."
+            f"model.chat.{said[0]} is set, and model/chat=auto takes a template as it is, whichever the "
+            "tokenizer goes with: name the one to change, such as model/chat=chatml."
         )
     if twice := sorted({token for token in model.new_tokens if model.new_tokens.count(token) > 1}):
         problems.append(f"model.new_tokens names {twice[0]!r} twice.")
@@ -158,7 +222,8 @@ def _algo(algo: Algo) -> list[str]:
     full = algo.adapter == "none"
     if algo.quant != "none" and full:
         problems.append(
-            f"algo.quant={algo.quant} holds a frozen base, and algo.adapter=none trains all of it: leave one of them out, or take algo=qlora."
+            f"algo.quant={algo.quant} holds a frozen base, and algo.adapter=none trains all of it: leave one "
+            "of them out, or take algo=qlora."
         )
     of_adapters = {
         "dropout": algo.dropout,
@@ -168,39 +233,52 @@ def _algo(algo: Algo) -> list[str]:
         "lora_plus": algo.lora_plus,
     }
     if full and (there := [name for name, value in of_adapters.items() if value]):
-        problems.append(f"algo.{there[0]} acts on adapters, but algo.adapter is none: leave it out, or take algo=lora.")
+        problems.append(
+            f"algo.{there[0]} acts on adapters, but algo.adapter is none: leave it out, or take algo=lora."
+        )
     of_full = {"last_layers": algo.last_layers, "freeze": algo.freeze}
     if not full and (there := [name for name, value in of_full.items() if value]):
         problems.append(
-            f"algo.{there[0]} says what full fine-tuning leaves as it is, and algo.adapter={algo.adapter} trains no weight of the model anyway."
+            f"algo.{there[0]} says what full fine-tuning leaves as it is, and algo.adapter={algo.adapter} "
+            "trains no weight of the model anyway."
         )
     if algo.dora and algo.quant == "int8":
         problems.append(
-            "algo.dora=true needs the length of each row of the base's weights, which PEFT can't take in 8 bits: take algo.quant=nf4 or none."
+            "algo.dora=true needs the length of each row of the base's weights, which PEFT can't take in 8 "
+            "bits: take algo.quant=nf4 or none."
         )
     if not 0 <= algo.warmup < 1 and not (algo.warmup >= 1 and float(algo.warmup).is_integer()):
-        problems.append(f"algo.warmup is {algo.warmup}, but must be a share of the steps below 1, or a whole number of steps.")
+        problems.append(
+            f"algo.warmup is {algo.warmup}, but must be a share of the steps below 1, or a whole number of "
+            "steps."
+        )
     if algo.schedule == "wsd" and not 0 < algo.decay <= 1:
-        problems.append(f"algo.decay is {algo.decay}, but must be a share of the steps, more than 0 and at most 1.")
+        problems.append(
+            f"algo.decay is {algo.decay}, but must be a share of the steps, more than 0 and at most 1."
+        )
     if complaint := lora_init.complaint(algo.lora_init, r=algo.r):
         problems.append(complaint)
     elif lora_init.changes_base(algo.lora_init) and (algo.quant != "none" or algo.init == "continue"):
         other = f"algo.quant={algo.quant}" if algo.quant != "none" else "algo.init=continue"
         problems.append(
-            f"algo.lora_init={algo.lora_init} takes a part out of the base's weights, which can't be with {other}: leave one of them out."
+            f"algo.lora_init={algo.lora_init} takes a part out of the base's weights, which can't be with "
+            f"{other}: leave one of them out."
         )
     return problems
 
 
 def _floats(algo: Algo) -> list[str]:
-    """What training computes with in 32-bit floats must be one of them, and not 0 there where it is not 0 as it is written."""
+    """What training computes with in 32-bit floats must be one of them, and not 0 there where it is not 0
+    as it is written.
+    """
     optim, r = algo.optim, min(max(1, algo.r), WIDEST)
     alpha = lora_init.alpha_of(algo.alpha, r=r, rslora=algo.rslora)
     lr, by = optim.lr, algo.lora_plus
     scale = f"alpha / {'√r' if algo.rslora else 'r'}"
     values = {
         "algo.alpha": alpha,
-        f"the adapters' scale, {scale} of algo.alpha={algo.alpha} and algo.r={algo.r},": alpha / (r**0.5 if algo.rslora else r),
+        f"the adapters' scale, {scale} of algo.alpha={algo.alpha} and algo.r={algo.r},": alpha
+        / (r**0.5 if algo.rslora else r),
         "algo.optim.lr": lr,
         "algo.optim.eps": optim.eps,
         "algo.optim.weight_decay": optim.weight_decay,
@@ -211,11 +289,18 @@ def _floats(algo: Algo) -> list[str]:
         f"algo.optim.weight_decay={optim.weight_decay} times algo.optim.lr={lr}": lr * optim.weight_decay,
     }
     problems = [
-        f"{name} is {x:g}, and 32-bit floats, which training computes with, end at {LARGEST:.2g}." for name, x in values.items() if x and x > LARGEST
+        f"{name} is {x:g}, and 32-bit floats, which training computes with, end at {LARGEST:.2g}."
+        for name, x in values.items()
+        if x and x > LARGEST
     ]
-    small = {name: x for name, x in values.items() if not name.startswith("algo.optim.weight_decay") and x and 0 < x < SMALLEST}
+    small = {
+        name: x
+        for name, x in values.items()
+        if not name.startswith("algo.optim.weight_decay") and x and 0 < x < SMALLEST
+    }
     problems += [
-        f"{name} is {x:g}, which is nothing in 32-bit floats, which training computes with: they begin at {SMALLEST:.2g}."
+        f"{name} is {x:g}, which is nothing in 32-bit floats, which training computes with: they begin at "
+        f"{SMALLEST:.2g}."
         for name, x in small.items()
     ]
     if algo.r > WIDEST:
@@ -229,27 +314,43 @@ def _data(data: Data) -> list[str]:
     """Where rows come from, and what is done with them."""
     problems = []
     if data.of and data.source == "path" and not data.path and not data.parts:
-        problems.append("data.of is set, but its sources were not looked up: a mixture is composed on the command line or in a recipe.")
-    own = {f.name for f in fields(Part)} - {"label", "system", "leave", "unread"}
-    if data.parts and (set_ := [name for name in sorted(own) if getattr(data, name) != getattr(Part(), name)]):
         problems.append(
-            f"data.{set_[0]} describes one source, and data.of names {len(data.parts)}: write it into the YAML of that source (in a directory of your own, -cd DIR)."
+            "data.of is set, but its sources were not looked up: a mixture is composed on the command line "
+            "or in a recipe."
+        )
+    own = {f.name for f in fields(Part)} - {"label", "system", "leave", "unread"}
+    if data.parts and (
+        set_ := [name for name in sorted(own) if getattr(data, name) != getattr(Part(), name)]
+    ):
+        problems.append(
+            f"data.{set_[0]} describes one source, and data.of names {len(data.parts)}: write it into the "
+            "YAML of that source (in a directory of your own, -cd DIR)."
         )
     for where, part in [(f"data.of.{part.label}", part) for part in data.parts] or [("data", data)]:
         if part.source in HUBS and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", part.repo or ""):
-            problems.append(f"{where}: repo is {part.repo!r}, but source={part.source} needs the name of a data set, such as data.repo=org/name.")
+            problems.append(
+                f"{where}: repo is {part.repo!r}, but source={part.source} needs the name of a data set, "
+                "such as data.repo=org/name."
+            )
         if part.encoding != "auto" and not _codec(part.encoding):
             problems.append(
-                f"{where}: encoding is {part.encoding!r}, which is no text encoding of Python's, such as utf-8, gb18030, latin-1 or utf-16."
+                f"{where}: encoding is {part.encoding!r}, which is no text encoding of Python's, such as "
+                "utf-8, gb18030, latin-1 or utf-16."
             )
         if part.take is not None and part.take <= 0:
-            problems.append(f"{where}: take is {part.take}, but must be a number of rows from 1, or a share above 0.0.")
+            problems.append(
+                f"{where}: take is {part.take}, but must be a number of rows from 1, or a share above 0.0."
+            )
         if unknown := [role for role in part.roles if role not in ("system", "user", "assistant", "tool")]:
             problems.append(
-                f"{where}: roles.{unknown[0]} names no role; there are system, user, assistant and tool.{nearest(unknown[0], ['system', 'user', 'assistant', 'tool'])}"
+                f"{where}: roles.{unknown[0]} names no role; there are system, user, assistant and "
+                f"tool.{nearest(unknown[0], ['system', 'user', 'assistant', 'tool'])}"
             )
     if isinstance(data.max_dropped, float) and not 0 <= data.max_dropped <= 1:
-        problems.append(f"data.max_dropped is {data.max_dropped}, but must be a number of rows, or a share from 0.0 to 1.0.")
+        problems.append(
+            f"data.max_dropped is {data.max_dropped}, but must be a number of rows, or a share from 0.0 to "
+            "1.0."
+        )
     return problems
 
 
@@ -261,14 +362,20 @@ def _codec(name: str) -> bool:
 
 
 def _ends(algo: Algo) -> list[str]:
-    """Where the training, its stop and the learning rate's course end, as far as that is known without the data."""
+    """Where the training, its stop and the learning rate's course end, as far as that is known without the
+    data.
+    """
     problems = []
     if algo.steps and algo.stop_step and algo.stop_step > algo.steps:
-        problems.append(f"algo.stop_step is {algo.stop_step}, but algo.steps ends the training at {algo.steps}: raise that to train longer.")
+        problems.append(
+            f"algo.stop_step is {algo.stop_step}, but algo.steps ends the training at {algo.steps}: raise "
+            "that to train longer."
+        )
     end = algo.stop_step or algo.steps
     if end and algo.schedule_steps and algo.schedule_steps < end and algo.schedule != "constant":
         problems.append(
-            f"algo.schedule_steps is {algo.schedule_steps}, but the training ends at step {end}: the learning rate would be 0 from there. Raise it, or set algo.schedule=constant."
+            f"algo.schedule_steps is {algo.schedule_steps}, but the training ends at step {end}: the "
+            "learning rate would be 0 from there. Raise it, or set algo.schedule=constant."
         )
     return problems
 
@@ -278,13 +385,21 @@ def _secrets(config: Config) -> list[str]:
     secrets = {
         value
         for name, value in os.environ.items()
-        if re.search(r"TOKEN|SECRET|PASSWORD|API_?KEY", name, re.IGNORECASE) and len(value) >= 8 and not value.startswith("/")
+        if re.search(r"TOKEN|SECRET|PASSWORD|API_?KEY", name, re.IGNORECASE)
+        and len(value) >= 8
+        and not value.startswith("/")
     }
     found = []
     for path, _, value in leaves(config):
         text = repr(value)
         if re.search(r"\w://[^/@\s'\"]+@", text):
-            found.append(f"{path} holds an address with a user name or password in it; credentials come from the environment, never from the config.")
+            found.append(
+                f"{path} holds an address with a user name or password in it; credentials come from the "
+                "environment, never from the config."
+            )
         elif any(secret in text for secret in secrets):
-            found.append(f"{path} holds the value of a secret from the environment; the config is written to disk and may not.")
+            found.append(
+                f"{path} holds the value of a secret from the environment; the config is written to disk and "
+                "may not."
+            )
     return found

@@ -1,4 +1,6 @@
-"""The view of the config that a stage gets, the leaves of the config's tree, and which of them decide a stage's result."""
+"""The view of the config that a stage gets, the leaves of the config's tree, and which of them decide a
+stage's result.
+"""
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -23,10 +25,13 @@ class View:
             return View(value, self._stage, f"{path}.")
         if nodes(value):
             return tuple(View(node, self._stage, f"{path}.{i}.") for i, node in enumerate(value))
-        role = next((f.metadata["role"] for f in fields(self._node) if f.name == name and "role" in f.metadata), None)
+        role = next(
+            (f.metadata["role"] for f in fields(self._node) if f.name == name and "role" in f.metadata), None
+        )
         if role is not None and self._stage not in role.stages | role.seen_by:
             raise AttributeError(
-                f"{path} is not declared for the stage {self._stage}; declare it in tuner/config/schema.py, so that it enters the fingerprint"
+                f"{path} is not declared for the stage {self._stage}; declare it in tuner/config/schema.py, "
+                "so that it enters the fingerprint"
             )
         return value
 
@@ -55,7 +60,11 @@ def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Role, Any]]:
 
 def inputs(config: Config, stage: str) -> dict[str, Any]:
     """The identity fields that enter `stage`, by dotted path; fields at their left-out value stay out."""
-    return {path: value for path, role, value in leaves(config) if role.kind == "identity" and stage in role.stages and value != role.left_out}
+    return {
+        path: value
+        for path, role, value in leaves(config)
+        if role.kind == "identity" and stage in role.stages and value != role.left_out
+    }
 
 
 def identity_of(view: View) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""What a row becomes: a conversation, a plain text, or a preference; and what is done to a conversation before it is written as tokens."""
+"""What a row becomes: a conversation, a plain text, or a preference; and what is done to a conversation
+before it is written as tokens.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,7 +70,9 @@ class Conversation:
     messages: tuple[Message, ...]
     """at least one"""
     tools: tuple[Any, ...] = ()
-    """what the assistant may call: JSON values as the row has them, in OpenAI's form ({"type": "function", "function": {…}})"""
+    """what the assistant may call: JSON values as the row has them, in OpenAI's form ({"type": "function",
+    "function": {…}})
+    """
 
     @property
     def trains(self) -> bool:
@@ -104,7 +108,9 @@ Sample = Conversation | Text | Preference | Label
 
 
 class RowError(Exception):
-    """A row that can't be taken; the message says what was found and what was expected, and who reads the file adds where."""
+    """A row that can't be taken; the message says what was found and what was expected, and who reads the
+    file adds where.
+    """
 
 
 class LeftOut(Exception):
@@ -130,19 +136,31 @@ def fill(conversation: Conversation, words: Mapping[str, str]) -> Conversation:
     def word(place: re.Match[str]) -> str:
         if place[1] not in words:
             known = ", ".join(f"data.fill.{key}" for key in words)
-            raise RowError(f"the text has the place {place[0]} and data.fill has no word for it (it has {known}). Add data.fill.{place[1]}=…")
+            raise RowError(
+                f"the text has the place {place[0]} and data.fill has no word for it (it has {known}). Add "
+                f"data.fill.{place[1]}=…"
+            )
         return words[place[1]]
 
-    return replace(conversation, messages=tuple(replace(message, content=PLACE.sub(word, message.content)) for message in conversation.messages))
+    return replace(
+        conversation,
+        messages=tuple(
+            replace(message, content=PLACE.sub(word, message.content)) for message in conversation.messages
+        ),
+    )
 
 
 def apart(conversation: Conversation) -> Conversation:
-    """Take the thought that an answer's text begins with out of it, into its own field: `<think>…</think>`, or another of TAGS.
+    """Take the thought that an answer's text begins with out of it, into its own field: `<think>…</think>`,
+    or another of TAGS.
 
-    What stands before a `</think>` that nothing opens is the thought: templates that open it in the prompt leave logs without `<think>`.
-    Raises RowError for an answer that is trained and begins a thought that doesn't end.
+    What stands before a `</think>` that nothing opens is the thought: templates that open it in the prompt
+    leave logs without `<think>`. Raises RowError for an answer that is trained and begins a thought that
+    doesn't end.
     """
-    if not any(message.role == "assistant" and _may_think(message.content) for message in conversation.messages):
+    if not any(
+        message.role == "assistant" and _may_think(message.content) for message in conversation.messages
+    ):
         return conversation
     return replace(conversation, messages=tuple(map(_apart, conversation.messages)))
 
@@ -161,8 +179,9 @@ def _apart(message: Message) -> Message:
     if end < 0:
         if opened and message.trains:
             raise RowError(
-                f"an answer begins a thought with {opened[1]} and never ends it with {close}, so it was cut off before it said anything; "
-                "data.bad_rows=skip leaves such rows out, and data.reasoning does not"
+                f"an answer begins a thought with {opened[1]} and never ends it with {close}, so it was cut "
+                "off before it said anything; data.bad_rows=skip leaves such rows out, and data.reasoning "
+                "does not"
             )
         return message
     thought, said = content[start:end], content[end + len(close) :]
@@ -176,17 +195,25 @@ def _apart(message: Message) -> Message:
 
 def without_reasoning(conversation: Conversation) -> Conversation:
     """The same, as if the assistant had not thought."""
-    return replace(conversation, messages=tuple(replace(message, reasoning=None) for message in apart(conversation).messages))
+    return replace(
+        conversation,
+        messages=tuple(replace(message, reasoning=None) for message in apart(conversation).messages),
+    )
 
 
 def last_only(conversation: Conversation) -> Conversation:
     """The same, with the loss on the last turn that trains, and on no other."""
     last = max((i for i, message in enumerate(conversation.messages) if message.trains), default=-1)
-    return replace(conversation, messages=tuple(replace(m, trained=i == last) for i, m in enumerate(conversation.messages)))
+    return replace(
+        conversation,
+        messages=tuple(replace(m, trained=i == last) for i, m in enumerate(conversation.messages)),
+    )
 
 
 def every_turn(conversation: Conversation) -> Iterator[Conversation]:
-    """One conversation for each turn that trains, which is its last: so each is written as it was when the assistant had to speak."""
+    """One conversation for each turn that trains, which is its last: so each is written as it was when the
+    assistant had to speak.
+    """
     for i, message in enumerate(conversation.messages):
         if message.trains:
             yield last_only(replace(conversation, messages=conversation.messages[: i + 1]))
@@ -195,7 +222,8 @@ def every_turn(conversation: Conversation) -> Iterator[Conversation]:
 def exchanges(messages: Sequence[Message]) -> Iterator[tuple[Message, ...]]:
     """Turns in groups that can stand alone: each begins where a person speaks after an answer.
 
-    >>> [len(group) for group in exchanges([Message(role=r) for r in ("user", "assistant", "tool", "assistant", "user", "assistant")])]
+    >>> [len(group) for group in exchanges([Message(role=r) for r in ("user", "assistant", "tool",
+    ...     "assistant", "user", "assistant")])]
     [4, 2]
     """
     group: list[Message] = []

@@ -36,8 +36,11 @@ def look_up(hub: Any, repo: str, revision: str | None, patterns: Sequence[str] |
     return pin
 
 
-def fetch(hub: Any, repo: str, pin: Pin, out: Path, say: Callable[[str], None], *, prefix: str = "") -> dict[str, Any]:
-    """Download the pinned files of a data set into `out`, under names that begin with `prefix` and keep their order.
+def fetch(
+    hub: Any, repo: str, pin: Pin, out: Path, say: Callable[[str], None], *, prefix: str = ""
+) -> dict[str, Any]:
+    """Download the pinned files of a data set into `out`, under names that begin with `prefix` and keep their
+    order.
 
     Returns {repo, commit, files: name → path in the repository}. Raises DataError for what a person can mend.
     """

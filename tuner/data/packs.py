@@ -57,11 +57,15 @@ def write_packs(path: Path, packs: Iterable[Pack]) -> None:
 def _column(batch: list[Pack], name: str) -> pa.ListArray:
     parts = [getattr(pack, name) for pack in batch]
     offsets = np.cumsum([0, *map(len, parts)], dtype=np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(parts).astype(COLUMNS[name], copy=False)))
+    return pa.ListArray.from_arrays(
+        pa.array(offsets), pa.array(np.concatenate(parts).astype(COLUMNS[name], copy=False))
+    )
 
 
 class Packs:
-    """A file of packs, opened: `len(packs)`, `packs[i]`, iteration. Arrays of numbers are views into the map, and read-only."""
+    """A file of packs, opened: `len(packs)`, `packs[i]`, iteration. Arrays of numbers are views into the
+    map, and read-only.
+    """
 
     def __init__(self, batches: list[Any], length: int) -> None:
         self._batches, self._length = batches, length
@@ -73,9 +77,13 @@ class Packs:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         except (pa.ArrowInvalid, OSError) as error:
-            raise StoreError(f"{path} can't be read as packs of tokens ({error}). Build it again with redo=tokenize.") from error
+            raise StoreError(
+                f"{path} can't be read as packs of tokens ({error}). Build it again with redo=tokenize."
+            ) from error
         if reader.schema != SCHEMA:
-            raise StoreError(f"{path} holds other columns than packs of tokens have. Build it again with redo=tokenize.")
+            raise StoreError(
+                f"{path} holds other columns than packs of tokens have. Build it again with redo=tokenize."
+            )
         return cls(batches, sum(batch.num_rows for batch in batches))
 
     def __len__(self) -> int:
@@ -86,7 +94,10 @@ class Packs:
             raise IndexError(f"pack {index} of {self._length}")
         batch, row = self._batches[index // BATCH], index % BATCH
         # the booleans are bits on disk, so they are the one column that is copied
-        columns = {name: batch.column(name)[row].values.to_numpy(zero_copy_only=name != "trained") for name in COLUMNS}
+        columns = {
+            name: batch.column(name)[row].values.to_numpy(zero_copy_only=name != "trained")
+            for name in COLUMNS
+        }
         return Pack(**columns)
 
     def __iter__(self) -> Iterator[Pack]:

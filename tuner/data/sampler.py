@@ -1,4 +1,6 @@
-"""How many packs a step takes, how many steps there are, and which packs a step sees: pure arithmetic, the same on any machine."""
+"""How many packs a step takes, how many steps there are, and which packs a step sees: pure arithmetic, the
+same on any machine.
+"""
 
 import random
 from collections.abc import Sequence
@@ -28,15 +30,19 @@ class Order:
     """where the sequence ends; the last step may hold fewer packs"""
 
     def at(self, step: int) -> list[int]:
-        """The packs of `step` (0 for the first): places step * per_step up to the next step's in the sequence of all epochs.
+        """The packs of `step` (0 for the first): places step * per_step up to the next step's in the sequence
+        of all epochs.
 
-        Each epoch is its own permutation, drawn from seed and epoch alone. With 3 packs and 2 a step, over 2 epochs:
+        Each epoch is its own permutation, drawn from seed and epoch alone. With 3 packs and 2 a step, over 2
+        epochs:
 
             sequence   2 0 1 | 1 2 0
             steps      2 0   1 1   2 0
         """
         places = range(step * self.per_step, min((step + 1) * self.per_step, self.end))
-        return [permutation(self.packs, self.seed, place // self.packs)[place % self.packs] for place in places]
+        return [
+            permutation(self.packs, self.seed, place // self.packs)[place % self.packs] for place in places
+        ]
 
     def until(self, step: int | None) -> "Order":
         """The same sequence, left after `step`: a training that stops later sees the same and then more."""
@@ -44,7 +50,8 @@ class Order:
 
 
 def share(places: Sequence[int], micro: int, rank: int, size: int) -> list[list[int]]:
-    """The micro batches, of up to `micro` packs, that process `rank` of `size` takes of a step's packs: as many in each process, so that they keep pace.
+    """The micro batches, of up to `micro` packs, that process `rank` of `size` takes of a step's packs: as
+    many in each process, so that they keep pace.
 
     Where packs are fewer than places, the last micro batches of some processes are empty.
 
@@ -64,17 +71,28 @@ def permutation(packs: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(sorted(range(packs), key=keys.__getitem__))
 
 
-def plan_order(packs: int, length: int, *, seed: int, epochs: float, steps: int | None, batch_tokens: int | Literal["auto"]) -> Order:
-    """The order for `packs` packs of up to `length` tokens; `steps` wins over `epochs`. A part of a pack counts as a whole one.
+def plan_order(
+    packs: int,
+    length: int,
+    *,
+    seed: int,
+    epochs: float,
+    steps: int | None,
+    batch_tokens: int | Literal["auto"],
+) -> Order:
+    """The order for `packs` packs of up to `length` tokens; `steps` wins over `epochs`. A part of a pack
+    counts as a whole one.
 
-    A step takes whole packs. `auto` takes as many as leave 100 steps over the epochs, at least one and at most 32,768 tokens;
-    a number of tokens is rounded down to packs, at least one.
+    A step takes whole packs. `auto` takes as many as leave 100 steps over the epochs, at least one and at
+    most 32,768 tokens; a number of tokens is rounded down to packs, at least one.
 
     >>> plan_order(240, 512, seed=0, epochs=3, steps=None, batch_tokens="auto")
     Order(packs=240, seed=0, per_step=7, steps=103, end=720)
     """
     passes = ceil_of(packs, epochs)
-    wanted = min(passes // AUTO_STEPS, AUTO_TOKENS // length) if batch_tokens == "auto" else batch_tokens // length
+    wanted = (
+        min(passes // AUTO_STEPS, AUTO_TOKENS // length) if batch_tokens == "auto" else batch_tokens // length
+    )
     per_step = max(1, wanted)
     if steps is None:
         return Order(packs=packs, seed=seed, per_step=per_step, steps=-(-passes // per_step), end=passes)

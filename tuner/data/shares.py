@@ -1,4 +1,6 @@
-"""Shares of a count, of the decimal number that was typed: 0.07 of 100 is 7, where the binary float's product is 7.000000000000001."""
+"""Shares of a count, of the decimal number that was typed: 0.07 of 100 is 7, where the binary float's
+product is 7.000000000000001.
+"""
 
 import math
 from fractions import Fraction

@@ -1,6 +1,8 @@
-"""The sources of a data set, as the config says them: which there are, how their rows are read, and whose a file is by its name.
+"""The sources of a data set, as the config says them: which there are, how their rows are read, and whose a
+file is by its name.
 
-`p01-…` is of the second source of a mixture, `held_out-…` of those kept out of training, any other of the only source.
+`p01-…` is of the second source of a mixture, `held_out-…` of those kept out of training, any other of the
+only source.
 """
 
 import re
@@ -19,7 +21,8 @@ def parts(view: View) -> tuple[View, ...]:
 
 
 def owner(name: str) -> tuple[int, bool]:
-    """Which source a file is of, and whether all its rows are held out; those are read as the first source's are.
+    """Which source a file is of, and whether all its rows are held out; those are read as the first source's
+    are.
 
     >>> owner("chats.jsonl"), owner("0001-b.jsonl"), owner("p02-a.jsonl"), owner("held_out-a.jsonl")
     ((0, False), (0, False), (2, False), (0, True))
@@ -31,7 +34,9 @@ def owner(name: str) -> tuple[int, bool]:
 def shape_of(part: View) -> rows.Shape:
     """How the rows of a source are read."""
     words = {role: (word,) if isinstance(word, str) else tuple(word) for role, word in part.roles.items()}
-    return rows.Shape(format=part.format, columns=part.columns, roles=words, paths=part.paths, split=part.split)
+    return rows.Shape(
+        format=part.format, columns=part.columns, roles=words, paths=part.paths, split=part.split
+    )
 
 
 def named(name: str, number: int | None) -> str:
@@ -54,8 +59,10 @@ def check_columns(view: View) -> None:
             theirs = part.columns[unknown]
             if theirs in known:
                 raise ConfigError(
-                    f"data.columns.{unknown}={theirs}: the format's name comes first, and then what the rows call it: data.columns.{theirs}={unknown}"
+                    f"data.columns.{unknown}={theirs}: the format's name comes first, and then what the rows "
+                    f"call it: data.columns.{theirs}={unknown}"
                 )
             raise ConfigError(
-                f"data.columns.{unknown}: the format {part.format} reads no such column.{nearest(unknown, known)} It reads {', '.join(sorted(known))}."
+                f"data.columns.{unknown}: the format {part.format} reads no such "
+                f"column.{nearest(unknown, known)} It reads {', '.join(sorted(known))}."
             )

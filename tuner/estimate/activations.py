@@ -1,9 +1,11 @@
-"""The bytes that autograd keeps of a layer for its backward pass, for each token: tensor by tensor, as transformers and PEFT compute it.
+"""The bytes that autograd keeps of a layer for its backward pass, for each token: tensor by tensor, as
+transformers and PEFT compute it.
 
-A product keeps its input where its own weight trains, and nothing where the weight is frozen. An adapter's A is fp32, so PEFT makes a copy of the input
-in fp32 for each adapted layer, and A keeps that. RMSNorm computes in fp32 and keeps its input so. Attention keeps queries, keys, values, its output
-and a number for each head (arXiv:2307.08691). Where fp32 weights train under autocast, the residual stream is fp32 and each product keeps a copy of its
-input in bf16. Standard library only.
+A product keeps its input where its own weight trains, and nothing where the weight is frozen. An adapter's A
+is fp32, so PEFT makes a copy of the input in fp32 for each adapted layer, and A keeps that. RMSNorm computes
+in fp32 and keeps its input so. Attention keeps queries, keys, values, its output and a number for each head
+(arXiv:2307.08691). Where fp32 weights train under autocast, the residual stream is fp32 and each product
+keeps a copy of its input in bf16. Standard library only.
 """
 
 from collections.abc import Mapping
@@ -30,11 +32,18 @@ def layer_of(tensors: Mapping[str, Any], at: int) -> dict[str, Any]:
 def saved(geometry: Geometry, layer: Layer, pairs: Adapted, algo: Algo) -> float:
     """Bytes for each token."""
     built, a = family(geometry), width(algo)
-    return _norms(layer, algo) + _products(layer, pairs, algo) + _attention(geometry, built, layer, a) + _mlp(geometry, built, layer, algo)
+    return (
+        _norms(layer, algo)
+        + _products(layer, pairs, algo)
+        + _attention(geometry, built, layer, a)
+        + _mlp(geometry, built, layer, algo)
+    )
 
 
 def temporary(layer: Layer, algo: Algo, hidden: int) -> float:
-    """Bytes for each token that the backward pass of an MLP needs besides, when it begins and all that is saved is still there."""
+    """Bytes for each token that the backward pass of an MLP needs besides, when it begins and all that is
+    saved is still there.
+    """
     inner = max((shape[1] for name, shape in layer.items() if _leaf(name) in ENDS), default=hidden)
     if algo.adapter == "lora":
         return (8 if algo.dropout else 4) * inner + 12 * hidden
@@ -52,16 +61,22 @@ def _norms(layer: Layer, algo: Algo) -> float:
         if "norm" not in name or not name.endswith(".weight"):
             continue
         size, again = shape[0], 4
-        if name in ("self_attn.q_norm.weight", "self_attn.k_norm.weight"):  # of each head, or of all together; beside the residual stream
+        # of each head, or of all together; beside the residual stream
+        if name in ("self_attn.q_norm.weight", "self_attn.k_norm.weight"):
             size, again = layer.get(f"self_attn.{name[10]}_proj.weight", shape)[0], width(algo)
-        found += size * (4 if lora else 4 + again) + 4  # the input; where the weight trains, also what it is multiplied with
+        # the input; where the weight trains, also what it is multiplied with
+        found += size * (4 if lora else 4 + again) + 4
     return found
 
 
 def _products(layer: Layer, pairs: Adapted, algo: Algo) -> float:
     """The inputs that products keep. Attention's output is the input of o_proj, and is kept anyway."""
     wide, found = algo.precision == "fp32", 0.0
-    linears = {name.removesuffix(".weight"): shape for name, shape in layer.items() if len(shape) == 2 and name.endswith(".weight")}
+    linears = {
+        name.removesuffix(".weight"): shape
+        for name, shape in layer.items()
+        if len(shape) == 2 and name.endswith(".weight")
+    }
     for name, (outputs, inputs) in pairs.items():
         found += 4 * algo.r
         if algo.dropout:
@@ -74,7 +89,9 @@ def _products(layer: Layer, pairs: Adapted, algo: Algo) -> float:
         found += 4 * linears.get("self_attn.q_proj", (0, 0))[1] * 2
     for name, shape in linears.items():
         leaf = _leaf(name)
-        if (algo.adapter == "none" and leaf in ENDS) or (algo.quant == "int8" and leaf in (*ENDS, "q_proj", "gate_proj")):
+        if (algo.adapter == "none" and leaf in ENDS) or (
+            algo.quant == "int8" and leaf in (*ENDS, "q_proj", "gate_proj")
+        ):
             found += width(algo) * shape[1]  # int8 keeps an input once for all that read it
         elif algo.adapter == "none" and leaf != "o_proj" and not wide:
             found += 2 * shape[1]
@@ -86,12 +103,18 @@ def _attention(geometry: Geometry, built: Family, layer: Layer, a: int) -> float
     if built.attention == "latent":  # kernels want values as wide as keys
         return float(heads * (4 * a * (geometry["qk_nope_head_dim"] + geometry["qk_rope_head_dim"]) + 4))
     out = layer["self_attn.o_proj.weight"][1]
-    inputs = layer["self_attn.qkv_proj.weight"][0] if built.attention == "fused" else out + 2 * layer["self_attn.k_proj.weight"][0]
+    inputs = (
+        layer["self_attn.qkv_proj.weight"][0]
+        if built.attention == "fused"
+        else out + 2 * layer["self_attn.k_proj.weight"][0]
+    )
     return float(a * (inputs + out) + 4 * heads)
 
 
 def _mlp(geometry: Geometry, built: Family, layer: Layer, algo: Algo) -> float:
-    """Gate, what the activation makes of it, and the other half; of experts, for those that a token is sent to."""
+    """Gate, what the activation makes of it, and the other half; of experts, for those that a token is
+    sent to.
+    """
     a, found = width(algo), 0.0
     for name, shape in layer.items():
         if len(shape) == 2 and _leaf(name.removesuffix(".weight")) in ENDS:

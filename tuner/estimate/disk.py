@@ -1,7 +1,8 @@
-"""What a plan will take of the disk: the bytes of each artifact that is to be made, and whether the disk holds them all.
+"""What a plan will take of the disk: the bytes of each artifact that is to be made, and whether the disk
+holds them all.
 
-The sizes follow from the shapes of the model's tensors, which the headers of its files tell; only the number of tokens is a guess until they are
-counted. Standard library only, so that a plan costs milliseconds.
+The sizes follow from the shapes of the model's tensors, which the headers of its files tell; only the number
+of tokens is a guess until they are counted. Standard library only, so that a plan costs milliseconds.
 """
 
 import shutil
@@ -22,9 +23,13 @@ from tuner.pipeline.run import store_of
 from tuner.store.artifacts import digest
 
 BYTES_A_TOKEN = 4
-"""of JSONL, for a data set that was not tokenized yet: between English and Chinese, with the keys and quotes around the text"""
+"""of JSONL, for a data set that was not tokenized yet: between English and Chinese, with the keys and
+quotes around the text
+"""
 PACKED, FRAMES = 4.6, 4200
-"""bytes of a token in tuner.data.packs (its id, its bit of the loss mask, its share of a short document's numbers); of both files' schema and footer"""
+"""bytes of a token in tuner.data.packs (its id, its bit of the loss mask, its share of a short document's
+numbers); of both files' schema and footer
+"""
 TENSOR = 128
 """bytes of a tensor's entry in the header of a safetensors file"""
 MANIFEST, SETTINGS, MEASURED = 2560, 2048, 64 << 10
@@ -33,12 +38,17 @@ ROW, POINTS = 160, 320
 """bytes of a step's line in metrics.jsonl, and of its points for TensorBoard"""
 RESUMABLE = 2
 """saved steps that keep the optimizer's moments while tuner.train.loop trains"""
-MOMENTS = ON_A_GPU | {"paged_adamw": ON_A_GPU["adamw"], "paged_adamw_8bit": ON_A_GPU["adamw_8bit"], "adafactor": 0.1}
+MOMENTS = ON_A_GPU | {
+    "paged_adamw": ON_A_GPU["adamw"],
+    "paged_adamw_8bit": ON_A_GPU["adamw_8bit"],
+    "adafactor": 0.1,
+}
 """bytes that are saved of what an optimizer remembers of a number in a layer; of others it is AdamW's 8"""
 
 SHARE, BLOCKS = 20, 64 << 10
-"""What should be free besides: a 20th for guesses and the file system's own books, and 64 KiB an artifact, since each file fills up its last block.
-No flat reserve: a small run should start on a small disk, for the only way around a refusal is another disk."""
+"""What should be free besides: a 20th for guesses and the file system's own books, and 64 KiB an artifact,
+since each file fills up its last block. No flat reserve: a small run should start on a small disk, for the
+only way around a refusal is another disk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,10 +62,12 @@ class Need:
 
 
 def needs(steps: Sequence[Step], config: Config) -> dict[str, Need]:
-    """The need of each stage that is to do, in their order, by its artifact's key: jobs that will share an artifact have it under one key.
+    """The need of each stage that is to do, in their order, by its artifact's key: jobs that will share an
+    artifact have it under one key.
 
-    While a fingerprint is not known, a digest of what will decide it stands in, behind a `~`. Files that can't be read count with a guess from
-    their size, since the stage that reads them says better what is wrong.
+    While a fingerprint is not known, a digest of what will decide it stands in, behind a `~`. Files that
+    can't be read count with a guess from their size, since the stage that reads them says better what is
+    wrong.
     """
     if not any(step.to_do for step in steps):
         return {}
@@ -66,12 +78,16 @@ def needs(steps: Sequence[Step], config: Config) -> dict[str, Need]:
     for name, step in by_name.items():
         places = {file: str(path.absolute()) for file, path in step.sources.items()}
         upstream = [identities[before] for before in step.stage.upstream]
-        guess = digest({"stage": name, "inputs": inputs(config, name), "sources": places, "upstream": upstream})
+        guess = digest(
+            {"stage": name, "inputs": inputs(config, name), "sources": places, "upstream": upstream}
+        )
         identities[name] = step.known_as or guess
         if step.to_do:
             peak, stays = _sizes(name, shapes, by_name, config)
             there = bytes_under(store.partial(step.key)) if step.key else 0  # gone on from, or removed
-            found[step.key or f"{name}-~{guess[:12]}"] = Need(peak=max(0, peak - there), stays=max(0, stays - there))
+            found[step.key or f"{name}-~{guess[:12]}"] = Need(
+                peak=max(0, peak - there), stays=max(0, stays - there)
+            )
     return found
 
 
@@ -89,7 +105,8 @@ def most(found: Iterable[Need]) -> int:
 
 
 def check(jobs: Sequence[tuple[Sequence[Step], Config]], free: int | None = None) -> None:
-    """Raise StoreError when the disk does not hold what the plans of all `jobs` make, one job after the other.
+    """Raise StoreError when the disk does not hold what the plans of all `jobs` make, one job after the
+    other.
 
     `free` is the room in bytes; by default what the file system says. A quota is not seen.
     """
@@ -105,9 +122,10 @@ def check(jobs: Sequence[tuple[Sequence[Step], Config]], free: int | None = None
         if found and room is not None and wanted > room:
             who = "This run needs" if len(jobs) == 1 else f"These {len(jobs)} jobs need"
             raise StoreError(
-                f"{who} about {readable(wanted)} of disk, and {root} has {readable(room)} free; the most goes to {_largest(found)}. Nothing was started. "
-                "Make space (python -m tuner clean removes what no run uses), or put the store on a larger disk with store=DIR. "
-                "Less is needed with machine.keep=1 (fewer saved steps stay) and with merge.when=never (no merged model)."
+                f"{who} about {readable(wanted)} of disk, and {root} has {readable(room)} free; the most "
+                f"goes to {_largest(found)}. Nothing was started. Make space (python -m tuner clean removes "
+                "what no run uses), or put the store on a larger disk with store=DIR. Less is needed with "
+                "machine.keep=1 (fewer saved steps stay) and with merge.when=never (no merged model)."
             )
 
 
@@ -117,7 +135,9 @@ def _largest(found: Mapping[str, Need]) -> str:
     for key, need in found.items():
         stages.setdefault(key.partition("-")[0], []).append(need)
     largest = sorted(((most(group), name, len(group)) for name, group in stages.items()), reverse=True)[:3]
-    return ", ".join(f"{f'{count} × ' if count > 1 else ''}{name} ({readable(size)})" for size, name, count in largest)
+    return ", ".join(
+        f"{f'{count} × ' if count > 1 else ''}{name} ({readable(size)})" for size, name, count in largest
+    )
 
 
 def readable(size: int) -> str:
@@ -126,11 +146,18 @@ def readable(size: int) -> str:
     >>> readable(65_536), readable(269_060_552), readable(6_500_000_000)
     ('66 kB', '269 MB', '6.50 GB')
     """
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e3:,.0f} kB"
+    return (
+        f"{size / 1e9:.2f} GB"
+        if size >= 1e9
+        else f"{size / 1e6:.0f} MB"
+        if size >= 1e7
+        else f"{size / 1e3:,.0f} kB"
+    )
 
 
 def downloads(steps: Mapping[str, Step], config: Config) -> tuple[int, int, bool] | None:
-    """Bytes to download, bytes that are here already, and whether that was counted: before a hub was asked, a model's size follows from its shapes.
+    """Bytes to download, bytes that are here already, and whether that was counted: before a hub was asked, a
+    model's size follows from its shapes.
 
     None where nothing is to be downloaded, or nothing is known of it.
     """
@@ -140,7 +167,9 @@ def downloads(steps: Mapping[str, Step], config: Config) -> tuple[int, int, bool
         if not step.to_do or not step.stage.fetches(View(step.config, step.stage.name)):
             continue
         if not step.unresolved:
-            more, there = step.stage.cost(View(step.config, step.stage.name), store_of(config).partial(step.key or "-"))
+            more, there = step.stage.cost(
+                View(step.config, step.stage.name), store_of(config).partial(step.key or "-")
+            )
             missing, here = missing + more, here + there
         elif step.stage.name == "fetch_model":
             shapes = model_shapes(step)
@@ -149,11 +178,15 @@ def downloads(steps: Mapping[str, Step], config: Config) -> tuple[int, int, bool
 
 
 def epoch(steps: Mapping[str, Step], config: Config) -> tuple[int, int, bool]:
-    """Tokens and packs of the training set, and whether they were counted; else they are a guess from the size of the data."""
+    """Tokens and packs of the training set, and whether they were counted; else they are a guess from the
+    size of the data.
+    """
     if made := steps["tokenize"].artifact:
         return made.manifest["facts"]["tokens"], made.manifest["facts"]["packs"], True
     data = steps["fetch_data"]
-    size = sum(bytes_under(path) for path in data.sources.values()) + (data.artifact.size() if data.artifact else 0)
+    size = sum(bytes_under(path) for path in data.sources.values()) + (
+        data.artifact.size() if data.artifact else 0
+    )
     tokens = max(1, size // BYTES_A_TOKEN)
     return tokens, -(-tokens // config.data.length), False
 
@@ -161,7 +194,14 @@ def epoch(steps: Mapping[str, Step], config: Config) -> tuple[int, int, bool]:
 def order_of(packs: int, config: Config) -> Order:
     """The steps that a training on `packs` packs does."""
     algo = config.algo
-    order = plan_order(packs, config.data.length, seed=config.seed, epochs=algo.epochs, steps=algo.steps, batch_tokens=algo.batch_tokens)
+    order = plan_order(
+        packs,
+        config.data.length,
+        seed=config.seed,
+        epochs=algo.epochs,
+        steps=algo.steps,
+        batch_tokens=algo.batch_tokens,
+    )
     return order.until(algo.stop_step)
 
 
@@ -183,7 +223,12 @@ def _sizes(stage: str, shapes: Shapes, steps: Mapping[str, Step], config: Config
         case "train":
             return _training(numbers, tensors, _remembered(numbers, shapes, config.algo), steps, config)
         case "convert":
-            size = (numbers if lora else shapes.parameters) * (4 if lora or config.algo.precision == "fp32" else 2) + tensors * TENSOR + beside
+            size = (
+                (numbers if lora else shapes.parameters)
+                * (4 if lora or config.algo.precision == "fp32" else 2)
+                + tensors * TENSOR
+                + beside
+            )
         case "merge":
             wide = shapes.parameters * (4 if config.algo.precision == "fp32" else 2) + shapes.tensors * TENSOR
             size = wide + beside if lora else MANIFEST  # else hard links
@@ -196,12 +241,17 @@ def _sizes(stage: str, shapes: Shapes, steps: Mapping[str, Step], config: Config
 
 def _remembered(numbers: int, shapes: Shapes, algo: Algo) -> int:
     """Bytes of what the optimizer remembers."""
-    inside = numbers if algo.adapter == "lora" or shapes.geometry is None else trained(shapes.geometry, algo)[1]
+    inside = (
+        numbers if algo.adapter == "lora" or shapes.geometry is None else trained(shapes.geometry, algo)[1]
+    )
     return int(MOMENTS[algo.optim.name] * inside + 8 * (numbers - inside))
 
 
-def _training(numbers: int, tensors: int, remembered: int, steps: Mapping[str, Step], config: Config) -> tuple[int, int]:
-    """Of the saved steps: fp32 weights of the newest, the best and convert.step's, and the optimizer's moments where a training may go on from.
+def _training(
+    numbers: int, tensors: int, remembered: int, steps: Mapping[str, Step], config: Config
+) -> tuple[int, int]:
+    """Of the saved steps: fp32 weights of the newest, the best and convert.step's, and the optimizer's
+    moments where a training may go on from.
 
     A step is written before the oldest goes, so there is one more at the peak.
     """
@@ -219,8 +269,12 @@ def _training(numbers: int, tensors: int, remembered: int, steps: Mapping[str, S
 
 
 def _room(root: Path) -> int | None:
-    """Free bytes where the store is, or will be; None when that can't be told, and making the store will say why."""
+    """Free bytes where the store is, or will be; None when that can't be told, and making the store will
+    say why.
+    """
     try:
-        return shutil.disk_usage(next(path for path in (root, *root.absolute().parents) if path.exists())).free
+        return shutil.disk_usage(
+            next(path for path in (root, *root.absolute().parents) if path.exists())
+        ).free
     except OSError:
         return None

@@ -1,11 +1,14 @@
-"""How many floating-point operations a training needs, and how many a second a GPU can do at most. Standard library only: a plan asks.
+"""How many floating-point operations a training needs, and how many a second a GPU can do at most. Standard
+library only: a plan asks.
 
-A product of [N, I] and [I, O] is 2·N·I·O operations. A matrix W takes one product a token forward, one backward for the gradient of its input, and
-one for its own gradient if it trains: 6·W a token for full fine-tuning (arXiv:2001.08361, section 2.1), but 4·W for a base that is frozen, plus 6
-times the adapters' numbers. Experts count for the tokens that are sent to them, the head for the targets, at which alone it runs, and attention for
-the pairs of a query and a key within a document.
+A product of [N, I] and [I, O] is 2·N·I·O operations. A matrix W takes one product a token forward, one
+backward for the gradient of its input, and one for its own gradient if it trains: 6·W a token for full
+fine-tuning (arXiv:2001.08361, section 2.1), but 4·W for a base that is frozen, plus 6 times the adapters'
+numbers. Experts count for the tokens that are sent to them, the head for the targets, at which alone it runs,
+and attention for the pairs of a query and a key within a document.
 
-Not counted, as is usual: element-wise work, norms, the softmax, the loss, what restores 4-bit weights, and the norms of DoRA.
+Not counted, as is usual: element-wise work, norms, the softmax, the loss, what restores 4-bit weights, and
+the norms of DoRA.
 """
 
 import re
@@ -52,7 +55,9 @@ PEAKS: Mapping[str, float] = {
     "RTX 4090": 165.2e12,
     "RTX 3090": 71e12,
 }
-"""bf16 products with fp32 sums, dense, in operations a second, as NVIDIA's datasheets say; the first name that a card's has in it counts"""
+"""bf16 products with fp32 sums, dense, in operations a second, as NVIDIA's datasheets say; the first name
+that a card's has in it counts
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +75,9 @@ class Costs:
     forward_pairs: Mapping[int | None, float]
 
     def model(self, lengths: Iterable[int], targets: int) -> float:
-        """What documents of these lengths need, with so many targets in all: what the model FLOPs utilisation counts (arXiv:2204.02311, B)."""
+        """What documents of these lengths need, with so many targets in all: what the model FLOPs
+        utilisation counts (arXiv:2204.02311, B).
+        """
         found = list(lengths)
         return self.token * sum(found) + self.target * targets + _attention(self.pairs, found)
 
@@ -82,7 +89,9 @@ class Costs:
 
 
 def costs(geometry: Geometry, algo: Algo) -> Costs:
-    """Of training as `algo` says, from the native config.json of the model. Raises DataError where that tells no shapes."""
+    """Of training as `algo` says, from the native config.json of the model. Raises DataError where that
+    tells no shapes.
+    """
     found, lora = matrices(geometry), algo.adapter == "lora"
     adapters = adapted(geometry, algo.targets) if lora else {}
     begin = _begin(geometry, algo, adapters)
@@ -90,7 +99,8 @@ def costs(geometry: Geometry, algo: Algo) -> Costs:
     for name, (size, _) in found.items():
         place, own = _place(name), adapters.get(name, (0, 0))
         forward += 2 * (size + algo.r * sum(own))
-        backward += 2 * algo.r * sum(own) + 2 * algo.r * own[0]  # gradients of A and B, and of what lies between them
+        # gradients of A and B, and of what lies between them
+        backward += 2 * algo.r * sum(own) + 2 * algo.r * own[0]
         if begin < place:
             backward += 2 * size + 2 * algo.r * own[1]  # gradient of the input
         if not lora and begin[0] <= place[0]:
@@ -106,7 +116,8 @@ def costs(geometry: Geometry, algo: Algo) -> Costs:
         pairs[window] = pairs.get(window, 0.0) + pair * (3 if begin < (at, 1) else 1)
     return Costs(
         token=forward + backward,
-        target=2.0 * rows * columns * (3 if head_trains else 2) + 6 * algo.r * sum(adapters.get(HEAD, (0, 0))),
+        target=2.0 * rows * columns * (3 if head_trains else 2)
+        + 6 * algo.r * sum(adapters.get(HEAD, (0, 0))),
         pairs=pairs,
         forward_token=forward,
         forward_pairs=forward_pairs,
@@ -114,9 +125,13 @@ def costs(geometry: Geometry, algo: Algo) -> Costs:
 
 
 def _begin(geometry: Geometry, algo: Algo, adapters: Iterable[str]) -> tuple[int, int]:
-    """The place of the first matrix that trains, or before it: what lies behind needs the gradient of its input."""
+    """The place of the first matrix that trains, or before it: what lies behind needs the gradient of its
+    input.
+    """
     if algo.adapter == "lora":
-        return min((_place(name) for name in adapters if name != HEAD), default=(geometry["num_hidden_layers"], 0))
+        return min(
+            (_place(name) for name in adapters if name != HEAD), default=(geometry["num_hidden_layers"], 0)
+        )
     if algo.last_layers is not None:
         return max(0, geometry["num_hidden_layers"] - algo.last_layers), -1  # its norm
     tied = f"{HEAD}.weight" not in shapes_of.shapes(geometry)
@@ -124,14 +139,18 @@ def _begin(geometry: Geometry, algo: Algo, adapters: Iterable[str]) -> tuple[int
 
 
 def _place(name: str) -> tuple[int, int]:
-    """Where a matrix stands in the forward pass: the layer, and in it 0 for what attention begins with, 1 for its end, 2 and 3 for the MLP."""
+    """Where a matrix stands in the forward pass: the layer, and in it 0 for what attention begins with, 1
+    for its end, 2 and 3 for the MLP.
+    """
     layer, _, inside = name.split(".layers.")[1].partition(".")
     leaf = inside.rpartition(".")[2]
     return int(layer), 0 if leaf in FIRST else 3 if leaf in LAST else 2 if inside.startswith("mlp.") else 1
 
 
 def matrices(geometry: Geometry) -> dict[str, tuple[float, int]]:
-    """(numbers that a token uses, numbers in all) of each matrix in the layers, by its module's name; of experts, those that a token is sent to."""
+    """(numbers that a token uses, numbers in all) of each matrix in the layers, by its module's name; of
+    experts, those that a token is sent to.
+    """
     share = 1.0
     if family(geometry).experts is not None:
         count = next((geometry[key] for key in EXPERT_COUNTS if key in geometry), 1)
@@ -145,7 +164,9 @@ def matrices(geometry: Geometry) -> dict[str, tuple[float, int]]:
 
 
 def adapted(geometry: Geometry, targets: str | Sequence[str]) -> dict[str, tuple[int, int]]:
-    """(outputs, inputs) of each linear layer that algo.targets puts an adapter on, as tuner.models.targets chooses them in the built model."""
+    """(outputs, inputs) of each linear layer that algo.targets puts an adapter on, as tuner.models.targets
+    chooses them in the built model.
+    """
     linears = shapes_of.linears(geometry)
     if targets == "all-linear":
         return linears
@@ -155,8 +176,14 @@ def adapted(geometry: Geometry, targets: str | Sequence[str]) -> dict[str, tuple
         for name, shape in shapes_of.shapes(geometry).items()
         if len(shape) == 2 and name.endswith(".weight") and name != EMBEDDING
     }
-    patterns = [rf"(?:.*\.)?{re.escape(target)}" if re.fullmatch(r"[\w.-]+", target) else target for target in wanted]
-    return {name: shape for name, shape in every.items() if any(re.fullmatch(pattern, name) for pattern in patterns)}
+    patterns = [
+        rf"(?:.*\.)?{re.escape(target)}" if re.fullmatch(r"[\w.-]+", target) else target for target in wanted
+    ]
+    return {
+        name: shape
+        for name, shape in every.items()
+        if any(re.fullmatch(pattern, name) for pattern in patterns)
+    }
 
 
 def windows(geometry: Geometry) -> list[int | None]:
@@ -181,14 +208,23 @@ def seen(length: int, window: int | None) -> int:
 
 
 def peak(name: str) -> float | None:
-    """Operations a second of a card that torch or nvidia-smi calls so, in bf16; None for one that is not known.
+    """Operations a second of a card that torch or nvidia-smi calls so, in bf16; None for one that is not
+    known.
 
-    >>> peak("NVIDIA H100 80GB HBM3"), peak("NVIDIA A100-SXM4-80GB"), peak("NVIDIA GeForce RTX 4090 Laptop GPU"), peak("NVIDIA A1000")
+    >>> (peak("NVIDIA H100 80GB HBM3"), peak("NVIDIA A100-SXM4-80GB"),
+    ...  peak("NVIDIA GeForce RTX 4090 Laptop GPU"), peak("NVIDIA A1000"))
     (989400000000000.0, 312000000000000.0, None, None)
     """
     if re.search(r"Laptop|Max-Q|MIG", name):  # slower than the card they are named after, or a part of it
         return None
-    return next((speed for card, speed in PEAKS.items() if re.search(rf"(?<![A-Za-z0-9]){card}(?![A-Za-z0-9])", name)), None)
+    return next(
+        (
+            speed
+            for card, speed in PEAKS.items()
+            if re.search(rf"(?<![A-Za-z0-9]){card}(?![A-Za-z0-9])", name)
+        ),
+        None,
+    )
 
 
 def _attention(pairs: Mapping[int | None, float], lengths: Sequence[int]) -> float:
@@ -196,7 +232,9 @@ def _attention(pairs: Mapping[int | None, float], lengths: Sequence[int]) -> flo
 
 
 def _pair_width(geometry: Geometry, tensors: Mapping[str, tuple[int, ...]]) -> int:
-    """Numbers of query and value over all heads: a score takes one product of a query's width, and its use one of a value's."""
+    """Numbers of query and value over all heads: a score takes one product of a query's width, and its use
+    one of a value's.
+    """
     if family(geometry).attention == "latent":
         widths = (geometry[key] for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
         return int(geometry["num_attention_heads"] * sum(widths))

@@ -1,9 +1,11 @@
 """How much memory of a GPU a training takes, before it starts. Standard library only: a plan asks.
 
-What is counted are the bytes that PyTorch, transformers and PEFT allocate for a step, at each moment at which it may hold most: the fullest is the
-estimate. `fragmentation` and `workspace` were measured on a GPU, the rest follows from shapes. Attention is taken to be a flash kernel.
+What is counted are the bytes that PyTorch, transformers and PEFT allocate for a step, at each moment at which
+it may hold most: the fullest is the estimate. `fragmentation` and `workspace` were measured on a GPU, the
+rest follows from shapes. Attention is taken to be a flash kernel.
 
-Rougher, since nothing was measured there: experts, int8, latent attention, DoRA, Adafactor on all weights, and DeepSpeed's buffers.
+Rougher, since nothing was measured there: experts, int8, latent attention, DoRA, Adafactor on all weights,
+and DeepSpeed's buffers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,11 +21,15 @@ from tuner.models.geometry import EMBEDDING, Geometry, Shape
 
 MIB = 1 << 20
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""bytes of a weight in 4 bits: with 8 bits for the constant of 64 weights, and 32 for that of 256 constants (arXiv:2305.14314, section 3)"""
+"""bytes of a weight in 4 bits: with 8 bits for the constant of 64 weights, and 32 for that of 256
+constants (arXiv:2305.14314, section 3)
+"""
 HELD = {"nf4": NF4, "int8": 1.0}
 """bytes of a frozen weight, by algo.quant"""
 MOMENTS = {"adamw": 8.0, "adamw_8bit": 2 + 8 / 256, "adafactor": 0.01, "muon": 4.0}
-"""bytes that an optimizer keeps on the GPU of a number in a layer's matrix; of others it is AdamW's 8. What is paged, PyTorch does not count"""
+"""bytes that an optimizer keeps on the GPU of a number in a layer's matrix; of others it is AdamW's 8.
+What is paged, PyTorch does not count
+"""
 STEP = {"adafactor": 8.0}
 """bytes of temporaries for each number while the optimizer steps"""
 BUCKET = 1 << 25
@@ -81,7 +87,9 @@ class Memory:
     @property
     def allocated(self) -> float:
         """In tensors, as torch.cuda.max_memory_allocated says."""
-        return float(sum(getattr(self, f.name) for f in fields(self) if f.name not in ("fragmentation", "context")))
+        return float(
+            sum(getattr(self, f.name) for f in fields(self) if f.name not in ("fragmentation", "context"))
+        )
 
     @property
     def reserved(self) -> float:
@@ -124,7 +132,9 @@ class _Model:
 
 
 def estimate(geometry: Geometry, algo: Algo, work: Work) -> Memory:
-    """The memory of one process, from the native config.json of the model. Raises DataError where that tells no shapes."""
+    """The memory of one process, from the native config.json of the model. Raises DataError where that
+    tells no shapes.
+    """
     model = _read(geometry, algo)
     fullest = max(_moments(model, algo, work), key=lambda memory: memory.allocated)
     return replace(fullest, fragmentation=_gaps(model, algo, work))
@@ -150,36 +160,62 @@ def _moments(model: _Model, algo: Algo, work: Work) -> Iterator[Memory]:
     kept = stream * row * model.layers if work.recompute else model.saved * tokens
     one = model.largest * tokens if work.recompute else 0.0
     final = (4 if lora else 8) * row + a * model.hidden * targets * (model.head > 0)
-    # The loss: log-probabilities, and the gradients of these and of the logits, all in fp32; before, the logits and the log-probabilities.
+    # The loss: log-probabilities, and the gradients of these and of the logits, all in fp32; before, the
+    # logits and the log-probabilities.
     yield replace(static, copies=copies, gradients=present, activations=kept + final, logits=8.0 * logit)
     yield replace(static, copies=backward, gradients=present, activations=kept + final, logits=12.0 * logit)
-    # The head's gradient, in bf16 and then in fp32; where it is the embedding too, it waits until that has its own.
-    yield replace(static, copies=backward - head, gradients=present, activations=kept + final, buffers=static.buffers + (a + 4.0) * model.head)
+    # The head's gradient, in bf16 and then in fp32; where it is the embedding too, it waits until that has
+    # its own.
+    yield replace(
+        static,
+        copies=backward - head,
+        gradients=present,
+        activations=kept + final,
+        buffers=static.buffers + (a + 4.0) * model.head,
+    )
     waits = 4.0 * model.head if model.tied or not work.accumulated else 0.0
     yield replace(
-        static, copies=backward - head, gradients=present + waits, activations=kept + final, buffers=static.buffers + (20 if lora else 12) * row
+        static,
+        copies=backward - head,
+        gradients=present + waits,
+        activations=kept + final,
+        buffers=static.buffers + (20 if lora else 12) * row,
     )
     # The last layer, with all that the others keep; the first, with all gradients but its own.
     inside = static.buffers + model.temporary * tokens + model.restored
     layer = 2.0 * model.layer * (copies > 0)
     yield replace(
-        static, copies=layer if work.recompute else copies - head, gradients=present + waits, activations=kept + one, buffers=inside
-    )  # fmt: skip
+        static,
+        copies=layer if work.recompute else copies - head,
+        gradients=present + waits,
+        activations=kept + one,
+        buffers=inside,
+    )
     most = gradients - (0 if present else 4.0 * (model.layer + model.embedding))
     waits = 4.0 * model.head if model.tied and work.accumulated else 0.0
     first = stream * row + model.largest * tokens
-    yield replace(static, copies=layer, gradients=max(present, most) + waits, activations=first, buffers=inside + a * model.layer / 3)
+    yield replace(
+        static,
+        copies=layer,
+        gradients=max(present, most) + waits,
+        activations=first,
+        buffers=inside + a * model.layer / 3,
+    )
     # The embedding's gradient, which is added to the head's where both are one.
     waits += 4.0 * model.head if model.tied else 4.0 * model.embedding * bool(present)
     yield replace(static, gradients=gradients, buffers=static.buffers + waits)
-    yield replace(static, gradients=gradients, buffers=static.buffers + STEP.get(algo.optim.name, 0.0) * model.trains)
+    yield replace(
+        static, gradients=gradients, buffers=static.buffers + STEP.get(algo.optim.name, 0.0) * model.trains
+    )
 
 
 def _gaps(model: _Model, algo: Algo, work: Work) -> float:
-    """Bytes that PyTorch's allocator holds without use at the peak, with PYTORCH_ALLOC_CONF=expandable_segments:True; measured on an H100.
+    """Bytes that PyTorch's allocator holds without use at the peak, with
+    PYTORCH_ALLOC_CONF=expandable_segments:True; measured on an H100.
 
-    The logits in bf16 leave a gap between what was there before and what the loss makes of them, into which nothing of the loss fits. Gradients in fp32
-    do not fit where copies in bf16 were, nor do the temporaries of dropout fit between the masks that are kept.
+    The logits in bf16 leave a gap between what was there before and what the loss makes of them, into which
+    nothing of the loss fits. Gradients in fp32 do not fit where copies in bf16 were, nor do the temporaries
+    of dropout fit between the masks that are kept.
     """
     tokens, targets = -(-work.tokens // work.sequence_parallel), -(-work.targets // work.sequence_parallel)
     kept = 0.0 if work.recompute else model.saved * tokens
@@ -192,22 +228,30 @@ def _gaps(model: _Model, algo: Algo, work: Work) -> float:
 
 
 def _static(model: _Model, algo: Algo, work: Work) -> tuple[Memory, float]:
-    """What is there all the time, and the bytes of all gradients. ZeRO (arXiv:1910.02054) shards optimizer, gradients and weights, one a stage."""
+    """What is there all the time, and the bytes of all gradients. ZeRO (arXiv:1910.02054) shards
+    optimizer, gradients and weights, one a stage.
+    """
     ranks, deepspeed = work.processes, work.engine == "deepspeed"
     shards = [ranks if work.zero >= stage else 1 for stage in (1, 2, 3)]
     weights = (model.frozen + 4.0 * model.trains) / shards[2]
-    moments = 0.0 if "paged" in algo.optim.name else MOMENTS[algo.optim.name] * model.matrices + 8.0 * (model.trains - model.matrices)
+    moments = (
+        0.0
+        if "paged" in algo.optim.name
+        else MOMENTS[algo.optim.name] * model.matrices + 8.0 * (model.trains - model.matrices)
+    )
     gradients, buffers = 4.0 * model.trains / shards[1], 0.0
     if deepspeed and work.zero:
         moments += 4.0 * model.trains  # its own copy of the weights that it steps
         buffers = 4.0 * min(model.trains, max(BUCKET, model.hidden**2)) * (2 if work.zero >= 2 else 1)
     if work.zero == 3:
-        buffers += 2 * (model.frozen + 4.0 * model.trains) / model.layers  # a layer that computes, and the next one
+        # a layer that computes, and the next one
+        buffers += 2 * (model.frozen + 4.0 * model.trains) / model.layers
     if work.offload != "none":
         moments, gradients = 0.0, gradients if work.zero < 2 else 0.0
     if work.offload == "all":
         weights = 0.0
-    if work.new_tokens:  # each forward pass writes the rows into a copy of the embedding, and the backward pass has its gradient
+    # each forward pass writes the rows into a copy of the embedding, and the backward pass has its gradient
+    if work.new_tokens:
         buffers += 4.0 * width(algo) * model.vocabulary * model.hidden
     return Memory(weights=weights, optimizer=moments / shards[0], buffers=buffers), gradients
 
@@ -231,17 +275,31 @@ def _read(geometry: Geometry, algo: Algo) -> _Model:
     trains = sum(numbers) + head + embedding + on_head + norm
     packed = sum(prod(shape) for shape in held.values())
     frozen = (every - packed) * a + packed * HELD.get(algo.quant, a) if lora else (every - trains) * a
-    keep = [saved(geometry, layer, own, algo) if at >= begin else 0.0 for at, (layer, own) in enumerate(layers)]
+    keep = [
+        saved(geometry, layer, own, algo) if at >= begin else 0.0 for at, (layer, own) in enumerate(layers)
+    ]
     return _Model(
-        hidden=hidden, vocabulary=vocabulary, layers=count - begin, tied=tied, frozen=frozen, trains=trains, matrices=sum(numbers),
-        layer=max(numbers), head=head, embedding=embedding, saved=sum(keep), largest=max(keep),
+        hidden=hidden,
+        vocabulary=vocabulary,
+        layers=count - begin,
+        tied=tied,
+        frozen=frozen,
+        trains=trains,
+        matrices=sum(numbers),
+        layer=max(numbers),
+        head=head,
+        embedding=embedding,
+        saved=sum(keep),
+        largest=max(keep),
         temporary=max(temporary(layer, algo, hidden) for layer, _ in layers),
         restored=float(max(map(prod, held.values()), default=0) * a),
-    )  # fmt: skip
+    )
 
 
 def _trains(layer: Mapping[str, Shape], pairs: Adapted, algo: Algo) -> int:
     """Numbers of a layer that train."""
     if algo.adapter == "lora":
         return sum(algo.r * sum(shape) + (shape[0] if algo.dora else 0) for shape in pairs.values())
-    return sum(prod(shape) for name, shape in layer.items() if "norm" not in name or "norms" not in algo.freeze)
+    return sum(
+        prod(shape) for name, shape in layer.items() if "norm" not in name or "norms" not in algo.freeze
+    )

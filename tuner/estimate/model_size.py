@@ -1,6 +1,8 @@
-"""What decides the sizes of all that is made from a model: how many numbers, in which tensors, and how many of them train.
+"""What decides the sizes of all that is made from a model: how many numbers, in which tensors, and how many
+of them train.
 
-The headers of the model's files tell; before these are here, the config's geometry does. Standard library only, so that a plan costs milliseconds.
+The headers of the model's files tell; before these are here, the config's geometry does. Standard library
+only, so that a plan costs milliseconds.
 """
 
 import re
@@ -21,14 +23,18 @@ from tuner.models.checkpoint.headers import read_header
 from tuner.pipeline.plan import Step
 
 VOCABULARY = 75
-"""bytes of the tokenizer's files for each row of the embedding, before they are here: from 45 (SmolLM2) to 85 (Gemma 2)"""
+"""bytes of the tokenizer's files for each row of the embedding, before they are here: from 45 (SmolLM2) to
+85 (Gemma 2)
+"""
 WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
 NOT_LINEAR = re.compile(
     r"embed|embd|wte|wpe|lm_head|^output\.weight|norm"
     r"|\.experts\.|_exps\.|\.gate\.weight|router|shared_expert_gate|gate_inp"
     r"|vision|visual|audio|projector"
 )
-"""names of matrices that no adapter is put around: embeddings, the head, norms; experts and what chooses them; what sees and hears"""
+"""names of matrices that no adapter is put around: embeddings, the head, norms; experts and what chooses
+them; what sees and hears
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +44,9 @@ class Shapes:
     parameters: int
     tensors: int
     widths: Mapping[str, int]
-    """inputs + outputs of each linear layer's matrix, by the tensor's name; empty when no header could be read"""
+    """inputs + outputs of each linear layer's matrix, by the tensor's name; empty when no header could be
+    read
+    """
     tokenizer: int
     """bytes of its files"""
     gguf: bool
@@ -48,9 +56,15 @@ class Shapes:
 
 
 def model_shapes(step: Step) -> Shapes:
-    """The shapes of the model that fetch_model has made, or will find. Before a hub's model is here, what the config says of it."""
+    """The shapes of the model that fetch_model has made, or will find. Before a hub's model is here, what
+    the config says of it.
+    """
     made = step.artifact
-    files = {name: made.path / name for name in made.manifest["files"]} if made and not made.manifest["references"] else step.sources
+    files = (
+        {name: made.path / name for name in made.manifest["files"]}
+        if made and not made.manifest["references"]
+        else step.sources
+    )
     if not files:
         return _described(step.config.model, _downloads(step))
     tokenizer = guessed = 0
@@ -60,16 +74,26 @@ def model_shapes(step: Step) -> Shapes:
         if gguf or path.suffix == ".safetensors":
             found, length = read_header(path)
             shapes |= found
-            guessed += 0 if found else size * 2 if gguf else size // 2  # a file that can't be read counts as if its weights had 4 bits, or 16
+            # a file that can't be read counts as if its weights had 4 bits, or 16
+            guessed += 0 if found else size * 2 if gguf else size // 2
             tokenizer += 2 * length * gguf  # the vocabulary is in the header, and about twice as long as JSON
         elif name in TEXT:
             tokenizer += size
     shapes = quantised.plain_shapes(_held(step), shapes)
     parameters, tensors = sum(map(prod, shapes.values())) + guessed, len(shapes)
-    widths = {key: sum(shape) for key, shape in shapes.items() if len(shape) == 2 and not NOT_LINEAR.search(key)}
+    widths = {
+        key: sum(shape) for key, shape in shapes.items() if len(shape) == 2 and not NOT_LINEAR.search(key)
+    }
     rewritten = any(path.suffix == ".gguf" for path in files.values())
     known = _known(read_json(files["config.json"]) or {}) if "config.json" in files else None
-    return Shapes(parameters=parameters, tensors=tensors, widths=widths, tokenizer=tokenizer, gguf=rewritten, geometry=known)
+    return Shapes(
+        parameters=parameters,
+        tensors=tensors,
+        widths=widths,
+        tokenizer=tokenizer,
+        gguf=rewritten,
+        geometry=known,
+    )
 
 
 def _held(step: Step) -> str | None:
@@ -85,7 +109,9 @@ def _downloads(step: Step) -> int:
     pins = step.stage.pins(View(step.config, step.stage.name))
     files = {name: pinned.size or 0 for pin in pins.values() if pin for name, pinned in pin.files.items()}
     size = sum(size for name, size in files.items() if name.endswith(WEIGHTS))
-    return quantised.parameters(_held(step), size) + 2 * sum(size for name, size in files.items() if name.endswith(".gguf"))
+    return quantised.parameters(_held(step), size) + 2 * sum(
+        size for name, size in files.items() if name.endswith(".gguf")
+    )
 
 
 def _known(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -98,13 +124,15 @@ def _known(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _described(model: Model, parameters: int) -> Shapes:
-    """By the geometry that the config gives; where it gives none, or one of a family that is not known here, by the number of parameters: that of the
-    config, or about so many `parameters`."""
+    """By the geometry that the config gives; where it gives none, or one of a family that is not known here,
+    by the number of parameters: that of the config, or about so many `parameters`."""
     try:
         shapes = geometry.shapes(model.geometry)
         widths = {name: sum(shape) for name, shape in geometry.linears(model.geometry).items()}
     except DataError:
-        return Shapes(parameters=model.parameters or parameters, tensors=0, widths={}, tokenizer=0, gguf=False)
+        return Shapes(
+            parameters=model.parameters or parameters, tensors=0, widths={}, tokenizer=0, gguf=False
+        )
     return Shapes(
         parameters=sum(map(prod, shapes.values())),
         tensors=len(shapes),
@@ -116,7 +144,9 @@ def _described(model: Model, parameters: int) -> Shapes:
 
 
 def trainable(shapes: Shapes, algo: Algo) -> tuple[int, int]:
-    """How many numbers train, and in how many tensors. LoRA on a layer has r · (inputs + outputs) of them (arXiv:2106.09685)."""
+    """How many numbers train, and in how many tensors. LoRA on a layer has r · (inputs + outputs) of them
+    (arXiv:2106.09685).
+    """
     if algo.adapter == "none":
         part = shapes.geometry and (algo.last_layers is not None or algo.freeze)
         return trained(shapes.geometry or {}, algo)[0] if part else shapes.parameters, shapes.tensors
@@ -124,6 +154,10 @@ def trainable(shapes: Shapes, algo: Algo) -> tuple[int, int]:
         return algo.r * shapes.parameters // 400, 0  # about that of a model of 100M; larger ones have less
     names = [algo.targets] if isinstance(algo.targets, str) else algo.targets
     # GGUF has names of its own for the layers: until they are known, all count.
-    named = [name for name in shapes.widths if f".{name.removesuffix('.weight')}".endswith(tuple(f".{target}" for target in names))]
+    named = [
+        name
+        for name in shapes.widths
+        if f".{name.removesuffix('.weight')}".endswith(tuple(f".{target}" for target in names))
+    ]
     chosen = named or list(shapes.widths)
     return algo.r * sum(shapes.widths[name] for name in chosen), 2 * len(chosen)

@@ -1,4 +1,6 @@
-"""What a plan says of a training's memory and time on a GPU, before anything runs: estimates, marked as such. Standard library only."""
+"""What a plan says of a training's memory and time on a GPU, before anything runs: estimates, marked as
+such. Standard library only.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +17,9 @@ from tuner.hardware.gpus import Gpu, gpus
 from tuner.models.geometry import Geometry
 
 REACHED = 0.35
-"""the share of a card's peak that a training reaches: between 0.2 for a model of 100M and 0.5 for one of some billions"""
+"""the share of a card's peak that a training reaches: between 0.2 for a model of 100M and 0.5 for one of
+some billions
+"""
 LEFT = 0.94
 """the share of the memory that machine.micro_batch=auto fills at most"""
 DOCUMENT = 512
@@ -50,11 +54,18 @@ class Outlook:
         of = f" of {self.card.memory_total / 1024:.0f}" if self.card.memory_total else ""
         how = f"{self.micro} pack{'s' * (self.micro > 1)} at once{', recomputing blocks' * self.recompute}"
         said = f"~{self.memory.total / GIB:.1f}{of} GiB, {how}"
-        return said if self.fits else f"{said}: that will not fit" + (f"; these would: {'; '.join(self.ways[:4])}" if self.ways else "")
+        return (
+            said
+            if self.fits
+            else f"{said}: that will not fit"
+            + (f"; these would: {'; '.join(self.ways[:4])}" if self.ways else "")
+        )
 
 
 def card_of(config: Config) -> Gpu | None:
-    """The card that a training here would take; None where it will run on the processor, or that can't be told."""
+    """The card that a training here would take; None where it will run on the processor, or that can't be
+    told.
+    """
     if config.machine.device == "cpu":
         return None
     try:
@@ -68,7 +79,8 @@ def card_of(config: Config) -> Gpu | None:
 
 
 def look(geometry: Geometry, config: Config, order: Order, packs: Packs, card: Gpu) -> Outlook:
-    """The memory that a training will take on `card`: with what is `auto` chosen as the rehearsal will, if the estimates hold.
+    """The memory that a training will take on `card`: with what is `auto` chosen as the rehearsal will, if
+    the estimates hold.
 
     Raises DataError for a family whose shapes are not known.
     """
@@ -80,9 +92,17 @@ def look(geometry: Geometry, config: Config, order: Order, packs: Packs, card: G
     def work(micro: int, recompute: bool) -> Work:
         tokens = micro * packs.length
         return Work(
-            tokens=tokens, targets=int(tokens * packs.targets), accumulated=most > micro, recompute=recompute, engine=case.engine, zero=case.zero,
-            processes=count, offload=case.offload, sequence_parallel=case.sequence_parallel, new_tokens=len(config.model.new_tokens),
-        )  # fmt: skip
+            tokens=tokens,
+            targets=int(tokens * packs.targets),
+            accumulated=most > micro,
+            recompute=recompute,
+            engine=case.engine,
+            zero=case.zero,
+            processes=count,
+            offload=case.offload,
+            sequence_parallel=case.sequence_parallel,
+            new_tokens=len(config.model.new_tokens),
+        )
 
     def needed(micro: int, recompute: bool) -> Memory:
         return estimate(geometry, algo, work(micro, recompute))
@@ -96,12 +116,18 @@ def look(geometry: Geometry, config: Config, order: Order, packs: Packs, card: G
         micro += 1
     memory = needed(micro, recompute)
     fits = memory.total <= room
-    mends = [] if fits else ways(geometry, algo, work(micro, recompute), room, length=packs.length, micro=micro)
+    mends = (
+        [] if fits else ways(geometry, algo, work(micro, recompute), room, length=packs.length, micro=micro)
+    )
     return Outlook(card=card, micro=micro, recompute=recompute, memory=memory, fits=fits, ways=tuple(mends))
 
 
-def seconds(geometry: Geometry, config: Config, tokens: float, packs: Packs, card: Gpu, *, recompute: bool) -> float | None:
-    """About how long training on so many tokens takes; None for a card whose speed is not known. Raises DataError like `look`."""
+def seconds(
+    geometry: Geometry, config: Config, tokens: float, packs: Packs, card: Gpu, *, recompute: bool
+) -> float | None:
+    """About how long training on so many tokens takes; None for a card whose speed is not known. Raises
+    DataError like `look`.
+    """
     fastest = peak(card.name)
     if fastest is None or config.algo.precision == "fp32":
         return None
@@ -111,21 +137,32 @@ def seconds(geometry: Geometry, config: Config, tokens: float, packs: Packs, car
 
 
 def packs_of(config: Config, facts: Mapping[str, Any] | None) -> Packs:
-    """From the facts of the tokenized data, or before they are there: half of the tokens trained where only answers are."""
+    """From the facts of the tokenized data, or before they are there: half of the tokens trained where
+    only answers are.
+    """
     length = config.data.length
     if facts and facts.get("trained_tokens"):
-        return Packs(length=length, targets=min(1.0, 1.15 * facts["trained_tokens"] / max(1, facts["tokens"])))  # some packs have more than others
+        # some packs have more than others
+        return Packs(
+            length=length, targets=min(1.0, 1.15 * facts["trained_tokens"] / max(1, facts["tokens"]))
+        )
     return Packs(length=length, targets=1.0 if config.data.loss == "all" else 0.5)
 
 
-def of_training(geometry: Geometry | None, config: Config, order: Order, facts: Mapping[str, Any] | None) -> tuple[Outlook, float | None] | None:
-    """Memory and, for the tokens of `order`, seconds; None where there is no card, or nothing is known of the model."""
+def of_training(
+    geometry: Geometry | None, config: Config, order: Order, facts: Mapping[str, Any] | None
+) -> tuple[Outlook, float | None] | None:
+    """Memory and, for the tokens of `order`, seconds; None where there is no card, or nothing is known of
+    the model.
+    """
     card = card_of(config) if geometry else None
     if card is None or geometry is None:
         return None
     packs = packs_of(config, facts)
     try:
         found = look(geometry, config, order, packs, card)
-        return found, seconds(geometry, config, order.end * packs.length, packs, card, recompute=found.recompute)
+        return found, seconds(
+            geometry, config, order.end * packs.length, packs, card, recompute=found.recompute
+        )
     except DataError:
         return None

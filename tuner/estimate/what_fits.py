@@ -17,9 +17,11 @@ Change = tuple[tuple[str, ...], Algo, Work]
 
 
 def ways(geometry: Geometry, algo: Algo, work: Work, room: float, *, length: int, micro: int) -> list[str]:
-    """Changes of the config under which the estimate is at most `room` bytes, each with its estimate; first those under which the same is computed.
+    """Changes of the config under which the estimate is at most `room` bytes, each with its estimate; first
+    those under which the same is computed.
 
-    `work` is for micro batches of `micro` packs of up to `length` tokens. Raises DataError for a family whose shapes are not known.
+    `work` is for micro batches of `micro` packs of up to `length` tokens. Raises DataError for a family whose
+    shapes are not known.
     """
     found = []
     for words, changed, other in changes(algo, work, length=length, micro=micro):
@@ -30,17 +32,25 @@ def ways(geometry: Geometry, algo: Algo, work: Work, room: float, *, length: int
 
 
 def changes(algo: Algo, work: Work, *, length: int, micro: int) -> Iterator[Change]:
-    """Smaller micro batches and recomputation, one after the other; with both, each of what costs time, or gives another result."""
+    """Smaller micro batches and recomputation, one after the other; with both, each of what costs time, or
+    gives another result.
+    """
     words: tuple[str, ...] = ()
     if micro > 1:
-        work = replace(work, tokens=-(-work.tokens // micro), targets=-(-work.targets // micro), accumulated=True)
+        work = replace(
+            work, tokens=-(-work.tokens // micro), targets=-(-work.targets // micro), accumulated=True
+        )
         words = (*words, "machine.micro_batch=1")
         yield words, algo, work
     if not work.recompute:
         work = replace(work, recompute=True)
         words = (*words, "machine.recompute=blocks")
         yield words, algo, work
-    for word, changed, other in (*_offloaded(algo, work), *_lighter(algo, work), *_shorter(algo, work, length)):
+    for word, changed, other in (
+        *_offloaded(algo, work),
+        *_lighter(algo, work),
+        *_shorter(algo, work, length),
+    ):
         yield (*words, word), changed, other
 
 
@@ -48,7 +58,11 @@ def _offloaded(algo: Algo, work: Work) -> Iterator[tuple[str, Algo, Work]]:
     if algo.optim.name != "adamw" or work.offload == "all":
         return
     if work.offload == "none":
-        yield "machine.offload=optimizer", algo, replace(work, engine="deepspeed", zero=max(2, work.zero), offload="optimizer")
+        yield (
+            "machine.offload=optimizer",
+            algo,
+            replace(work, engine="deepspeed", zero=max(2, work.zero), offload="optimizer"),
+        )
     if algo.quant != "int8" and not algo.dora:
         yield "machine.offload=all", algo, replace(work, engine="deepspeed", zero=3, offload="all")
 
@@ -56,7 +70,11 @@ def _offloaded(algo: Algo, work: Work) -> Iterator[tuple[str, Algo, Work]]:
 def _lighter(algo: Algo, work: Work) -> Iterator[tuple[str, Algo, Work]]:
     if algo.adapter == "none":
         if algo.optim.name == "adamw" and work.zero == 0 and work.offload == "none":
-            yield "algo.optim.name=adamw_8bit", replace(algo, optim=replace(algo.optim, name="adamw_8bit")), work
+            yield (
+                "algo.optim.name=adamw_8bit",
+                replace(algo, optim=replace(algo.optim, name="adamw_8bit")),
+                work,
+            )
         yield "algo=lora", Algo(), work
         yield "algo=qlora", Algo(quant="nf4"), work
     elif algo.quant == "none":
@@ -66,11 +84,18 @@ def _lighter(algo: Algo, work: Work) -> Iterator[tuple[str, Algo, Work]]:
 def _shorter(algo: Algo, work: Work, length: int) -> Iterator[tuple[str, Algo, Work]]:
     half = length // 2
     while half >= SHORTEST:
-        yield f"data.length={half}", algo, replace(work, tokens=work.tokens * half // length, targets=work.targets * half // length)
+        yield (
+            f"data.length={half}",
+            algo,
+            replace(work, tokens=work.tokens * half // length, targets=work.targets * half // length),
+        )
         half //= 2
 
 
 def plain(algo: Any) -> Algo:
     """The algo group as it stands in a config, from the view that a stage has of it."""
     optim = Optim(**{field.name: getattr(algo.optim, field.name) for field in fields(Optim)})
-    return Algo(**{field.name: getattr(algo, field.name) for field in fields(Algo) if field.name != "optim"}, optim=optim)
+    return Algo(
+        **{field.name: getattr(algo, field.name) for field in fields(Algo) if field.name != "optim"},
+        optim=optim,
+    )

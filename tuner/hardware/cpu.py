@@ -15,5 +15,10 @@ def has_bf16() -> bool:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
-    flags = {flag for line in text.splitlines() if line.lower().startswith(("flags", "features")) for flag in line.partition(":")[2].split()}
+    flags = {
+        flag
+        for line in text.splitlines()
+        if line.lower().startswith(("flags", "features"))
+        for flag in line.partition(":")[2].split()
+    }
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})

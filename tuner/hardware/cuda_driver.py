@@ -1,4 +1,6 @@
-"""Whether CUDA can work here: the driver, the permission to open a card, and the CUDA that torch was built for. torch is not imported."""
+"""Whether CUDA can work here: the driver, the permission to open a card, and the CUDA that torch was built
+for. torch is not imported.
+"""
 
 import os
 import re
@@ -10,8 +12,9 @@ from pathlib import Path
 from tuner.hardware.gpus import CARDS, Trouble, ask, misnamed, read
 
 DRIVERS = {11: "450", 12: "525.60.13", 13: "580"}
-"""The oldest driver that runs what was built for a CUDA major version: NVIDIA, "CUDA Compatibility", Minor Version Compatibility, table 1, and
-the Release Notes of CUDA 12. The forward compatibility package of data centre cards, with which an older one does, is not looked at."""
+"""The oldest driver that runs what was built for a CUDA major version: NVIDIA, "CUDA Compatibility", Minor
+Version Compatibility, table 1, and the Release Notes of CUDA 12. The forward compatibility package of data
+centre cards, with which an older one does, is not looked at."""
 
 
 def trouble(environ: Mapping[str, str], said: str = "", root: Path = Path("/")) -> Trouble | None:
@@ -32,25 +35,40 @@ def trouble(environ: Mapping[str, str], said: str = "", root: Path = Path("/")) 
     if why := misfit(found[0].driver if found else loaded(root)):
         return why
     if not found and shutil.which("nvidia-smi"):
-        return Trouble(f"{nodes[0]} is there, but nvidia-smi finds no card", "look for NVRM in the kernel's log (sudo dmesg), and reboot")
+        return Trouble(
+            f"{nodes[0]} is there, but nvidia-smi finds no card",
+            "look for NVRM in the kernel's log (sudo dmesg), and reboot",
+        )
     if not found:
-        mend = "install the NVIDIA driver's tools; a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+        mend = (
+            "install the NVIDIA driver's tools; a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+        )
         return Trouble("an NVIDIA card is here, but nvidia-smi is not found", mend)
     if why := misnamed(found, environ):
         return why
-    return Trouble(f"torch can't start CUDA ({' '.join(said.split())[:300]})", "reboot, or install the NVIDIA driver again") if said else None
+    return (
+        Trouble(
+            f"torch can't start CUDA ({' '.join(said.split())[:300]})",
+            "reboot, or install the NVIDIA driver again",
+        )
+        if said
+        else None
+    )
 
 
 def _shut(nodes: list[Path], root: Path) -> Trouble | None:
     """One card that opens is enough; beside it, CUDA opens two more devices."""
     needed = [nodes] if nodes else []
-    needed += [[node] for name in ("nvidiactl", "nvidia-uvm") if nodes and (node := root / "dev" / name).exists()]
+    needed += [
+        [node] for name in ("nvidiactl", "nvidia-uvm") if nodes and (node := root / "dev" / name).exists()
+    ]
     for group in needed:
         reasons = [reason for node in group if (reason := _refusal(node))]
         if len(reasons) == len(group):
             return Trouble(
                 f"this user can't open {group[0]} ({reasons[0]})",
-                f"join the group that owns it ({_group(group[0])}); a container needs --gpus all, and a batch job a GPU from the scheduler",
+                f"join the group that owns it ({_group(group[0])}); a container needs --gpus all, and a "
+                "batch job a GPU from the scheduler",
             )
     return None
 
@@ -58,7 +76,8 @@ def _shut(nodes: list[Path], root: Path) -> Trouble | None:
 def _refusal(node: Path) -> str:
     try:
         os.close(os.open(node, os.O_RDWR))
-    except PermissionError as error:  # by the file's mode, or by the control group of a container or a batch job
+    # by the file's mode, or by the control group of a container or a batch job
+    except PermissionError as error:
         return str(error.strerror)
     except OSError:
         return ""  # the driver's business: nvidia-smi says more
@@ -73,20 +92,29 @@ def _group(node: Path) -> str:
 
 
 def misfit(driver: str) -> Trouble | None:
-    """Why the installed torch can't work with this version of the driver. An unknown driver or CUDA is taken to fit."""
+    """Why the installed torch can't work with this version of the driver. An unknown driver or CUDA is
+    taken to fit.
+    """
     build = torch_build()
     if build is None:
         return None
     torch, cuda = build
     if cuda is None:
-        mend = f"install one built for CUDA, with pip install --force-reinstall torch=={torch.partition('+')[0]}"
+        mend = (
+            f"install one built for CUDA, with pip install --force-reinstall torch=={torch.partition('+')[0]}"
+        )
         return Trouble(f"an NVIDIA card is here, but torch {torch} is built without CUDA", mend)
     needed = DRIVERS.get(int(cuda.partition(".")[0]))
     if not driver or needed is None or _numbers(driver) >= _numbers(needed):
         return None
-    runs = max((major for major, oldest in DRIVERS.items() if _numbers(driver) >= _numbers(oldest)), default=None)
+    runs = max(
+        (major for major, oldest in DRIVERS.items() if _numbers(driver) >= _numbers(oldest)), default=None
+    )
     other = f", or a PyTorch built for CUDA {runs}" if runs else ""
-    return Trouble(f"torch {torch} needs driver {needed} or newer for its CUDA {cuda}, and this is {driver}", f"install a newer NVIDIA driver{other}")
+    return Trouble(
+        f"torch {torch} needs driver {needed} or newer for its CUDA {cuda}, and this is {driver}",
+        f"install a newer NVIDIA driver{other}",
+    )
 
 
 def _numbers(version: str) -> list[int]:
@@ -94,7 +122,9 @@ def _numbers(version: str) -> list[int]:
 
 
 def torch_build() -> tuple[str, str | None] | None:
-    """The version of torch and of the CUDA it was built for, read off its version.py; None where there is no torch."""
+    """The version of torch and of the CUDA it was built for, read off its version.py; None where there is
+    no torch.
+    """
     spec = find_spec("torch")
     for place in (spec.submodule_search_locations or ()) if spec else ():
         file = Path(place) / "version.py"
@@ -121,7 +151,9 @@ def absence(root: Path = Path("/")) -> str:
         return "the NVIDIA driver runs here, but gives this process no card (a container needs --gpus all)"
     for device in (root / "sys/bus/pci/devices").glob("*"):
         try:
-            vendor, kind = ((device / name).read_text(encoding="ascii").strip() for name in ("vendor", "class"))
+            vendor, kind = (
+                (device / name).read_text(encoding="ascii").strip() for name in ("vendor", "class")
+            )
         except OSError:
             continue
         if vendor == "0x10de" and kind.startswith("0x03"):  # NVIDIA; a display controller

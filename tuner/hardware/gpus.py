@@ -1,6 +1,8 @@
-"""The NVIDIA cards of this machine, and which of them a run takes. nvidia-smi is asked; torch is not imported.
+"""The NVIDIA cards of this machine, and which of them a run takes. nvidia-smi is asked; torch is not
+imported.
 
-A child is given its cards by UUID: nvidia-smi counts along the PCI bus and CUDA from the fastest card on, so a number may mean two cards.
+A child is given its cards by UUID: nvidia-smi counts along the PCI bus and CUDA from the fastest card on, so
+a number may mean two cards.
 """
 
 import csv
@@ -24,7 +26,10 @@ PROCESSES = "--query-compute-apps=gpu_uuid,pid,used_memory"
 
 MENDS = {
     "version mismatch": "the driver was updated while its older kernel module runs; reboot",
-    "communicate with the NVIDIA driver": "load the kernel module (sudo modprobe nvidia); after a kernel update, install the driver again and reboot",
+    "communicate with the NVIDIA driver": (
+        "load the kernel module (sudo modprobe nvidia); after a kernel update, install the driver again and "
+        "reboot"
+    ),
     "Insufficient Permissions": "ask for the permission to use the card; a container needs --gpus all",
 }
 """what nvidia-smi says → what mends it"""
@@ -58,7 +63,8 @@ class Gpu:
 
     @property
     def busy(self) -> bool:
-        """Somebody computes on it, or more than a quarter of its memory is used: in a container, processes outside it are not listed.
+        """Somebody computes on it, or more than a quarter of its memory is used: in a container, processes
+        outside it are not listed.
 
         A display is no compute process, and takes less than that.
         """
@@ -70,8 +76,14 @@ class Gpu:
         if self.mig:
             return "split into MIG instances"
         if self.holders:
-            return "busy: " + ", ".join(f"pid {pid} holds {mib} MiB" if mib else f"pid {pid}" for pid, mib in self.holders)
-        return f"busy: {self.memory_used} of {self.memory_total} MiB are used, by no process that is listed here" if self.busy else "idle"
+            return "busy: " + ", ".join(
+                f"pid {pid} holds {mib} MiB" if mib else f"pid {pid}" for pid, mib in self.holders
+            )
+        return (
+            f"busy: {self.memory_used} of {self.memory_total} MiB are used, by no process that is listed here"
+            if self.busy
+            else "idle"
+        )
 
 
 class Trouble(NamedTuple):
@@ -86,12 +98,15 @@ class Trouble(NamedTuple):
 
 
 def gpus() -> list[Gpu]:
-    """All cards, as nvidia-smi counts them; none where there is no nvidia-smi. Raises ConfigError when it does not answer."""
+    """All cards, as nvidia-smi counts them; none where there is no nvidia-smi. Raises ConfigError when it
+    does not answer.
+    """
     listed = ask(CARDS)
     if isinstance(listed, Trouble):
         raise ConfigError(listed.paragraph)
     processes = ask(PROCESSES) if listed else ""
-    return read(listed, "" if isinstance(processes, Trouble) else processes)  # some cards tell no processes; their memory still speaks
+    # some cards tell no processes; their memory still speaks
+    return read(listed, "" if isinstance(processes, Trouble) else processes)
 
 
 def ask(query: str) -> str | Trouble:
@@ -100,17 +115,29 @@ def ask(query: str) -> str | Trouble:
     if tool is None:
         return ""
     try:
-        done = subprocess.run([tool, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=PATIENCE, check=False)
+        done = subprocess.run(
+            [tool, query, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
-        return Trouble(f"nvidia-smi did not answer within {PATIENCE:g} seconds", "a card or its driver hangs; reboot")
+        return Trouble(
+            f"nvidia-smi did not answer within {PATIENCE:g} seconds", "a card or its driver hangs; reboot"
+        )
     except OSError as error:
-        return Trouble(f"{tool} can't be started ({error.strerror})", "install the NVIDIA driver's tools again")
+        return Trouble(
+            f"{tool} can't be started ({error.strerror})", "install the NVIDIA driver's tools again"
+        )
     if done.returncode == 0:
         return done.stdout
     said = " ".join((done.stdout + done.stderr).split())
     if "No devices were found" in said:
         return ""
-    mend = next((mend for mark, mend in MENDS.items() if mark in said), "reboot, or install the NVIDIA driver again")
+    mend = next(
+        (mend for mark, mend in MENDS.items() if mark in said), "reboot, or install the NVIDIA driver again"
+    )
     return Trouble(f"nvidia-smi fails ({said[:200]})", mend)
 
 
@@ -119,21 +146,34 @@ def read(cards: str, processes: str) -> list[Gpu]:
     holders: dict[str, tuple[tuple[int, int], ...]] = {}
     for row in csv.reader(processes.splitlines(), skipinitialspace=True):
         if len(row) == 3 and row[1].isdecimal() and int(row[1]) != os.getpid():
-            holders[row[0]] = (*holders.get(row[0], ()), (int(row[1]), int(row[2]) if row[2].isdecimal() else 0))
+            holders[row[0]] = (
+                *holders.get(row[0], ()),
+                (int(row[1]), int(row[2]) if row[2].isdecimal() else 0),
+            )
     found = []
     for row in csv.reader(cards.splitlines(), skipinitialspace=True):
         if len(row) == 7 and row[0].isdecimal():
             index, uuid, name, *memory, driver, mig = row
             total, used = map(int, memory) if all(word.isdecimal() for word in memory) else (0, 0)
             found.append(
-                Gpu(index=int(index), uuid=uuid, name=name, memory_total=total, memory_used=used, driver=driver,
-                    mig=mig == "Enabled", holders=holders.get(uuid, ()))
-            )  # fmt: skip
+                Gpu(
+                    index=int(index),
+                    uuid=uuid,
+                    name=name,
+                    memory_total=total,
+                    memory_used=used,
+                    driver=driver,
+                    mig=mig == "Enabled",
+                    holders=holders.get(uuid, ()),
+                )
+            )
     return found
 
 
 def hidden(environ: Mapping[str, str]) -> bool:
-    """Whether CUDA_VISIBLE_DEVICES is there to hide every card: it is empty, -1, or a word such as Slurm's NoDevFiles."""
+    """Whether CUDA_VISIBLE_DEVICES is there to hide every card: it is empty, -1, or a word such as Slurm's
+    NoDevFiles.
+    """
     return VARIABLE in environ and not re.match(r"\s*(\+?\d|GPU-|MIG-)", environ[VARIABLE])
 
 
@@ -143,10 +183,12 @@ def instances(environ: Mapping[str, str]) -> bool:
 
 
 def visible(found: Sequence[Gpu], environ: Mapping[str, str]) -> list[Gpu]:
-    """The cards that CUDA_VISIBLE_DEVICES leaves, in its order, read as CUDA reads it; MIG instances are not among them.
+    """The cards that CUDA_VISIBLE_DEVICES leaves, in its order, read as CUDA reads it; MIG instances are not
+    among them.
 
-    CUDA takes numbers, or beginnings of UUIDs, up to the first entry that names no card (NVIDIA, CUDA Programming Guide, "CUDA Environment
-    Variables"); a card named twice leaves none. Numbers are taken for nvidia-smi's; `misnamed` says when they may not be.
+    CUDA takes numbers, or beginnings of UUIDs, up to the first entry that names no card (NVIDIA, CUDA
+    Programming Guide, "CUDA Environment Variables"); a card named twice leaves none. Numbers are taken for
+    nvidia-smi's; `misnamed` says when they may not be.
     """
     if VARIABLE not in environ:
         return list(found)
@@ -168,23 +210,37 @@ def visible(found: Sequence[Gpu], environ: Mapping[str, str]) -> list[Gpu]:
 
 
 def misnamed(found: Sequence[Gpu], environ: Mapping[str, str]) -> Trouble | None:
-    """What is wrong with a CUDA_VISIBLE_DEVICES that is there to name cards: it names none, or by numbers that may mean others."""
+    """What is wrong with a CUDA_VISIBLE_DEVICES that is there to name cards: it names none, or by numbers
+    that may mean others.
+    """
     if VARIABLE not in environ or hidden(environ) or instances(environ):
         return None
     value, kinds = environ[VARIABLE], sorted({card.name for card in found})
     here = ", ".join(f"{card.index} ({card.name}, {card.uuid})" for card in found)
     if not visible(found, environ):
-        return Trouble(f"{VARIABLE}={value} names no card that is here, or one twice; here are {here}", f"mend or unset {VARIABLE}")
-    if len(kinds) > 1 and not value.lstrip().startswith("GPU-") and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
         return Trouble(
-            f"{VARIABLE}={value} counts from the fastest card on, which with {' and '.join(kinds)} does not say which one is meant",
-            f"set CUDA_DEVICE_ORDER=PCI_BUS_ID, to count as nvidia-smi does, or name cards by UUID; here are {here}",
+            f"{VARIABLE}={value} names no card that is here, or one twice; here are {here}",
+            f"mend or unset {VARIABLE}",
+        )
+    if (
+        len(kinds) > 1
+        and not value.lstrip().startswith("GPU-")
+        and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
+    ):
+        return Trouble(
+            f"{VARIABLE}={value} counts from the fastest card on, which with {' and '.join(kinds)} does not "
+            "say which one is meant",
+            "set CUDA_DEVICE_ORDER=PCI_BUS_ID, to count as nvidia-smi does, or name cards by UUID; here are "
+            f"{here}",
         )
     return None
 
 
-def choose(wish: int | Literal["auto"] | tuple[int, ...], found: Sequence[Gpu], environ: Mapping[str, str]) -> str | None:
-    """CUDA_VISIBLE_DEVICES for a child with machine.gpus=`wish`; None leaves it as it is: no card, none wanted, or MIG.
+def choose(
+    wish: int | Literal["auto"] | tuple[int, ...], found: Sequence[Gpu], environ: Mapping[str, str]
+) -> str | None:
+    """CUDA_VISIBLE_DEVICES for a child with machine.gpus=`wish`; None leaves it as it is: no card, none
+    wanted, or MIG.
 
     wish    how many of the visible cards: those with most free memory, no busy one; "auto" is 1
             or places among the visible cards, from 0: just those, busy or not
@@ -196,27 +252,46 @@ def choose(wish: int | Literal["auto"] | tuple[int, ...], found: Sequence[Gpu], 
     if why := misnamed(found, environ):
         raise ConfigError(why.paragraph)
     seen = visible(found, environ)
-    masked = f" ({VARIABLE}={environ[VARIABLE]} hides {len(found) - len(seen)} of {len(found)})" if len(seen) < len(found) else ""
+    masked = (
+        f" ({VARIABLE}={environ[VARIABLE]} hides {len(found) - len(seen)} of {len(found)})"
+        if len(seen) < len(found)
+        else ""
+    )
     if isinstance(wish, tuple):
         if max(wish) >= len(seen):
-            raise ConfigError(f"machine.gpus={_list(wish)} names GPU {max(wish)}, and {_count(seen)}{masked}: name others, or say how many.")
+            raise ConfigError(
+                f"machine.gpus={_list(wish)} names GPU {max(wish)}, and {_count(seen)}{masked}: name others, "
+                "or say how many."
+            )
         return ",".join(seen[place].uuid for place in wish)
     whole = [card for card in seen if not card.mig]
     if not whole:
         return None
     count = 1 if wish == "auto" else wish
     if count > len(seen):
-        raise ConfigError(f"machine.gpus={count} wants {count} GPUs, and {_count(seen)}{masked}: take them all with machine.gpus={len(seen)}.")
+        raise ConfigError(
+            f"machine.gpus={count} wants {count} GPUs, and {_count(seen)}{masked}: take them all with "
+            f"machine.gpus={len(seen)}."
+        )
     idle = sorted((card for card in whole if not card.busy), key=lambda card: -card.free)
     if len(idle) < count:
-        states = "; ".join(f"GPU {place} ({card.name}) is {card.state}" for place, card in enumerate(seen) if card.busy or card.mig)
-        told = sorted(sorted(range(len(seen)), key=lambda place: (seen[place].busy, -seen[place].free))[:count])
-        ways = ["Wait until enough are free", f"take just those you name, busy or not, with machine.gpus={_list(told)}"]
+        states = "; ".join(
+            f"GPU {place} ({card.name}) is {card.state}"
+            for place, card in enumerate(seen)
+            if card.busy or card.mig
+        )
+        told = sorted(
+            sorted(range(len(seen)), key=lambda place: (seen[place].busy, -seen[place].free))[:count]
+        )
+        ways = [
+            "Wait until enough are free",
+            f"take just those you name, busy or not, with machine.gpus={_list(told)}",
+        ]
         ways += [f"take fewer with machine.gpus={len(idle)}"] if idle else []
         ways += [f"show others with {VARIABLE}"] if masked else []
         raise ConfigError(
-            f"machine.gpus={wish} takes idle GPUs only: {count} wanted, {len(idle)} of {len(seen)} visible idle{masked}. "
-            f"{states}. {', '.join(ways)}, or train on the processor with machine=cpu."
+            f"machine.gpus={wish} takes idle GPUs only: {count} wanted, {len(idle)} of {len(seen)} visible "
+            f"idle{masked}. {states}. {', '.join(ways)}, or train on the processor with machine=cpu."
         )
     return ",".join(card.uuid for card in seen if card in idle[:count])
 
@@ -226,4 +301,6 @@ def _list(places: Sequence[int]) -> str:
 
 
 def _count(seen: Sequence[Gpu]) -> str:
-    return f"{len(seen)} are visible: " + ", ".join(f"{place} ({card.name})" for place, card in enumerate(seen))
+    return f"{len(seen)} are visible: " + ", ".join(
+        f"{place} ({card.name})" for place, card in enumerate(seen)
+    )

@@ -1,12 +1,15 @@
-"""What the hubs' own clients left on this machine: files that need no download, and the branches that they were of. Nothing here asks a network.
+"""What the hubs' own clients left on this machine: files that need no download, and the branches that they
+were of. Nothing here asks a network.
 
-    $HF_HUB_CACHE/models--org--name/blobs/<digest>                  contents, by sha256 or by the name that git gives them
+    $HF_HUB_CACHE/models--org--name/blobs/<digest>                  contents, by sha256 or by the name that
+    git gives them
                                     snapshots/<commit>/<path>       links to them
                                     refs/<revision>                 a commit
     $MODELSCOPE_CACHE/[models/]org/name/<path>                      files, the dots of a name written as ___
 
-A file is taken by a hard link or as a copy, so that nothing in a store ever points out of it, and its digest is looked at before it counts. Not covered:
-Hugging Face's cache on a file system without symbolic links, where snapshots hold the files themselves.
+A file is taken by a hard link or as a copy, so that nothing in a store ever points out of it, and its digest
+is looked at before it counts. Not covered: Hugging Face's cache on a file system without symbolic links,
+where snapshots hold the files themselves.
 """
 
 import os
@@ -36,10 +39,16 @@ def modelscope() -> Path:
 
 
 def find(source: str, repo: str, path: str, pinned: Pinned) -> Path | None:
-    """A file of a repository that seems to be here: of the right name and size. Its content is not read. Without a digest nothing is."""
+    """A file of a repository that seems to be here: of the right name and size. Its content is not read.
+    Without a digest nothing is.
+    """
     digest = pinned.sha256 or pinned.blob
     for candidate in _candidates(source, repo, path, digest) if digest else ():
-        if candidate.is_file() and not candidate.is_symlink() and pinned.size in (None, candidate.stat().st_size):
+        if (
+            candidate.is_file()
+            and not candidate.is_symlink()
+            and pinned.size in (None, candidate.stat().st_size)
+        ):
             return candidate
     return None
 
@@ -59,7 +68,9 @@ def _folder(repo: str) -> Path:
 
 
 def take(source: str, repo: str, pin: Pin, out: Path, say: Callable[[str], None]) -> set[str]:
-    """Put what is here of the pinned files into `out`; returns their names. Files that `out` has already are left to whoever downloads."""
+    """Put what is here of the pinned files into `out`; returns their names. Files that `out` has already
+    are left to whoever downloads.
+    """
     from tuner.hub.download import PARTS, readable
     from tuner.hub.listing import is_right
 
@@ -81,12 +92,17 @@ def take(source: str, repo: str, pin: Pin, out: Path, say: Callable[[str], None]
             part.unlink()
             say(f"{found} is damaged, and is not used; {path} is downloaded")
     if taken:
-        say(f"{len(taken):,} file{'s' if len(taken) > 1 else ''}, {readable(size)}, {'were' if len(taken) > 1 else 'was'} here already")
+        say(
+            f"{len(taken):,} file{'s' if len(taken) > 1 else ''}, {readable(size)}, "
+            f"{'were' if len(taken) > 1 else 'was'} here already"
+        )
     return taken
 
 
 def resolve(repo: str, revision: str | None) -> "Listing | None":
-    """What Hugging Face's cache has of a model at a branch, a tag or a commit; None where it does not know that. It may be less than the hub has."""
+    """What Hugging Face's cache has of a model at a branch, a tag or a commit; None where it does not know
+    that. It may be less than the hub has.
+    """
     from tuner.hub.listing import Listing, Remote
 
     folder, name = _folder(repo), revision or "main"
@@ -100,7 +116,14 @@ def resolve(repo: str, revision: str | None) -> "Listing | None":
     files = []
     for path in sorted(snapshot.rglob("*")):
         blob = path.resolve()
-        if path.is_symlink() and blob.parent == blobs and blob.is_file() and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", digest := blob.name):
+        if (
+            path.is_symlink()
+            and blob.parent == blobs
+            and blob.is_file()
+            and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", digest := blob.name)
+        ):
             known = {"sha256" if len(digest) == 64 else "blob": digest}
-            files.append(Remote(path=path.relative_to(snapshot).as_posix(), url="", size=blob.stat().st_size, **known))
+            files.append(
+                Remote(path=path.relative_to(snapshot).as_posix(), url="", size=blob.stat().st_size, **known)
+            )
     return Listing(repo=repo, commit=commit, files=tuple(files))

@@ -1,7 +1,8 @@
 """Files of a hub → a directory: several at a time, each one checked, and none begun anew that was begun.
 
-What came of a file lies under PARTS in the directory until it is whole and its digest is right; one rename then gives it its name.
-So whoever was killed goes on where it was, in the middle of a file too. Standard library only: the same for every hub.
+What came of a file lies under PARTS in the directory until it is whole and its digest is right; one rename
+then gives it its name. So whoever was killed goes on where it was, in the middle of a file too. Standard
+library only: the same for every hub.
 
 Not covered: files in several pieces at once, and hubs that want anything but HTTP.
 """
@@ -35,16 +36,28 @@ class _Ended(Exception):
 
 
 def fetch(
-    repo: str, commit: str, wanted: Mapping[str, Remote], key: str, out: Path, headers: Mapping[str, str], say: Callable[[str], None]
+    repo: str,
+    commit: str,
+    wanted: Mapping[str, Remote],
+    key: str,
+    out: Path,
+    headers: Mapping[str, str],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """`begin` and `bring`: the whole of it for who has no other place to look first. Returns {repo, commit, files: name → path}."""
+    """`begin` and `bring`: the whole of it for who has no other place to look first. Returns {repo,
+    commit, files: name → path}.
+    """
     begin(repo, commit, wanted, key, out, say)
     bring(wanted, out, headers, say)
     return {"repo": repo, "commit": commit, "files": {name: remote.path for name, remote in wanted.items()}}
 
 
-def begin(repo: str, commit: str, wanted: Mapping[str, Remote], key: str, out: Path, say: Callable[[str], None]) -> None:
-    """Tell what is going to be brought, and note names and sizes in `out` under `key` until the end, for `progress`. Raises DataError for names that are none."""
+def begin(
+    repo: str, commit: str, wanted: Mapping[str, Remote], key: str, out: Path, say: Callable[[str], None]
+) -> None:
+    """Tell what is going to be brought, and note names and sizes in `out` under `key` until the end, for
+    `progress`. Raises DataError for names that are none.
+    """
     check_names(wanted)
     write_json(out / PARTS / f"{key}.json", {"sizes": {name: remote.size for name, remote in wanted.items()}})
     count = f"{len(wanted):,} file{'s' if len(wanted) != 1 else ''}"
@@ -52,19 +65,26 @@ def begin(repo: str, commit: str, wanted: Mapping[str, Remote], key: str, out: P
 
 
 def progress(out: Path) -> str | None:
-    """How much of it an interrupted `fetch` left in `out`, in words; None where there is nothing to go on from."""
+    """How much of it an interrupted `fetch` left in `out`, in words; None where there is nothing to go on
+    from.
+    """
     notes = [note for path in sorted((out / PARTS).glob("*.json")) if (note := read_json(path))]
     sizes = [size or 0 for note in notes for size in note.get("sizes", {}).values()]
-    there = sum(path.stat().st_size for path in [*out.glob("*"), *(out / PARTS).glob("*.part")] if path.is_file())
+    there = sum(
+        path.stat().st_size for path in [*out.glob("*"), *(out / PARTS).glob("*.part")] if path.is_file()
+    )
     of = f" of {readable(sum(sizes))}" if any(sizes) else ""  # all is there, or the hub tells no sizes
     return f"{readable(there)}{of}" if there else None
 
 
-def bring(wanted: Mapping[str, Remote], out: Path, headers: Mapping[str, str], say: Callable[[str], None]) -> None:
-    """Have each file of `wanted`, a name in `out` → where it comes from, whole and with its digest. What is there already stays.
+def bring(
+    wanted: Mapping[str, Remote], out: Path, headers: Mapping[str, str], say: Callable[[str], None]
+) -> None:
+    """Have each file of `wanted`, a name in `out` → where it comes from, whole and with its digest. What is
+    there already stays.
 
-    `headers` go to the host of a file's address and to no other. Raises web.Refused, DataError for a server that can't be reached or whose
-    files are not what they should be, and OSError for a disk that is full.
+    `headers` go to the host of a file's address and to no other. Raises web.Refused, DataError for a server
+    that can't be reached or whose files are not what they should be, and OSError for a disk that is full.
     """
     check_names(wanted)
     (out / PARTS).mkdir(parents=True, exist_ok=True)
@@ -76,18 +96,29 @@ def bring(wanted: Mapping[str, Remote], out: Path, headers: Mapping[str, str], s
                 advance(more)
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            tasks = [pool.submit(_bring, remote, out / name, out / PARTS, headers, stop, count) for name, remote in wanted.items()]
+            tasks = [
+                pool.submit(_bring, remote, out / name, out / PARTS, headers, stop, count)
+                for name, remote in wanted.items()
+            ]
             try:
                 wait(tasks, return_when=FIRST_EXCEPTION)
             finally:
                 stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
     errors = [error for task in tasks if not task.cancelled() and (error := task.exception())]
-    for error in sorted(errors, key=lambda error: isinstance(error, _Ended)):  # who was only told to end knows no reason
+    # who was only told to end knows no reason
+    for error in sorted(errors, key=lambda error: isinstance(error, _Ended)):
         raise error
 
 
-def _bring(remote: Remote, target: Path, parts: Path, headers: Mapping[str, str], stop: threading.Event, count: Callable[[int], None]) -> None:
+def _bring(
+    remote: Remote,
+    target: Path,
+    parts: Path,
+    headers: Mapping[str, str],
+    stop: threading.Event,
+    count: Callable[[int], None],
+) -> None:
     if target.is_file() and is_right(target, remote):
         count(target.stat().st_size)
         return
@@ -104,34 +135,54 @@ def _bring(remote: Remote, target: Path, parts: Path, headers: Mapping[str, str]
 
 
 def _wrong(remote: Remote, size: int) -> DataError:
-    expected = f"{remote.size:,} bytes" if remote.size is not None and size != remote.size else "the digest that the hub tells"
+    expected = (
+        f"{remote.size:,} bytes"
+        if remote.size is not None and size != remote.size
+        else "the digest that the hub tells"
+    )
     return DataError(
-        f"{remote.path} was received as {size:,} bytes, twice, and is not what the hub describes: {expected} was expected. "
-        "Something on the way changes or cuts it, or the hub's own copy is damaged: try again later, or another revision."
+        f"{remote.path} was received as {size:,} bytes, twice, and is not what the hub describes: {expected} "
+        "was expected. Something on the way changes or cuts it, or the hub's own copy is damaged: try "
+        "again later, or another revision."
     )
 
 
 def content(remote: Remote, headers: Mapping[str, str]) -> bytes:
-    """A small file, checked as the others are. Raises web.Refused, and DataError for one that is not small or not what it should be."""
+    """A small file, checked as the others are. Raises web.Refused, and DataError for one that is not small
+    or not what it should be.
+    """
     if (remote.size or 0) > SMALL:
-        raise DataError(f"{remote.path} is {readable(remote.size or 0)} long, and no such file has more than {readable(SMALL)}: it is not read.")
+        raise DataError(
+            f"{remote.path} is {readable(remote.size or 0)} long, and no such file has more than "
+            f"{readable(SMALL)}: it is not read."
+        )
     size = 0
     for _ in range(BEGINNINGS):
         found = http.get(remote.url, headers, SMALL)
         size = len(found)
-        if (remote.size is None or size == remote.size) and digest_of([found], size, remote) == (remote.sha256 or remote.blob):
+        if (remote.size is None or size == remote.size) and digest_of([found], size, remote) == (
+            remote.sha256 or remote.blob
+        ):
             return found
     raise _wrong(remote, size)
 
 
 def part_name(remote: Remote) -> str:
-    """What the beginning of a file is called under PARTS. A digest says which content it is, wherever it comes from; without one only the address does."""
+    """What the beginning of a file is called under PARTS. A digest says which content it is, wherever it
+    comes from; without one only the address does.
+    """
     digest = remote.sha256 or remote.blob
     known = "|".join(map(str, (remote.path if digest else remote.url, remote.size, digest)))
     return f"{hashlib.sha256(known.encode()).hexdigest()[:32]}.part"
 
 
-def _receive(remote: Remote, part: Path, headers: Mapping[str, str], stop: threading.Event, count: Callable[[int], None]) -> int:
+def _receive(
+    remote: Remote,
+    part: Path,
+    headers: Mapping[str, str],
+    stop: threading.Event,
+    count: Callable[[int], None],
+) -> int:
     """Bring a part to its end, as far as the server gives it; returns its bytes."""
     have = part.stat().st_size if part.is_file() else 0
     count(have)
@@ -144,7 +195,8 @@ def _receive(remote: Remote, part: Path, headers: Mapping[str, str], stop: threa
             return have
         except (http.Refused, http.Broken) as error:
             have = part.stat().st_size if part.is_file() else 0
-            if isinstance(error, http.Refused) and error.status == 416:  # there is no more: who looks at the digest says whether that is all
+            # there is no more: who looks at the digest says whether that is all
+            if isinstance(error, http.Refused) and error.status == 416:
                 return have
             if isinstance(error, http.Refused) and error.status not in http.PASSING:
                 raise
@@ -157,7 +209,14 @@ def _receive(remote: Remote, part: Path, headers: Mapping[str, str], stop: threa
                 raise _Ended from None
 
 
-def _more(remote: Remote, part: Path, have: int, headers: Mapping[str, str], stop: threading.Event, count: Callable[[int], None]) -> int:
+def _more(
+    remote: Remote,
+    part: Path,
+    have: int,
+    headers: Mapping[str, str],
+    stop: threading.Event,
+    count: Callable[[int], None],
+) -> int:
     with http.opened(remote.url, {**headers, **({"Range": f"bytes={have}-"} if have else {})}) as response:
         if have and response.status != 206:  # the server gives all of it again
             count(-have)
@@ -175,14 +234,20 @@ def _more(remote: Remote, part: Path, have: int, headers: Mapping[str, str], sto
                     break
     cut = response.length is None and remote.size is not None and have < remote.size
     if (remote.size is None or have < remote.size) and (cut or response.length):
-        raise http.Broken(f"the connection ended after {have:,}{f' of {remote.size:,}' if remote.size is not None else ''} bytes")
+        raise http.Broken(
+            f"the connection ended after {have:,}{f' of {remote.size:,}' if remote.size is not None else ''} "
+            "bytes"
+        )
     return have  # or fewer than expected, where the server has no more: the digest decides
 
 
 def remove_leftovers(out: Path, wanted: Iterable[str]) -> None:
     """Remove from `out` what an interrupted attempt noted, and files that are not wanted."""
     keep = set(wanted)
-    for path in [*(out / PARTS).glob("*"), *(path for path in out.glob("*") if path.is_file() and path.name not in keep)]:
+    for path in [
+        *(out / PARTS).glob("*"),
+        *(path for path in out.glob("*") if path.is_file() and path.name not in keep),
+    ]:
         path.unlink(missing_ok=True)
     with suppress(OSError):
         (out / PARTS).rmdir()

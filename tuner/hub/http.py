@@ -1,4 +1,5 @@
-"""GET over HTTP with the standard library: what fails for a moment is asked again, and what says who asks stays with the host that was asked.
+"""GET over HTTP with the standard library: what fails for a moment is asked again, and what says who asks
+stays with the host that was asked.
 
 Proxies come from the environment (HTTPS_PROXY), certificates from SSL_CERT_FILE or the system.
 """
@@ -49,7 +50,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows a server to another one, and tells that one nothing of who asks."""
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+        newurl: str,
     ) -> urllib.request.Request | None:
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         before, after = urlsplit(req.full_url), urlsplit(newurl)
@@ -60,7 +67,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def get(url: str, headers: Mapping[str, str], most: int = 8 << 20) -> bytes:
-    """The content of a small file, or the first `most` bytes of it. Raises Refused, and DataError when the server can't be reached."""
+    """The content of a small file, or the first `most` bytes of it. Raises Refused, and DataError when the
+    server can't be reached.
+    """
     for pause in (*PAUSES[:3], None):
         try:
             with opened(url, headers) as response:
@@ -84,26 +93,33 @@ def unreachable(url: str, why: str) -> DataError:
     parts = urlsplit(url)
     server = f"{parts.scheme}://{parts.netloc}" if parts.netloc else url or "A server without a name"
     return DataError(
-        f"{server} can't be reached, after several attempts: {why}. Look at the connection (HTTPS_PROXY names a proxy, "
-        "HF_ENDPOINT or MODELSCOPE_ENDPOINT a mirror) and run the same command again: what was received is kept. "
-        "Without a network, use files that are here: data=local data.path=FILE, model=local model.path=DIR."
+        f"{server} can't be reached, after several attempts: {why}. Look at the connection (HTTPS_PROXY "
+        "names a proxy, HF_ENDPOINT or MODELSCOPE_ENDPOINT a mirror) and run the same command again: what "
+        "was received is kept. Without a network, use files that are here: data=local data.path=FILE, "
+        "model=local model.path=DIR."
     )
 
 
 def opened(url: str, headers: Mapping[str, str]) -> HTTPResponse:
-    """An answer whose body is still to be read. Raises Refused, Broken, and DataError for what is no address or no trusted server."""
+    """An answer whose body is still to be read. Raises Refused, Broken, and DataError for what is no
+    address or no trusted server.
+    """
     if urlsplit(url).scheme not in ("http", "https"):
         raise DataError(f"{url} is no address of a web server; http:// or https:// was expected.")
     opener = urllib.request.build_opener(_Redirects)
     try:
-        response: HTTPResponse = opener.open(urllib.request.Request(url, headers=dict(headers)), timeout=TIMEOUT)
+        response: HTTPResponse = opener.open(
+            urllib.request.Request(url, headers=dict(headers)), timeout=TIMEOUT
+        )
     except urllib.error.HTTPError as error:
         after, code = seconds(error.headers.get("Retry-After")), error.headers.get("X-Error-Code", "")
         error.close()
         raise Refused(error.code, url, after, code) from None
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise unreachable(url, f"its certificate is not trusted here ({error.reason.verify_message})") from error
+            raise unreachable(
+                url, f"its certificate is not trusted here ({error.reason.verify_message})"
+            ) from error
         raise Broken(str(error.reason)) from error
     except (HTTPException, OSError) as error:
         raise Broken(str(error) or type(error).__name__) from error

@@ -1,9 +1,11 @@
 """Repositories of the Hugging Face hub: what is in one at a commit, and where its files are.
 
-The hub's own client (`huggingface_hub`) says what there is; `tuner.hub.download` brings it, since the client throws away what it received
-of a file when it is killed. Which files are wanted, `tuner.data.files.splits` and `tuner.models.checkpoint.wanted` say. HF_ENDPOINT names a mirror: all comes
-over plain HTTP from the addresses of `resolve/`, which a mirror has too, and never through Xet, which it has not; so there is nothing to switch off.
-A token comes from HF_TOKEN or the hub's login, goes to that host only, and is never written or shown.
+The hub's own client (`huggingface_hub`) says what there is; `tuner.hub.download` brings it, since the client
+throws away what it received of a file when it is killed. Which files are wanted, `tuner.data.files.splits`
+and `tuner.models.checkpoint.wanted` say. HF_ENDPOINT names a mirror: all comes over plain HTTP from the
+addresses of `resolve/`, which a mirror has too, and never through Xet, which it has not; so there is nothing
+to switch off. A token comes from HF_TOKEN or the hub's login, goes to that host only, and is never written or
+shown.
 """
 
 import difflib
@@ -24,7 +26,10 @@ Kind = Literal["dataset", "model"]
 LOGIN = "set HF_TOKEN, or log in with `hf auth login`"
 WORDS = {"dataset": "data set", "model": "model"}
 FIELDS = {"dataset": "data", "model": "model"}
-LOCAL = {"dataset": "read files that are here: data=local data.path=FILE", "model": "use a model that is here: model=local model.path=DIR"}
+LOCAL = {
+    "dataset": "read files that are here: data=local data.path=FILE",
+    "model": "use a model that is here: model=local model.path=DIR",
+}
 
 
 def resolve(repo: str, revision: str | None, *, repo_type: Kind = "dataset") -> Listing:
@@ -34,8 +39,18 @@ def resolve(repo: str, revision: str | None, *, repo_type: Kind = "dataset") -> 
 
     refuse_offline(repo, repo_type)
     api = HfApi()
-    commit = _asked(lambda: api.repo_info(repo, revision=revision, repo_type=repo_type, timeout=http.TIMEOUT).sha, repo, revision, repo_type)
-    entries = _asked(lambda: list(api.list_repo_tree(repo, recursive=True, revision=commit, repo_type=repo_type)), repo, revision, repo_type)
+    commit = _asked(
+        lambda: api.repo_info(repo, revision=revision, repo_type=repo_type, timeout=http.TIMEOUT).sha,
+        repo,
+        revision,
+        repo_type,
+    )
+    entries = _asked(
+        lambda: list(api.list_repo_tree(repo, recursive=True, revision=commit, repo_type=repo_type)),
+        repo,
+        revision,
+        repo_type,
+    )
     files = [
         Remote(
             path=entry.path,
@@ -52,7 +67,10 @@ def resolve(repo: str, revision: str | None, *, repo_type: Kind = "dataset") -> 
 
 def remotes(repo: str, pin: Pin, repo_type: Kind = "dataset") -> dict[str, Remote]:
     """Where the pinned files are, by their paths in the repository. Asks nobody."""
-    return {path: located(path, pinned, _address(repo, path, pin.commit, repo_type)) for path, pinned in pin.files.items()}
+    return {
+        path: located(path, pinned, _address(repo, path, pin.commit, repo_type))
+        for path, pinned in pin.files.items()
+    }
 
 
 def _address(repo: str, path: str, commit: str, repo_type: Kind) -> str:
@@ -79,7 +97,10 @@ def offline() -> bool:
 def refuse_offline(repo: str, repo_type: Kind = "dataset") -> None:
     """Raise DataError where the environment forbids to ask the hub."""
     if offline():
-        raise DataError(f"{repo} has to be downloaded, and HF_HUB_OFFLINE forbids it. Unset HF_HUB_OFFLINE, or {LOCAL[repo_type]}.")
+        raise DataError(
+            f"{repo} has to be downloaded, and HF_HUB_OFFLINE forbids it. Unset HF_HUB_OFFLINE, or "
+            f"{LOCAL[repo_type]}."
+        )
 
 
 def _asked(ask: Callable[[], Any], repo: str, revision: str | None, repo_type: Kind) -> Any:
@@ -98,14 +119,20 @@ def _asked(ask: Callable[[], Any], repo: str, revision: str | None, repo_type: K
         except errors.RevisionNotFoundError as error:
             raise _no_revision(repo, revision, repo_type) from error
         except errors.HFValidationError as error:
-            raise DataError(f"{repo!r} is no name of a repository on the hub, such as org/name: {error}") from error
+            raise DataError(
+                f"{repo!r} is no name of a repository on the hub, such as org/name: {error}"
+            ) from error
         except errors.HfHubHTTPError as error:
             status = error.response.status_code
             if status == 401:  # the client takes any other 401 for a repository that it may not see
                 raise _bad_token(repo) from error
             if status not in http.PASSING:
                 raise _denied(repo, repo_type, status) from error
-            why, cause, after = f"it answers with the status {status}", error, http.seconds(error.response.headers.get("Retry-After"))
+            why, cause, after = (
+                f"it answers with the status {status}",
+                error,
+                http.seconds(error.response.headers.get("Retry-After")),
+            )
         except _network() as error:
             why, cause = str(error) or type(error).__name__, error
         if pause is None:
@@ -115,22 +142,33 @@ def _asked(ask: Callable[[], Any], repo: str, revision: str | None, repo_type: K
 
 
 def _network() -> type[Exception]:
-    """What the hub's client raises when the network fails: the error of httpx, or of its successor, whichever the client is built on."""
+    """What the hub's client raises when the network fails: the error of httpx, or of its successor,
+    whichever the client is built on.
+    """
     import importlib
 
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
-    base = next(cls.__module__.partition(".")[0] for cls in type(get_session()).__mro__ if cls.__module__.startswith("httpx"))
+    base = next(
+        cls.__module__.partition(".")[0]
+        for cls in type(get_session()).__mro__
+        if cls.__module__.startswith("httpx")
+    )
     found: type[Exception] = importlib.import_module(base).HTTPError
     return found
 
 
-def refusal(repo: str, error: http.Refused, *, repo_type: Kind = "dataset", commit: str | None = None) -> DataError:
-    """What a person should know of an answer to a request for a file. `commit`: the one that the lock has, where it was asked for that."""
+def refusal(
+    repo: str, error: http.Refused, *, repo_type: Kind = "dataset", commit: str | None = None
+) -> DataError:
+    """What a person should know of an answer to a request for a file. `commit`: the one that the lock has,
+    where it was asked for that.
+    """
     if error.status == 404 and error.code in ("", "EntryNotFound", "RevisionNotFound") and commit:
         return DataError(
-            f"The lock's entry for {repo} is at the commit {commit[:12]}, and the hub has it no more: the repository's history was rewritten. "
-            f"Remove the entry of {repo} from the lock file (tuner.lock), and the next run takes what the hub has now."
+            f"The lock's entry for {repo} is at the commit {commit[:12]}, and the hub has it no more: the "
+            f"repository's history was rewritten. Remove the entry of {repo} from the lock file "
+            "(tuner.lock), and the next run takes what the hub has now."
         )
     if error.status == 401 and error.code not in ("RepoNotFound", "GatedRepo"):
         return _bad_token(repo)
@@ -138,7 +176,9 @@ def refusal(repo: str, error: http.Refused, *, repo_type: Kind = "dataset", comm
 
 
 def _bad_token(repo: str) -> DataError:
-    return DataError(f"The hub refuses the token it was given, before anything of {repo}. Renew it: {LOGIN}; or unset it.")
+    return DataError(
+        f"The hub refuses the token it was given, before anything of {repo}. Renew it: {LOGIN}; or unset it."
+    )
 
 
 def _denied(repo: str, repo_type: Kind, status: int, *, gated: bool = False) -> DataError:
@@ -146,10 +186,14 @@ def _denied(repo: str, repo_type: Kind, status: int, *, gated: bool = False) -> 
 
     page = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
     if gated:
-        return DataError(f"{repo} is gated: the hub gives it only to those who accepted its terms. Accept them at {page}, then {LOGIN}.")
+        return DataError(
+            f"{repo} is gated: the hub gives it only to those who accepted its terms. Accept them at {page}, "
+            f"then {LOGIN}."
+        )
     if status in (401, 404):
         return DataError(
-            f"The hub knows no {WORDS[repo_type]} {repo}, or keeps it from us. Look at its name ({page}); if it is private or gated, {LOGIN}."
+            f"The hub knows no {WORDS[repo_type]} {repo}, or keeps it from us. Look at its name ({page}); if "
+            f"it is private or gated, {LOGIN}."
         )
     return DataError(f"The hub refuses {repo} with the status {status}. Look at {page}.")
 
@@ -164,4 +208,7 @@ def _no_revision(repo: str, revision: str | None, repo_type: Kind) -> DataError:
         known = []  # the error is about the revision; what else there is was only asked to help
     near = difflib.get_close_matches(revision or "", known, n=3, cutoff=0.4) or known[:8]
     there = f"; there is {', '.join(near)}" if near else ""
-    return DataError(f"{repo} has no revision {revision!r}{there}. Give {FIELDS[repo_type]}.revision a branch, a tag or a commit.")
+    return DataError(
+        f"{repo} has no revision {revision!r}{there}. Give {FIELDS[repo_type]}.revision a branch, a tag or a "
+        "commit."
+    )

@@ -1,4 +1,6 @@
-"""Files of a hub: which there are in a repository at one commit, what is known of each, and what they are called here. Nothing is asked or brought."""
+"""Files of a hub: which there are in a repository at one commit, what is known of each, and what they are
+called here. Nothing is asked or brought.
+"""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -40,7 +42,11 @@ class Listing:
     def pin(self, paths: Iterable[str], layout: str | None = None) -> Pin:
         """What the lock says of some of the files, in this order."""
         by_path = {remote.path: remote for remote in self.files}
-        return Pin(commit=self.commit, files={path: _pinned(by_path[path], self.commit) for path in paths}, layout=layout)
+        return Pin(
+            commit=self.commit,
+            files={path: _pinned(by_path[path], self.commit) for path in paths},
+            layout=layout,
+        )
 
 
 def _pinned(remote: Remote, commit: str) -> Pinned:
@@ -50,7 +56,9 @@ def _pinned(remote: Remote, commit: str) -> Pinned:
 
 def located(path: str, pinned: Pinned, url: str) -> Remote:
     """A file of the lock, where it is now."""
-    return Remote(path=path, url=url, size=pinned.size, sha256=pinned.sha256, blob=pinned.blob, revision=pinned.revision)
+    return Remote(
+        path=path, url=url, size=pinned.size, sha256=pinned.sha256, blob=pinned.blob, revision=pinned.revision
+    )
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -58,8 +66,8 @@ def check_names(names: Iterable[str]) -> None:
     for name in names:
         if not name.isprintable() or any(part.startswith(".") or not part for part in name.split("/")):
             raise DataError(
-                f"a file of the hub is called {name!r}, which would lie outside its directory or be hidden in it; it is not taken. "
-                "Take the repository from a source that you trust."
+                f"a file of the hub is called {name!r}, which would lie outside its directory or be hidden "
+                "in it; it is not taken. Take the repository from a source that you trust."
             )
 
 
@@ -87,8 +95,8 @@ def digest_of(pieces: Iterable[bytes], size: int, known: Remote | Pinned) -> str
 def names(paths: Sequence[str], prefix: str = "") -> dict[str, str]:
     """Name in a directory → path in a repository; the names keep the order.
 
-    >>> names(["data/train-00000-of-00002.parquet", "b.jsonl"], "p01-")
-    {'p01-0000-data-train-00000-of-00002.parquet': 'data/train-00000-of-00002.parquet', 'p01-0001-b.jsonl': 'b.jsonl'}
+    >>> names(["data/train-0.parquet", "b.jsonl"], "p01-")
+    {'p01-0000-data-train-0.parquet': 'data/train-0.parquet', 'p01-0001-b.jsonl': 'b.jsonl'}
     """
     return {f"{prefix}{number:04d}-{_flat(path)}": path for number, path in enumerate(paths)}
 

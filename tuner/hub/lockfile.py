@@ -1,9 +1,11 @@
-"""tuner.lock: which commit a branch of a hub means, and what its files hold. One file for a project, meant to be committed.
+"""tuner.lock: which commit a branch of a hub means, and what its files hold. One file for a project, meant to
+be committed.
 
-    {"version": 1, "pins": {"model hub internlm/internlm2-1_8b@main": {"commit": "…", "files": {"config.json": {"size": 712, "sha256": "…"}, …}}}}
+    {"version": 1, "pins": {"model hub internlm/internlm2-1_8b@main": {"commit": "…", "files": {"config.json":
+    {"size": 712, "sha256": "…"}, …}}}}
 
-A reference is looked up once and stays what it was: a branch that moves changes no run until somebody removes its entry. Entries are sorted, so
-that two branches of a project merge by lines.
+A reference is looked up once and stays what it was: a branch that moves changes no run until somebody removes
+its entry. Entries are sorted, so that two branches of a project merge by lines.
 """
 
 import fcntl
@@ -48,11 +50,17 @@ class Pin:
     layout: str | None = None
     """of a model: how its tensors are laid out (tuner.models.layouts.family)"""
     quantised: str | None = None
-    """of a model: how its weights are quantised, where that is undone when they are fetched (tuner.models.checkpoint.quantised)"""
+    """of a model: how its weights are quantised, where that is undone when they are fetched
+    (tuner.models.checkpoint.quantised)
+    """
     template: str | None = None
-    """of a model: the chat template that model/chat=auto takes for its tokenizer, as far as that was known before the download (tuner.data.chat.choice)"""
+    """of a model: the chat template that model/chat=auto takes for its tokenizer, as far as that was known
+    before the download (tuner.data.chat.choice)
+    """
     made: Mapping[str, str] = field(default_factory=dict)
-    """the content digest of what was made of them, by the artifact's fingerprint; so later stages are known before anything is downloaded"""
+    """the content digest of what was made of them, by the artifact's fingerprint; so later stages are
+    known before anything is downloaded
+    """
 
 
 def key(kind: str, source: str, repo: str, revision: str | None, patterns: tuple[str, ...] = ()) -> str:
@@ -72,7 +80,10 @@ def find(lock: Path, name: str) -> Pin | None:
     try:
         return _read(entry)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{lock}: the entry {name!r} can't be read ({error!r}). Remove it, and the next run looks it up again.") from error
+        raise ConfigError(
+            f"{lock}: the entry {name!r} can't be read ({error!r}). Remove it, and the next run looks it up "
+            "again."
+        ) from error
 
 
 def _read(entry: Any) -> Pin:
@@ -100,8 +111,8 @@ def told(lock: str, name: str, pin: Pin) -> str:
 def missing(lock: str, name: str) -> str:
     """What a run with locked=true is told that needs what the lock does not have."""
     return (
-        f"{lock} has no entry {name!r}, and locked=true takes nothing that is not in it. Run the same command once without locked=true, "
-        f"which looks it up and adds it, and commit {lock}."
+        f"{lock} has no entry {name!r}, and locked=true takes nothing that is not in it. Run the same "
+        f"command once without locked=true, which looks it up and adds it, and commit {lock}."
     )
 
 
@@ -116,7 +127,8 @@ def commits(pins: Mapping[str, Pin | None]) -> dict[str, str]:
         source, reference, *patterns = name.split(" ")[1:]
         plain = " ".join([source, reference.rpartition("@")[0], *patterns])
         if pin is not None:
-            found[plain if plain not in found else f"{plain} {len(found)}"] = pin.commit  # the same at two revisions
+            # the same at two revisions
+            found[plain if plain not in found else f"{plain} {len(found)}"] = pin.commit
     return found
 
 
@@ -136,7 +148,9 @@ def add(lock: Path, name: str, pin: Pin) -> Pin:
 
 
 def write(lock: Path, name: str, pin: Pin) -> None:
-    """Add an entry, or put it in the place of the one there is. The file is written whole, also when several processes write at once."""
+    """Add an entry, or put it in the place of the one there is. The file is written whole, also when
+    several processes write at once.
+    """
     with _alone(lock):
         _write(lock, name, pin)
 
@@ -151,12 +165,17 @@ def _alone(lock: Path) -> Iterator[None]:
 
 def _write(lock: Path, name: str, pin: Pin) -> None:
     entries = _entries(lock) | {name: _plain(pin)}
-    text = json.dumps({"version": VERSION, "pins": dict(sorted(entries.items()))}, indent=1, ensure_ascii=False)
+    text = json.dumps(
+        {"version": VERSION, "pins": dict(sorted(entries.items()))}, indent=1, ensure_ascii=False
+    )
     write_text(lock, text + "\n")
 
 
 def _plain(pin: Pin) -> dict[str, Any]:
-    files = {path: {name: value for name, value in asdict(pinned).items() if value is not None} for path, pinned in pin.files.items()}
+    files = {
+        path: {name: value for name, value in asdict(pinned).items() if value is not None}
+        for path, pinned in pin.files.items()
+    }
     more = {name: getattr(pin, name) for name in OF_A_MODEL} | {"made": dict(pin.made)}
     return {"commit": pin.commit, **{name: value for name, value in more.items() if value}, "files": files}
 
@@ -167,12 +186,18 @@ def _entries(lock: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{lock} can't be read as a lock file ({error}). Take it from version control again, or remove it.") from error
+        raise ConfigError(
+            f"{lock} can't be read as a lock file ({error}). Take it from version control again, or "
+            "remove it."
+        ) from error
     if not isinstance(content, dict) or not isinstance(content.get("pins"), dict):
-        raise ConfigError(f"{lock} is no lock file of tuner's: it should hold `pins`. Name another with lock=FILE.")
+        raise ConfigError(
+            f"{lock} is no lock file of tuner's: it should hold `pins`. Name another with lock=FILE."
+        )
     if content.get("version") != VERSION:
         raise ConfigError(
-            f"{lock} is of the version {content.get('version')}, and this tuner reads {VERSION}. Update tuner, or name another lock=FILE."
+            f"{lock} is of the version {content.get('version')}, and this tuner reads {VERSION}. Update "
+            "tuner, or name another lock=FILE."
         )
     entries: dict[str, Any] = content["pins"]
     return entries

@@ -1,15 +1,18 @@
 """Data sets and models of ModelScope, by the addresses that its own client asks:
 
     {endpoint}/api/v1/datasets/{owner}/{name}                                       Data.Id
-    {endpoint}/api/v1/datasets/{id}/repo/tree?Revision=&Root=/&Recursive=True&…     Data.Files: Path, Size, Sha256, Revision, Type, …
+    {endpoint}/api/v1/datasets/{id}/repo/tree?Revision=&Root=/&Recursive=True&…     Data.Files: Path, Size,
+    Sha256, Revision, Type, …
     {endpoint}/api/v1/datasets/{owner}/{name}/repo?Revision=&FilePath=…             the file
-    {endpoint}/api/v1/models/{owner}/{name}/repo/files?Revision=&Recursive=True     the same Data.Files, all at once
+    {endpoint}/api/v1/models/{owner}/{name}/repo/files?Revision=&Recursive=True     the same Data.Files, all
+    at once
     {endpoint}/api/v1/models/{owner}/{name}/repo?Revision=&FilePath=                the file
 
-MODELSCOPE_ENDPOINT names another server, MODELSCOPE_API_TOKEN a token, which goes there as a cookie and nowhere else.
+MODELSCOPE_ENDPOINT names another server, MODELSCOPE_API_TOKEN a token, which goes there as a cookie and
+nowhere else.
 
-What was checked: addresses, parameters, fields and the cookie against the source of ModelScope's client; all else (the answers, errors,
-resuming) only against a server of the tests, never against modelscope.cn itself.
+What was checked: addresses, parameters, fields and the cookie against the source of ModelScope's client; all
+else (the answers, errors, resuming) only against a server of the tests, never against modelscope.cn itself.
 """
 
 import json
@@ -34,16 +37,25 @@ PAGE = 100
 
 
 def resolve(repo: str, revision: str | None, *, repo_type: Kind = "dataset") -> Listing:
-    """The files of a repository. The commit is the newest of those that its files were last changed by. Raises DataError."""
+    """The files of a repository. The commit is the newest of those that its files were last changed by.
+    Raises DataError.
+    """
     try:
         entries = (_data_set if repo_type == "dataset" else _model)(repo, revision or REVISION)
         newest = max(entries, key=lambda entry: entry.get("CommittedDate") or 0, default={})
         commit = str(newest.get("Revision") or revision or REVISION)
-        return Listing(repo=repo, commit=commit, files=tuple(_remote(repo, entry, revision or REVISION, repo_type) for entry in entries))
+        return Listing(
+            repo=repo,
+            commit=commit,
+            files=tuple(_remote(repo, entry, revision or REVISION, repo_type) for entry in entries),
+        )
     except http.Refused as error:
         raise refusal(repo, error, repo_type=repo_type) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{endpoint()} answered for {repo} with something else than ModelScope's list of files ({error!r}).") from error
+        raise DataError(
+            f"{endpoint()} answered for {repo} with something else than ModelScope's list of files "
+            f"({error!r})."
+        ) from error
 
 
 def _data_set(repo: str, revision: str) -> list[dict[str, Any]]:
@@ -80,7 +92,11 @@ def _files(url: str, repo: str, revision: str, repo_type: Kind) -> list[dict[str
 
 
 def _remote(repo: str, entry: Mapping[str, Any], revision: str, repo_type: Kind) -> Remote:
-    path, at, digest = str(entry["Path"]), str(entry.get("Revision") or revision), str(entry.get("Sha256") or "").lower()
+    path, at, digest = (
+        str(entry["Path"]),
+        str(entry.get("Revision") or revision),
+        str(entry.get("Sha256") or "").lower(),
+    )
     size = int(entry["Size"]) if entry.get("Size") is not None else None
     known = digest if re.fullmatch("[0-9a-f]{64}", digest) else None
     return Remote(path=path, url=_address(repo, path, at, repo_type), size=size, sha256=known, revision=at)
@@ -89,12 +105,16 @@ def _remote(repo: str, entry: Mapping[str, Any], revision: str, repo_type: Kind)
 def remotes(repo: str, pin: Pin, repo_type: Kind = "dataset") -> dict[str, Remote]:
     """As tuner.hub.huggingface.remotes."""
     found = pin.files.items()
-    return {path: located(path, pinned, _address(repo, path, pinned.revision or pin.commit, repo_type)) for path, pinned in found}
+    return {
+        path: located(path, pinned, _address(repo, path, pinned.revision or pin.commit, repo_type))
+        for path, pinned in found
+    }
 
 
 def _address(repo: str, path: str, revision: str, repo_type: Kind) -> str:
     more = {"Source": "SDK", "View": "False"} if repo_type == "dataset" else {}
-    return f"{endpoint()}/api/v1/{repo_type}s/{quote(repo)}/repo?{urlencode({'Revision': revision, 'FilePath': path, **more})}"
+    query = urlencode({"Revision": revision, "FilePath": path, **more})
+    return f"{endpoint()}/api/v1/{repo_type}s/{quote(repo)}/repo?{query}"
 
 
 def refuse_offline(_repo: str, _repo_type: Kind = "dataset") -> None:
@@ -106,7 +126,10 @@ def _ask(url: str) -> Any:
     answer = json.loads(http.get(url, headers(), most=256 << 20))
     status = int(answer.get("Code") or 200)
     if status != 200:
-        raise http.Refused(status if status in (401, 403, 404) else 404 if "exist" in str(answer.get("Message")) else status, url)
+        raise http.Refused(
+            status if status in (401, 403, 404) else 404 if "exist" in str(answer.get("Message")) else status,
+            url,
+        )
     return answer.get("Data")
 
 
@@ -121,15 +144,20 @@ def headers() -> dict[str, str]:
     return {"User-Agent": "tuner", **({"Cookie": f"m_session_id={token}"} if token else {})}
 
 
-def refusal(repo: str, error: http.Refused, *, repo_type: Kind = "dataset", commit: str | None = None) -> DataError:
-    """As tuner.hub.huggingface.refusal. ModelScope does not tell a repository that is gone from a commit that is."""
+def refusal(
+    repo: str, error: http.Refused, *, repo_type: Kind = "dataset", commit: str | None = None
+) -> DataError:
+    """As tuner.hub.huggingface.refusal. ModelScope does not tell a repository that is gone from a commit
+    that is.
+    """
     page = f"{endpoint()}/{repo_type}s/{repo}"
     if error.status not in (401, 403, 404):
         return DataError(f"ModelScope refuses {repo} with the status {error.status}. Look at {page}.")
     if commit and error.status == 404:
         return DataError(
-            f"The lock's entry for {repo} is at the commit {commit[:12]}, and ModelScope has it no more: its history was rewritten, or it was taken away "
-            f"({page}). Remove the entry of {repo} from the lock file (tuner.lock), and the next run takes what is there now."
+            f"The lock's entry for {repo} is at the commit {commit[:12]}, and ModelScope has it no more: its "
+            f"history was rewritten, or it was taken away ({page}). Remove the entry of {repo} from the "
+            "lock file (tuner.lock), and the next run takes what is there now."
         )
     return DataError(
         f"ModelScope knows no {WORDS[repo_type]} {repo}, or keeps it from us (status {error.status}). "

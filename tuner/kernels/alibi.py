@@ -1,9 +1,11 @@
-"""Llama with ALiBi in place of rope (arXiv:2108.12409): what Baichuan-13B is, for which transformers has no class.
+"""Llama with ALiBi in place of rope (arXiv:2108.12409): what Baichuan-13B is, for which transformers has no
+class.
 
     score of query i and key j = q_i · k_j · scaling + slope_h · (j - i)
 
-The second term is a product too, of columns that queries and keys get besides: so every attention of transformers computes it, with its own masks and
-caches and without a matrix of distances, and so does tuner's for packed rows, whose positions restart. Nothing of it trains.
+The second term is a product too, of columns that queries and keys get besides: so every attention of
+transformers computes it, with its own masks and caches and without a matrix of distances, and so does tuner's
+for packed rows, whose positions restart. Nothing of it trains.
 """
 
 from typing import Any
@@ -26,7 +28,8 @@ DIGIT = 128
 def slopes(heads: int) -> list[float]:
     """The slope of each head: s, s², …, sⁿ with s = 2 ** (-8 / n) for n a power of two.
 
-    Otherwise those of the next lower power of two m, and then every second one of 2m's, as many as are missing.
+    Otherwise those of the next lower power of two m, and then every second one of 2m's, as many as are
+    missing.
 
     >>> slopes(2), slopes(3)
     ([0.0625, 0.00390625], [0.0625, 0.00390625, 0.25])
@@ -37,10 +40,12 @@ def slopes(heads: int) -> list[float]:
 
 
 def columns(positions_BN: Tensor, heads: int, scaling: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What queries [B, H, N, 8] and keys [B, 1, N, 8] get besides, so that their product times `scaling` is slope · (key position - query position).
+    """What queries [B, H, N, 8] and keys [B, 1, N, 8] get besides, so that their product times `scaling` is
+    slope · (key position - query position).
 
-    A slope is the sum of two numbers of `dtype`, and a position of two digits: in bf16 the slope is off by 2 ** -17 of itself, and the distance exact.
-    The query's own part is the same for all keys, so its rounding changes nothing; it keeps scores of near keys small, where they are precise.
+    A slope is the sum of two numbers of `dtype`, and a position of two digits: in bf16 the slope is off by 2
+    ** -17 of itself, and the distance exact. The query's own part is the same for all keys, so its rounding
+    changes nothing; it keeps scores of near keys small, where they are precise.
     """
     slope_H = torch.tensor(slopes(heads), dtype=torch.float64, device=positions_BN.device) / scaling
     high_H = slope_H.to(dtype)
@@ -50,7 +55,9 @@ def columns(positions_BN: Tensor, heads: int, scaling: float, dtype: torch.dtype
     rest_BHN = (own_BHN - near_BHN).to(dtype)
     by_head_H4 = torch.stack([DIGIT * high_H, DIGIT * low_H, high_H, low_H], dim=-1)
     by_head_BHN4 = by_head_H4[None, :, None].expand(*own_BHN.shape, 4)
-    q_BHN8 = pad(torch.cat([by_head_BHN4, near_BHN[..., None], rest_BHN[..., None]], dim=-1), (0, COLUMNS - 6))
+    q_BHN8 = pad(
+        torch.cat([by_head_BHN4, near_BHN[..., None], rest_BHN[..., None]], dim=-1), (0, COLUMNS - 6)
+    )
     a_BN, b_BN, one_BN = positions_BN // DIGIT, positions_BN % DIGIT, torch.ones_like(positions_BN)
     k_BN6 = torch.stack([a_BN, a_BN, b_BN, b_BN, one_BN, one_BN], dim=-1).to(dtype)
     return q_BHN8, pad(k_BN6, (0, COLUMNS - 6))[:, None]
@@ -75,19 +82,34 @@ class AlibiAttention(LlamaAttention):  # type: ignore[misc]
         position_ids: Tensor,
         **flags: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """As Llama's: ([B, N, C], weights or None). The signature is transformers' own; the rotation's angles are not looked at."""
+        """As Llama's: ([B, N, C], weights or None). The signature is transformers' own; the rotation's
+        angles are not looked at.
+        """
         split = (*hidden_states.shape[:-1], -1, self.head_dim)
-        q_BHND, k_BHND, v_BHND = (proj(hidden_states).view(split).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q_BHND, k_BHND, v_BHND = (
+            proj(hidden_states).view(split).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
         q_BHN8, k_B1N8 = columns(position_ids, q_BHND.shape[1], self.scaling, q_BHND.dtype)
         q_BHNE = torch.cat([q_BHND, q_BHN8.expand(*q_BHND.shape[:3], COLUMNS)], dim=-1)
         k_BHNE = torch.cat([k_BHND, k_B1N8.expand(*k_BHND.shape[:3], COLUMNS)], dim=-1)
         if past_key_values is not None:
             k_BHNE, v_BHND = past_key_values.update(k_BHNE, v_BHND, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
         dropout = self.attention_dropout if self.training else 0.0
         v_BHNE = pad(v_BHND, (0, COLUMNS))  # fast kernels want values as wide as keys
         out_BNHE, weights = attend(
-            self, q_BHNE, k_BHNE, v_BHNE, attention_mask, dropout=dropout, scaling=self.scaling, position_ids=position_ids, **flags
+            self,
+            q_BHNE,
+            k_BHNE,
+            v_BHNE,
+            attention_mask,
+            dropout=dropout,
+            scaling=self.scaling,
+            position_ids=position_ids,
+            **flags,
         )
         return self.o_proj(out_BNHE[..., : self.head_dim].flatten(2)), weights
 

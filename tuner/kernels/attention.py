@@ -1,9 +1,10 @@
 """The seam through which every model attends: causal, within documents only.
 
-transformers calls the function registered here instead of its own attention, and passes it the `position_ids` that restart at
-every document of a pack. The borders come from there, so neither a cache nor a mask of ones can let documents see each other. Where a family passes
-no positions on, a row that was announced as one document is one.
-What computes it is one of four backends, each in a file of its own; `choose` says which is best here, `use` takes it.
+transformers calls the function registered here instead of its own attention, and passes it the `position_ids`
+that restart at every document of a pack. The borders come from there, so neither a cache nor a mask of ones
+can let documents see each other. Where a family passes no positions on, a row that was announced as one
+document is one. What computes it is one of four backends, each in a file of its own; `choose` says which is
+best here, `use` takes it.
 
 Not covered: generation with a cache, and batches of several rows; both are refused with a reason.
 """
@@ -32,19 +33,25 @@ BACKENDS = {
 """machine.attention → what it is, the fastest first"""
 
 _attend: dict[str, Callable[[Tensor, Tensor, Tensor, Documents, Scoring], Tensor]] = {
-    "flash": flash.attend, "varlen": varlen.attend, "flex": flex.attend, "sdpa": sdpa.attend,
-}  # fmt: skip
+    "flash": flash.attend,
+    "varlen": varlen.attend,
+    "flex": flex.attend,
+    "sdpa": sdpa.attend,
+}
 _trouble: dict[str, Callable[[Needs], str | None]] = {
-    "flash": flash.trouble, "varlen": varlen.trouble, "flex": flex.trouble, "sdpa": sdpa.trouble,
-}  # fmt: skip
+    "flash": flash.trouble,
+    "varlen": varlen.trouble,
+    "flex": flex.trouble,
+    "sdpa": sdpa.trouble,
+}
 _used = "sdpa"
 
 
 def choose(wish: str, needs: Needs) -> tuple[str, str]:
     """The backend for machine.attention=`wish`, and why it is that one.
 
-    `auto` takes the fastest that can do what is needed. In fp32 that is SDPA, but for capped scores and sinks, for which it writes all scores out.
-    Raises ConfigError where a wish can't be met.
+    `auto` takes the fastest that can do what is needed. In fp32 that is SDPA, but for capped scores and
+    sinks, for which it writes all scores out. Raises ConfigError where a wish can't be met.
     """
     troubles = {name: trouble(needs) for name, trouble in _trouble.items()}
     order = [*BACKENDS] if needs.dtype in HALF or needs.softcap or needs.sinks else ["sdpa", *BACKENDS]
@@ -61,7 +68,9 @@ def choose(wish: str, needs: Needs) -> tuple[str, str]:
 
 
 def use(name: str) -> None:
-    """Attend with this backend from now on, in this process. Before the first call it is "sdpa", which runs everywhere."""
+    """Attend with this backend from now on, in this process. Before the first call it is "sdpa", which
+    runs everywhere.
+    """
     global _used
     if name not in BACKENDS:
         raise ValueError(f"{name!r} is none of {', '.join(BACKENDS)}")
@@ -80,7 +89,8 @@ def using(name: str) -> Iterator[None]:
 
 
 def register() -> None:
-    """Make the seam known to transformers as `attn_implementation="tuner"`. Where something is registered under that name, it stays.
+    """Make the seam known to transformers as `attn_implementation="tuner"`. Where something is registered
+    under that name, it stays.
 
     No mask function is registered beside it, so transformers builds no mask for it.
     """
@@ -106,16 +116,17 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """softmax(q k' * scaling) v for each document alone; returns ([1, N, H, D], None).
 
-    H query heads share K key heads (H is a multiple of K). Scores may have a soft cap (Gemma 2) or sinks (gpt-oss: `s_aux` [H]).
-    `documents` is where they lie, where that is not what `position_ids` say. The signature is transformers' own otherwise; its further keywords
-    are flags of other implementations.
+    H query heads share K key heads (H is a multiple of K). Scores may have a soft cap (Gemma 2) or sinks
+    (gpt-oss: `s_aux` [H]). `documents` is where they lie, where that is not what `position_ids` say. The
+    signature is transformers' own otherwise; its further keywords are flags of other implementations.
     """
     if documents is None and position_ids is None and q_1HND.shape[0] == 1:
         documents = only(q_1HND.shape[2])
     told = documents is not None or (position_ids is not None and position_ids.ndim == 2)
     if not told or q_1HND.shape[0] != 1 or q_1HND.shape[2] != k_1KND.shape[2]:
         raise NotImplementedError(
-            "packed attention takes one row with position_ids [1, N] and no cache; load the model with attention='sdpa' to generate"
+            "packed attention takes one row with position_ids [1, N] and no cache; load the model with "
+            "attention='sdpa' to generate"
         )
     if documents is None:
         assert position_ids is not None
@@ -123,12 +134,15 @@ def packed_attention(
     if documents.tokens != q_1HND.shape[2]:
         raise ValueError(f"the documents have {documents.tokens} tokens together, the row {q_1HND.shape[2]}")
     scaling = q_1HND.shape[-1] ** -0.5 if scaling is None else scaling
-    scoring = Scoring(scaling=scaling, window=sliding_window or None, softcap=softcap, sinks=s_aux, dropout=dropout)
+    scoring = Scoring(
+        scaling=scaling, window=sliding_window or None, softcap=softcap, sinks=s_aux, dropout=dropout
+    )
     return _attend[_used](*alike(q_1HND, k_1KND, v_1KND), documents, scoring), None
 
 
 def alike(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All three in one dtype: that of autocast where it is on, for which a kernel of its own is no matrix product; else that of the values.
+    """All three in one dtype: that of autocast where it is on, for which a kernel of its own is no matrix
+    product; else that of the values.
 
     Rotary positions and norms in fp32 make queries and keys fp32 where values are not.
     """

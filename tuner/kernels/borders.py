@@ -1,8 +1,9 @@
 """Where documents lie in a packed row, told to attention once a batch.
 
-Every layer needs the borders as numbers on the host, which the batch has, and as a tensor on the device, which is made once. They are found by the
-tensor of positions that transformers hands to every layer, in the forward pass and when a layer is computed again in the backward pass: by the
-tensor itself, not by its values, so nobody waits for the device. Positions that were not announced are read back once, and known from then on.
+Every layer needs the borders as numbers on the host, which the batch has, and as a tensor on the device,
+which is made once. They are found by the tensor of positions that transformers hands to every layer, in the
+forward pass and when a layer is computed again in the backward pass: by the tensor itself, not by its values,
+so nobody waits for the device. Positions that were not announced are read back once, and known from then on.
 """
 
 from collections import deque
@@ -15,14 +16,18 @@ import torch
 from torch import Tensor
 
 REMEMBERED = 4
-"""rows that are known at a time; their positions stay in memory, so that no other tensor can lie where they do"""
+"""rows that are known at a time; their positions stay in memory, so that no other tensor can lie where
+they do
+"""
 
 
 class Documents:
     """The documents of a row of N tokens, and what is derived of them for one device."""
 
     def __init__(self, borders: Sequence[int], device: torch.device) -> None:
-        """`borders` are where documents begin, and where the last one ends: [0, 3, 5, 6] for 3, 2 and 1 tokens."""
+        """`borders` are where documents begin, and where the last one ends: [0, 3, 5, 6] for 3, 2 and 1
+        tokens.
+        """
         self.borders = tuple(borders)
         self.device = device
         self.masks: dict[int, Any] = {}
@@ -56,13 +61,17 @@ _known: deque[tuple[Tensor, tuple[Any, ...], Documents]] = deque(maxlen=REMEMBER
 
 
 def _mark(positions_1N: Tensor) -> tuple[Any, ...]:
-    """What is equal for views of the same memory, and not for others while both exist, nor after the memory was written to."""
+    """What is equal for views of the same memory, and not for others while both exist, nor after the
+    memory was written to.
+    """
     written = None if positions_1N.is_inference() else positions_1N._version
     return positions_1N.data_ptr(), positions_1N.shape, positions_1N.stride(), positions_1N.device, written
 
 
 def announce(positions_1N: Tensor, borders: Sequence[int]) -> None:
-    """Say where the documents are of the row that a forward pass with these very positions will see. Without borders nothing is said."""
+    """Say where the documents are of the row that a forward pass with these very positions will see.
+    Without borders nothing is said.
+    """
     if borders:
         _known.append((positions_1N, _mark(positions_1N), Documents(borders, positions_1N.device)))
 
@@ -74,13 +83,17 @@ def recall(positions_1N: Tensor) -> Documents | None:
 
 
 def only(tokens: int) -> Documents | None:
-    """The row that was announced last, where it has so many tokens and is one document: for a family that tells its attention no positions."""
+    """The row that was announced last, where it has so many tokens and is one document: for a family that
+    tells its attention no positions.
+    """
     found = _known[-1][2] if _known else None
     return found if found is not None and found.borders == (0, tokens) else None
 
 
 def documents_of(positions_1N: Tensor) -> Documents:
-    """What was announced for these positions; otherwise it is read off them, for which the host waits once."""
+    """What was announced for these positions; otherwise it is read off them, for which the host waits
+    once.
+    """
     if (found := recall(positions_1N)) is None:
         announce(positions_1N, borders(positions_1N))
         found = _known[-1][2]

@@ -1,7 +1,9 @@
-"""Attention by the FlashAttention packages, where one is installed: 4 (`flash-attn-4`), 3 (`flash_attn_interface`) or 2 (`flash-attn`).
+"""Attention by the FlashAttention packages, where one is installed: 4 (`flash-attn-4`), 3
+(`flash_attn_interface`) or 2 (`flash-attn`).
 
-They have one function in common, whose keywords differ a little. Version 2 is the one for every GPU from Ampere on, with dropout and soft caps
-(arXiv:2307.08691); 3 is for Hopper (arXiv:2407.08608); 4 for Hopper and Blackwell.
+They have one function in common, whose keywords differ a little. Version 2 is the one for every GPU from
+Ampere on, with dropout and soft caps (arXiv:2307.08691); 3 is for Hopper (arXiv:2407.08608); 4 for Hopper and
+Blackwell.
 """
 
 from collections.abc import Callable
@@ -30,12 +32,17 @@ def installed(version: int) -> bool:
 
 
 def version_for(major: int, *, width: int, plain: bool) -> int | None:
-    """The newest version that is installed, is made for GPUs of compute capability `major`, and does what is asked.
+    """The newest version that is installed, is made for GPUs of compute capability `major`, and does what is
+    asked.
 
     width   of the heads; 4 is used up to 128
     plain   whether there is neither a soft cap nor dropout; 2 has those
     """
-    able = (version for version in MODULES if major in MAJORS[version] and (width <= 128 or version != 4) and (plain or version == 2))
+    able = (
+        version
+        for version in MODULES
+        if major in MAJORS[version] and (width <= 128 or version != 4) and (plain or version == 2)
+    )
     return next((version for version in able if installed(version)), None)
 
 
@@ -48,7 +55,10 @@ def trouble(needs: Needs) -> str | None:
     major = torch.cuda.get_device_capability(needs.device)[0]
     version = version_for(major, width=needs.head_dim, plain=not (needs.softcap or needs.dropout))
     if version is None:
-        return "the FlashAttention package that is installed is not for this GPU, or not for heads and scores such as this model's"
+        return (
+            "the FlashAttention package that is installed is not for this GPU, or not for heads and scores "
+            "such as this model's"
+        )
     try:
         function(version)
     except (ImportError, OSError, RuntimeError) as error:  # made for another PyTorch or CUDA
@@ -66,22 +76,34 @@ def function(version: int) -> Callable[..., Any]:
 def attend(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor, documents: Documents, scoring: Scoring) -> Tensor:
     """softmax(q k' * scaling) v within each document; returns [1, N, H, E]."""
     plain = scoring.softcap is None and not scoring.dropout
-    version = version_for(torch.cuda.get_device_capability(q_1HND.device)[0], width=q_1HND.shape[-1], plain=plain)
+    version = version_for(
+        torch.cuda.get_device_capability(q_1HND.device)[0], width=q_1HND.shape[-1], plain=plain
+    )
     assert version is not None
     q_NHF, k_NKF, v_NKF = rows(q_1HND, k_1KND, v_1KNE)
-    words = keywords(function(version), documents, scoring, deterministic=torch.are_deterministic_algorithms_enabled())
+    words = keywords(
+        function(version), documents, scoring, deterministic=torch.are_deterministic_algorithms_enabled()
+    )
     out = function(version)(q_NHF, k_NKF, v_NKF, **words)
     out_NHF: Tensor = out[0] if isinstance(out, tuple) else out
     return out_NHF[None, :, :, : v_1KNE.shape[-1]]
 
 
-def keywords(called: Callable[..., Any], documents: Documents, scoring: Scoring, *, deterministic: bool) -> dict[str, Any]:
-    """What `called` is told besides q, k and v. Raises NotImplementedError where it has no word for what must be said."""
+def keywords(
+    called: Callable[..., Any], documents: Documents, scoring: Scoring, *, deterministic: bool
+) -> dict[str, Any]:
+    """What `called` is told besides q, k and v. Raises NotImplementedError where it has no word for what
+    must be said.
+    """
     offsets_E, longest = documents.offsets, documents.longest
     words: dict[str, Any] = {
-        "cu_seqlens_q": offsets_E, "cu_seqlens_k": offsets_E, "max_seqlen_q": longest, "max_seqlen_k": longest,
-        "softmax_scale": scoring.scaling, "causal": True,
-    }  # fmt: skip
+        "cu_seqlens_q": offsets_E,
+        "cu_seqlens_k": offsets_E,
+        "max_seqlen_q": longest,
+        "max_seqlen_k": longest,
+        "softmax_scale": scoring.scaling,
+        "causal": True,
+    }
     before, after = window(scoring.window, longest)
     if before >= 0:
         words["window_size"] = (before, after)

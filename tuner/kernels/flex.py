@@ -1,6 +1,8 @@
-"""Attention by PyTorch's FlexAttention (arXiv:2412.05496): a kernel compiled for the scores at hand, which skips blocks that no document sees.
+"""Attention by PyTorch's FlexAttention (arXiv:2412.05496): a kernel compiled for the scores at hand, which
+skips blocks that no document sees.
 
-It does soft caps, sinks and any width of head. Its backward pass is for GPUs only, and the first call of a kind compiles for some seconds.
+It does soft caps, sinks and any width of head. Its backward pass is for GPUs only, and the first call of a
+kind compiles for some seconds.
 """
 
 import shutil
@@ -36,27 +38,33 @@ def trouble(needs: Needs) -> str | None:
         return "it is compiled with the help of a C compiler, and there is none on the PATH"
     capability = torch.cuda.get_device_capability(needs.device)
     if capability < (8, 0):
-        return f"it needs an Ampere GPU (compute capability 8.0) or a later one, and this is {capability[0]}.{capability[1]}"
+        return (
+            "it needs an Ampere GPU (compute capability 8.0) or a later one, and this is "
+            f"{capability[0]}.{capability[1]}"
+        )
     return None
 
 
 def attend(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor, documents: Documents, scoring: Scoring) -> Tensor:
     """softmax(c tanh(q k' scaling / c)) v within each document; returns [1, N, H, E].
 
-    A sink s takes its share of the softmax afterwards: with l the logarithm of the sum of exp(score), the output times
-    exp(l) / (exp(l) + exp(s)) = sigmoid(l - s).
+    A sink s takes its share of the softmax afterwards: with l the logarithm of the sum of exp(score), the
+    output times exp(l) / (exp(l) + exp(s)) = sigmoid(l - s).
     """
     group = q_1HND.shape[1] // k_1KND.shape[1]
     if group & (group - 1):  # some of its kernels take groups of a power of two only
         k_1KND, v_1KNE = (x.repeat_interleave(group, dim=1) for x in (k_1KND, v_1KNE))
     call = compiled() if q_1HND.device.type == "cuda" else cast(Callable[..., Any], flex_attention)
     mask, cap = block_mask(documents, scoring.window), capped(scoring.softcap)
-    options: dict[str, Any] = {"FORCE_USE_FLEX_ATTENTION": True}  # its other kernel, for decoding, has no backward pass
+    # its other kernel, for decoding, has no backward pass
+    options: dict[str, Any] = {"FORCE_USE_FLEX_ATTENTION": True}
     grouped = q_1HND.shape[1] != k_1KND.shape[1]
     if scoring.sinks is None:
         out_1HNE = call(q_1HND, k_1KND, v_1KNE, cap, mask, scoring.scaling, grouped, kernel_options=options)
     else:
-        out_1HNE, sums_1HN = call(q_1HND, k_1KND, v_1KNE, cap, mask, scoring.scaling, grouped, kernel_options=options, **with_sums())
+        out_1HNE, sums_1HN = call(
+            q_1HND, k_1KND, v_1KNE, cap, mask, scoring.scaling, grouped, kernel_options=options, **with_sums()
+        )
         sums_1HN = getattr(sums_1HN, "lse", sums_1HN)
         share_1HN = torch.sigmoid(sums_1HN.float() - scoring.sinks.float()[None, :, None])
         out_1HNE = (out_1HNE * share_1HN[..., None]).to(v_1KNE.dtype)
@@ -66,9 +74,11 @@ def attend(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor, documents: Documents,
 
 @cache
 def compiled() -> Callable[..., Any]:
-    """The function as a kernel, made anew for each kind of call: with and without a window, a cap, gradients, and for lengths that vary.
+    """The function as a kernel, made anew for each kind of call: with and without a window, a cap, gradients,
+    and for lengths that vary.
 
-    These are more kinds than PyTorch lets one function have by default, and behind its limit all scores would be written to memory, with a mere warning.
+    These are more kinds than PyTorch lets one function have by default, and behind its limit all scores would
+    be written to memory, with a mere warning.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     made: Callable[..., Any] = torch.compile(flex_attention, fullgraph=True)
@@ -108,31 +118,47 @@ def block_mask(documents: Documents, window: int | None) -> BlockMask:
 def _block_mask(documents: Documents, width: int) -> BlockMask:
     first_N = np.repeat(documents.borders[:-1], np.diff(documents.borders))
     part_QK, full_QK = blocks(first_N, width)
-    first = send(torch.from_numpy(np.pad(first_N, (0, -len(first_N) % BLOCK), mode="edge").astype(np.int32)), documents.device)
+    first = send(
+        torch.from_numpy(np.pad(first_N, (0, -len(first_N) % BLOCK), mode="edge").astype(np.int32)),
+        documents.device,
+    )
 
     def seen(_b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (k <= q) & (k >= first[q]) & (q - k < width)
 
-    (count, which), (full_count, full_which) = ([send(torch.from_numpy(x), documents.device) for x in listed(dense)] for dense in (part_QK, full_QK))
+    (count, which), (full_count, full_which) = (
+        [send(torch.from_numpy(x), documents.device) for x in listed(dense)] for dense in (part_QK, full_QK)
+    )
     lengths = (documents.tokens, documents.tokens)
-    return BlockMask.from_kv_blocks(count, which, full_count, full_which, BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=lengths)
+    return BlockMask.from_kv_blocks(
+        count, which, full_count, full_which, BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=lengths
+    )
 
 
 def blocks(first_N: np.ndarray[Any, Any], width: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Of blocks of 128 queries and 128 keys, which are seen in part and which as a whole: two bool [Q, K], from where each token's document begins.
+    """Of blocks of 128 queries and 128 keys, which are seen in part and which as a whole: two bool [Q, K],
+    from where each token's document begins.
 
-    The lowest key that a query sees never falls from one query to the next. So a block of queries sees all blocks from its first query's lowest key
-    up to its own, and as a whole those that lie behind its last query's lowest key and before its own.
+    The lowest key that a query sees never falls from one query to the next. So a block of queries sees all
+    blocks from its first query's lowest key up to its own, and as a whole those that lie behind its last
+    query's lowest key and before its own.
     """
     lowest_N = np.maximum(first_N, np.arange(len(first_N)) - width + 1)
     own_Q1 = np.arange(-(-len(first_N) // BLOCK))[:, None]
     block_K = own_Q1.T
-    begin_Q1, end_Q1 = lowest_N[own_Q1 * BLOCK], lowest_N[np.minimum(own_Q1 * BLOCK + BLOCK, len(first_N)) - 1]
+    begin_Q1, end_Q1 = (
+        lowest_N[own_Q1 * BLOCK],
+        lowest_N[np.minimum(own_Q1 * BLOCK + BLOCK, len(first_N)) - 1],
+    )
     seen_QK = (block_K >= begin_Q1 // BLOCK) & (block_K <= own_Q1)
     full_QK = (block_K * BLOCK >= end_Q1) & (block_K < own_Q1)
     return seen_QK & ~full_QK, full_QK
 
 
 def listed(dense_QK: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """How many blocks each block of queries has, [1, 1, Q], and their numbers, [1, 1, Q, K], of which the first so many count; int32."""
-    return dense_QK.sum(axis=1, dtype=np.int32)[None, None], np.argsort(~dense_QK, axis=1, kind="stable").astype(np.int32)[None, None]
+    """How many blocks each block of queries has, [1, 1, Q], and their numbers, [1, 1, Q, K], of which the
+    first so many count; int32.
+    """
+    return dense_QK.sum(axis=1, dtype=np.int32)[None, None], np.argsort(
+        ~dense_QK, axis=1, kind="stable"
+    ).astype(np.int32)[None, None]

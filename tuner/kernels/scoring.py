@@ -28,7 +28,9 @@ class Scoring:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Needs:
-    """What a kernel must be able to do, to be used for a model here. All of them do windows, and fewer key heads than query heads."""
+    """What a kernel must be able to do, to be used for a model here. All of them do windows, and fewer key
+    heads than query heads.
+    """
 
     device: torch.device
     dtype: torch.dtype
@@ -41,7 +43,9 @@ class Needs:
 
 
 def beyond(needs: Needs, *, softcap: bool = False, dropout: bool = False) -> str | None:
-    """The first thing that is needed and that a kernel does not do, in words; `softcap` and `dropout` say whether it does those."""
+    """The first thing that is needed and that a kernel does not do, in words; `softcap` and `dropout` say
+    whether it does those.
+    """
     if needs.softcap and not softcap:
         return "it can't cap the scores, as this model does"
     if needs.sinks:
@@ -61,18 +65,28 @@ def flash_trouble(needs: Needs, *, softcap: bool = False, dropout: bool = False)
         return f"it takes heads of 256 numbers at most, and this model has {needs.head_dim}"
     capability = torch.cuda.get_device_capability(needs.device)
     if capability < (8, 0):
-        return f"it needs an Ampere GPU (compute capability 8.0) or a later one, and this is {capability[0]}.{capability[1]}"
+        return (
+            "it needs an Ampere GPU (compute capability 8.0) or a later one, and this is "
+            f"{capability[0]}.{capability[1]}"
+        )
     if needs.head_dim > 192 and (capability in ((8, 6), (8, 9)) or capability[0] == 12):
-        return f"heads of {needs.head_dim} numbers need more shared memory in its backward pass than this GPU has"
+        return (
+            f"heads of {needs.head_dim} numbers need more shared memory in its backward pass than this "
+            "GPU has"
+        )
     return beyond(needs, softcap=softcap, dropout=dropout)
 
 
 def rows(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As flash kernels take them: [N, H, F], [N, K, F], [N, K, F], where F is the width of the heads, up to the next multiple of 8.
+    """As flash kernels take them: [N, H, F], [N, K, F], [N, K, F], where F is the width of the heads, up to
+    the next multiple of 8.
 
-    Columns of zeros add nothing to a score, and to the output columns that are cut off again. They are needed by heads of unusual width, and where
-    values are narrower than keys.
+    Columns of zeros add nothing to a score, and to the output columns that are cut off again. They are needed
+    by heads of unusual width, and where values are narrower than keys.
     """
     width = -(-max(q_1HND.shape[-1], v_1KNE.shape[-1]) // 8) * 8
-    q_NHF, k_NKF, v_NKF = ((x if x.shape[-1] == width else pad(x, (0, width - x.shape[-1])))[0].transpose(0, 1) for x in (q_1HND, k_1KND, v_1KNE))
+    q_NHF, k_NKF, v_NKF = (
+        (x if x.shape[-1] == width else pad(x, (0, width - x.shape[-1])))[0].transpose(0, 1)
+        for x in (q_1HND, k_1KND, v_1KNE)
+    )
     return q_NHF, k_NKF, v_NKF

@@ -38,15 +38,25 @@ def attend(q_1HND: Tensor, k_1KND: Tensor, v_1KND: Tensor, documents: Documents,
             continue
         outputs_1HLD.append(
             scaled_dot_product_attention(
-                q_1HLD, k_1KLD, v_1KLD, attn_mask=mask_LL, dropout_p=scoring.dropout, is_causal=mask_LL is None, scale=scoring.scaling,
+                q_1HLD,
+                k_1KLD,
+                v_1KLD,
+                attn_mask=mask_LL,
+                dropout_p=scoring.dropout,
+                is_causal=mask_LL is None,
+                scale=scoring.scaling,
                 enable_gqa=q_1HLD.shape[1] != k_1KLD.shape[1],
             )
-        )  # fmt: skip
+        )
     return torch.cat(outputs_1HLD, dim=2).transpose(1, 2).contiguous()
 
 
-def scored_attention(q_1HLD: Tensor, k_1KLD: Tensor, v_1KLD: Tensor, mask_LL: Tensor, scoring: Scoring) -> Tensor:
-    """softmax(c tanh(q k' scaling / c)) v with all scores in memory, [1, H, L, L] in fp32; returns [1, H, L, D]."""
+def scored_attention(
+    q_1HLD: Tensor, k_1KLD: Tensor, v_1KLD: Tensor, mask_LL: Tensor, scoring: Scoring
+) -> Tensor:
+    """softmax(c tanh(q k' scaling / c)) v with all scores in memory, [1, H, L, L] in fp32; returns [1, H,
+    L, D].
+    """
     group = q_1HLD.shape[1] // k_1KLD.shape[1]
     k_1HLD, v_1HLD = (x.repeat_interleave(group, dim=1) for x in (k_1KLD, v_1KLD))
     scores_1HLL = (q_1HLD @ k_1HLD.transpose(2, 3)).float() * scoring.scaling

@@ -1,4 +1,5 @@
-"""Attention by the flash kernel for documents of varying length that PyTorch brings (arXiv:2307.08691): one call for the whole row.
+"""Attention by the flash kernel for documents of varying length that PyTorch brings (arXiv:2307.08691): one
+call for the whole row.
 
 Its backward pass gives the same bits each time where torch.use_deterministic_algorithms is on.
 """
@@ -29,10 +30,31 @@ def attend(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor, documents: Documents,
     q_NHF, k_NKF, v_NKF = rows(q_1HND, k_1KND, v_1KNE)
     if names_groups():
         out_NHF = varlen_attn(
-            q_NHF, k_NKF, v_NKF, offsets_E, offsets_E, longest, longest, scale=scoring.scaling, window_size=window_size, enable_gqa=True
+            q_NHF,
+            k_NKF,
+            v_NKF,
+            offsets_E,
+            offsets_E,
+            longest,
+            longest,
+            scale=scoring.scaling,
+            window_size=window_size,
+            enable_gqa=True,
         )
-    else:  # the kernel has always taken fewer key heads than query heads; newer versions want to be told that they are meant
-        out_NHF = varlen_attn(q_NHF, k_NKF, v_NKF, offsets_E, offsets_E, longest, longest, scale=scoring.scaling, window_size=window_size)
+    # the kernel has always taken fewer key heads than query heads; newer versions want to be told that they
+    # are meant
+    else:
+        out_NHF = varlen_attn(
+            q_NHF,
+            k_NKF,
+            v_NKF,
+            offsets_E,
+            offsets_E,
+            longest,
+            longest,
+            scale=scoring.scaling,
+            window_size=window_size,
+        )
     assert isinstance(out_NHF, Tensor)
     return out_NHF[None, :, :, : v_1KNE.shape[-1]]
 

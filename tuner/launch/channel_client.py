@@ -1,15 +1,19 @@
-"""The connection between a launcher and a process that trains together with others: one line of JSON a message.
+"""The connection between a launcher and a process that trains together with others: one line of JSON a
+message.
 
     process → launcher    {"token", "rank"}       first of all
                           {"store": port}         the first process: where the others meet it
-                          {"at": [n, waited]}     each second: it has come to n meetings, and waits in the last one for so many seconds
-                          {"facts"}, or {"error", "message", "lost"}     how it ended; an error is null where it is a bug
-    launcher → process    {"go": [host, port, own]}    where the first one is met, and this process's own address among them
+                          {"at": [n, waited]}     each second: it has come to n meetings, and waits in the
+                                                  last one for so many seconds
+                          {"facts"}, or {"error", "message", "lost"}     how it ended; an error is null where
+                                                                         it is a bug
+    launcher → process    {"go": [host, port, own]}    where the first one is met, and this process's own
+                          address among them
                           {"dump"}                write down where you are
                           {"end"}                 at once
 
-It is a leash too. Whatever the launcher dies of, the connection closes, and the process ends a few seconds later. Where its whole machine died or
-can't be reached, the kernel closes it within two minutes.
+It is a leash too. Whatever the launcher dies of, the connection closes, and the process ends a few seconds
+later. Where its whole machine died or can't be reached, the kernel closes it within two minutes.
 """
 
 import faulthandler
@@ -30,7 +34,16 @@ BEAT = 1.0
 """seconds between two signs of life"""
 GRACE = 5.0
 """seconds in which a training may still save the step at hand when its launcher is gone"""
-SIGNS = ("closed by peer", "reset by peer", "broken pipe", "timed out", "socket closed", "connection refused", "remote process exited", "gloo/")
+SIGNS = (
+    "closed by peer",
+    "reset by peer",
+    "broken pipe",
+    "timed out",
+    "socket closed",
+    "connection refused",
+    "remote process exited",
+    "gloo/",
+)
 """in the text of an error: another process is gone, or does not come"""
 
 _held: "Leash | None" = None
@@ -58,7 +71,8 @@ class Leash:
             self._socket.sendall(line(message))
 
     def meet(self, port: int | None) -> tuple[str, int, str]:
-        """Host and port where the first process is met, which says itself on which port it waits; and this one's own address among them.
+        """Host and port where the first process is met, which says itself on which port it waits; and this
+        one's own address among them.
 
         Raises StageError when not all came.
         """
@@ -67,9 +81,10 @@ class Leash:
         try:
             return self._go.get(timeout=self._timeout)
         except Empty:
-            raise StageError(f"The processes of the training were not all there within {self._timeout:g} s (machine.timeout).") from TimeoutError(
-                "timed out"
-            )
+            raise StageError(
+                f"The processes of the training were not all there within {self._timeout:g} s "
+                "(machine.timeout)."
+            ) from TimeoutError("timed out")
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -112,9 +127,16 @@ def held() -> Leash | None:
 
 
 def keep_alive(connection: socket.socket) -> None:
-    """Have the kernel close a connection when the other machine has not answered for 90 s, where both are silent and where this one speaks (tcp(7))."""
+    """Have the kernel close a connection when the other machine has not answered for 90 s, where both are
+    silent and where this one speaks (tcp(7)).
+    """
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6), ("TCP_USER_TIMEOUT", 90_000)):
+    for name, value in (
+        ("TCP_KEEPIDLE", 30),
+        ("TCP_KEEPINTVL", 10),
+        ("TCP_KEEPCNT", 6),
+        ("TCP_USER_TIMEOUT", 90_000),
+    ):
         if hasattr(socket, name):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
@@ -124,14 +146,18 @@ def line(message: Mapping[str, Any]) -> bytes:
 
 
 def lost(error: BaseException) -> bool:
-    """Whether an error says no more than that another process is gone or does not come, which has a reason of its own.
+    """Whether an error says no more than that another process is gone or does not come, which has a reason of
+    its own.
 
-    >>> lost(RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:3442")), lost(ValueError("no such row"))
+    >>> (lost(RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:3442")),
+    ...  lost(ValueError("no such row")))
     (True, False)
     """
     seen: BaseException | None = error
     while seen is not None:
-        if type(seen).__name__.startswith("Dist") or (isinstance(seen, RuntimeError | OSError) and any(sign in str(seen).lower() for sign in SIGNS)):
+        if type(seen).__name__.startswith("Dist") or (
+            isinstance(seen, RuntimeError | OSError) and any(sign in str(seen).lower() for sign in SIGNS)
+        ):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

@@ -1,4 +1,6 @@
-"""The launcher's ends of the connections to the processes that it started (`channel_client`): it hears how each of them does, and tells them where they meet."""
+"""The launcher's ends of the connections to the processes that it started (`channel_client`): it hears how
+each of them does, and tells them where they meet.
+"""
 
 import json
 import secrets
@@ -17,7 +19,9 @@ LOOPBACK = "127.0.0.1"
 
 
 class Switchboard:
-    """Listens on a port that the kernel chose, until it is closed. What is heard is entered into the members by `take`, in the caller's thread."""
+    """Listens on a port that the kernel chose, until it is closed. What is heard is entered into the
+    members by `take`, in the caller's thread.
+    """
 
     def __init__(self, members: Sequence[Member], first: str | None) -> None:
         """
@@ -34,7 +38,12 @@ class Switchboard:
 
     def control(self, timeout: float, *, near: bool) -> dict[str, Any]:
         """What a process, on this machine or not, needs to connect. The token in it is secret."""
-        return {"host": LOOPBACK if near else self._first, "port": self._listener.getsockname()[1], "token": self._token, "timeout": timeout}
+        return {
+            "host": LOOPBACK if near else self._first,
+            "port": self._listener.getsockname()[1],
+            "token": self._token,
+            "timeout": timeout,
+        }
 
     def _accept(self) -> None:
         with suppress(OSError):  # it was closed: everything has ended
@@ -45,7 +54,11 @@ class Switchboard:
     def _hear(self, connection: socket.socket) -> None:
         """Pass on what a process says, once it has proved that it is one of ours."""
         member = None
-        with suppress(OSError, ValueError, KeyError, TypeError, IndexError, RecursionError), connection, connection.makefile("rb") as lines:
+        with (
+            suppress(OSError, ValueError, KeyError, TypeError, IndexError, RecursionError),
+            connection,
+            connection.makefile("rb") as lines,
+        ):
             connection.settimeout(SETTLE)
             first = json.loads(lines.readline(1000))
             if not secrets.compare_digest(str(first["token"]).encode(), self._token.encode()):
@@ -81,7 +94,9 @@ class Switchboard:
                     self._store = None
 
     def _introduce(self, port: int) -> None:
-        """Tell all where the first one is met. Those of this machine have the address by which the others reach it."""
+        """Tell all where the first one is met. Those of this machine have the address by which the others
+        reach it.
+        """
         far = next((m.connection for m in self._members if m.host and m.connection), None)
         own = far.getsockname()[0] if far else LOOPBACK
         for member in self._members:
@@ -99,4 +114,5 @@ class Switchboard:
 
     def close(self) -> None:
         with suppress(OSError), self._listener:
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts connections, which closing does not
+            # wakes the thread that accepts connections, which closing does not
+            self._listener.shutdown(socket.SHUT_RDWR)

@@ -1,7 +1,9 @@
-"""A stage in a process of its own, or a training in several: memory and GPUs are given back when it ends, and the orchestrator never imports torch.
+"""A stage in a process of its own, or a training in several: memory and GPUs are given back when it ends, and
+the orchestrator never imports torch.
 
-The child inherits the descriptor of the artifact's lock. A flock belongs to the open file, so as long as the child lives the
-artifact stays locked, even when its parent was killed: nobody else can write to the same partial directory.
+The child inherits the descriptor of the artifact's lock. A flock belongs to the open file, so as long as the
+child lives the artifact stays locked, even when its parent was killed: nobody else can write to the same
+partial directory.
 """
 
 import json
@@ -40,7 +42,8 @@ def launch(
     ranks: Ranks | None = None,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Run `stage` in a child that holds `locks` and sees the GPUs that CUDA_VISIBLE_DEVICES=`gpus` names; returns its facts.
+    """Run `stage` in a child that holds `locks` and sees the GPUs that CUDA_VISIBLE_DEVICES=`gpus` names;
+    returns its facts.
 
     inputs   what it reads, by stage, as JSON can hold it
     run      the run's directory
@@ -57,32 +60,47 @@ def launch(
         "out": str(out.absolute()),
         "run": str(run.absolute()),
     }
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (HOME, os.environ.get("PYTHONPATH")) if p)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in (HOME, os.environ.get("PYTHONPATH")) if p),
+    }
     if gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpus
     if ranks:
         return Group(job, ranks, locks=locks, environ=environment, log=log).run()
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # of whatever started this command; this child trains alone
+    # of whatever started this command; this child trains alone
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         environment.pop(name, None)
-    child = subprocess.Popen([sys.executable, "-m", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=locks, env=environment)
+    child = subprocess.Popen(
+        [sys.executable, "-m", WORKER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=locks,
+        env=environment,
+    )
     try:
         answer, _ = child.communicate(json.dumps(job | {"parent": os.getpid()}).encode())
     except (KeyboardInterrupt, Interrupted):
         answer = _stop(child)
-        if child.returncode == 0:  # it had just finished: nothing was lost, and the next run finds it complete
+        # it had just finished: nothing was lost, and the next run finds it complete
+        if child.returncode == 0:
             raise Interrupted(f"Stopped after {stage}; run the same command again to go on.") from None
     return _result(stage, child.returncode, answer)
 
 
 def refuse_many(environ: Mapping[str, str]) -> None:
-    """Raise ConfigError where something has started this very command several times, to train together: it starts the processes itself."""
+    """Raise ConfigError where something has started this very command several times, to train together: it
+    starts the processes itself.
+    """
     for name, (size, rank) in STARTERS.items():
         count = environ.get(size, "")
         if count.isdecimal() and int(count) > 1 and rank in environ:
             raise ConfigError(
-                f"{name} has started this command {count} times ({size}={count}, and this is {rank}={environ[rank]}), but tuner starts the processes of a "
-                "training itself, and does everything else once. Run `python -m tuner …` once, with machine.gpus=N for the GPUs of this machine, and "
-                "machine.nodes=N for more machines (in an sbatch script without srun, or with machine.hostfile=FILE)."
+                f"{name} has started this command {count} times ({size}={count}, and this is "
+                f"{rank}={environ[rank]}), but tuner starts the processes of a training itself, and does "
+                "everything else once. Run `python -m tuner …` once, with machine.gpus=N for the GPUs of "
+                "this machine, and machine.nodes=N for more machines (in an sbatch script without srun, or "
+                "with machine.hostfile=FILE)."
             )
 
 

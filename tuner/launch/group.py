@@ -1,7 +1,8 @@
-"""The launcher's side of a training in several processes: they are started together, watched, and ended together.
+"""The launcher's side of a training in several processes: they are started together, watched, and ended
+together.
 
-Each keeps a connection to the launcher (`channel_client`), by which it is known where they meet, that each is alive, and whether one does not come where the
-others wait.
+Each keeps a connection to the launcher (`channel_client`), by which it is known where they meet, that each is
+alive, and whether one does not come where the others wait.
 """
 
 import json
@@ -20,7 +21,18 @@ from typing import IO, Any
 from tuner.errors import Interrupted, StageError, TunerError
 from tuner.launch.channel_server import Switchboard
 from tuner.launch.hosts import carried, reach, start
-from tuner.launch.members import MOMENT, SETTLE, Member, Ranks, Verdict, cut_off, death, judge, kind_of, stopped
+from tuner.launch.members import (
+    MOMENT,
+    SETTLE,
+    Member,
+    Ranks,
+    Verdict,
+    cut_off,
+    death,
+    judge,
+    kind_of,
+    stopped,
+)
 
 LOOK, PATIENCE = 0.2, 20.0
 """seconds between two looks at the processes, and until one that should end by itself is killed"""
@@ -29,7 +41,15 @@ LOOK, PATIENCE = 0.2, 20.0
 class Group:
     """The processes of one training, from their start to the end of the last."""
 
-    def __init__(self, job: Mapping[str, Any], ranks: Ranks, *, locks: Sequence[int], environ: Mapping[str, str], log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        job: Mapping[str, Any],
+        ranks: Ranks,
+        *,
+        locks: Sequence[int],
+        environ: Mapping[str, str],
+        log: Callable[[str], None],
+    ) -> None:
         """
         job      what each process reads from standard input
         locks    descriptors that the processes of this machine inherit
@@ -38,18 +58,25 @@ class Group:
         """
         self._job, self._ranks, self._locks, self._environ, self._log = job, ranks, locks, environ, log
         self._stage = str(job["stage"])
-        self._members = [Member(rank=rank, host=ranks.hosts[rank // ranks.here] if rank >= ranks.here else None) for rank in range(ranks.size)]
+        self._members = [
+            Member(rank=rank, host=ranks.hosts[rank // ranks.here] if rank >= ranks.here else None)
+            for rank in range(ranks.size)
+        ]
         self._agents: dict[str, subprocess.Popen[bytes]] = {}
         self._answers: dict[str, dict[str, Any]] = {}
         self._readers: list[threading.Thread] = []
-        self._board = Switchboard(self._members, ranks.hosts[0].rpartition("@")[2] if len(ranks.hosts) > 1 else None)
+        self._board = Switchboard(
+            self._members, ranks.hosts[0].rpartition("@")[2] if len(ranks.hosts) > 1 else None
+        )
         # A name that no machine has asked its file server for yet. What begins with a dot is never published.
         self._sign = Path(job["out"]) / f".seen-{secrets.token_hex(8)}" if len(ranks.hosts) > 1 else None
 
     def run(self) -> dict[str, Any]:
-        """Start them, wait for all, and return the first one's facts. None is left when this returns or raises.
+        """Start them, wait for all, and return the first one's facts. None is left when this returns or
+        raises.
 
-        Raises what one of them told, StageError when one died, hangs, or can't be started, Interrupted when a signal stopped them.
+        Raises what one of them told, StageError when one died, hangs, or can't be started, Interrupted when a
+        signal stopped them.
         """
         with _counted() as signals:
             try:
@@ -67,7 +94,14 @@ class Group:
         ranks, near = self._ranks, self._board.control(self._ranks.timeout, near=True)
         for member in self._members[: ranks.here]:
             member.process = start(
-                self._job, near, member.rank, member.rank, size=ranks.size, count=ranks.here, environ=self._environ, locks=self._locks
+                self._job,
+                near,
+                member.rank,
+                member.rank,
+                size=ranks.size,
+                count=ranks.here,
+                environ=self._environ,
+                locks=self._locks,
             )
             if member.process.stderr:
                 self._read(member.process.stderr, lambda text, member=member: self._wrote(member, text))  # type: ignore[misc]
@@ -95,9 +129,16 @@ class Group:
         self._read(agent.stderr, lambda text: self._agent_wrote(host, text))
         self._read(agent.stdout, lambda text: self._agent_told(host, text))
         given = {
-            "job": self._job, "control": self._board.control(ranks.timeout, near=False), "first": first, "count": ranks.here, "size": ranks.size,
-            "environ": carried(self._environ), "gpus": ranks.gpus, "host": host, "sign": str(self._sign),
-        }  # fmt: skip
+            "job": self._job,
+            "control": self._board.control(ranks.timeout, near=False),
+            "first": first,
+            "count": ranks.here,
+            "size": ranks.size,
+            "environ": carried(self._environ),
+            "gpus": ranks.gpus,
+            "host": host,
+            "sign": str(self._sign),
+        }
         assert agent.stdin is not None
         with suppress(BrokenPipeError):  # its exit code tells why
             agent.stdin.write(json.dumps(given).encode() + b"\n")
@@ -131,7 +172,8 @@ class Group:
         self._log(f"  [{host}] {text}")
 
     def _agent_told(self, host: str, text: str) -> None:
-        with suppress(ValueError, KeyError, IndexError, TypeError):  # what a login shell has printed is none of it
+        # what a login shell has printed is none of it
+        with suppress(ValueError, KeyError, IndexError, TypeError):
             answer = json.loads(text)
             if "error" in answer:
                 self._answers[host] = answer
@@ -149,7 +191,9 @@ class Group:
                     member.heard = now
             looked = now
             if len(signals) > 1:
-                return Interrupted(f"{self._stage} was ended at once; the same command goes on from the last checkpoint.")
+                return Interrupted(
+                    f"{self._stage} was ended at once; the same command goes on from the last checkpoint."
+                )
             first = self._members[0].process
             if signals and not passed_on and first:
                 first.send_signal(signal.SIGTERM)  # it tells the others, and all stop after the same step
@@ -159,7 +203,11 @@ class Group:
                 self._await_ends()
                 if stop := next((answer for answer in told if "error" in answer), None):
                     return kind_of(stop)(stop["message"])
-                return Interrupted(f"Stopped after {self._stage}; run the same command again to go on.") if signals else None
+                return (
+                    Interrupted(f"Stopped after {self._stage}; run the same command again to go on.")
+                    if signals
+                    else None
+                )
             if verdict := judge(self._members, now, self._ranks.timeout):
                 return self._hanging(verdict) if verdict.dead is None else self._obituary(verdict.dead)
 
@@ -177,16 +225,23 @@ class Group:
         time.sleep(2 * MOMENT)
         names = " and ".join(self._called(member) for member in verdict.late)
         return StageError(
-            f"{self._stage} hangs: {names} {verdict.why} for {self._ranks.timeout:g} s (machine.timeout{still}). All were ended. Where it was stands in the "
-            "run's log, if it could still tell. The same command goes on from the last checkpoint."
+            f"{self._stage} hangs: {names} {verdict.why} for {self._ranks.timeout:g} s "
+            f"(machine.timeout{still}). All were ended. Where it was stands in the run's log, if it could "
+            "still tell. The same command goes on from the last checkpoint."
         )
 
     def _obituary(self, member: Member) -> TunerError:
         """Why a process failed. What it wrote last is shown, unless the terminal has it already."""
         called = self._called(member)
         if member.told and member.told["error"]:
-            everywhere = all(m.told and m.told.get("message") == member.told["message"] for m in self._members)
-            own = member.told["message"] if everywhere or not member.rank else f"{called.capitalize()}: {member.told['message']}"
+            everywhere = all(
+                m.told and m.told.get("message") == member.told["message"] for m in self._members
+            )
+            own = (
+                member.told["message"]
+                if everywhere or not member.rank
+                else f"{called.capitalize()}: {member.told['message']}"
+            )
             return kind_of(member.told)(own)
         member.await_code()
         if member.told is None and member.host in self._answers:
@@ -195,7 +250,10 @@ class Group:
         for text in member.last:
             print(f"  [rank {member.rank}] {text}", file=sys.stderr, flush=True)
         if member.told:
-            return StageError(f"{self._stage} failed: {called} ended with {member.told['message']}; more stands above and in the run's log.")
+            return StageError(
+                f"{self._stage} failed: {called} ended with {member.told['message']}; more stands above and "
+                "in the run's log."
+            )
         if member.host and member.there is None:
             return cut_off(self._stage, called, member, "ssh" if self._ranks.launcher == "ssh" else "srun")
         return death(f"{called[0].upper()}{called[1:]} of {self._stage}", member.code)
@@ -245,7 +303,8 @@ def _counted() -> Iterator[list[int]]:
     heard = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.getsignal(number) for number in heard}
     for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # a shell that starts a command in the background has it ignore Ctrl-C
+        # a shell that starts a command in the background has it ignore Ctrl-C
+        if handler is not signal.SIG_IGN:
             signal.signal(number, count)
     try:
         yield came

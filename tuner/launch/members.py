@@ -1,6 +1,8 @@
-"""The processes that train together, as far as their launcher knows them, and the verdict on what went wrong with them.
+"""The processes that train together, as far as their launcher knows them, and the verdict on what went wrong
+with them.
 
-What one of them dies of is told, and not the trouble that its death makes for the others: these lose a connection, or wait in vain.
+What one of them dies of is told, and not the trouble that its death makes for the others: these lose a
+connection, or wait in vain.
 """
 
 import math
@@ -46,7 +48,8 @@ class Ranks:
 
 
 def ranks_for(machine: Machine, gpus: str | None, environ: Mapping[str, str]) -> Ranks | None:
-    """The processes of a training that computes on `gpus` (CUDA_VISIBLE_DEVICES) of this machine, or on its processor; None for a single one.
+    """The processes of a training that computes on `gpus` (CUDA_VISIBLE_DEVICES) of this machine, or on its
+    processor; None for a single one.
 
     Raises ConfigError where there are too few GPUs or machines.
     """
@@ -54,13 +57,19 @@ def ranks_for(machine: Machine, gpus: str | None, environ: Mapping[str, str]) ->
     here = machine.processes if machine.processes != "auto" else max(1, cards)
     if cards and here > cards:
         raise ConfigError(
-            f"machine.processes is {here} and each takes a GPU, but machine.gpus={machine.gpus} takes {cards}: set machine.gpus={here}, or leave "
-            "machine.processes out."
+            f"machine.processes is {here} and each takes a GPU, but machine.gpus={machine.gpus} takes "
+            f"{cards}: set machine.gpus={here}, or leave machine.processes out."
         )
     if machine.nodes == 1:
         return Ranks(here=here, timeout=machine.timeout) if here > 1 else None
     names, launcher = hosts(machine, environ)
-    return Ranks(here=here, hosts=names, launcher=launcher, timeout=machine.timeout, gpus=machine.gpus if cards else None)
+    return Ranks(
+        here=here,
+        hosts=names,
+        launcher=launcher,
+        timeout=machine.timeout,
+        gpus=machine.gpus if cards else None,
+    )
 
 
 @dataclass(kw_only=True, eq=False)
@@ -97,7 +106,12 @@ class Member:
     @property
     def cut_off(self) -> bool:
         """Nothing comes from its machine any more, and how it ended is not known."""
-        return self.host is not None and self.there is None and self.process is not None and self.process.poll() is not None
+        return (
+            self.host is not None
+            and self.there is None
+            and self.process is not None
+            and self.process.poll() is not None
+        )
 
     def await_code(self) -> None:
         """Give a process that ends the time to do so, and its machine the time to tell how."""
@@ -116,7 +130,9 @@ class Member:
 
     @property
     def lost(self) -> bool:
-        """It failed since another one was gone or did not come, for which PyTorch aborts a process that waits on a GPU."""
+        """It failed since another one was gone or did not come, for which PyTorch aborts a process that
+        waits on a GPU.
+        """
         return bool(self.told["lost"]) if self.told else self.code == -signal.SIGABRT
 
 
@@ -133,7 +149,8 @@ class Verdict:
 
 
 def judge(members: Sequence[Member], now: float, timeout: float) -> Verdict | None:
-    """Who ended the training, or keeps it from going on; None as long as all is well, or the cause may still show.
+    """Who ended the training, or keeps it from going on; None as long as all is well, or the cause may still
+    show.
 
     timeout    seconds that processes wait for each other
     """
@@ -149,8 +166,13 @@ def judge(members: Sequence[Member], now: float, timeout: float) -> Verdict | No
     furthest = max((m.met for m in going if m.waited > timeout), default=0)
     if behind := [m for m in going if m.met < furthest]:
         return Verdict(late=behind, why="did not come to where the others waited")
-    if failed and now - failed[0].ended > SETTLE:  # all that waited have given up, and those that did not wait go on
-        return Verdict(late=going, why="did not come to where the others waited") if going else Verdict(dead=failed[0])
+    # all that waited have given up, and those that did not wait go on
+    if failed and now - failed[0].ended > SETTLE:
+        return (
+            Verdict(late=going, why="did not come to where the others waited")
+            if going
+            else Verdict(dead=failed[0])
+        )
     return None
 
 
@@ -161,14 +183,24 @@ def kind_of(told: Mapping[str, Any]) -> type[TunerError]:
 
 
 def death(who: str, code: int | None) -> TunerError:
-    """The end of a process that told nothing, from its exit code, where that is known; it is negative for a signal."""
+    """The end of a process that told nothing, from its exit code, where that is known; it is negative for
+    a signal.
+    """
     if code in (-signal.SIGTERM, -signal.SIGINT):
         return Interrupted(f"{who} was stopped; run the same command again to go on.")
     if code == -signal.SIGKILL:
         return StageError(
-            f"{who} was killed (SIGKILL). When nobody did it, the machine ran out of memory: make data.length or machine.micro_batch smaller. The same command goes on from the last checkpoint."
+            f"{who} was killed (SIGKILL). When nobody did it, the machine ran out of memory: make "
+            "data.length or machine.micro_batch smaller. The same command goes on from the last "
+            "checkpoint."
         )
-    how = "ended without a word" if code is None else f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    how = (
+        "ended without a word"
+        if code is None
+        else f"died of {signal.Signals(-code).name}"
+        if code < 0
+        else f"ended with code {code}"
+    )
     return StageError(f"{who} failed: its process {how}; the reason stands above and in the run's log.")
 
 
@@ -177,11 +209,16 @@ def cut_off(stage: str, called: str, member: Member, tool: str) -> StageError:
     code = member.process.poll() if member.process else None
     ended = f"{tool} still waits" if code is None else f"{tool} ended with code {code}"
     if not member.connection:
-        mend = "It must be reached without a password, and Python, tuner and the store be at the same paths there."
-        return StageError(f"{stage} was not started on {member.host}: {ended}; what it said stands above. {mend}")
+        mend = (
+            "It must be reached without a password, and Python, tuner and the store be at the same paths "
+            "there."
+        )
+        return StageError(
+            f"{stage} was not started on {member.host}: {ended}; what it said stands above. {mend}"
+        )
     return StageError(
-        f"{stage} lost {called}: the connection broke, and {ended}. That machine is down, or can't be reached any more. The same command goes on from "
-        "the last checkpoint."
+        f"{stage} lost {called}: the connection broke, and {ended}. That machine is down, or can't be "
+        "reached any more. The same command goes on from the last checkpoint."
     )
 
 

@@ -1,4 +1,5 @@
-"""What the layers of each family are made of, as its class in transformers (5.17 and later) builds them. Standard library only: a plan asks.
+"""What the layers of each family are made of, as its class in transformers (5.17 and later) builds them.
+Standard library only: a plan asks.
 
 A row says only in what a family differs from Llama. The names of keys are those of config.json.
 """
@@ -37,16 +38,23 @@ class Experts:
     router: str = "gate"
     """what the router is called"""
     shared: Literal["none", "gated", "several"] = "none"
-    """besides, an MLP that every token uses: `gated`, Qwen's, with a width of its own; `several`, DeepSeek's, as wide as n_shared_experts are"""
+    """besides, an MLP that every token uses: `gated`, Qwen's, with a width of its own; `several`,
+    DeepSeek's, as wide as n_shared_experts are
+    """
     sparse: Literal["all", "stepped", "later"] = "all"
-    """which layers: every one; each decoder_sparse_step-th but mlp_only_layers; those from first_k_dense_replace on"""
+    """which layers: every one; each decoder_sparse_step-th but mlp_only_layers; those from
+    first_k_dense_replace on
+    """
     dense: int = 0
     """layers before the first sparse one, where first_k_dense_replace is absent"""
     balanced: bool = False
-    """the router has a correction for each expert (arXiv:2408.15664), which is no parameter and lies in the checkpoint"""
+    """the router has a correction for each expert (arXiv:2408.15664), which is no parameter and lies in
+    the checkpoint
+    """
     adapted: bool = False
-    """whether PEFT can adapt the MLPs that are no experts: of dense layers, and shared. Else it takes the names of their matrices for those that
-    experts had in transformers 4, and would adapt the experts instead"""
+    """whether PEFT can adapt the MLPs that are no experts: of dense layers, and shared. Else it takes the
+    names of their matrices for those that experts had in transformers 4, and would adapt the experts instead
+    """
     biased: bool = False
     """router and experts have biases, and the experts' matrices are stored inputs first (gpt-oss)"""
 
@@ -63,7 +71,9 @@ class Family:
     head_dim: int | None = None
     """of a head, where the key is absent; None: hidden_size / num_attention_heads"""
     grouped: bool = False
-    """num_key_value_heads has to be there: the family's default is a number of its own. Else it defaults to num_attention_heads"""
+    """num_key_value_heads has to be there: the family's default is a number of its own. Else it defaults
+    to num_attention_heads
+    """
     bias: tuple[Bias, ...] = ()
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     """of a layer"""
@@ -81,7 +91,12 @@ class Family:
 
 _ATTENTION = Bias(on=QKVO, key="attention_bias")
 _MLP = Bias(on=GATED, key="mlp_bias")
-_AROUND = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+_AROUND = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
 _AFTER = ("post_attention_layernorm", "post_feedforward_layernorm")
 _GLM4 = ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm")
 _GLM_BIAS = Bias(on=QKV, key="attention_bias", default=True)
@@ -89,7 +104,11 @@ _LATENT_BIAS = Bias(on=LATENT, key="attention_bias")
 
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(bias=(_ATTENTION, _MLP)),
-    "internlm3": Family(head_dim=128, grouped=True, bias=(_ATTENTION, Bias(on=QKVO, key="qkv_bias"), _MLP, Bias(on=GATED, key="bias"))),
+    "internlm3": Family(
+        head_dim=128,
+        grouped=True,
+        bias=(_ATTENTION, Bias(on=QKVO, key="qkv_bias"), _MLP, Bias(on=GATED, key="bias")),
+    ),
     "granite": Family(bias=(_ATTENTION, _MLP)),
     "smollm3": Family(grouped=True, bias=(_ATTENTION, _MLP), tied=True),
     "mistral": Family(grouped=True),
@@ -97,10 +116,14 @@ FAMILIES: Mapping[str, Family] = {
     "mixtral": Family(grouped=True, experts=Experts(width="intermediate_size")),
     "qwen2": Family(grouped=True, bias=(Bias(on=QKV, default=True),)),
     "qwen2_moe": Family(
-        grouped=True, bias=(Bias(on=QKV, key="qkv_bias", default=True),), experts=Experts(shared="gated", sparse="stepped", adapted=True)
+        grouped=True,
+        bias=(Bias(on=QKV, key="qkv_bias", default=True),),
+        experts=Experts(shared="gated", sparse="stepped", adapted=True),
     ),
     "qwen3": Family(head_dim=128, grouped=True, bias=(_ATTENTION,), query_norm="head"),
-    "qwen3_moe": Family(grouped=True, bias=(_ATTENTION,), query_norm="head", experts=Experts(sparse="stepped")),
+    "qwen3_moe": Family(
+        grouped=True, bias=(_ATTENTION,), query_norm="head", experts=Experts(sparse="stepped")
+    ),
     "glm": Family(head_dim=128, grouped=True, mlp="fused", bias=(_GLM_BIAS,)),
     "glm4": Family(head_dim=128, grouped=True, mlp="fused", bias=(_GLM_BIAS,), norms=_GLM4),
     "glm4_moe": Family(
@@ -112,18 +135,32 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "gemma": Family(head_dim=256, grouped=True, bias=(_ATTENTION,), tied=True),
     "gemma2": Family(head_dim=256, grouped=True, bias=(_ATTENTION,), norms=_AROUND, tied=True),
-    "gemma3_text": Family(head_dim=256, grouped=True, bias=(_ATTENTION,), norms=_AROUND, query_norm="head", tied=True),
+    "gemma3_text": Family(
+        head_dim=256, grouped=True, bias=(_ATTENTION,), norms=_AROUND, query_norm="head", tied=True
+    ),
     "phi3": Family(attention="fused", mlp="fused"),
     "olmo2": Family(bias=(_ATTENTION,), norms=_AFTER, query_norm="all"),
     "olmo3": Family(bias=(_ATTENTION,), norms=_AFTER, query_norm="all"),
     "olmoe": Family(bias=(_ATTENTION,), query_norm="all", experts=Experts(width="intermediate_size")),
-    "seed_oss": Family(head_dim=128, grouped=True, bias=(_GLM_BIAS, Bias(on=("o_proj",), key="attention_out_bias"), _MLP)),
+    "seed_oss": Family(
+        head_dim=128, grouped=True, bias=(_GLM_BIAS, Bias(on=("o_proj",), key="attention_out_bias"), _MLP)
+    ),
     "starcoder2": Family(
-        mlp="plain", grouped=True, bias=(Bias(on=(*QKVO, "c_fc", "c_proj"), key="use_bias", default=True),), norm_bias=True, tied=True
+        mlp="plain",
+        grouped=True,
+        bias=(Bias(on=(*QKVO, "c_fc", "c_proj"), key="use_bias", default=True),),
+        norm_bias=True,
+        tied=True,
     ),
     "minicpm3": Family(attention="latent", bias=(_LATENT_BIAS, _MLP), tied=True),
-    "deepseek_v2": Family(attention="latent", bias=(_LATENT_BIAS, _MLP), experts=Experts(shared="several", sparse="later")),
-    "deepseek_v3": Family(attention="latent", bias=(_LATENT_BIAS,), experts=Experts(shared="several", sparse="later", dense=3, balanced=True)),
+    "deepseek_v2": Family(
+        attention="latent", bias=(_LATENT_BIAS, _MLP), experts=Experts(shared="several", sparse="later")
+    ),
+    "deepseek_v3": Family(
+        attention="latent",
+        bias=(_LATENT_BIAS,),
+        experts=Experts(shared="several", sparse="later", dense=3, balanced=True),
+    ),
     "gpt_oss": Family(
         head_dim=64,
         grouped=True,
@@ -140,7 +177,8 @@ def family(geometry: Mapping[str, Any]) -> Family:
     kind = geometry.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise DataError(
-            f"model.geometry names the model_type {kind!r}, whose layers are not known here.{nearest(str(kind), FAMILIES)} "
-            "Without model.geometry, sizes are counted once the model's files are there."
+            f"model.geometry names the model_type {kind!r}, whose layers are not known "
+            f"here.{nearest(str(kind), FAMILIES)} Without model.geometry, sizes are counted once the "
+            "model's files are there."
         )
     return FAMILIES[kind]

@@ -1,4 +1,6 @@
-"""What a family's attention asks for: of the kernel that computes it, what it generates with, and positions on several axes."""
+"""What a family's attention asks for: of the kernel that computes it, what it generates with, and
+positions on several axes.
+"""
 
 from typing import Any
 
@@ -11,24 +13,39 @@ from tuner.kernels.scoring import Needs
 
 
 def needs(model: PreTrainedModel, *, dtype: torch.dtype, device: torch.device) -> Needs:
-    """What a kernel must do to compute this model's attention in `dtype`, for tuner.kernels.attention.choose."""
+    """What a kernel must do to compute this model's attention in `dtype`, for
+    tuner.kernels.attention.choose.
+    """
     config = model.config.get_text_config()
     return Needs(
-        device=device, dtype=dtype, head_dim=head_width(config), softcap=capped(model), sinks=sinks(model), dropout=bool(getattr(config, "attention_dropout", 0.0))
-    )  # fmt: skip
+        device=device,
+        dtype=dtype,
+        head_dim=head_width(config),
+        softcap=capped(model),
+        sinks=sinks(model),
+        dropout=bool(getattr(config, "attention_dropout", 0.0)),
+    )
 
 
 def head_width(config: Any) -> int:
-    """The widest query of any layer: compressed attention (DeepSeek, arXiv:2405.04434) has a part with positions and one without, and some families
-    have wider heads in layers that see everything."""
-    parts = (getattr(config, "qk_nope_head_dim", None) or 0) + (getattr(config, "qk_rope_head_dim", None) or 0)
+    """The widest query of any layer: compressed attention (DeepSeek, arXiv:2405.04434) has a part with
+    positions and one without, and some families have wider heads in layers that see everything."""
+    parts = (getattr(config, "qk_nope_head_dim", None) or 0) + (
+        getattr(config, "qk_rope_head_dim", None) or 0
+    )
     common = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return max(parts or common, getattr(config, "global_head_dim", None) or 0) + (COLUMNS if isinstance(config, AlibiConfig) else 0)
+    return max(parts or common, getattr(config, "global_head_dim", None) or 0) + (
+        COLUMNS if isinstance(config, AlibiConfig) else 0
+    )
 
 
 def generation_attention(model: PreTrainedModel) -> str:
-    """What a model attends with when it generates: "sdpa", or "eager" where its family has no SDPA or SDPA would leave something out."""
-    return "sdpa" if getattr(model, "_supports_sdpa", True) and not (capped(model) or sinks(model)) else "eager"
+    """What a model attends with when it generates: "sdpa", or "eager" where its family has no SDPA or SDPA
+    would leave something out.
+    """
+    return (
+        "sdpa" if getattr(model, "_supports_sdpa", True) and not (capped(model) or sinks(model)) else "eager"
+    )
 
 
 def capped(model: PreTrainedModel) -> bool:
@@ -42,7 +59,8 @@ def sinks(model: PreTrainedModel) -> bool:
 
 
 def unfold_positions(model: PreTrainedModel) -> None:
-    """Let a language model whose positions have three axes (time, height, width) take the positions of text, which are the same on all three.
+    """Let a language model whose positions have three axes (time, height, width) take the positions of text,
+    which are the same on all three.
 
     Its own code would unfold them too, but then tell its attention nothing of where documents begin.
     """
@@ -50,10 +68,17 @@ def unfold_positions(model: PreTrainedModel) -> None:
     if not (getattr(text, "rope_parameters", None) or {}).get("mrope_section"):
         return
 
-    def unfold(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def unfold(
+        _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         positions_1N = kwargs.get("position_ids")
-        if model.config._attn_implementation == seam.NAME and positions_1N is not None and positions_1N.ndim == 2:
-            kwargs = kwargs | {"position_ids": positions_1N[None].expand(4, -1, -1)}  # the first is for attention, the others are the axes
+        if (
+            model.config._attn_implementation == seam.NAME
+            and positions_1N is not None
+            and positions_1N.ndim == 2
+        ):
+            # the first is for attention, the others are the axes
+            kwargs = kwargs | {"position_ids": positions_1N[None].expand(4, -1, -1)}
         return args, kwargs
 
     model.get_decoder().register_forward_pre_hook(unfold, with_kwargs=True)

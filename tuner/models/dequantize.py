@@ -1,7 +1,9 @@
-"""A checkpoint in FP8 or MXFP4 rewritten in bf16, as transformers does it while loading (`dequantize=True`): tensor by tensor, never the whole in memory.
+"""A checkpoint in FP8 or MXFP4 rewritten in bf16, as transformers does it while loading (`dequantize=True`):
+tensor by tensor, never the whole in memory.
 
-FP8 is a number in 8 bits times a scale: one for the tensor, for each row, or for each block of, say, 128 × 128. MXFP4 is 32 numbers in 4 bits each,
-and an exponent that they share (Open Compute Project, Microscaling Formats 1.0). Products are computed in fp32 and rounded to bf16 once.
+FP8 is a number in 8 bits times a scale: one for the tensor, for each row, or for each block of, say, 128 ×
+128. MXFP4 is 32 numbers in 4 bits each, and an exponent that they share (Open Compute Project, Microscaling
+Formats 1.0). Products are computed in fp32 and rounded to bf16 once.
 """
 
 import json
@@ -15,7 +17,16 @@ from torch import Tensor
 from tuner.errors import DataError
 from tuner.models.checkpoint.companions import read_json
 from tuner.models.checkpoint.files import copy_beside
-from tuner.models.checkpoint.quantised import ACTIVATIONS, FP8, SCALES, SETTINGS, WEIGHT_SCALES, is_blocks, scale_of, unpacked
+from tuner.models.checkpoint.quantised import (
+    ACTIVATIONS,
+    FP8,
+    SCALES,
+    SETTINGS,
+    WEIGHT_SCALES,
+    is_blocks,
+    scale_of,
+    unpacked,
+)
 from tuner.models.checkpoint.safetensors import Checkpoint, Spec, write_checkpoint
 from tuner.models.layouts.piece import Piece, renamed
 
@@ -26,8 +37,16 @@ ROWS = 4096
 AGAIN = "Get the weights and config.json again, from one place."
 
 
-def convert(source: Mapping[str, Path], method: str, out: Path, *, say: Callable[[str], None], tick: Callable[[Spec], None] = lambda _: None) -> None:
-    """Write the checkpoint whose files are `source` (name → path) in bf16 to `out`, with its small files; config.json says nothing of it any more.
+def convert(
+    source: Mapping[str, Path],
+    method: str,
+    out: Path,
+    *,
+    say: Callable[[str], None],
+    tick: Callable[[Spec], None] = lambda _: None,
+) -> None:
+    """Write the checkpoint whose files are `source` (name → path) in bf16 to `out`, with its small files;
+    config.json says nothing of it any more.
 
     Raises DataError, before anything is written, for tensors whose scales are missing or do not fit.
     """
@@ -40,7 +59,9 @@ def convert(source: Mapping[str, Path], method: str, out: Path, *, say: Callable
         return result
 
     copy_beside(source, out)
-    (out / "config.json").write_text(json.dumps(plain_config(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / "config.json").write_text(
+        json.dumps(plain_config(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     write_checkpoint(out, [piece.spec for piece in made.values()], value, tick=tick)
     count = sum(len(piece.sources) > 1 for piece in made.values())
     say(f"{count:,} tensors in bf16; the other {len(made) - count:,} are as they were")
@@ -49,7 +70,8 @@ def convert(source: Mapping[str, Path], method: str, out: Path, *, say: Callable
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json without its quantisation, with bf16 as its dtype; also in its language part.
 
-    >>> plain_config({"model_type": "llama", "torch_dtype": "float16", "quantization_config": {"quant_method": "fp8"}})
+    >>> plain_config({"model_type": "llama", "torch_dtype": "float16", "quantization_config": {"quant_method":
+    ...     "fp8"}})
     {'model_type': 'llama', 'torch_dtype': 'bfloat16', 'dtype': 'bfloat16'}
     """
     kept = {key: value for key, value in config.items() if key not in SETTINGS}
@@ -65,15 +87,29 @@ def block_of(config: Mapping[str, Any]) -> tuple[int, int] | None:
     for part in (config, config.get("text_config"), config.get("language_config"), config.get("llm_config")):
         for said in (part.get(key) for key in SETTINGS) if isinstance(part, Mapping) else ():
             groups = said.get("config_groups") if isinstance(said, Mapping) else None
-            inner = [group["weights"].get("block_structure") for group in groups.values()] if isinstance(groups, Mapping) else []
-            sizes = said.get("weight_block_size") if isinstance(said, Mapping) and not inner else next(iter(inner), None)
-            if isinstance(sizes, list) and len(sizes) == 2 and all(type(size) is int and size > 0 for size in sizes):
+            inner = (
+                [group["weights"].get("block_structure") for group in groups.values()]
+                if isinstance(groups, Mapping)
+                else []
+            )
+            sizes = (
+                said.get("weight_block_size")
+                if isinstance(said, Mapping) and not inner
+                else next(iter(inner), None)
+            )
+            if (
+                isinstance(sizes, list)
+                and len(sizes) == 2
+                and all(type(size) is int and size > 0 for size in sizes)
+            ):
                 return sizes[0], sizes[1]
     return None
 
 
 def pieces(specs: Mapping[str, Spec], method: str, block: tuple[int, int] | None = None) -> list[Piece]:
-    """All tensors of the checkpoint in bf16, made of those that `specs` describe. Raises DataError where they can't be."""
+    """All tensors of the checkpoint in bf16, made of those that `specs` describe. Raises DataError where
+    they can't be.
+    """
     return _mxfp4(specs) if method == "mxfp4" else _fp8(specs, block)
 
 
@@ -86,28 +122,51 @@ def _fp8(specs: Mapping[str, Spec], block: tuple[int, int] | None) -> list[Piece
         wide = Spec(name=name, dtype="BF16", shape=spec.shape)
         if (scale := scale_of(name, specs)) is None:
             if scaled:
-                raise DataError(f"{name} is in FP8 ({spec.dtype}) and has no scale, {name}{SCALES[0]} or {name}{SCALES[1]}, as others have. {AGAIN}")
+                raise DataError(
+                    f"{name} is in FP8 ({spec.dtype}) and has no scale, {name}{SCALES[0]} or "
+                    f"{name}{SCALES[1]}, as others have. {AGAIN}"
+                )
             found.append(Piece(spec=wide, sources=(name,), make=_cast))
             continue
         used.add(scale)
         sizes = blocks(name, spec.shape, specs[scale].shape, block)
-        found.append(Piece(spec=wide, sources=(name, scale), make=lambda value, scales, sizes=sizes: from_fp8(value, scales, sizes)))
+        found.append(
+            Piece(
+                spec=wide,
+                sources=(name, scale),
+                make=lambda value, scales, sizes=sizes: from_fp8(value, scales, sizes),
+            )
+        )
     endings = (*SCALES, *(f"{ending}_inv" for ending in WEIGHT_SCALES))
     for name, spec in specs.items():
         if spec.dtype in FP8 or name in used or ACTIVATIONS.search(name):
             continue
-        plain = next((name.removesuffix(ending) for ending in endings if name.endswith(ending) and name.removesuffix(ending) in specs), None)
+        plain = next(
+            (
+                name.removesuffix(ending)
+                for ending in endings
+                if name.endswith(ending) and name.removesuffix(ending) in specs
+            ),
+            None,
+        )
         if plain is not None or name.endswith(SCALES[0]):
             kind = f"which is {specs[plain].dtype}" if plain else "which is not there"
-            raise DataError(f"{name} is a scale of {plain or name.removesuffix(SCALES[0])}, {kind}: FP8 was expected. {AGAIN}")
+            raise DataError(
+                f"{name} is a scale of {plain or name.removesuffix(SCALES[0])}, {kind}: FP8 was expected. "
+                f"{AGAIN}"
+            )
         found.append(renamed(spec, name))
     return found
 
 
-def blocks(name: str, shape: tuple[int, ...], scales: tuple[int, ...], block: tuple[int, int] | None) -> tuple[int, int]:
-    """How many rows and columns of a tensor share a scale. Raises DataError where scales of that shape do not fit.
+def blocks(
+    name: str, shape: tuple[int, ...], scales: tuple[int, ...], block: tuple[int, int] | None
+) -> tuple[int, int]:
+    """How many rows and columns of a tensor share a scale. Raises DataError where scales of that shape do not
+    fit.
 
-    >>> blocks("w", (576, 512), (5, 4), (128, 128)), blocks("w", (6, 4), (), None), blocks("w", (6, 4), (6, 1), None)
+    >>> (blocks("w", (576, 512), (5, 4), (128, 128)), blocks("w", (6, 4), (), None), blocks("w", (6, 4), (6,
+    ...  1), None))
     ((128, 128), (6, 4), (1, 4))
     """
     rows, columns = shape[-2:] if len(shape) > 1 else (1, *shape)
@@ -119,7 +178,8 @@ def blocks(name: str, shape: tuple[int, ...], scales: tuple[int, ...], block: tu
         if rows % down == 0 and columns % across == 0:
             return rows // down, columns // across
     raise DataError(
-        f"{name} is {list(shape)}, and its scales are {list(scales)}: they do not fit, with blocks of {list(block) if block else 'any size'}. {AGAIN}"
+        f"{name} is {list(shape)}, and its scales are {list(scales)}: they do not fit, with blocks of "
+        f"{list(block) if block else 'any size'}. {AGAIN}"
     )
 
 
@@ -129,7 +189,13 @@ def _grid(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, int] | 
     if all(side == 1 for side in scales):
         return 1, 1
     if len(scales) == 1:  # a number for each row, or for each of several matrices
-        return (rows, 1) if len(shape) == 2 and scales[0] == rows else (1, 1) if len(shape) == 3 and scales[0] == shape[0] else None
+        return (
+            (rows, 1)
+            if len(shape) == 2 and scales[0] == rows
+            else (1, 1)
+            if len(shape) == 3 and scales[0] == shape[0]
+            else None
+        )
     if len(scales) == len(shape) and scales[:-2] == shape[:-2] and 0 not in scales:
         return scales[-2], scales[-1]
     return None
@@ -141,10 +207,13 @@ def from_fp8(value: Tensor, scales: Tensor, sizes: tuple[int, int]) -> Tensor:
     >>> from_fp8(torch.ones(3, 2).to(torch.float8_e4m3fn), torch.tensor([[2.0], [3.0]]), (2, 2)).tolist()
     [[2.0, 2.0], [2.0, 2.0], [3.0, 3.0]]
     """
-    wide = (scales.float() - 127).exp2() if scales.dtype == torch.uint8 else scales.float()  # a byte is an exponent, as in MXFP8
+    # a byte is an exponent, as in MXFP8
+    wide = (scales.float() - 127).exp2() if scales.dtype == torch.uint8 else scales.float()
     rows, columns = value.shape[-2:] if value.ndim > 1 else (1, *value.shape)
     matrices = value.reshape(-1, rows, columns)
-    grids = wide.reshape(len(matrices) if wide.numel() >= len(matrices) else 1, -(-rows // sizes[0]), -(-columns // sizes[1]))
+    grids = wide.reshape(
+        len(matrices) if wide.numel() >= len(matrices) else 1, -(-rows // sizes[0]), -(-columns // sizes[1])
+    )
     out = torch.empty(matrices.shape, dtype=torch.bfloat16)
     step = sizes[0] * max(1, ROWS // sizes[0])
     for number, matrix in enumerate(matrices):
@@ -169,10 +238,16 @@ def _mxfp4(specs: Mapping[str, Spec]) -> list[Piece]:
             found.append(renamed(spec, name))
             continue
         scales = specs[f"{name.removesuffix('_blocks')}_scales"]
-        if len(spec.shape) != 4 or spec.shape[:-1] != scales.shape or spec.dtype != "U8" or scales.dtype != "U8":
+        if (
+            len(spec.shape) != 4
+            or spec.shape[:-1] != scales.shape
+            or spec.dtype != "U8"
+            or scales.dtype != "U8"
+        ):
             raise DataError(
-                f"{name} is {spec.dtype} {list(spec.shape)}, and its scales are {scales.dtype} {list(scales.shape)}: bytes [experts, rows, blocks, 16] and "
-                f"[experts, rows, blocks] were expected of MXFP4. {AGAIN}"
+                f"{name} is {spec.dtype} {list(spec.shape)}, and its scales are {scales.dtype} "
+                f"{list(scales.shape)}: bytes [experts, rows, blocks, 16] and [experts, rows, blocks] were "
+                f"expected of MXFP4. {AGAIN}"
             )
         wide = Spec(name=name.removesuffix("_blocks"), dtype="BF16", shape=unpacked(spec.shape))
         found.append(Piece(spec=wide, sources=(name, scales.name), make=from_mxfp4))
@@ -180,9 +255,11 @@ def _mxfp4(specs: Mapping[str, Spec]) -> list[Piece]:
 
 
 def from_mxfp4(packed: Tensor, scales: Tensor) -> Tensor:
-    """Experts in MXFP4, [E, rows, blocks, bytes], as their class has them: [E, inputs, rows]. Of a byte the lower four bits come first.
+    """Experts in MXFP4, [E, rows, blocks, bytes], as their class has them: [E, inputs, rows]. Of a byte the
+    lower four bits come first.
 
-    >>> from_mxfp4(torch.tensor([[[[0x42]]]], dtype=torch.uint8), torch.tensor([[[128]]], dtype=torch.uint8)).tolist()
+    >>> from_mxfp4(torch.tensor([[[[0x42]]]], dtype=torch.uint8), torch.tensor([[[128]]],
+    ...     dtype=torch.uint8)).tolist()
     [[[2.0], [4.0]]]
     """
     values = torch.tensor(E2M1, dtype=torch.bfloat16)

@@ -1,4 +1,6 @@
-"""A trained step as files other tools know: a PEFT adapter directory, or a whole checkpoint in the Hugging Face layout."""
+"""A trained step as files other tools know: a PEFT adapter directory, or a whole checkpoint in the Hugging
+Face layout.
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -31,18 +33,28 @@ class Tensors(Protocol):
 
 
 def write_adapter(
-    weights: Tensors, settings: Path, out: Path, base_name: str, *, initial: Path | None = None, quant: str = "none", tie: Tie | None = None
+    weights: Tensors,
+    settings: Path,
+    out: Path,
+    base_name: str,
+    *,
+    initial: Path | None = None,
+    quant: str = "none",
+    tie: Tie | None = None,
 ) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json` as PEFT does, and the same to the byte every time.
+    """Write `adapter_model.safetensors` and `adapter_config.json` as PEFT does, and the same to the byte
+    every time.
 
     weights    under PEFT's own names
     base_name  what PEFT loads the base by: a public name, never a local path
-    initial    the values with which adapters began that took a part out of their base; what is written then belongs to the plain base, see `differences`
+    initial    the values with which adapters began that took a part out of their base; what is written then
+               belongs to the plain base, see `differences`
 
     quant      how the base was held (algo.quant)
     tie        the head and the embedding of the base where they are one matrix
 
-    An adapter that is more than the plain product on the plain base gets a README.md besides, see `tuner.models.lora.card`.
+    An adapter that is more than the plain product on the plain base gets a README.md besides, see
+    `tuner.models.lora.card`.
     """
     config = read_json(settings) | {"base_model_name_or_path": base_name, "inference_mode": True}
     specs, value = weights.specs, weights.__getitem__
@@ -51,8 +63,13 @@ def write_adapter(
         specs, value = differences(weights, Checkpoint([initial]))
     write_file(out / "adapter_model.safetensors", specs.values(), value)
     config.pop("peft_version", None)
-    ordered = {key: sorted(value) if key == "target_modules" and isinstance(value, list) else value for key, value in config.items()}
-    (out / "adapter_config.json").write_text(json.dumps(ordered, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    ordered = {
+        key: sorted(value) if key == "target_modules" and isinstance(value, list) else value
+        for key, value in config.items()
+    }
+    (out / "adapter_config.json").write_text(
+        json.dumps(ordered, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     write_card(out, config, base_name or "BASE", quant=quant, split=splits(tie, pairs(config, plain(specs))))
 
 
@@ -62,15 +79,21 @@ def plain(specs: Mapping[str, Spec]) -> dict[str, Spec]:
 
 
 def differences(weights: Tensors, initial: Tensors) -> tuple[dict[str, Spec], Callable[[str], Tensor]]:
-    """An adapter of twice the rank for the plain base, of one that began as a part of it (A0, B0): s·(B·A - B0·A0) = s·[B, -B0]·[A; A0].
+    """An adapter of twice the rank for the plain base, of one that began as a part of it (A0, B0): s·(B·A -
+    B0·A0) = s·[B, -B0]·[A; A0].
 
-    What trained stood on W - s·B0·A0, rounded to the base's dtype; to that rounding, it is what the plain W and this adapter are. Magnitudes (DoRA) and
-    rows of tokens stay as they are.
+    What trained stood on W - s·B0·A0, rounded to the base's dtype; to that rounding, it is what the plain W
+    and this adapter are. Magnitudes (DoRA) and rows of tokens stay as they are.
     """
-    places = {name: 0 if ".lora_A." in name else 1 for name in weights.specs if ".lora_A." in name or ".lora_B." in name}
+    places = {
+        name: 0 if ".lora_A." in name else 1
+        for name in weights.specs
+        if ".lora_A." in name or ".lora_B." in name
+    }
     if lacking := sorted(places.keys() - initial.specs.keys()):
         raise StageError(
-            f"The values with which {lacking[0]} began are lost: what it has learned can't be told from them. Train again with redo=train."
+            f"The values with which {lacking[0]} began are lost: what it has learned can't be told from "
+            "them. Train again with redo=train."
         )
 
     def wide(name: str, spec: Spec) -> Spec:
@@ -99,29 +122,49 @@ def widened(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_full(
-    weights: Tensors, base: Path, out: Path, dtype: str, *, limit: int = LIMIT, tick: Callable[[Spec], None] = lambda _: None
+    weights: Tensors,
+    base: Path,
+    out: Path,
+    dtype: str,
+    *,
+    limit: int = LIMIT,
+    tick: Callable[[Spec], None] = lambda _: None,
 ) -> list[str]:
-    """Write fully trained weights as a checkpoint and return the names of its files, one tensor in memory at a time (of experts, those of a layer).
+    """Write fully trained weights as a checkpoint and return the names of its files, one tensor in memory at
+    a time (of experts, those of a layer).
 
-    The tensors are those of the base, under their names there, whatever transformers calls the weights or makes of them on loading. `dtype` ("BF16",
-    "F32") takes the place of the base's own type. What did not train (a buffer, a layer that was frozen) is the base's; a head that is tied to the
-    embedding is left to them. Raises StageError for a trained tensor that the base lacks or has in another shape, and for a family whose layout can't be written.
+    The tensors are those of the base, under their names there, whatever transformers calls the weights or
+    makes of them on loading. `dtype` ("BF16", "F32") takes the place of the base's own type. What did not
+    train (a buffer, a layer that was frozen) is the base's; a head that is tied to the embedding is left to
+    them. Raises StageError for a trained tensor that the base lacks or has in another shape, and for a family
+    whose layout can't be written.
     """
     from tuner.models.checkpoint.meta import skeleton
-    from tuner.models.checkpoint.names import Originals  # and with it transformers, which an adapter can do without
+
+    # and with it transformers, which an adapter can do without
+    from tuner.models.checkpoint.names import Originals
 
     origin = Checkpoint(weight_files(base))
     originals = Originals(base, weights.__getitem__)
     weight_of = originals.weight_of
     places = frozenset(weight_of.values())
-    shapes = {name: tuple(weight.shape) for name, weight in skeleton(base).state_dict().items() if name in places}
+    shapes = {
+        name: tuple(weight.shape) for name, weight in skeleton(base).state_dict().items() if name in places
+    }
     for name, spec in weights.specs.items():
         if shapes.get(name) != spec.shape:
             has = shapes.get(name, "no such tensor")
-            raise StageError(f"The trained tensor {name} is {spec.shape}, the base checkpoint has {has}: this family's layout can't be written yet.")
+            raise StageError(
+                f"The trained tensor {name} is {spec.shape}, the base checkpoint has {has}: this family's "
+                "layout can't be written yet."
+            )
     tied = json.loads((base / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings", True)
     new = {tensor for tensor, weight in weight_of.items() if weight in weights.specs}
-    specs = {name: spec for name, spec in rounded(origin.specs, dtype).items() if name in new or not (tied and weight_of.get(name) == HEAD)}
+    specs = {
+        name: spec
+        for name, spec in rounded(origin.specs, dtype).items()
+        if name in new or not (tied and weight_of.get(name) == HEAD)
+    }
 
     def value(name: str) -> Tensor:
         return (originals if name in new else origin)[name].to(DTYPES[specs[name].dtype])

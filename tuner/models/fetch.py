@@ -1,4 +1,5 @@
-"""Models of hubs: looked up once, brought whole and right, from this machine's own caches where they have them; and what a config.json may claim.
+"""Models of hubs: looked up once, brought whole and right, from this machine's own caches where they have
+them; and what a config.json may claim.
 
 Standard library only at the top: a plan asks for what it costs.
 """
@@ -25,16 +26,38 @@ if TYPE_CHECKING:
     from tuner.hub.listing import Listing, Remote
 
 SIZES = {
-    **dict.fromkeys(("hidden_size", "intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_hidden_size"), 1 << 20),
-    **dict.fromkeys(("d_model", "n_embd", "n_inner", "d_ff", "head_dim", "kv_channels", "q_lora_rank", "kv_lora_rank"), 1 << 20),
+    **dict.fromkeys(
+        (
+            "hidden_size",
+            "intermediate_size",
+            "moe_intermediate_size",
+            "shared_expert_intermediate_size",
+            "ffn_hidden_size",
+        ),
+        1 << 20,
+    ),
+    **dict.fromkeys(
+        ("d_model", "n_embd", "n_inner", "d_ff", "head_dim", "kv_channels", "q_lora_rank", "kv_lora_rank"),
+        1 << 20,
+    ),
     **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 1 << 20),
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers"), 1 << 12),
-    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "multi_query_group_num"), 1 << 14),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts", "num_experts_per_tok"), 1 << 14),
+    **dict.fromkeys(
+        ("num_attention_heads", "num_key_value_heads", "n_head", "multi_query_group_num"), 1 << 14
+    ),
+    **dict.fromkeys(
+        ("num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts", "num_experts_per_tok"),
+        1 << 14,
+    ),
     **dict.fromkeys(("vocab_size", "padded_vocab_size", "type_vocab_size"), 1 << 24),
-    **dict.fromkeys(("max_position_embeddings", "seq_length", "n_positions", "model_max_length", "sliding_window"), 1 << 31),
+    **dict.fromkeys(
+        ("max_position_embeddings", "seq_length", "n_positions", "model_max_length", "sliding_window"),
+        1 << 31,
+    ),
 }
-"""keys of a config.json that decide how much is allocated, and the largest value of each that is believed: some 20 times what any model has"""
+"""keys of a config.json that decide how much is allocated, and the largest value of each that is believed:
+some 20 times what any model has
+"""
 MAY_BE_NONE = frozenset(
     (
         "num_experts",
@@ -55,7 +78,15 @@ DEEPEST = 16
 
 
 def look_up(
-    source: str, repo: str, revision: str | None, *, lock: Path, name: str, layout: str, file: str | None = None, say: Callable[[str], None]
+    source: str,
+    repo: str,
+    revision: str | None,
+    *,
+    lock: Path,
+    name: str,
+    layout: str,
+    file: str | None = None,
+    say: Callable[[str], None],
 ) -> None:
     """Ask the hub which commit a revision is, choose the files, and write them into the lock under `name`.
 
@@ -83,21 +114,32 @@ def look_up(
         if "config.json" in chosen:
             config = parsed(read(by_path["config.json"]), f"config.json of {repo}")
             check_config(config)
-            method = _held(source, repo, config, by_path, read(by_path[INDEX]) if INDEX in chosen else None, read)
+            method = _held(
+                source, repo, config, by_path, read(by_path[INDEX]) if INDEX in chosen else None, read
+            )
             found = family.detect(config) if layout == "auto" else layout
     except http.Refused as error:
         raise hub.refusal(repo, error, repo_type="model") from error
     except DataError as error:
         if cached:
             where = hub_cache.huggingface()
-            raise DataError(f"{error} This is what {where} has of it, and HF_HUB_OFFLINE forbids to ask the hub for the rest.") from error
+            raise DataError(
+                f"{error} This is what {where} has of it, and HF_HUB_OFFLINE forbids to ask the hub for the "
+                "rest."
+            ) from error
         raise
-    pin = lockfile.add(lock, name, replace(listing.pin(chosen, found), quantised=method, template=template.option if template else None))
+    pin = lockfile.add(
+        lock,
+        name,
+        replace(listing.pin(chosen, found), quantised=method, template=template.option if template else None),
+    )
     say(lockfile.told(str(lock), name, pin))
 
 
 def _template(files: "Mapping[str, Remote]", read: "Callable[[Remote], bytes]") -> str | None:
-    """The tokenizer's own chat template; None where its files tell none, or are too large to be asked for now."""
+    """The tokenizer's own chat template; None where its files tell none, or are too large to be asked for
+    now.
+    """
     if "chat_template.jinja" in files:
         return read(files["chat_template.jinja"]).decode(errors="replace")
     try:
@@ -108,9 +150,16 @@ def _template(files: "Mapping[str, Remote]", read: "Callable[[Remote], bytes]") 
 
 
 def _held(
-    source: str, repo: str, config: Mapping[str, Any], files: "Mapping[str, Remote]", index: bytes | None, read: "Callable[[Remote], bytes]"
+    source: str,
+    repo: str,
+    config: Mapping[str, Any],
+    files: "Mapping[str, Remote]",
+    index: bytes | None,
+    read: "Callable[[Remote], bytes]",
 ) -> str | None:
-    """The method by which a repository's weights are quantised, if that is undone. Raises ConfigError for others, with the model that the card names."""
+    """The method by which a repository's weights are quantised, if that is undone. Raises ConfigError for
+    others, with the model that the card names.
+    """
     from tuner.hub import http
 
     found = quantised.of_repository(config, files, index)
@@ -124,9 +173,11 @@ def _held(
 
 
 def bring(source: str, repo: str, pin: Pin, out: Path, say: Callable[[str], None]) -> None:
-    """Have each pinned file in `out`, whole and with its digest: from the hubs' caches on this machine first, then from the hub.
+    """Have each pinned file in `out`, whole and with its digest: from the hubs' caches on this machine first,
+    then from the hub.
 
-    What an interrupted attempt left in `out` is gone on from. Raises DataError, and OSError for a disk that is full.
+    What an interrupted attempt left in `out` is gone on from. Raises DataError, and OSError for a disk that
+    is full.
     """
     from tuner.hub import download, http
 
@@ -144,7 +195,8 @@ def bring(source: str, repo: str, pin: Pin, out: Path, say: Callable[[str], None
 
 
 def cost(source: str, repo: str, pin: Pin, partial: Path | None = None) -> tuple[int, int]:
-    """Bytes still to download, and bytes that are here already: in the hubs' caches, or in `partial`, the directory that `bring` is given.
+    """Bytes still to download, and bytes that are here already: in the hubs' caches, or in `partial`, the
+    directory that `bring` is given.
 
     No file is read and nobody is asked. A file whose size the hub does not tell counts as none.
     """
@@ -177,7 +229,9 @@ def _cached(repo: str, remote: "Remote") -> bytes:
     from tuner.hub.listing import is_right
     from tuner.hub.lockfile import Pinned
 
-    found = hub_cache.find("hub", repo, remote.path, Pinned(size=remote.size, sha256=remote.sha256, blob=remote.blob))
+    found = hub_cache.find(
+        "hub", repo, remote.path, Pinned(size=remote.size, sha256=remote.sha256, blob=remote.blob)
+    )
     if found is None or found.stat().st_size > SMALL or not is_right(found, remote):
         raise DataError(f"{remote.path} of {repo} is damaged in {hub_cache.huggingface()}.")
     return found.read_bytes()
@@ -185,22 +239,34 @@ def _cached(repo: str, remote: "Remote") -> bytes:
 
 def parsed(content: bytes, what: str) -> dict[str, Any]:
     """A config.json that a hub sent. Raises DataError for what is none."""
-    return parse_config(content, len(content), what, "Take the model from a source that you trust, or try another model.revision.")
+    return parse_config(
+        content,
+        len(content),
+        what,
+        "Take the model from a source that you trust, or try another model.revision.",
+    )
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Hold a config.json to sizes that a model can have, before anything is allocated by them. Raises DataError."""
+    """Hold a config.json to sizes that a model can have, before anything is allocated by them. Raises
+    DataError.
+    """
     if not isinstance(config.get("model_type", ""), str):
         raise _absurd("model_type", config["model_type"], "a word")
     architectures = config.get("architectures")
-    if architectures is not None and not (isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)):
+    if architectures is not None and not (
+        isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)
+    ):
         raise _absurd("architectures", architectures, "a list of names")
     _check(config, "", DEEPEST)
 
 
 def _check(node: Any, path: str, left: int) -> None:
     if left == 0:
-        raise DataError(f"config.json is nested more than {DEEPEST} levels deep, which no model's config is: refused. Get the model elsewhere.")
+        raise DataError(
+            f"config.json is nested more than {DEEPEST} levels deep, which no model's config is: refused. "
+            "Get the model elsewhere."
+        )
     if isinstance(node, list):
         for item in node:
             _check(item, path, left - 1)
@@ -214,8 +280,13 @@ def _check(node: Any, path: str, left: int) -> None:
                     raise _absurd(where, number, f"a whole number up to {most:,}")
         else:
             _check(value, where, left - 1)
-    width, layers = _first(node, "hidden_size", "n_embd", "d_model"), _first(node, "num_hidden_layers", "num_layers", "n_layer")
-    inner = _first(node, "moe_intermediate_size", "intermediate_size", "ffn_hidden_size") * _first(node, "num_experts", "n_routed_experts")
+    width, layers = (
+        _first(node, "hidden_size", "n_embd", "d_model"),
+        _first(node, "num_hidden_layers", "num_layers", "n_layer"),
+    )
+    inner = _first(node, "moe_intermediate_size", "intermediate_size", "ffn_hidden_size") * _first(
+        node, "num_experts", "n_routed_experts"
+    )
     weights = layers * width * (width + inner) + width * _first(node, "vocab_size", "padded_vocab_size")
     if weights > MOST_WEIGHTS:
         raise _absurd(path or "by its sizes", f"{weights:,} weights", f"at most {MOST_WEIGHTS:,}")
@@ -228,6 +299,7 @@ def _first(node: Mapping[str, Any], *keys: str) -> int:
 
 def _absurd(where: str, value: Any, expected: str) -> DataError:
     return DataError(
-        f"config.json says {where} {str(value)[:60]}, where {expected} was expected: no such model is loaded, and nothing was allocated. "
-        "The file is damaged or made to do harm: get the model from a source that you trust."
+        f"config.json says {where} {str(value)[:60]}, where {expected} was expected: no such model is "
+        "loaded, and nothing was allocated. The file is damaged or made to do harm: get the model from a "
+        "source that you trust."
     )

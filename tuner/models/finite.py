@@ -1,4 +1,5 @@
-"""Where a value that is not finite comes from: a tensor of the checkpoint, a weight that trains, or the layer that first gives one.
+"""Where a value that is not finite comes from: a tensor of the checkpoint, a weight that trains, or the layer
+that first gives one.
 
 Asked when a loss or a logit is no number, not before: it reads the whole checkpoint.
 """
@@ -21,7 +22,8 @@ def cause(
     first: bool = True,
     share: Callable[[str | None], list[str | None]] = lambda found: [found],
 ) -> str:
-    """One or two sentences on why `run`, a forward pass of `model`, gives what is not finite; nothing where it does not.
+    """One or two sentences on why `run`, a forward pass of `model`, gives what is not finite; nothing where
+    it does not.
 
     files   the checkpoint that the base was loaded from
     first   whether this process reads them, of several that ask together
@@ -33,15 +35,18 @@ def cause(
 
     if found := any_of(in_files(files) if first else None):
         return (
-            f"The base's weights hold it: {found}. The file is damaged, or was so when it was published: get it again, or take another model. It is "
-            "not a matter of the rows or of attention."
+            f"The base's weights hold it: {found}. The file is damaged, or was so when it was published: get "
+            "it again, or take another model. It is not a matter of the rows or of attention."
         )
     if name := any_of(in_weights(model)):
-        return f"It comes from {name}, whose values are not finite any more, and which trains: lower algo.optim.lr."
+        return (
+            f"It comes from {name}, whose values are not finite any more, and which trains: lower "
+            "algo.optim.lr."
+        )
     if name := any_of(in_layers(model, run)):
         return (
-            f"All weights are finite, and the first output that is not is that of {name}: values grow beyond what floats hold. Such a model needs "
-            "another algo.precision, or is damaged."
+            f"All weights are finite, and the first output that is not is that of {name}: values grow beyond "
+            "what floats hold. Such a model needs another algo.precision, or is damaged."
         )
     return ""
 
@@ -61,11 +66,20 @@ def in_files(files: Iterable[Path]) -> str | None:
 
 def in_weights(model: torch.nn.Module) -> str | None:
     """The first parameter that trains and is not finite. What others shard is not looked at."""
-    return next((name for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point() and not finite(p)), None)
+    return next(
+        (
+            name
+            for name, p in model.named_parameters()
+            if p.requires_grad and p.is_floating_point() and not finite(p)
+        ),
+        None,
+    )
 
 
 def in_layers(model: torch.nn.Module, run: Callable[[], object]) -> str | None:
-    """The innermost module that is the first to give what is not finite while `run` computes, with what went into it."""
+    """The innermost module that is the first to give what is not finite while `run` computes, with what
+    went into it.
+    """
     first: list[str] = []
 
     def look(name: str) -> Callable[..., None]:
@@ -77,7 +91,10 @@ def in_layers(model: torch.nn.Module, run: Callable[[], object]) -> str | None:
             if not all(map(finite, given)):
                 first.append(f"what {name} ({kind}) is given")
             elif given:
-                first.append(f"{name} ({kind}), into which go values up to {max(float(tensor.abs().max()) for tensor in given):.3g}")
+                first.append(
+                    f"{name} ({kind}), into which go values up to "
+                    f"{max(float(tensor.abs().max()) for tensor in given):.3g}"
+                )
             else:
                 first.append(f"{name} ({kind})")
 
@@ -104,7 +121,10 @@ def count(tensor: Tensor) -> str | None:
         return None
     odd = flat[~torch.isfinite(flat)]
     kinds = [name for name, there in (("nan", odd.isnan().any()), ("inf", odd.isinf().any())) if there]
-    return f"{odd.numel():,} value{'s' if odd.numel() > 1 else ''} of {flat.numel():,} that {'are' if odd.numel() > 1 else 'is'} not finite ({', '.join(kinds)})"
+    return (
+        f"{odd.numel():,} value{'s' if odd.numel() > 1 else ''} of {flat.numel():,} that "
+        f"{'are' if odd.numel() > 1 else 'is'} not finite ({', '.join(kinds)})"
+    )
 
 
 def finite(tensor: Tensor) -> bool:

@@ -21,10 +21,12 @@ def load_trainable(
     last_layers: int | None = None,
     freeze: Collection[str] = (),
 ) -> PreTrainedModel:
-    """The model in a directory with fp32 masters of what trains, for products in `compute` by autocast; in eval mode.
+    """The model in a directory with fp32 masters of what trains, for products in `compute` by autocast; in
+    eval mode.
 
-    Where a part is frozen, the linear layers and embeddings in it lie in `compute`, with the values that they have in `rounded`: half the memory, and
-    products see the same numbers. The whole model is then on the processor first, so that the GPU never holds it in fp32.
+    Where a part is frozen, the linear layers and embeddings in it lie in `compute`, with the values that they
+    have in `rounded`: half the memory, and products see the same numbers. The whole model is then on the
+    processor first, so that the GPU never holds it in fp32.
 
     Raises ConfigError when nothing is left to train, or the model has fewer layers.
     """
@@ -36,14 +38,16 @@ def load_trainable(
     return model.to(device)
 
 
-def choose_trainable(model: PreTrainedModel, *, last_layers: int | None = None, freeze: Collection[str] = ()) -> None:
+def choose_trainable(
+    model: PreTrainedModel, *, last_layers: int | None = None, freeze: Collection[str] = ()
+) -> None:
     """Set requires_grad on every parameter: all train but those that the two exclude.
 
     last_layers  train the last so many layers, and what comes after them: the final norm and the head
     freeze       "embeddings", "norms", "head": leave these as they are
 
-    A head that is tied to the embedding is the embedding: either name freezes it, and so does `last_layers`, as it comes first too. What sees or hears
-    does not train with `last_layers`.
+    A head that is tied to the embedding is the embedding: either name freezes it, and so does `last_layers`,
+    as it comes first too. What sees or hears does not train with `last_layers`.
     Raises ConfigError when nothing is left to train, or the model has fewer layers.
     """
     head = model.get_output_embeddings()
@@ -53,7 +57,11 @@ def choose_trainable(model: PreTrainedModel, *, last_layers: int | None = None, 
     if "head" in freeze and head is not None:
         excluded.append(head.parameters())
     if "norms" in freeze:
-        excluded += [module.parameters(recurse=False) for module in model.modules() if "norm" in type(module).__name__.lower()]
+        excluded += [
+            module.parameters(recurse=False)
+            for module in model.modules()
+            if "norm" in type(module).__name__.lower()
+        ]
     out = {id(parameter) for parameters in excluded for parameter in parameters}
     chosen = None if last_layers is None else {id(parameter) for parameter in _late(model, last_layers)}
     for parameter in model.parameters():
@@ -63,27 +71,35 @@ def choose_trainable(model: PreTrainedModel, *, last_layers: int | None = None, 
 
 
 def _late(model: PreTrainedModel, last_layers: int) -> list[nn.Parameter]:
-    """The parameters of the last layers, and of what comes after them in the model's own order. Embeddings never come after."""
+    """The parameters of the last layers, and of what comes after them in the model's own order. Embeddings
+    never come after.
+    """
     decoder: Any = model.get_decoder()
     lists = [(name, module) for name, module in decoder.named_children() if isinstance(module, nn.ModuleList)]
     place, blocks = max(lists, key=lambda found: len(found[1]), default=("", ()))
     if last_layers > len(blocks):
         raise ConfigError(
-            f"algo.last_layers={last_layers}, but this model has {len(blocks)} layers. Name fewer, or leave it out to train all weights."
+            f"algo.last_layers={last_layers}, but this model has {len(blocks)} layers. Name fewer, or leave "
+            "it out to train all weights."
         )
     children = [name for name, _ in decoder.named_children()]
     after = [getattr(decoder, name) for name in children[children.index(place) + 1 :]] if place else []
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None and getattr(head, "weight", None) is not embedding.weight:
         after.append(head)
-    parts = [*list(blocks)[len(blocks) - last_layers :], *(module for module in after if not isinstance(module, nn.Embedding))]
+    parts = [
+        *list(blocks)[len(blocks) - last_layers :],
+        *(module for module in after if not isinstance(module, nn.Embedding)),
+    ]
     return [parameter for part in parts for parameter in part.parameters()]
 
 
 def hold_frozen(model: PreTrainedModel, compute: torch.dtype, rounded: torch.dtype) -> None:
-    """Give the frozen linear layers and embeddings the values they have in `rounded`, and the dtype `compute`.
+    """Give the frozen linear layers and embeddings the values they have in `rounded`, and the dtype
+    `compute`.
 
-    What an embedding gives is in fp32 again, as the masters around it expect: only memory has changed. Norms are small, and stay.
+    What an embedding gives is in fp32 again, as the masters around it expect: only memory has changed. Norms
+    are small, and stay.
     """
     for module in model.modules():
         if not isinstance(module, (nn.Linear, nn.Embedding)) or module.weight.requires_grad:

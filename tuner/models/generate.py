@@ -1,8 +1,10 @@
-"""A conversation, and an answer to it, token by token: what the cache has read is not read again, and a character is given out when it is whole.
+"""A conversation, and an answer to it, token by token: what the cache has read is not read again, and a
+character is given out when it is whole.
 
-And greedy answers to prompts of different lengths, in one left-padded batch. Padding is masked and positions count from each prompt's own first
-token, so an answer is the one the prompt would get alone. Settings that a model ships for sampling (temperature, penalties) are set aside: the base
-and the tuned model are asked under the same rule.
+And greedy answers to prompts of different lengths, in one left-padded batch. Padding is masked and positions
+count from each prompt's own first token, so an answer is the one the prompt would get alone. Settings that a
+model ships for sampling (temperature, penalties) are set aside: the base and the tuned model are asked under
+the same rule.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +31,9 @@ BATCH = 16
 
 
 class Dialogue:
-    """What was said so far. Texts are kept, not ids: they are tokenised each time as a row of the training is."""
+    """What was said so far. Texts are kept, not ids: they are tokenised each time as a row of the training
+    is.
+    """
 
     def __init__(self, template: Template, system: str | None) -> None:
         self._template = template
@@ -54,7 +58,9 @@ class Dialogue:
 
 
 def end_ids(home: Path, stops: Iterable[int]) -> frozenset[int]:
-    """Every id that ends an answer: those of the template, and those that the artifact's generation settings name."""
+    """Every id that ends an answer: those of the template, and those that the artifact's generation
+    settings name.
+    """
     told = (read_json(home / "generation_config.json") or {}).get("eos_token_id")
     return frozenset([*stops, *(told if isinstance(told, list) else [] if told is None else [told])])
 
@@ -68,7 +74,14 @@ class Speaker:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: Tokenizer, *, stops: frozenset[int], temperature: float, top_p: float, seed: int | None
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        *,
+        stops: frozenset[int],
+        temperature: float,
+        top_p: float,
+        seed: int | None,
     ) -> None:
         self._model, self._tokenizer, self._stops = model, tokenizer, stops
         self._temperature, self._top_p = temperature, top_p
@@ -77,8 +90,11 @@ class Speaker:
             self._random.seed()
         else:
             self._random.manual_seed(seed)
-        # Logits of every token of a prompt would be the largest tensor of all; only the last ones are looked at.
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
+        # Logits of every token of a prompt would be the largest tensor of all; only the last ones are looked
+        # at.
+        self._last_only = (
+            {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
+        )
         self._read: list[int] = []
         self._cache = None
         self.ended: Literal["end", "length", "stopped"] = "end"
@@ -89,8 +105,11 @@ class Speaker:
         """The ids in the cache."""
         return tuple(self._read)
 
-    def answer(self, prompt: Sequence[int], *, most: int, stopped: Callable[[], bool] = lambda: False) -> Iterator[str]:
-        """The text that follows `prompt`, in pieces: at least one a token, some of them empty, at most `most` tokens.
+    def answer(
+        self, prompt: Sequence[int], *, most: int, stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[str]:
+        """The text that follows `prompt`, in pieces: at least one a token, some of them empty, at most `most`
+        tokens.
 
         `stopped` is asked before each token. Afterwards `ended` says what ended it.
         """
@@ -115,7 +134,9 @@ class Speaker:
         self.ended = "length"
 
     def _rewind(self, ids: Sequence[int]) -> None:
-        """Forget what follows the common beginning of `ids` and the cache. The last of `ids` is always read anew, for its logits."""
+        """Forget what follows the common beginning of `ids` and the cache. The last of `ids` is always
+        read anew, for its logits.
+        """
         known = common(self._read, ids[:-1])
         if known < len(self._read):
             try:
@@ -132,7 +153,9 @@ class Speaker:
         """Read `ids` after what was read; the logits [V] of what follows."""
         ids_1T = torch.tensor([ids], device=self._model.device)
         try:
-            out = self._model(input_ids=ids_1T, past_key_values=self._cache, use_cache=True, **self._last_only)
+            out = self._model(
+                input_ids=ids_1T, past_key_values=self._cache, use_cache=True, **self._last_only
+            )
         except BaseException:  # a pass that broke off leaves the layers of the cache unequal
             self._forget()
             raise
@@ -154,12 +177,15 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
 def draw(logits_V: Tensor, *, temperature: float, top_p: float, random: torch.Generator) -> int:
     """The next token: the likeliest at temperature 0, else one drawn from softmax(logits / temperature).
 
-    With top_p below 1 it is drawn among the fewest likeliest tokens that have this probability together (arXiv:1904.09751, section 3.1).
+    With top_p below 1 it is drawn among the fewest likeliest tokens that have this probability together
+    (arXiv:1904.09751, section 3.1).
     """
     if temperature == 0:
         return int(logits_V.argmax())
     scores_V = logits_V.double().cpu()
-    likely_V, order_V = torch.softmax((scores_V - scores_V.max()) / temperature, dim=0).sort(descending=True, stable=True)
+    likely_V, order_V = torch.softmax((scores_V - scores_V.max()) / temperature, dim=0).sort(
+        descending=True, stable=True
+    )
     before_V = likely_V.cumsum(0) - likely_V
     before_V[0] = -1.0  # the likeliest always stays
     return int(order_V[torch.multinomial(likely_V * (before_V < top_p), 1, generator=random)])
@@ -168,9 +194,11 @@ def draw(logits_V: Tensor, *, temperature: float, top_p: float, random: torch.Ge
 def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
     """The text of `ids`, piece by piece; joined it is what they decode to, special tokens left out.
 
-    A token that ends inside a character gives "" and is given out with the one that completes it. Bytes that never become one are left out.
+    A token that ends inside a character gives "" and is given out with the one that completes it. Bytes that
+    never become one are left out.
     """
-    context: list[int] = []  # what was given out last: a decoder may write a token's space only after another token
+    # what was given out last: a decoder may write a token's space only after another token
+    context: list[int] = []
     fresh: list[int] = []
     before = ""
     for id_ in ids:
@@ -193,28 +221,43 @@ def pad_left(prompts: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Ten
     [[5, 6], [0, 7]]
     """
     width = max(len(prompt) for prompt in prompts)
-    ids_BT = torch.tensor([[filler] * (width - len(prompt)) + list(prompt) for prompt in prompts], dtype=torch.long)
-    mask_BT = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], dtype=torch.long)
+    ids_BT = torch.tensor(
+        [[filler] * (width - len(prompt)) + list(prompt) for prompt in prompts], dtype=torch.long
+    )
+    mask_BT = torch.tensor(
+        [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], dtype=torch.long
+    )
     return ids_BT, mask_BT
 
 
 @torch.inference_mode()
 def answer(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, end_id: int, max_new_tokens: int, stops: Iterable[int] = ()
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    end_id: int,
+    max_new_tokens: int,
+    stops: Iterable[int] = (),
 ) -> list[list[int]]:
-    """The ids that follow each prompt, without the token that ends them (`end_id` or one of `stops`), at most `max_new_tokens` of them.
+    """The ids that follow each prompt, without the token that ends them (`end_id` or one of `stops`), at most
+    `max_new_tokens` of them.
 
-    `model` attends with a kernel that honours a padding mask and a cache (attention="sdpa"), not with the one for packed rows.
+    `model` attends with a kernel that honours a padding mask and a cache (attention="sdpa"), not with the one
+    for packed rows.
     """
     ends = [end_id, *sorted({*stops} - {end_id})]
-    settings = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=end_id, use_cache=True)
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=end_id, use_cache=True
+    )
     shipped, model.generation_config = model.generation_config, settings
     answers: list[list[int]] = []
     try:
         together = BATCH if carries(model) is None else 1  # a state that begins in the filling is another one
         for start in range(0, len(prompts), together):
             ids_BT, mask_BT = pad_left(prompts[start : start + together], end_id)
-            out_BT = model.generate(input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device))
+            out_BT = model.generate(
+                input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device)
+            )
             answers += [_before(row, ends) for row in out_BT[:, ids_BT.shape[1] :].tolist()]
     finally:
         model.generation_config = shipped

@@ -1,8 +1,10 @@
-"""The shapes of a model's tensors from the keys of its config.json, before there are any files. Standard library only: a plan asks.
+"""The shapes of a model's tensors from the keys of its config.json, before there are any files. Standard
+library only: a plan asks.
 
-A `geometry` is that config.json, or the part of it that decides shapes. Names and shapes are those of the model in memory, as its class in
-transformers has it: the experts of a layer are one tensor, and a head that is tied to the embedding is left out, since files leave it out too.
-Everything here raises DataError for a model_type that has no row in `tuner.models.architectures`, and for a key that is missing or no size.
+A `geometry` is that config.json, or the part of it that decides shapes. Names and shapes are those of the
+model in memory, as its class in transformers has it: the experts of a layer are one tensor, and a head that
+is tied to the embedding is left out, since files leave it out too. Everything here raises DataError for a
+model_type that has no row in `tuner.models.architectures`, and for a key that is missing or no size.
 """
 
 from collections.abc import Mapping
@@ -19,25 +21,40 @@ LAYERS, LARGEST = 4096, 1 << 31
 """beyond which a number of layers, or any other size, is a mistake"""
 EMBEDDING = "model.embed_tokens.weight"
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
-"""keys of the number of a layer's experts: each family has its own, and transformers reads them for one another"""
+"""keys of the number of a layer's experts: each family has its own, and transformers reads them for one
+another
+"""
 NOT_ADAPTED = {"embed_tokens", "lm_head", "gate", "router", "shared_expert_gate"}
-"""the last part of the name of matrices that no adapter is put around: embedding, head, and what chooses experts"""
+"""the last part of the name of matrices that no adapter is put around: embedding, head, and what chooses
+experts
+"""
 
 
 def shapes(geometry: Geometry) -> dict[str, Shape]:
     """The shape of each tensor, by its name.
 
-    >>> tiny = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
+    >>> tiny = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2,
+    ...         "vocab_size": 32}
     >>> found = shapes({"model_type": "llama", **tiny})
     >>> len(found), found["model.layers.0.mlp.down_proj.weight"]
     (12, (8, 12))
     """
-    built, hidden, vocabulary = family(geometry), _size(geometry, "hidden_size"), _size(geometry, "vocab_size")
+    built, hidden, vocabulary = (
+        family(geometry),
+        _size(geometry, "hidden_size"),
+        _size(geometry, "vocab_size"),
+    )
     layers = _size(geometry, "num_hidden_layers", most=LAYERS)
-    kinds = {sparse: _layer(geometry, built, sparse) for sparse in {_sparse(geometry, built.experts, at) for at in range(layers)}}
+    kinds = {
+        sparse: _layer(geometry, built, sparse)
+        for sparse in {_sparse(geometry, built.experts, at) for at in range(layers)}
+    }
     found: dict[str, Shape] = {EMBEDDING: (vocabulary, hidden)}
     for at in range(layers):
-        found |= {f"model.layers.{at}.{name}": shape for name, shape in kinds[_sparse(geometry, built.experts, at)].items()}
+        found |= {
+            f"model.layers.{at}.{name}": shape
+            for name, shape in kinds[_sparse(geometry, built.experts, at)].items()
+        }
     found |= _norm("model.norm", hidden, built)
     if not geometry.get("tie_word_embeddings", built.tied):
         found["lm_head.weight"] = (vocabulary, hidden)
@@ -45,12 +62,16 @@ def shapes(geometry: Geometry) -> dict[str, Shape]:
 
 
 def parameters(geometry: Geometry) -> int:
-    """How many numbers there are. A tied head counts once; a router's corrections count, though nothing trains them."""
+    """How many numbers there are. A tied head counts once; a router's corrections count, though nothing
+    trains them.
+    """
     return sum(map(prod, shapes(geometry).values()))
 
 
 def active_parameters(geometry: Geometry) -> int:
-    """Those that one token uses: all but the experts that its routers leave out. The embedding counts whole, as in published figures."""
+    """Those that one token uses: all but the experts that its routers leave out. The embedding counts
+    whole, as in published figures.
+    """
     found = shapes(geometry)
     of_experts = sum(prod(shape) for name, shape in found.items() if ".experts." in name)
     idle = 0
@@ -63,15 +84,18 @@ def active_parameters(geometry: Geometry) -> int:
 def linears(geometry: Geometry) -> dict[str, tuple[int, int]]:
     """(outputs, inputs) of each linear layer that algo.targets=all-linear adapts, by its name.
 
-    Neither head nor routers are among them. Experts aren't linear layers: the matrices of a layer's experts are one tensor. Beside them, most
-    families have no MLP that PEFT can adapt either (Experts.adapted).
+    Neither head nor routers are among them. Experts aren't linear layers: the matrices of a layer's experts
+    are one tensor. Beside them, most families have no MLP that PEFT can adapt either (Experts.adapted).
     """
     experts = family(geometry).experts
     attention_only = experts is not None and not experts.adapted
     return {
         name.removesuffix(".weight"): (shape[0], shape[1])
         for name, shape in shapes(geometry).items()
-        if len(shape) == 2 and name.endswith(".weight") and name.split(".")[-2] not in NOT_ADAPTED and not (attention_only and ".mlp." in name)
+        if len(shape) == 2
+        and name.endswith(".weight")
+        and name.split(".")[-2] not in NOT_ADAPTED
+        and not (attention_only and ".mlp." in name)
     }
 
 
@@ -94,11 +118,19 @@ def _attention(geometry: Geometry, built: Family, hidden: int) -> dict[str, Shap
     heads = _size(geometry, "num_attention_heads")
     # null means the same everywhere; a key that is not there means what the family's class says
     width = _optional(geometry, "head_dim", built.head_dim) or hidden // heads
-    groups = _size(geometry, "num_key_value_heads") if built.grouped else _optional(geometry, "num_key_value_heads", None) or heads
+    groups = (
+        _size(geometry, "num_key_value_heads")
+        if built.grouped
+        else _optional(geometry, "num_key_value_heads", None) or heads
+    )
     if built.attention == "fused":
         matrices = {"qkv_proj": ((heads + 2 * groups) * width, hidden)}
     else:
-        matrices = {"q_proj": (heads * width, hidden), "k_proj": (groups * width, hidden), "v_proj": (groups * width, hidden)}
+        matrices = {
+            "q_proj": (heads * width, hidden),
+            "k_proj": (groups * width, hidden),
+            "v_proj": (groups * width, hidden),
+        }
     found = _linear(geometry, built, "self_attn", matrices | {"o_proj": (hidden, heads * width)})
     if built.query_norm != "none" and (built.query_norm_key is None or geometry.get(built.query_norm_key)):
         together = built.query_norm == "all"
@@ -110,14 +142,20 @@ def _attention(geometry: Geometry, built: Family, hidden: int) -> dict[str, Shap
 
 
 def _latent_attention(geometry: Geometry, built: Family, hidden: int) -> dict[str, Shape]:
-    """Keys and values from one low-rank vector, and queries too where q_lora_rank is set; part of a key is turned by rope and shared by all heads.
+    """Keys and values from one low-rank vector, and queries too where q_lora_rank is set; part of a key is
+    turned by rope and shared by all heads.
 
     https://arxiv.org/abs/2405.04434, section 2.1, equations 9 to 19.
     """
     heads, rank = _size(geometry, "num_attention_heads"), _size(geometry, "kv_lora_rank")
-    plain, turned, value = (_size(geometry, key) for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+    plain, turned, value = (
+        _size(geometry, key) for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    )
     if "q_lora_rank" not in geometry:
-        raise DataError("model.geometry has no q_lora_rank: it should be the rank of the queries, or null where they have none.")
+        raise DataError(
+            "model.geometry has no q_lora_rank: it should be the rank of the queries, or null where they "
+            "have none."
+        )
     queries = _optional(geometry, "q_lora_rank", None)
     out, found = heads * (plain + turned), {}
     if queries is None:
@@ -130,13 +168,19 @@ def _latent_attention(geometry: Geometry, built: Family, hidden: int) -> dict[st
         "kv_b_proj": (heads * (plain + value), rank),
         "o_proj": (hidden, heads * value),
     }
-    return found | {"self_attn.kv_a_layernorm.weight": (rank,)} | _linear(geometry, built, "self_attn", matrices)
+    return (
+        found | {"self_attn.kv_a_layernorm.weight": (rank,)} | _linear(geometry, built, "self_attn", matrices)
+    )
 
 
 def _mlp(geometry: Geometry, built: Family, module: str, hidden: int, width: int) -> dict[str, Shape]:
     match built.mlp:
         case "gated":
-            matrices = {"gate_proj": (width, hidden), "up_proj": (width, hidden), "down_proj": (hidden, width)}
+            matrices = {
+                "gate_proj": (width, hidden),
+                "up_proj": (width, hidden),
+                "down_proj": (hidden, width),
+            }
         case "fused":
             matrices = {"gate_up_proj": (2 * width, hidden), "down_proj": (hidden, width)}
         case "plain":
@@ -149,18 +193,35 @@ def _sparse_mlp(geometry: Geometry, built: Family, experts: Experts, hidden: int
     found: dict[str, Shape] = {f"mlp.{experts.router}.weight": (count, hidden)}
     if experts.biased:
         found |= {f"mlp.{experts.router}.bias": (count,)}
-        found |= {"mlp.experts.gate_up_proj": (count, hidden, 2 * width), "mlp.experts.gate_up_proj_bias": (count, 2 * width)}
-        found |= {"mlp.experts.down_proj": (count, width, hidden), "mlp.experts.down_proj_bias": (count, hidden)}
+        found |= {
+            "mlp.experts.gate_up_proj": (count, hidden, 2 * width),
+            "mlp.experts.gate_up_proj_bias": (count, 2 * width),
+        }
+        found |= {
+            "mlp.experts.down_proj": (count, width, hidden),
+            "mlp.experts.down_proj_bias": (count, hidden),
+        }
     else:
-        found |= {"mlp.experts.gate_up_proj": (count, 2 * width, hidden), "mlp.experts.down_proj": (count, hidden, width)}
+        found |= {
+            "mlp.experts.gate_up_proj": (count, 2 * width, hidden),
+            "mlp.experts.down_proj": (count, hidden, width),
+        }
     if experts.balanced:
         found[f"mlp.{experts.router}.e_score_correction_bias"] = (count,)
     match experts.shared:
         case "gated":
-            found |= _mlp(geometry, built, "mlp.shared_expert", hidden, _size(geometry, "shared_expert_intermediate_size"))
+            found |= _mlp(
+                geometry,
+                built,
+                "mlp.shared_expert",
+                hidden,
+                _size(geometry, "shared_expert_intermediate_size"),
+            )
             found["mlp.shared_expert_gate.weight"] = (1, hidden)
         case "several":
-            found |= _mlp(geometry, built, "mlp.shared_experts", hidden, width * _size(geometry, "n_shared_experts"))
+            found |= _mlp(
+                geometry, built, "mlp.shared_experts", hidden, width * _size(geometry, "n_shared_experts")
+            )
     return found
 
 
@@ -174,7 +235,10 @@ def _sparse(geometry: Geometry, experts: Experts | None, layer: int) -> bool:
         case "later":
             return layer >= _first(geometry, experts)
         case "stepped":
-            plain, step = geometry.get("mlp_only_layers") or [], _optional(geometry, "decoder_sparse_step", None) or 1
+            plain, step = (
+                geometry.get("mlp_only_layers") or [],
+                _optional(geometry, "decoder_sparse_step", None) or 1,
+            )
             return layer not in plain and (layer + 1) % step == 0
 
 
@@ -184,11 +248,20 @@ def _first(geometry: Geometry, experts: Experts) -> int:
     return _size(geometry, key, least=0) if key in geometry else experts.dense
 
 
-def _linear(geometry: Geometry, built: Family, module: str, matrices: Mapping[str, tuple[int, int]]) -> dict[str, Shape]:
+def _linear(
+    geometry: Geometry, built: Family, module: str, matrices: Mapping[str, tuple[int, int]]
+) -> dict[str, Shape]:
     """Weights, and the biases that the family gives them."""
-    biased = {name for bias in built.bias if (geometry.get(bias.key, bias.default) if bias.key else bias.default) for name in bias.on}
+    biased = {
+        name
+        for bias in built.bias
+        if (geometry.get(bias.key, bias.default) if bias.key else bias.default)
+        for name in bias.on
+    }
     weights: dict[str, Shape] = {f"{module}.{name}.weight": shape for name, shape in matrices.items()}
-    return weights | {f"{module}.{name}.bias": shape[:1] for name, shape in matrices.items() if name in biased}
+    return weights | {
+        f"{module}.{name}.bias": shape[:1] for name, shape in matrices.items() if name in biased
+    }
 
 
 def _norm(name: str, hidden: int, built: Family) -> dict[str, Shape]:
@@ -210,7 +283,7 @@ def _size(geometry: Geometry, key: str, *, least: int = 1, most: int = LARGEST) 
     if type(value) is not int or not least <= value <= most:
         found = f"says {key}={value!r}" if key in geometry else f"has no {key}"
         raise DataError(
-            f"model.geometry {found}, where model_type {geometry.get('model_type')} needs a number from {least} to {most}: "
-            "take it from the model's config.json."
+            f"model.geometry {found}, where model_type {geometry.get('model_type')} needs a number from "
+            f"{least} to {most}: take it from the model's config.json."
         )
     return value

@@ -24,7 +24,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def resolve_device(wish: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` as a device. Raises ConfigError when a GPU is present and can't be used: that is never a silent CPU run.
+    """`auto`, `cpu` or `cuda` as a device. Raises ConfigError when a GPU is present and can't be used: that
+    is never a silent CPU run.
 
     A CUDA_VISIBLE_DEVICES that hides every card is a person's wish for the processor.
     """
@@ -43,14 +44,17 @@ def resolve_device(wish: str) -> torch.device:
         reason = absence()
     if wish == "auto":
         return torch.device("cpu")
-    raise ConfigError(f"machine.device={wish} needs an NVIDIA GPU, and {reason}. Mend that, or train on the processor with machine=cpu.")
+    raise ConfigError(
+        f"machine.device={wish} needs an NVIDIA GPU, and {reason}. Mend that, or train on the processor with "
+        "machine=cpu."
+    )
 
 
 def compute_dtype(precision: str, device: torch.device | str) -> torch.dtype:
     """The dtype of the matrix products for algo.precision.
 
-    A processor without bf16 instructions multiplies bf16 matrices ten times slower than fp32 ones. There, bf16 means weights rounded
-    to bf16 and arithmetic in fp32: a difference of rounding, which is neutral.
+    A processor without bf16 instructions multiplies bf16 matrices ten times slower than fp32 ones. There,
+    bf16 means weights rounded to bf16 and arithmetic in fp32: a difference of rounding, which is neutral.
     """
     if precision == "bf16" and torch.device(device).type == "cpu" and not has_bf16():
         return torch.float32
@@ -69,13 +73,18 @@ def load_model(
 ) -> PreTrainedModel:
     """The language model in a Hugging Face directory, in eval mode, with weights in `dtype` on `device`.
 
-    attention   "tuner" for packed rows without a cache, "sdpa" to generate (a family that has no SDPA takes "eager" instead)
-    rounded     weights take this dtype's values first: torch.bfloat16 with dtype=torch.float32 computes in fp32 on bf16 weights
-    quant       "nf4" or "int8": the linear layers in 4 or 8 bits, see tuner.models.quantize; `dtype` is then that of the products, and the base is bf16
-    storage     the dtype whose bytes hold the 4 bits: torch.bfloat16 where weights are sharded, which takes floats only; the bits are the same
+    attention   "tuner" for packed rows without a cache, "sdpa" to generate (a family that has no SDPA takes
+                "eager" instead)
+    rounded     weights take this dtype's values first: torch.bfloat16 with dtype=torch.float32 computes in
+                fp32 on bf16 weights
+    quant       "nf4" or "int8": the linear layers in 4 or 8 bits, see tuner.models.quantize; `dtype` is then
+                that of the products, and the base is bf16
+    storage     the dtype whose bytes hold the 4 bits: torch.bfloat16 where weights are sharded, which takes
+                floats only; the bits are the same
 
-    Weights go straight to the device, a few tensors at a time. Code in the directory never runs. Raises DataError when it holds no model that
-    transformers knows or whose weights and config.json contradict each other, and ConfigError where 4 or 8 bits are impossible.
+    Weights go straight to the device, a few tensors at a time. Code in the directory never runs. Raises
+    DataError when it holds no model that transformers knows or whose weights and config.json contradict each
+    other, and ConfigError where 4 or 8 bits are impossible.
     """
     model, _ = _load(directory, dtype=dtype, device=device, attention=attention, quant=quant, storage=storage)
     if quant == "none" and rounded is not None and rounded != dtype:
@@ -93,11 +102,14 @@ def load_tuned(
     rounded: torch.dtype | None = None,
     quant: str = "none",
 ) -> PreTrainedModel:
-    """The model that `load_model` gives for the merged directory of `base` and `adapter`, bit for bit, without that directory.
+    """The model that `load_model` gives for the merged directory of `base` and `adapter`, bit for bit,
+    without that directory.
 
-    The weights take the values that merging writes, in `rounded` (bf16 when None), whatever `dtype` is. `quant` says how the base was held while the adapter trained: for "nf4" and
-    "int8" the merged weights are those of the base in 4 or 8 bits plus the product. Without an adapter it is the model in `base` as it lies there.
-    Beside the model there is never more than one of its tensors. Raises DataError like `load_model`, and StageError when the adapter doesn't fit.
+    The weights take the values that merging writes, in `rounded` (bf16 when None), whatever `dtype` is.
+    `quant` says how the base was held while the adapter trained: for "nf4" and "int8" the merged weights are
+    those of the base in 4 or 8 bits plus the product. Without an adapter it is the model in `base` as it lies
+    there. Beside the model there is never more than one of its tensors. Raises DataError like `load_model`,
+    and StageError when the adapter doesn't fit.
     """
     if adapter is None:
         return load_model(base, dtype=dtype, device=device, attention=attention, rounded=rounded)
@@ -118,7 +130,9 @@ def load_tuned(
         done.add(tensor.data_ptr())
         if name in plain:
             tensor.copy_(laid.value(plain[name]))
-        elif tensor.is_floating_point() and any(laid.specs[part].dtype == "BF16" for part in names.made.get(name, ())):
+        elif tensor.is_floating_point() and any(
+            laid.specs[part].dtype == "BF16" for part in names.made.get(name, ())
+        ):
             tensor.copy_(tensor.to(torch.bfloat16))
     if rounded is not None and rounded != dtype:
         _round(model, rounded)
@@ -146,7 +160,10 @@ def _load(
     layers, settings = [], None
     if quant != "none":
         quantize.require(quant)
-        layers, settings = quantize.meant(bare), quantize.settings(bare, quant, compute=dtype, storage=storage)
+        layers, settings = (
+            quantize.meant(bare),
+            quantize.settings(bare, quant, compute=dtype, storage=storage),
+        )
     target = torch.device(device)
     place = torch.device("cuda", torch.cuda.current_device()) if target == torch.device("cuda") else target
     try:
@@ -165,7 +182,9 @@ def _load(
     except (OSError, ValueError) as error:
         raise DataError(f"The model in {directory} can't be loaded: {error}") from error
     if missing := sorted(said["missing_keys"]):
-        raise DataError(f"The model in {directory} can't be loaded: it lacks {len(missing)} tensors, first {missing[0]}.")
+        raise DataError(
+            f"The model in {directory} can't be loaded: it lacks {len(missing)} tensors, first {missing[0]}."
+        )
     if settings:
         quantize.settle(model, layers, quant, compute=dtype)
     model.config.use_cache = attention != seam.NAME
@@ -175,7 +194,9 @@ def _load(
 
 
 def _round(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Give the weights the values they have in `dtype`, in place, but for those that their family keeps in fp32 next to bf16."""
+    """Give the weights the values they have in `dtype`, in place, but for those that their family keeps in
+    fp32 next to bf16.
+    """
     kept = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     for name, parameter in model.named_parameters():
         if not any(part in name for part in kept):

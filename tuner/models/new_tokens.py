@@ -1,7 +1,9 @@
-"""New tokens in a checkpoint (model.new_tokens): rows for them in the embedding, and in the output head where that is a matrix of its own.
+"""New tokens in a checkpoint (model.new_tokens): rows for them in the embedding, and in the output head where
+that is a matrix of its own.
 
-A new token begins as the mean of the tokens that its text was made of before, so the model takes it at first for about that text. Ids that the
-tokenizer leaves free and the embedding has rows for are taken first: then nothing grows.
+A new token begins as the mean of the tokens that its text was made of before, so the model takes it at first
+for about that text. Ids that the tokenizer leaves free and the embedding has rows for are taken first: then
+nothing grows.
 """
 
 import json
@@ -51,11 +53,13 @@ def grow(
     say: Callable[[str], None] = lambda _: None,
     tick: Callable[[Spec], None] = lambda _: None,
 ) -> Grown:
-    """Write the checkpoint of `files` (name → path, all in one directory) to `out` with `tokens` in its vocabulary; their ids follow each other.
+    """Write the checkpoint of `files` (name → path, all in one directory) to `out` with `tokens` in its
+    vocabulary; their ids follow each other.
 
-    Only shards that hold the embedding or the head are written, one tensor in memory at a time, each told to `tick`; other files are linked or copied.
-    The directory `original` of a rewritten family comes along, with the new tokens in its tokenizer's settings.
-    Raises DataError for a token that is in the vocabulary already, and for a family whose vocabulary can't grow.
+    Only shards that hold the embedding or the head are written, one tensor in memory at a time, each told to
+    `tick`; other files are linked or copied. The directory `original` of a rewritten family comes along, with
+    the new tokens in its tokenizer's settings. Raises DataError for a token that is in the vocabulary
+    already, and for a family whose vocabulary can't grow.
     """
     directory = files["config.json"].parent
     pieces = pieces_of(directory, tokens)
@@ -65,7 +69,11 @@ def grow(
     before, after = write_rows(files, {ids[token]: pieces[token] for token in tokens}, out, tick=tick)
     if (directory / ASIDE).is_dir():
         _write_aside(directory / ASIDE, out / ASIDE, ids)
-    which = f"{tokens[0]} is {first}" if len(tokens) == 1 else f"{tokens[0]} to {tokens[-1]} are {first} to {first + len(tokens) - 1}"
+    which = (
+        f"{tokens[0]} is {first}"
+        if len(tokens) == 1
+        else f"{tokens[0]} to {tokens[-1]} are {first} to {first + len(tokens) - 1}"
+    )
     if after == before:
         say(f"{which}: rows that the embedding had free ({before:,} in all, as before)")
     else:
@@ -75,9 +83,14 @@ def grow(
 
 
 def write_rows(
-    files: Mapping[str, Path], pieces: Mapping[int, Sequence[int]], out: Path, *, tick: Callable[[Spec], None] = lambda _: None
+    files: Mapping[str, Path],
+    pieces: Mapping[int, Sequence[int]],
+    out: Path,
+    *,
+    tick: Callable[[Spec], None] = lambda _: None,
 ) -> tuple[int, int]:
-    """The part of `grow` that is not the tokenizer's: `pieces` says of each new id which ids its rows are the mean of. Files in `out` stay.
+    """The part of `grow` that is not the tokenizer's: `pieces` says of each new id which ids its rows are the
+    mean of. Files in `out` stay.
 
     Returns the rows of the embedding before and after.
     """
@@ -89,8 +102,8 @@ def write_rows(
     after = enlarged(before, max(pieces) + 1)
     if lost := sorted({id_ for ids in pieces.values() for id_ in ids if id_ >= before}):
         raise DataError(
-            f"The text of a new token is made of tokens, one of them {lost[-1]}, and the embedding has {before:,} rows: "
-            "tokenizer and weights are not of one model. Take both from the same."
+            f"The text of a new token is made of tokens, one of them {lost[-1]}, and the embedding has "
+            f"{before:,} rows: tokenizer and weights are not of one model. Take both from the same."
         )
     if after != before:
         _may_grow(config, before, after)
@@ -108,23 +121,30 @@ def write_rows(
 
 
 def vocabulary(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> tuple[str, ...]:
-    """The tensors of a checkpoint that have a row for each token: the embedding, and then the head, where it is in the file.
+    """The tensors of a checkpoint that have a row for each token: the embedding, and then the head, where it
+    is in the file.
 
     Raises DataError where they can't be told, or where there is more than rows to a token.
     """
     size = _text(config).get("vocab_size", config.get("vocab_size"))
-    embeddings = [name for name, spec in specs.items() if module_of(name) in EMBEDDINGS and len(spec.shape) == 2 and size in (None, spec.shape[0])]
+    embeddings = [
+        name
+        for name, spec in specs.items()
+        if module_of(name) in EMBEDDINGS and len(spec.shape) == 2 and size in (None, spec.shape[0])
+    ]
     if len(embeddings) != 1:
         raise DataError(
-            f"model.new_tokens needs the checkpoint's embedding, a matrix {' or '.join(sorted(EMBEDDINGS))} with as many rows as config.json's vocab_size "
-            f"({size}), and finds {len(embeddings)} such tensors. Train this model without new tokens."
+            f"model.new_tokens needs the checkpoint's embedding, a matrix {' or '.join(sorted(EMBEDDINGS))} "
+            f"with as many rows as config.json's vocab_size ({size}), and finds {len(embeddings)} such "
+            "tensors. Train this model without new tokens."
         )
     heads = [name for name in specs if module_of(name) in HEADS]
     for name in (*embeddings, *heads):
         if specs[name].shape != specs[embeddings[0]].shape or specs[name].dtype not in FLOATS:
             raise DataError(
-                f"model.new_tokens can't add rows to {name}, which is {specs[name].dtype} {specs[name].shape}: the embedding, and a head of the same shape "
-                "without bias, are what can grow. Train this model without new tokens."
+                f"model.new_tokens can't add rows to {name}, which is {specs[name].dtype} "
+                f"{specs[name].shape}: the embedding, and a head of the same shape without bias, are what "
+                "can grow. Train this model without new tokens."
             )
     return (*embeddings, *heads)
 
@@ -140,17 +160,22 @@ def enlarged(rows: int, needed: int) -> int:
 
 
 def resized(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """The config with that vocabulary size, wherever it has one; that of a multimodal model in its text part."""
+    """The config with that vocabulary size, wherever it has one; that of a multimodal model in its text
+    part.
+    """
     text = config.get("text_config")
-    changed = dict(config) | ({"vocab_size": rows} if "vocab_size" in config or not isinstance(text, dict) else {})
+    changed = dict(config) | (
+        {"vocab_size": rows} if "vocab_size" in config or not isinstance(text, dict) else {}
+    )
     return changed | ({"text_config": text | {"vocab_size": rows}} if isinstance(text, dict) else {})
 
 
 def with_rows(old: Tensor, pieces: Mapping[int, Sequence[int]], count: int) -> Tensor:
-    """The matrix with `count` rows and, for each id of `pieces`, the mean of those rows of the old one: computed in fp32, rounded once.
+    """The matrix with `count` rows and, for each id of `pieces`, the mean of those rows of the old one:
+    computed in fp32, rounded once.
 
-    The other rows that it grows by are the mean of all old ones. With the mean as its row in the head, a token's logit is the mean logit, and so
-    its probability at most the average one (Jensen's inequality).
+    The other rows that it grows by are the mean of all old ones. With the mean as its row in the head, a
+    token's logit is the mean logit, and so its probability at most the average one (Jensen's inequality).
 
     >>> with_rows(torch.tensor([[1.0], [2.0], [6.0]]), {3: [0, 1]}, 5).flatten().tolist()
     [1.0, 2.0, 6.0, 1.5, 3.0]
@@ -158,7 +183,8 @@ def with_rows(old: Tensor, pieces: Mapping[int, Sequence[int]], count: int) -> T
     new = torch.empty(count, old.shape[1], dtype=old.dtype)
     new[: len(old)] = old
     if count > len(old):
-        parts = [old[begin : begin + 4096].sum(0, dtype=torch.float64) for begin in range(0, len(old), 4096)]  # never the whole in a wider type
+        # never the whole in a wider type
+        parts = [old[begin : begin + 4096].sum(0, dtype=torch.float64) for begin in range(0, len(old), 4096)]
         total = torch.stack(parts).sum(0)
         new[len(old) :] = (total / len(old)).to(old.dtype)
     for id_, ids in pieces.items():
@@ -167,22 +193,29 @@ def with_rows(old: Tensor, pieces: Mapping[int, Sequence[int]], count: int) -> T
 
 
 def token_ids(directory: Path, tokens: Sequence[str]) -> tuple[int, ...]:
-    """The ids of `tokens` in a model directory's tokenizer. Raises DataError for one that is no token there."""
+    """The ids of `tokens` in a model directory's tokenizer. Raises DataError for one that is no token
+    there.
+    """
     if not tokens:
         return ()
     tokenizer = load_vocabulary(directory).tokenizer
     ids: list[int] = []
     for token in tokens:
         if (id_ := tokenizer.token_to_id(token)) is None:
-            raise DataError(f"model.new_tokens names {token!r}, which the tokenizer in {directory} does not have. Fetch the model again: redo=fetch.")
+            raise DataError(
+                f"model.new_tokens names {token!r}, which the tokenizer in {directory} does not have. Fetch "
+                "the model again: redo=fetch."
+            )
         ids.append(id_)
     return tuple(ids)
 
 
 def trainable_rows(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]] | None:
-    """What PEFT takes as `trainable_token_indices` so that the rows `ids` train with a LoRA, in fp32: by module, the embedding and a head of its own.
+    """What PEFT takes as `trainable_token_indices` so that the rows `ids` train with a LoRA, in fp32: by
+    module, the embedding and a head of its own.
 
-    A tied head follows the embedding by itself. Raises ConfigError for a head that PEFT would compute otherwise than the model does.
+    A tied head follows the embedding by itself. Raises ConfigError for a head that PEFT would compute
+    otherwise than the model does.
     """
     if not ids:
         return None
@@ -192,8 +225,8 @@ def trainable_rows(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list
     if head is not None and head.weight is not embedding.weight:
         if not isinstance(head, torch.nn.Linear) or getattr(head, "bias", None) is not None:
             raise ConfigError(
-                f"model.new_tokens with algo.adapter=lora needs an output head without bias, and this model's is {head}. "
-                "Train all weights (algo=full), or train without new tokens."
+                "model.new_tokens with algo.adapter=lora needs an output head without bias, and this "
+                f"model's is {head}. Train all weights (algo=full), or train without new tokens."
             )
         return {names[embedding]: list(ids), names[head]: list(ids)}
     return {names[embedding]: list(ids)}
@@ -207,8 +240,9 @@ def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _may_grow(config: Mapping[str, Any], before: int, after: int) -> None:
     if odd := sorted(key for key in _text(config) if "vocab_size" in key and key != "vocab_size"):
         raise DataError(
-            f"model.new_tokens needs {after:,} rows of the embedding, which has {before:,}, and this family has more tables of the vocabulary "
-            f"(config.json says {odd[0]}), so it can't grow. Name at most as many tokens as there are free rows."
+            f"model.new_tokens needs {after:,} rows of the embedding, which has {before:,}, and this family "
+            f"has more tables of the vocabulary (config.json says {odd[0]}), so it can't grow. Name at most "
+            "as many tokens as there are free rows."
         )
 
 
@@ -221,22 +255,46 @@ def _larger(index: dict[str, Any], more: int) -> dict[str, Any]:
 
 
 def _write_aside(directory: Path, out: Path, ids: Mapping[str, int]) -> None:
-    """What the way back to a family's own layout needs, with the new tokens in its tokenizer's settings, where its own class reads them."""
+    """What the way back to a family's own layout needs, with the new tokens in its tokenizer's settings,
+    where its own class reads them.
+    """
     out.mkdir()
     for path in sorted(directory.iterdir()):
         if path.name != "tokenizer_config.json":
             link_or_copy(path, out / path.name)
     plain = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
-    added = {str(id_): {"content": token, **plain, "special": BRACKETED.fullmatch(token) is not None} for token, id_ in ids.items()}
-    settings = read_json(directory / "tokenizer_config.json") if (directory / "tokenizer_config.json").is_file() else {}
+    added = {
+        str(id_): {"content": token, **plain, "special": BRACKETED.fullmatch(token) is not None}
+        for token, id_ in ids.items()
+    }
+    settings = (
+        read_json(directory / "tokenizer_config.json")
+        if (directory / "tokenizer_config.json").is_file()
+        else {}
+    )
     settings["added_tokens_decoder"] = settings.get("added_tokens_decoder", {}) | added
-    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / "tokenizer_config.json").write_text(
+        json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def _write_shard(
-    path: Path, target: Path, tables: Sequence[str], pieces: Mapping[int, Sequence[int]], count: int, tick: Callable[[Spec], None]
+    path: Path,
+    target: Path,
+    tables: Sequence[str],
+    pieces: Mapping[int, Sequence[int]],
+    count: int,
+    tick: Callable[[Spec], None],
 ) -> None:
     """One file of the checkpoint with the new rows in those of its tensors that have rows of tokens."""
     old = Checkpoint([path])
-    specs = {name: replace(spec, shape=(count, *spec.shape[1:])) if name in tables else spec for name, spec in old.specs.items()}
-    write_file(target, specs.values(), lambda name: with_rows(old[name], pieces, count) if name in tables else old[name], tick=tick)
+    specs = {
+        name: replace(spec, shape=(count, *spec.shape[1:])) if name in tables else spec
+        for name, spec in old.specs.items()
+    }
+    write_file(
+        target,
+        specs.values(),
+        lambda name: with_rows(old[name], pieces, count) if name in tables else old[name],
+        tick=tick,
+    )

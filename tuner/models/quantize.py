@@ -1,11 +1,12 @@
 """A frozen base in 4 or 8 bits, by bitsandbytes.
 
 nf4    4 bits: NF4 in blocks of 64, whose constants are quantised too (QLoRA, arXiv:2305.14314, section 3)
-int8   8 bits: each row of a weight by its largest value; inputs are quantised too, token by token, except for the columns in which one is above 6, whose
-       products are in 16 bits (LLM.int8, arXiv:2208.07339). On a processor, training leaves inputs as they are
+int8   8 bits: each row of a weight by its largest value; inputs are quantised too, token by token, except for
+       the columns in which one is above 6, whose products are in 16 bits (LLM.int8, arXiv:2208.07339). On a
+       processor, training leaves inputs as they are
 
-What is quantised is always the bf16 value, whatever arithmetic follows. Held in few bits are the linear layers that `targets.linears` names;
-embeddings, head, norms, routers and what sees or hears stay in bf16.
+What is quantised is always the bf16 value, whatever arithmetic follows. Held in few bits are the linear
+layers that `targets.linears` names; embeddings, head, norms, routers and what sees or hears stay in bf16.
 """
 
 import logging
@@ -39,27 +40,36 @@ def require(quant: str) -> None:
     if find_spec("bitsandbytes") is None:
         bits = BITS[quant]
         raise ConfigError(
-            f"algo.quant={quant} holds the base in {bits} bits with bitsandbytes, which is not installed here: pip install 'tuner[qlora]'"
+            f"algo.quant={quant} holds the base in {bits} bits with bitsandbytes, which is not installed "
+            "here: pip install 'tuner[qlora]'"
         )
 
 
 def meant(model: PreTrainedModel) -> list[str]:
-    """The modules whose weights are to be held in few bits. bitsandbytes takes plain linear layers, no classes derived from them."""
+    """The modules whose weights are to be held in few bits. bitsandbytes takes plain linear layers, no
+    classes derived from them.
+    """
     return [name for name in linears(model) if type(model.get_submodule(name)) is torch.nn.Linear]
 
 
 def names(directory: Path) -> frozenset[str]:
-    """The tensors of the checkpoint in `directory` that algo.quant=nf4 or int8 quantises, by their names there."""
+    """The tensors of the checkpoint in `directory` that algo.quant=nf4 or int8 quantises, by their names
+    there.
+    """
     model = skeleton(directory)
     return held(model, map_names(model, stored(directory)).plain)
 
 
 def held(model: PreTrainedModel, names: Mapping[str, str]) -> frozenset[str]:
-    """The same for a model that is built already; `names` says what its weights are called in the checkpoint."""
+    """The same for a model that is built already; `names` says what its weights are called in the
+    checkpoint.
+    """
     return frozenset(names[weight] for module in meant(model) if (weight := f"{module}.weight") in names)
 
 
-def settings(model: PreTrainedModel, quant: str, *, compute: torch.dtype, storage: torch.dtype | None = None) -> Any:
+def settings(
+    model: PreTrainedModel, quant: str, *, compute: torch.dtype, storage: torch.dtype | None = None
+) -> Any:
     """What transformers needs to know to load `model` with the `meant` layers quantised.
 
     compute   the dtype of the products
@@ -70,12 +80,17 @@ def settings(model: PreTrainedModel, quant: str, *, compute: torch.dtype, storag
     if kept := sum(parameter.numel() for parameter in fused(model)):
         share = kept / sum(parameter.numel() for parameter in model.parameters())
         raise ConfigError(
-            f"algo.quant={quant} saves little here: {share:.0%} of the weights are in experts that bitsandbytes leaves in bf16, since those of a layer "
-            "are one tensor of three dimensions and no linear layers. Set algo.quant=none: LoRA on this model works without it."
+            f"algo.quant={quant} saves little here: {share:.0%} of the weights are in experts that "
+            "bitsandbytes leaves in bf16, since those of a layer are one tensor of three dimensions and no "
+            "linear layers. Set algo.quant=none: LoRA on this model works without it."
         )
     layers = set(meant(model))
     # Whole names: other patterns match by beginning or end, and mlp.gate would take mlp.gate_proj along.
-    others = [f"{re.escape(name)}$" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name not in layers]
+    others = [
+        f"{re.escape(name)}$"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name not in layers
+    ]
     if quant == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=OUTLIER, llm_int8_skip_modules=others)
     return BitsAndBytesConfig(
@@ -89,7 +104,8 @@ def settings(model: PreTrainedModel, quant: str, *, compute: torch.dtype, storag
 
 
 def settle(model: PreTrainedModel, layers: list[str], quant: str, *, compute: torch.dtype) -> None:
-    """Make a freshly loaded model fit to train: its layers keep their weights as they are, and what is not quantised takes the dtype `compute`.
+    """Make a freshly loaded model fit to train: its layers keep their weights as they are, and what is not
+    quantised takes the dtype `compute`.
 
     Raises StageError when one of `layers` is not quantised.
     """
@@ -104,17 +120,20 @@ def settle(model: PreTrainedModel, layers: list[str], quant: str, *, compute: to
 
     if left := [name for name in layers if not quantised(modules[name])]:
         raise StageError(
-            f"{len(left)} of {len(layers)} linear layers are not in {BITS[quant]} bits after loading, first {left[0]}: this version of transformers or "
-            "bitsandbytes leaves them out. Train with algo.quant=none, or with other versions."
+            f"{len(left)} of {len(layers)} linear layers are not in {BITS[quant]} bits after loading, first "
+            f"{left[0]}: this version of transformers or bitsandbytes leaves them out. Train with "
+            "algo.quant=none, or with other versions."
         )
     # At every forward pass in 8 bits it would say that inputs are cast to fp16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     packed = {id(modules[name].weight) for name in layers}
     for module in modules.values():
         if isinstance(module, Linear4bit):
-            # A forward pass in eval mode would repack the weight for a faster product, and neither gradients nor merging know that order.
+            # A forward pass in eval mode would repack the weight for a faster product, and neither gradients
+            # nor merging know that order.
             module.support_avx512bf16_for_cpu = False
-            # In this dtype the backward pass restores the weight; the forward pass does in that of the products.
+            # In this dtype the backward pass restores the weight; the forward pass does in that of the
+            # products.
             module.weight.quant_state.dtype = compute
     for parameter in model.parameters():
         if id(parameter) not in packed and parameter.dtype == torch.bfloat16:
@@ -122,26 +141,39 @@ def settle(model: PreTrainedModel, layers: list[str], quant: str, *, compute: to
 
 
 def dequantised(weight: Tensor, quant: str, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """What the frozen base computes with where its checkpoint has `weight`: for "nf4" in `dtype`, for "int8" in fp32, for "none" the weight itself.
+    """What the frozen base computes with where its checkpoint has `weight`: for "nf4" in `dtype`, for "int8"
+    in fp32, for "none" the weight itself.
 
-    dtype   of training's products, algo.precision: in fp32, bitsandbytes does not round to bf16 what it restores of 4 bits
+    dtype   of training's products, algo.precision: in fp32, bitsandbytes does not round to bf16 what it
+            restores of 4 bits
 
-    Of 8 bits it multiplies whole numbers, and scales in fp32; in training on a processor it restores the weight in the dtype of the products.
+    Of 8 bits it multiplies whole numbers, and scales in fp32; in training on a processor it restores the
+    weight in the dtype of the products.
 
-    It is computed where the weight lies. bitsandbytes rounds some constants otherwise on a GPU than on a processor: one weight in 1,600 differs (H100,
-    bitsandbytes 0.50), by 2.4 % at most, which is less in sum than rounding to bf16 does.
+    It is computed where the weight lies. bitsandbytes rounds some constants otherwise on a GPU than on a
+    processor: one weight in 1,600 differs (H100, bitsandbytes 0.50), by 2.4 % at most, which is less in sum
+    than rounding to bf16 does.
     """
     if quant == "none":
         return weight
     require(quant)
-    from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant, int8_vectorwise_quant, quantize_4bit
+    from bitsandbytes.functional import (
+        dequantize_4bit,
+        int8_vectorwise_dequant,
+        int8_vectorwise_quant,
+        quantize_4bit,
+    )
 
     if quant == "int8":  # of fp16 values, as bitsandbytes' layers are
         whole, largest, _ = int8_vectorwise_quant(weight.to(torch.bfloat16).to(torch.float16).contiguous())
         back: Tensor = int8_vectorwise_dequant(whole, largest)
         return back
     packed, state = quantize_4bit(
-        weight.to(torch.bfloat16).contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4", quant_storage=torch.uint8
+        weight.to(torch.bfloat16).contiguous(),
+        blocksize=BLOCK,
+        compress_statistics=True,
+        quant_type="nf4",
+        quant_storage=torch.uint8,
     )
     state.dtype = dtype
     restored: Tensor = dequantize_4bit(packed, state)

@@ -1,6 +1,8 @@
-"""Layers that carry something from token to token outside of attention: recurrent states (Mamba, linear attention), short convolutions.
+"""Layers that carry something from token to token outside of attention: recurrent states (Mamba, linear
+attention), short convolutions.
 
-They know no borders of documents: what the positions of a packed row say is for attention only. A model with such layers gets one document a row.
+They know no borders of documents: what the positions of a packed row say is for attention only. A model with
+such layers gets one document a row.
 """
 
 from collections.abc import Iterator
@@ -11,43 +13,73 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-LISTS = ("layer_types", "layers_block_type", "block_types", "layers_type", "attn_type_list", "hybrid_override_pattern")
+LISTS = (
+    "layer_types",
+    "layers_block_type",
+    "block_types",
+    "layers_type",
+    "attn_type_list",
+    "hybrid_override_pattern",
+)
 """what configs call the list of what each layer is"""
 STATELESS = frozenset(
-    {
-        "attention", "full_attention", "sliding_attention", "chunked_attention", "window_attention", "indexed_attention", "global", "local",
-        "moe", "mlp", "dense", "sparse", "reference_sliding_attention",
-    }
-)  # fmt: skip
-"""kinds of layers that see a document's tokens by attention or one by one; whatever else a layer is called is taken for one that carries a state"""
+    (
+        "attention full_attention sliding_attention chunked_attention window_attention indexed_attention "
+        "global local moe mlp dense sparse reference_sliding_attention"
+    ).split()
+)
+"""kinds of layers that see a document's tokens by attention or one by one; whatever else a layer is called
+is taken for one that carries a state
+"""
 
 DIRECT = ("x_proj", "dt_proj", "out_proj")
 """of a mixer of Mamba's"""
 
 
 def carries(model: PreTrainedModel | PeftModel) -> str | None:
-    """What of a model goes from one document of a packed row into the next, in words; None for a model of attention alone.
+    """What of a model goes from one document of a packed row into the next, in words; None for a model of
+    attention alone.
 
-    Whatever transformers says of it counts: the kinds of layers in its config, its own word that it is stateful, a convolution along the tokens.
+    Whatever transformers says of it counts: the kinds of layers in its config, its own word that it is
+    stateful, a convolution along the tokens.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     decoder = base.get_decoder()
-    if kinds := sorted({kind for config in (base.config, base.config.get_text_config()) for kind in _kinds(config)} - STATELESS):
+    if kinds := sorted(
+        {kind for config in (base.config, base.config.get_text_config()) for kind in _kinds(config)}
+        - STATELESS
+    ):
         return f"{', '.join(kinds)} layers"
     if any(getattr(module, "_is_stateful", False) for module in (base, decoder)):
         return "layers with a state"
-    blocks = max((module for _, module in decoder.named_children() if isinstance(module, torch.nn.ModuleList)), key=len, default=())
-    if any(isinstance(module, torch.nn.Conv1d) and max(module.kernel_size) > 1 for block in blocks for module in block.modules()):
+    blocks = max(
+        (module for _, module in decoder.named_children() if isinstance(module, torch.nn.ModuleList)),
+        key=len,
+        default=(),
+    )
+    if any(
+        isinstance(module, torch.nn.Conv1d) and max(module.kernel_size) > 1
+        for block in blocks
+        for module in block.modules()
+    ):
         return "convolutions along the tokens"
     return None
 
 
 def read_directly(model: torch.nn.Module) -> frozenset[str]:
-    """The names of linear layers in Mamba's mixers whose weight the mixer reads by itself, here or in its kernels on a GPU: an adapter on one, or fewer
-    bits, would pass unseen."""
-    mixers = [(name, module) for name, module in model.named_modules() if isinstance(getattr(module, "A_log", None), Tensor)]
+    """The names of linear layers in Mamba's mixers whose weight the mixer reads by itself, here or in its
+    kernels on a GPU: an adapter on one, or fewer bits, would pass unseen."""
+    mixers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "A_log", None), Tensor)
+    ]
     found = [
-        f"{name}.{child}" for name, module in mixers if isinstance(getattr(module, "D", None), Tensor) for child in DIRECT if hasattr(module, child)
+        f"{name}.{child}"
+        for name, module in mixers
+        if isinstance(getattr(module, "D", None), Tensor)
+        for child in DIRECT
+        if hasattr(module, child)
     ]
     return frozenset(found)
 

@@ -1,4 +1,5 @@
-"""Where a model's files lie, in which layout, and whether they are quantised: as the config, the lock and the files themselves say.
+"""Where a model's files lie, in which layout, and whether they are quantised: as the config, the lock and the
+files themselves say.
 
 Standard library only: a plan asks.
 """
@@ -21,9 +22,16 @@ def place(view: View) -> Path:
     model = view.model
     if model.source == "run":
         if not model.dir:
-            raise ConfigError(f"model.run={model.run} was not looked up: a run's model is found by the command line, not by a stage.")
+            raise ConfigError(
+                f"model.run={model.run} was not looked up: a run's model is found by the command line, not "
+                "by a stage."
+            )
         return Path(model.dir)
-    return files.package_file(model.package, model.file, model.install) if model.source == "package" else files.locate(model.path)
+    return (
+        files.package_file(model.package, model.file, model.install)
+        if model.source == "package"
+        else files.locate(model.path)
+    )
 
 
 def local_files(view: View) -> dict[str, Path]:
@@ -45,7 +53,9 @@ def pins(view: View) -> dict[str, Pin | None]:
 def pin_name(view: View) -> str:
     """What the lock calls the repository."""
     model = view.model
-    return lockfile.key("model", model.source, repository(view), model.revision, (model.file,) if model.file else ())
+    return lockfile.key(
+        "model", model.source, repository(view), model.revision, (model.file,) if model.file else ()
+    )
 
 
 def repository(view: View) -> str:
@@ -55,7 +65,9 @@ def repository(view: View) -> str:
 
 
 def layout(view: View) -> str:
-    """How the checkpoint's tensors are laid out: as the config says, as the lock says, or as config.json does."""
+    """How the checkpoint's tensors are laid out: as the config says, as the lock says, or as config.json
+    does.
+    """
     model = view.model
     if model.layout != "auto":
         return str(model.layout)
@@ -67,9 +79,11 @@ def layout(view: View) -> str:
 
 
 def held(view: View) -> str | None:
-    """The method by which the checkpoint is quantised and which is undone when it is fetched; None for a plain one.
+    """The method by which the checkpoint is quantised and which is undone when it is fetched; None for a
+    plain one.
 
-    Raises ConfigError, with the unquantised model, for any other method. What a hub has is known once the lock says it.
+    Raises ConfigError, with the unquantised model, for any other method. What a hub has is known once the
+    lock says it.
     """
     model = view.model
     if model.source in HUBS:
@@ -89,11 +103,15 @@ def _refused(found: Found, view: View, directory: Path) -> ConfigError:
     hub = view.model.source in HUBS
     name = repository(view) if hub else directory.name
     more = " model.source=modelscope" if view.model.source == "modelscope" else ""
-    return unquantised.refusal(found, name if hub else str(directory), name=name, config=config, card=card, more=more)
+    return unquantised.refusal(
+        found, name if hub else str(directory), name=name, config=config, card=card, more=more
+    )
 
 
 def refuse_by_name(view: View) -> None:
-    """For a plan: what is not in the lock, but called as quantised repositories are. A run asks the hub, which knows better."""
+    """For a plan: what is not in the lock, but called as quantised repositories are. A run asks the hub,
+    which knows better.
+    """
     if view.model.source in HUBS and pins(view)[pin_name(view)] is None:
         name = repository(view)
         if (found := unquantised.by_name(name)) is not None and not found.undone:
@@ -108,11 +126,15 @@ def names(view: View) -> list[str]:
 
 
 def check_methods(directory: Path, view: View, todo: Mapping[str, int]) -> None:
-    """Raises ConfigError for weights that are quantised by a method that is not undone, and DataError where it is not among what is `todo`."""
+    """Raises ConfigError for weights that are quantised by a method that is not undone, and DataError
+    where it is not among what is `todo`.
+    """
     if not (directory / "config.json").is_file():
         return
     found = quantised.of_directory(directory)
     if found is not None and not found.undone:
         raise _refused(found, view, directory)
     if found is not None and f"dequantize.{found.method}" not in todo:
-        raise unquantised.stale(found, repository(view) if view.model.source in HUBS else str(directory), view.lock)
+        raise unquantised.stale(
+            found, repository(view) if view.model.source in HUBS else str(directory), view.lock
+        )

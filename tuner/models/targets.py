@@ -1,4 +1,6 @@
-"""Which linear layers of a model get an adapter, and which are held in 4 bits: those of the language model, without its head and its routers."""
+"""Which linear layers of a model get an adapter, and which are held in 4 bits: those of the language
+model, without its head and its routers.
+"""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -15,14 +17,18 @@ ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 """what families call the layer that chooses among experts, or weighs one"""
 
 OF_EXPERTS = frozenset({"gate_proj", "up_proj", "down_proj"})
-"""layers that PEFT takes for parts of experts, in every family whose experts transformers makes one tensor of"""
+"""layers that PEFT takes for parts of experts, in every family whose experts transformers makes one tensor
+of
+"""
 
 
 def linears(model: PreTrainedModel) -> list[str]:
-    """The names of every linear layer of the language model but the head and the routers, in the model's order.
+    """The names of every linear layer of the language model but the head and the routers, in the model's
+    order.
 
-    What sees or hears, and what leads from there into the language model, lies outside of it. Experts are no linear layers in transformers: those of
-    a layer are one tensor of three dimensions. Nor are those that a mixer of Mamba's reads by itself.
+    What sees or hears, and what leads from there into the language model, lies outside of it. Experts are no
+    linear layers in transformers: those of a layer are one tensor of three dimensions. Nor are those that a
+    mixer of Mamba's reads by itself.
     """
     head, direct = model.get_output_embeddings(), read_directly(model)
     inside = f"{_language(model)}."
@@ -40,7 +46,12 @@ def linears(model: PreTrainedModel) -> list[str]:
 def fused(model: PreTrainedModel) -> list[torch.nn.Parameter]:
     """The language model's experts: its parameters of three dimensions that belong to no convolution."""
     modules = [module for module in model.get_decoder().modules() if not isinstance(module, _ConvNd)]
-    return [parameter for module in modules for parameter in module.parameters(recurse=False) if parameter.ndim == 3]
+    return [
+        parameter
+        for module in modules
+        for parameter in module.parameters(recurse=False)
+        if parameter.ndim == 3
+    ]
 
 
 def _language(model: PreTrainedModel) -> str:
@@ -58,37 +69,51 @@ def _modules(model: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, to
 
 
 def chosen(model: PreTrainedModel, targets: str | Iterable[str]) -> str | list[str]:
-    """What PEFT gets as `target_modules`: names of modules, ends of names, or one regular expression for whole names.
+    """What PEFT gets as `target_modules`: names of modules, ends of names, or one regular expression for
+    whole names.
 
-    Names stay as they are, which keeps adapter_config.json readable; `all-linear` becomes the names of `linears`, and PEFT shortens the list. Beside
-    experts only attention is adapted: PEFT would take a dense or shared MLP's gate_proj for that of all experts, here and wherever it reads the
-    adapter. In a model that sees, the end of a name means the language model's modules, where it has such; a regular expression or a whole name
-    means what it says.
+    Names stay as they are, which keeps adapter_config.json readable; `all-linear` becomes the names of
+    `linears`, and PEFT shortens the list. Beside experts only attention is adapted: PEFT would take a dense
+    or shared MLP's gate_proj for that of all experts, here and wherever it reads the adapter. In a model that
+    sees, the end of a name means the language model's modules, where it has such; a regular expression or a
+    whole name means what it says.
     Raises ConfigError when something fits no module.
     """
     if targets == ALL:
         taken = OF_EXPERTS if fused(model) else frozenset[str]()
         if found := [name for name in linears(model) if name.rpartition(".")[2] not in taken]:
             return found
-        raise ConfigError("algo.targets=all-linear fits no module of this model: it has no linear layers of a kind that adapters are made for.")
+        raise ConfigError(
+            "algo.targets=all-linear fits no module of this model: it has no linear layers of a kind that "
+            "adapters are made for."
+        )
     wanted = [targets] if isinstance(targets, str) else list(targets)
     every = [name for name, _ in model.named_modules() if name]
     patterns = {target: re.escape(target) if re.fullmatch(r"[\w.-]+", target) else None for target in wanted}
     fits: dict[str, list[str]] = {}
     for target, plain in patterns.items():
         try:
-            fits[target] = [name for name in every if re.fullmatch(rf"(?:.*\.)?{plain}" if plain else target, name)]
+            fits[target] = [
+                name for name in every if re.fullmatch(rf"(?:.*\.)?{plain}" if plain else target, name)
+            ]
         except re.error as error:
-            raise ConfigError(f"algo.targets={target} is no regular expression ({error}) and no module's name.") from error
+            raise ConfigError(
+                f"algo.targets={target} is no regular expression ({error}) and no module's name."
+            ) from error
         if not fits[target]:
-            raise ConfigError(f"algo.targets={target} fits no module of this model. Its linear layers are {', '.join(_leaves(model))}")
+            raise ConfigError(
+                f"algo.targets={target} fits no module of this model. Its linear layers are "
+                f"{', '.join(_leaves(model))}"
+            )
     if unseen := sorted({name for names in fits.values() for name in names} & read_directly(model)):
         raise ConfigError(
-            f"algo.targets names {unseen[0]}, whose weight a mixer of Mamba's reads by itself, so an adapter there would do nothing: leave it out, or take "
-            "algo.targets=all-linear, which does."
+            f"algo.targets names {unseen[0]}, whose weight a mixer of Mamba's reads by itself, so an adapter "
+            "there would do nothing: leave it out, or take algo.targets=all-linear, which does."
         )
     if not all(patterns.values()):
-        return "|".join(rf"(?:.*\.)?{plain}" if plain else f"(?:{target})" for target, plain in patterns.items())
+        return "|".join(
+            rf"(?:.*\.)?{plain}" if plain else f"(?:{target})" for target, plain in patterns.items()
+        )
     inside = f"{_language(model)}."
     narrow = {target: [n for n in names if f".{n}".startswith(inside)] for target, names in fits.items()}
     if all(narrow[target] in ([], names) for target, names in fits.items()):
@@ -97,4 +122,10 @@ def chosen(model: PreTrainedModel, targets: str | Iterable[str]) -> str | list[s
 
 
 def _leaves(model: PreTrainedModel) -> list[str]:
-    return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)})
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear)
+        }
+    )

@@ -1,4 +1,6 @@
-"""Running a plan: look, lock, look again, build in a partial directory, publish; until nothing is left to do."""
+"""Running a plan: look, lock, look again, build in a partial directory, publish; until nothing is left to
+do.
+"""
 
 import errno
 import os
@@ -27,7 +29,7 @@ from tuner.pipeline.run import Run, keep_links, store_of
 from tuner.pipeline.stage import Context, Input, Stage
 from tuner.store.artifacts import Artifact, Store
 
-LIBRARIES = ("tuner", "torch", "transformers", "tokenizers", "peft", "bitsandbytes", "safetensors", "pyarrow", "numpy")
+LIBRARIES = tuple("tuner torch transformers tokenizers peft bitsandbytes safetensors pyarrow numpy".split())
 
 
 def execute(
@@ -39,10 +41,11 @@ def execute(
     run: Run | None = None,
     pinned: bool = False,
 ) -> Run:
-    """Bring every requested stage to `done`; returns the run. `redone` holds what this invocation has moved to the trash.
+    """Bring every requested stage to `done`; returns the run. `redone` holds what this invocation has moved
+    to the trash.
 
-    With `pinned`, what `run` was trained on and what was trained is taken as it is, and only later stages are built.
-    Raises TunerError; whatever was finished before stays.
+    With `pinned`, what `run` was trained on and what was trained is taken as it is, and only later stages are
+    built. Raises TunerError; whatever was finished before stays.
     """
     refuse_many(os.environ)
     store, run = store_of(config), run or Run.of(config)
@@ -64,7 +67,11 @@ def execute(
         shown: set[str] = set()
         while True:
             steps = plan(config, stages, store, run, hashing=say, pinned=pinned)
-            for line in [step.told for step in steps if step.told and not step.unresolved and step.artifact and step.told not in shown]:
+            for line in [
+                step.told
+                for step in steps
+                if step.told and not step.unresolved and step.artifact and step.told not in shown
+            ]:
                 shown.add(line)
                 (say if any(step.to_do for step in steps) else run.log)(f"  {line}")
             for step in steps:
@@ -82,7 +89,10 @@ def execute(
             if step.unresolved and not pinned:
                 looked[name] = looked.get(name, 0) + 1
                 if looked[name] > 1:
-                    raise StoreError(f"{config.lock} does not hold what was looked up for {name} ({step.why}): something else writes it meanwhile.")
+                    raise StoreError(
+                        f"{config.lock} does not hold what was looked up for {name} ({step.why}): something "
+                        "else writes it meanwhile."
+                    )
                 step.stage.look_up(View(config, name), say)
                 continue
             if step.pick:
@@ -93,20 +103,26 @@ def execute(
                 _refuse_driver(config, steps)
             built[name] = built.get(name, 0) + 1
             if pinned and built[name] > 1:
-                raise StoreError(f"{name} of {run.dir.name} could not be made: what it reads, named above, is not what the run was trained with.")
+                raise StoreError(
+                    f"{name} of {run.dir.name} could not be made: what it reads, named above, is not what "
+                    "the run was trained with."
+                )
             if built[name] > 3:
                 raise StageError(
-                    f"{name} was built {built[name] - 1} times in this run and is still not right ({step.why}): something changes its files while it runs."
+                    f"{name} was built {built[name] - 1} times in this run and is still not right "
+                    f"({step.why}): something changes its files while it runs."
                 )
             _build(step, {s.stage.name: s for s in steps}, store, run, say)
     except OSError as error:
         if disk_full(error):
             raise StoreError(
-                f"The disk that holds {store.root} is full. What was finished is kept; make space (tuner clean) and run the same command again."
+                f"The disk that holds {store.root} is full. What was finished is kept; make space (tuner "
+                "clean) and run the same command again."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StoreError(
-                f"{error.filename or store.root} can't be written: {error.strerror}. Choose another place with root=DIR or store=DIR, or mend its permissions."
+                f"{error.filename or store.root} can't be written: {error.strerror}. Choose another place "
+                "with root=DIR or store=DIR, or mend its permissions."
             ) from error
         raise
 
@@ -123,9 +139,14 @@ def _linked(step: Step, store: Store, run: Run) -> bool:
 
 
 def _refuse(step: Step, steps: Sequence[Step], stages: Sequence[Stage], run: Run) -> None:
-    """A verb on a run builds what follows the training, and nothing else. Raises StoreError for anything else that is to do."""
+    """A verb on a run builds what follows the training, and nothing else. Raises StoreError for anything
+    else that is to do.
+    """
     if step.stage.name in trained(stages):
-        raise StoreError(f"{step.stage.name} of {run.dir.name} is {step.why}, and this command trains nothing. Run its pipeline again to mend it.")
+        raise StoreError(
+            f"{step.stage.name} of {run.dir.name} is {step.why}, and this command trains nothing. Run its "
+            "pipeline again to mend it."
+        )
     train = next(s for s in steps if s.stage.name == "train")
     if step.origin is None or (step.stage.choice and step.pick is None and train.artifact is None):
         wish = step.config.convert.step
@@ -136,14 +157,28 @@ def _refuse(step: Step, steps: Sequence[Step], stages: Sequence[Stage], run: Run
 
 def _refuse_driver(config: Config, steps: Sequence[Step]) -> None:
     """A card that is here and can't be used is said before anything runs, not after an hour of tokenizing."""
-    if config.machine.device == "cpu" or hidden(os.environ) or not any(step.stage.computes and step.to_do for step in steps):
+    if (
+        config.machine.device == "cpu"
+        or hidden(os.environ)
+        or not any(step.stage.computes and step.to_do for step in steps)
+    ):
         return
     if why := trouble(os.environ):
         raise ConfigError(why.paragraph)
 
 
-def _redo(config: Config, stages: Sequence[Stage], store: Store, run: Run, redone: set[str], say: Callable[[str], None], pinned: bool) -> None:
-    """Move what `redo` names, and all that is made from it, to the trash; only what this invocation has not built already."""
+def _redo(
+    config: Config,
+    stages: Sequence[Stage],
+    store: Store,
+    run: Run,
+    redone: set[str],
+    say: Callable[[str], None],
+    pinned: bool,
+) -> None:
+    """Move what `redo` names, and all that is made from it, to the trash; only what this invocation has
+    not built already.
+    """
     again = made_from(stages, config.redo or "")
     for step in plan(config, stages, store, run, hashing=say, pinned=pinned):
         key = step.key
@@ -163,7 +198,9 @@ def _build(step: Step, steps: dict[str, Step], store: Store, run: Run, say: Call
     say(f"{stage.name:<12} {step.state}  {step.why}")
     read = [steps[name].key or "" for name in stage.upstream if steps[name].artifact]
     with ExitStack() as stack:
-        lock = stack.enter_context(store.lock(key, lambda holder: say(f"{stage.name:<12} waiting: {holder} builds it")))
+        lock = stack.enter_context(
+            store.lock(key, lambda holder: say(f"{stage.name:<12} waiting: {holder} builds it"))
+        )
         assert step.fingerprint is not None
         if (other := store.find(key)) and fault(other, stage, step.fingerprint, step.contents, store) is None:
             return  # built by somebody else while we waited; the next plan looks at it
@@ -194,7 +231,10 @@ def _build(step: Step, steps: dict[str, Step], store: Store, run: Run, say: Call
             raise
         references = {}
         if stage.references(View(config, stage.name)):
-            references = {name: {"sha256": step.origin["sources"][name], "size": path.stat().st_size} for name, path in step.sources.items()}
+            references = {
+                name: {"sha256": step.origin["sources"][name], "size": path.stat().st_size}
+                for name, path in step.sources.items()
+            }
         manifest = {
             "stage": stage.name,
             "fingerprint": step.fingerprint,
@@ -213,7 +253,9 @@ def _build(step: Step, steps: dict[str, Step], store: Store, run: Run, say: Call
 
 
 def _remember(step: Step, artifact: Artifact, say: Callable[[str], None]) -> None:
-    """Write into the lock what became of a hub's files, so that whoever has the lock knows what later stages are made from before the download."""
+    """Write into the lock what became of a hub's files, so that whoever has the lock knows what later
+    stages are made from before the download.
+    """
     stage, view = step.stage, View(step.config, step.stage.name)
     pins = stage.pins(view)
     if not stage.by_content or len(pins) != 1 or step.sources or step.fingerprint is None:
@@ -222,26 +264,40 @@ def _remember(step: Step, artifact: Artifact, say: Callable[[str], None]) -> Non
     said = made(pins, step.fingerprint)
     if said not in (None, artifact.content):
         say(
-            f"{stage.name:<12} its content is {artifact.content[:12]}, and {step.config.lock} says {said[:12] if said else ''}: made by another version"
+            f"{stage.name:<12} its content is {artifact.content[:12]}, and {step.config.lock} says "
+            f"{said[:12] if said else ''}: made by another version"
         )
     if pin is not None and said != artifact.content and not step.config.locked:
-        pins_of.write(Path(step.config.lock), name, replace(pin, made={**pin.made, step.fingerprint[:12]: artifact.content}))
+        pins_of.write(
+            Path(step.config.lock),
+            name,
+            replace(pin, made={**pin.made, step.fingerprint[:12]: artifact.content}),
+        )
 
 
 def _inputs_hold(step: Step, steps: dict[str, Step], store: Store, say: Callable[[str], None]) -> bool:
-    """Read every byte that the stage is about to use; a rotten artifact goes to the trash, and the next plan builds it again."""
+    """Read every byte that the stage is about to use; a rotten artifact goes to the trash, and the next
+    plan builds it again.
+    """
     whole = True
     for name in step.stage.upstream:
         source = steps[name]
         if source.artifact is None:
             continue  # a part of what is not finished; the stage looks at its hashes itself
         assert source.key is not None
-        changed = [n for n, entry in source.artifact.manifest["references"].items() if _hash(source.sources.get(n), store) != entry["sha256"]]
+        changed = [
+            n
+            for n, entry in source.artifact.manifest["references"].items()
+            if _hash(source.sources.get(n), store) != entry["sha256"]
+        ]
         if changed:
             say(f"{name:<12} {', '.join(changed)} changed just now; looking again")
             whole = False
         elif problem := store.damage(source.artifact, deep=True):
-            with store.lock(source.key, lambda holder, name=name: say(f"{name:<12} waiting: held by {holder}")):  # type: ignore[misc]
+            with store.lock(
+                source.key,
+                lambda holder, name=name: say(f"{name:<12} waiting: held by {holder}"),  # type: ignore[misc]
+            ):
                 store.trash(source.key)
             say(f"{name:<12} damaged: {problem}; it will be built again")
             whole = False
@@ -256,24 +312,42 @@ def _hash(path: Path | None, store: Store) -> str | None:
 
 
 def _input(step: Step, source: Step, store: Store, stack: ExitStack) -> Input:
-    """What `step` reads of `source`. A part of what is not finished is put aside first: whoever goes on building it may prune it."""
+    """What `step` reads of `source`. A part of what is not finished is put aside first: whoever goes on
+    building it may prune it.
+    """
     if source.artifact is not None:
         return source.input()
     assert source.partial is not None
     assert step.pick is not None
     assert step.stage.choice is not None
-    aside = Path(stack.enter_context(TemporaryDirectory(dir=store.root / ".partial", prefix=f"{step.key}.reads-")))
+    aside = Path(
+        stack.enter_context(TemporaryDirectory(dir=store.root / ".partial", prefix=f"{step.key}.reads-"))
+    )
     step.stage.choice.extract(source.partial, aside, step.pick.step)
     return Input(dir=aside, files={}, facts={})
 
 
-def _run(step: Step, given: dict[str, Input], out: Path, run: Run, locks: list[int], say: Callable[[str], None]) -> dict[str, Any]:
+def _run(
+    step: Step, given: dict[str, Input], out: Path, run: Run, locks: list[int], say: Callable[[str], None]
+) -> dict[str, Any]:
     if step.stage.child:
         gpus = _gpus(step, say)
         ranks = ranks_for(step.config.machine, gpus, os.environ) if step.stage.several else None
         inputs = {name: source.to_json() for name, source in given.items()}
-        return launch(step.stage.name, step.config, inputs, out, run.dir, locks=locks, gpus=gpus, ranks=ranks, log=run.log)
-    context = Context(config=View(step.config, step.stage.name), inputs=given, out=out, say=lambda line: say(f"  {line}"))
+        return launch(
+            step.stage.name,
+            step.config,
+            inputs,
+            out,
+            run.dir,
+            locks=locks,
+            gpus=gpus,
+            ranks=ranks,
+            log=run.log,
+        )
+    context = Context(
+        config=View(step.config, step.stage.name), inputs=given, out=out, say=lambda line: say(f"  {line}")
+    )
     try:
         return step.stage.run(context)
     except KeyboardInterrupt:
@@ -290,7 +364,13 @@ def _gpus(step: Step, say: Callable[[str], None]) -> str | None:
     if chosen and len(found) > 1:
         cards = [card for card in found if card.uuid in chosen.split(",")]
         more = ", of which one process uses the first" if len(cards) > 1 and not step.stage.several else ""
-        say("  on " + " and ".join(f"GPU {card.index} ({card.name}, {card.free / 1024:.0f} GiB free)" for card in cards) + more)
+        say(
+            "  on "
+            + " and ".join(
+                f"GPU {card.index} ({card.name}, {card.free / 1024:.0f} GiB free)" for card in cards
+            )
+            + more
+        )
     return chosen
 
 

@@ -1,8 +1,8 @@
 """Starting from what an earlier run made: `model=run model.run=RUN`.
 
-The child reads the parent's artifact where it lies in the store, and knows it by its content: a parent that is made again, to
-other bytes, makes the child be made again. The child's directory has links of its own to what it reads (`base`, `adapter`), so
-the parent's directory may go.
+The child reads the parent's artifact where it lies in the store, and knows it by its content: a parent that
+is made again, to other bytes, makes the child be made again. The child's directory has links of its own to
+what it reads (`base`, `adapter`), so the parent's directory may go.
 """
 
 import os
@@ -19,27 +19,33 @@ from tuner.pipeline.stage import Stage
 
 
 def inherit(config: Config, stages: Sequence[Stage]) -> Config:
-    """The config with what it takes from the run that it starts from: where the model lies, the adapter, the chat template.
+    """The config with what it takes from the run that it starts from: where the model lies, the adapter, the
+    chat template.
 
-    `model.run` becomes that run's digest, which a renaming does not change. Raises ConfigError when there is no such run, when
-    it has nothing to start from yet, and for a run that would be its own ancestor.
+    `model.run` becomes that run's digest, which a renaming does not change. Raises ConfigError when there is
+    no such run, when it has nothing to start from yet, and for a run that would be its own ancestor.
     """
     if config.model.source != "run":
         return config
     parent = find_run(Path(config.root), config.model.run or "")
     if config.name == parent.name:
         raise ConfigError(
-            f"A run can't be called like the one it starts from: model.run={config.model.run} would then mean both. Give it another name than {config.name}."
+            f"A run can't be called like the one it starts from: model.run={config.model.run} would then "
+            f"mean both. Give it another name than {config.name}."
         )
     _refuse_cycle(parent, Path(config.root))
     theirs = load(parent)
     theirs = recalled(theirs, stages, store_of(theirs), parent)
-    steps = {step.stage.name: step for step in plan(replace(theirs, until="merge"), stages, store_of(theirs), parent, pinned=True)}
+    steps = {
+        step.stage.name: step
+        for step in plan(replace(theirs, until="merge"), stages, store_of(theirs), parent, pinned=True)
+    }
     adapter, base = None, _made(steps["fetch_model"], parent)
     if theirs.algo.adapter == "none":
         if config.algo.init == "continue":
             raise ConfigError(
-                f"algo.init=continue goes on with an adapter, and {parent.dir.name} has none: all its weights were trained. Leave it out."
+                f"algo.init=continue goes on with an adapter, and {parent.dir.name} has none: all its "
+                "weights were trained. Leave it out."
             )
         base = _made(steps["convert"], parent)
     elif config.algo.init == "continue":
@@ -58,9 +64,12 @@ def inherit(config: Config, stages: Sequence[Stage]) -> Config:
     config = replace(config, model=model)
     if adapter:
         train = next(stage for stage in stages if stage.name == "train")
-        if missing := [name for name, path in train.sources(View(config, train.name)).items() if not path.is_file()]:
+        if missing := [
+            name for name, path in train.sources(View(config, train.name)).items() if not path.is_file()
+        ]:
             raise ConfigError(
-                f"{adapter} has no {missing[0]}, so there is no adapter to go on with. Make it again: python -m tuner convert {parent.digest}"
+                f"{adapter} has no {missing[0]}, so there is no adapter to go on with. Make it again: python "
+                f"-m tuner convert {parent.digest}"
             )
     return config
 
@@ -69,19 +78,28 @@ def _made(step: Step, parent: Run) -> Path:
     """Where an artifact of the parent lies."""
     if step.artifact is None:
         name = step.stage.name
-        mend = f"Make it, which trains nothing: python -m tuner {name} {parent.digest}" if name in ("convert", "merge") else "Run its pipeline again."
-        raise ConfigError(f"The run {parent.dir.name} has no {name} to start from ({step.why or step.state}). {mend}")
+        mend = (
+            f"Make it, which trains nothing: python -m tuner {name} {parent.digest}"
+            if name in ("convert", "merge")
+            else "Run its pipeline again."
+        )
+        raise ConfigError(
+            f"The run {parent.dir.name} has no {name} to start from ({step.why or step.state}). {mend}"
+        )
     return step.input().dir
 
 
 def _refuse_cycle(parent: Run, root: Path) -> None:
-    """Raise ConfigError when following the parents comes back to a run that was there already: somebody edited a config.yaml."""
+    """Raise ConfigError when following the parents comes back to a run that was there already: somebody
+    edited a config.yaml.
+    """
     seen: list[str] = []
     run: Run | None = parent
     while run is not None:
         if run.digest in seen:
             raise ConfigError(
-                f"The runs {', '.join([*seen, run.digest])} start from each other in a circle: the model.run in one of their config.yaml is wrong."
+                f"The runs {', '.join([*seen, run.digest])} start from each other in a circle: the model.run "
+                "in one of their config.yaml is wrong."
             )
         seen.append(run.digest)
         model = run.config().model
@@ -94,7 +112,15 @@ def _refuse_cycle(parent: Run, root: Path) -> None:
 def load(run: Run) -> Config:
     """A run's own config, with the places where things lie now: the root may have been moved."""
     config, root, store = run.config(), run.dir.parent.parent, run.store()
-    base, adapter = (str(link.resolve()) if (link := run.path(name)).exists() else None for name in ("base", "adapter"))
+    base, adapter = (
+        str(link.resolve()) if (link := run.path(name)).exists() else None for name in ("base", "adapter")
+    )
     model = replace(config.model, dir=base or config.model.dir, adapter=adapter or config.model.adapter)
-    place = config.store if store is None else None if store == Path(os.path.normpath(root / "store")) else str(store)
+    place = (
+        config.store
+        if store is None
+        else None
+        if store == Path(os.path.normpath(root / "store"))
+        else str(store)
+    )
     return replace(config, root=str(root), store=place, model=model)

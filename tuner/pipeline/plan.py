@@ -1,4 +1,6 @@
-"""What would run, and why: the pure half of the pipeline. It reads manifests and stats files, and writes nothing."""
+"""What would run, and why: the pure half of the pipeline. It reads manifests and stats files, and writes
+nothing.
+"""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -120,8 +122,8 @@ def plan(
     """One step for each requested stage. Large local files are hashed when there is someone to tell
     (`hashing`), and pending otherwise; `redo` shows what it would build again.
 
-    A `pinned` plan takes what was fetched, tokenized and trained from the run's links, whatever became of the files and the
-    recipe since, and never holds work on those stages.
+    A `pinned` plan takes what was fetched, tokenized and trained from the run's links, whatever became of the
+    files and the recipe since, and never holds work on those stages.
     """
     steps: dict[str, Step] = {}
     if pinned:
@@ -129,8 +131,14 @@ def plan(
     again = made_from(stages, redo) if redo else set()
     fixed = trained(stages) if pinned else set()
     for stage in requested(stages, config.until):
-        step = _linked(stage, config, store, run) if stage.name in fixed else _look(stage, config, steps, store, run, hashing, pinned)
-        if config.model.chat.auto and any(stage.name in later.upstream for later in requested(stages, config.until)):
+        step = (
+            _linked(stage, config, store, run)
+            if stage.name in fixed
+            else _look(stage, config, steps, store, run, hashing, pinned)
+        )
+        if config.model.chat.auto and any(
+            stage.name in later.upstream for later in requested(stages, config.until)
+        ):
             settled = stage.settle(config, step.input().dir if step.artifact else None)
             config, step = settled.config, replace(step, told=settled.told)
         if stage.name in again and step.state in ("done", "continue"):
@@ -160,44 +168,105 @@ def _linked(stage: Stage, config: Config, store: Store, run: Run) -> Step:
     with suppress(TunerError):  # the files may be gone; only who reads them will miss them
         sources = stage.sources(View(config, stage.name))
     step = Step(
-        stage=stage, config=config, state="skip", why="not there", origin=None, fingerprint=None, artifact=None, sources=sources, known_as=None
+        stage=stage,
+        config=config,
+        state="skip",
+        why="not there",
+        origin=None,
+        fingerprint=None,
+        artifact=None,
+        sources=sources,
+        known_as=None,
     )
     if found := store.find(key):
         problem = store.damage(found)
         known_as = found.content if stage.by_content else found.manifest["fingerprint"]
-        step = replace(step, origin=found.manifest["origin"], fingerprint=found.manifest["fingerprint"], known_as=known_as)
-        return replace(step, state="run", why=f"damaged: {problem}") if problem else replace(step, state="done", why="", artifact=found)
+        step = replace(
+            step,
+            origin=found.manifest["origin"],
+            fingerprint=found.manifest["fingerprint"],
+            known_as=known_as,
+        )
+        return (
+            replace(step, state="run", why=f"damaged: {problem}")
+            if problem
+            else replace(step, state="done", why="", artifact=found)
+        )
     if note := read_json(store.partial(key).with_suffix(".json")):
         fingerprint, far = note["fingerprint"], (stage.progress or (lambda _: None))(store.partial(key))
-        return replace(step, why=f"@{far or 'no step yet'}", fingerprint=fingerprint, known_as=fingerprint, state="part", partial=store.partial(key))
+        return replace(
+            step,
+            why=f"@{far or 'no step yet'}",
+            fingerprint=fingerprint,
+            known_as=fingerprint,
+            state="part",
+            partial=store.partial(key),
+        )
     return step
 
 
-def origin_of(stage: Stage, config: Config, sources: Mapping[str, str], upstream: Mapping[str, str | None]) -> dict[str, Any]:
-    """All that decides an artifact; its digest is the fingerprint. A golden test pins it for the default config."""
+def origin_of(
+    stage: Stage, config: Config, sources: Mapping[str, str], upstream: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """All that decides an artifact; its digest is the fingerprint. A golden test pins it for the default
+    config.
+    """
     versions = {stage.name: stage.version, **stage.versions(View(config, stage.name))}
-    value = {"stage": stage.name, "versions": versions, "inputs": inputs(config, stage.name), "sources": sources, "upstream": upstream}
-    origin: dict[str, Any] = json.loads(canonical(value))  # what is compared with a manifest has a manifest's types
+    value = {
+        "stage": stage.name,
+        "versions": versions,
+        "inputs": inputs(config, stage.name),
+        "sources": sources,
+        "upstream": upstream,
+    }
+    # what is compared with a manifest has a manifest's types
+    origin: dict[str, Any] = json.loads(canonical(value))
     return origin
 
 
-def _look(stage: Stage, config: Config, before: dict[str, Step], store: Store, run: Run, hashing: Callable[[str], None] | None, pinned: bool) -> Step:
+def _look(
+    stage: Stage,
+    config: Config,
+    before: dict[str, Step],
+    store: Store,
+    run: Run,
+    hashing: Callable[[str], None] | None,
+    pinned: bool,
+) -> Step:
     config, pick, open_choice = _chosen(stage, config, before, store, pinned)
     view = View(config, stage.name)
     sources = stage.sources(view)
     upstream = {name: before[name].known_as for name in stage.upstream}
     unknown = [name for name, known in upstream.items() if known is None or name == open_choice]
-    large = [name for name, path in sources.items() if path.stat().st_size > HASH_AT_ONCE and not store.hashed(path)]
+    large = [
+        name
+        for name, path in sources.items()
+        if path.stat().st_size > HASH_AT_ONCE and not store.hashed(path)
+    ]
     pending = [] if hashing else large
     if large and hashing:
         size = sum(sources[name].stat().st_size for name in large)
         hashing(f"{stage.name:<12} hashing {', '.join(large)} ({size / 1e9:.1f} GB), once")
-    step = Step(stage=stage, config=config, state="run", why="", origin=None, fingerprint=None, artifact=None, sources=sources, known_as=None)
+    step = Step(
+        stage=stage,
+        config=config,
+        state="run",
+        why="",
+        origin=None,
+        fingerprint=None,
+        artifact=None,
+        sources=sources,
+        known_as=None,
+    )
     pins = stage.pins(view)
     if floating := [name for name, pin in pins.items() if pin is None]:
-        return replace(step, why=f"{', '.join(name.partition(' ')[2] for name in floating)} unresolved", unresolved=True)
+        return replace(
+            step, why=f"{', '.join(name.partition(' ')[2] for name in floating)} unresolved", unresolved=True
+        )
     if unknown or pending:
-        return replace(step, why=f"hash pending: {', '.join(pending)}" if pending else f"after {', '.join(unknown)}")
+        return replace(
+            step, why=f"hash pending: {', '.join(pending)}" if pending else f"after {', '.join(unknown)}"
+        )
     hashes = {name: store.sha256(path) for name, path in sources.items()}
     origin = origin_of(stage, config, hashes | commits(pins), upstream)
     fingerprint = digest(origin)
@@ -207,7 +276,11 @@ def _look(stage: Stage, config: Config, before: dict[str, Step], store: Store, r
         contents[stage.choice.upstream] = pick.content
     found = store.find(key)
     problem = (
-        fault(found, stage, fingerprint, contents, store) if found else "damaged: no readable manifest.json" if (store.root / key).is_dir() else None
+        fault(found, stage, fingerprint, contents, store)
+        if found
+        else "damaged: no readable manifest.json"
+        if (store.root / key).is_dir()
+        else None
     )
     artifact = found if problem is None else None
     state: State = "done" if artifact else "run"
@@ -223,9 +296,12 @@ def _look(stage: Stage, config: Config, before: dict[str, Step], store: Store, r
             reason = why(origin, store, run)
     known_as: str | None = fingerprint
     if stage.by_content:
-        # For referenced files the content is known without the artifact, and for a hub's files once anybody has made it.
+        # For referenced files the content is known without the artifact, and for a hub's files once anybody
+        # has made it.
         known = stage.references(view) and not stage.fetches(view)
-        known_as = content_digest(hashes) if known else artifact.content if artifact else made(pins, fingerprint)
+        known_as = (
+            content_digest(hashes) if known else artifact.content if artifact else made(pins, fingerprint)
+        )
     return replace(
         step,
         state=state,
@@ -241,11 +317,14 @@ def _look(stage: Stage, config: Config, before: dict[str, Step], store: Store, r
     )
 
 
-def _chosen(stage: Stage, config: Config, before: dict[str, Step], store: Store, pinned: bool) -> tuple[Config, Pick | None, str | None]:
-    """The config with the choice made that `stage` leaves open, what it picks, and the name of the stage that has to run before it can.
+def _chosen(
+    stage: Stage, config: Config, before: dict[str, Step], store: Store, pinned: bool
+) -> tuple[Config, Pick | None, str | None]:
+    """The config with the choice made that `stage` leaves open, what it picks, and the name of the stage that
+    has to run before it can.
 
-    A step that was asked for by number needs no more of its training than that step; `last` and `best` wait for its end, unless
-    the plan is pinned and there will be none.
+    A step that was asked for by number needs no more of its training than that step; `last` and `best` wait
+    for its end, unless the plan is pinned and there will be none.
     """
     if stage.choice is None:
         return config, None, None
@@ -256,30 +335,48 @@ def _chosen(stage: Stage, config: Config, before: dict[str, Step], store: Store,
         pick = stage.choice.pick(directory, config, source.artifact is not None)
         if pick is not None:
             if source.artifact is None:
-                before[name] = replace(source, state="part", why=f"{source.why}, step {pick.step} is used", partial=directory)
+                before[name] = replace(
+                    source, state="part", why=f"{source.why}, step {pick.step} is used", partial=directory
+                )
             return pick.config, pick, None
     open_choice = step == "best" or (pinned and source.artifact is None and step == "last")
     return config, None, name if open_choice else None
 
 
-def fault(found: Artifact, stage: Stage, fingerprint: str, contents: Mapping[str, str], store: Store) -> str | None:
-    """Why a published artifact can't be used: damaged, or made from other bytes than the `contents` that are there now."""
+def fault(
+    found: Artifact, stage: Stage, fingerprint: str, contents: Mapping[str, str], store: Store
+) -> str | None:
+    """Why a published artifact can't be used: damaged, or made from other bytes than the `contents` that
+    are there now.
+    """
     if found.manifest["fingerprint"] != fingerprint:
         return "another artifact has the same short name"
     if problem := store.damage(found):
         return f"damaged: {problem}"
-    if changed := [name for name in stage.upstream if name in contents and found.manifest["upstream"].get(name) != contents[name]]:
+    if changed := [
+        name
+        for name in stage.upstream
+        if name in contents and found.manifest["upstream"].get(name) != contents[name]
+    ]:
         return f"made from other bytes of {', '.join(changed)}"
     return None
 
 
 def _needed(steps: list[Step], targets: set[str]) -> list[Step]:
-    """Leave out what is not there and not needed: only products, the targets, and what a stage that runs reads."""
+    """Leave out what is not there and not needed: only products, the targets, and what a stage that runs
+    reads.
+    """
     wanted: set[str] = set()
     result = []
     for step in reversed(steps):
         name, view = step.stage.name, View(step.config, step.stage.name)
-        needed = name in targets or step.replaces or step.stage.product(view) or name in wanted or (step.known_as is None and step.to_do)
+        needed = (
+            name in targets
+            or step.replaces
+            or step.stage.product(view)
+            or name in wanted
+            or (step.known_as is None and step.to_do)
+        )
         left = replace(step, state="skip", why="not there, and nothing needs it")
         result.append(step if needed or not step.to_do else left)
         if result[-1].to_do:

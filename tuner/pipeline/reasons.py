@@ -1,4 +1,5 @@
-"""Why a stage has to run: what differs between what it would be made from and what an older artifact was made from.
+"""Why a stage has to run: what differs between what it would be made from and what an older artifact was made
+from.
 
 And what a longer training can go on from: one that differs only in where it ends, finished or not.
 """
@@ -25,17 +26,23 @@ NAMED = 6
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The reasons why `new` is not `old`, both the origin of an artifact: versions, inputs, sources, upstream.
+    """The reasons why `new` is not `old`, both the origin of an artifact: versions, inputs, sources,
+    upstream.
 
     >>> differences({"inputs": {"algo.optim.lr": 2e-4}}, {"inputs": {"algo.optim.lr": 1e-4}})
     ['algo.optim.lr 0.0002 → 0.0001']
     """
-    reasons = [f"{path} {_shown(_meant(path, a))} → {_shown(_meant(path, b))}" for path, a, b in _changed(old, new, "inputs")]
+    reasons = [
+        f"{path} {_shown(_meant(path, a))} → {_shown(_meant(path, b))}"
+        for path, a, b in _changed(old, new, "inputs")
+    ]
     for name, a, b in _changed(old, new, "sources"):
         if a is MISSING or b is MISSING:
             reasons.append(f"{name} is {'new' if a is MISSING else 'gone'}")
         else:
-            reasons.append(f"{name} {a[:12]} → {b[:12]}" if name.startswith(HUBS) else f"the content of {name} changed")
+            reasons.append(
+                f"{name} {a[:12]} → {b[:12]}" if name.startswith(HUBS) else f"the content of {name} changed"
+            )
     reasons += [f"{name} version {_shown(a)} → {_shown(b)}" for name, a, b in _changed(old, new, "versions")]
     reasons += [f"{stage} changes" for stage, _, _ in _changed(old, new, "upstream")]
     return reasons
@@ -52,7 +59,11 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any], part: str) -> list[
 
 def _meant(path: str, value: Any) -> Any:
     """What a field that is not in the hash stands for: the value at which it is left out."""
-    left_out = {name: role.left_out for name, role, _ in leaves(Config())}.get(path, UNSET) if value is MISSING else UNSET
+    left_out = (
+        {name: role.left_out for name, role, _ in leaves(Config())}.get(path, UNSET)
+        if value is MISSING
+        else UNSET
+    )
     return value if left_out is UNSET else left_out
 
 
@@ -64,12 +75,18 @@ def _shown(value: Any) -> str:
 
 
 def why(origin: Mapping[str, Any], store: Store, run: Run) -> str:
-    """In what `origin` differs from what this run last linked, else from the artifact of the stage that is nearest to it."""
+    """In what `origin` differs from what this run last linked, else from the artifact of the stage that is
+    nearest to it.
+    """
     stage = origin["stage"]
     linked = store.find(run.key(stage) or "-")
     if linked is not None and (reasons := differences(linked.manifest["origin"], origin)):
         return _listed(reasons)
-    others = [(len(reasons), other, reasons) for other in store.all(stage) if (reasons := differences(other.manifest["origin"], origin))]
+    others = [
+        (len(reasons), other, reasons)
+        for other in store.all(stage)
+        if (reasons := differences(other.manifest["origin"], origin))
+    ]
     if not others:
         return "never made"
     _, other, reasons = min(others, key=lambda item: (item[0], _age(item[1])))
@@ -97,8 +114,12 @@ class Ancestor:
     """what differs, in words"""
 
 
-def ancestor(stage: Stage, origin: Mapping[str, Any], contents: Mapping[str, str], view: View, store: Store, key: str) -> Ancestor | None:
-    """The artifact or partial directory of `stage` that reaches furthest and is made from the same but for the field that says how far."""
+def ancestor(
+    stage: Stage, origin: Mapping[str, Any], contents: Mapping[str, str], view: View, store: Store, key: str
+) -> Ancestor | None:
+    """The artifact or partial directory of `stage` that reaches furthest and is made from the same but for
+    the field that says how far.
+    """
     growth = stage.growth
     if growth is None:
         return None
@@ -111,7 +132,9 @@ def ancestor(stage: Stage, origin: Mapping[str, Any], contents: Mapping[str, str
         step = growth.reach(path, view)
         if step is not None and (best is None or step > best.step):
             before, after = (json.dumps(o["inputs"].get(growth.field)) for o in (other, origin))
-            best = Ancestor(path=path, step=step, why=f"@step {step} of {path.name}: {growth.field} {before} → {after}")
+            best = Ancestor(
+                path=path, step=step, why=f"@step {step} of {path.name}: {growth.field} {before} → {after}"
+            )
     return best
 
 

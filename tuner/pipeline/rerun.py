@@ -1,4 +1,6 @@
-"""Verbs on a run that is there: from its own frozen config, on what was trained, without training anything."""
+"""Verbs on a run that is there: from its own frozen config, on what was trained, without training
+anything.
+"""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -19,24 +21,37 @@ from tuner.pipeline.run import Run, run_digest, run_name, store_of
 from tuner.pipeline.stage import Stage
 
 
-def with_words(config: Config, words: Sequence[str], stages: Sequence[Stage], extra: Path | None = None) -> Config:
-    """A run's config with what the words say of it. Raises ConfigError for a word that decides what was trained."""
+def with_words(
+    config: Config, words: Sequence[str], stages: Sequence[Stage], extra: Path | None = None
+) -> Config:
+    """A run's config with what the words say of it. Raises ConfigError for a word that decides what was
+    trained.
+    """
     if not words:
         return config
     composed = compose(list(words), extra=extra, whole=False)
     said, values = thaw(composed), thaw(config)
     for word in words:
         path = word.lstrip("+").partition("=")[0]
-        for key in [leaf for leaf in _flat(said) if leaf == path or (path in GROUPS and leaf.startswith(f"{path.replace('/', '.')}."))] or [path]:
+        for key in [
+            leaf
+            for leaf in _flat(said)
+            if leaf == path or (path in GROUPS and leaf.startswith(f"{path.replace('/', '.')}."))
+        ] or [path]:
             _put(values, key, _get(said, key))
         if path in GROUPS:
             values["choices"][path] = composed.choices[path]
     changed = freeze(values)
     before, decides = {path: value for path, _, value in leaves(config)}, trained(stages)
     for path, role, value in leaves(changed):
-        if value != before[path] and role.kind != "neutral" and (role.kind == "place" or role.stages & decides):
+        if (
+            value != before[path]
+            and role.kind != "neutral"
+            and (role.kind == "place" or role.stages & decides)
+        ):
             raise ConfigError(
-                f"{path} decides what was trained, and this command takes that as it is. To train with {path}={value}, give it to the pipeline: python -m tuner …"
+                f"{path} decides what was trained, and this command takes that as it is. To train with "
+                f"{path}={value}, give it to the pipeline: python -m tuner …"
             )
     return changed
 
@@ -51,7 +66,10 @@ def _flat(values: dict[str, Any], path: str = "") -> list[str]:
 def _get(values: dict[str, Any], path: str) -> Any:
     for key in path.split("."):
         if not isinstance(values, dict) or key not in values:
-            raise ConfigError(f"{path} is not a field of the config.{nearest(path, _flat(values) if isinstance(values, dict) else [])}")
+            raise ConfigError(
+                f"{path} is not a field of the "
+                f"config.{nearest(path, _flat(values) if isinstance(values, dict) else [])}"
+            )
         values = values[key]
     return values
 
@@ -63,17 +81,26 @@ def _put(values: dict[str, Any], path: str, item: Any) -> None:
     values[name] = item
 
 
-def rerun(run: Run, words: Sequence[str], until: str, tell: Callable[[str], None], stages: Sequence[Stage], extra: Path | None = None) -> Run:
-    """Bring `run` to the stage `until`, with what the words say of the stages after the training; returns the run that holds the result.
+def rerun(
+    run: Run,
+    words: Sequence[str],
+    until: str,
+    tell: Callable[[str], None],
+    stages: Sequence[Stage],
+    extra: Path | None = None,
+) -> Run:
+    """Bring `run` to the stage `until`, with what the words say of the stages after the training; returns the
+    run that holds the result.
 
-    That is the run itself, or, when the words ask for another result (another step, other questions), a run of its own beside it,
-    with links to the same training. Raises TunerError.
+    That is the run itself, or, when the words ask for another result (another step, other questions), a run
+    of its own beside it, with links to the same training. Raises TunerError.
     """
     before, decides = load(run), trained(stages)
     config = with_words(before, words, stages, extra)
     if config.redo and named(stages, config.redo) & decides:
         raise ConfigError(
-            f"redo={config.redo} would train again, and this command trains nothing. Give it to the pipeline: python -m tuner … redo={config.redo}"
+            f"redo={config.redo} would train again, and this command trains nothing. Give it to the "
+            f"pipeline: python -m tuner … redo={config.redo}"
         )
     target = run
     if run_digest(config) != run_digest(before):
@@ -81,7 +108,9 @@ def rerun(run: Run, words: Sequence[str], until: str, tell: Callable[[str], None
         config = replace(config, name=name or f"{run.name}+{_called(before, config)}")
         target = Run.of(config)
         tell(f"{target.dir.name}: {_called(before, config)} of {run.dir.name}")
-    wished = replace(config, until=until, merge=replace(config.merge, when="always" if until == "merge" else "never"))
+    wished = replace(
+        config, until=until, merge=replace(config.merge, when="always" if until == "merge" else "never")
+    )
     new = not target.dir.exists()
     try:
         if target is not run:
@@ -99,9 +128,14 @@ def relabel(run: Run, names: Sequence[str], words: Sequence[str], stages: Sequen
     """`rename RUN NAME`, with or without note=… and tags=[…]: what a run is called changes nothing else."""
     before = load(run)
     labels = with_words(before, [*words, *(f"name={name}" for name in names)], stages)
-    if replace(labels, name=None, note=None, tags=()) != replace(before, name=None, note=None, tags=()) or len(names) > 1 or labels == before:
+    if (
+        replace(labels, name=None, note=None, tags=()) != replace(before, name=None, note=None, tags=())
+        or len(names) > 1
+        or labels == before
+    ):
         raise ConfigError(
-            "rename takes a run and what it should be called: python -m tuner rename RUN NAME, or note=… or tags=[…] in place of the name."
+            "rename takes a run and what it should be called: python -m tuner rename RUN NAME, or note=… or "
+            "tags=[…] in place of the name."
         )
     if labels.name and labels.name != before.name:
         run.rename(run_name(labels), store_of(before))
@@ -111,15 +145,26 @@ def relabel(run: Run, names: Sequence[str], words: Sequence[str], stages: Sequen
 
 
 def to_talk_with(
-    run: Run, words: Sequence[str], tell: Callable[[str], None], stages: Sequence[Stage], extra: Path | None = None
+    run: Run,
+    words: Sequence[str],
+    tell: Callable[[str], None],
+    stages: Sequence[Stage],
+    extra: Path | None = None,
 ) -> tuple[Run, Config, Path | None]:
-    """What a conversation with the run needs: the run that holds its result, its config, and where the base of its adapter lies."""
+    """What a conversation with the run needs: the run that holds its result, its config, and where the
+    base of its adapter lies.
+    """
     config = with_words(load(run), words, stages, extra)
-    kept = [word for word in words if word.startswith(("convert.", "name="))]  # what asks for another result; the rest is how to talk
+    # what asks for another result; the rest is how to talk
+    kept = [word for word in words if word.startswith(("convert.", "name="))]
     if kept or not run.path("convert").exists():
         run = rerun(run, kept, "convert", tell, stages, extra)
     ours = replace(load(run), until="fetch")
-    model = next(step for step in plan(ours, stages, store_of(ours), run, pinned=True) if step.stage.name == "fetch_model")
+    model = next(
+        step
+        for step in plan(ours, stages, store_of(ours), run, pinned=True)
+        if step.stage.name == "fetch_model"
+    )
     return run, recalled(config, stages, store_of(ours), run), model.input().dir if model.artifact else None
 
 
@@ -129,4 +174,10 @@ def _called(before: Config, after: Config) -> str:
     if step != before.convert.step:
         return f"step{step}" if isinstance(step, int) else step
     old = {path: value for path, _, value in leaves(before)}
-    return "-".join(dict.fromkeys(path.partition(".")[0] for path, role, value in leaves(after) if role.kind == "identity" and value != old[path]))
+    return "-".join(
+        dict.fromkeys(
+            path.partition(".")[0]
+            for path, role, value in leaves(after)
+            if role.kind == "identity" and value != old[path]
+        )
+    )

@@ -2,8 +2,8 @@
 
     runs/<name or model-algo-data>-<digest>/   config.yaml, log, report.md, and links named after the stages
 
-The digest is of what the person wrote that decides the result (not where it is computed, nor what it is called), so a
-run and a sweep's job of the same config share the directory, and no path holds a date.
+The digest is of what the person wrote that decides the result (not where it is computed, nor what it is
+called), so a run and a sweep's job of the same config share the directory, and no path holds a date.
 """
 
 import os
@@ -39,7 +39,13 @@ def store_of(config: Config) -> Store:
 
 def run_digest(config: Config) -> str:
     """Of the identity and place fields, as written."""
-    return digest({path: value for path, role, value in leaves(config) if role.kind != "neutral" and value != role.left_out})[:8]
+    return digest(
+        {
+            path: value
+            for path, role, value in leaves(config)
+            if role.kind != "neutral" and value != role.left_out
+        }
+    )[:8]
 
 
 def run_name(config: Config) -> str:
@@ -57,7 +63,13 @@ def run_name(config: Config) -> str:
         plain = re.sub(r"\.(jsonl?|gguf)\Z", "", Path(first).name)
         return plain if "*" not in plain else Path(first).parent.name or chosen
 
-    words = config.name or "-".join((called("model", config.model.path), config.choices.get("algo", "algo"), called("data", config.data.path)))
+    words = config.name or "-".join(
+        (
+            called("model", config.model.path),
+            config.choices.get("algo", "algo"),
+            called("data", config.data.path),
+        )
+    )
     plain = re.sub(r"[^\w.()+-]+", "_", words)[:80]
     return f"{plain}-{run_digest(config)}"
 
@@ -70,13 +82,19 @@ class Run:
 
     @classmethod
     def of(cls, config: Config) -> "Run":
-        """The run of a config: the directory that ends in its digest, whatever it is called, or the one that it will have."""
+        """The run of a config: the directory that ends in its digest, whatever it is called, or the one
+        that it will have.
+        """
         name, digest = run_name(config), run_digest(config)
         there = [run for run in all_runs(Path(config.root)) if run.digest == digest]
-        return next((run for run in there if run.dir.name == name), there[0] if there else cls(Path(config.root) / "runs" / name))
+        return next(
+            (run for run in there if run.dir.name == name),
+            there[0] if there else cls(Path(config.root) / "runs" / name),
+        )
 
     def create(self, config: Config, store: Store) -> None:
-        """Make the directory, under the name that the config gives, and write the config into it, if it is not there as it is now.
+        """Make the directory, under the name that the config gives, and write the config into it, if it is
+        not there as it is now.
 
         A name, note or tags from before stay where the config has none.
         """
@@ -86,7 +104,11 @@ class Run:
         labels: dict[str, Any] = {}
         with suppress(ConfigError):
             before = self.config()
-            labels = {field: getattr(before, field) for field in ("name", "note", "tags") if not getattr(config, field)}
+            labels = {
+                field: getattr(before, field)
+                for field in ("name", "note", "tags")
+                if not getattr(config, field)
+            }
         self.write(replace(config, **labels))
 
     def write(self, config: Config) -> None:
@@ -100,15 +122,20 @@ class Run:
             part.rename(file)
 
     def rename(self, name: str, store: Store) -> None:
-        """Give the directory another name. Raises ConfigError while something of the run is being built, or when the name is taken."""
+        """Give the directory another name. Raises ConfigError while something of the run is being built,
+        or when the name is taken.
+        """
         if name == self.dir.name:
             return
         if holder := self.holder(store):
-            raise ConfigError(f"{self.dir.name} is running ({holder}) and can't be renamed now: stop it, or wait.")
+            raise ConfigError(
+                f"{self.dir.name} is running ({holder}) and can't be renamed now: stop it, or wait."
+            )
         target = self.dir.with_name(name)
         if target.exists():
             raise ConfigError(f"{target} is there already, so {self.dir.name} can't be renamed to it.")
-        with store.shared(sorted(references.linked(store, self.dir))):  # a clean of somebody else's waits until the note says where the run is now
+        # a clean of somebody else's waits until the note says where the run is now
+        with store.shared(sorted(references.linked(store, self.dir))):
             note = references.note_file(store, self.dir)
             self.dir = self.dir.rename(target)
             references.note(store, self.dir)
@@ -116,7 +143,10 @@ class Run:
 
     def holder(self, store: Store) -> str | None:
         """Who builds something of this run now, as host:pid."""
-        return next((holder for key in sorted(references.linked(store, self.dir)) if (holder := store.holder(key))), None)
+        return next(
+            (holder for key in sorted(references.linked(store, self.dir)) if (holder := store.holder(key))),
+            None,
+        )
 
     def config(self) -> Config:
         """The config that the run was made with. Raises ConfigError when the file is not one."""
@@ -138,7 +168,9 @@ class Run:
 
     def used(self) -> float:
         """When something last ran here, in seconds since 1970."""
-        file = next((file for file in (self.dir / "log", self.dir / "config.yaml") if file.exists()), self.dir)
+        file = next(
+            (file for file in (self.dir / "log", self.dir / "config.yaml") if file.exists()), self.dir
+        )
         return file.stat().st_mtime
 
     def path(self, stage: str) -> Path:
@@ -148,7 +180,8 @@ class Run:
     def store(self) -> Path | None:
         """The store that the links lead into; None when there is no link."""
         for link in self.dir.iterdir():
-            if link.is_symlink() and len(link.readlink().parts) > 2:  # into the store; report.md stays in the directory
+            # into the store; report.md stays in the directory
+            if link.is_symlink() and len(link.readlink().parts) > 2:
                 place = self.dir / link.readlink().parent
                 return Path(os.path.normpath(place.parent if place.name == ".partial" else place))
         return None
@@ -161,10 +194,13 @@ class Run:
             return None
 
     def link(self, name: str, target: Path) -> None:
-        """Point to something in the store, by a relative link that survives moving the root, and note it there."""
+        """Point to something in the store, by a relative link that survives moving the root, and note it
+        there.
+        """
         place = target.parent
         store = Store(place.parent if place.name == ".partial" else place)
-        references.note(store, self.dir, key_of(target.name))  # before the link, and again after it, when the old target is let go
+        # before the link, and again after it, when the old target is let go
+        references.note(store, self.dir, key_of(target.name))
         self._point(name, os.path.relpath(target, self.dir))
         references.note(store, self.dir)
 
@@ -207,7 +243,8 @@ def all_runs(root: Path) -> Iterator[Run]:
 def find_run(root: Path, word: str) -> Run:
     """The run that a person means: its directory, its name, its digest or the start of it, or `last`.
 
-    Raises ConfigError that lists the candidates when there are several, and the nearest name when there is none.
+    Raises ConfigError that lists the candidates when there are several, and the nearest name when there is
+    none.
     """
     path = Path(word).expanduser()
     if (path / "config.yaml").is_file():
@@ -223,15 +260,33 @@ def find_run(root: Path, word: str) -> Run:
     if len(found) == 1:
         return found[0]
     if found:
-        choice = "\n".join(f"  {run.dir.name}  {_ago(run.used())}{_apart(run, found)}" for run in sorted(found, key=Run.used))
-        raise ConfigError(f"{word} means {len(found)} runs under {root}; name one by its digest, the end of its directory's name:\n{choice}")
-    there = f" There are: {', '.join(run.dir.name for run in runs)}." if runs else " There are none; start one with: python -m tuner"
-    raise ConfigError(f"{word} is no run under {root}.{nearest(word, {name for run in runs for name in (run.dir.name, run.name)})}{there}")
+        choice = "\n".join(
+            f"  {run.dir.name}  {_ago(run.used())}{_apart(run, found)}" for run in sorted(found, key=Run.used)
+        )
+        raise ConfigError(
+            f"{word} means {len(found)} runs under {root}; name one by its digest, the end of its "
+            f"directory's name:\n{choice}"
+        )
+    there = (
+        f" There are: {', '.join(run.dir.name for run in runs)}."
+        if runs
+        else " There are none; start one with: python -m tuner"
+    )
+    raise ConfigError(
+        f"{word} is no run under "
+        f"{root}.{nearest(word, {name for run in runs for name in (run.dir.name, run.name)})}{there}"
+    )
 
 
 def _ago(time_used: float) -> str:
     minutes = (time.time() - time_used) / 60
-    return f"{minutes:.0f} min ago" if minutes < 90 else f"{minutes / 60:.0f} h ago" if minutes < 2880 else f"{minutes / 1440:.0f} days ago"
+    return (
+        f"{minutes:.0f} min ago"
+        if minutes < 90
+        else f"{minutes / 60:.0f} h ago"
+        if minutes < 2880
+        else f"{minutes / 1440:.0f} days ago"
+    )
 
 
 def _apart(run: Run, others: list[Run]) -> str:
@@ -244,6 +299,14 @@ def _apart(run: Run, others: list[Run]) -> str:
 
 
 def differing_fields(runs: list[Run]) -> dict[str, list[Any]]:
-    """The identity and place fields in which the runs' configs differ: path → a value for each run. Raises ConfigError."""
-    written = [{path: value for path, role, value in leaves(run.config()) if role.kind != "neutral"} for run in runs]
-    return {path: [fields[path] for fields in written] for path in written[0] if any(fields[path] != written[0][path] for fields in written)}
+    """The identity and place fields in which the runs' configs differ: path → a value for each run. Raises
+    ConfigError.
+    """
+    written = [
+        {path: value for path, role, value in leaves(run.config()) if role.kind != "neutral"} for run in runs
+    ]
+    return {
+        path: [fields[path] for fields in written]
+        for path in written[0]
+        if any(fields[path] != written[0][path] for fields in written)
+    }

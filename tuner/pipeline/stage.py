@@ -1,7 +1,7 @@
 """The contract of a stage.
 
-A stage is a function from a config and the artifacts before it to files in one directory. It declares what decides those
-files; everything else (whether to run, where, locking, publishing) is the pipeline's.
+A stage is a function from a config and the artifacts before it to files in one directory. It declares what
+decides those files; everything else (whether to run, where, locking, publishing) is the pipeline's.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,9 @@ from tuner.hub.lockfile import Pin
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """An artifact that a stage reads. `dir` holds `files`; for a local model or data set they are the person's own."""
+    """An artifact that a stage reads. `dir` holds `files`; for a local model or data set they are the
+    person's own.
+    """
 
     dir: Path
     files: Mapping[str, Path]
@@ -32,7 +34,11 @@ class Input:
 
     @classmethod
     def of_json(cls, told: Mapping[str, Any]) -> "Input":
-        return cls(dir=Path(told["dir"]), files={name: Path(path) for name, path in told["files"].items()}, facts=told["facts"])
+        return cls(
+            dir=Path(told["dir"]),
+            files={name: Path(path) for name, path in told["files"].items()},
+            facts=told["facts"],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +56,9 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """How a stage goes on from another of its artifacts, finished or not, that is the same but went less far."""
+    """How a stage goes on from another of its artifacts, finished or not, that is the same but went less
+    far.
+    """
 
     field: str
     """the identity field that only says how far"""
@@ -79,7 +87,9 @@ class Choice:
     pick: Callable[[Path, Config, bool], Pick | None]
     """from a directory, finished or not, what the config asks for; None where it is not there (yet)"""
     extract: Callable[[Path, Path, int], None]
-    """puts that step into an empty directory, out of the reach of whoever goes on building; raises OSError when it went away"""
+    """puts that step into an empty directory, out of the reach of whoever goes on building; raises OSError
+    when it went away
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +127,13 @@ class Stage:
     fetches: Callable[[View], bool] = lambda _: False
     """whether it brings files of its own beside those: then its content is known only once it was made"""
     cost: Callable[[View, Path], tuple[int, int]] = lambda _view, _partial: (0, 0)
-    """bytes still to download, and bytes that are here already: in a directory that it has begun to fill, or in a cache of this machine"""
+    """bytes still to download, and bytes that are here already: in a directory that it has begun to fill,
+    or in a cache of this machine
+    """
     pins: Callable[[View], Mapping[str, Pin | None]] = _nothing
-    """what the lock says of the references to hubs that the config uses, by the lock's names; None of one that was not looked up yet"""
+    """what the lock says of the references to hubs that the config uses, by the lock's names; None of one
+    that was not looked up yet
+    """
     look_up: Callable[[View, Callable[[str], None]], None] = lambda _view, _say: None
     """asks the hubs for what `pins` lacks, and writes it into the lock"""
     child: bool = False
@@ -129,15 +143,21 @@ class Stage:
     several: bool = False
     """may run in several processes, which share the work: one for each GPU"""
     progress: Callable[[Path], str | None] | None = None
-    """for a stage that goes on from what a killed one left: how far a partial directory is (`step 120`), or None"""
+    """for a stage that goes on from what a killed one left: how far a partial directory is (`step 120`),
+    or None
+    """
     growth: Growth | None = None
     choice: Choice | None = None
     settle: Callable[[Config, Path | None], Settled] = lambda config, _: Settled(config=config)
-    """what the config leaves open and the files of this stage decide, for the stages after it; None where they are not here yet. Raises ConfigError"""
+    """what the config leaves open and the files of this stage decide, for the stages after it; None where
+    they are not here yet. Raises ConfigError
+    """
     recall: Callable[[Config, Mapping[str, Any]], Config] = lambda config, _: config
     """the same, as an artifact of this stage has it in its origin"""
     by_content: bool = False
-    """the stages after it key on the digest of its files, wherever they came from; otherwise on its fingerprint"""
+    """the stages after it key on the digest of its files, wherever they came from; otherwise on its
+    fingerprint
+    """
     product: Callable[[View], bool] = lambda _: False
     """whether it is wanted for its own sake: built even if no later stage needs it"""
     journal: tuple[str, ...] = field(default=())

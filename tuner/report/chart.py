@@ -51,7 +51,8 @@ def span(curves: Sequence[Points]) -> tuple[float, float, float, float] | None:
 
 
 def sparkline(points: Points, columns: int, *, last: float, low: float, high: float) -> str:
-    """A bar for each of `columns` equal stretches of the steps up to `last`; stretches without a point repeat the bar before.
+    """A bar for each of `columns` equal stretches of the steps up to `last`; stretches without a point repeat
+    the bar before.
 
     >>> sparkline([(1, 8.0), (2, 4.0), (4, 1.0)], 4, last=4, low=1.0, high=8.0)
     '█▄▄▁'
@@ -88,8 +89,12 @@ def draw(curves: Sequence[Points]) -> Chart | None:
         return TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     return Chart(
-        lines=tuple(tuple((round(x(step), 2), round(y(value), 2)) for step, value in curve) for curve in curves),
-        x=tuple(Tick(at=round(x(number), 2), label=label) for number, label in ticks(first, last, whole=True)),
+        lines=tuple(
+            tuple((round(x(step), 2), round(y(value), 2)) for step, value in curve) for curve in curves
+        ),
+        x=tuple(
+            Tick(at=round(x(number), 2), label=label) for number, label in ticks(first, last, whole=True)
+        ),
         y=tuple(Tick(at=round(y(number), 2), label=label) for number, label in ticks(low, high)),
     )
 
@@ -103,7 +108,9 @@ def ticks(low: float, high: float, *, whole: bool = False) -> list[tuple[float, 
     ['1.0', '1.2', '1.4', '1.6', '1.8', '2.0', '2.2']
     """
     least = math.floor(math.log10((high - low) / 5))
-    apart, power = next((n * 10.0**p, p) for p in (least, least + 1) for n in (1, 2, 5) if (high - low) / (n * 10.0**p) <= 7)
+    apart, power = next(
+        (n * 10.0**p, p) for p in (least, least + 1) for n in (1, 2, 5) if (high - low) / (n * 10.0**p) <= 7
+    )
     if whole and power < 0:
         apart, power = 1.0, 0
     numbers = [i * apart for i in range(math.ceil(low / apart - 1e-9), math.floor(high / apart + 1e-9) + 1)]

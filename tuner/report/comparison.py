@@ -1,4 +1,6 @@
-"""Runs side by side: what differs, scores, curves and answers, as a plain dict; its text and its page are made from that alone."""
+"""Runs side by side: what differs, scores, curves and answers, as a plain dict; its text and its page are
+made from that alone.
+"""
 
 import json
 import math
@@ -90,19 +92,36 @@ def _trained(name: str) -> Callable[[Side], float | None]:
 
 
 SCORES = {
-    "held_out_loss_base": Score(label="held-out loss, base", value=_held_out("loss", "before"), shown="{:.4f}".format, held_out=True),
-    "held_out_loss": Score(label="held-out loss", value=_held_out("loss", "after"), shown="{:.4f}".format, best=min, held_out=True),
-    "perplexity_base": Score(label="perplexity, base", value=_held_out("perplexity", "before"), shown=perplexity, held_out=True),
-    "perplexity": Score(label="perplexity", value=_held_out("perplexity", "after"), shown=perplexity, best=min, held_out=True),
-    "held_out_tokens": Score(
-        label="held-out tokens", value=lambda side: side.report["held_out"]["tokens"] if side.report else None, shown="{:,}".format
+    "held_out_loss_base": Score(
+        label="held-out loss, base", value=_held_out("loss", "before"), shown="{:.4f}".format, held_out=True
     ),
-    # Nothing to win below: a last step's loss is over whatever packs it had, and a run that saw less took less time.
+    "held_out_loss": Score(
+        label="held-out loss",
+        value=_held_out("loss", "after"),
+        shown="{:.4f}".format,
+        best=min,
+        held_out=True,
+    ),
+    "perplexity_base": Score(
+        label="perplexity, base", value=_held_out("perplexity", "before"), shown=perplexity, held_out=True
+    ),
+    "perplexity": Score(
+        label="perplexity", value=_held_out("perplexity", "after"), shown=perplexity, best=min, held_out=True
+    ),
+    "held_out_tokens": Score(
+        label="held-out tokens",
+        value=lambda side: side.report["held_out"]["tokens"] if side.report else None,
+        shown="{:,}".format,
+    ),
+    # Nothing to win below: a last step's loss is over whatever packs it had, and a run that saw less took
+    # less time.
     "loss": Score(label="training loss", value=_trained("loss"), shown="{:.4f}".format),
     "step": Score(label="step converted", value=lambda side: side.convert.get("step"), shown="{:,}".format),
     "steps": Score(label="steps trained", value=_trained("step"), shown="{:,}".format),
     "tokens": Score(label="tokens seen", value=_trained("tokens"), shown="{:,}".format),
-    "tokens_per_second": Score(label="tokens/s", value=_trained("tokens_per_second"), shown="{:,.0f}".format, best=max),
+    "tokens_per_second": Score(
+        label="tokens/s", value=_trained("tokens_per_second"), shown="{:,.0f}".format, best=max
+    ),
     "seconds": Score(label="training seconds", value=_trained("seconds"), shown="{:,.1f}".format),
     "trainable": Score(label="trainable parameters", value=_trained("trainable"), shown="{:,}".format),
     "bytes": Score(label="adapter or model", value=lambda side: side.convert.get("bytes"), shown=size),
@@ -111,9 +130,11 @@ CURVES = {"loss": "training loss", "held_out": "held-out loss while training"}
 
 
 def gather(sides: Sequence[Side], differing: Sequence[Differing]) -> dict[str, Any]:
-    """All that is compared, as JSON can hold it. Lists of values have one for each run, null where a run has none.
+    """All that is compared, as JSON can hold it. Lists of values have one for each run, null where a run has
+    none.
 
-    `scores.*.best` are indices of runs; `curves.*` are points [step, value], of the training loss means over `steps_a_point` steps.
+    `scores.*.best` are indices of runs; `curves.*` are points [step, value], of the training loss means over
+    `steps_a_point` steps.
     """
     labels = [string.ascii_uppercase[i % 26] + (str(i // 26) if i >= 26 else "") for i in range(len(sides))]
     measured = [(label, side.held_out) for label, side in zip(labels, sides, strict=True) if _measured(side)]
@@ -121,7 +142,10 @@ def gather(sides: Sequence[Side], differing: Sequence[Differing]) -> dict[str, A
     scores: dict[str, Any] = {}
     for name, score in SCORES.items():
         values = [score.value(side) for side in sides]
-        scores[name] = {"values": values, "best": [] if score.held_out and len(sets) > 1 else _best(values, score)}
+        scores[name] = {
+            "values": values,
+            "best": [] if score.held_out and len(sets) > 1 else _best(values, score),
+        }
     width = math.ceil(max((row["step"] for side in sides for row in side.rows), default=1) / POINTS)
     curves = {name: [_points(side.rows, name) for side in sides] for name in CURVES}
     curves["loss"] = [chart.means(points, width) for points in curves["loss"]]
@@ -131,24 +155,43 @@ def gather(sides: Sequence[Side], differing: Sequence[Differing]) -> dict[str, A
     if len(sets) > 1:
         groups = " | ".join(group for group, _ in sets)
         notes.append(
-            f"The runs held out different tokens ({groups}). Losses over different held-out sets cannot be compared, so none is marked as best."
+            f"The runs held out different tokens ({groups}). Losses over different held-out sets cannot be "
+            "compared, so none is marked as best."
         )
     if few := [i for i, count in enumerate(scores["held_out_tokens"]["values"]) if count and count < LITTLE]:
         counts = " | ".join(f"{labels[i]} {scores['held_out_tokens']['values'][i]:,}" for i in few)
-        notes.append(f"Few tokens were held out ({counts}): under {LITTLE:,} a small difference between losses may be chance.")
-    if any(question not in rows for rows, side in zip(asked, sides, strict=True) if side.report for question in questions):
+        notes.append(
+            f"Few tokens were held out ({counts}): under {LITTLE:,} a small difference between losses may be "
+            "chance."
+        )
+    if any(
+        question not in rows
+        for rows, side in zip(asked, sides, strict=True)
+        if side.report
+        for question in questions
+    ):
         notes.append(f"The runs were asked different questions; {MISSING} stands where a run was not asked.")
     return {
         "runs": [
             {"label": label, "run": side.run, "state": side.state, "note": side.note, "tags": list(side.tags)}
             for label, side in zip(labels, sides, strict=True)
         ],
-        "differing": [{"field": d.field, "kind": d.kind, "values": [list(v) if isinstance(v, tuple) else v for v in d.values]} for d in differing],
+        "differing": [
+            {
+                "field": d.field,
+                "kind": d.kind,
+                "values": [list(v) if isinstance(v, tuple) else v for v in d.values],
+            }
+            for d in differing
+        ],
         "scores": scores,
-        "curves": {name: [[list(point) for point in points] for points in found] for name, found in curves.items()},
+        "curves": {
+            name: [[list(point) for point in points] for points in found] for name, found in curves.items()
+        },
         "steps_a_point": width,
         "answers": [
-            {"question": question} | {when: [rows.get(question, {}).get(when) for rows in asked] for when in ("before", "after")}
+            {"question": question}
+            | {when: [rows.get(question, {}).get(when) for rows in asked] for when in ("before", "after")}
             for question in questions
         ],
         "notes": notes,
@@ -186,15 +229,27 @@ def written(value: Any) -> str:
 
 def score_rows(comparison: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, bool]]]]:
     """The scores that any run has: (label, a (text, whether it is the best) for each run)."""
-    rows = [(SCORES[name], row) for name, row in comparison["scores"].items() if any(value is not None for value in row["values"])]
+    rows = [
+        (SCORES[name], row)
+        for name, row in comparison["scores"].items()
+        if any(value is not None for value in row["values"])
+    ]
     return [
-        (score.label, [(MISSING if value is None else score.shown(value), i in row["best"]) for i, value in enumerate(row["values"])])
+        (
+            score.label,
+            [
+                (MISSING if value is None else score.shown(value), i in row["best"])
+                for i, value in enumerate(row["values"])
+            ],
+        )
         for score, row in rows
     ]
 
 
 def answer_rows(comparison: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str | None]]]]:
-    """The answers: (question, (who, text) for the bases and then for the runs); None for runs that were not asked."""
+    """The answers: (question, (who, text) for the bases and then for the runs); None for runs that were
+    not asked.
+    """
     labels = [run["label"] for run in comparison["runs"]]
     told = []
     for row in comparison["answers"]:

@@ -1,4 +1,6 @@
-"""A comparison as one HTML file: no script, nothing from the network, no places; what people and models wrote is escaped."""
+"""A comparison as one HTML file: no script, nothing from the network, no places; what people and models
+wrote is escaped.
+"""
 
 from collections.abc import Mapping
 from importlib.resources import files
@@ -19,13 +21,17 @@ def to_html(comparison: Mapping[str, Any]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     template = files("tuner.report").joinpath("comparison.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     width = comparison["steps_a_point"]
     captions = {
         "loss": f"Each point is the mean over {width} steps." if width > 1 else "",
         "held_out": "Measured on up to 64 packs of the held-out tokens.",
     }
-    charts = [(title, captions[name], chart.draw(comparison["curves"][name])) for name, title in CURVES.items()]
+    charts = [
+        (title, captions[name], chart.draw(comparison["curves"][name])) for name, title in CURVES.items()
+    ]
     return environment.from_string(template).render(
         runs=comparison["runs"],
         fields=[(row["field"], _values(row)) for row in comparison["differing"]],
@@ -41,7 +47,8 @@ def to_html(comparison: Mapping[str, Any]) -> str:
 
 
 def _values(row: Mapping[str, Any]) -> list[str]:
-    """A field's values as the page shows them: of a place the last component, and whether that alone is equal.
+    """A field's values as the page shows them: of a place the last component, and whether that alone is
+    equal.
 
     >>> _values({"kind": "place", "values": ["/home/me/a.jsonl", "b/a.jsonl"]})
     ['a.jsonl', 'a.jsonl, elsewhere']
@@ -51,7 +58,8 @@ def _values(row: Mapping[str, Any]) -> list[str]:
     shown = [written(_last(value)) for value in row["values"]]
     alike = [shown.index(text) for text in shown]
     return [
-        text if row["values"][i] == row["values"][first] else f"{text}, elsewhere" for i, (text, first) in enumerate(zip(shown, alike, strict=True))
+        text if row["values"][i] == row["values"][first] else f"{text}, elsewhere"
+        for i, (text, first) in enumerate(zip(shown, alike, strict=True))
     ]
 
 

@@ -1,4 +1,6 @@
-"""A comparison as text for a terminal of any width. More runs than fit beside each other follow in further blocks."""
+"""A comparison as text for a terminal of any width. More runs than fit beside each other follow in further
+blocks.
+"""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +23,17 @@ BARS = 40
 
 
 def to_text(comparison: Mapping[str, Any], width: int, *, colour: bool) -> str:
-    """The comparison in lines of at most `width` columns; `colour` adds a terminal's codes for bold and green."""
+    """The comparison in lines of at most `width` columns; `colour` adds a terminal's codes for bold and
+    green.
+    """
     out = io.StringIO()
-    console = Console(file=out, width=max(width, 20), force_terminal=colour, color_system="standard" if colour else None, highlight=False)
+    console = Console(
+        file=out,
+        width=max(width, 20),
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        highlight=False,
+    )
     for part in _parts(comparison, max(width, 20)):
         console.print(part)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
@@ -38,13 +48,18 @@ def _parts(comparison: Mapping[str, Any], width: int) -> Iterator[RenderableType
     labels = [run["label"] for run in comparison["runs"]]
     legend = _table()
     for run in comparison["runs"]:
-        about = "  ".join(part for part in (run["state"], *(f"#{tag}" for tag in run["tags"]), run["note"]) if part)
+        about = "  ".join(
+            part for part in (run["state"], *(f"#{tag}" for tag in run["tags"]), run["note"]) if part
+        )
         legend.add_row(_text(run["label"], "bold"), _text(printable(run["run"])), _text(printable(about)))
     yield legend
 
     yield from _differing(comparison["differing"], labels, width)
     rows = score_rows(comparison)
-    scores = [(label, [_text(f"*{text}" if best else text, "bold green" if best else "") for text, best in cells]) for label, cells in rows]
+    scores = [
+        (label, [_text(f"*{text}" if best else text, "bold green" if best else "") for text, best in cells])
+        for label, cells in rows
+    ]
     yield from _blocks("scores", labels, scores, width)
     if any(best for _, cells in rows for _, best in cells):
         yield _text("* the best of its row")
@@ -67,15 +82,26 @@ def _table(title: str = "", labels: Sequence[str] = (), justify: Literal["left",
     return table
 
 
-def _differing(rows: Sequence[Mapping[str, Any]], labels: Sequence[str], width: int) -> Iterator[RenderableType]:
-    """A row a field and a column a run; where that is too wide, each field's values below each other, equal ones once."""
+def _differing(
+    rows: Sequence[Mapping[str, Any]], labels: Sequence[str], width: int
+) -> Iterator[RenderableType]:
+    """A row a field and a column a run; where that is too wide, each field's values below each other,
+    equal ones once.
+    """
     if not rows:
         yield _text("\nno field of the configs differs")
         return
     fields = [(row["field"], [printable(written(value)) for value in row["values"]]) for row in rows]
     title = "what differs"
-    columns = [max(cell_len(text) for text in column) for column in zip(labels, *(values for _, values in fields), strict=True)]
-    if max(cell_len(name) for name in (title, *(name for name, _ in fields))) + sum(2 + column for column in columns) <= width:
+    columns = [
+        max(cell_len(text) for text in column)
+        for column in zip(labels, *(values for _, values in fields), strict=True)
+    ]
+    if (
+        max(cell_len(name) for name in (title, *(name for name, _ in fields)))
+        + sum(2 + column for column in columns)
+        <= width
+    ):
         table = _table(title, labels, "left")
         for name, values in fields:
             table.add_row(_text(name), *map(_text, values))
@@ -106,7 +132,9 @@ def _short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def _blocks(title: str, labels: Sequence[str], rows: Sequence[tuple[str, Sequence[Text]]], width: int) -> Iterator[RenderableType]:
+def _blocks(
+    title: str, labels: Sequence[str], rows: Sequence[tuple[str, Sequence[Text]]], width: int
+) -> Iterator[RenderableType]:
     """Tables of numbers, each with as many runs as fit beside each other."""
     if not rows:
         return
@@ -122,14 +150,18 @@ def _blocks(title: str, labels: Sequence[str], rows: Sequence[tuple[str, Sequenc
         yield table
 
 
-def _curve(title: str, labels: Sequence[str], curves: Sequence[chart.Points], width: int) -> Iterator[RenderableType]:
+def _curve(
+    title: str, labels: Sequence[str], curves: Sequence[chart.Points], width: int
+) -> Iterator[RenderableType]:
     """A line of bars for each run on one scale of steps and values."""
     box = chart.span(curves)
     if box is None:
         return
     _, last, low, high = box
     columns = max(1, min(BARS, width - 30, round(last)))
-    yield _text(f"\n{title}, {low:.4f} {chart.BARS[0]} to {high:.4f} {chart.BARS[-1]}, over {last:,.0f} steps", "bold")
+    yield _text(
+        f"\n{title}, {low:.4f} {chart.BARS[0]} to {high:.4f} {chart.BARS[-1]}, over {last:,.0f} steps", "bold"
+    )
     for label, points in zip(labels, curves, strict=True):
         bars = chart.sparkline(points, columns, last=last, low=low, high=high)
         ends = f"{points[0][1]:.4f} → {points[-1][1]:.4f}" if points else MISSING

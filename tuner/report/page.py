@@ -1,6 +1,7 @@
 """The page of one run: what the base said and what the tuned model says, as JSON and Markdown.
 
-A report holds measured values and answers to questions of the config. It holds no data rows, paths, host names or times: it can be shown.
+A report holds measured values and answers to questions of the config. It holds no data rows, paths, host
+names or times: it can be shown.
 """
 
 import re
@@ -16,14 +17,19 @@ LITTLE = 2_000
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any], *, quant: str = "none") -> dict[str, Any]:
-    """Two measurements ({"loss", "perplexity", "tokens", "answers"}) as one report; `quant` is how the base was held while it trained.
+    """Two measurements ({"loss", "perplexity", "tokens", "answers"}) as one report; `quant` is how the base
+    was held while it trained.
 
-    Raises ValueError when they are not over the same held-out tokens and questions: a comparison would mean nothing.
+    Raises ValueError when they are not over the same held-out tokens and questions: a comparison would mean
+    nothing.
     """
     questions = [row["prompt"] for row in before["answers"]]
     if before["tokens"] != after["tokens"] or questions != [row["prompt"] for row in after["answers"]]:
         raise ValueError("the two measurements are over different held-out tokens or questions")
-    answers = [{"prompt": b["prompt"], "before": b["answer"], "after": a["answer"]} for b, a in zip(before["answers"], after["answers"], strict=True)]
+    answers = [
+        {"prompt": b["prompt"], "before": b["answer"], "after": a["answer"]}
+        for b, a in zip(before["answers"], after["answers"], strict=True)
+    ]
     return {
         "version": VERSION,
         "held_out": {
@@ -39,8 +45,9 @@ def headline(report: Mapping[str, Any]) -> str:
     """The held-out loss in one line.
 
     >>> loss, nothing = {"before": 2.0, "after": 1.5}, {"before": None, "after": None}
-    >>> headline({"held_out": {"tokens": 1200, "loss": loss, "perplexity": {"before": 7.389, "after": 4.4817}}})
-    'held-out loss 2.0000 → 1.5000, perplexity 7.389 → 4.482, over 1,200 tokens, which is little: under 2,000 a small difference may be chance'
+    >>> perplexity = {"before": 7.389, "after": 4.4817}
+    >>> headline({"held_out": {"tokens": 120_000, "loss": loss, "perplexity": perplexity}})
+    'held-out loss 2.0000 → 1.5000, perplexity 7.389 → 4.482, over 120,000 tokens'
     >>> headline({"held_out": {"tokens": 0, "loss": nothing, "perplexity": nothing}})
     'nothing was held out (data.held_out=0), so no loss was measured'
     """
@@ -49,8 +56,8 @@ def headline(report: Mapping[str, Any]) -> str:
     if loss["before"] is None or loss["after"] is None:
         return "nothing was held out (data.held_out=0), so no loss was measured"
     return (
-        f"held-out loss {loss['before']:.4f} → {loss['after']:.4f}, "
-        f"perplexity {perplexity['before']:.4g} → {perplexity['after']:.4g}, over {stands_on(held_out['tokens'])}"
+        f"held-out loss {loss['before']:.4f} → {loss['after']:.4f}, perplexity {perplexity['before']:.4g} → "
+        f"{perplexity['after']:.4g}, over {stands_on(held_out['tokens'])}"
     )
 
 
@@ -60,30 +67,51 @@ def stands_on(tokens: int) -> str:
     >>> stands_on(2000), stands_on(174)
     ('2,000 tokens', '174 tokens, which is little: under 2,000 a small difference may be chance')
     """
-    return f"{tokens:,} tokens" + (f", which is little: under {LITTLE:,} a small difference may be chance" if tokens < LITTLE else "")
+    return f"{tokens:,} tokens" + (
+        f", which is little: under {LITTLE:,} a small difference may be chance" if tokens < LITTLE else ""
+    )
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
-    """The report as a page. Answers are quoted with their markup escaped: they show as the model wrote them."""
+    """The report as a page. Answers are quoted with their markup escaped: they show as the model wrote
+    them.
+    """
     held_out = report["held_out"]
     lines = ["# Before and after", ""]
     if held_out["loss"]["before"] is None or held_out["loss"]["after"] is None:
         lines += [headline(report).capitalize() + "."]
     else:
         lines += ["| | before | after |", "| --- | ---: | ---: |"]
-        lines += [f"| held-out {key} | {held_out[key]['before']:.4f} | {held_out[key]['after']:.4f} |" for key in ("loss", "perplexity")]
-        lines += ["", f"Loss in nats per token, over tokens that were kept out of training: {stands_on(held_out['tokens'])}."]
+        lines += [
+            f"| held-out {key} | {held_out[key]['before']:.4f} | {held_out[key]['after']:.4f} |"
+            for key in ("loss", "perplexity")
+        ]
+        lines += [
+            "",
+            (
+                "Loss in nats per token, over tokens that were kept out of training: "
+                f"{stands_on(held_out['tokens'])}."
+            ),
+        ]
     if bits := BITS.get(report.get("quant", "none")):
         lines += [
             "",
-            f"Before is the base as it was published, not the one in {bits} bits that training began with; after is the adapter in the weights of that one.",
+            (
+                f"Before is the base as it was published, not the one in {bits} bits that training began "
+                "with; after is the adapter in the weights of that one."
+            ),
         ]
     if report["answers"]:
         lines += ["", "## Answers", "", "Greedy, one turn each."]
     for row in report["answers"]:
         lines += ["", f"### {_escape(_flat(row['prompt']))}"]
         for key in ("before", "after"):
-            lines += ["", f"{key}:", "", *(f"> {_escape(line)}".rstrip() for line in (row[key] or "(nothing)").splitlines())]
+            lines += [
+                "",
+                f"{key}:",
+                "",
+                *(f"> {_escape(line)}".rstrip() for line in (row[key] or "(nothing)").splitlines()),
+            ]
     return "\n".join(lines) + "\n"
 
 

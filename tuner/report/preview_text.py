@@ -93,16 +93,31 @@ def as_text(looks: Sequence[Look], words: Words, paint: Paint, *, marks: bool, i
         tokens, trained, size = look.ids, look.trained, len(look.ids)
         if look.left_out:
             beginning, rest = _cut(tokens, AFTER, words) if not whole else (tokens, ())
-            return faint(beginning) + (_note(paint, f"{len(rest):,} more tokens; --all shows them") if rest else "")
+            return faint(beginning) + (
+                _note(paint, f"{len(rest):,} more tokens; --all shows them") if rest else ""
+            )
         if whole or size <= HEAD + 2 * TAIL:
             return shown(tokens, trained)
         first, last = aligned(tokens, HEAD, words.decode), aligned(tokens, size - TAIL, words.decode)
-        between = _note(paint, f"{last - first:,} tokens between, {sum(trained[first:last]):,} of them trained; --all shows them")
-        return shown(tokens[:first], trained[:first]) + between + shown(tokens[last:], trained[last:], tokens[max(0, last - 4) : last])
+        between = _note(
+            paint,
+            f"{last - first:,} tokens between, {sum(trained[first:last]):,} of them trained; --all shows "
+            "them",
+        )
+        return (
+            shown(tokens[:first], trained[:first])
+            + between
+            + shown(tokens[last:], trained[last:], tokens[max(0, last - 4) : last])
+        )
 
     def faint(tokens: Sequence[int], before: Sequence[int] = ()) -> str:
         found = pieces(tokens, [False] * len(tokens), words, before)
-        return painted(found, lambda text, kind: paint(text, kind if kind in ("hidden", "ids") else "left"), marks=marks, ids=ids)
+        return painted(
+            found,
+            lambda text, kind: paint(text, kind if kind in ("hidden", "ids") else "left"),
+            marks=marks,
+            ids=ids,
+        )
 
     def one(look: Look) -> str:
         lines = [paint(_heading(look), "head")]
@@ -119,7 +134,9 @@ def as_text(looks: Sequence[Look], words: Words, paint: Paint, *, marks: bool, i
 
     blocks = [one(look) for look in (looks if whole or len(looks) <= PARTS + 1 else looks[:PARTS])]
     if len(blocks) < len(looks):
-        blocks.append(paint(f"— {len(looks) - len(blocks):,} more of this row; --all shows them —", "note") + "\n")
+        blocks.append(
+            paint(f"— {len(looks) - len(blocks):,} more of this row; --all shows them —", "note") + "\n"
+        )
     return "\n".join(blocks)
 
 
@@ -140,7 +157,11 @@ def _raw(row: Any) -> str:
 def _heading(look: Look) -> str:
     """Where it is from, and what it is."""
     lines = ", ".join(map(str, look.lines[:NAMED])) + (" …" if len(look.lines) > NAMED else "")
-    said = [look.source, f"{look.file}:{lines}" + (f" ({len(look.lines):,} of {look.rows:,} rows)" if look.rows > 1 and look.left_out else "")]
+    said = [
+        look.source,
+        f"{look.file}:{lines}"
+        + (f" ({len(look.lines):,} of {look.rows:,} rows)" if look.rows > 1 and look.left_out else ""),
+    ]
     if look.rows > 1 and not look.left_out:
         said.append(f"of {look.rows:,} rows")
     if look.apart:
@@ -152,7 +173,9 @@ def _heading(look: Look) -> str:
     if look.parts > 1 or (len(look.ids) < len(look.whole) and not look.truncated):
         said.append(f"part {look.part:,} of {look.parts:,}")
     if len(look.ids):
-        said.append(f"{len(look.ids):,} tokens" + ("" if look.left_out else f", {sum(look.trained):,} trained"))
+        said.append(
+            f"{len(look.ids):,} tokens" + ("" if look.left_out else f", {sum(look.trained):,} trained")
+        )
     if look.left_out:
         said.append(f"{'fails the run' if look.fails else 'left out'}: {look.left_out}")
     return "── " + escaped(" · ".join(filter(None, said)).replace("\n", " "))

@@ -1,9 +1,10 @@
-r"""Tokens as text for a person: whole characters, special tokens by their names, and nothing that a terminal would obey or hide.
+r"""Tokens as text for a person: whole characters, special tokens by their names, and nothing that a terminal
+would obey or hide.
 
     ids → pieces (whole characters) → painted: in colours, or ⟦between marks⟧ what is trained
 
-A sign that can't be seen or that moves the cursor is written as Python would: \x1b, \u202e. A text that spells a special token without being
-one gets a backslash: <\|im_end|>.
+A sign that can't be seen or that moves the cursor is written as Python would: \x1b, \u202e. A text that
+spells a special token without being one gets a backslash: <\|im_end|>.
 """
 
 import re
@@ -21,7 +22,18 @@ OPEN, CLOSE = "⟦", "⟧"
 UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0" + OPEN + CLOSE)
 """signs without ink that are no space, and the marks of what is trained"""
 
-Kind = Literal["plain", "special", "trained", "trained special", "hidden", "trained hidden", "left", "note", "head", "ids"]
+Kind = Literal[
+    "plain",
+    "special",
+    "trained",
+    "trained special",
+    "hidden",
+    "trained hidden",
+    "left",
+    "note",
+    "head",
+    "ids",
+]
 Paint = Callable[[str, Kind], str]
 STYLES: dict[Kind, str] = {
     "plain": "",
@@ -56,8 +68,11 @@ class Piece:
     special: bool
 
 
-def pieces(ids: Sequence[int], trained: Sequence[bool], words: Words, before: Sequence[int] = ()) -> list[Piece]:
-    """Tokens in groups of whole characters; none goes over a border between trained and untrained, or over a special token.
+def pieces(
+    ids: Sequence[int], trained: Sequence[bool], words: Words, before: Sequence[int] = ()
+) -> list[Piece]:
+    """Tokens in groups of whole characters; none goes over a border between trained and untrained, or over a
+    special token.
 
     `before` are the ids in front of these: some tokenizers write the first word of a text without its space.
     """
@@ -74,12 +89,16 @@ def pieces(ids: Sequence[int], trained: Sequence[bool], words: Words, before: Se
                 if limit - at > 16:
                     break
             end, text = _whole(ids, at, limit, words.decode, context)
-        found.append(Piece(text=text, ids=tuple(ids[at:end]), trained=bool(trained[at]), special=ids[at] in special))
+        found.append(
+            Piece(text=text, ids=tuple(ids[at:end]), trained=bool(trained[at]), special=ids[at] in special)
+        )
         context, at = list(ids[at:end]), end
     return _told_apart(found, special.values())
 
 
-def _whole(ids: Sequence[int], at: int, limit: int, decode: Callable[[Sequence[int]], str], context: list[int]) -> tuple[int, str]:
+def _whole(
+    ids: Sequence[int], at: int, limit: int, decode: Callable[[Sequence[int]], str], context: list[int]
+) -> tuple[int, str]:
     """The end of the shortest group of whole characters that begins at `at`, and its text."""
     head = decode(context)
 
@@ -108,7 +127,9 @@ def aligned(ids: Sequence[int], at: int, decode: Callable[[Sequence[int]], str])
 
 def _told_apart(found: list[Piece], names: Collection[str]) -> list[Piece]:
     """With a backslash where a text, of one piece or of several, spells a special token."""
-    spelled = re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True) if len(name) > 1) or r"(?!)")
+    spelled = re.compile(
+        "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True) if len(name) > 1) or r"(?!)"
+    )
     result: list[Piece] = []
     for special, group in groupby(found, key=lambda piece: piece.special):
         members = list(group)
@@ -127,7 +148,9 @@ def _told_apart(found: list[Piece], names: Collection[str]) -> list[Piece]:
 
 
 def painted(found: Iterable[Piece], paint: Paint, *, marks: bool, ids: bool) -> str:
-    """The pieces as one text. `marks` puts what is trained between ⟦ and ⟧, `ids` writes behind each piece its tokens: Hello‹9906›↵‹198›."""
+    """The pieces as one text. `marks` puts what is trained between ⟦ and ⟧, `ids` writes behind each piece
+    its tokens: Hello‹9906›↵‹198›.
+    """
     parts: list[str] = []
     for trained, group in groupby(found, key=lambda piece: piece.trained):
         parts.append(OPEN if trained and marks else "")
@@ -166,7 +189,9 @@ def escaped(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def is_hidden(sign: str) -> bool:
-    """Whether a sign can't be seen, or does something: controls but for line breaks and tabs, direction marks, joiners, fillers, surrogates."""
+    """Whether a sign can't be seen, or does something: controls but for line breaks and tabs, direction
+    marks, joiners, fillers, surrogates.
+    """
     if sign in "\n\t":
         return False
     if sign in UNSEEN or 0xE0000 <= ord(sign) <= 0xE0FFF:
@@ -188,7 +213,9 @@ def painter(coloured: bool) -> Paint:
 
 
 def is_coloured() -> bool:
-    """Whether standard output is a terminal with colours, and the person wants them (NO_COLOR, FORCE_COLOR, TERM)."""
+    """Whether standard output is a terminal with colours, and the person wants them (NO_COLOR,
+    FORCE_COLOR, TERM).
+    """
     from rich.console import Console
 
     console = Console()

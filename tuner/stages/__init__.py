@@ -1,4 +1,6 @@
-"""The stages, in the order in which they run. Importing them imports nothing heavy: that happens inside their `run`."""
+"""The stages, in the order in which they run. Importing them imports nothing heavy: that happens inside
+their `run`.
+"""
 
 from tuner.pipeline.stage import Stage
 from tuner.stages.baseline import STAGE as BASELINE

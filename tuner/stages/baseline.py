@@ -1,4 +1,6 @@
-"""baseline: the base model's loss and answers before training. It depends on no training, so a sweep has one."""
+"""baseline: the base model's loss and answers before training. It depends on no training, so a sweep has
+one.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,6 @@
-"""convert: a trained step → a PEFT adapter, or full safetensors, with tokenizer and chat template beside it."""
+"""convert: a trained step → a PEFT adapter, or full safetensors, with tokenizer and chat template beside
+it.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +26,8 @@ def versions(view: View) -> dict[str, int]:
 
 
 def pick(trained: Path, config: Config, finished: bool) -> Pick | None:
-    """The step that convert.step means. Of an unfinished training `last` and `best` become the number that they are now.
+    """The step that convert.step means. Of an unfinished training `last` and `best` become the number that
+    they are now.
 
     Raises ConfigError when a finished training has not kept the step.
     """
@@ -35,13 +38,13 @@ def pick(trained: Path, config: Config, finished: bool) -> Pick | None:
             return None
         if wish == "best":
             raise ConfigError(
-                f"convert.step=best asks for the step with the lowest {config.convert.best_by}, and this training measured none: "
-                "set data.held_out above 0, or convert.best_by=loss."
+                f"convert.step=best asks for the step with the lowest {config.convert.best_by}, and this "
+                "training measured none: set data.held_out above 0, or convert.best_by=loss."
             )
         kept = ", ".join(str(checkpoint.step) for checkpoint in found)
         raise ConfigError(
-            f"convert.step={wish}: the training is finished and kept the steps {kept}. Choose one of these, or train again with redo=train, "
-            "which keeps the step that convert.step names."
+            f"convert.step={wish}: the training is finished and kept the steps {kept}. Choose one of these, "
+            "or train again with redo=train, which keeps the step that convert.step names."
         )
     whole = finished and wish != chosen.step and chosen is found[-1]
     pinned = replace(config, convert=replace(config.convert, step="last" if whole else chosen.step))
@@ -51,11 +54,17 @@ def pick(trained: Path, config: Config, finished: bool) -> Pick | None:
 def run(ctx: Context) -> dict[str, Any]:
     """Write the artifact; facts: the step, and the bytes of its weights.
 
-    However many processes saved the step, its tensors are put together one at a time, on the way from their files to the artifact's.
+    However many processes saved the step, its tensors are put together one at a time, on the way from their
+    files to the artifact's.
     """
     from tuner.data.chat.template import compile_template
     from tuner.data.tokenizer.load import load_vocabulary
-    from tuner.models.checkpoint.companions import spoken, write_config, write_generation_config, write_tokenizer
+    from tuner.models.checkpoint.companions import (
+        spoken,
+        write_config,
+        write_generation_config,
+        write_tokenizer,
+    )
     from tuner.models.export import write_adapter, write_full
     from tuner.models.lora.ties import tie_in
     from tuner.train.checkpoints import sharded
@@ -67,13 +76,21 @@ def run(ctx: Context) -> dict[str, Any]:
     found = steps.choose(steps.kept(trained), ctx.config.convert.step, ctx.config.convert.best_by)
     if found is None or (damaged := found.damaged()):
         which = f": {', '.join(damaged)} of step {found.step}" if found else ""
-        raise StageError(f"The training's files of the step to convert are damaged{which}. Train again with redo=train.")
+        raise StageError(
+            f"The training's files of the step to convert are damaged{which}. Train again with redo=train."
+        )
     weights = sharded.read(found).weights
     if algo.adapter == "lora":
         initial = trained / steps.INITIAL
         tie = tie_in(base, [name.removeprefix("base_model.model.") for name in weights.specs])
         write_adapter(
-            weights, trained / steps.ADAPTER, out, model.repo or "", initial=initial if initial.exists() else None, quant=algo.quant, tie=tie
+            weights,
+            trained / steps.ADAPTER,
+            out,
+            model.repo or "",
+            initial=initial if initial.exists() else None,
+            quant=algo.quant,
+            tie=tie,
         )
     else:
         code, dtype = {"bf16": ("BF16", "bfloat16"), "fp32": ("F32", "float32")}[algo.precision]
@@ -83,7 +100,10 @@ def run(ctx: Context) -> dict[str, Any]:
     pad = write_tokenizer(base, out, chat)
     write_generation_config(base, out, template.end_id, template.stops, pad)
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-    ctx.say(f"step {found.step} as {'an adapter for PEFT' if algo.adapter == 'lora' else 'a full checkpoint'}, {size / 1e6:,.0f} MB")
+    ctx.say(
+        f"step {found.step} as {'an adapter for PEFT' if algo.adapter == 'lora' else 'a full checkpoint'}, "
+        f"{size / 1e6:,.0f} MB"
+    )
     return {"step": found.step, "bytes": size}
 
 

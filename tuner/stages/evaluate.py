@@ -1,6 +1,7 @@
 """evaluate: the tuned model measured as the base was, and the two side by side in a report.
 
-An adapter is merged in memory, to the very weights that merge would write: no merged model has to be on the disk for this.
+An adapter is merged in memory, to the very weights that merge would write: no merged model has to be on the
+disk for this.
 """
 
 import json
@@ -28,7 +29,11 @@ def run(ctx: Context) -> dict[str, Any]:
     """Write eval.json, report.json and report.md."""
     tuned = ctx.inputs["convert"]
     adapted = ADAPTER_FILES[0] in tuned.files
-    base, adapter, quant = (ctx.inputs["fetch_model"].dir, tuned.dir, ctx.config.algo.quant) if adapted else (tuned.dir, None, "none")
+    base, adapter, quant = (
+        (ctx.inputs["fetch_model"].dir, tuned.dir, ctx.config.algo.quant)
+        if adapted
+        else (tuned.dir, None, "none")
+    )
     result, facts = measure(ctx, base, adapter, quant)
     before = json.loads((ctx.inputs["baseline"].dir / "baseline.json").read_text(encoding="utf-8"))
     after = result.to_json()

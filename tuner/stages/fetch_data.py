@@ -1,4 +1,6 @@
-"""fetch_data: find the files of the data set. Files of your own are referenced by content, never copied; those of a hub are downloaded."""
+"""fetch_data: find the files of the data set. Files of your own are referenced by content, never copied;
+those of a hub are downloaded.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -35,12 +37,17 @@ def files(view: View) -> dict[str, Path]:
         apart = _located(data.held_out_path, None, "data.held_out_path", apart=True)
         trained = {file.resolve() for file in found.values()}
         if both := [str(file) for file in apart.values() if file.resolve() in trained]:
-            raise DataError(f"data.held_out_path names {', '.join(both)}, which is trained on too: what is measured must not be. Name another file.")
+            raise DataError(
+                f"data.held_out_path names {', '.join(both)}, which is trained on too: what is measured must "
+                "not be. Name another file."
+            )
         found |= {f"held_out-{name}": file for name, file in apart.items()}
     return found
 
 
-def _located(paths: str | Sequence[str], package: str | None, where: str, *, apart: bool = False) -> dict[str, Path]:
+def _located(
+    paths: str | Sequence[str], package: str | None, where: str, *, apart: bool = False
+) -> dict[str, Path]:
     try:
         return sources.locate(_all(paths), package, apart=apart)
     except DataError as error:
@@ -52,7 +59,9 @@ def _all(paths: str | Sequence[str]) -> Sequence[str]:
 
 
 def notes(view: View) -> list[str]:
-    """What is to be said of the files that lie here: what of a directory was taken and left, and what a file holds beside its rows."""
+    """What is to be said of the files that lie here: what of a directory was taken and left, and what a
+    file holds beside its rows.
+    """
     data, lines = view.data, list[str]()
     apart = data.held_out_path is not None
     for part in parts(view):
@@ -109,9 +118,15 @@ def check(view: View) -> None:
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Bring what lies at a hub, and read until a row of each source can be trained on; what is wrong further on, tokenize finds."""
+    """Bring what lies at a hub, and read until a row of each source can be trained on; what is wrong
+    further on, tokenize finds.
+    """
     view, found = context.config, files(context.config)
-    brought = [_bring(part, prefix(number) if view.data.parts else "", context) for number, part in enumerate(parts(view)) if part.source in HUBS]
+    brought = [
+        _bring(part, prefix(number) if view.data.parts else "", context)
+        for number, part in enumerate(parts(view))
+        if part.source in HUBS
+    ]
     own = [name for facts in brought for name in facts["files"]]
     if brought:
         from tuner.hub import download
@@ -123,9 +138,14 @@ def run(context: Context) -> dict[str, Any]:
     for number, apart in sorted({owner(name) for name in found}):
         part = described[number]
         if number not in shapes:
-            whole = [(file, part.encoding) for name, file in sorted(found.items()) if owner(name)[0] == number]
+            whole = [
+                (file, part.encoding) for name, file in sorted(found.items()) if owner(name)[0] == number
+            ]
             shapes[number] = survey.surveyed(whole, shape_of(part))
-        shape, mine = shapes[number], [file for name, file in sorted(found.items()) if owner(name) == (number, apart)]
+        shape, mine = (
+            shapes[number],
+            [file for name, file in sorted(found.items()) if owner(name) == (number, apart)],
+        )
         look(mine, part.encoding, shape.whole if apart else shape, mixed=bool(view.data.parts))
     for line in notes(view):
         context.say(f"  {line}")
@@ -139,12 +159,16 @@ def _bring(part: View, prefix: str, context: Context) -> dict[str, Any]:
     name = pin_name(part)
     pin = lockfile.find(Path(context.config.lock), name)
     if pin is None:
-        raise ConfigError(f"{context.config.lock} has lost its entry {name!r} since this run was planned. Run the same command again.")
+        raise ConfigError(
+            f"{context.config.lock} has lost its entry {name!r} since this run was planned. Run the same "
+            "command again."
+        )
     return fetch.fetch(fetch.hub_of(part.source), part.repo, pin, context.out, context.say, prefix=prefix)
 
 
 def look(found: Sequence[Path], encoding: str, shape: rows.Shape, *, mixed: bool = False) -> None:
-    """Read files until a row can be trained on. Raises DataError when none can, with what would have them read, if that was found by trying.
+    """Read files until a row can be trained on. Raises DataError when none can, with what would have them
+    read, if that was found by trying.
 
     mixed   whether they are a source of a mixture, of which the command line says nothing
     """
@@ -154,7 +178,9 @@ def look(found: Sequence[Path], encoding: str, shape: rows.Shape, *, mixed: bool
             if any(map(trains, samples)):
                 return
             read += count
-            compared += any(isinstance(one, Preference | Label) for one in samples) or rows.compares(row, shape)
+            compared += any(isinstance(one, Preference | Label) for one in samples) or rows.compares(
+                row, shape
+            )
             if len(sample) < hints.SAMPLE and row is not None:
                 sample.append(row)
             if len(bad) < SHOWN:
@@ -162,21 +188,30 @@ def look(found: Sequence[Path], encoding: str, shape: rows.Shape, *, mixed: bool
     raise DataError(f"{sources.named(found)}: {_why_none(read, compared, bad, sample, shape, mixed)}")
 
 
-def _why_none(read: int, compared: int, bad: Sequence[str], sample: Sequence[Any], shape: rows.Shape, mixed: bool) -> str:
-    """Why no row can be trained on, of so many that were read, so many of which compare answers; and what mends it."""
+def _why_none(
+    read: int, compared: int, bad: Sequence[str], sample: Sequence[Any], shape: rows.Shape, mixed: bool
+) -> str:
+    """Why no row can be trained on, of so many that were read, so many of which compare answers; and what
+    mends it.
+    """
     many = f"{read:,} row{'s' if read > 1 else ''}"
     first = "\n  ".join(bad)
     if compared:
         better = hints.to_train(sample, shape, mixed=mixed)
         return (
-            f"found {many}{f', {compared:,} of them' if compared < read else ' of'} comparisons (chosen and rejected, or a verdict), "
-            "which are for an objective of their own, and none trains on them yet."
+            f"found {many}{f', {compared:,} of them' if compared < read else ' of'} comparisons (chosen and "
+            "rejected, or a verdict), which are for an objective of their own, and none trains on them "
+            "yet."
             + (f" {better}" if better else "")
             + (f"\nSome of them can't be read as comparisons either. The first:\n  {first}" if bad else "")
         )
     way = hints.to_read(sample, shape, mixed=mixed)
     if bad:
-        mend = way or "Mend the rows. data.format and data.columns say how to read others; docs/data.md has the forms that are known."
+        mend = (
+            way
+            or "Mend the rows. data.format and data.columns say how to read others; docs/data.md has the "
+            "forms that are known."
+        )
         return f"none of {many} can be trained on. The first that can't be read:\n  {first}\n{mend}"
     return f"{sources.no_answers(read)}{f' {way}' if way else ''}"
 
@@ -186,14 +221,25 @@ def trains(sample: Sample) -> bool:
     return isinstance(sample, Text) or (isinstance(sample, Conversation) and sample.trains)
 
 
-def _samples(file: Path, encoding: str, shape: rows.Shape) -> Iterable[tuple[int, Sequence[Sample], Iterable[tuple[int, str]], Any]]:
-    """(how many rows, their samples, those that can't be read and why, the row), a row or the rows of a tree at a time; of a tree no row."""
-    entries: Iterator[tuple[int, Any]] = (entry for chunk in readers.chunks(file, encoding, shape.letters) for entry in readers.values(chunk))
+def _samples(
+    file: Path, encoding: str, shape: rows.Shape
+) -> Iterable[tuple[int, Sequence[Sample], Iterable[tuple[int, str]], Any]]:
+    """(how many rows, their samples, those that can't be read and why, the row), a row or the rows of a
+    tree at a time; of a tree no row.
+    """
+    entries: Iterator[tuple[int, Any]] = (
+        entry for chunk in readers.chunks(file, encoding, shape.letters) for entry in readers.values(chunk)
+    )
     head = list(islice(entries, 1))
     entries = chain(head, entries)
     if head and trees.gathers(head[0][1], shape):
         for tree in trees.gather(entries, shape):
-            yield len(tree.numbers), tree.samples, [(number, why) for number, why in tree.left.items() if number in tree.bad], None
+            yield (
+                len(tree.numbers),
+                tree.samples,
+                [(number, why) for number, why in tree.left.items() if number in tree.bad],
+                None,
+            )
         return
     read = rows.reader(shape)
     for number, row in entries:
@@ -228,7 +274,9 @@ def versions(view: View) -> dict[str, int]:
 def cost(view: View, partial: Path) -> tuple[int, int]:
     """Bytes still to download, as far as the hubs tell sizes, and bytes that are here already."""
     wanted = sum(file.size or 0 for pin in pinned(view).values() if pin for file in pin.files.values())
-    here = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) if partial.is_dir() else 0
+    here = (
+        sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) if partial.is_dir() else 0
+    )
     return max(0, wanted - here), min(wanted, here)
 
 

@@ -1,7 +1,8 @@
 """fetch_model: the base model, in the layout of a class that transformers has.
 
-A Hugging Face directory that is in it already is referenced as it is. What a hub has is downloaded; GGUF, pickles, weights in FP8 or MXFP4 and the
-layouts of families without a class are rewritten, and new tokens get their rows: each from one directory to the next, and the last one is the artifact.
+A Hugging Face directory that is in it already is referenced as it is. What a hub has is downloaded; GGUF,
+pickles, weights in FP8 or MXFP4 and the layouts of families without a class are rewritten, and new tokens get
+their rows: each from one directory to the next, and the last one is the artifact.
 """
 
 import shutil
@@ -35,7 +36,14 @@ def look_up(view: View, say: Callable[[str], None]) -> None:
     if view.locked:
         raise ConfigError(lockfile.missing(view.lock, name))
     remote.look_up(
-        model.source, source.repository(view), model.revision, lock=Path(view.lock), name=name, layout=model.layout, file=model.file, say=say
+        model.source,
+        source.repository(view),
+        model.revision,
+        lock=Path(view.lock),
+        name=name,
+        layout=model.layout,
+        file=model.file,
+        say=say,
     )
 
 
@@ -64,18 +72,24 @@ def check(view: View) -> None:
     """The files that lie here are there, and the layout has a name."""
     if view.model.layout not in ("auto", family.NATIVE, *family.VERSIONS):
         known = ("auto", family.NATIVE, *family.VERSIONS)
-        raise ConfigError(f"model.layout={view.model.layout} is no layout.{nearest(view.model.layout, known)} There are {', '.join(known)}.")
+        raise ConfigError(
+            f"model.layout={view.model.layout} is no layout.{nearest(view.model.layout, known)} There are "
+            f"{', '.join(known)}."
+        )
     if view.model.new_tokens and source.layout(view) in family.WITHOUT_CLASS & family.NORMALISED:
         raise ConfigError(
-            "model.new_tokens adds rows to the output head, and a Baichuan2-13B's result is written in its own layout, whose head divides each row by its "
-            "norm: they would be others there. Leave model.new_tokens out, or take another model."
+            "model.new_tokens adds rows to the output head, and a Baichuan2-13B's result is written in its "
+            "own layout, whose head divides each row by its norm: they would be others there. Leave "
+            "model.new_tokens out, or take another model."
         )
     source.local_files(view)
     versions(view)
 
 
 def settle(config: Config, made: Path | None) -> Settled:
-    """The chat template that model/chat=auto stands for. Raises ConfigError where the tokenizer goes with none."""
+    """The chat template that model/chat=auto stands for. Raises ConfigError where the tokenizer goes with
+    none.
+    """
     chat, view = config.model.chat, View(config, "fetch_model")
     if not chat.auto:
         return Settled(config=config)
@@ -87,8 +101,17 @@ def settle(config: Config, made: Path | None) -> Settled:
             return Settled(config=config)  # tokenize says that there is none
         found = choice.choose(directory, view.model.new_tokens)
     else:
-        return Settled(config=config, told=f"chat template: the {'tokenizer' if view.model.source in HUBS else 'file'}'s own, once fetched")
-    return Settled(config=replace(config, model=replace(config.model, chat=found.chat(chat.default_system))), told=found.words)
+        return Settled(
+            config=config,
+            told=(
+                f"chat template: the {'tokenizer' if view.model.source in HUBS else 'file'}'s own, once "
+                "fetched"
+            ),
+        )
+    return Settled(
+        config=replace(config, model=replace(config.model, chat=found.chat(chat.default_system))),
+        told=found.words,
+    )
 
 
 def _tokenizer(view: View) -> Path | None:
@@ -112,11 +135,15 @@ def cost(view: View, partial: Path) -> tuple[int, int]:
         return 0, 0
     from tuner.models import fetch as remote
 
-    return remote.cost(view.model.source, source.repository(view), pin, partial / HUB if versions(view) else partial)
+    return remote.cost(
+        view.model.source, source.repository(view), pin, partial / HUB if versions(view) else partial
+    )
 
 
 def run(ctx: Context) -> dict[str, Any]:
-    """Bring the files, rewrite them where that is needed, and read every header, where a cut-off download shows."""
+    """Bring the files, rewrite them where that is needed, and read every header, where a cut-off download
+    shows.
+    """
     import os
 
     if not sys.stderr.isatty():
@@ -139,7 +166,8 @@ def run(ctx: Context) -> dict[str, Any]:
     directory = next(iter(found.values())).parent
     source.check_methods(directory, view, {})
     config = native(directory)
-    if "gguf" not in todo and todo and any((directory / name).is_file() for name in files.TOKENIZERS):  # a checkpoint may come without
+    # a checkpoint may come without
+    if "gguf" not in todo and todo and any((directory / name).is_file() for name in files.TOKENIZERS):
         from tuner.data.tokenizer.load import load_vocabulary
         from tuner.data.tokenizer.save import save_vocabulary
 
@@ -153,7 +181,10 @@ def run(ctx: Context) -> dict[str, Any]:
         "dtype": main_dtype(specs),
         "bytes": size,
     }
-    ctx.say(f"{facts['architecture']}, {facts['parameters']:,} parameters in {facts['dtype']}, {size / 1e9:.2f} GB")
+    ctx.say(
+        f"{facts['architecture']}, {facts['parameters']:,} parameters in {facts['dtype']}, "
+        f"{size / 1e9:.2f} GB"
+    )
     return facts | ({"commit": commit} if commit else {}) | ({"rewritten": sorted(todo)} if todo else {})
 
 
@@ -217,7 +248,9 @@ def _rewrite(name: str, found: Mapping[str, Path], view: View, out: Path, say: C
 
 
 def native(directory: Path) -> dict[str, Any]:
-    """The model's config.json. Raises DataError when the installed transformers has no class of its own for the model's type, or absurd sizes."""
+    """The model's config.json. Raises DataError when the installed transformers has no class of its own
+    for the model's type, or absurd sizes.
+    """
     from transformers import CONFIG_MAPPING, __version__
 
     from tuner.models import fetch as remote
@@ -226,7 +259,9 @@ def native(directory: Path) -> dict[str, Any]:
     config = files.read_config(path)
     kind = config.get("model_type")
     if not isinstance(kind, str):
-        raise DataError(f"{path} is no model's config: it should be a JSON object with a model_type. Get it again.")
+        raise DataError(
+            f"{path} is no model's config: it should be a JSON object with a model_type. Get it again."
+        )
     if kind not in CONFIG_MAPPING and kind != family.ALIBI:
         own = ", and the model brings its own code, which is never run" if config.get("auto_map") else ""
         raise DataError(

@@ -21,11 +21,17 @@ def measured(view: View) -> dict[str, int]:
     return MEASURE if view.eval.prompts else {"held_out": MEASURE["held_out"]}
 
 
-def measure(ctx: Context, directory: Path, adapter: Path | None, quant: str = "none") -> tuple["Measurement", dict[str, Any]]:
-    """The model in `directory` on what a stage was given, and how it was computed; see tuner.train.evaluate.measure."""
+def measure(
+    ctx: Context, directory: Path, adapter: Path | None, quant: str = "none"
+) -> tuple["Measurement", dict[str, Any]]:
+    """The model in `directory` on what a stage was given, and how it was computed; see
+    tuner.train.evaluate.measure.
+    """
     from tuner.train import evaluate
 
-    return evaluate.measure(ctx.config, ctx.inputs["tokenize"].dir / "held_out.arrow", directory, adapter, quant, ctx.say)
+    return evaluate.measure(
+        ctx.config, ctx.inputs["tokenize"].dir / "held_out.arrow", directory, adapter, quant, ctx.say
+    )
 
 
 def write(path: Path, value: dict[str, Any]) -> None:

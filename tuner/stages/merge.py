@@ -1,4 +1,6 @@
-"""merge: base and adapter → one model directory that loads anywhere, in the dtype in which training held the base. With full fine-tuning that is convert's, linked."""
+"""merge: base and adapter → one model directory that loads anywhere, in the dtype in which training held
+the base. With full fine-tuning that is convert's, linked.
+"""
 
 import shutil
 from pathlib import Path
@@ -20,7 +22,12 @@ FP32 = 1
 def versions(view: View) -> dict[str, int]:
     original = {"original": ORIGINAL} if view.merge.layout == "original" else {}
     whole = {"fp32": FP32} if view.algo.precision == "fp32" and view.algo.adapter == "lora" else {}
-    return {view.algo.adapter: MERGE[view.algo.adapter]} | original | whole | ({"quant": QUANT} if view.algo.quant != "none" else {})
+    return (
+        {view.algo.adapter: MERGE[view.algo.adapter]}
+        | original
+        | whole
+        | ({"quant": QUANT} if view.algo.quant != "none" else {})
+    )
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -29,9 +36,15 @@ def run(ctx: Context) -> dict[str, Any]:
     adapted = config.algo.adapter == "lora"
     aside = base / family.ASIDE
     # a class of tuner's own is for no other tool to read
-    original = config.merge.layout == "original" or read_config(base / "config.json").get("model_type") == family.ALIBI
+    original = (
+        config.merge.layout == "original"
+        or read_config(base / "config.json").get("model_type") == family.ALIBI
+    )
     if original and not aside.is_dir():
-        raise ConfigError("merge.layout=original: this model was not rewritten, so its layout is the original one already. Leave merge.layout out.")
+        raise ConfigError(
+            "merge.layout=original: this model was not rewritten, so its layout is the original one already. "
+            "Leave merge.layout out."
+        )
     if not adapted and not original:
         linked = [link_or_copy(path, ctx.out / name) for name, path in sorted(convert.files.items())]
         return {"bytes": weight_bytes(ctx.out), "linked": all(linked), "layout": "native"}
@@ -51,9 +64,19 @@ def run(ctx: Context) -> dict[str, Any]:
     total = sum(spec.nbytes for spec in Checkpoint(weight_files(whole)).specs.values())
     with bar("merge", total, ctx.say) as advance:
         if original:
-            untied = merge.merge_original(whole, adapter, aside, ctx.out, dtype=code, quant=quant, tick=lambda spec: advance(spec.nbytes))
+            untied = merge.merge_original(
+                whole,
+                adapter,
+                aside,
+                ctx.out,
+                dtype=code,
+                quant=quant,
+                tick=lambda spec: advance(spec.nbytes),
+            )
         else:
-            untied = merge.merge_adapter(base, convert.dir, ctx.out, dtype=code, quant=quant, tick=lambda spec: advance(spec.nbytes))
+            untied = merge.merge_adapter(
+                base, convert.dir, ctx.out, dtype=code, quant=quant, tick=lambda spec: advance(spec.nbytes)
+            )
     if not original:
         write_config(base, ctx.out, str(DTYPES[code]).removeprefix("torch."), untied=untied)
         for name in (*SETTINGS, *TEXT):
@@ -61,9 +84,15 @@ def run(ctx: Context) -> dict[str, Any]:
                 shutil.copyfile(convert.dir / name, ctx.out / name)
         family.keep_aside(base, ctx.out)
     size = weight_bytes(ctx.out)
-    ctx.say(f"base and adapter in one, {size / 1e9:.2f} GB in {config.algo.precision}{', in the original layout' if original else ''}")
+    ctx.say(
+        f"base and adapter in one, {size / 1e9:.2f} GB in "
+        f"{config.algo.precision}{', in the original layout' if original else ''}"
+    )
     if untied:
-        ctx.say("the head was the embedding, and the adapter changed one of the two: they are two matrices now (tie_word_embeddings: false)")
+        ctx.say(
+            "the head was the embedding, and the adapter changed one of the two: they are two matrices now "
+            "(tie_word_embeddings: false)"
+        )
     return {"bytes": size, "linked": False, "layout": "original" if original else "native"}
 
 

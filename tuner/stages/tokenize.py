@@ -16,7 +16,9 @@ from tuner.models.checkpoint.files import TOKENIZERS
 from tuner.pipeline.stage import Context, Stage
 
 CHAT, PACKS, PREPARE = 4, 1, 3
-"""versions of tuner.data.chat.template, tuner.data.packs and tuner.data.tokenize.documents, whose imports are too heavy for a plan; a test holds them equal"""
+"""versions of tuner.data.chat.template, tuner.data.packs and tuner.data.tokenize.documents, whose imports
+are too heavy for a plan; a test holds them equal
+"""
 
 
 def versions(view: View) -> dict[str, int]:
@@ -33,8 +35,9 @@ def check(view: View) -> None:
     directory = Path(place).expanduser() if place else None
     if directory and directory.is_dir() and not any((directory / name).is_file() for name in TOKENIZERS):
         raise DataError(
-            f"{directory} has no tokenizer.json, which turns text into tokens, nor {' or '.join(TOKENIZERS[1:])}. "
-            "Copy it from the model's publisher into that directory, or stop before with until=fetch."
+            f"{directory} has no tokenizer.json, which turns text into tokens, nor "
+            f"{' or '.join(TOKENIZERS[1:])}. Copy it from the model's publisher into that directory, or "
+            "stop before with until=fetch."
         )
 
 
@@ -82,13 +85,27 @@ def run(context: Context) -> dict[str, Any]:
     finally:
         documents.close()
     usable = sum(source.usable for source in sources)
-    ledger.write(context.out / "ledger.json", sources, length=length, cut={"rows": cuts.rows, "of_rows": usable, "with_calls": cuts.calls}, **facts)
+    ledger.write(
+        context.out / "ledger.json",
+        sources,
+        length=length,
+        cut={"rows": cuts.rows, "of_rows": usable, "with_calls": cuts.calls},
+        **facts,
+    )
     advice = cuts.advice(length, usable, longest(context.config, settings.model))
-    for line in [*ledger.table(sources, dataset.use(settings, listed)), _told(facts["train"], length), *apart.told(), *([advice] if advice else [])]:
+    for line in [
+        *ledger.table(sources, dataset.use(settings, listed)),
+        _told(facts["train"], length),
+        *apart.told(),
+        *([advice] if advice else []),
+    ]:
         context.say(f"  {line}")
     wanted, trained = data.min_trained_tokens, facts["train"]["trained_tokens"]
     if wanted is not None and trained < wanted:
-        raise DataError(f"{trained:,} tokens are trained, fewer than data.min_trained_tokens={wanted:,}. Look at the rows, or lower it.")
+        raise DataError(
+            f"{trained:,} tokens are trained, fewer than data.min_trained_tokens={wanted:,}. Look at the "
+            "rows, or lower it."
+        )
     return {
         "packs": facts["train"]["packs"],
         "tokens": facts["train"]["tokens"],
@@ -105,12 +122,18 @@ def longest(view: View, model: Path) -> int | None:
     from tuner.files import read_json
 
     told = read_json(model / "config.json") or {}
-    found = view.model.context or told.get("max_position_embeddings") or (told.get("text_config") or {}).get("max_position_embeddings")
+    found = (
+        view.model.context
+        or told.get("max_position_embeddings")
+        or (told.get("text_config") or {}).get("max_position_embeddings")
+    )
     return found if isinstance(found, int) and found > 0 else None
 
 
 def check_vocabulary(settings: Any) -> None:
-    """Before any row is read: each special token of the template is one id, and no id that a document can hold is beyond the embedding."""
+    """Before any row is read: each special token of the template is one id, and no id that a document can
+    hold is beyond the embedding.
+    """
     from tuner.data.chat.special_tokens import check_rows
     from tuner.data.chat.template import compile_template
     from tuner.data.tokenizer.load import load_vocabulary
@@ -133,8 +156,14 @@ def recall(config: Config, origin: Mapping[str, Any]) -> Config:
     """The chat template of an artifact, where the config leaves it open."""
     if not config.model.chat.auto:
         return config
-    said = {path.removeprefix("model.chat."): value for path, value in origin["inputs"].items() if path.startswith("model.chat.")}
-    return replace(config, model=replace(config.model, chat=freeze({"model": {"chat": said}}, whole=False).model.chat))
+    said = {
+        path.removeprefix("model.chat."): value
+        for path, value in origin["inputs"].items()
+        if path.startswith("model.chat.")
+    }
+    return replace(
+        config, model=replace(config.model, chat=freeze({"model": {"chat": said}}, whole=False).model.chat)
+    )
 
 
 STAGE = Stage(

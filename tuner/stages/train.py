@@ -19,9 +19,13 @@ NOISE = 1
 EARLY_STOP = 2
 """2: decided by up to 64 held-out packs, whatever machine.measure_every and save_every are"""
 METHODS = {"lora": {"lora": 1}, "none": {"full": 2}}
-"""by algo.adapter. full 2: the padding token's row of the embedding trains too, which ends an answer in some families"""
+"""by algo.adapter. full 2: the padding token's row of the embedding trains too, which ends an answer in
+some families
+"""
 QUANT = 2
-"""2: with products in fp32, gradients through a base in 4 bits are of the weights that the forward pass multiplies with"""
+"""2: with products in fp32, gradients through a base in 4 bits are of the weights that the forward pass
+multiplies with
+"""
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -36,7 +40,14 @@ def versions(config: View) -> dict[str, int]:
     noise = {"noise": NOISE} if algo.dropout or algo.neftune else {}
     quant = {"quant": QUANT} if algo.quant != "none" else {}
     stopping = {"early_stop": EARLY_STOP} if algo.early_stop else {}
-    return PIECES | {algo.optim.name: OPTIMIZERS[algo.optim.name]} | METHODS[algo.adapter] | noise | quant | stopping
+    return (
+        PIECES
+        | {algo.optim.name: OPTIMIZERS[algo.optim.name]}
+        | METHODS[algo.adapter]
+        | noise
+        | quant
+        | stopping
+    )
 
 
 def check(config: View) -> None:
@@ -47,22 +58,37 @@ def check(config: View) -> None:
     there = json.loads((Path(config.model.adapter) / "adapter_config.json").read_text(encoding="utf-8"))
     rslora, dora = there.get("use_rslora", False), there.get("use_dora", False)
     scale = lora_init.alpha_of(algo.alpha, r=there["r"], rslora=rslora)
-    pairs = {"r": (algo.r, there["r"]), "alpha": (scale, there["lora_alpha"]), "rslora": (algo.rslora, rslora), "dora": (algo.dora, dora)}
+    pairs = {
+        "r": (algo.r, there["r"]),
+        "alpha": (scale, there["lora_alpha"]),
+        "rslora": (algo.rslora, rslora),
+        "dora": (algo.dora, dora),
+    }
     if wrong := {name: value for name, (own, value) in pairs.items() if own != value}:
         words = " ".join(f"algo.{name}={str(value).lower()}" for name, value in wrong.items())
-        raise ConfigError(f"algo.init=continue goes on from an adapter that was made otherwise than this config says. Add: {words}")
+        raise ConfigError(
+            "algo.init=continue goes on from an adapter that was made otherwise than this config says. Add: "
+            f"{words}"
+        )
 
 
 def progress(partial: Path) -> str | None:
-    """The newest step that a killed training left; whether its files are sound is looked at when it goes on from there."""
+    """The newest step that a killed training left; whether its files are sound is looked at when it goes
+    on from there.
+    """
     found = steps.kept(partial)
     return f"step {found[-1].step}" if found else None
 
 
 def reach(directory: Path, config: View) -> int | None:
-    """The newest step that another training left with its optimizer's state, not behind the end of this one."""
+    """The newest step that another training left with its optimizer's state, not behind the end of this
+    one.
+    """
     end = config.algo.stop_step
-    return max((c.step for c in steps.kept(directory) if c.resumable and (end is None or c.step <= end)), default=None)
+    return max(
+        (c.step for c in steps.kept(directory) if c.resumable and (end is None or c.step <= end)),
+        default=None,
+    )
 
 
 STAGE = Stage(

@@ -1,7 +1,8 @@
-"""The child's side of a stage: `python -m tuner.stages.worker` reads a job from standard input and answers on standard output.
+"""The child's side of a stage: `python -m tuner.stages.worker` reads a job from standard input and answers on
+standard output.
 
-A training in several processes has this in each of them; they answer over their connections to the launcher. The config arrives resolved; Hydra is
-never imported here.
+A training in several processes has this in each of them; they answer over their connections to the launcher.
+The config arrives resolved; Hydra is never imported here.
 """
 
 import ctypes
@@ -32,7 +33,9 @@ PR_SET_PDEATHSIG = 1
 
 
 def follow(parent: int) -> None:
-    """Get SIGTERM when the parent dies, even of SIGKILL: a training saves and ends, anything else just ends."""
+    """Get SIGTERM when the parent dies, even of SIGKILL: a training saves and ends, anything else just
+    ends.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before we could ask
@@ -50,12 +53,17 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # a launcher asks where a process hangs
     job: dict[str, Any] = json.load(sys.stdin)
     follow(job["parent"])
-    rank, size = (int(os.environ[name]) if "control" in job else default for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    rank, size = (
+        int(os.environ[name]) if "control" in job else default
+        for name, default in (("RANK", 0), ("WORLD_SIZE", 1))
+    )
     control = hold(job["control"], rank) if "control" in job else None
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # OpenMP's threads spin while they wait for each other: on cores that something else uses too, that halves the speed and more.
+    # OpenMP's threads spin while they wait for each other: on cores that something else uses too, that halves
+    # the speed and more.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # Packs of other lengths leave gaps in fixed segments; segments that grow hold up to 17 % less, and estimates are made for them.
+    # Packs of other lengths leave gaps in fixed segments; segments that grow hold up to 17 % less, and
+    # estimates are made for them.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     config = freeze(job["config"])
     spare_imports(config, job["stage"], size)
@@ -79,7 +87,10 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
     except Exception as raised:
         error = raised
         if disk_full(raised) and not isinstance(raised, TunerError):
-            error = StoreError(f"The disk is full: {raised}. What was finished is kept; make space (tuner clean) and run the same command again.")
+            error = StoreError(
+                f"The disk is full: {raised}. What was finished is kept; make space (tuner clean) and run "
+                "the same command again."
+            )
         if isinstance(error, TunerError):
             result, code = {"error": type(error).__name__, "message": str(error)}, error.exit_code
         else:
@@ -87,8 +98,11 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
         if control:  # before anything closes: then the others' trouble comes after its cause
             control.tell(result | {"lost": channel_client.lost(raised)})
         if result["error"] is None:
-            # Of the trouble that another process has made, the terminal hears nothing: the launcher tells its cause.
-            (run.log if control and rank == 0 and channel_client.lost(raised) else write)(traceback.format_exc().rstrip())
+            # Of the trouble that another process has made, the terminal hears nothing: the launcher tells its
+            # cause.
+            (run.log if control and rank == 0 and channel_client.lost(raised) else write)(
+                traceback.format_exc().rstrip()
+            )
     if control is None:
         json.dump(result, answer)
         answer.flush()
@@ -105,7 +119,9 @@ def hold(control: dict[str, Any], rank: int) -> Leash:
     try:
         made = Leash(control["host"], control["port"], control["token"], rank, timeout=control["timeout"])
     except OSError as error:
-        raise SystemExit(f"The launcher at {control['host']}, port {control['port']}, can't be reached from here: {error}") from error
+        raise SystemExit(
+            f"The launcher at {control['host']}, port {control['port']}, can't be reached from here: {error}"
+        ) from error
     channel_client.hold(made)
     return made
 
@@ -115,7 +131,8 @@ def spare_imports(config: Config, stage: str, processes: int) -> None:
     algo, trains = config.algo, stage == "train"
     spare(
         bitsandbytes=algo.quant != "none" or (trains and algo.optim.name in BITSANDBYTES),
-        deepspeed=trains and deepspeed.resolve(config.machine, algo, processes=processes).engine == "deepspeed",
+        deepspeed=trains
+        and deepspeed.resolve(config.machine, algo, processes=processes).engine == "deepspeed",
     )
 
 

@@ -1,1 +1,3 @@
-"""Artifacts under fingerprints: made whole or not at all, shared by runs, removed when no run refers to them."""
+"""Artifacts under fingerprints: made whole or not at all, shared by runs, removed when no run refers to
+them.
+"""

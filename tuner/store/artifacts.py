@@ -2,13 +2,14 @@
 
     store/<stage>-<fp12>/     files and manifest.json: published by one rename, never written again
     store/.partial/<key>/     what is being built; `.partial/<key>.json` says from what
-    store/.locks/<key>        who builds it holds it alone, who reads it holds it together with others (tuner/store/locks.py)
+    store/.locks/<key>        who builds it holds it alone, who reads it holds it together with others
+                              (tuner/store/locks.py)
     store/.trash/             what was replaced
     store/.hashes/            sha256 of files by path, size, times and inode
     store/.refs/              what each run refers to (tuner/store/references.py)
 
-A store whose directory its group may write into is shared: all of the group may read what is in it and add to it, and an artifact
-can only be replaced or removed by whoever made it.
+A store whose directory its group may write into is shared: all of the group may read what is in it and add to
+it, and an artifact can only be replaced or removed by whoever made it.
 
 Standard library only, so that a plan costs milliseconds.
 """
@@ -29,7 +30,17 @@ from pathlib import Path
 from typing import Any
 
 from tuner.errors import StoreError
-from tuner.files import drop_leftovers, foreign, group_of, identity, open_to_group, read_json, sha256_of, sync, write_json
+from tuner.files import (
+    drop_leftovers,
+    foreign,
+    group_of,
+    identity,
+    open_to_group,
+    read_json,
+    sha256_of,
+    sync,
+    write_json,
+)
 from tuner.store import locks
 
 MANIFEST = "manifest.json"
@@ -42,7 +53,9 @@ def canonical(value: Any) -> bytes:
     >>> canonical({"b": 1.0, "a": "é"})
     b'{"a":"\\xc3\\xa9","b":1.0}'
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
 
 
 def digest(value: Any) -> str:
@@ -95,7 +108,9 @@ class Store:
     # Reading: nothing here writes, so that a plan can look at a store it may not touch.
 
     def find(self, key: str) -> Artifact | None:
-        """The artifact published under `key`. A manifest that can't be read counts as none: it was damaged."""
+        """The artifact published under `key`. A manifest that can't be read counts as none: it was
+        damaged.
+        """
         path = self.root / key
         try:
             manifest = json.loads((path / MANIFEST).read_bytes())
@@ -111,7 +126,9 @@ class Store:
                 yield artifact
 
     def damage(self, artifact: Artifact, *, deep: bool = False) -> str | None:
-        """What is wrong with an artifact's own files, or None. `deep` reads them all; otherwise only those whose stat changed."""
+        """What is wrong with an artifact's own files, or None. `deep` reads them all; otherwise only those
+        whose stat changed.
+        """
         for name, entry in artifact.manifest["files"].items():
             path = artifact.path / name
             try:
@@ -126,7 +143,9 @@ class Store:
         return None
 
     def sha256(self, path: Path, *, fresh: bool = False) -> str:
-        """A file's sha256, remembered by path, size, times and inode; `fresh` trusts only what this object has read itself."""
+        """A file's sha256, remembered by path, size, times and inode; `fresh` trusts only what this object
+        has read itself.
+        """
         memo = self._memo(path)
         before = identity(path)
         if (read := self._read.get(path)) and read[0] == before:
@@ -135,12 +154,14 @@ class Store:
             sha: str = known["sha256"]
             return sha
         sha = sha256_of(path)
-        # A file written to in the last tick of the clock could change again without a change of its times: not remembered.
+        # A file written to in the last tick of the clock could change again without a change of its times:
+        # not remembered.
         if identity(path) != before or time.time_ns() - before[2] <= 50_000_000:
             return sha
         self._read[path] = (before, sha)
         if memo.parent.is_dir():
-            with suppress(OSError):  # a memory only: a full disk or another user's store costs time, not the run
+            # a memory only: a full disk or another user's store costs time, not the run
+            with suppress(OSError):
                 write_json(memo, {"file": before, "sha256": sha})
         return sha
 
@@ -150,7 +171,11 @@ class Store:
 
     def _memo(self, path: Path) -> Path:
         """Where the hash of a file is remembered: for each user apart."""
-        return self.root / ".hashes" / f"{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]}-{os.geteuid()}"
+        return (
+            self.root
+            / ".hashes"
+            / f"{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]}-{os.geteuid()}"
+        )
 
     def _remembered(self, memo: Path) -> dict[str, Any] | None:
         """In a shared store, only what was written by this user is trusted."""
@@ -164,7 +189,9 @@ class Store:
         return locks.holder(self.root / ".locks" / key)
 
     def partial(self, key: str) -> Path:
-        """Where `key` is being built by this user: beside what another user left in a shared store, which is theirs."""
+        """Where `key` is being built by this user: beside what another user left in a shared store, which
+        is theirs.
+        """
         path = self.root / ".partial" / key
         own = path.with_name(f"{key}-u{os.geteuid()}")
         if self.group() is not None and (own.exists() or foreign(path) or foreign(_note(path))):
@@ -180,7 +207,9 @@ class Store:
         return foreign(self.root / key) if self.group() is not None else None
 
     def guarded(self) -> bool:
-        """Whether nobody else of a shared store's group can rename our artifacts: its directory is sticky, which only its owner can make it."""
+        """Whether nobody else of a shared store's group can rename our artifacts: its directory is sticky,
+        which only its owner can make it.
+        """
         return self.group() is None or bool(self.root.stat().st_mode & stat.S_ISVTX)
 
     # Writing.
@@ -200,12 +229,14 @@ class Store:
             locks.check(self.root / ".locks")
         except OSError as error:
             raise StoreError(
-                f"The output root can't be written to: {error.strerror} ({error.filename or self.root}). Choose another with root=DIR or store=DIR, or mend its permissions."
+                f"The output root can't be written to: {error.strerror} ({error.filename or self.root}). "
+                "Choose another with root=DIR or store=DIR, or mend its permissions."
             ) from error
 
     def _share(self, group: int) -> None:
         """Let the group in. The sticky bit keeps everybody from renaming or removing what is another's."""
-        # What a child leaves unfinished shall be readable by the group too, and a library may make files as it likes; what others may
+        # What a child leaves unfinished shall be readable by the group too, and a library may make files as
+        # it likes; what others may
         # do stays as the person has it, but for writing.
         os.umask(os.umask(0o077) & ~0o070 | 0o022)
         for folder in [self.root / name for name in FOLDERS]:
@@ -214,12 +245,18 @@ class Store:
                 os.chown(folder, -1, group)
                 folder.chmod(0o770 | stat.S_ISGID | stat.S_ISVTX)
             elif not os.access(folder, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, f"{foreign(folder)} keeps others out; they mend it with: chmod 3770", str(folder))
+                raise PermissionError(
+                    errno.EACCES,
+                    f"{foreign(folder)} keeps others out; they mend it with: chmod 3770",
+                    str(folder),
+                )
         if not foreign(self.root):
             self.root.chmod(stat.S_IMODE(self.root.stat().st_mode) | stat.S_ISVTX)
 
     def lock(self, key: str, waiting: Callable[[str], None]) -> AbstractContextManager[int]:
-        """Hold the lock of `key` alone; yields its descriptor, so that a child can keep holding it when its parent dies."""
+        """Hold the lock of `key` alone; yields its descriptor, so that a child can keep holding it when
+        its parent dies.
+        """
         return locks.alone(self.root / ".locks" / key, waiting, group=self.group() is not None)
 
     def lock_at_once(self, key: str) -> AbstractContextManager[bool]:
@@ -227,11 +264,15 @@ class Store:
         return locks.at_once(self.root / ".locks" / key, group=self.group() is not None)
 
     def shared(self, keys: Sequence[str]) -> AbstractContextManager[list[int]]:
-        """Hold the locks of `keys` together with other readers, so that nobody removes these artifacts; yields the descriptors."""
+        """Hold the locks of `keys` together with other readers, so that nobody removes these artifacts;
+        yields the descriptors.
+        """
         return locks.together([self.root / ".locks" / key for key in keys], group=self.group() is not None)
 
     def begin(self, key: str, origin: Mapping[str, Any], *, resume: bool) -> Path:
-        """The directory to build `key` in. With `resume`, what a killed process left stays, if it was made from the same."""
+        """The directory to build `key` in. With `resume`, what a killed process left stays, if it was made
+        from the same.
+        """
         self._refuse_foreign(key)  # now, and not after the work
         path = self.partial(key)
         if not (resume and read_json(_note(path)) == origin):
@@ -262,9 +303,15 @@ class Store:
                 "size": status.st_size,
                 "times": [status.st_mtime_ns, status.st_ctime_ns],
             }
-        content = {name: entry["sha256"] for name, entry in files.items() if not any(fnmatch(name, pattern) for pattern in journal)}
+        content = {
+            name: entry["sha256"]
+            for name, entry in files.items()
+            if not any(fnmatch(name, pattern) for pattern in journal)
+        }
         content |= {name: entry["sha256"] for name, entry in manifest["references"].items()}
-        write_json(partial / MANIFEST, {**manifest, "files": files, "content": content_digest(content)}, indent=1)
+        write_json(
+            partial / MANIFEST, {**manifest, "files": files, "content": content_digest(content)}, indent=1
+        )
         for directory in [partial, *(p for p in partial.rglob("*") if p.is_dir())]:
             sync(directory)
         if group is not None:
@@ -279,7 +326,9 @@ class Store:
         return artifact
 
     def trash(self, key: str) -> Path | None:
-        """Move a published artifact out of the way, by one rename; returns where it is now, or None when there was none."""
+        """Move a published artifact out of the way, by one rename; returns where it is now, or None when
+        there was none.
+        """
         self._refuse_foreign(key)
         target = self.root / ".trash" / f"{key}-{time.time_ns()}"
         try:
@@ -291,8 +340,9 @@ class Store:
     def _refuse_foreign(self, key: str) -> None:
         if other := self.owner(key):
             raise StoreError(
-                f"{key} in the shared store {self.root} belongs to {other}, and only they can replace it. Ask them to build it again, give your run a "
-                "variant=NAME of its own (which trains apart from theirs), or use a store of your own with store=DIR."
+                f"{key} in the shared store {self.root} belongs to {other}, and only they can replace it. "
+                "Ask them to build it again, give your run a variant=NAME of its own (which trains apart "
+                "from theirs), or use a store of your own with store=DIR."
             )
 
 

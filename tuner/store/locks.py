@@ -1,7 +1,8 @@
-"""Locks: a flock on one file for each artifact. Who builds it holds it alone; who reads it holds it together with others.
+"""Locks: a flock on one file for each artifact. Who builds it holds it alone; who reads it holds it together
+with others.
 
-The kernel releases a lock when the last process that has the file open ends. The file says who holds it alone, and is never
-unlinked, since a lock on an unlinked file guards nothing.
+The kernel releases a lock when the last process that has the file open ends. The file says who holds it
+alone, and is never unlinked, since a lock on an unlinked file guards nothing.
 """
 
 import fcntl
@@ -26,7 +27,9 @@ LOCAL = {
     "afs": {"flock=local"},
     "9p": {"trans=virtio", "trans=tcp", "trans=rdma"},
 }
-"""File systems that several machines may have mounted → the mount options with which a flock holds on one machine only."""
+"""File systems that several machines may have mounted → the mount options with which a flock holds on one
+machine only.
+"""
 
 MEND = {
     "nfs": "without nolock, and with local_lock=none (the server needs its lock service)",
@@ -37,15 +40,25 @@ MEND = {
     "afs": "with flock=openafs",
 }
 
-ALWAYS_LOCAL = {"fuse.sshfs", "fuse.rclone", "fuse.s3fs", "fuse.gcsfuse", "fuse.goofys", "fuse.blobfuse", "fuse.blobfuse2", "fuse.mount-s3"}
+ALWAYS_LOCAL = {
+    "fuse.sshfs",
+    "fuse.rclone",
+    "fuse.s3fs",
+    "fuse.gcsfuse",
+    "fuse.goofys",
+    "fuse.blobfuse",
+    "fuse.blobfuse2",
+    "fuse.mount-s3",
+}
 """Those that leave every flock to the kernel of the machine, whatever the options are."""
 
 
 def open_lock(path: Path, *, group: bool) -> int:
-    """The descriptor of a lock file, which is made when it is not there; in a `group`'s store all of the group may lock it.
+    """The descriptor of a lock file, which is made when it is not there; in a `group`'s store all of the
+    group may lock it.
 
-    Never O_CREAT on a file that is there: in a sticky directory the kernel refuses that for another user's file
-    (fs.protected_regular). Raises StoreError when the file can't be opened.
+    Never O_CREAT on a file that is there: in a sticky directory the kernel refuses that for another user's
+    file (fs.protected_regular). Raises StoreError when the file can't be opened.
     """
     while True:
         try:
@@ -57,8 +70,9 @@ def open_lock(path: Path, *, group: bool) -> int:
                 return os.open(path, os.O_RDONLY)  # enough for a lock, except over a network
             except PermissionError as error:
                 raise StoreError(
-                    f"{path} can't be opened: it belongs to {owner(path)}, who keeps it from others, so nobody can tell whether that artifact is "
-                    f"being built. They mend it with: chmod 660 {path}"
+                    f"{path} can't be opened: it belongs to {owner(path)}, who keeps it from others, so "
+                    "nobody can tell whether that artifact is being built. They mend it with: chmod 660 "
+                    f"{path}"
                 ) from error
         with suppress(FileExistsError):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o660 if group else 0o666)
@@ -79,8 +93,9 @@ def _try(fd: int, how: int) -> bool:
         return False
     except OSError as error:
         raise StoreError(
-            f"A lock can't be taken in the store ({error.strerror}): over a network that needs write permission to the file. Ask its owner for "
-            "chmod g+w on the store's .locks directory and the files in it, or use a store of your own with store=DIR."
+            f"A lock can't be taken in the store ({error.strerror}): over a network that needs write "
+            "permission to the file. Ask its owner for chmod g+w on the store's .locks directory and the "
+            "files in it, or use a store of your own with store=DIR."
         ) from error
     return True
 
@@ -115,7 +130,8 @@ def alone(path: Path, waiting: Callable[[str], None], *, group: bool) -> Iterato
                 fcntl.flock(fd, fcntl.LOCK_UN)  # two that wait must not hold each other up
                 told = True
             time.sleep(0.1)
-        with suppress(OSError):  # a lock that could only be opened for reading holds, but its text can't be written
+        # a lock that could only be opened for reading holds, but its text can't be written
+        with suppress(OSError):
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{socket.gethostname()}:{os.getpid()}".encode(), 0)
         yield fd
@@ -157,11 +173,13 @@ def check(directory: Path) -> None:
         except BlockingIOError:
             return
         raise StoreError(
-            f"Locks do nothing on the file system of {directory.parent}: two processes could build the same artifact over each other. Put the store on a local disk with store=DIR."
+            f"Locks do nothing on the file system of {directory.parent}: two processes could build the same "
+            "artifact over each other. Put the store on a local disk with store=DIR."
         )
     except OSError as error:
         raise StoreError(
-            f"The file system of {directory.parent} has no locks ({error.strerror}); on NFS they need the lock service. Put the store on a local disk with store=DIR."
+            f"The file system of {directory.parent} has no locks ({error.strerror}); on NFS they need the "
+            "lock service. Put the store on a local disk with store=DIR."
         ) from error
     finally:
         os.close(first)
@@ -170,12 +188,13 @@ def check(directory: Path) -> None:
 
 
 def lock_trouble(mountinfo: str, path: Path) -> str | None:
-    """Why locks at `path` hold on this machine only, by the text of /proc/self/mountinfo; None when they hold everywhere, as far as can be told.
+    """Why locks at `path` hold on this machine only, by the text of /proc/self/mountinfo; None when they hold
+    everywhere, as far as can be told.
 
-    `check` sees locks that fail or do nothing. It can't see those of which another machine knows nothing; the mount options tell.
-    On Lustre without any of its lock options a flock fails, which `check` sees. A 9p file system that a machine got from the host
-    it runs in is used by that machine alone (trans=fd, aname=drvfs). Fields: proc_pid_mountinfo(5); options: nfs(5),
-    mount.lustre(8), mount.cifs(8).
+    `check` sees locks that fail or do nothing. It can't see those of which another machine knows nothing; the
+    mount options tell. On Lustre without any of its lock options a flock fails, which `check` sees. A 9p file
+    system that a machine got from the host it runs in is used by that machine alone (trans=fd, aname=drvfs).
+    Fields: proc_pid_mountinfo(5); options: nfs(5), mount.lustre(8), mount.cifs(8).
     """
     found: tuple[Path, str, set[str]] | None = None
     for line in mountinfo.splitlines():
@@ -183,8 +202,13 @@ def lock_trouble(mountinfo: str, path: Path) -> str | None:
         if len(fields := front.split()) < 6 or len(behind := back.split(None, 2)) < 1:
             continue
         mount = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4]))
-        if path.is_relative_to(mount) and (found is None or len(mount.parts) >= len(found[0].parts)):  # what was mounted later lies on top
-            found = mount, behind[0], {*fields[5].split(","), *(behind[2].split(",") if len(behind) > 2 else ())}
+        # what was mounted later lies on top
+        if path.is_relative_to(mount) and (found is None or len(mount.parts) >= len(found[0].parts)):
+            found = (
+                mount,
+                behind[0],
+                {*fields[5].split(","), *(behind[2].split(",") if len(behind) > 2 else ())},
+            )
     if found is None:
         return None
     mount, kind, options = found
@@ -196,6 +220,6 @@ def lock_trouble(mountinfo: str, path: Path) -> str | None:
     how = f"is mounted with {reasons[0]}" if reasons else f"is {kind.removeprefix('fuse.')}"
     mend = f" Have it mounted {MEND[kind]}, or put" if kind in MEND else " Put"
     return (
-        f"{mount} ({kind}) {how}, so locks there hold on this machine only: two machines could build the same artifact over each other."
-        f"{mend} the store on a local disk with store=DIR."
+        f"{mount} ({kind}) {how}, so locks there hold on this machine only: two machines could build the "
+        f"same artifact over each other.{mend} the store on a local disk with store=DIR."
     )

@@ -2,9 +2,9 @@
 
     store/.refs/<digest>.json   {"run": its directory, "host": …, "user": …, "keys": […]}
 
-Every run leaves such a note in the store, so that whoever cleans sees everybody's runs and needs no look into their homes. Where a
-run can be looked at, its links count and not the note. A run in the store's own root is noted by its place relative to the store:
-the root may be moved, copied or mounted elsewhere.
+Every run leaves such a note in the store, so that whoever cleans sees everybody's runs and needs no look into
+their homes. Where a run can be looked at, its links count and not the note. A run in the store's own root is
+noted by its place relative to the store: the root may be moved, copied or mounted elsewhere.
 """
 
 import hashlib
@@ -30,7 +30,9 @@ KEY = re.compile(r"[a-z_]+-[0-9a-f]{12}")
 
 
 def linked(store: Store, run: Path) -> set[str]:
-    """The keys that a run's directory links in the store, published or not. A link to nowhere counts too: it may be broken only from here."""
+    """The keys that a run's directory links in the store, published or not. A link to nowhere counts too:
+    it may be broken only from here.
+    """
     here = os.path.realpath(store.root)
     places = (here, os.path.join(here, ".partial"))  # noqa: PTH118
     found = set()
@@ -45,17 +47,23 @@ def linked(store: Store, run: Path) -> set[str]:
 
 
 def note(store: Store, run: Path, *more: str) -> None:
-    """Write down what a run's directory links in the store, and the keys of `more`, which it is about to link. Whole or not."""
+    """Write down what a run's directory links in the store, and the keys of `more`, which it is about to
+    link. Whole or not.
+    """
     file, group = note_file(store, run), store.group()
     # Looked at again after writing: another process may have linked something in the same run meanwhile.
     while (read_json(file) or {}).get("keys", []) != (keys := sorted({*linked(store, run), *more})):
-        write_json(file, {"run": _place(store, run), "host": socket.gethostname(), "user": owner(run), "keys": keys})
+        write_json(
+            file, {"run": _place(store, run), "host": socket.gethostname(), "user": owner(run), "keys": keys}
+        )
         if group is not None:
             open_to_group(file, group)
 
 
 def note_file(store: Store, run: Path) -> Path:
-    """Where a run's note is: under its place and inode, since another machine may have another run at the same place, and for each user apart."""
+    """Where a run's note is: under its place and inode, since another machine may have another run at the
+    same place, and for each user apart.
+    """
     name = f"{_place(store, run)}\0{run.stat().st_ino}\0{os.geteuid()}"
     return store.root / FOLDER / f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.json"
 
@@ -67,10 +75,11 @@ def _place(store: Store, run: Path) -> str:
 
 
 def referenced(store: Store, root: Path) -> dict[str, list[Path]]:
-    """Key → the directories of the runs that refer to it: those under `root`, those beside the store, and those that have left a note.
+    """Key → the directories of the runs that refer to it: those under `root`, those beside the store, and
+    those that have left a note.
 
-    Raises StoreError when there is a run that can't be looked into and has left no note, or a note that can't be read: then nobody
-    knows what is still needed.
+    Raises StoreError when there is a run that can't be looked into and has left no note, or a note that can't
+    be read: then nobody knows what is still needed.
     """
     found: dict[str, list[Path]] = {}
     looked: set[Path] = set()
@@ -90,8 +99,9 @@ def referenced(store: Store, root: Path) -> dict[str, list[Path]]:
     if closed:
         run = min(closed)
         raise StoreError(
-            f"{run} belongs to {owner(run)} and can't be looked into, and it has left no note in the store, so nobody knows what it refers to. "
-            "Any run of theirs in it leaves one; or they let you in with chmod g+rx, or remove the directory."
+            f"{run} belongs to {owner(run)} and can't be looked into, and it has left no note in the store, "
+            "so nobody knows what it refers to. Any run of theirs in it leaves one; or they let you in "
+            "with chmod g+rx, or remove the directory."
         )
     return found
 
@@ -133,21 +143,26 @@ def _notes(store: Store) -> Iterator[tuple[Path, Mapping[str, Any], Path]]:
         ref = read_json(file)
         try:
             if ref is not None:
-                yield file, {name: ref[name] for name in ("host", "user", "keys")}, Path(os.path.normpath(Path(here, ref["run"])))
+                yield (
+                    file,
+                    {name: ref[name] for name in ("host", "user", "keys")},
+                    Path(os.path.normpath(Path(here, ref["run"]))),
+                )
                 continue
         except KeyError:
             pass
         if file.exists():
             raise StoreError(
-                f"{file} can't be read. It says what a run refers to, so nothing is removed without it. If no run is missing from `status`, remove it: every run writes its own again."
+                f"{file} can't be read. It says what a run refers to, so nothing is removed without it. If "
+                "no run is missing from `status`, remove it: every run writes its own again."
             )
 
 
 def _told(store: Store, file: Path, ref: Mapping[str, Any], run: Path) -> Any:
     """The keys that a noted run refers to: by its links, or else by its note; None when the run is gone.
 
-    It is gone when it is not there on the host that wrote the note, or beside the store. A whole root that is not there may be one
-    that is not mounted now: only its own user's word counts then.
+    It is gone when it is not there on the host that wrote the note, or beside the store. A whole root that is
+    not there may be one that is not mounted now: only its own user's word counts then.
     """
     try:
         return linked(store, run)
@@ -174,9 +189,11 @@ class Leftover:
 
 
 def leftovers(store: Store, known: Mapping[str, list[Path]]) -> Iterator[Leftover]:
-    """What no run of `known` refers to and nobody is building: artifacts, then partial directories with their notes, then the trash.
+    """What no run of `known` refers to and nobody is building: artifacts, then partial directories with their
+    notes, then the trash.
 
-    A partial directory of a key that a run refers to is what a stopped training goes on from, until the artifact is published.
+    A partial directory of a key that a run refers to is what a stopped training goes on from, until the
+    artifact is published.
     """
     now, shared = time.time(), store.group() is not None
 
@@ -185,10 +202,18 @@ def leftovers(store: Store, known: Mapping[str, list[Path]]) -> Iterator[Leftove
             artifact = store.find(paths[0].name) if paths[0].parent == store.root else None
             made = artifact.manifest.get("made", 0.0) if artifact else paths[0].lstat().st_ctime
             if key is None or store.holder(key) is None:
-                yield Leftover(label=label, key=key, paths=paths, owner=foreign(paths[0]) if shared else None, age=now - made)
+                yield Leftover(
+                    label=label,
+                    key=key,
+                    paths=paths,
+                    owner=foreign(paths[0]) if shared else None,
+                    age=now - made,
+                )
 
     for entry in _entries(store.root):
-        if (KEY.fullmatch(entry.name) or store.find(entry.name)) and not needed(store, Path(entry.path), known):
+        if (KEY.fullmatch(entry.name) or store.find(entry.name)) and not needed(
+            store, Path(entry.path), known
+        ):
             yield from leftover(entry.name, entry.name, Path(entry.path))
     partial: dict[str, list[Path]] = {}
     for entry in _entries(store.root / ".partial"):

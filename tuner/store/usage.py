@@ -1,4 +1,6 @@
-"""What the store takes on the disk, each file counted once however many names it has: in all, for a run, for a run alone, for nobody."""
+"""What the store takes on the disk, each file counted once however many names it has: in all, for a run,
+for a run alone, for nobody.
+"""
 
 import os
 import stat
@@ -47,7 +49,9 @@ class Usage:
         self._seen: dict[tuple[int, int], tuple[int, int]] = dict(before._seen) if before else {}
 
     def add(self, found: Iterable[Name]) -> int:
-        """Count names in; returns the bytes of the files of which that was the last name, which come back when all that was counted is removed."""
+        """Count names in; returns the bytes of the files of which that was the last name, which come back
+        when all that was counted is removed.
+        """
         complete = 0
         for name in found:
             times = self._seen.get(name.inode, (0, 0))[0] + 1
@@ -83,14 +87,18 @@ class Ledger:
     def of(self, run: Path) -> int:
         """Bytes of all that a run's directory refers to."""
         here, usage = run.resolve(), Usage()
-        self._add(usage, [path for key, runs in self.known.items() if here in runs for path in self._places(key)])
+        self._add(
+            usage, [path for key, runs in self.known.items() if here in runs for path in self._places(key)]
+        )
         return usage.total()
 
     def own(self, run: Path) -> int:
         """Bytes that come back when only this run goes, and then all that no run refers to."""
         here, usage = run.resolve(), Usage()
         self._add(usage, [path for item in self.leftovers for path in item.paths])
-        return self._add(usage, [path for key, runs in self.known.items() if runs == [here] for path in self._places(key)])
+        return self._add(
+            usage, [path for key, runs in self.known.items() if runs == [here] for path in self._places(key)]
+        )
 
     def _places(self, key: str) -> list[Path]:
         """Where an artifact lies; while it is not published, where it is being built."""

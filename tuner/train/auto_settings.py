@@ -1,4 +1,6 @@
-"""What `auto` and the neutral fields mean on this machine: facts of the training, which one that goes on keeps."""
+"""What `auto` and the neutral fields mean on this machine: facts of the training, which one that goes on
+keeps.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,22 +23,34 @@ def device_of(machine: View, began: Mapping[str, Any]) -> torch.device:
     return torch.device("cpu") if machine.device == "auto" and began.get("device") == "cpu" else device
 
 
-def resolve(config: View, device: torch.device, began: Mapping[str, Any], *, processes: int, here: int) -> dict[str, Any]:
-    """What is known before there is a model; `here` is the number of processes on this machine, who share its cores.
+def resolve(
+    config: View, device: torch.device, began: Mapping[str, Any], *, processes: int, here: int
+) -> dict[str, Any]:
+    """What is known before there is a model; `here` is the number of processes on this machine, who share its
+    cores.
 
-    A field at `auto` keeps what it meant when the training began. Raises ConfigError for what can't be together.
+    A field at `auto` keeps what it meant when the training began. Raises ConfigError for what can't be
+    together.
     """
     machine = config.machine
     case = deepspeed.resolve(machine, config.algo, processes=processes)
     if why := deepspeed.problem(case):
         raise ConfigError(why)
     facts = {
-        "device": device.type, "torch": torch.__version__, "engine": case.engine, "zero": case.zero, "offload": case.offload, "processes": processes,
-        "sequence_parallel": machine.sequence_parallel, "deterministic": machine.deterministic,
-    }  # fmt: skip
+        "device": device.type,
+        "torch": torch.__version__,
+        "engine": case.engine,
+        "zero": case.zero,
+        "offload": case.offload,
+        "processes": processes,
+        "sequence_parallel": machine.sequence_parallel,
+        "deterministic": machine.deterministic,
+    }
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
-    facts["threads"] = began.get("threads", max(1, cores() // here)) if machine.threads == "auto" else machine.threads
+    facts["threads"] = (
+        began.get("threads", max(1, cores() // here)) if machine.threads == "auto" else machine.threads
+    )
     return facts
 
 

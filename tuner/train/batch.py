@@ -33,15 +33,23 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The same on another device. The host does not wait for a GPU."""
         place = torch.device(device)
-        ids_1N, positions_1N, keep_M, targets_M = (send(x, place) for x in (self.ids_1N, self.positions_1N, self.keep_M, self.targets_M))
+        ids_1N, positions_1N, keep_M, targets_M = (
+            send(x, place) for x in (self.ids_1N, self.positions_1N, self.keep_M, self.targets_M)
+        )
         return replace(self, ids_1N=ids_1N, positions_1N=positions_1N, keep_M=keep_M, targets_M=targets_M)
 
 
-def collate(packs: Sequence[Pack], device: torch.device | str = "cpu", *, indices: Sequence[int] | None = None, step: int = 0) -> Batch:
+def collate(
+    packs: Sequence[Pack],
+    device: torch.device | str = "cpu",
+    *,
+    indices: Sequence[int] | None = None,
+    step: int = 0,
+) -> Batch:
     """The packs as one Batch on `device`; `indices` are their numbers, 0, 1, 2 … when None.
 
-    A token is predicted from the position before it, so a document's first token is no target. Two documents, `a b C` and `d E`
-    with the capitals trained:
+    A token is predicted from the position before it, so a document's first token is no target. Two documents,
+    `a b C` and `d E` with the capitals trained:
 
         ids        a b C d E
         positions  0 1 2 0 1
@@ -54,7 +62,9 @@ def collate(packs: Sequence[Pack], device: torch.device | str = "cpu", *, indice
     lengths_D = np.concatenate([pack.lengths for pack in packs])
     positions_N = np.concatenate([np.arange(length, dtype=np.int64) for length in lengths_D])
     if len(positions_N) != len(ids_N):
-        raise ValueError(f"the documents of the packs have {len(positions_N)} tokens together, the packs {len(ids_N)}")
+        raise ValueError(
+            f"the documents of the packs have {len(positions_N)} tokens together, the packs {len(ids_N)}"
+        )
     targets = np.flatnonzero(trained_N & (positions_N > 0))
     numbers = range(len(packs)) if indices is None else indices
     return Batch(
@@ -73,11 +83,20 @@ def alone(pack: Pack) -> Iterator[Pack]:
     ends = np.cumsum(pack.lengths)
     for number, (end, length) in enumerate(zip(ends.tolist(), pack.lengths.tolist(), strict=True)):
         one, part = slice(end - length, end), slice(number, number + 1)
-        yield replace(pack, ids=pack.ids[one], trained=pack.trained[one], lengths=pack.lengths[part], files=pack.files[part], lines=pack.lines[part])
+        yield replace(
+            pack,
+            ids=pack.ids[one],
+            trained=pack.trained[one],
+            lengths=pack.lengths[part],
+            files=pack.files[part],
+            lines=pack.lines[part],
+        )
 
 
 class Alone(Sequence[Pack]):
-    """Packs as the documents in them, each a pack of its own: the rows of a model that carries a state from token to token."""
+    """Packs as the documents in them, each a pack of its own: the rows of a model that carries a state
+    from token to token.
+    """
 
     def __init__(self, packs: Sequence[Pack] | Packs) -> None:
         self._packs = packs
@@ -105,11 +124,19 @@ class Alone(Sequence[Pack]):
 
 
 def empty_batch(step: int = 0) -> Batch:
-    """One document of two tokens, neither a target: for a process that has no packs where others have some, and must keep pace with them."""
+    """One document of two tokens, neither a target: for a process that has no packs where others have
+    some, and must keep pace with them.
+    """
     none = torch.zeros(0, dtype=torch.int64)
     return Batch(
-        ids_1N=torch.zeros(1, 2, dtype=torch.int64), positions_1N=torch.tensor([[0, 1]]), keep_M=none, targets_M=none, borders=(0, 2), packs=((-1, 2),), step=step
-    )  # fmt: skip
+        ids_1N=torch.zeros(1, 2, dtype=torch.int64),
+        positions_1N=torch.tensor([[0, 1]]),
+        keep_M=none,
+        targets_M=none,
+        borders=(0, 2),
+        packs=((-1, 2),),
+        step=step,
+    )
 
 
 def count_targets(packs: Sequence[Pack]) -> int:

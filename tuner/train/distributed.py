@@ -23,7 +23,9 @@ SIOCGIFADDR = 0x8915
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class World:
-    """This process among those that train together. What it says to the others goes over the processor, in the order in which all of them call."""
+    """This process among those that train together. What it says to the others goes over the processor, in
+    the order in which all of them call.
+    """
 
     rank: int
     """0 is the one that writes the journal and speaks"""
@@ -49,7 +51,10 @@ class World:
         except RuntimeError as error:
             if not lost(error):
                 raise
-            raise StageError(f"Rank {self.rank} of {self.size} lost another one, or waited for it in vain: {' '.join(str(error).split())}") from error
+            raise StageError(
+                f"Rank {self.rank} of {self.size} lost another one, or waited for it in vain: "
+                f"{' '.join(str(error).split())}"
+            ) from error
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Place by place over all processes, in fp64 and in the order of the ranks."""
@@ -66,25 +71,32 @@ def alone(device: torch.device) -> World:
 
 @contextmanager
 def from_environment(device: torch.device, *, timeout: float) -> Iterator[World]:
-    """The processes among which a launcher started this one: ours, or one that sets what torchrun does (RANK, WORLD_SIZE, MASTER_ADDR …).
+    """The processes among which a launcher started this one: ours, or one that sets what torchrun does (RANK,
+    WORLD_SIZE, MASTER_ADDR …).
 
     On GPUs each process has the one of its LOCAL_RANK. `timeout`: seconds that they wait for each other.
 
-    All go out together, unless an error ends one of them: what the others then wait for never comes, and who started them ends them.
-    Raises ConfigError where there are fewer GPUs than processes, StageError where the others do not come.
+    All go out together, unless an error ends one of them: what the others then wait for never comes, and who
+    started them ends them. Raises ConfigError where there are fewer GPUs than processes, StageError where the
+    others do not come.
     """
-    size, rank, local = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")))
+    size, rank, local = (
+        int(os.environ.get(name, default))
+        for name, default in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
+    )
     if size == 1:
         try:
             yield alone(device)
         finally:
-            if dist.is_initialized():  # by DeepSpeed's engine; NCCL complains at the end of a process that leaves it
+            # by DeepSpeed's engine; NCCL complains at the end of a process that leaves it
+            if dist.is_initialized():
                 dist.destroy_process_group()
         return
     if device.type == "cuda":
         if local >= (count := torch.cuda.device_count()):
             raise ConfigError(
-                f"Process {local} of this machine has no GPU: {count} are visible. Take a process for each, with machine.processes={count}."
+                f"Process {local} of this machine has no GPU: {count} are visible. Take a process for each, "
+                f"with machine.processes={count}."
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
@@ -93,14 +105,21 @@ def from_environment(device: torch.device, *, timeout: float) -> Iterator[World]
     patience = timedelta(seconds=timeout)
     try:
         if leash := held():
-            dist.init_process_group(backend, store=_store(leash, rank, size, patience), rank=rank, world_size=size, timeout=patience)
+            dist.init_process_group(
+                backend,
+                store=_store(leash, rank, size, patience),
+                rank=rank,
+                world_size=size,
+                timeout=patience,
+            )
         else:
             dist.init_process_group(backend, timeout=patience)
         world.barrier()
     except (RuntimeError, ValueError) as error:
         if isinstance(error, RuntimeError) and lost(error):
             raise StageError(
-                f"Rank {rank} of {size} did not meet the others within {timeout:g} s (machine.timeout): {' '.join(str(error).split())}"
+                f"Rank {rank} of {size} did not meet the others within {timeout:g} s (machine.timeout): "
+                f"{' '.join(str(error).split())}"
             ) from error
         raise
     try:
@@ -117,14 +136,23 @@ def _part(world: World) -> None:
 
 
 def _store(leash: Leash, rank: int, size: int, patience: timedelta) -> Store:
-    """The store where all meet. The first process listens on a port that the kernel chose, and no one else can have taken; the launcher tells the others."""
+    """The store where all meet. The first process listens on a port that the kernel chose, and no one else
+    can have taken; the launcher tells the others.
+    """
     near = int(os.environ["LOCAL_WORLD_SIZE"]) == size
     listener = socket.create_server(("127.0.0.1" if near else "", 0), backlog=2 * size) if rank == 0 else None
     host, port, own = leash.meet(listener.getsockname()[1] if listener else None)
     store = TCPStore(
-        host, port, size, is_master=rank == 0, timeout=patience, wait_for_workers=False, master_listen_fd=listener.detach() if listener else None
+        host,
+        port,
+        size,
+        is_master=rank == 0,
+        timeout=patience,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach() if listener else None,
     )
-    # Gloo would take the address of this machine's name, which in many an /etc/hosts is a loopback address: the others can't reach that.
+    # Gloo would take the address of this machine's name, which in many an /etc/hosts is a loopback address:
+    # the others can't reach that.
     if name := interface(own):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     return store

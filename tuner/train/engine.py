@@ -1,4 +1,6 @@
-"""What the loop needs from whatever computes: gradients of micro batches, a clip, an optimizer step, and the state to save."""
+"""What the loop needs from whatever computes: gradients of micro batches, a clip, an optimizer step, and
+the state to save.
+"""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +22,8 @@ from tuner.train.optimizers import forget, moments, restore, set_lr
 class State:
     """All that a step leaves behind in this process, by name; safetensors holds it.
 
-    Where processes shard it, each has fragments of the flattened tensors: 1-D, under `name@offset`, with the whole shape in `shapes`.
+    Where processes shard it, each has fragments of the flattened tensors: 1-D, under `name@offset`, with the
+    whole shape in `shapes`.
     """
 
     weights: dict[str, torch.Tensor]
@@ -42,28 +45,35 @@ class Saved(Protocol):
 
 
 class Engine(Protocol):
-    """One optimizer over one model. `forward_backward` adds up gradients until `step` applies and forgets them.
+    """One optimizer over one model. `forward_backward` adds up gradients until `step` applies and forgets
+    them.
 
-    With several processes every method is called in all of them, in the same order and, for a list of batches, with as many of them.
+    With several processes every method is called in all of them, in the same order and, for a list of
+    batches, with as many of them.
     """
 
     def forward_backward(self, batches: Sequence[Batch], targets: int) -> list[float]:
-        """Add the gradient of (summed loss / targets) of this process's micro batches, which lie on the processor; returns their summed losses, in nats.
+        """Add the gradient of (summed loss / targets) of this process's micro batches, which lie on the
+        processor; returns their summed losses, in nats.
 
-        `targets` is the number of all processes together, so that the gradients of the processes add up to that of the whole step.
+        `targets` is the number of all processes together, so that the gradients of the processes add up to
+        that of the whole step.
         """
 
     def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The gradients so far, summed over all processes, whole, in fp32: (parameter's name, tensor)."""
 
     def step(self, lr: float, max_norm: float | None) -> float:
-        """Scale the gradients down to this 2-norm, apply them with this learning rate, and forget them; returns the norm that they had.
+        """Scale the gradients down to this 2-norm, apply them with this learning rate, and forget them;
+        returns the norm that they had.
 
         Where the norm is not finite, nothing is applied.
         """
 
     def measure(self, batches: Sequence[Batch]) -> tuple[float, int]:
-        """The summed loss over this process's batches, in nats, without dropout, and the number of their targets. Changes nothing."""
+        """The summed loss over this process's batches, in nats, without dropout, and the number of their
+        targets. Changes nothing.
+        """
 
     def state(self) -> State:
         """The tensors as they are now (not copies)."""
@@ -124,7 +134,9 @@ class TorchEngine:
         return sum(losses), sum(len(batch.targets_M) for batch in batches)
 
     def step(self, lr: float, max_norm: float | None) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), max_norm if max_norm is not None else float("inf")).item()
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.named.values(), max_norm if max_norm is not None else float("inf")
+        ).item()
         if math.isfinite(norm):
             set_lr(self.optimizer, lr)
             self.optimizer.step()
@@ -150,7 +162,9 @@ def trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 @contextmanager
 def noisy(noise: Noise | None, batch: Batch) -> Iterator[None]:
-    """Around the forward pass on a training batch and its backward pass, which may compute parts of the forward pass again."""
+    """Around the forward pass on a training batch and its backward pass, which may compute parts of the
+    forward pass again.
+    """
     if noise is None:
         yield
         return
@@ -174,7 +188,9 @@ def _weights(model: torch.nn.Module, named: Mapping[str, torch.Tensor]) -> dict[
     return {name: p.data for name, p in named.items()}
 
 
-def _load_weights(model: torch.nn.Module, named: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+def _load_weights(
+    model: torch.nn.Module, named: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
+) -> None:
     expected = _weights(model, named)
     refuse_others(weights, expected)
     if isinstance(model, PeftModel):

@@ -1,4 +1,6 @@
-"""What a model is worth: its loss on conversations kept out of training, and its answers to fixed questions."""
+"""What a model is worth: its loss on conversations kept out of training, and its answers to fixed
+questions.
+"""
 
 import math
 import time
@@ -48,9 +50,15 @@ class Measurement:
 
 
 def measure(
-    config: View, held_out: Path, directory: Path, adapter: Path | None, quant: str, say: Callable[[str], None]
+    config: View,
+    held_out: Path,
+    directory: Path,
+    adapter: Path | None,
+    quant: str,
+    say: Callable[[str], None],
 ) -> tuple[Measurement, dict[str, Any]]:
-    """Measure the model in `directory`, with `adapter` merged into it in memory, on the held-out packs and the prompts.
+    """Measure the model in `directory`, with `adapter` merged into it in memory, on the held-out packs and
+    the prompts.
 
     quant   how the base was held while the adapter was trained
 
@@ -66,13 +74,23 @@ def measure(
         torch.set_num_threads(config.machine.threads)
     device = resolve_device(config.machine.device)
     compute = compute_dtype(config.algo.precision, device)
-    model = load_tuned(directory, adapter, dtype=compute, device=device, rounded=DTYPES[config.algo.precision], quant=quant)
+    model = load_tuned(
+        directory, adapter, dtype=compute, device=device, rounded=DTYPES[config.algo.precision], quant=quant
+    )
     backend, _ = attention.choose(config.machine.attention, needs(model, dtype=compute, device=device))
     with attention.using(backend), deterministic(config.machine.deterministic):
-        loss, tokens = held_out_loss(model, track(packs, "held-out loss", len(packs), say), device, weight_files(directory))
+        loss, tokens = held_out_loss(
+            model, track(packs, "held-out loss", len(packs), say), device, weight_files(directory)
+        )
         # Answers grow token by token on a cache, which the kernel for packed rows does not serve.
         model.set_attn_implementation(generation_attention(model))
-        answers = ask(model, directory, spoken(config.model.chat, config.data.system), prompts, config.eval.max_new_tokens)
+        answers = ask(
+            model,
+            directory,
+            spoken(config.model.chat, config.data.system),
+            prompts,
+            config.eval.max_new_tokens,
+        )
     facts = {
         "device": device.type,
         "attention": backend,
@@ -85,10 +103,13 @@ def measure(
 
 
 @torch.inference_mode()
-def held_out_loss(model: Any, packs: Iterable[Pack], device: torch.device | str, files: Sequence[Path] = ()) -> tuple[float | None, int]:
+def held_out_loss(
+    model: Any, packs: Iterable[Pack], device: torch.device | str, files: Sequence[Path] = ()
+) -> tuple[float | None, int]:
     """The loss per token over all packs together (not a mean of means), and the number of tokens.
 
-    `model` attends within documents. Raises StageError when the loss is not finite, with what it comes from; `files` are those of its base's weights.
+    `model` attends within documents. Raises StageError when the loss is not finite, with what it comes from;
+    `files` are those of its base's weights.
     """
     total, tokens = 0.0, 0
     apart = carries(model) is not None  # from one document into the next
@@ -99,7 +120,8 @@ def held_out_loss(model: Any, packs: Iterable[Pack], device: torch.device | str,
             if not math.isfinite(loss):
                 found = cause(model, files, lambda batch=batch: summed_loss(model, batch))  # type: ignore[misc]
                 raise StageError(
-                    f"The held-out loss is not a finite number. {found or 'The model or its arithmetic is broken: try algo.precision=fp32.'}"
+                    "The held-out loss is not a finite number. "
+                    f"{found or 'The model or its arithmetic is broken: try algo.precision=fp32.'}"
                 )
             total += loss
             tokens += len(batch.targets_M)
@@ -115,15 +137,27 @@ def perplexity(loss: float | None) -> float | None:
     return None if loss is None else math.exp(min(loss, 700.0))
 
 
-def ask(model: Any, directory: Path, chat: Chat, prompts: Sequence[str], max_new_tokens: int) -> tuple[dict[str, str], ...]:
-    """What the model answers to each prompt as the first turn of a conversation, written by `chat` for the tokenizer in `directory`."""
-    return replies(model, compile_template(chat, load_vocabulary(directory)), prompts, max_new_tokens) if prompts else ()
+def ask(
+    model: Any, directory: Path, chat: Chat, prompts: Sequence[str], max_new_tokens: int
+) -> tuple[dict[str, str], ...]:
+    """What the model answers to each prompt as the first turn of a conversation, written by `chat` for the
+    tokenizer in `directory`.
+    """
+    return (
+        replies(model, compile_template(chat, load_vocabulary(directory)), prompts, max_new_tokens)
+        if prompts
+        else ()
+    )
 
 
-def replies(model: Any, template: Template, prompts: Sequence[str], max_new_tokens: int) -> tuple[dict[str, str], ...]:
+def replies(
+    model: Any, template: Template, prompts: Sequence[str], max_new_tokens: int
+) -> tuple[dict[str, str], ...]:
     """The same with a template that is compiled already."""
     ids = [template.prompt([Message(role="user", content=prompt)]) for prompt in prompts]
     texts = answer(model, ids, end_id=template.end_id, stops=template.stops, max_new_tokens=max_new_tokens)
     # An answer that is cut at its longest may end inside a character, which then decodes to U+FFFD.
-    said = [template.tokenizer.decode(text, skip_special_tokens=True).rstrip("\ufffd").strip() for text in texts]
+    said = [
+        template.tokenizer.decode(text, skip_special_tokens=True).rstrip("\ufffd").strip() for text in texts
+    ]
     return tuple({"prompt": prompt, "answer": text} for prompt, text in zip(prompts, said, strict=True))

@@ -1,6 +1,7 @@
 """The training loop: every step from its packs to its row of metrics, in the order in which it happens.
 
-Every process of a training runs it. What decides how it goes on (losses, a wish to stop) is told to all of them once a step, so all decide alike.
+Every process of a training runs it. What decides how it goes on (losses, a wish to stop) is told to all of
+them once a step, so all decide alike.
 """
 
 import hashlib
@@ -43,7 +44,9 @@ class Recipe:
     micro_batch: int
     """packs in one forward pass"""
     alone: bool
-    """whether each document is a row of its own, since the model carries a state from token to token; the micro batch is one of them then"""
+    """whether each document is a row of its own, since the model carries a state from token to token; the
+    micro batch is one of them then
+    """
     sequence_parallel: int
     """processes that share each pack"""
     save_every: int
@@ -51,7 +54,9 @@ class Recipe:
     measure_every: int | None
     """steps between measurements of the held-out loss, beside those at checkpoints"""
     patience: int | None
-    """measurements without a new lowest loss after which the training ends; each `patience_every` steps one counts"""
+    """measurements without a new lowest loss after which the training ends; each `patience_every` steps
+    one counts
+    """
     patience_every: int
     keep: int
     """newest checkpoints that stay"""
@@ -83,16 +88,19 @@ def train(
     sample: Callable[[int], None],
     why: Callable[[Callable[[], object]], str] = lambda _: "",
 ) -> int:
-    """Do the steps from `begin` on; returns the last one's number, which is order.steps unless the training ended early.
+    """Do the steps from `begin` on; returns the last one's number, which is order.steps unless the training
+    ended early.
 
     tokens   seen before `begin`
     where    the `file:line` of a pack's documents
     flops    the floating-point operations of a step on these packs
     peak     the most that one device does a second, where that is known
     sample   called with the step's number where the held-out loss was measured
-    why      what a loss that is not finite comes from, for a function that computes it again; all processes ask together
+    why      what a loss that is not finite comes from, for a function that computes it again; all processes
+             ask together
 
-    Raises Interrupted after the step at hand is saved when `stop` was requested, StageError at a loss or gradient that is not finite.
+    Raises Interrupted after the step at hand is saved when `stop` was requested, StageError at a loss or
+    gradient that is not finite.
     """
     held_out = Alone(held_out) if recipe.alone else held_out
     watcher = Watch(horizon=recipe.horizon, rows=journal.recent)
@@ -110,18 +118,39 @@ def train(
             batches = micro_batches(rows, recipe.micro_batch, world, step, recipe.sequence_parallel)
             losses = engine.forward_backward(batches, targets)
             losses = [loss for own in world.gather(losses) for loss in own]
-            refuse_not_finite("loss", losses, step + 1, places, lambda batches=batches: why(lambda: engine.measure(batches)))  # type: ignore[misc]
-            lr = lr_at(step, recipe.horizon, lr=recipe.lr, schedule=recipe.schedule, warmup=recipe.warmup, decay=recipe.decay)
+            refuse_not_finite(
+                "loss",
+                losses,
+                step + 1,
+                places,
+                lambda batches=batches: why(lambda: engine.measure(batches)),  # type: ignore[misc]
+            )
+            lr = lr_at(
+                step,
+                recipe.horizon,
+                lr=recipe.lr,
+                schedule=recipe.schedule,
+                warmup=recipe.warmup,
+                decay=recipe.decay,
+            )
             norm = engine.step(lr, recipe.clip)
             refuse_not_finite("gradient", [norm] * len(places), step + 1, places)
 
             spent, seen = time.monotonic() - started, sum(len(pack.ids) for pack in chosen)
             tokens += seen
-            row = {"step": step + 1, "loss": sum(losses) / max(1, targets), "lr": lr, "grad_norm": norm, "tokens": tokens, "targets": targets}
+            row = {
+                "step": step + 1,
+                "loss": sum(losses) / max(1, targets),
+                "lr": lr,
+                "grad_norm": norm,
+                "tokens": tokens,
+                "targets": targets,
+            }
             row |= {"seconds": round(journal.seconds + spent, 3), "tokens_per_second": round(seen / spent, 1)}
             row |= usage(world.device, flops=flops(chosen), seconds=spent, peak=peak, processes=world.size)
             done, last = step + 1, step + 1 == order.steps
-            wishes = world.gather([stop.requested, stop.by_hand])  # once: a wish that comes after this line is for the next step
+            # once: a wish that comes after this line is for the next step
+            wishes = world.gather([stop.requested, stop.by_hand])
             stopping = any(wish for wish, _ in wishes) and not last
             saving = last or stopping or done == recipe.pinned or done % recipe.save_every == 0
             measuring = saving or done % (recipe.measure_every or recipe.save_every) == 0
@@ -130,41 +159,70 @@ def train(
                 sample(done)
             journal.write(row)
             progress.show(row)
-            for sentence in watcher.observe(row, lambda places=places: [name for place in places for name in place.rows()]):  # type: ignore[misc]
+            for sentence in watcher.observe(
+                row,
+                lambda places=places: [name for place in places for name in place.rows()],  # type: ignore[misc]
+            ):
                 say(sentence)
             if recipe.patience and exhausted(journal.measured, recipe.patience, recipe.patience_every):
                 last = saving = True
             if saving:
                 journal.sync()
                 scores: dict[str, float] = {name: row[name] for name in steps.SCORES if name in row}
-                saver.save(engine.state(), step=done, tokens=tokens, scores=scores, optimizer=not last or recipe.resumable)
+                saver.save(
+                    engine.state(),
+                    step=done,
+                    tokens=tokens,
+                    scores=scores,
+                    optimizer=not last or recipe.resumable,
+                )
             saver.poll()
             if stopping and not last:
                 saver.wait()
                 stop.answered()
-                kind, who = (Stopped, "by hand ") if any(by_hand for _, by_hand in wishes) else (Interrupted, "")
-                raise kind(f"Training was stopped {who}after step {done} of {order.steps}, which is saved; the same command continues.")
+                kind, who = (
+                    (Stopped, "by hand ") if any(by_hand for _, by_hand in wishes) else (Interrupted, "")
+                )
+                raise kind(
+                    f"Training was stopped {who}after step {done} of {order.steps}, which is saved; the same "
+                    "command continues."
+                )
             if last:
                 watcher.close()
                 return done
     return order.steps
 
 
-def micro_batches(chosen: Sequence[Pack], micro: int, world: World, step: int, shared: int = 1) -> list[Batch]:
-    """What this process computes of a step's packs; an empty batch where the others still have one. `shared` neighbours have slices of the same rows."""
+def micro_batches(
+    chosen: Sequence[Pack], micro: int, world: World, step: int, shared: int = 1
+) -> list[Batch]:
+    """What this process computes of a step's packs; an empty batch where the others still have one.
+    `shared` neighbours have slices of the same rows.
+    """
     parts = share(range(len(chosen)), micro, world.rank // shared, world.size // shared)
-    rows = [collate([chosen[i] for i in part], indices=part, step=step) if part else empty_batch(step) for part in parts]
+    rows = [
+        collate([chosen[i] for i in part], indices=part, step=step) if part else empty_batch(step)
+        for part in parts
+    ]
     return [shard(row, world.rank % shared, shared) for row in rows]
 
 
-def places_of(chosen: Sequence[Pack], recipe: Recipe, size: int, where: Callable[[Pack], list[str]]) -> list[Place]:
-    """For each micro batch of all processes, in the order in which their losses are gathered, whose it is and which rows are in it."""
+def places_of(
+    chosen: Sequence[Pack], recipe: Recipe, size: int, where: Callable[[Pack], list[str]]
+) -> list[Place]:
+    """For each micro batch of all processes, in the order in which their losses are gathered, whose it is
+    and which rows are in it.
+    """
     shared = recipe.sequence_parallel
 
     def rows(part: Sequence[int]) -> list[str]:
         return [row for i in part for row in where(chosen[i])]
 
-    parts = [(rank, part) for rank in range(size) for part in share(range(len(chosen)), recipe.micro_batch, rank // shared, size // shared)]
+    parts = [
+        (rank, part)
+        for rank in range(size)
+        for part in share(range(len(chosen)), recipe.micro_batch, rank // shared, size // shared)
+    ]
     return [Place(rank=rank, rows=partial(rows, part)) for rank, part in parts]
 
 
@@ -175,5 +233,7 @@ def measured(engine: Engine, held_out: Sequence[Pack], world: World, shared: int
 
 
 def step_seed(seed: int, step: int) -> int:
-    """The seed of all randomness inside a step: known from its number, so no generator's state is ever saved."""
+    """The seed of all randomness inside a step: known from its number, so no generator's state is ever
+    saved.
+    """
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:8]) >> 1

@@ -11,7 +11,8 @@ from tuner.train.batch import Batch
 def logits_at(model: torch.nn.Module, batch: Batch) -> Tensor:
     """The logits [M, V] at the M positions that predict a target, as the model computes them.
 
-    The output head runs at these positions only, through the model's own forward, which may scale or cap logits.
+    The output head runs at these positions only, through the model's own forward, which may scale or cap
+    logits.
     """
     announce(batch.positions_1N, batch.borders)
     logits_MV: Tensor = model(
@@ -29,9 +30,12 @@ def logits_at(model: torch.nn.Module, batch: Batch) -> Tensor:
 def summed_loss(model: torch.nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
     """Sum over the targets of -log p(target | the document so far), in nats: a scalar in fp32.
 
-    label_smoothing  ε: of each target, 1 - ε of that and ε of the mean of -log p over the whole vocabulary (arXiv:1512.00567, section 7)
+    label_smoothing  ε: of each target, 1 - ε of that and ε of the mean of -log p over the whole vocabulary
+                     (arXiv:1512.00567, section 7)
 
-    A sum, so that it adds up over micro batches and devices; the caller divides by the targets of the whole step. Without targets it is a zero that
-    has a gradient, of zeros.
+    A sum, so that it adds up over micro batches and devices; the caller divides by the targets of the whole
+    step. Without targets it is a zero that has a gradient, of zeros.
     """
-    return cross_entropy(logits_at(model, batch).float(), batch.targets_M, reduction="sum", label_smoothing=label_smoothing)
+    return cross_entropy(
+        logits_at(model, batch).float(), batch.targets_M, reduction="sum", label_smoothing=label_smoothing
+    )

@@ -1,8 +1,8 @@
 """What is random while training: dropout in adapters, and noise on embedded tokens.
 
-Each number is drawn for a pack from (seed, step, the pack's index, the module's name), by a generator of the device where it is used. So it is the same
-whatever row, micro batch, process or resumed run the pack is computed in, and when a block is computed again for its gradient. Another kind of
-device draws other numbers.
+Each number is drawn for a pack from (seed, step, the pack's index, the module's name), by a generator of the
+device where it is used. So it is the same whatever row, micro batch, process or resumed run the pack is
+computed in, and when a block is computed again for its gradient. Another kind of device draws other numbers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,9 @@ class Noise:
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def enter(self, step: int, packs: Sequence[tuple[int, int]]) -> None:
-        """The next row belongs to `step` and consists of these packs, each its index and its tokens, in their order."""
+        """The next row belongs to `step` and consists of these packs, each its index and its tokens, in
+        their order.
+        """
         self._step, self._packs = step, tuple(packs)
 
     def leave(self) -> None:
@@ -37,26 +39,35 @@ class Noise:
         """The rows of each pack, to be filled by the generator beside them."""
         packs, device = self._packs or (), empty_NC.device
         if (known := sum(tokens for _, tokens in packs)) != len(empty_NC):
-            raise ValueError(f"{name} sees {len(empty_NC)} tokens, and the packs of the row have {known}: noise can't be told apart by packs")
+            raise ValueError(
+                f"{name} sees {len(empty_NC)} tokens, and the packs of the row have {known}: noise can't be "
+                "told apart by packs"
+            )
         if device not in self._generators:
             self._generators[device] = torch.Generator(device)
         begin = 0
         for index, tokens in packs:
-            yield empty_NC[begin : begin + tokens], self._generators[device].manual_seed(number(self.seed, self._step, index, name))
+            yield (
+                empty_NC[begin : begin + tokens],
+                self._generators[device].manual_seed(number(self.seed, self._step, index, name)),
+            )
             begin += tokens
 
 
 def number(seed: int, step: int, index: int, name: str) -> int:
     """A generator's seed, of 63 bits.
 
-    >>> number(0, 3, 7, "layers.0.q_proj") == number(0, 3, 7, "layers.0.q_proj") != number(0, 3, 8, "layers.0.q_proj")
+    >>> number(0, 3, 7, "layers.0.q_proj") == number(0, 3, 7, "layers.0.q_proj") != number(0, 3, 8,
+    ...     "layers.0.q_proj")
     True
     """
     return int.from_bytes(blake2b(f"{seed} {step} {index} {name}".encode(), digest_size=8).digest()) >> 1
 
 
 class Dropout(nn.Module):
-    """Dropout (arXiv:1207.0580) in train mode: each number is zero with probability p, or else larger by 1 / (1 - p)."""
+    """Dropout (arXiv:1207.0580) in train mode: each number is zero with probability p, or else larger by 1
+    / (1 - p).
+    """
 
     def __init__(self, noise: Noise, p: float, name: str) -> None:
         super().__init__()
@@ -68,15 +79,16 @@ class Dropout(nn.Module):
         keep_NC = torch.empty(x.shape[:-1].numel(), x.shape[-1], dtype=torch.bool, device=x.device)
         for part, generator in self.noise.parts(keep_NC, self.name):
             part.bernoulli_(1 - self.p, generator=generator)
-        return torch.where(keep_NC.view(x.shape), x / (1 - self.p), 0)  # for the backward pass it keeps a byte a number
+        # for the backward pass it keeps a byte a number
+        return torch.where(keep_NC.view(x.shape), x / (1 - self.p), 0)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
 
 
 class Embedded:
-    """NEFTune (arXiv:2310.05914): uniform noise on the embedded tokens in train mode, of alpha / sqrt(L · D) at most, in documents of L tokens and D numbers
-    a token."""
+    """NEFTune (arXiv:2310.05914): uniform noise on the embedded tokens in train mode, of alpha / sqrt(L · D)
+    at most, in documents of L tokens and D numbers a token."""
 
     def __init__(self, noise: Noise, alpha: float) -> None:
         self.noise, self.alpha = noise, alpha
@@ -91,7 +103,9 @@ class Embedded:
         if not (module.training and self.noise.on):
             return None
         if self._positions_1N is None:
-            raise ValueError("noise on embedded tokens needs the row's position_ids, to know how long its documents are")
+            raise ValueError(
+                "noise on embedded tokens needs the row's position_ids, to know how long its documents are"
+            )
         tokens, width = out_1ND.shape[:-1].numel(), out_1ND.shape[-1]
         drawn_ND = torch.empty(tokens, width, device=out_1ND.device)
         for part, generator in self.noise.parts(drawn_ND, "embedding"):
@@ -114,7 +128,8 @@ def lengths(positions_1N: Tensor) -> Tensor:
 
 
 def prepare_noise(model: Any, *, seed: int, dropout: float, neftune: float | None) -> Noise | None:
-    """Make what is random in a model that trains draw by pack: the dropout of its adapters, and noise on its embedding. None where nothing is random.
+    """Make what is random in a model that trains draw by pack: the dropout of its adapters, and noise on its
+    embedding. None where nothing is random.
 
     dropout   what the adapters were made with
     neftune   the strength of the noise on embedded tokens

@@ -1,4 +1,6 @@
-"""The learning rate as a pure function of the step, and early stopping as one of what was measured: what is gone on with decides as what was never interrupted."""
+"""The learning rate as a pure function of the step, and early stopping as one of what was measured: what
+is gone on with decides as what was never interrupted.
+"""
 
 import math
 from collections.abc import Sequence
@@ -12,10 +14,11 @@ def lr_at(step: int, steps: int, *, lr: float, schedule: str, warmup: float, dec
     warmup   the share of steps over which it rises; from 1 on, their number
     decay    the share of steps over which `wsd` falls
 
-    With w warm-up steps (rounded up) it rises as lr * (step + 1) / (w + 1) before step w, which has the full rate. After that, with
-    x = (step - w) / (steps - w), it is lr * (1 + cos(pi x)) / 2 (cosine: arXiv:1608.03983 without restarts), lr * (1 - x) (linear), or lr (constant).
-    `wsd` (arXiv:2404.06395, with a linear decay) stays at lr until d = ceil(decay * steps) steps are left, and falls over these as linear does.
-    The last of `steps` still learns: x stays below 1, and is 1 after it.
+    With w warm-up steps (rounded up) it rises as lr * (step + 1) / (w + 1) before step w, which has the full
+    rate. After that, with x = (step - w) / (steps - w), it is lr * (1 + cos(pi x)) / 2 (cosine:
+    arXiv:1608.03983 without restarts), lr * (1 - x) (linear), or lr (constant). `wsd` (arXiv:2404.06395, with
+    a linear decay) stays at lr until d = ceil(decay * steps) steps are left, and falls over these as linear
+    does. The last of `steps` still learns: x stays below 1, and is 1 after it.
 
     >>> [round(lr_at(s, 4, lr=1.0, schedule="linear", warmup=0.25), 2) for s in range(4)]
     [0.5, 1.0, 0.67, 0.33]
@@ -39,7 +42,9 @@ def lr_at(step: int, steps: int, *, lr: float, schedule: str, warmup: float, dec
 
 
 def passed(step: int, begin: int, end: int) -> float:
-    """The share of the steps from `begin` to `end` that lies before `step`: 0 up to `begin`, 1 from `end` on."""
+    """The share of the steps from `begin` to `end` that lies before `step`: 0 up to `begin`, 1 from `end`
+    on.
+    """
     return min(1.0, max(0, step - begin) / max(1, end - begin))
 
 
@@ -47,7 +52,8 @@ def exhausted(measured: Sequence[tuple[int, float]], patience: int, every: int) 
     """Whether the last `patience` measurements have all failed to give a new lowest loss.
 
     measured  (step, held-out loss) in the order of the steps
-    every     only steps that it divides count: when else is measured depends on the machine's settings, and must not decide
+    every     only steps that it divides count: when else is measured depends on the machine's settings, and
+              must not decide
 
     >>> curve = [(10, 3.0), (15, 1.0), (20, 2.0), (30, 2.5), (40, 2.0)]
     >>> exhausted(curve, 2, 10), exhausted(curve, 3, 10), exhausted(curve[:-1], 2, 10)

@@ -1,4 +1,6 @@
-"""Sets a training up from a stage's context, runs the loop, and leaves the artifact: what each process of a training does."""
+"""Sets a training up from a stage's context, runs the loop, and leaves the artifact: what each process of
+a training does.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -44,18 +46,38 @@ def run(ctx: Context) -> dict[str, Any]:
     machine = ctx.config.machine
     before = facts_of.began(ctx.out)
     device = facts_of.device_of(machine, before)
-    with deterministic(machine.deterministic), Stop(ctx.out) as stop, from_environment(device, timeout=machine.timeout) as world:
+    with (
+        deterministic(machine.deterministic),
+        Stop(ctx.out) as stop,
+        from_environment(device, timeout=machine.timeout) as world,
+    ):
         say = ctx.say if world.first else _silent
-        facts = facts_of.resolve(ctx.config, world.device, before, processes=world.size, here=world.size // machine.nodes)
+        facts = facts_of.resolve(
+            ctx.config, world.device, before, processes=world.size, here=world.size // machine.nodes
+        )
         torch.set_num_threads(facts["threads"])
         return _train(ctx, world, stop, facts, before, say)
 
 
-def _train(ctx: Context, world: World, stop: Stop, facts: dict[str, Any], before: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+def _train(
+    ctx: Context,
+    world: World,
+    stop: Stop,
+    facts: dict[str, Any],
+    before: dict[str, Any],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
     algo, machine, out = ctx.config.algo, ctx.config.machine, ctx.out
     base, tokens = ctx.inputs["fetch_model"].dir, ctx.inputs["tokenize"].dir
     packs, where = open_packs(tokens), row_names(tokens / "ledger.json")
-    whole = plan_order(len(packs), ctx.config.data.length, seed=ctx.config.seed, epochs=algo.epochs, steps=algo.steps, batch_tokens=algo.batch_tokens)
+    whole = plan_order(
+        len(packs),
+        ctx.config.data.length,
+        seed=ctx.config.seed,
+        epochs=algo.epochs,
+        steps=algo.steps,
+        batch_tokens=algo.batch_tokens,
+    )
     horizon = course(algo, whole)
     order = whole.until(algo.stop_step)
     each = -(-order.per_step * machine.sequence_parallel // world.size)
@@ -71,21 +93,43 @@ def _train(ctx: Context, world: World, stop: Stop, facts: dict[str, Any], before
     facts["trainable"] = trainable(model)
     engine = build_engine(ctx.config, model, world, compute, facts)
     facts |= preflight(
-        ctx, engine, model, packs, world=world, each=each, facts=facts, began=before if found else None, compute=compute, where=where, say=say
+        ctx,
+        engine,
+        model,
+        packs,
+        world=world,
+        each=each,
+        facts=facts,
+        began=before if found else None,
+        compute=compute,
+        where=where,
+        say=say,
     )
     if world.first:
         facts_of.keep(out, facts, before, say)
     if found:
         engine.load(sharded.read(found))
         say(f"continuing after step {found.step} of {order.steps}")
-    recipe = recipe_of(ctx.config, min(facts["micro_batch"], each), horizon, alone=state is not None, ends_early=order.steps < whole.steps)
+    recipe = recipe_of(
+        ctx.config,
+        min(facts["micro_batch"], each),
+        horizon,
+        alone=state is not None,
+        ends_early=order.steps < whole.steps,
+    )
     for line in outlook(ctx.config, order, world, recipe.micro_batch, each, short_name(compute), facts, why):
         say(line)
     if state is not None:
-        say(f"{state} carry a state from token to token, which knows no documents: each document trains as a row of its own, one at a time")
+        say(
+            f"{state} carry a state from token to token, which knows no documents: each document trains as a "
+            "row of its own, one at a time"
+        )
     held = held_out(tokens)
     if held:
-        say(f"held-out loss while training: {len(held)} pack{'s' * (len(held) > 1)}, {stands_on(count_targets(held))}")
+        say(
+            f"held-out loss while training: {len(held)} pack{'s' * (len(held) > 1)}, "
+            f"{stands_on(count_targets(held))}"
+        )
 
     start, seen = (found.step, found.tokens) if found else (0, 0)
     journal = open_journal(ctx, world, start, say)
@@ -93,12 +137,32 @@ def _train(ctx: Context, world: World, stop: Stop, facts: dict[str, Any], before
     count_flops, peak = operations(ctx.config, base, world.device)
     failed = True
     try:
-        with Saver(out, rank=world.rank, of=world.size, timeout=machine.timeout, prune=lambda: prune(out, recipe, resumable=2)) as saver:
+        with Saver(
+            out,
+            rank=world.rank,
+            of=world.size,
+            timeout=machine.timeout,
+            prune=lambda: prune(out, recipe, resumable=2),
+        ) as saver:
             done = train(
-                engine, packs, order, recipe, world=world, begin=start, tokens=seen, held_out=held, journal=journal,
-                saver=saver, stop=stop, say=say, where=where, flops=count_flops, peak=peak, sample=sample,
+                engine,
+                packs,
+                order,
+                recipe,
+                world=world,
+                begin=start,
+                tokens=seen,
+                held_out=held,
+                journal=journal,
+                saver=saver,
+                stop=stop,
+                say=say,
+                where=where,
+                flops=count_flops,
+                peak=peak,
+                sample=sample,
                 why=lambda run: cause(model, weight_files(base), run, first=world.first, share=world.gather),
-            )  # fmt: skip
+            )
         failed = False
     finally:
         journal.close(failed=failed)
@@ -108,10 +172,16 @@ def _train(ctx: Context, world: World, stop: Stop, facts: dict[str, Any], before
         (out / steps.FACTS).unlink()
     row = journal.last or {}
     return facts | {
-        "step": done, "steps": order.steps, "loss": row["loss"], "tokens": row["tokens"], "seconds": row["seconds"],
-        "tokens_per_second": round(row["tokens"] / max(row["seconds"], 1e-3), 1), "dtype": algo.precision, "compute": short_name(compute),
+        "step": done,
+        "steps": order.steps,
+        "loss": row["loss"],
+        "tokens": row["tokens"],
+        "seconds": row["seconds"],
+        "tokens_per_second": round(row["tokens"] / max(row["seconds"], 1e-3), 1),
+        "dtype": algo.precision,
+        "compute": short_name(compute),
         "packs_per_step": order.per_step,
-    }  # fmt: skip
+    }
 
 
 def open_packs(tokens: Path) -> Packs:
@@ -119,16 +189,19 @@ def open_packs(tokens: Path) -> Packs:
     packs = Packs.open(tokens / "train.arrow")
     if not len(packs):
         raise DataError(
-            "There is nothing to train on: the tokenized training set is empty. The rows' fate is in ledger.json in the run's tokenize directory"
+            "There is nothing to train on: the tokenized training set is empty. The rows' fate is in "
+            "ledger.json in the run's tokenize directory"
         )
     refuse_nothing_trained(packs)
     return packs
 
 
 def held_out(tokens: Path) -> list[Pack]:
-    """The packs that are measured while training, the same however often: algo.early_stop and convert.step=best decide by them.
+    """The packs that are measured while training, the same however often: algo.early_stop and
+    convert.step=best decide by them.
 
-    The first of the file are a fair draw of all: tuner.data.tokenize.packing has put them into an order drawn from data.seed, whatever is in them.
+    The first of the file are a fair draw of all: tuner.data.tokenize.packing has put them into an order drawn
+    from data.seed, whatever is in them.
     """
     packs = Packs.open(tokens / "held_out.arrow")
     return [packs[i] for i in range(min(len(packs), MEASURED))]
@@ -138,11 +211,25 @@ def recipe_of(config: View, micro: int, horizon: int, *, alone: bool, ends_early
     """The numbers of the loop."""
     algo, machine, pinned, keep = config.algo, config.machine, config.convert.step, config.train.keep
     return Recipe(
-        seed=config.seed, lr=algo.optim.lr, schedule=algo.schedule, horizon=horizon, warmup=algo.warmup, decay=algo.decay, clip=algo.clip,
-        micro_batch=micro, alone=alone, sequence_parallel=machine.sequence_parallel, save_every=machine.save_every, measure_every=machine.measure_every,
-        patience=algo.early_stop, patience_every=algo.early_stop_every, keep=machine.keep, best_by=config.convert.best_by,
-        pinned=pinned if isinstance(pinned, int) else None, resumable=keep == "resume" or (keep == "auto" and ends_early),
-    )  # fmt: skip
+        seed=config.seed,
+        lr=algo.optim.lr,
+        schedule=algo.schedule,
+        horizon=horizon,
+        warmup=algo.warmup,
+        decay=algo.decay,
+        clip=algo.clip,
+        micro_batch=micro,
+        alone=alone,
+        sequence_parallel=machine.sequence_parallel,
+        save_every=machine.save_every,
+        measure_every=machine.measure_every,
+        patience=algo.early_stop,
+        patience_every=algo.early_stop_every,
+        keep=machine.keep,
+        best_by=config.convert.best_by,
+        pinned=pinned if isinstance(pinned, int) else None,
+        resumable=keep == "resume" or (keep == "auto" and ends_early),
+    )
 
 
 def open_journal(ctx: Context, world: World, step: int, say: Callable[[str], None]) -> Journal:
@@ -150,7 +237,15 @@ def open_journal(ctx: Context, world: World, step: int, say: Callable[[str], Non
     machine, trackers = ctx.config.machine, None
     if world.first:
         name = ctx.out.name.removesuffix(".partial")
-        trackers = open_trackers(machine.trackers, ctx.out, project=machine.project, name=name, config=identity_of(ctx.config), step=step, say=say)
+        trackers = open_trackers(
+            machine.trackers,
+            ctx.out,
+            project=machine.project,
+            name=name,
+            config=identity_of(ctx.config),
+            step=step,
+            say=say,
+        )
     return Journal(ctx.out, step=step, trackers=trackers, writes=world.first)
 
 
@@ -160,9 +255,17 @@ def prune(out: Path, recipe: Recipe, *, resumable: int) -> None:
 
 
 def sampler(
-    ctx: Context, model: Any, journal: Journal, world: World, facts: dict[str, Any], autocast: torch.dtype | None, say: Callable[[str], None]
+    ctx: Context,
+    model: Any,
+    journal: Journal,
+    world: World,
+    facts: dict[str, Any],
+    autocast: torch.dtype | None,
+    say: Callable[[str], None],
 ) -> Callable[[int], None]:
-    """What answers eval.prompts after a step, where machine.samples asks for it and this process is the one that does."""
+    """What answers eval.prompts after a step, where machine.samples asks for it and this process is the
+    one that does.
+    """
     machine, ask = ctx.config.machine, ctx.config.eval
     if not machine.samples or not ask.prompts or not world.first:
         return lambda _: None
@@ -171,10 +274,21 @@ def sampler(
         return lambda _: None
     chat = spoken(ctx.config.model.chat, ctx.config.data.system)
     base = ctx.inputs["fetch_model"].dir
-    return Sampler(model, base, chat, ask.prompts, ask.max_new_tokens, ctx.out, journal, autocast=autocast).write
+    return Sampler(
+        model, base, chat, ask.prompts, ask.max_new_tokens, ctx.out, journal, autocast=autocast
+    ).write
 
 
-def outlook(config: View, order: Order, world: World, micro: int, each: int, compute: str, facts: dict[str, Any], why: str) -> Sequence[str]:
+def outlook(
+    config: View,
+    order: Order,
+    world: World,
+    micro: int,
+    each: int,
+    compute: str,
+    facts: dict[str, Any],
+    why: str,
+) -> Sequence[str]:
     """What follows from the config, before the first step."""
     shared = f" on {world.size} processes, {each} each" if world.size > 1 else ""
     parts = "1 pack" if order.per_step == 1 else f"{order.per_step} packs{shared}, {micro} at once"
@@ -182,27 +296,44 @@ def outlook(config: View, order: Order, world: World, micro: int, each: int, com
         parts = parts.removesuffix(f", {micro} at once")
     small = ""
     if config.algo.batch_tokens == "auto" and order.per_step < AUTO_TOKENS // config.data.length:
-        whole = plan_order(order.packs, config.data.length, seed=order.seed, epochs=config.algo.epochs, steps=None, batch_tokens="auto")
+        whole = plan_order(
+            order.packs,
+            config.data.length,
+            seed=order.seed,
+            epochs=config.algo.epochs,
+            steps=None,
+            batch_tokens="auto",
+        )
         small = f", not {AUTO_TOKENS:,}, so that algo.epochs={config.algo.epochs:g} makes {whole.steps} steps"
     engine = "PyTorch" if facts["engine"] == "torch" else f"DeepSpeed, ZeRO {facts['zero']}"
     return [
-        f"{order.steps} step{'s' * (order.steps != 1)} of {parts}, up to {order.per_step * config.data.length:,} tokens a step{small}",
-        f"{facts['trainable']:,} trainable parameters; {config.algo.precision} weights, {compute} arithmetic; {world.device.type}, {facts['threads']} threads; {engine}",
+        (
+            f"{order.steps} step{'s' * (order.steps != 1)} of {parts}, up to "
+            f"{order.per_step * config.data.length:,} tokens a step{small}"
+        ),
+        (
+            f"{facts['trainable']:,} trainable parameters; {config.algo.precision} weights, {compute} "
+            f"arithmetic; {world.device.type}, {facts['threads']} threads; {engine}"
+        ),
         f"attention: {why}",
     ]
 
 
 def course(algo: View, whole: Order) -> int:
-    """The steps over which the learning rate runs its course. Raises ConfigError where the training would go on behind its end."""
+    """The steps over which the learning rate runs its course. Raises ConfigError where the training would
+    go on behind its end.
+    """
     end, horizon = algo.stop_step or whole.steps, algo.schedule_steps or whole.steps
     if end > whole.steps:
         raise ConfigError(
-            f"algo.stop_step={end} lies behind the end of the training, which has {whole.steps} steps. Train longer with algo.epochs or algo.steps."
+            f"algo.stop_step={end} lies behind the end of the training, which has {whole.steps} steps. Train "
+            "longer with algo.epochs or algo.steps."
         )
     if end > horizon and algo.schedule != "constant":
         raise ConfigError(
-            f"algo.schedule_steps={horizon} ends before the training does (step {end}): the learning rate would be 0 from there. "
-            "Raise it, end earlier with algo.stop_step, or set algo.schedule=constant."
+            f"algo.schedule_steps={horizon} ends before the training does (step {end}): the learning rate "
+            "would be 0 from there. Raise it, end earlier with algo.stop_step, or set "
+            "algo.schedule=constant."
         )
     return horizon
 
@@ -216,7 +347,9 @@ def row_names(ledger: Path) -> Callable[[Pack], list[str]]:
         return found
 
     def where(pack: Pack) -> list[str]:
-        return [f"{sources()[file]['file']}:{line}" for file, line in zip(pack.files, pack.lines, strict=True)]
+        return [
+            f"{sources()[file]['file']}:{line}" for file, line in zip(pack.files, pack.lines, strict=True)
+        ]
 
     return where
 

@@ -28,26 +28,50 @@ from tuner.train.engine import Engine, TorchEngine, trained
 from tuner.train.noise import Noise, prepare_noise
 
 
-def build_model(config: View, directory: Path, out: Path, device: torch.device, compute: torch.dtype, *, zero_stage: int) -> Any:
+def build_model(
+    config: View, directory: Path, out: Path, device: torch.device, compute: torch.dtype, *, zero_stage: int
+) -> Any:
     """The model in train mode: a frozen base with fp32 adapters, or fp32 masters of the weights that train.
 
-    `out` is the training's directory: for inits that begin with a part of the base, the adapter's first values lie there once it has begun.
+    `out` is the training's directory: for inits that begin with a part of the base, the adapter's first
+    values lie there once it has begun.
     """
     algo = config.algo
     if algo.adapter == "none":
         if "head" not in algo.freeze:
             refuse_fixed_head(directory, "algo.adapter=none trains the output head", config.merge.layout)
         return load_trainable(
-            directory, device=device, compute=compute, rounded=DTYPES[algo.precision], last_layers=algo.last_layers, freeze=algo.freeze
+            directory,
+            device=device,
+            compute=compute,
+            rounded=DTYPES[algo.precision],
+            last_layers=algo.last_layers,
+            freeze=algo.freeze,
         ).train()
-    storage = torch.bfloat16 if algo.quant == "nf4" and zero_stage == 3 else None  # ZeRO 3 shards what has a dtype that it knows
-    base = load_model(directory, dtype=compute, device=device, rounded=DTYPES[algo.precision], quant=algo.quant, storage=storage)
+    # ZeRO 3 shards what has a dtype that it knows
+    storage = torch.bfloat16 if algo.quant == "nf4" and zero_stage == 3 else None
+    base = load_model(
+        directory,
+        dtype=compute,
+        device=device,
+        rounded=DTYPES[algo.precision],
+        quant=algo.quant,
+        storage=storage,
+    )
     first = out / steps.INITIAL
     model = add_lora(
-        base, r=algo.r, alpha=lora_init.alpha_of(algo.alpha, r=algo.r, rslora=algo.rslora), dropout=algo.dropout, targets=algo.targets, seed=config.seed,
-        new_token_ids=token_ids(directory, config.model.new_tokens), dora=algo.dora, rslora=algo.rslora, init=algo.lora_init,
+        base,
+        r=algo.r,
+        alpha=lora_init.alpha_of(algo.alpha, r=algo.r, rslora=algo.rslora),
+        dropout=algo.dropout,
+        targets=algo.targets,
+        seed=config.seed,
+        new_token_ids=token_ids(directory, config.model.new_tokens),
+        dora=algo.dora,
+        rslora=algo.rslora,
+        init=algo.lora_init,
         first=first if first.exists() else None,
-    )  # fmt: skip
+    )
     if model.get_output_embeddings() in [layer for _, layer in layers(model)]:
         refuse_fixed_head(directory, "algo.targets has an adapter for the output head", config.merge.layout)
     if algo.init == "continue":
@@ -65,27 +89,39 @@ def describe(config: View, model: Any, out: Path) -> None:
 
 
 def choose_attention(wish: str, model: Any, device: torch.device, compute: torch.dtype) -> tuple[str, str]:
-    """The backend of attention from now on in this process, and why it is that one. Raises ConfigError where a wish can't be met."""
+    """The backend of attention from now on in this process, and why it is that one. Raises ConfigError
+    where a wish can't be met.
+    """
     name, why = attention.choose(wish, needs(model, dtype=compute, device=device))
     attention.use(name)
     return name, why
 
 
 def autocast_of(algo: View, compute: torch.dtype) -> torch.dtype | None:
-    """The dtype of matrix products on weights that train in fp32; None where the weights have it themselves."""
+    """The dtype of matrix products on weights that train in fp32; None where the weights have it
+    themselves.
+    """
     return compute if algo.adapter == "none" and compute != torch.float32 else None
 
 
-def build_engine(config: View, model: Any, world: World, compute: torch.dtype, facts: Mapping[str, Any]) -> Engine:
+def build_engine(
+    config: View, model: Any, world: World, compute: torch.dtype, facts: Mapping[str, Any]
+) -> Engine:
     """What computes the steps. The model's trainable parameters are settled from here on."""
     algo, machine = config.algo, config.machine
     autocast = autocast_of(algo, compute)
     noise: Noise | None = prepare_noise(model, seed=config.seed, dropout=algo.dropout, neftune=algo.neftune)
     if facts["engine"] == "torch":
         optimizer = optimizers.build(
-            trained(model), algo.optim, lora_plus=algo.lora_plus, device=world.device, ends=optimizers.ends(model)
-        )  # fmt: skip
-        return TorchEngine(model, optimizer, autocast=autocast, label_smoothing=algo.label_smoothing, noise=noise)
+            trained(model),
+            algo.optim,
+            lora_plus=algo.lora_plus,
+            device=world.device,
+            ends=optimizers.ends(model),
+        )
+        return TorchEngine(
+            model, optimizer, autocast=autocast, label_smoothing=algo.label_smoothing, noise=noise
+        )
     from tuner.train.deepspeed import sequence_parallel
     from tuner.train.deepspeed.engine import ZeroEngine
     from tuner.train.deepspeed.settings import deepspeed_json, read_own
@@ -97,31 +133,47 @@ def build_engine(config: View, model: Any, world: World, compute: torch.dtype, f
     case = deepspeed.resolve(machine, algo, processes=world.size)
     hidden = model.config.get_text_config().hidden_size
     settings = deepspeed_json(
-        case, device=world.device.type, trainable=trainable(model), hidden=hidden, largest=max(p.numel() for p in model.parameters()),
+        case,
+        device=world.device.type,
+        trainable=trainable(model),
+        hidden=hidden,
+        largest=max(p.numel() for p in model.parameters()),
         own=read_own(machine.deepspeed) if machine.deepspeed else None,
-    )  # fmt: skip
+    )
     engine = ZeroEngine(
-        model, world=world, settings=settings, optim=algo.optim, lora_plus=algo.lora_plus, autocast=autocast, label_smoothing=algo.label_smoothing,
-        noise=noise, timeout=machine.timeout,
-    )  # fmt: skip
+        model,
+        world=world,
+        settings=settings,
+        optim=algo.optim,
+        lora_plus=algo.lora_plus,
+        autocast=autocast,
+        label_smoothing=algo.label_smoothing,
+        noise=noise,
+        timeout=machine.timeout,
+    )
     if shared > 1:
         sequence_parallel.install(sequence_parallel.group_of(world.rank, world.size, shared))
     return engine
 
 
-def operations(config: View, directory: Path, device: torch.device) -> tuple[Callable[[Sequence[Pack]], float], float | None]:
-    """The floating-point operations of a step as a function of its packs, and the most that the device does a second; None where that, or the family's
-    shapes, are not known."""
+def operations(
+    config: View, directory: Path, device: torch.device
+) -> tuple[Callable[[Sequence[Pack]], float], float | None]:
+    """The floating-point operations of a step as a function of its packs, and the most that the device does a
+    second; None where that, or the family's shapes, are not known."""
     try:
         costs = flops.costs(read_json(directory / "config.json") or {}, config.algo)
     except DataError:
         return lambda _: 0.0, None
     peak = flops.peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    return lambda packs: costs.model([n for pack in packs for n in pack.lengths.tolist()], count_targets(packs)), peak
+    return lambda packs: costs.model(
+        [n for pack in packs for n in pack.lengths.tolist()], count_targets(packs)
+    ), peak
 
 
 def refuse_fixed_head(directory: Path, trains: str, wanted: str) -> None:
-    """Raise ConfigError, before anything trains, where the output head trains and its result is to be written in a layout that fixes the norms of its rows.
+    """Raise ConfigError, before anything trains, where the output head trains and its result is to be written
+    in a layout that fixes the norms of its rows.
 
     trains   what does, in words
     wanted   merge.layout; a family without a class is written in its own whatever it says
@@ -130,6 +182,7 @@ def refuse_fixed_head(directory: Path, trains: str, wanted: str) -> None:
     if layout in family.NORMALISED and (layout in family.WITHOUT_CLASS or wanted == "original"):
         otherwise = "" if layout in family.WITHOUT_CLASS else ", or merge.layout=native"
         raise ConfigError(
-            f"{trains}, and the layout {layout}, in which this model's result is written, divides each of its rows by its norm on every use: what was "
-            f"trained could not be written. Take algo=lora or algo=qlora without the head in algo.targets{otherwise}."
+            f"{trains}, and the layout {layout}, in which this model's result is written, divides each of "
+            "its rows by its norm on every use: what was trained could not be written. Take algo=lora or "
+            f"algo=qlora without the head in algo.targets{otherwise}."
         )

@@ -1,4 +1,5 @@
-"""A wish to stop after the step at hand: SIGTERM, or a file that `tuner stop` puts into the training's directory.
+"""A wish to stop after the step at hand: SIGTERM, or a file that `tuner stop` puts into the training's
+directory.
 
 A file reaches a training on another machine, of another user or without a parent; a signal does not.
 """
@@ -14,8 +15,8 @@ FILE = "stop"
 class Stop:
     """While entered, SIGTERM only counts as a wish.
 
-    However often it comes: one Ctrl-C or `scancel` may reach us twice, from the terminal or the scheduler and from the parent.
-    Who can't wait for the step sends SIGKILL, and loses what came after the last checkpoint.
+    However often it comes: one Ctrl-C or `scancel` may reach us twice, from the terminal or the scheduler and
+    from the parent. Who can't wait for the step sends SIGKILL, and loses what came after the last checkpoint.
     """
 
     def __init__(self, out: Path) -> None:
@@ -28,7 +29,9 @@ class Stop:
         self._before = signal.signal(signal.SIGTERM, self._request)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         signal.signal(signal.SIGTERM, self._before)
 
     def _request(self, _number: int, _frame: FrameType | None) -> None:

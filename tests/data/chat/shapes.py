@@ -1,4 +1,6 @@
-"""Chat templates of every kind, written with the special tokens of one small tokenizer (minimind), and conversations that have everything in them."""
+"""Chat templates of every kind, written with the special tokens of one small tokenizer (minimind), and
+conversations that have everything in them.
+"""
 
 import random
 from dataclasses import replace
@@ -20,7 +22,13 @@ MORE = (
 )
 ALL = (B, E, *MORE)
 
-CHATML = Chat(special=(B, E), system=f"{B}system\n{{text}}{E}\n", user=f"{B}user\n{{text}}{E}\n", assistant=f"{B}assistant\n{{text}}{E}\n", end=E)
+CHATML = Chat(
+    special=(B, E),
+    system=f"{B}system\n{{text}}{E}\n",
+    user=f"{B}user\n{{text}}{E}\n",
+    assistant=f"{B}assistant\n{{text}}{E}\n",
+    end=E,
+)
 HERMES = replace(
     CHATML,
     tools="# Tools\n<tools>\n{tools}\n</tools>",
@@ -117,10 +125,20 @@ SHAPES = {
     "default system": replace(HERMES, default_system="You help."),
     "tools": HERMES,
     "thoughts in the last turns": LAST,
-    "thoughts in every turn": replace(LAST, reasoning_in="every_turn", no_reasoning_in="every_turn", prompt=f"{B}assistant\n<think>\n\n</think>\n\n"),
+    "thoughts in every turn": replace(
+        LAST,
+        reasoning_in="every_turn",
+        no_reasoning_in="every_turn",
+        prompt=f"{B}assistant\n<think>\n\n</think>\n\n",
+    ),
     "an empty thought instead of a hidden one": replace(LAST, no_reasoning_in="every_turn"),
     "a prompt that opens the thought": replace(
-        LAST, special=ALL, system="{text}", user="<|audio_start|>{text}", assistant=f"<|audio_end|>{{text}}{E}", prompt="<|audio_end|><think>\n"
+        LAST,
+        special=ALL,
+        system="{text}",
+        user="<|audio_start|>{text}",
+        assistant=f"<|audio_end|>{{text}}{E}",
+        prompt="<|audio_end|><think>\n",
     ),
     "system in the last turn": MISTRAL,
     "system in the first turn": LLAMA2,
@@ -137,11 +155,30 @@ SHAPES = {
         call_join=", ",
     ),
     "names and ids": replace(HERMES, result="{name} {id}: {text}", call="{id}: {name} {arguments}"),
-    "no special tokens but one": Chat(system="{text} ", default_system="A chat.", user="USER: {text} ", assistant="ASSISTANT: {text}{eos}", prompt="ASSISTANT:", end="{eos}", finish="\n"),
+    "no special tokens but one": Chat(
+        system="{text} ",
+        default_system="A chat.",
+        user="USER: {text} ",
+        assistant="ASSISTANT: {text}{eos}",
+        prompt="ASSISTANT:",
+        end="{eos}",
+        finish="\n",
+    ),
     "system refused": replace(CHATML, system_in="refused", finish="<|endoftext|>", special=ALL),
-}  # fmt: skip
+}
 
-ASKED = ["Hi", "你好，世界", "a b", "two\n\nlines\n", "{text} {{x}} {% raw %}", 'é🙂 "quotes" \\', " lead", "tail ", "x: {name}", ""]
+ASKED = [
+    "Hi",
+    "你好，世界",
+    "a b",
+    "two\n\nlines\n",
+    "{text} {{x}} {% raw %}",
+    'é🙂 "quotes" \\',
+    " lead",
+    "tail ",
+    "x: {name}",
+    "",
+]
 SAID = ["Hello!", "好的。", "a", "one\n\n- two\n", "{text} {id}", '"\\n"']
 
 
@@ -154,7 +191,8 @@ def conversation(draw: random.Random) -> Conversation:
     if draw.random() < 0.4:
         schema = {"type": "object", "properties": {"x": {"type": "string", "description": 'a "b"'}}}
         tools = tuple(
-            {"type": "function", "function": {"name": f"f{i}", "description": "does é", "parameters": schema}} for i in range(draw.randint(1, 2))
+            {"type": "function", "function": {"name": f"f{i}", "description": "does é", "parameters": schema}}
+            for i in range(draw.randint(1, 2))
         )
     calling = draw.random() < 0.5
     thinking = draw.random() < 0.5
@@ -165,15 +203,34 @@ def conversation(draw: random.Random) -> Conversation:
             calls = []
             for _ in range(draw.randint(1, 2)):
                 count += 1
-                calls.append(Call(name=f"f{count % 2}", arguments={"x": draw.choice(ASKED), "n": 1.5}, id=f"abcd{count:05d}"))
+                calls.append(
+                    Call(
+                        name=f"f{count % 2}",
+                        arguments={"x": draw.choice(ASKED), "n": 1.5},
+                        id=f"abcd{count:05d}",
+                    )
+                )
             thought = draw.choice([None, "think\nhard"]) if thinking else None
             turns.append(
-                Message(role="assistant", content=draw.choice(["", "ok"]), calls=tuple(calls), trained=draw.random() < 0.8, reasoning=thought)
+                Message(
+                    role="assistant",
+                    content=draw.choice(["", "ok"]),
+                    calls=tuple(calls),
+                    trained=draw.random() < 0.8,
+                    reasoning=thought,
+                )
             )
             turns += [Message(role="tool", content=draw.choice(ASKED), call_id=call.id) for call in calls]
         if draw.random() < 0.85:
             thought = draw.choice([None, "so\n\nso"]) if thinking else None
-            turns.append(Message(role="assistant", content=draw.choice(SAID), trained=draw.random() < 0.8, reasoning=thought))
+            turns.append(
+                Message(
+                    role="assistant",
+                    content=draw.choice(SAID),
+                    trained=draw.random() < 0.8,
+                    reasoning=thought,
+                )
+            )
     if draw.random() < 0.1:
         turns.append(Message(role="system", content="late"))
     return Conversation(messages=tuple(turns), tools=tools)
@@ -189,7 +246,9 @@ def dictionary(message: Message) -> dict[str, Any]:
     found: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.calls:
         functions = [(call.id, {"name": call.name, "arguments": call.arguments}) for call in message.calls]
-        found["tool_calls"] = [{"type": "function", "id": id_, "function": function} for id_, function in functions]
+        found["tool_calls"] = [
+            {"type": "function", "id": id_, "function": function} for id_, function in functions
+        ]
     if message.reasoning:
         found["reasoning_content"] = message.reasoning
     if message.role == "tool":

@@ -1,4 +1,6 @@
-"""model/chat=auto: the catalogue's template by the digest of the vendor's text, else the tokenizer's own, else ChatML; never by architecture."""
+"""model/chat=auto: the catalogue's template by the digest of the vendor's text, else the tokenizer's own,
+else ChatML; never by architecture.
+"""
 
 import base64
 import json
@@ -21,11 +23,17 @@ TOKENIZERS = SHARED / "tokenizers"
 REAL = {"smollm2": "smollm2", "qwen2_5": "qwen2_5", "minimind": "minimind", "mistral_nemo": "mistral_nemo"}
 
 
-def directory(at: Path, template: object = None, *, jinja: str | None = None, tokens: tuple[str, ...] = choice.TOKENS) -> Path:
+def directory(
+    at: Path, template: object = None, *, jinja: str | None = None, tokens: tuple[str, ...] = choice.TOKENS
+) -> Path:
     at.mkdir()
-    (at / "config.json").write_text(json.dumps({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}), encoding="utf-8")
+    (at / "config.json").write_text(
+        json.dumps({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}), encoding="utf-8"
+    )
     added = [{"id": i, "content": token, "special": True} for i, token in enumerate(tokens)]
-    (at / "tokenizer.json").write_text(json.dumps({"added_tokens": added, "model": {"vocab": {}}}), encoding="utf-8")
+    (at / "tokenizer.json").write_text(
+        json.dumps({"added_tokens": added, "model": {"vocab": {}}}), encoding="utf-8"
+    )
     settings = {"eos_token": "<|im_end|>"} | ({} if template is None else {"chat_template": template})
     (at / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     if jinja is not None:
@@ -68,23 +76,33 @@ def test_a_text_that_differs_by_one_letter_is_the_tokenizers_own(tmp_path: Path)
 
 def test_where_a_template_stands(tmp_path: Path) -> None:
     hermes = (
-        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
+        "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% "
+        "endif %}"
     )
-    assert choice.choose(directory(tmp_path / "a", hermes)).option == "chatml"  # a Qwen2 or a Llama by its config, and ChatML by its text
+    # a Qwen2 or a Llama by its config, and ChatML by its text
+    assert choice.choose(directory(tmp_path / "a", hermes)).option == "chatml"
     assert choice.choose(directory(tmp_path / "b", hermes.replace("\n", "\\n"))).option == "chatml"
-    assert choice.choose(directory(tmp_path / "c", "{{ other }}", jinja=hermes)).option == "chatml"  # the file counts
+    # the file counts
+    assert choice.choose(directory(tmp_path / "c", "{{ other }}", jinja=hermes)).option == "chatml"
     named = [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": hermes}]
     assert choice.choose(directory(tmp_path / "d", named)).option == "chatml"
     assert choice.choose(directory(tmp_path / "e", "{{ other }}")).option == "tokenizer"
     assert choice.choose(directory(tmp_path / "f", "")).option == "chatml"
-    assert choice.choose(directory(tmp_path / "g")).words == "chat template chatml: the tokenizer has none, and knows ChatML's tokens"
+    assert (
+        choice.choose(directory(tmp_path / "g")).words
+        == "chat template chatml: the tokenizer has none, and knows ChatML's tokens"
+    )
 
 
 def test_without_template_and_tokens_it_is_refused_with_what_to_type(tmp_path: Path) -> None:
     base = directory(tmp_path / "base", tokens=("<|im_start|>", "<s>"))
     with pytest.raises(
-        ConfigError, match=r"has no chat template, and <\|im_end\|> of ChatML.* is not in its vocabulary.*model\.new_tokens=\[<\|im_end\|>\]'$"
+        ConfigError,
+        match=(
+            r"has no chat template, and <\|im_end\|> of ChatML.* is not in its"
+            r" vocabulary.*model\.new_tokens=\[<\|im_end\|>\]'$"
+        ),
     ):
         choice.choose(base)
     assert choice.choose(base, ("<|im_end|>",)).option == "chatml"
@@ -106,8 +124,15 @@ def test_a_file_of_another_library_is_asked_as_it_is_converted(tmp_path: Path) -
 
 
 def test_what_was_found_is_what_later_stages_see(tmp_path: Path) -> None:
-    """The same config as if the template had been named; a system prompt of the config stands in for the template's own."""
-    words = ["model=local", f"model.path={directory(tmp_path / 'm', '{{ own }}')}", "data=local", "data.path=rows.jsonl"]
+    """The same config as if the template had been named; a system prompt of the config stands in for the
+    template's own.
+    """
+    words = [
+        "model=local",
+        f"model.path={directory(tmp_path / 'm', '{{ own }}')}",
+        "data=local",
+        "data.path=rows.jsonl",
+    ]
     found = settle(compose(words), None)
     assert found.config.model.chat == compose([*words, "model/chat=tokenizer"]).model.chat == Chat(jinja=True)
     asked = settle(compose([*words, "model.chat.default_system=Be brief."]), None)
@@ -117,13 +142,19 @@ def test_what_was_found_is_what_later_stages_see(tmp_path: Path) -> None:
 
 
 def test_other_fields_are_not_set_beside_auto() -> None:
-    with pytest.raises(ConfigError, match=r"model\.chat\.user is set, and model/chat=auto takes a template as it is"):
-        compose(["model=local", "model.path=m", "data=local", "data.path=rows.jsonl", "model.chat.user=Q: {text}"])
+    with pytest.raises(
+        ConfigError, match=r"model\.chat\.user is set, and model/chat=auto takes a template as it is"
+    ):
+        compose(
+            ["model=local", "model.path=m", "data=local", "data.path=rows.jsonl", "model.chat.user=Q: {text}"]
+        )
 
 
 def test_a_gguf_files_template_is_known_once_it_was_rewritten(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    config = compose(["model=local", f"model.path={tmp_path / 'm.gguf'}", "data=local", "data.path=rows.jsonl"])
+    config = compose(
+        ["model=local", f"model.path={tmp_path / 'm.gguf'}", "data=local", "data.path=rows.jsonl"]
+    )
     before = settle(config, None)
     assert before.config.model.chat.auto
     assert before.told == "chat template: the file's own, once fetched"
@@ -132,7 +163,9 @@ def test_a_gguf_files_template_is_known_once_it_was_rewritten(tmp_path: Path) ->
 
 def test_a_hubs_is_known_by_the_lock_and_stays_what_it_was(tmp_path: Path) -> None:
     lock = tmp_path / "tuner.lock"
-    config = compose(["model=hub", "model.repo=org/name", f"lock={lock}", "data=local", "data.path=rows.jsonl"])
+    config = compose(
+        ["model=hub", "model.repo=org/name", f"lock={lock}", "data=local", "data.path=rows.jsonl"]
+    )
     assert settle(config, None).told == "chat template: the tokenizer's own, once fetched"
     name, files = key("model", "hub", "org/name", None), {"config.json": Pinned(size=2)}
     write(lock, name, Pin(commit="0" * 40, files=files, template="qwen2_5"))

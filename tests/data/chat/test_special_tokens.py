@@ -29,7 +29,13 @@ def test_a_special_token_of_the_template_has_a_row(tmp_path: Path) -> None:
     template = made(tmp_path, "<|x|>", "<|end|>")
     assert in_use(template, CHAT) == {8}
     check_rows(template, CHAT, 9)
-    with pytest.raises(DataError, match=r"special token <\|end\|>, which is the id 8 of the tokenizer, and the model's embedding has 8 rows"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"special token <\|end\|>, which is the id 8 of the tokenizer, and the model's embedding has 8"
+            r" rows"
+        ),
+    ):
         check_rows(template, CHAT, 8)
 
 
@@ -49,11 +55,18 @@ def test_all_that_text_can_become_has_a_row(tmp_path: Path) -> None:
     tokenizer.add_special_tokens([AddedToken("<|end|>", special=True, normalized=False)])
     tokenizer.add_tokens([AddedToken("word", normalized=False)])
     template = compile_template(CHAT, load(tokenizer, tmp_path))
-    with pytest.raises(DataError, match="makes of text the token 'word', which is its id 8, and the model's embedding has 8 rows"):
+    with pytest.raises(
+        DataError,
+        match="makes of text the token 'word', which is its id 8, and the model's embedding has 8 rows",
+    ):
         check_rows(template, CHAT, 8)
     with pytest.raises(DataError, match=r"makes of text the token '<s>', which is its id 6"):
         check_rows(
-            made(tmp_path, chat=replace(CHAT, special=("[UNUSED_TOKEN_1]",), assistant="{text}{eos}", end="{eos}"), eos_token="[UNUSED_TOKEN_1]"),
+            made(
+                tmp_path,
+                chat=replace(CHAT, special=("[UNUSED_TOKEN_1]",), assistant="{text}{eos}", end="{eos}"),
+                eos_token="[UNUSED_TOKEN_1]",
+            ),
             CHAT,
             6,
         )
@@ -73,7 +86,11 @@ def test_a_borrowed_template_uses_what_it_spells(vocabulary: Callable[[str], Voc
         (("<|end|>", "<pad>"), {"pad_token": "<pad>"}, "<pad>"),
         (("<|end|>", "<unk>", "<pad>"), {"pad_token": "<|end|>"}, "<pad>"),
         (("<|end|>", "<|other|>", "<|image_pad|>", "<|fim_pad|>"), {}, "<|fim_pad|>"),
-        (("<|end|>", "<|other|>", "<|reserved_special_token_0|>"), {"pad_token": "<|end|>"}, "<|reserved_special_token_0|>"),
+        (
+            ("<|end|>", "<|other|>", "<|reserved_special_token_0|>"),
+            {"pad_token": "<|end|>"},
+            "<|reserved_special_token_0|>",
+        ),
         (("<|end|>", "<|other|>"), {"eos_token": "<|other|>", "pad_token": "<|other|>"}, None),
         (("<|end|>", "<|other|>"), {"pad_token": "<|end|>"}, "<|other|>"),
         (("<|end|>",), {"pad_token": "<|end|>"}, None),
@@ -81,7 +98,9 @@ def test_a_borrowed_template_uses_what_it_spells(vocabulary: Callable[[str], Voc
         (("<|end|>", "<|other|>"), {"pad_token": "<absent>"}, "<|other|>"),
     ],
 )
-def test_what_pads_is_never_trained(tmp_path: Path, special: tuple[str, ...], settings: dict[str, str], pad: str | None) -> None:
+def test_what_pads_is_never_trained(
+    tmp_path: Path, special: tuple[str, ...], settings: dict[str, str], pad: str | None
+) -> None:
     template = made(tmp_path, *special, **settings)
     assert choose_pad(template, CHAT, None) == pad
     chosen = choose_pad(template, CHAT, 8)
@@ -90,14 +109,24 @@ def test_what_pads_is_never_trained(tmp_path: Path, special: tuple[str, ...], se
 
 @pytest.mark.parametrize(
     ("name", "chat", "pad"),
-    [("smollm2", "smollm2", "<|endoftext|>"), ("qwen2_5", "qwen2_5", "<|endoftext|>"), ("minimind", "minimind", "<|endoftext|>")],
+    [
+        ("smollm2", "smollm2", "<|endoftext|>"),
+        ("qwen2_5", "qwen2_5", "<|endoftext|>"),
+        ("minimind", "minimind", "<|endoftext|>"),
+    ],
 )
-def test_what_pads_for_real_tokenizers(vocabulary: Callable[[str], Vocabulary], name: str, chat: str, pad: str) -> None:
+def test_what_pads_for_real_tokenizers(
+    vocabulary: Callable[[str], Vocabulary], name: str, chat: str, pad: str
+) -> None:
     shipped = read_chat(ROOT / "conf" / "model" / "chat" / f"{chat}.yaml")
     assert choose_pad(compile_template(shipped, vocabulary(name)), shipped, None) == pad
 
 
 def test_an_unknown_token_that_text_becomes_does_not_pad(tmp_path: Path) -> None:
     tokenizer = tiny()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<|end|>")])
-    assert choose_pad(compile_template(CHAT, load(tokenizer, tmp_path, unk_token="<unk>")), CHAT, None) is None
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<|end|>")]
+    )
+    assert (
+        choose_pad(compile_template(CHAT, load(tokenizer, tmp_path, unk_token="<unk>")), CHAT, None) is None
+    )

@@ -1,6 +1,8 @@
-"""Every shipped chat template: against its vendor's texts, against real tokenizers with a Jinja of their own, and against what it exports.
+"""Every shipped chat template: against its vendor's texts, against real tokenizers with a Jinja of their own,
+and against what it exports.
 
-The vendors' texts are in `vendors`. Where the vendor's tokenizer is not at hand, a small one that has the template's special tokens stands for it.
+The vendors' texts are in `vendors`. Where the vendor's tokenizer is not at hand, a small one that has the
+template's special tokens stands for it.
 """
 
 import json
@@ -49,7 +51,13 @@ def shipped(name: str) -> Chat:
 def vendor(name: str) -> Any:
     """The vendor's texts, from lists of lines."""
     texts = json.loads((VENDORS / f"{name}.json").read_text(encoding="utf-8"))
-    return {**texts, **{kind: {key: lines and "\n".join(lines) for key, lines in texts[kind].items()} for kind in ("texts", "prompts")}}
+    return {
+        **texts,
+        **{
+            kind: {key: lines and "\n".join(lines) for key, lines in texts[kind].items()}
+            for kind in ("texts", "prompts")
+        },
+    }
 
 
 def spoken(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -67,9 +75,13 @@ def told(call: Call) -> dict[str, Any]:
     return {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def asked(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any], *, prompt: bool = False) -> list[int]:
+def asked(
+    tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any], *, prompt: bool = False
+) -> list[int]:
     """What transformers makes of the turns with the tokenizer's own template."""
-    ids: list[int] = tokenizer.apply_chat_template(spoken(messages), tools=list(tools) or None, add_generation_prompt=prompt, return_dict=False)
+    ids: list[int] = tokenizer.apply_chat_template(
+        spoken(messages), tools=list(tools) or None, add_generation_prompt=prompt, return_dict=False
+    )
     return ids
 
 
@@ -82,17 +94,26 @@ def automatic(directory: Path) -> Any:
 # Small tokenizers
 
 WORDS = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
-"""as tokenizers of chat models cut: line breaks that follow each other are one token, whatever comes behind them"""
+"""as tokenizers of chat models cut: line breaks that follow each other are one token, whatever comes
+behind them
+"""
 
 
 @cache
 def trained_small() -> str:
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(WORDS), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-    tokenizer.train_from_iterator([message.content for conversation in CONVERSATIONS.values() for message in conversation.messages], trainer)
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(
+        [message.content for conversation in CONVERSATIONS.values() for message in conversation.messages],
+        trainer,
+    )
     text: str = tokenizer.to_str()
     return text
 
@@ -106,7 +127,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         chat, texts = shipped(name), vendor(name)
         tokenizer = Tokenizer.from_str(trained_small())
         names = dict.fromkeys([*chat.special, texts["bos"], texts["eos"]])
-        tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False, rstrip=strips) for token in names if token])
+        tokenizer.add_special_tokens(
+            [AddedToken(token, special=True, normalized=False, rstrip=strips) for token in names if token]
+        )
         directory = tmp_path_factory.mktemp(name)
         tokenizer.save(str(directory / "tokenizer.json"))
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True}
@@ -134,7 +157,9 @@ def stretches(ids: Sequence[int], trained: Sequence[bool]) -> Iterator[tuple[int
 
 
 def learned(tokenizer: Tokenizer, ids: Sequence[int], trained: Sequence[bool]) -> list[str]:
-    """The texts of the trained stretches, in the text as a whole, since some tokenizers decode a first token otherwise."""
+    """The texts of the trained stretches, in the text as a whole, since some tokenizers decode a first
+    token otherwise.
+    """
 
     def text(stop: int) -> str:
         decoded: str = tokenizer.decode(list(ids[:stop]), skip_special_tokens=False)
@@ -166,7 +191,10 @@ def test_a_file_is_an_option_of_the_command_line(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_template_writes_what_its_vendor_writes(name: str, small: Callable[..., Path]) -> None:
     directory, texts = small(name), vendor(name)
-    template, reader = compile_template(without_ids(shipped(name)), load_vocabulary(directory)), parsed(directory)
+    template, reader = (
+        compile_template(without_ids(shipped(name)), load_vocabulary(directory)),
+        parsed(directory),
+    )
     for key, text in texts["texts"].items():
         batch = template.encode([CONVERSATIONS[key]])
         if text is None:
@@ -191,7 +219,9 @@ def test_special_tokens_that_take_white_space_along_do_so_here_too(small: Callab
         (spaced, "<|user|>\n\n Hi <|end|>\n<|assistant|>\nYes. \n<|end|>\n<|endoftext|>"),
     ]
     for conversation, text in rows:
-        assert template.encode([conversation]).ids.tolist() == reader.encode(text, add_special_tokens=False).ids, text
+        assert (
+            template.encode([conversation]).ids.tolist() == reader.encode(text, add_special_tokens=False).ids
+        ), text
 
 
 # What is trained
@@ -200,7 +230,9 @@ PLAIN = ["bare", "dialogue", "white space"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_an_assistant_writes_behind_its_prompt_is_trained_and_the_end_of_its_turn(name: str, small: Callable[..., Path]) -> None:
+def test_what_an_assistant_writes_behind_its_prompt_is_trained_and_the_end_of_its_turn(
+    name: str, small: Callable[..., Path]
+) -> None:
     chat, texts = shipped(name), vendor(name)
     template = compile_template(without_ids(chat), load_vocabulary(small(name)))
     head, _, rest = chat.assistant.partition("{text}")
@@ -220,26 +252,40 @@ def test_what_an_assistant_writes_behind_its_prompt_is_trained_and_the_end_of_it
 
 TRAINED = {
     ("qwen2_5", "two calls"): [
-        '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>\n'
-        '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 40}}\n</tool_call><|im_end|>',
+        (
+            '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>\n'
+            '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 40}}\n</tool_call><|im_end|>'
+        ),
         "-7 °C, and 42.<|im_end|>",
     ],
     ("qwen2_5", "text and call"): [
-        'I will add them.\n<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 40}}\n</tool_call><|im_end|>',
+        (
+            'I will add them.\n<tool_call>\n{"name": "add", "arguments": {"a": 2, "b":'
+            " 40}}\n</tool_call><|im_end|>"
+        ),
         "It is 42.<|im_end|>",
     ],
     ("qwen3", "thoughts"): ["<think>\nThat is six.\n</think>\n\n6<|im_end|>"],
     ("qwen3", "thought and call"): [
-        '<think>\nI need the tool.\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 40}}\n</tool_call><|im_end|>',
+        (
+            '<think>\nI need the tool.\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"a": 2, "b":'
+            " 40}}\n</tool_call><|im_end|>"
+        ),
         "It is 42.<|im_end|>",
     ],
-    ("minimind", "thoughts"): ["Two and two\nis four.\n</think>\n\n4<|im_end|>", "That is six.\n</think>\n\n6<|im_end|>"],
+    ("minimind", "thoughts"): [
+        "Two and two\nis four.\n</think>\n\n4<|im_end|>",
+        "That is six.\n</think>\n\n6<|im_end|>",
+    ],
     ("minimind", "tools"): [
         '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>',
         "Yes, it is -7 °C.<|im_end|>",
         "You are welcome.<|im_end|>",
     ],
-    ("smollm3", "thoughts"): ["<think>\nTwo and two\nis four.\n</think>\n4<|im_end|>", "<think>\nThat is six.\n</think>\n6<|im_end|>"],
+    ("smollm3", "thoughts"): [
+        "<think>\nTwo and two\nis four.\n</think>\n4<|im_end|>",
+        "<think>\nThat is six.\n</think>\n6<|im_end|>",
+    ],
     ("deepseek_r1", "thoughts"): ["That is six.\n</think>\n\n6<｜end▁of▁sentence｜>"],
     ("llama3_1", "tools"): [
         '{"name": "get_weather", "parameters": {"city": "Oslo"}}<|eot_id|>',
@@ -257,7 +303,10 @@ TRAINED = {
         "You are welcome.</s>",
     ],
     ("internlm2", "text and call"): [
-        'I will add them.<|action_start|><|plugin|>\n{"name": "add", "parameters": {"a": 2, "b": 40}}<|action_end|><|im_end|>',
+        (
+            'I will add them.<|action_start|><|plugin|>\n{"name": "add", "parameters": {"a": 2, "b":'
+            " 40}}<|action_end|><|im_end|>"
+        ),
         "It is 42.<|im_end|>",
     ],
     ("glm4", "text and call"): [
@@ -269,7 +318,9 @@ TRAINED = {
 
 
 @pytest.mark.parametrize(("name", "key"), TRAINED)
-def test_calls_and_thoughts_are_trained_and_answers_of_tools_are_not(name: str, key: str, small: Callable[..., Path]) -> None:
+def test_calls_and_thoughts_are_trained_and_answers_of_tools_are_not(
+    name: str, key: str, small: Callable[..., Path]
+) -> None:
     template = compile_template(without_ids(shipped(name)), load_vocabulary(small(name)))
     batch = template.encode([CONVERSATIONS[key]])
     assert not batch.problems
@@ -299,13 +350,22 @@ def real() -> list[Conversation]:
     found: list[Conversation] = []
     for name, step in FILES.items():
         text = (SHARED / "data" / name).read_text(encoding="utf-8")
-        rows = json.loads(text) if name.endswith(".json") else [json.loads(line) for line in text.splitlines()]
-        found += [sample for row in rows[::step] for sample in read(row, Shape()) if isinstance(sample, Conversation)]
+        rows = (
+            json.loads(text) if name.endswith(".json") else [json.loads(line) for line in text.splitlines()]
+        )
+        found += [
+            sample
+            for row in rows[::step]
+            for sample in read(row, Shape())
+            if isinstance(sample, Conversation)
+        ]
     return [with_ids(conversation) for conversation in found]
 
 
 def with_ids(conversation: Conversation) -> Conversation:
-    """Calls with ids of nine letters and digits, which Mistral's template insists on, and answers that refer to them in their order."""
+    """Calls with ids of nine letters and digits, which Mistral's template insists on, and answers that
+    refer to them in their order.
+    """
     messages: list[Message] = []
     asked_for: list[str] = []
     count = 0
@@ -323,8 +383,12 @@ def with_ids(conversation: Conversation) -> Conversation:
 
 
 @pytest.mark.parametrize("directory", REAL)
-def test_ids_are_those_of_the_tokenizers_own_template(directory: str, vocabulary: Callable[[str], Vocabulary]) -> None:
-    """On real conversations, token for token; and trained are all answers with the ends of their turns, and nothing else."""
+def test_ids_are_those_of_the_tokenizers_own_template(
+    directory: str, vocabulary: Callable[[str], Vocabulary]
+) -> None:
+    """On real conversations, token for token; and trained are all answers with the ends of their turns,
+    and nothing else.
+    """
     name, rows = REAL[directory], real()
     template = compile_template(shipped(name), vocabulary(directory))
     reference = automatic(loadable(directory))
@@ -343,8 +407,13 @@ def test_ids_are_those_of_the_tokenizers_own_template(directory: str, vocabulary
             try:
                 if name == "mistral_nemo" and conversation.messages[0].role == "system":
                     # its Jinja writes a system prompt only where the user has the last word
-                    messages = conversation.messages[: 1 + max(k for k, message in enumerate(conversation.messages) if message.role == "user")]
-                    assert template.prompt(messages, conversation.tools) == asked(reference, messages, conversation.tools), messages
+                    messages = conversation.messages[
+                        : 1
+                        + max(k for k, message in enumerate(conversation.messages) if message.role == "user")
+                    ]
+                    assert template.prompt(messages, conversation.tools) == asked(
+                        reference, messages, conversation.tools
+                    ), messages
                 else:
                     assert ids == asked(reference, conversation.messages, conversation.tools), conversation
             except TemplateError:
@@ -359,12 +428,16 @@ def test_ids_are_those_of_the_tokenizers_own_template(directory: str, vocabulary
 
 
 def loadable(directory: str) -> Path:
-    """The same tokenizer as transformers can load it: internlm2 names code of its publisher, and transformers would give its special tokens new ids."""
+    """The same tokenizer as transformers can load it: internlm2 names code of its publisher, and
+    transformers would give its special tokens new ids.
+    """
     return SHARED / "tokenizers" / ("internlm2_hf_fast" if directory == "internlm2" else directory)
 
 
 def has_tools(conversation: Conversation) -> bool:
-    return bool(conversation.tools) or any(message.calls or message.role == "tool" for message in conversation.messages)
+    return bool(conversation.tools) or any(
+        message.calls or message.role == "tool" for message in conversation.messages
+    )
 
 
 def assert_learned(name: str, conversation: Conversation, texts: Sequence[str]) -> None:
@@ -414,8 +487,8 @@ def refuses(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any]) -
 def goes_on(chat: Chat, tokenizer: Any, conversation: Conversation) -> bool:
     """Whether each prompt's tokens are the first ones of the answered text's too.
 
-    Where they are not, a token reaches over the place where the assistant starts to write, which generation never sees so; transformers, which
-    tokenises the finished text, differs there from what is trained.
+    Where they are not, a token reaches over the place where the assistant starts to write, which generation
+    never sees so; transformers, which tokenises the finished text, differs there from what is trained.
     """
 
     def ids(text: str) -> list[int]:
@@ -425,17 +498,30 @@ def goes_on(chat: Chat, tokenizer: Any, conversation: Conversation) -> bool:
     for k, message in enumerate(conversation.messages):
         if message.role == "assistant":
             text, prompt = (
-                tokenizer.apply_chat_template(spoken(turns), tools=list(conversation.tools) or None, add_generation_prompt=opened, tokenize=False)
-                for turns, opened in ((conversation.messages[: k + 1], False), (conversation.messages[:k], True))
+                tokenizer.apply_chat_template(
+                    spoken(turns),
+                    tools=list(conversation.tools) or None,
+                    add_generation_prompt=opened,
+                    tokenize=False,
+                )
+                for turns, opened in (
+                    (conversation.messages[: k + 1], False),
+                    (conversation.messages[:k], True),
+                )
             )
             whole = ids(text)
-            if any(text.startswith(start) and whole[: len(ids(start))] != ids(start) for start in (prompt, prompt + chat.no_reasoning)):
+            if any(
+                text.startswith(start) and whole[: len(ids(start))] != ids(start)
+                for start in (prompt, prompt + chat.no_reasoning)
+            ):
                 return False
     return True
 
 
 def assert_exports(chat: Chat, template: Template, tokenizer: Any, rows: Sequence[Conversation]) -> int:
-    """That `tokenizer`, with the exported template, gives the same ids for texts and prompts, and refuses what is refused here; how many were equal."""
+    """That `tokenizer`, with the exported template, gives the same ids for texts and prompts, and refuses
+    what is refused here; how many were equal.
+    """
     equal = 0
     batch = template.encode(rows)
     for i, row in enumerate(rows):
@@ -445,10 +531,17 @@ def assert_exports(chat: Chat, template: Template, tokenizer: Any, rows: Sequenc
         ids = batch.ids[batch.offsets[i] : batch.offsets[i + 1]].tolist()
         pairs = [(ids[:-1] if chat.end_in == "next" else ids, asked(tokenizer, row.messages, row.tools))]
         last = max(k for k, message in enumerate(row.messages) if message.role == "assistant")
-        pairs.append((template.prompt(row.messages[:last], row.tools), asked(tokenizer, row.messages[:last], row.tools, prompt=True)))
+        pairs.append(
+            (
+                template.prompt(row.messages[:last], row.tools),
+                asked(tokenizer, row.messages[:last], row.tools, prompt=True),
+            )
+        )
         equal += all(ours == theirs for ours, theirs in pairs)
         for ours, theirs in pairs:
-            assert template.tokenizer.decode(ours, skip_special_tokens=False) == template.tokenizer.decode(theirs, skip_special_tokens=False), row
+            assert template.tokenizer.decode(ours, skip_special_tokens=False) == template.tokenizer.decode(
+                theirs, skip_special_tokens=False
+            ), row
             assert ours == theirs or not goes_on(chat, tokenizer, row), row
     return equal
 
@@ -470,7 +563,8 @@ def test_the_exported_jinja_gives_the_same_ids_with_every_real_tokenizer_that_ho
 ) -> None:
     rows = [*CONVERSATIONS.values(), *real()[::90]]
     tokenizer = automatic(loadable(directory))
-    known = compile_template(shipped(REAL[directory]), vocabulary(directory)).vocabulary  # InternLM2's special tokens are named in it
+    # InternLM2's special tokens are named in it
+    known = compile_template(shipped(REAL[directory]), vocabulary(directory)).vocabulary
     held = 0
     for name in NAMES:
         chat = shipped(name)

@@ -28,7 +28,11 @@ def test_one_file_is_known_by_its_name(folder: Path) -> None:
 
 def test_several_files_keep_their_order(folder: Path) -> None:
     files = [write(folder / name, "{}") for name in ("b.jsonl", "x/a.jsonl", "x/c.jsonl")]
-    assert sources.locate(["b.jsonl", "x/*.jsonl"]) == {"0000-b.jsonl": files[0], "0001-a.jsonl": files[1], "0002-c.jsonl": files[2]}
+    assert sources.locate(["b.jsonl", "x/*.jsonl"]) == {
+        "0000-b.jsonl": files[0],
+        "0001-a.jsonl": files[1],
+        "0002-c.jsonl": files[2],
+    }
     assert list(sources.locate(["**/*.jsonl"]).values()) == files
 
 
@@ -62,18 +66,30 @@ def test_a_package_is_found_without_running_it(folder: Path, monkeypatch: pytest
 
 def save(folder: Path, shards: list[str], present: list[str] | None = None) -> list[Path]:
     """A directory as save_to_disk of `datasets` leaves it."""
-    write(folder / "state.json", json.dumps({"_data_files": [{"filename": name} for name in shards], "_fingerprint": "0", "_split": "train"}))
+    write(
+        folder / "state.json",
+        json.dumps(
+            {"_data_files": [{"filename": name} for name in shards], "_fingerprint": "0", "_split": "train"}
+        ),
+    )
     write(folder / "dataset_info.json", "{}")
     return [write(folder / name, b"\xff\xff\xff\xff") for name in (shards if present is None else present)]
 
 
 def test_a_directory_that_datasets_saved_stands_for_its_shards_in_their_order(folder: Path) -> None:
-    shards = save(folder / "saved", ["data-00000-of-00003.arrow", "data-00002-of-00003.arrow", "data-00001-of-00003.arrow"])
+    shards = save(
+        folder / "saved",
+        ["data-00000-of-00003.arrow", "data-00002-of-00003.arrow", "data-00001-of-00003.arrow"],
+    )
     write(folder / "saved" / "cache-1.arrow", "")
     rows = write(folder / "a.jsonl", "{}")
     found = sources.locate(["saved", "a.jsonl"])
     assert list(found.values()) == [*shards, rows]
-    assert list(found)[1:] == ["0001-data-00002-of-00003.arrow", "0002-data-00001-of-00003.arrow", "0003-a.jsonl"]
+    assert list(found)[1:] == [
+        "0001-data-00002-of-00003.arrow",
+        "0002-data-00001-of-00003.arrow",
+        "0003-a.jsonl",
+    ]
     (one,) = save(folder / "one", ["data-00000-of-00001.arrow"])
     assert sources.locate(["on*"]) == {"data-00000-of-00001.arrow": one}
 
@@ -101,7 +117,10 @@ def test_splits_and_damaged_directories_are_refused(folder: Path) -> None:
 
 
 def test_all_endings_that_can_be_read_are_named(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no data file \(\.jsonl, .*\.parquet, \.arrow, \.txt, also with \.gz or \.zst\)"):
+    with pytest.raises(
+        DataError,
+        match=r"holds no data file \(\.jsonl, .*\.parquet, \.arrow, \.txt, also with \.gz or \.zst\)",
+    ):
         sources.locate(["*.csv"])
     for name in ("a.parquet", "b.csv.gz", "c.txt", "d.py"):
         write(folder / name, "")
@@ -114,15 +133,27 @@ def test_all_endings_that_can_be_read_are_named(folder: Path) -> None:
     [
         (
             "https://example.com/a/rows.jsonl?x=1",
-            r"is an address.*curl -L -o rows\.jsonl 'https://example\.com/a/rows\.jsonl\?x=1'.*data\.path=rows\.jsonl",
+            (
+                r"is an address.*curl -L -o rows\.jsonl"
+                r" 'https://example\.com/a/rows\.jsonl\?x=1'.*data\.path=rows\.jsonl"
+            ),
         ),
         ("http://example.com/", r"Download it first.*data=hub data\.repo=ORG/NAME"),
         ("https://huggingface.co/datasets/org/set", r"data=hub data\.repo=org/set$"),
-        ("https://huggingface.co/datasets/org/set/blob/main/data/a.jsonl", r"data=hub data\.repo=org/set 'data\.files=data/a\.jsonl'$"),
-        ("https://huggingface.co/datasets/org/set/resolve/v2/a.csv?download=true", r"data\.repo=org/set data\.revision=v2 'data\.files=a\.csv'$"),
+        (
+            "https://huggingface.co/datasets/org/set/blob/main/data/a.jsonl",
+            r"data=hub data\.repo=org/set 'data\.files=data/a\.jsonl'$",
+        ),
+        (
+            "https://huggingface.co/datasets/org/set/resolve/v2/a.csv?download=true",
+            r"data\.repo=org/set data\.revision=v2 'data\.files=a\.csv'$",
+        ),
         ("hf://datasets/org/set/a.parquet", r"data=hub data\.repo=org/set 'data\.files=a\.parquet'$"),
         ("hf://datasets/org/set@v1", r"data=hub data\.repo=org/set data\.revision=v1$"),
-        ("https://www.modelscope.cn/datasets/org/set/files", r"data=hub data\.source=modelscope data\.repo=org/set$"),
+        (
+            "https://www.modelscope.cn/datasets/org/set/files",
+            r"data=hub data\.source=modelscope data\.repo=org/set$",
+        ),
         ("s3://bucket/rows.jsonl", r"with the tool of that store.*data\.path=rows\.jsonl"),
     ],
 )

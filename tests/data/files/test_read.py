@@ -37,7 +37,9 @@ def read(file: Path, encoding: str = "auto", letters: bool = False) -> list[tupl
     for chunk in chunks(file, encoding, letters):
         found = list(values(chunk))
         assert count(chunk) == len(found)
-        assert list(values(pickle.loads(pickle.dumps(chunk)))) == found or any(value != value for _, row in found for value in row.values())
+        assert list(values(pickle.loads(pickle.dumps(chunk)))) == found or any(
+            value != value for _, row in found for value in row.values()
+        )
         rows += found
     return rows
 
@@ -90,36 +92,55 @@ KINDS: dict[str, bytes] = {
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd], ids=["plain", "gzip", "zstd"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_file_gives_the_same_rows_whatever_its_name(tmp_path: Path, kind: str, pack: Callable[[bytes], bytes]) -> None:
+def test_every_kind_of_file_gives_the_same_rows_whatever_its_name(
+    tmp_path: Path, kind: str, pack: Callable[[bytes], bytes]
+) -> None:
     for name in (kind, "rows.jsonl", "rows", "rows.json.gz"):
         assert read(write(tmp_path / name, pack(KINDS[kind]))) == list(enumerate(ROWS, start=1))
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd], ids=["plain", "gzip", "zstd"])
-def test_a_table_of_text_is_known_by_its_name_and_its_values_are_texts(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+def test_a_table_of_text_is_known_by_its_name_and_its_values_are_texts(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
     texts = [{**row, "n": str(row["n"])} for row in ROWS]
-    for name, text in {"a.csv": comma(ROWS), "a.CSV.GZ": comma(ROWS), "b.csv": comma(ROWS).replace(",", ";")}.items():
+    for name, text in {
+        "a.csv": comma(ROWS),
+        "a.CSV.GZ": comma(ROWS),
+        "b.csv": comma(ROWS).replace(",", ";"),
+    }.items():
         assert read(write(tmp_path / name, pack(text.encode()))) == list(enumerate(texts, start=1))
     assert read(write(tmp_path / "a.tsv", pack(b"a, b\tc\n1,5\t2\n"))) == [(1, {"a, b": "1,5", "c": "2"})]
 
 
 def test_packed_pieces_one_after_the_other_are_one_file(tmp_path: Path) -> None:
     one, two = jsonl(ROWS[:20]).encode(), jsonl(ROWS[20:]).encode()
-    for content in (gzip.compress(one) + gzip.compress(two) + bytes(512), zstd(one) + b"\x50\x2a\x4d\x18\x04\0\0\0skip" + zstd(two)):
+    for content in (
+        gzip.compress(one) + gzip.compress(two) + bytes(512),
+        zstd(one) + b"\x50\x2a\x4d\x18\x04\0\0\0skip" + zstd(two),
+    ):
         assert [row for _, row in read(write(tmp_path / "a", content))] == ROWS
     skipped_first = b"\x50\x2a\x4d\x18\x04\0\0\0skip" + zstd(one)
     assert [row for _, row in read(write(tmp_path / "a", skipped_first))] == ROWS[:20]
 
 
 def test_the_shared_data_has_as_many_rows_as_its_readme_says(shared: Path) -> None:
-    table = re.findall(r"^\| `([^`]+)` \| ([\d,]+) \|", (shared / "data" / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    table = re.findall(
+        r"^\| `([^`]+)` \| ([\d,]+) \|",
+        (shared / "data" / "README.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
     assert len(table) >= 45
     for name, rows in table:
         found = read(shared / "data" / name)
         assert (name, len(found), reasons(found)) == (name, int(rows.replace(",", "")), {})
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=6), lambda inner: st.lists(inner, max_size=3), max_leaves=6)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=6,
+)
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
@@ -131,21 +152,45 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size
     end=st.sampled_from(["\n", "\r\n", "\n\n"]),
 )
 def test_lines_and_lists_give_the_same_rows_in_every_marked_encoding(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[Any], plain: bool, indent: int | None, codec: str, end: str
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[Any],
+    plain: bool,
+    indent: int | None,
+    codec: str,
+    end: str,
 ) -> None:
     folder = tmp_path_factory.mktemp("rows")
-    lines = write(folder / "a.json", "".join(json.dumps(row, ensure_ascii=plain) + end for row in rows).encode(codec, "surrogatepass"))
-    whole = write(folder / "b.jsonl", json.dumps(rows, ensure_ascii=plain, indent=indent).encode(codec, "surrogatepass"))
+    lines = write(
+        folder / "a.json",
+        "".join(json.dumps(row, ensure_ascii=plain) + end for row in rows).encode(codec, "surrogatepass"),
+    )
+    whole = write(
+        folder / "b.jsonl", json.dumps(rows, ensure_ascii=plain, indent=indent).encode(codec, "surrogatepass")
+    )
     assert [row for _, row in read(lines)] == rows
     assert read(whole) == list(enumerate(rows, start=1))
 
 
 @settings(deadline=None, max_examples=150, derandomize=True)
-@given(content=st.binary(max_size=60) | st.text('{}[]",:\\ua1\n\r\t \ud800é', max_size=60).map(lambda s: s.encode("utf-8", "surrogatepass")))
-def test_whatever_is_in_a_file_is_rows_or_an_error_in_words(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+@given(
+    content=st.binary(max_size=60)
+    | st.text('{}[]",:\\ua1\n\r\t \ud800é', max_size=60).map(lambda s: s.encode("utf-8", "surrogatepass"))
+)
+def test_whatever_is_in_a_file_is_rows_or_an_error_in_words(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
     folder = tmp_path_factory.mktemp("any")
     for name in ("a.jsonl", "a.csv", "a.txt", "a.parquet"):
-        for begin in (b"", b"[", b"PAR1", b"ARROW1", b"\xff\xff\xff\xff", b"\xff\xfe", b"\x1f\x8b", b"\x28\xb5\x2f\xfd"):
+        for begin in (
+            b"",
+            b"[",
+            b"PAR1",
+            b"ARROW1",
+            b"\xff\xff\xff\xff",
+            b"\xff\xfe",
+            b"\x1f\x8b",
+            b"\x28\xb5\x2f\xfd",
+        ):
             file = write(folder / name, begin + content)
             said = str(file)
             try:
@@ -157,21 +202,28 @@ def test_whatever_is_in_a_file_is_rows_or_an_error_in_words(tmp_path_factory: py
 
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(at=st.integers(0, len(KINDS["a.json"])), what=st.binary(max_size=3))
-def test_a_broken_list_loses_no_row_silently(tmp_path_factory: pytest.TempPathFactory, at: int, what: bytes) -> None:
+def test_a_broken_list_loses_no_row_silently(
+    tmp_path_factory: pytest.TempPathFactory, at: int, what: bytes
+) -> None:
     file = write(tmp_path_factory.mktemp("broken") / "a.json", KINDS["a.json"][:at] + what)
     try:
         rows = read(file)
     except DataError:
         return
     assert reasons(rows) or not rows or what.strip() == b"]"
-    assert [row for _, row in rows if not isinstance(row, Unreadable)][: len(rows) - 2] == ROWS[: max(len(rows) - 2, 0)]
+    assert [row for _, row in rows if not isinstance(row, Unreadable)][: len(rows) - 2] == ROWS[
+        : max(len(rows) - 2, 0)
+    ]
 
 
 # How lines are read
 
 
 def test_blank_lines_count_as_lines_and_are_no_rows(tmp_path: Path) -> None:
-    assert read(write(tmp_path / "a.jsonl", '\r\n{"a": 1}\r\n \t\n\v\f\n{"a": 2}')) == [(2, {"a": 1}), (5, {"a": 2})]
+    assert read(write(tmp_path / "a.jsonl", '\r\n{"a": 1}\r\n \t\n\v\f\n{"a": 2}')) == [
+        (2, {"a": 1}),
+        (5, {"a": 2}),
+    ]
     for empty in ("", "\n", " \r\n\t\n\n", "\ufeff"):
         for name in ("a.jsonl", "a.json", "a.csv", "a.txt", "a.parquet"):
             assert read(write(tmp_path / name, empty)) == []
@@ -212,7 +264,9 @@ def test_a_bad_line_is_one_bad_row(tmp_path: Path, line: bytes, words: str) -> N
 
 
 def test_what_python_takes_for_json_arrives(tmp_path: Path) -> None:
-    (_, row), (_, other) = read(write(tmp_path / "a.jsonl", '{"a": "\\ud800", "b": NaN, "c": -Infinity, "d": "\\u0000"}\n"text"\n'))
+    (_, row), (_, other) = read(
+        write(tmp_path / "a.jsonl", '{"a": "\\ud800", "b": NaN, "c": -Infinity, "d": "\\u0000"}\n"text"\n')
+    )
     assert (row["a"], row["b"], row["c"], row["d"], other) == ("\ud800", None, None, "\0", "text")
 
 
@@ -222,7 +276,14 @@ def test_a_list_of_turns_in_a_line_is_a_row_and_a_list_of_rows_is_the_set(tmp_pa
     assert len(read(write(tmp_path / "a.json", f"{turns}\n{turns}\n"))) == 2
     assert len(read(write(tmp_path / "a.jsonl", '[{"from": "human", "value": "a"}]\n\n'))) == 1
     assert read(write(tmp_path / "a.json", f"[{turns}, {turns}]"))[1] == (2, json.loads(turns))
-    assert read(write(tmp_path / "a.json", '[{"role": "prompter", "text": "a"}, {"role": "assistant", "text": "b"}]'))[1][0] == 2
+    assert (
+        read(
+            write(
+                tmp_path / "a.json", '[{"role": "prompter", "text": "a"}, {"role": "assistant", "text": "b"}]'
+            )
+        )[1][0]
+        == 2
+    )
     assert read(write(tmp_path / "a.json", "[]")) == []
     assert read(write(tmp_path / "a.json", f"[]\n{turns}")) == [(1, []), (2, json.loads(turns))]
     broken = read(write(tmp_path / "a.jsonl", '[{"role": "user", "content"}]\n' + turns))
@@ -253,7 +314,9 @@ def test_a_row_larger_than_a_chunk_stays_one(tmp_path: Path) -> None:
         ("[\n", 1, "inside the list, in line 2"),
     ],
 )
-def test_a_list_that_breaks_off_has_its_rows_and_one_bad_one(tmp_path: Path, content: str, number: int, words: str) -> None:
+def test_a_list_that_breaks_off_has_its_rows_and_one_bad_one(
+    tmp_path: Path, content: str, number: int, words: str
+) -> None:
     rows = read(write(tmp_path / "a.json", content))
     assert list(reasons(rows)) == [number] == [len(rows)]
     assert words in rows[-1][1].reason
@@ -295,13 +358,22 @@ def test_a_list_with_broken_syntax_is_refused_with_its_line(tmp_path: Path, rest
         read(file)
 
 
-def test_values_across_the_borders_of_the_window_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_across_the_borders_of_the_window_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [1234567, True, None, -1.5e-7, '\\"é😀\ud800', {"a": [{}], "b": ["x" * 40]}, [], "", 0]
     for step in (1, 2, 3, 5, 7, 16):
         monkeypatch.setattr(window, "STEP", step)
         for plain in (True, False):
             content = json.dumps(rows, ensure_ascii=plain, indent=1).encode("utf-8", "replace")
-            expected = rows if plain else [str(row).encode("utf-8", "replace").decode() if isinstance(row, str) else row for row in rows]
+            expected = (
+                rows
+                if plain
+                else [
+                    str(row).encode("utf-8", "replace").decode() if isinstance(row, str) else row
+                    for row in rows
+                ]
+            )
             assert read(write(tmp_path / "a.json", content)) == list(enumerate(expected, start=1))
         assert reasons(read(write(tmp_path / "b.json", '[{"a": 1, "a": "]}"},\n2]'))).keys() == {1}
 
@@ -309,12 +381,17 @@ def test_values_across_the_borders_of_the_window_are_whole(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (json.dumps({"version": 1, "data": ROWS}, indent=2)[:-9], "a JSON object that goes over several lines"),
+        (
+            json.dumps({"version": 1, "data": ROWS}, indent=2)[:-9],
+            "a JSON object that goes over several lines",
+        ),
         ('{"data": [\n{"a": 1},\n{"a": 2}\n]\n', r"jq -c '\.data\[\]'"),
         (json.dumps(ROWS[0], indent=1) * 2, "a JSON object that goes over several lines"),
     ],
 )
-def test_an_object_over_several_lines_that_is_broken_is_refused_as_a_whole(tmp_path: Path, content: str, words: str) -> None:
+def test_an_object_over_several_lines_that_is_broken_is_refused_as_a_whole(
+    tmp_path: Path, content: str, words: str
+) -> None:
     with pytest.raises(DataError, match=rf"a\.json:1: .*{words}" if "jq" not in words else words):
         read(write(tmp_path / "a.json", content))
 
@@ -328,7 +405,10 @@ def test_a_first_row_that_is_cut_off_spoils_itself_only(tmp_path: Path) -> None:
 
 def test_cells_of_a_csv_hold_what_they_may(tmp_path: Path) -> None:
     content = '\ufeff\r\nq , a,\r\n"1, ""x""\r\n2",,z\r\n\r\n  \r\n=5" disk,é,\r\n'
-    assert read(write(tmp_path / "a.csv", content)) == [(1, {"q": '1, "x"\r\n2', "a": "", "": "z"}), (2, {"q": '=5" disk', "a": "é", "": ""})]
+    assert read(write(tmp_path / "a.csv", content)) == [
+        (1, {"q": '1, "x"\r\n2', "a": "", "": "z"}),
+        (2, {"q": '=5" disk', "a": "é", "": ""}),
+    ]
     assert read(write(tmp_path / "a.csv", "a,b\n")) == []
     assert read(write(tmp_path / "a.csv", 'a\n""\nx')) == [(1, {"a": ""}), (2, {"a": "x"})]
     assert read(write(tmp_path / "a.csv", '"a;b;c;d",e\n1,2')) == [(1, {"a;b;c;d": "1", "e": "2"})]
@@ -376,7 +456,9 @@ def test_a_damaged_table_is_refused(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_value_that_python_has_no_word_for_spoils_its_row_only(tmp_path: Path) -> None:
-    broken = pa.StringArray.from_buffers(3, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"a\xffc"))
+    broken = pa.StringArray.from_buffers(
+        3, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"a\xffc")
+    )
     pq.write_table(pa.table({"a": broken}), tmp_path / "a.parquet")
     rows = read(tmp_path / "a.parquet")
     assert (rows[0], rows[2]) == ((1, {"a": "a"}), (3, {"a": "c"}))
@@ -387,32 +469,47 @@ def test_a_value_that_python_has_no_word_for_spoils_its_row_only(tmp_path: Path)
 
 
 def test_a_text_file_is_one_row_and_a_long_one_is_cut_without_loss(tmp_path: Path) -> None:
-    assert read(write(tmp_path / "a.txt", "\ufeff one\r\n\r\n{two}\n ")) == [(1, {"text": " one\n\n{two}\n "})]
+    assert read(write(tmp_path / "a.txt", "\ufeff one\r\n\r\n{two}\n ")) == [
+        (1, {"text": " one\n\n{two}\n "})
+    ]
     for paragraph in ("Some words é.\n" * 50 + "\n", "words é " * 40 + "\n", "words é ", "é", "x"):
         text = paragraph * (int(2.5 * CHUNK) // len(paragraph.encode()))
         rows = read(write(tmp_path / "a.txt", text))
         assert "".join(row["text"] for _, row in rows) == text
         assert len(rows) in (3, 4)
         assert all(len(row["text"].encode()) <= CHUNK for _, row in rows)
-        assert [number for number, _ in rows] == [1 + "".join(row["text"] for _, row in rows[:i]).count("\n") for i in range(len(rows))]
+        assert [number for number, _ in rows] == [
+            1 + "".join(row["text"] for _, row in rows[:i]).count("\n") for i in range(len(rows))
+        ]
         if paragraph.endswith("\n\n"):
             assert all(row["text"].endswith("\n\n") for _, row in rows)
     assert "in line 2: a NUL byte" in reasons(read(write(tmp_path / "a.txt", "a\nb\0")))[1]
-    assert re.search(r"in line 2: no valid UTF-8 .*data\.encoding=gb18030", reasons(read(write(tmp_path / "a.txt", b"a\n\xff")))[1])
+    assert re.search(
+        r"in line 2: no valid UTF-8 .*data\.encoding=gb18030",
+        reasons(read(write(tmp_path / "a.txt", b"a\n\xff")))[1],
+    )
 
 
 # Encodings
 
 
-@pytest.mark.parametrize("codec", ["gb18030", "big5", "utf-16-le", "utf-16-be", "utf-16", "shift_jis", "utf8"])
+@pytest.mark.parametrize(
+    "codec", ["gb18030", "big5", "utf-16-le", "utf-16-be", "utf-16", "shift_jis", "utf8"]
+)
 def test_a_named_encoding_is_read(tmp_path: Path, codec: str) -> None:
     rows = [{"a": "中文 " * 100_000}, {"a": "\r\n"}]
-    for name, text in {"a.jsonl": jsonl(rows, "\r\n"), "a.json": json.dumps(rows, ensure_ascii=False), "a.csv": comma(rows)}.items():
+    for name, text in {
+        "a.jsonl": jsonl(rows, "\r\n"),
+        "a.json": json.dumps(rows, ensure_ascii=False),
+        "a.csv": comma(rows),
+    }.items():
         assert read(write(tmp_path / name, text.encode(codec)), codec) == list(enumerate(rows, start=1))
     assert read(write(tmp_path / "a.txt", "一\n".encode(codec)), codec) == [(1, {"text": "一\n"})]
 
 
-def test_a_list_in_another_encoding_is_refused_with_a_hint_even_where_its_bytes_look_like_json(tmp_path: Path) -> None:
+def test_a_list_in_another_encoding_is_refused_with_a_hint_even_where_its_bytes_look_like_json(
+    tmp_path: Path,
+) -> None:
     rows = [{"a": "中文"}, {"a": "俓"}, {"a": "b"}]  # 俓 ends in a backslash
     file = write(tmp_path / "a.json", json.dumps(rows, ensure_ascii=False).encode("gb18030"))
     assert b'\\"' in file.read_bytes()
@@ -464,7 +561,9 @@ def test_what_is_no_data_is_refused_by_what_it_is(tmp_path: Path, content: bytes
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstd], ids=["gzip", "zstd"])
-def test_packed_data_that_breaks_off_or_is_damaged_is_refused(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+def test_packed_data_that_breaks_off_or_is_damaged_is_refused(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
     whole = pack(jsonl(ROWS * 500).encode())
     for packed in (whole[: len(whole) // 2], whole[:-3]):
         with pytest.raises(DataError, match=r"a\.jsonl can't be unpacked: its packed data breaks off"):
@@ -489,7 +588,9 @@ def test_what_cannot_be_opened_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_names_of_data_are_known() -> None:
-    assert all(map(is_readable, ("a.jsonl", "b.JSON.gz", "c.csv.zst", "0001-train.parquet", "x.arrow", "y.txt")))
+    assert all(
+        map(is_readable, ("a.jsonl", "b.JSON.gz", "c.csv.zst", "0001-train.parquet", "x.arrow", "y.txt"))
+    )
     assert not any(map(is_readable, ("a.py", "a.gz", "README.md", "model.safetensors", "state.pkl")))
 
 
@@ -546,7 +647,11 @@ def test_lines_are_cut_faster_than_they_could_be_parsed(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_read_to_its_end_is_closed(tmp_path: Path) -> None:
     content = jsonl(ROWS * 400)
-    for name, packed in {"a.jsonl": content.encode(), "b": gzip.compress(content.encode()), "c.csv": comma(ROWS * 400).encode()}.items():
+    for name, packed in {
+        "a.jsonl": content.encode(),
+        "b": gzip.compress(content.encode()),
+        "c.csv": comma(ROWS * 400).encode(),
+    }.items():
         reading = chunks(write(tmp_path / name, packed))
         assert isinstance(next(reading), Chunk)
         reading.close()

@@ -31,13 +31,21 @@ PLAIN = {"name": "look", "arguments": CITY}
         {"tool_name": "look", "tool_input": CITY},
         {"functionCall": {"name": "look", "args": CITY}},
         {"function": "look", "arguments": CITY},
-        {"index": 0, "id": "1", "type": "function", "function": {"name": "look", "arguments": CITY, "description": None}},
+        {
+            "index": 0,
+            "id": "1",
+            "type": "function",
+            "function": {"name": "look", "arguments": CITY, "description": None},
+        },
     ],
 )
 def test_a_call_is_read_in_every_vendors_form(call: dict[str, Any]) -> None:
     expected = ["u u", f"a*  look{json.dumps(CITY)}"]
     assert brief(one(said(U, {"role": "assistant", "tool_calls": [call]})).messages) == expected
-    assert brief(one(said(U, {"role": "assistant", "content": None, "tool_calls": json.dumps([call])})).messages) == expected
+    assert (
+        brief(one(said(U, {"role": "assistant", "content": None, "tool_calls": json.dumps([call])})).messages)
+        == expected
+    )
     turns = [{"from": "human", "value": "u"}, {"from": "function_call", "value": json.dumps(call)}]
     assert brief(one({"conversations": turns}).messages) == expected
     beside = [{"from": "human", "value": "u"}, {"from": "gpt", "value": "", "tool_calls": [call]}]
@@ -49,23 +57,41 @@ def test_a_call_is_read_in_every_vendors_form(call: dict[str, Any]) -> None:
 @pytest.mark.parametrize("nothing", [None, "", "  ", "{}", {}, "null"])
 @pytest.mark.parametrize("key", ["arguments", "parameters", "input"])
 def test_no_arguments_are_none(nothing: Any, key: str) -> None:
-    assert one(said({"role": "assistant", "tool_calls": [{"name": "now", key: nothing}]})).messages[0].calls[0].arguments == {}
+    assert (
+        one(said({"role": "assistant", "tool_calls": [{"name": "now", key: nothing}]}))
+        .messages[0]
+        .calls[0]
+        .arguments
+        == {}
+    )
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        ({"name": "look", "arguments": CITY, "parameters": {}}, "a call of 'look' has both arguments and parameters"),
+        (
+            {"name": "look", "arguments": CITY, "parameters": {}},
+            "a call of 'look' has both arguments and parameters",
+        ),
         ({"name": "look", "input": CITY, "args": CITY}, "a call of 'look' has both args and input"),
-        ({"name": "look", "argumentos": CITY}, "a call of 'look' has argumentos, which can't be read; known are .*arguments"),
+        (
+            {"name": "look", "argumentos": CITY},
+            "a call of 'look' has argumentos, which can't be read; known are .*arguments",
+        ),
         ({"function": {"name": "look", "arguments": {}}, "data": CITY}, "a call of 'look' has data"),
         ({"function": {"name": "look", "arguments": {}, "response": "x"}}, "a call of 'look' has response"),
         ({"function": {"name": "look"}, "arguments": CITY}, "a call of 'look' has arguments"),
         ({"name": "look", "tool_name": "see"}, "both name and tool_name"),
-        ({"name": "look", "arguments": '{"city": "Oslo", }'}, r"must be JSON in a text, and '.*' is none \(.*, at character 18\)$"),
+        (
+            {"name": "look", "arguments": '{"city": "Oslo", }'},
+            r"must be JSON in a text, and '.*' is none \(.*, at character 18\)$",
+        ),
         ({"name": "look", "arguments": "[]"}, "must be an object"),
         ({"type": "custom", "name": "look"}, "a call of the type the text 'custom'"),
-        ({"id": "1", "function": {"name": "look", "id": {"a": "b"}}}, "the id of a call must be a text, and this is an object"),
+        (
+            {"id": "1", "function": {"name": "look", "id": {"a": "b"}}},
+            "the id of a call must be a text, and this is an object",
+        ),
         ({"name": "look", "index": "first"}, "the index of a call must be a number"),
         ({"function": 3, "name": "look"}, "a call must be an object"),
     ],
@@ -89,7 +115,12 @@ TOOL = {"type": "function", "function": {"name": "look", "description": "d", "pa
         [{"type": "function", "name": "look", "description": "d", "parameters": SCHEMA}],
         [{"functionDeclarations": [{"name": "look", "description": "d", "parameters": SCHEMA}]}],
         [{"function_declarations": [{"name": "look", "description": "d", "parametersJsonSchema": SCHEMA}]}],
-        [{"type": "function", "function": {"name": "look", "description": "d", "input_schema": SCHEMA, "parameters": None}}],
+        [
+            {
+                "type": "function",
+                "function": {"name": "look", "description": "d", "input_schema": SCHEMA, "parameters": None},
+            }
+        ],
         [{**TOOL, "input_schema": None, "cache_control": None}],
     ],
 )
@@ -102,7 +133,14 @@ def test_tools_are_read_in_every_vendors_form(tools: list[Any], key: str) -> Non
 
 
 def test_what_documents_a_tool_is_known_and_other_keys_are_refused() -> None:
-    function = {"name": "look", "description": "d", "parameters": SCHEMA, "strict": True, "required": None, "returns": {"type": "string"}}
+    function = {
+        "name": "look",
+        "description": "d",
+        "parameters": SCHEMA,
+        "strict": True,
+        "required": None,
+        "returns": {"type": "string"},
+    }
     assert one(said(U, A, tools=[function])).tools == ({"type": "function", "function": function},)
     for tool in ({**function, "cache_control": {"type": "x"}}, {**TOOL, "cache_control": {"type": "x"}}):
         with pytest.raises(RowError, match="the tool 'look' has cache_control, which can't be read"):
@@ -118,8 +156,19 @@ def test_a_list_of_names_is_no_offer_and_is_named() -> None:
 
 
 def test_what_a_tool_answered_may_stand_in_a_users_turn() -> None:
-    use = {"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "tool_use", "id": "1", "name": "look", "input": CITY}]}
-    result = {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "r"}], "is_error": True}
+    use = {
+        "role": "assistant",
+        "content": [
+            {"type": "text", "text": "a"},
+            {"type": "tool_use", "id": "1", "name": "look", "input": CITY},
+        ],
+    }
+    result = {
+        "type": "tool_result",
+        "tool_use_id": "1",
+        "content": [{"type": "text", "text": "r"}],
+        "is_error": True,
+    }
     row = said(U, use, {"role": "user", "content": [result, {"type": "text", "text": "v"}]}, A)
     assert brief(one(row).messages) == ["u u", f"a* a look{json.dumps(CITY)}", "t r", "u v", "a* a"]
     assert unread(row, Shape()) == ("messages.content.is_error",)
@@ -132,12 +181,26 @@ def test_what_a_tool_answered_may_stand_in_a_users_turn() -> None:
 @pytest.mark.parametrize(
     "flag",
     [
-        {"weight": 0}, {"loss": False}, {"train": False}, {"loss_weight": 0.0}, {"loss_scale": 0}, {"train_on_turn": False}, {"trainable": "false"},
-        {"training": 0}, {"loss_mask": "0"}, {"masked": True}, {"masked": 1}, {"masked": "True"}, {"weight": "0.0"}, {"output_with_loss": False},
-        {"compute_loss": False}, {"ignore_loss": True}, {"weight": 1, "masked": True},
+        {"weight": 0},
+        {"loss": False},
+        {"train": False},
+        {"loss_weight": 0.0},
+        {"loss_scale": 0},
+        {"train_on_turn": False},
+        {"trainable": "false"},
+        {"training": 0},
+        {"loss_mask": "0"},
+        {"masked": True},
+        {"masked": 1},
+        {"masked": "True"},
+        {"weight": "0.0"},
+        {"output_with_loss": False},
+        {"compute_loss": False},
+        {"ignore_loss": True},
+        {"weight": 1, "masked": True},
         {"train_detail": [{"begin_offset": 0, "end_offset": 0, "train": False}]},
     ],
-)  # fmt: skip
+)
 def test_a_flag_under_any_trainers_name_leaves_an_answer_untrained(flag: dict[str, Any]) -> None:
     assert brief(one(said(U, {**A, **flag}, U, A)).messages) == ["u u", "a a", "u u", "a* a"]
     turns = [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a", **flag}]
@@ -146,7 +209,15 @@ def test_a_flag_under_any_trainers_name_leaves_an_answer_untrained(flag: dict[st
 
 
 @pytest.mark.parametrize(
-    "flag", [{"weight": 1.0}, {"masked": False}, {"loss_mask": "1"}, {"train_on_turn": "True"}, {"train_detail": []}, {"mask": None}]
+    "flag",
+    [
+        {"weight": 1.0},
+        {"masked": False},
+        {"loss_mask": "1"},
+        {"train_on_turn": "True"},
+        {"train_detail": []},
+        {"mask": None},
+    ],
 )
 def test_a_flag_that_says_train_changes_nothing(flag: dict[str, Any]) -> None:
     assert brief(one(said(U, {**A, **flag})).messages) == ["u u", "a* a"]
@@ -158,7 +229,10 @@ def test_a_flag_that_says_train_changes_nothing(flag: dict[str, Any]) -> None:
         ({"loss_scale": 0.3}, r"loss_scale must be 0 or 1, .*the number 0\.3"),
         ({"loss_weight": 2}, "loss_weight must be 0 or 1"),
         ({"trainable": "maybe"}, "trainable must be 0 or 1"),
-        ({"train_detail": [{"begin_offset": 0, "end_offset": 3, "train": True}]}, "has train_detail, which trains parts of a text"),
+        (
+            {"train_detail": [{"begin_offset": 0, "end_offset": 3, "train": True}]},
+            "has train_detail, which trains parts of a text",
+        ),
         ({"train_detail": "all"}, "has train_detail"),
         ({"mask": 1}, "has mask, which means trained to some"),
     ],
@@ -177,15 +251,33 @@ def test_calls_in_a_turn_and_beside_it_are_refused() -> None:
         with pytest.raises(RowError, match="calls both in its content and beside it"):
             one(said(U, turn))
     with pytest.raises(RowError, match="calls both in its content and beside it"):
-        one({"conversations": [{"from": "human", "value": "u"}, {"from": "function_call", "value": text, "tool_calls": [PLAIN]}]})
+        one(
+            {
+                "conversations": [
+                    {"from": "human", "value": "u"},
+                    {"from": "function_call", "value": text, "tool_calls": [PLAIN]},
+                ]
+            }
+        )
 
 
 def test_flags_may_stand_beside_the_turns() -> None:
     assert brief(one(said(U, A, U, A, loss_mask=[0, 0, 0, 1])).messages) == ["u u", "a a", "u u", "a* a"]
-    assert brief(one(said(U, A, U, A, masked=[True, True, True, False])).messages) == ["u u", "a a", "u u", "a* a"]
+    assert brief(one(said(U, A, U, A, masked=[True, True, True, False])).messages) == [
+        "u u",
+        "a a",
+        "u u",
+        "a* a",
+    ]
     with pytest.raises(RowError, match="loss_mask has 3 entries beside 2 turns"):
         one(said(U, A, loss_mask=[0, 1, 1]))
-    for beside in ({"supervise": [False, True]}, {"mask_history": True}, {"weight": 0}, {"train": False}, {"loss_mask": "0,1"}):
+    for beside in (
+        {"supervise": [False, True]},
+        {"mask_history": True},
+        {"weight": 0},
+        {"train": False},
+        {"loss_mask": "0,1"},
+    ):
         row = said(U, A, **beside)
         assert brief(one(row).messages) == ["u u", "a* a"]
         assert unread(row, Shape()) == tuple(beside)
@@ -220,20 +312,48 @@ def test_a_switch_is_no_thought() -> None:
 
 NAMED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"instruction": "u", "output": "a", "context": "c"}, ("context",)),
-    ({"prompt": "u", "completion": "a", "meta": {"by": ["someone"]}, "score": 3, "empty": "", "none": None, "blank": [" "]}, ("meta",)),
-    (said(U, {**A, "thought": "t", "timestamp": 5, "name": "", "empty": {}}), ("messages.thought", "messages.timestamp")),
+    (
+        {
+            "prompt": "u",
+            "completion": "a",
+            "meta": {"by": ["someone"]},
+            "score": 3,
+            "empty": "",
+            "none": None,
+            "blank": [" "],
+        },
+        ("meta",),
+    ),
+    (
+        said(U, {**A, "thought": "t", "timestamp": 5, "name": "", "empty": {}}),
+        ("messages.thought", "messages.timestamp"),
+    ),
     (said(U, {**A, "supervise": False}), ("messages.supervise",)),
     (said({**U, "name": "Li"}, A), ("messages.name",)),
-    (said({"role": "user", "content": [{"type": "text", "text": "a", "citations": ["c"]}]}, A), ("messages.content.citations",)),
-    (said({"role": "user", "content": [{"type": "text", "text": "a", "value": "b"}]}, A), ("messages.content.value",)),
+    (
+        said({"role": "user", "content": [{"type": "text", "text": "a", "citations": ["c"]}]}, A),
+        ("messages.content.citations",),
+    ),
+    (
+        said({"role": "user", "content": [{"type": "text", "text": "a", "value": "b"}]}, A),
+        ("messages.content.value",),
+    ),
     ({"messages": [U, A], "conversations": [{"from": "human", "value": "x"}]}, ("conversations",)),
-    ({"conversations": [{"from": "human", "value": "u", "content": "x"}, {"from": "gpt", "value": "a", "markdown": "m"}]}, ("conversations.content", "conversations.markdown")),
+    (
+        {
+            "conversations": [
+                {"from": "human", "value": "u", "content": "x"},
+                {"from": "gpt", "value": "a", "markdown": "m"},
+            ]
+        },
+        ("conversations.content", "conversations.markdown"),
+    ),
     ({"text": "### Human: u### Assistant: a", "title": "t"}, ("title",)),
     ({"text": "all", "system": "s", "tools": [TOOL]}, ("system", "tools")),
     ({"conversation": [{"input": "u", "output": "a", "note": "n"}]}, ("conversation.note",)),
     ({"messages": [{"role": "pretrain", "content": "all"}], "system_prompt": "s"}, ("system_prompt",)),
     ([U, {**A, "mood": "good"}], ("messages.mood",)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("row", "names"), NAMED)
@@ -242,7 +362,12 @@ def test_what_no_format_reads_is_named(row: Any, names: tuple[str, ...]) -> None
 
 
 def test_what_lies_beside_a_mapped_place_is_named() -> None:
-    row = {"q": {"text": "u", "by": "li"}, "answers": [{"text": "a", "votes": "many"}, {"text": "b"}], "input": "lost", "context": "c"}
+    row = {
+        "q": {"text": "u", "by": "li"},
+        "answers": [{"text": "a", "votes": "many"}, {"text": "b"}],
+        "input": "lost",
+        "context": "c",
+    }
     shape = Shape(columns={"instruction": "q.text", "output": "answers.0.text", "input": "context"})
     assert brief(one(row, columns=shape.columns).messages) == ["u u\nc", "a* a"]
     assert sorted(unread(row, shape)) == ["answers", "answers.votes", "input", "q.by"]
@@ -277,7 +402,9 @@ TURNS = said(U, A)
         (PAIR, "label", [None, 0, 1, ""]),
     ],
 )
-def test_a_verdict_is_one_under_other_names_and_as_other_values(tmp_path: Path, row: dict[str, Any], key: str, values: list[Any]) -> None:
+def test_a_verdict_is_one_under_other_names_and_as_other_values(
+    tmp_path: Path, row: dict[str, Any], key: str, values: list[Any]
+) -> None:
     rows = [{**row, key: value} for value in values]
     shape = shape_of(tmp_path, rows)
     for judged in rows:

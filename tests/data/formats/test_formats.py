@@ -1,4 +1,6 @@
-"""Rows of every format, good and bad; the real files; and random ones, which may be refused in words and in no other way."""
+"""Rows of every format, good and bad; the real files; and random ones, which may be refused in words and
+in no other way.
+"""
 
 import json
 import re
@@ -20,9 +22,12 @@ from tuner.errors import ConfigError
 
 
 def brief(messages: tuple[Message, ...]) -> list[str]:
-    """Turns as "a* text": who speaks, whether it is trained, the thoughts in brackets, the text, the calls."""
+    """Turns as "a* text": who speaks, whether it is trained, the thoughts in brackets, the text, the
+    calls.
+    """
     return [
-        f"{message.role[0]}{'*' * message.trained} {f'({message.reasoning})' if message.reasoning else ''}{message.content}"
+        f"{message.role[0]}{'*' * message.trained} "
+        f"{f'({message.reasoning})' if message.reasoning else ''}{message.content}"
         + "".join(f" {call.name}{json.dumps(call.arguments)}" for call in message.calls)
         for message in messages
     ]
@@ -50,23 +55,58 @@ GOOD: list[tuple[str, Any, list[str]]] = [
     ("messages", {"messages": json.dumps([U, A])}, ["u u", "a* a"]),
     ("messages", said(U, A, system="s"), ["s s", "u u", "a* a"]),
     ("messages", said({"role": "system", "content": "s"}, U, system="s"), ["s s", "u u"]),
-    ("messages", said({**A, "weight": 0}, {**A, "weight": 1}, {**A, "loss": False}, {**A, "train": True}), ["a a", "a* a", "a a", "a* a"]),
-    ("messages", said({**A, "weight": 1, "train": False, "id": 7, "timestamp": "now"}), ["a a"]),
-    ("messages", said({**U, "weight": 1, "name": "Li", "tool_calls": None, "refusal": None, "audio": None}), ["u u"]),
-    ("messages", said({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "input_text", "value": "b"}]}, tools="[]"), ["u ab"]),
-    ("messages", said({"role": "user", "content": None}, {"role": "assistant", "content": ""}, {"role": "user", "content": []}), ["u ", "a* ", "u "]),
     (
         "messages",
-        said({**A, "reasoning_content": "t"}, {**A, "reasoning": ""}, {**A, "thinking": "t", "reasoning": "t"}),
+        said({**A, "weight": 0}, {**A, "weight": 1}, {**A, "loss": False}, {**A, "train": True}),
+        ["a a", "a* a", "a a", "a* a"],
+    ),
+    ("messages", said({**A, "weight": 1, "train": False, "id": 7, "timestamp": "now"}), ["a a"]),
+    (
+        "messages",
+        said({**U, "weight": 1, "name": "Li", "tool_calls": None, "refusal": None, "audio": None}),
+        ["u u"],
+    ),
+    (
+        "messages",
+        said(
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "a"}, {"type": "input_text", "value": "b"}],
+            },
+            tools="[]",
+        ),
+        ["u ab"],
+    ),
+    (
+        "messages",
+        said(
+            {"role": "user", "content": None},
+            {"role": "assistant", "content": ""},
+            {"role": "user", "content": []},
+        ),
+        ["u ", "a* ", "u "],
+    ),
+    (
+        "messages",
+        said(
+            {**A, "reasoning_content": "t"}, {**A, "reasoning": ""}, {**A, "thinking": "t", "reasoning": "t"}
+        ),
         ["a* (t)a", "a* a", "a* (t)a"],
     ),
     ("messages", said(U, U, A, A), ["u u", "u u", "a* a", "a* a"]),
     ("messages", said(A, U, {"role": "system", "content": "s"}), ["a* a", "u u", "s s"]),
-    ("messages", said(U, CALLS, {"role": "tool", "tool_call_id": "1", "content": "r"}, A), ["u u", SEEN, "t r", "a* a"]),
+    (
+        "messages",
+        said(U, CALLS, {"role": "tool", "tool_call_id": "1", "content": "r"}, A),
+        ["u u", SEEN, "t r", "a* a"],
+    ),
     ("messages", said(U, CALLS), ["u u", SEEN]),
     (
         "messages",
-        said({"role": "assistant", "function_call": {"name": "look", "arguments": "{}"}}, {"role": "function", "name": "look", "content": "r"}),
+        said(
+            {"role": "assistant", "function_call": {"name": "look", "arguments": "{}"}},
+            {"role": "function", "name": "look", "content": "r"},
+        ),
         ["a*  look{}", "t r"],
     ),
     (
@@ -84,25 +124,61 @@ GOOD: list[tuple[str, Any, list[str]]] = [
         ),
         ['a* (t)x f{"a": 1} g{}'],
     ),
-    ("messages", said({"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": 1}}, {"name": "g"}]}), ['a*  f{"a": 1} g{}']),
+    (
+        "messages",
+        said({"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": 1}}, {"name": "g"}]}),
+        ['a*  f{"a": 1} g{}'],
+    ),
     ("alpaca", {"instruction": "a", "input": "", "output": "b"}, ["u a", "a* b"]),
     ("alpaca", {"instruction": "a", "input": "i", "output": "b"}, ["u a\ni", "a* b"]),
     ("alpaca", {"instruction": "", "input": "i", "output": "", "text": "all of it"}, ["u i", "a* "]),
-    ("alpaca", {"instruction": "a", "output": "b", "system": "s", "history": [["x", "y"]]}, ["s s", "u x", "a* y", "u a", "a* b"]),
-    ("alpaca", {"instruction": "a", "input": None, "output": "b", "system": "", "history": None, "image": None}, ["u a", "a* b"]),
-    ("sharegpt", {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"}, ["s s", "u a", "a* b"]),
-    ("sharegpt", {"conversations": [{"from": "user", "value": "a"}, {"from": "bard", "value": "b", "weight": 0}]}, ["u a", "a b"]),
-    ("sharegpt", {"conversations": [U, {"role": "assistant", "content": "a", "reasoning": "t"}]}, ["u u", "a* (t)a"]),
+    (
+        "alpaca",
+        {"instruction": "a", "output": "b", "system": "s", "history": [["x", "y"]]},
+        ["s s", "u x", "a* y", "u a", "a* b"],
+    ),
+    (
+        "alpaca",
+        {"instruction": "a", "input": None, "output": "b", "system": "", "history": None, "image": None},
+        ["u a", "a* b"],
+    ),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"},
+        ["s s", "u a", "a* b"],
+    ),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "user", "value": "a"}, {"from": "bard", "value": "b", "weight": 0}]},
+        ["u a", "a b"],
+    ),
+    (
+        "sharegpt",
+        {"conversations": [U, {"role": "assistant", "content": "a", "reasoning": "t"}]},
+        ["u u", "a* (t)a"],
+    ),
     ("sharegpt", {"conversations": json.dumps([{"from": "human", "value": "a"}])}, ["u a"]),
-    ("sharegpt", {"conversations": [{"from": "gpt", "value": "look(云)"}, {"from": "observation", "value": "r"}]}, ["a* look(云)", "t r"]),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "gpt", "value": "look(云)"}, {"from": "observation", "value": "r"}]},
+        ["a* look(云)", "t r"],
+    ),
     ("prompt", {"prompt": "a", "completion": "b", "system": "s"}, ["s s", "u a", "a* b"]),
     ("prompt", {"prompt": [U, A, U], "completion": [A]}, ["u u", "a a", "u u", "a* a"]),
     ("prompt", {"prompt": [U], "completion": "b"}, ["u u", "a* b"]),
     ("guanaco", {"text": "### Human: a### Assistant: b"}, ["u a", "a* b"]),
-    ("guanaco", {"text": "### System: s\n### Human: a ### System: b\n\n### Assistant:\n b \n### Human:"}, ["s s", "u a ### System: b", "a* b", "u "]),
     (
         "guanaco",
-        {"input": "### Human: a ### Assistant:", "output": " b ### Human: c", "text": "### Human: a ### Assistant:"},
+        {"text": "### System: s\n### Human: a ### System: b\n\n### Assistant:\n b \n### Human:"},
+        ["s s", "u a ### System: b", "a* b", "u "],
+    ),
+    (
+        "guanaco",
+        {
+            "input": "### Human: a ### Assistant:",
+            "output": " b ### Human: c",
+            "text": "### Human: a ### Assistant:",
+        },
         ["u a", "a* b ### Human: c"],
     ),
 ]
@@ -123,7 +199,12 @@ def test_a_row_stays_as_it_was() -> None:
 
 
 def test_a_tool_answer_says_what_it_answers() -> None:
-    answer = one(said(CALLS, {"role": "tool", "tool_call_id": "1", "name": "look", "content": [{"type": "text", "text": "r"}]})).messages[1]
+    answer = one(
+        said(
+            CALLS,
+            {"role": "tool", "tool_call_id": "1", "name": "look", "content": [{"type": "text", "text": "r"}]},
+        )
+    ).messages[1]
     assert (answer.call_id, answer.name, answer.content) == ("1", "look", "r")
     assert one(said(CALLS)).messages[0].calls == (Call(name="look", arguments={"at": "云"}, id="1"),)
 
@@ -160,31 +241,53 @@ def function_call(*names: str, many: bool = False, **others: Any) -> dict[str, A
 
 
 def test_calls_of_sharegpt_become_one_message_with_the_text_before_them() -> None:
-    human, gpt, seen = {"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}, {"from": "observation", "value": "r"}
+    human, gpt, seen = (
+        {"from": "human", "value": "u"},
+        {"from": "gpt", "value": "a"},
+        {"from": "observation", "value": "r"},
+    )
     turns = [human, gpt, function_call("f"), function_call("g", "h", many=True), seen, seen, gpt]
     assert brief(one({"conversations": turns}).messages) == ["u u", "a* a f{} g{} h{}", "t r", "t r", "a* a"]
     after = [human, function_call("f"), gpt]
     assert brief(one({"conversations": after}).messages) == ["u u", "a*  f{}", "a* a"]
     untrained = [human, {**gpt, "weight": 0}, function_call("f")]
     assert brief(one({"conversations": untrained}).messages) == ["u u", "a a", "a*  f{}"]
-    assert brief(one({"conversations": [human, function_call("f", loss=False)]}).messages) == ["u u", "a  f{}"]
+    assert brief(one({"conversations": [human, function_call("f", loss=False)]}).messages) == [
+        "u u",
+        "a  f{}",
+    ]
 
 
-FENCED = "### Human: how?### Assistant: So:\n```\n### Human: a### Assistant: b\n```\nThat's all.### Human: thanks"
-OPEN = "### Human: mend\n```py\nx = 1### Assistant: So:\n```py\nx = 2\n```\n### Human: thanks\n### Assistant: ```a``` is it"
+FENCED = (
+    "### Human: how?### Assistant: So:\n```\n### Human: a### Assistant: b\n```\nThat's all.### Human: thanks"
+)
+OPEN = (
+    "### Human: mend\n```py\nx = 1### Assistant: So:\n```py\nx = 2\n```\n### Human: thanks\n### Assistant: "
+    "```a``` is it"
+)
 
 
 def test_a_mark_in_a_closed_fence_is_text_and_an_open_fence_hides_no_turn() -> None:
     assert [message.role for message in one({"text": FENCED}).messages] == ["user", "assistant", "user"]
     assert one({"text": FENCED}).messages[1].content.endswith("### Assistant: b\n```\nThat's all.")
-    assert [message.role for message in one({"text": OPEN}).messages] == ["user", "assistant", "user", "assistant"]
+    assert [message.role for message in one({"text": OPEN}).messages] == [
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+    ]
     left_open = "### Human: mend\n```py\nx\n### Assistant: So:\n```py\ny\n```"
     assert [message.role for message in one({"text": left_open}).messages] == ["user", "assistant"]
     never_closed = "### Human: mend\n```py\nx\n### Assistant: So."
     assert [message.role for message in one({"text": never_closed}).messages] == ["user", "assistant"]
 
 
-@given(st.lists(st.sampled_from(["### Human:", "### Assistant:", "### System:", "```", "```py", "\n", "x", " "]), max_size=30).map("".join))
+@given(
+    st.lists(
+        st.sampled_from(["### Human:", "### Assistant:", "### System:", "```", "```py", "\n", "x", " "]),
+        max_size=30,
+    ).map("".join)
+)
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_no_letter_of_a_marked_text_is_lost(body: str) -> None:
     text = f"### Human: {body}"
@@ -197,7 +300,15 @@ def test_no_letter_of_a_marked_text_is_lost(body: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", ["### Step 1\nDo.\n### Step 2\nDone.", "a ### b", "### Human", "###Human: x", "#### Assistant\n", "x\n## Human: y"]
+    "answer",
+    [
+        "### Step 1\nDo.\n### Step 2\nDone.",
+        "a ### b",
+        "### Human",
+        "###Human: x",
+        "#### Assistant\n",
+        "x\n## Human: y",
+    ],
 )
 def test_other_headings_are_text(answer: str) -> None:
     row = {"text": f"### Human: q### Assistant: {answer}"}
@@ -219,7 +330,11 @@ def test_other_headings_are_text(answer: str) -> None:
     ],
 )
 def test_marks_in_small_letters_or_without_the_blank_are_the_same(text: str) -> None:
-    roles = [(message.role, message.trained) for message in one({"text": text}).messages if message.role != "system"]
+    roles = [
+        (message.role, message.trained)
+        for message in one({"text": text}).messages
+        if message.role != "system"
+    ]
     assert roles == [("user", False), ("assistant", True)]
     assert one({"text": text}).messages[-1].content == "a"
 
@@ -248,7 +363,11 @@ B = {"role": "assistant", "content": "b"}
         {"prompt": "u", "chosen": [U, A], "rejected": [U, B]},
         {"chosen": [U, A], "rejected": [U, B], "score_chosen": 9},
         {"messages": [U], "chosen": A, "rejected": B},
-        {"conversations": [{"from": "human", "value": "u"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
+        {
+            "conversations": [{"from": "human", "value": "u"}],
+            "chosen": {"from": "gpt", "value": "a"},
+            "rejected": {"from": "gpt", "value": "b"},
+        },
         {"instruction": "u", "input": "", "chosen": "a", "rejected": "b"},
     ],
 )
@@ -261,14 +380,21 @@ def test_the_prompt_of_a_preference_is_never_trained() -> None:
     row = {"chosen": [U, A, U, A], "rejected": [U, A, U, B], "system": "s"}
     assert preference(row) == (["s s", "u u", "a a", "u u"], ["a* a"], ["a* b"])
     system = {"role": "system", "content": "s"}
-    assert preference({"prompt": "u", "chosen": [system, U, A], "rejected": [system, U, B]})[0] == ["s s", "u u"]
+    assert preference({"prompt": "u", "chosen": [system, U, A], "rejected": [system, U, B]})[0] == [
+        "s s",
+        "u u",
+    ]
 
 
 @pytest.mark.parametrize(
     "row",
     [
         said(U, A, U, A),
-        {"conversations": [{"from": role, "value": role[0]} for role in ("user", "assistant", "user", "assistant")]},
+        {
+            "conversations": [
+                {"from": role, "value": role[0]} for role in ("user", "assistant", "user", "assistant")
+            ]
+        },
         {"prompt": [U, A, U], "completion": "a"},
         {"instruction": "u", "output": "a", "history": [["u", "a"]]},
     ],
@@ -300,20 +426,44 @@ BAD: list[tuple[Any, str]] = [
     ({"dialogue": ["hi", "hello"]}, "no known format"),
     ({"conversation": [{"text": "a", "speaker": "b"}]}, "a turn of .b.; known are"),
     ({"conversation": [{"text": "a", "name": "b"}]}, "no known format"),
-    ({"conversations": [{"input": "a", "question": "b", "output": "c", "answer": "d"}]}, "says nowhere who speaks"),
-    ({"conversation": [{"input": "a", "output": "b"}, {"input": "c"}]}, "an exchange must be an object such as"),
-    ({"conversation": [{"input": "a", "output": 3}]}, "output of an exchange must be a text, and this is the number 3"),
+    (
+        {"conversations": [{"input": "a", "question": "b", "output": "c", "answer": "d"}]},
+        "says nowhere who speaks",
+    ),
+    (
+        {"conversation": [{"input": "a", "output": "b"}, {"input": "c"}]},
+        "an exchange must be an object such as",
+    ),
+    (
+        {"conversation": [{"input": "a", "output": 3}]},
+        "output of an exchange must be a text, and this is the number 3",
+    ),
     (
         {"conversation": [{"input": "a", "output": "b", "output_with_loss": "maybe"}]},
         "output_with_loss must be 0 or 1, false or true, and this is the text",
     ),
-    ({"conversation": [{"input": "a", "output": "b", "need_eos_token": False}]}, "an exchange has need_eos_token=false"),
+    (
+        {"conversation": [{"input": "a", "output": "b", "need_eos_token": False}]},
+        "an exchange has need_eos_token=false",
+    ),
     ({"conversation": [{"input": "a", "output": "b", "sep": "||"}]}, "an exchange has sep="),
-    ({"conversation": [{"input": "", "output": "b", "output_with_loss": False}]}, "a document that is not trained"),
+    (
+        {"conversation": [{"input": "", "output": "b", "output_with_loss": False}]},
+        "a document that is not trained",
+    ),
     ({"conversation": [{"input": "", "output": ""}]}, "no text in any exchange"),
-    (said({"role": "pretrain", "content": "a"}, A), "a turn of 'pretrain' is a document, which stands alone in its row, and this row has 2"),
-    (said({"role": "pretrain", "content": "a", "loss": False}), "is trained as a whole, and this one is marked not to be"),
-    (said({"role": "pretrain", "content": "a", "reasoning_content": "b"}), "a document, and this one has reasoning"),
+    (
+        said({"role": "pretrain", "content": "a"}, A),
+        "a turn of 'pretrain' is a document, which stands alone in its row, and this row has 2",
+    ),
+    (
+        said({"role": "pretrain", "content": "a", "loss": False}),
+        "is trained as a whole, and this one is marked not to be",
+    ),
+    (
+        said({"role": "pretrain", "content": "a", "reasoning_content": "b"}),
+        "a document, and this one has reasoning",
+    ),
     (said({"role": "pretrain", "content": 3}), "content must be a text"),
     (said(U, {"role": "tool_call", "content": "look"}), "the content of a tool_call must be JSON"),
     (said(U, {"role": "tool_call"}), "a call must be an object"),
@@ -330,18 +480,33 @@ BAD: list[tuple[Any, str]] = [
     (said({"role": "tool", "content": "a"}), "no call stands before it"),
     (said(A, {"role": "tool", "content": "a"}), "no call stands before it"),
     (said(U, CALLS, U, {"role": "tool", "content": "a"}), "no call stands before it"),
-    (said(U, CALLS, {"role": "tool", "content": "a", "tool_call_id": "2"}), r"answers the call '2'.*\(there are 1\)"),
-    (said({"role": "king", "content": "a"}), r"a turn of 'king'; known are system, developer, user, assistant"),
+    (
+        said(U, CALLS, {"role": "tool", "content": "a", "tool_call_id": "2"}),
+        r"answers the call '2'.*\(there are 1\)",
+    ),
+    (
+        said({"role": "king", "content": "a"}),
+        r"a turn of 'king'; known are system, developer, user, assistant",
+    ),
     (said({"role": ["user"], "content": "a"}), "a turn of a list of 1; known are"),
     (said({"content": "a"}), r"no role \(its keys are content\)"),
     (said(U, {"from": "human", "value": "a"}), "no role.*; expected are role and content"),
     (said({"role": "user"}), r"no content \(its keys are role\)"),
     (said({"role": "user", "content": 3}), "content must be a text, and this is the number 3"),
-    (said({"role": "user", "content": {"text": "a"}}), "content must be a text, and this is an object with the keys text"),
+    (
+        said({"role": "user", "content": {"text": "a"}}),
+        "content must be a text, and this is an object with the keys text",
+    ),
     (said({"role": "user", "content": [{"type": "image_url"}]}), "type 'image_url' can't be trained"),
     (said({"role": "user", "content": ["a"]}), "a part of a content must be an object"),
-    (said({"role": "user", "content": [{"type": "text"}]}), "the text of a part must be a text, and this is null"),
-    (said({**A, "content": [{"type": "text", "text": "a"}, {"type": "reasoning", "text": "b"}]}), "'reasoning' comes late"),
+    (
+        said({"role": "user", "content": [{"type": "text"}]}),
+        "the text of a part must be a text, and this is null",
+    ),
+    (
+        said({**A, "content": [{"type": "text", "text": "a"}, {"type": "reasoning", "text": "b"}]}),
+        "'reasoning' comes late",
+    ),
     (said({"role": "user", "content": "a\ud800"}), "half of a surrogate pair"),
     (said({**A, "reasoning_content": "a\ud800"}), "half of a surrogate pair"),
     (said({**A, "reasoning_content": "a", "reasoning": "b"}), "two different thoughts"),
@@ -362,8 +527,14 @@ BAD: list[tuple[Any, str]] = [
         said({**A, "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}),
         "must be an object, or a text that is JSON of one, and this is a list",
     ),
-    (said({**A, "tool_calls": [{"function": {"name": "f", "arguments": '{"a": "\\ud800"}'}}]}), "half of a surrogate pair"),
-    (said({**A, "tool_calls": [{"function": {"name": "f", "arguments": {"\ud800": 1}}}]}), "half of a surrogate pair"),
+    (
+        said({**A, "tool_calls": [{"function": {"name": "f", "arguments": '{"a": "\\ud800"}'}}]}),
+        "half of a surrogate pair",
+    ),
+    (
+        said({**A, "tool_calls": [{"function": {"name": "f", "arguments": {"\ud800": 1}}}]}),
+        "half of a surrogate pair",
+    ),
     (said({**A, "tool_calls": [{"function": {"arguments": "{}"}}]}), "a function without a name"),
     (said(U, tools="look"), "tools must be JSON in a text"),
     (said(U, tools=3), "tools must be a list of functions, and this is the number 3"),
@@ -372,7 +543,10 @@ BAD: list[tuple[Any, str]] = [
     (said(U, tools=[FUNCTION], functions=[FUNCTION]), "both tools and functions"),
     (said({"role": "system", "content": "s"}, U, system="other"), "says something else"),
     ({"conversations": [{"from": "observation", "value": "a"}]}, "no call stands before it"),
-    ({"conversations": [{"from": "human", "value": "a"}, {"from": "observation", "value": "a"}]}, "no call stands before it"),
+    (
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "observation", "value": "a"}]},
+        "no call stands before it",
+    ),
     ({"conversations": [{"from": "gpt", "value": 3}]}, "value must be a text, and this is the number 3"),
     ({"conversations": [{"from": "gpt"}]}, "no value"),
     ({"conversations": [{"value": "a"}]}, "says nowhere who speaks"),
@@ -391,9 +565,15 @@ BAD: list[tuple[Any, str]] = [
     ({"chosen": "a", "rejected": "b"}, "what came before chosen and rejected"),
     ({"prompt": "u", "chosen": 3, "rejected": "b"}, "chosen must be a text, a turn or a list"),
     ({"prompt": "u", "chosen": [U], "rejected": [B]}, "nothing is left"),
-    ({"prompt": "u", "chosen": [{**U, "content": "v"}, A], "rejected": [B]}, "a turn of the user comes first"),
+    (
+        {"prompt": "u", "chosen": [{**U, "content": "v"}, A], "rejected": [B]},
+        "a turn of the user comes first",
+    ),
     ({**said(U), "label": True}, "a label is of the last answer"),
-    ({"message_id": "a", "parent_id": None, "role": "prompter", "text": "a"}, "only together with those around it"),
+    (
+        {"message_id": "a", "parent_id": None, "role": "prompter", "text": "a"},
+        "only together with those around it",
+    ),
 ]
 
 
@@ -429,7 +609,14 @@ def test_each_row_of_a_file_is_taken_for_itself() -> None:
     assert [len(take(row)) for _, row, _ in GOOD] == [1] * len(GOOD)
 
 
-ROW = {"q": {"text": "ask", "by": ["li", "wu"]}, "answer": "say", "score": 3, "none": None, "a.b": "dotted", "input": "not meant"}
+ROW = {
+    "q": {"text": "ask", "by": ["li", "wu"]},
+    "answer": "say",
+    "score": 3,
+    "none": None,
+    "a.b": "dotted",
+    "input": "not meant",
+}
 
 
 @pytest.mark.parametrize(
@@ -437,7 +624,10 @@ ROW = {"q": {"text": "ask", "by": ["li", "wu"]}, "answer": "say", "score": 3, "n
     [
         ({"instruction": "q.text", "input": "q.by.1", "output": "answer"}, ["u ask\nwu", "a* say"]),
         ({"instruction": "a.b", "input": "none", "output": "answer"}, ["u dotted", "a* say"]),
-        ({"instruction": "{answer}: {q.text}\n{score} {{name}} {}", "input": "none", "output": "answer"}, ["u say: ask\n3 {{name}} {}", "a* say"]),
+        (
+            {"instruction": "{answer}: {q.text}\n{score} {{name}} {}", "input": "none", "output": "answer"},
+            ["u say: ask\n3 {{name}} {}", "a* say"],
+        ),
         ({"instruction": "input", "output": "answer"}, ["u not meant", "a* say"]),
         ({"instruction": "q.text", "input": "input", "output": "answer"}, ["u ask\nnot meant", "a* say"]),
         ({"prompt": "q.text", "completion": "answer", "system": "a.b"}, ["s dotted", "u ask", "a* say"]),
@@ -450,7 +640,9 @@ def test_columns_say_where_a_format_finds_its_own(columns: dict[str, str], expec
 def test_columns_that_are_asked_for_say_what_a_row_is_taken_for() -> None:
     row = {"text": "all", "dialog": [U, A], "messages": "none", "chosen": 1}
     assert brief(one(row, columns={"messages": "dialog"}).messages) == ["u u", "a* a"]
-    assert read({"body": "all", "instruction": "a", "output": "b"}, Shape(columns={"text": "body"})) == (Text(text="all"),)
+    assert read({"body": "all", "instruction": "a", "output": "b"}, Shape(columns={"text": "body"})) == (
+        Text(text="all"),
+    )
     assert sniff_of({"q": "u", "chosen": "a", "rejected": "b"}, prompt="q") == Preference
     assert sniff_of({"dialog": [U, A], "label": True}, messages="dialog") == Label
 
@@ -463,7 +655,10 @@ def sniff_of(row: Any, **columns: str) -> type[Sample]:
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"instruction": "question"}, r"data\.columns\.instruction is to be found at question, .*the row has the keys q, answer, score"),
+        (
+            {"instruction": "question"},
+            r"data\.columns\.instruction is to be found at question, .*the row has the keys q, answer, score",
+        ),
         ({"instruction": "q.by.2"}, r"q\.by is a list of 2"),
         ({"instruction": "q.by.x"}, r"q\.by is a list of 2"),
         ({"instruction": "answer.0"}, r"answer is the text 'say'"),
@@ -484,10 +679,16 @@ def test_columns_are_those_of_objects() -> None:
 
 def test_more_words_for_a_role_count_in_every_format_with_roles() -> None:
     roles = {"assistant": ("客服", "agent"), "user": ("访客", "gpt")}
-    assert brief(one(said({"role": "访客", "content": "u"}, {"role": "客服", "content": "a"}), roles=roles).messages) == ["u u", "a* a"]
+    assert brief(
+        one(said({"role": "访客", "content": "u"}, {"role": "客服", "content": "a"}), roles=roles).messages
+    ) == ["u u", "a* a"]
     turns = [{"from": "gpt", "value": "u"}, {"from": "agent", "value": "a"}]
     assert brief(one({"conversations": turns}, roles=roles).messages) == ["u u", "a* a"]
-    pair = {"prompt": [{"role": "访客", "content": "u"}], "chosen": [{"role": "agent", "content": "a"}], "rejected": "b"}
+    pair = {
+        "prompt": [{"role": "访客", "content": "u"}],
+        "chosen": [{"role": "agent", "content": "a"}],
+        "rejected": "b",
+    }
     assert preference(pair, roles=roles) == (["u u"], ["a* a"], ["a* b"])
     with pytest.raises(RowError, match=r"known are .*客服"):
         read(said({"role": "经理", "content": "a"}), Shape(roles=roles))
@@ -526,11 +727,22 @@ def test_what_an_error_shows_is_short_and_can_be_printed() -> None:
         read(said({**A, "tool_calls": [{"name": "f", "arguments": {"a": deep}}]}), Shape())
     for depth in (101, 900, 100_000):
         arguments = '{"a": ' * depth + "1" + "}" * depth
-        for call in ({"name": "f", "arguments": arguments}, {"name": "f", "arguments": arguments.replace("a", "\\u0041")}):
+        for call in (
+            {"name": "f", "arguments": arguments},
+            {"name": "f", "arguments": arguments.replace("a", "\\u0041")},
+        ):
             with pytest.raises(RowError, match="nested too deeply"):
                 read(said({**A, "tool_calls": [call]}), Shape())
     many = json.dumps({"a": [{"b": []}] * 200})
-    assert len(one(said({**A, "tool_calls": [{"name": "f", "arguments": many}]})).messages[0].calls[0].arguments["a"]) == 200
+    assert (
+        len(
+            one(said({**A, "tool_calls": [{"name": "f", "arguments": many}]}))
+            .messages[0]
+            .calls[0]
+            .arguments["a"]
+        )
+        == 200
+    )
 
 
 GSM8K = {"instruction": "question", "output": "answer"}
@@ -565,12 +777,16 @@ def rows_of(path: Path) -> list[tuple[int, Any]]:
 
 
 @pytest.mark.parametrize(("name", "count", "columns", "kind"), FILES, ids=[name for name, *_ in FILES])
-def test_every_row_of_the_real_files_is_read(shared: Path, name: str, count: int, columns: dict[str, str], kind: type) -> None:
+def test_every_row_of_the_real_files_is_read(
+    shared: Path, name: str, count: int, columns: dict[str, str], kind: type
+) -> None:
     shape, rows = Shape(columns=columns), rows_of(shared / "data" / name)
     assert len(rows) == count
     if gathers(rows[0][1], shape):
         gathered = list(gather(rows, shape))
-        assert sorted(number for group in gathered for number in group.numbers) == [number for number, _ in rows]
+        assert sorted(number for group in gathered for number in group.numbers) == [
+            number for number, _ in rows
+        ]
         assert all(group.samples and not group.bad for group in gathered)
         samples = [sample for group in gathered for sample in group.samples]
         turns = sum(len(sample.messages) for sample in samples if isinstance(sample, Conversation))
@@ -583,7 +799,11 @@ def test_every_row_of_the_real_files_is_read(shared: Path, name: str, count: int
 
 def test_real_rows_are_read_to_the_letter(shared: Path) -> None:
     data = shared / "data"
-    for (_, tree), (_, row) in zip(rows_of(data / "sharegpt/glaive_toolcall_en.json"), rows_of(data / "messages/openai_tools_en.jsonl"), strict=True):
+    for (_, tree), (_, row) in zip(
+        rows_of(data / "sharegpt/glaive_toolcall_en.json"),
+        rows_of(data / "messages/openai_tools_en.jsonl"),
+        strict=True,
+    ):
         share, openai = one(tree), one(row)
         # the second file was made from the first, with a system turn and ids in addition
         assert brief(share.messages) == brief(openai.messages[1:])
@@ -591,12 +811,24 @@ def test_real_rows_are_read_to_the_letter(shared: Path) -> None:
     for _, row in rows_of(data / "messages/reason_tool_parts.jsonl"):
         parts = [part for turn in row["messages"] for part in turn["content"]]
         messages = one(row).messages
-        assert sum(len(message.calls) for message in messages) == sum(part["type"] == "tool_call" for part in parts)
-        assert [m.reasoning for m in messages if m.reasoning] == [part["value"] for part in parts if part["type"] == "reasoning"]
-    pairs = zip(rows_of(data / "oasst/oasst1_guanaco.jsonl"), rows_of(data / "oasst/oasst1_val_turns.jsonl"), strict=True)
+        assert sum(len(message.calls) for message in messages) == sum(
+            part["type"] == "tool_call" for part in parts
+        )
+        assert [m.reasoning for m in messages if m.reasoning] == [
+            part["value"] for part in parts if part["type"] == "reasoning"
+        ]
+    pairs = zip(
+        rows_of(data / "oasst/oasst1_guanaco.jsonl"),
+        rows_of(data / "oasst/oasst1_val_turns.jsonl"),
+        strict=True,
+    )
     for (_, marked), (_, turns) in pairs:
         assert one(marked).messages[-1].content == turns["output"].strip()
-        assert len(re.findall(r"### (?:Human|Assistant):", marked["text"])) == len(one(marked).messages) == len(one(turns).messages)
+        assert (
+            len(re.findall(r"### (?:Human|Assistant):", marked["text"]))
+            == len(one(marked).messages)
+            == len(one(turns).messages)
+        )
 
 
 @pytest.mark.parametrize(
@@ -628,14 +860,57 @@ LEAVES = (
     | st.text(max_size=6)
     | st.sampled_from(["\ud800", "user", "gpt", "function_call", "{}", "### Human:"])
 )
-WORDS = ("messages", "conversations", "role", "content", "from", "value", "instruction", "input", "output", "history", "system", "prompt", "completion", "text", "tools", "functions", "tool_calls", "function_call", "function", "name", "arguments", "type", "weight", "chosen", "rejected", "label", "message_id", "parent_id", "message_tree_id", "rank", "replies", "reasoning", "tool_call_id", "images")  # fmt: skip
+WORDS = (
+    "messages",
+    "conversations",
+    "role",
+    "content",
+    "from",
+    "value",
+    "instruction",
+    "input",
+    "output",
+    "history",
+    "system",
+    "prompt",
+    "completion",
+    "text",
+    "tools",
+    "functions",
+    "tool_calls",
+    "function_call",
+    "function",
+    "name",
+    "arguments",
+    "type",
+    "weight",
+    "chosen",
+    "rejected",
+    "label",
+    "message_id",
+    "parent_id",
+    "message_tree_id",
+    "rank",
+    "replies",
+    "reasoning",
+    "tool_call_id",
+    "images",
+)
 VALUES = st.recursive(
     LEAVES,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS) | st.text(max_size=3), inner, max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(WORDS) | st.text(max_size=3), inner, max_size=5)
+    ),
     max_leaves=12,
 )
 SHAPES = st.sampled_from(
-    [Shape(), *(Shape(format=name) for name in VERSIONS), Shape(columns={"instruction": "input", "output": "{value}.{text}"}), Shape(paths="all")]
+    [
+        Shape(),
+        *(Shape(format=name) for name in VERSIONS),
+        Shape(columns={"instruction": "input", "output": "{value}.{text}"}),
+        Shape(paths="all"),
+    ]
 )
 
 
@@ -654,7 +929,9 @@ def read_or_refused(row: Any, shape: Shape) -> None:
         assert isinstance(sample, Conversation | Text | Preference | Label)
         for conversation in (sample,) if isinstance(sample, Conversation) else ():
             assert conversation.messages
-            assert all(not message.trained or message.role == "assistant" for message in conversation.messages)
+            assert all(
+                not message.trained or message.role == "assistant" for message in conversation.messages
+            )
             json.dumps([message.content for message in conversation.messages], ensure_ascii=False).encode()
 
 
@@ -671,7 +948,9 @@ def places(value: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @given(number=st.integers(0, len(GOOD) - 1), data=st.data(), shape=SHAPES)
 @settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-def test_a_good_row_with_one_thing_changed_is_read_or_refused(number: int, data: st.DataObject, shape: Shape) -> None:
+def test_a_good_row_with_one_thing_changed_is_read_or_refused(
+    number: int, data: st.DataObject, shape: Shape
+) -> None:
     row = deepcopy(GOOD[number][1])
     way = data.draw(st.sampled_from(places(row)))
     if not way:

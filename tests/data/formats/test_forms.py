@@ -1,4 +1,6 @@
-"""Files of other trainers and known sets, as they are: exchanges, documents in turns, calls that are turns, columns that are called otherwise."""
+"""Files of other trainers and known sets, as they are: exchanges, documents in turns, calls that are
+turns, columns that are called otherwise.
+"""
 
 import json
 from typing import Any
@@ -19,19 +21,44 @@ def exchanges(*entries: Any, **beside: Any) -> dict[str, Any]:
 
 
 EXCHANGES: list[tuple[Any, list[str]]] = [
-    (exchanges({"system": "s", "input": "u", "output": "a"}, {"input": "v", "output": "b"}), ["s s", "u u", "a* a", "u v", "a* b"]),
-    (exchanges({"system": "", "input": "u", "output": "a", "need_eos_token": True, "sep": ""}), ["u u", "a* a"]),
-    (exchanges({"input": "u", "output": "a", "output_with_loss": False}, {"input": "v", "output": "b"}), ["u u", "a a", "u v", "a* b"]),
     (
-        exchanges({"input": "u", "output": "a", "output_with_loss": "True"}, {"input": "v", "output": "b", "output_with_loss": 0}),
+        exchanges({"system": "s", "input": "u", "output": "a"}, {"input": "v", "output": "b"}),
+        ["s s", "u u", "a* a", "u v", "a* b"],
+    ),
+    (
+        exchanges({"system": "", "input": "u", "output": "a", "need_eos_token": True, "sep": ""}),
+        ["u u", "a* a"],
+    ),
+    (
+        exchanges({"input": "u", "output": "a", "output_with_loss": False}, {"input": "v", "output": "b"}),
+        ["u u", "a a", "u v", "a* b"],
+    ),
+    (
+        exchanges(
+            {"input": "u", "output": "a", "output_with_loss": "True"},
+            {"input": "v", "output": "b", "output_with_loss": 0},
+        ),
         ["u u", "a* a", "u v", "a b"],
     ),
-    (exchanges({"human": "u", "assistant": "a", "loss": 0}, {"human": "v", "assistant": "b", "masked": True}), ["u u", "a a", "u v", "a b"]),
+    (
+        exchanges(
+            {"human": "u", "assistant": "a", "loss": 0}, {"human": "v", "assistant": "b", "masked": True}
+        ),
+        ["u u", "a a", "u v", "a b"],
+    ),
     (exchanges({"system": "s", "input": "", "output": "a"}), ["s s", "a* a"]),
     (exchanges({"input": "", "output": "a"}, {"input": "u", "output": "b"}), ["a* a", "u u", "a* b"]),
     (exchanges({"input": "u", "output": ""}), ["u u", "a* "]),
     (exchanges({"input": "", "output": "a"}, system="s"), ["s s", "a* a"]),
-    (exchanges({"human": "u", "assistant": "a"}, {"human": "v", "assistant": "b"}, conversation_id=1, category="x"), ["u u", "a* a", "u v", "a* b"]),
+    (
+        exchanges(
+            {"human": "u", "assistant": "a"},
+            {"human": "v", "assistant": "b"},
+            conversation_id=1,
+            category="x",
+        ),
+        ["u u", "a* a", "u v", "a* b"],
+    ),
     (exchanges({"Human": "u", "Assistant": "a"}), ["u u", "a* a"]),
     (exchanges({"instruction": "u", "input": "more", "output": "a"}), ["u u\nmore", "a* a"]),
     (exchanges({"question": "u", "answer": "a"}), ["u u", "a* a"]),
@@ -50,7 +77,9 @@ def test_exchanges_are_turns(row: Any, expected: list[str]) -> None:
 
 
 def test_exchanges_without_a_question_are_documents() -> None:
-    row = exchanges({"input": "", "output": "a"}, {"input": None, "output": "b"}, {"output": " ", "input": ""})
+    row = exchanges(
+        {"input": "", "output": "a"}, {"input": None, "output": "b"}, {"output": " ", "input": ""}
+    )
     assert read(row, Shape()) == read(row, Shape(format="xtuner")) == (Text(text="a"), Text(text="b"))
     # the empty question of another form is a question that is missing
     assert brief(one(exchanges({"human": "", "assistant": "a"})).messages) == ["a* a"]
@@ -80,7 +109,9 @@ def test_a_turn_of_pretrain_is_a_document(row: Any) -> None:
 
 def test_a_blank_document_is_none_and_a_role_of_ones_own_stays_a_role() -> None:
     assert read(said({"role": "pretrain", "content": " "}), Shape()) == ()
-    assert brief(one(said({"role": "pretrain", "content": "a"}), roles={"assistant": ("pretrain",)}).messages) == ["a* a"]
+    assert brief(
+        one(said({"role": "pretrain", "content": "a"}), roles={"assistant": ("pretrain",)}).messages
+    ) == ["a* a"]
 
 
 def swift(*turns: dict[str, Any]) -> dict[str, Any]:
@@ -88,16 +119,35 @@ def swift(*turns: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_calls_that_are_turns_are_the_assistants() -> None:
-    call, other = ({"role": "tool_call", "content": json.dumps(one)} for one in (CALL, {"name": "f", "arguments": {}}))
+    call, other = (
+        {"role": "tool_call", "content": json.dumps(one)} for one in (CALL, {"name": "f", "arguments": {}})
+    )
     answer = {"role": "tool_response", "content": "r"}
     assert brief(one(swift(call, answer, A)).messages) == ["u u", f"a*  {SEEN}", "t r", "a* a"]
-    assert brief(one(swift(call, other, answer, answer, A)).messages) == ["u u", f"a*  {SEEN} f{{}}", "t r", "t r", "a* a"]
+    assert brief(one(swift(call, other, answer, answer, A)).messages) == [
+        "u u",
+        f"a*  {SEEN} f{{}}",
+        "t r",
+        "t r",
+        "a* a",
+    ]
     assert brief(one(swift(A, call, answer)).messages) == ["u u", f"a* a {SEEN}", "t r"]
     with_text = {"from": "function_call", "value": json.dumps(CALL), "content": "b"}
     assert brief(one({"conversations": [Q, R, with_text]}).messages) == ["u u", "a* a", f"a* b {SEEN}"]
     assert brief(one(swift({**call, "loss": False}, answer)).messages) == ["u u", f"a  {SEEN}", "t r"]
-    assert brief(one(swift({"role": "tool_call", "content": CALL}, answer)).messages) == ["u u", f"a*  {SEEN}", "t r"]
-    assert brief(one(swift({"role": "function_call", "content": json.dumps([CALL])}, {"role": "observation", "content": "r"})).messages) == [
+    assert brief(one(swift({"role": "tool_call", "content": CALL}, answer)).messages) == [
+        "u u",
+        f"a*  {SEEN}",
+        "t r",
+    ]
+    assert brief(
+        one(
+            swift(
+                {"role": "function_call", "content": json.dumps([CALL])},
+                {"role": "observation", "content": "r"},
+            )
+        ).messages
+    ) == [
         "u u",
         f"a*  {SEEN}",
         "t r",
@@ -108,7 +158,9 @@ def test_calls_that_are_turns_are_the_assistants() -> None:
 
 
 def test_words_of_ones_own_for_calls_are_taken_as_they_are_said() -> None:
-    assert brief(one(swift({"role": "tool_call", "content": "x"}), roles={"assistant": ("tool_call",)}).messages) == ["u u", "a* x"]
+    assert brief(
+        one(swift({"role": "tool_call", "content": "x"}), roles={"assistant": ("tool_call",)}).messages
+    ) == ["u u", "a* x"]
 
 
 KNOWN: list[tuple[str, Any, list[str]]] = [
@@ -118,7 +170,11 @@ KNOWN: list[tuple[str, Any, list[str]]] = [
     ("alpaca", {"instruction": "u", "input": "c", "response": "a", "system": "s"}, ["s s", "u u\nc", "a* a"]),
     ("alpaca", {"id": "7", "system_prompt": "s", "question": "u", "response": "a"}, ["s s", "u u", "a* a"]),
     ("alpaca", {"system_prompt": "", "question": "u", "response": "a"}, ["u u", "a* a"]),
-    ("alpaca", {"query": "v", "response": "b", "history": [["u", "a"]], "system": "s"}, ["s s", "u u", "a* a", "u v", "a* b"]),
+    (
+        "alpaca",
+        {"query": "v", "response": "b", "history": [["u", "a"]], "system": "s"},
+        ["s s", "u u", "a* a", "u v", "a* b"],
+    ),
     ("alpaca", {"question": "u", "answer": "a", "score": 3, "id": "7", "source": "here"}, ["u u", "a* a"]),
     ("alpaca", {"question": "u", "reasoning": "it is so", "answer": "a"}, ["u u", "a* (it is so)a"]),
     ("alpaca", {"prompt": "u", "response": "a"}, ["u u", "a* a"]),
@@ -127,11 +183,32 @@ KNOWN: list[tuple[str, Any, list[str]]] = [
     ("alpaca", {"human": "u", "bot": "a"}, ["u u", "a* a"]),
     ("alpaca", {"human": "u", "assistant": "a"}, ["u u", "a* a"]),
     ("messages", {"conversation": [U, A]}, ["u u", "a* a"]),
-    ("messages", {"messages": [{"role": "user", "text": "u"}, {"role": "assistant", "text": "a"}]}, ["u u", "a* a"]),
-    ("messages", {"turns": [{"speaker": "user", "utterance": "u"}, {"speaker": "assistant", "utterance": "a", "loss": 0}]}, ["u u", "a a"]),
-    ("sharegpt", {"conversations": [{"from": "human", "content": "u"}, {"from": "gpt", "text": "a"}]}, ["u u", "a* a"]),
+    (
+        "messages",
+        {"messages": [{"role": "user", "text": "u"}, {"role": "assistant", "text": "a"}]},
+        ["u u", "a* a"],
+    ),
+    (
+        "messages",
+        {
+            "turns": [
+                {"speaker": "user", "utterance": "u"},
+                {"speaker": "assistant", "utterance": "a", "loss": 0},
+            ]
+        },
+        ["u u", "a a"],
+    ),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "human", "content": "u"}, {"from": "gpt", "text": "a"}]},
+        ["u u", "a* a"],
+    ),
     ("alpaca", {"instruction": "u", "output": "a", "history": [U, A]}, ["u u", "a* a", "u u", "a* a"]),
-    ("alpaca", {"query": "u", "response": "a", "history": [{"speaker": "user", "text": "v"}, {**A, "weight": 0}]}, ["u v", "a a", "u u", "a* a"]),
+    (
+        "alpaca",
+        {"query": "u", "response": "a", "history": [{"speaker": "user", "text": "v"}, {**A, "weight": 0}]},
+        ["u v", "a a", "u u", "a* a"],
+    ),
     ("messages", {"dialogue": [U, A], "topic": "x"}, ["u u", "a* a"]),
     ("messages", {"chat": json.dumps([U, A]), "system": "s"}, ["s s", "u u", "a* a"]),
     ("sharegpt", {"dialog": [Q, R]}, ["u u", "a* a"]),
@@ -150,8 +227,12 @@ def test_columns_go_before_what_is_known() -> None:
     row = {"input": "u", "output": "a", "instruction": "no"}
     assert brief(one(row, columns={"instruction": "input"}).messages) == ["u u", "a* a"]
     assert brief(one({"talk": [Q, R]}, columns={"messages": "talk"}).messages) == ["u u", "a* a"]
-    assert brief(one({"talk": [{"input": "u", "output": "a"}]}, columns={"conversation": "talk"}).messages) == ["u u", "a* a"]
-    assert brief(one({"question": "u", "response": "a", "persona": "s"}, columns={"system": "persona"}).messages) == ["s s", "u u", "a* a"]
+    assert brief(
+        one({"talk": [{"input": "u", "output": "a"}]}, columns={"conversation": "talk"}).messages
+    ) == ["u u", "a* a"]
+    assert brief(
+        one({"question": "u", "response": "a", "persona": "s"}, columns={"system": "persona"}).messages
+    ) == ["s s", "u u", "a* a"]
 
 
 def test_a_form_that_is_named_takes_only_its_own() -> None:
@@ -162,13 +243,23 @@ def test_a_form_that_is_named_takes_only_its_own() -> None:
 
 
 def better(row: Any) -> list[str]:
-    return [line for sample in read(row, Shape(format="chosen")) if isinstance(sample, Conversation) for line in brief(sample.messages)]
+    return [
+        line
+        for sample in read(row, Shape(format="chosen"))
+        if isinstance(sample, Conversation)
+        for line in brief(sample.messages)
+    ]
 
 
 def test_the_better_answers_of_comparisons_can_be_trained_alone() -> None:
     turns = {"chosen": [U, A], "rejected": [U, {**A, "content": "b"}]}
     assert better({"prompt": "u", "chosen": "a", "rejected": "b"}) == ["u u", "a* a"]
     assert better({"prompt": "u", **turns}) == better(turns) == ["u u", "a* a"]
-    assert better({"conversations": [Q, R, Q], "chosen": R, "rejected": {**R, "value": "b"}}) == ["u u", "a a", "u u", "a* a"]
+    assert better({"conversations": [Q, R, Q], "chosen": R, "rejected": {**R, "value": "b"}}) == [
+        "u u",
+        "a a",
+        "u u",
+        "a* a",
+    ]
     assert better({**said(U, A), "label": True}) == better(said(U, A)) == ["u u", "a* a"]
     assert better({**said(U, A), "label": False}) == []

@@ -18,13 +18,23 @@ STRING: dict[str, Any] = {"type": "string"}
 
 
 def tool(name: str, properties: dict[str, Any] | None, **beside: Any) -> dict[str, Any]:
-    schema = {} if properties is None else {"parameters": {"type": "object", "properties": properties, **beside}}
+    schema = (
+        {} if properties is None else {"parameters": {"type": "object", "properties": properties, **beside}}
+    )
     return {"type": "function", "function": {"name": name, **schema}}
 
 
 def row(name: str, arguments: Any, tools: list[Any] | None = None, **beside: Any) -> dict[str, Any]:
-    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": {"name": name, "arguments": arguments}}]}
-    return {"messages": [U, call, {"role": "tool", "tool_call_id": "1", "content": "r"}, A], **({"tools": tools} if tools else {}), **beside}
+    call = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "1", "type": "function", "function": {"name": name, "arguments": arguments}}],
+    }
+    return {
+        "messages": [U, call, {"role": "tool", "tool_call_id": "1", "content": "r"}, A],
+        **({"tools": tools} if tools else {}),
+        **beside,
+    }
 
 
 def left(value: dict[str, Any], shape: Shape | None = None) -> tuple[Any, Nulls]:
@@ -46,16 +56,34 @@ def nested(inner: dict[str, Any]) -> dict[str, Any]:
         ({"time": "7", "title": None}, {"time": STRING}, {"time": "7"}),
         ({"title": None}, {}, {}),
         ({"time": "7", "opts": {"loud": None, "soft": None}}, {"time": STRING}, {"time": "7"}),
-        ({"where": {"city": "Oslo", "lat": None}}, {"where": nested({"city": STRING})}, {"where": {"city": "Oslo"}}),
-        ({"stops": [{"city": "Oslo", "lat": None}, {"city": None}]}, {"stops": {"type": "array", "items": nested({"city": {"type": ["string", "null"]}})}}, {"stops": [{"city": "Oslo"}, {"city": None}]}),
-        ({"a": 0, "b": False, "c": "", "d": [], "e": None}, {key: {} for key in "abcd"}, {"a": 0, "b": False, "c": "", "d": []}),
-        ({"where": {"city": "Oslo", "lat": None}}, {"where": {"$ref": "#/$defs/place"}}, {"where": {"city": "Oslo"}}),
+        (
+            {"where": {"city": "Oslo", "lat": None}},
+            {"where": nested({"city": STRING})},
+            {"where": {"city": "Oslo"}},
+        ),
+        (
+            {"stops": [{"city": "Oslo", "lat": None}, {"city": None}]},
+            {"stops": {"type": "array", "items": nested({"city": {"type": ["string", "null"]}})}},
+            {"stops": [{"city": "Oslo"}, {"city": None}]},
+        ),
+        (
+            {"a": 0, "b": False, "c": "", "d": [], "e": None},
+            {key: {} for key in "abcd"},
+            {"a": 0, "b": False, "c": "", "d": []},
+        ),
+        (
+            {"where": {"city": "Oslo", "lat": None}},
+            {"where": {"$ref": "#/$defs/place"}},
+            {"where": {"city": "Oslo"}},
+        ),
         ({"a": "x", "b": None}, {"a": {"anyOf": [STRING, {"type": "null"}]}}, {"a": "x"}),
         ({"time": "7", "title": None}, {"time": STRING, "title": None}, {"time": "7"}),
         ('{"time": "7", "title": null}', {"time": STRING}, {"time": "7"}),
     ],
-)  # fmt: skip
-def test_a_null_that_its_tool_does_not_declare_is_filler(arguments: Any, properties: dict[str, Any], expected: dict[str, Any]) -> None:
+)
+def test_a_null_that_its_tool_does_not_declare_is_filler(
+    arguments: Any, properties: dict[str, Any], expected: dict[str, Any]
+) -> None:
     offered = tool("f", properties, **{"$defs": {"place": nested({"city": STRING})}})
     for tools in ([offered], [offered["function"]], json.dumps([offered])):
         kept, found = left(row("f", arguments, tools))  # type: ignore[arg-type]
@@ -78,7 +106,10 @@ def test_a_null_that_its_tool_does_not_declare_is_filler(arguments: Any, propert
 )
 def test_a_null_that_is_declared_stays(declared: dict[str, Any]) -> None:
     offered = tool("f", {"unit": declared}, **{"$defs": {"maybe": {"type": ["string", "null"]}}})
-    assert left(row("f", {"unit": None, "x": None}, [offered])) == ({"unit": None}, Nulls(arguments={"f.x": 1}))  # type: ignore[arg-type]
+    assert left(row("f", {"unit": None, "x": None}, [offered])) == (
+        {"unit": None},
+        Nulls(arguments={"f.x": 1}),
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -154,12 +185,20 @@ def test_nulls_of_a_tools_schema_are_left_out_and_values_stay() -> None:
     }
     offered = {
         "type": "function",
-        "function": {"name": "f", "description": None, "parameters": {"type": "object", "properties": properties, "required": None}},
+        "function": {
+            "name": "f",
+            "description": None,
+            "parameters": {"type": "object", "properties": properties, "required": None},
+        },
     }
     found = Nulls()
     (done,) = stripped(one({"messages": [U, A], "tools": [offered]}), frozenset(), found).tools
     kept = {"time": {"type": "string", "description": "when", "default": None}, "unit": properties["unit"]}
-    assert done["function"] == {"name": "f", "description": None, "parameters": {"type": "object", "properties": kept}}
+    assert done["function"] == {
+        "name": "f",
+        "description": None,
+        "parameters": {"type": "object", "properties": kept},
+    }
     assert found.tools.total() == 6
     assert dict(found.doubtful) == {"f.description": 1, "f.parameters.properties.time.default": 1}
 
@@ -194,7 +233,12 @@ def test_rows_that_went_through_a_table_are_as_they_were(tmp_path: Path, kind: s
         tool("alarm", {"time": {**STRING, "enum": ["7", "8"]}}),
         {"type": "function", "function": {"name": "now", "strict": True}},
     ]
-    calls = [("play", {"title": "x", "loud": True}), ("alarm", {"time": "7"}), ("play", {"title": "y", "loud": False}), ("now", {})]
+    calls = [
+        ("play", {"title": "x", "loud": True}),
+        ("alarm", {"time": "7"}),
+        ("play", {"title": "y", "loud": False}),
+        ("now", {}),
+    ]
     rows = [row(name, arguments, tools if has_schema else None) for name, arguments in calls]
     path = written(tmp_path, rows, kind)
     shape = surveyed([(path, "auto")], Shape())
@@ -204,7 +248,9 @@ def test_rows_that_went_through_a_table_are_as_they_were(tmp_path: Path, kind: s
         expected, (sample,) = one(was), read(now, shape)
         assert isinstance(sample, Conversation)
         done = stripped(sample, shape.facts.filler, found)
-        assert [message.calls for message in done.messages] == [message.calls for message in expected.messages]
+        assert [message.calls for message in done.messages] == [
+            message.calls for message in expected.messages
+        ]
         assert json.dumps(done.tools, sort_keys=True) == json.dumps(expected.tools, sort_keys=True)
         assert found.arguments.total() > 0
         assert not found.doubtful

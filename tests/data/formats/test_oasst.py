@@ -19,7 +19,13 @@ from tuner.data.formats.trees import Gathered, gather, gathers
 
 def node(name: str, *replies: dict[str, Any], **others: Any) -> dict[str, Any]:
     """A message whose role its first letter says."""
-    return {"message_id": name, "text": name, "role": "prompter" if name[0] == "q" else "assistant", "replies": list(replies), **others}
+    return {
+        "message_id": name,
+        "text": name,
+        "role": "prompter" if name[0] == "q" else "assistant",
+        "replies": list(replies),
+        **others,
+    }
 
 
 def tree(root: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +46,10 @@ def flat(row: dict[str, Any]) -> list[dict[str, Any]]:
 def told(conversations: Any) -> list[list[str]]:
     """Texts, with a star where they are trained."""
     assert all(isinstance(conversation, Conversation) for conversation in conversations)
-    return [[message.content + "*" * message.trained for message in conversation.messages] for conversation in conversations]
+    return [
+        [message.content + "*" * message.trained for message in conversation.messages]
+        for conversation in conversations
+    ]
 
 
 TREE = tree(
@@ -59,7 +68,14 @@ for _reply, _rank in zip(TREE["prompt"]["replies"], (None, 1, 0, 0), strict=True
 def test_the_best_path_takes_the_lowest_rank_at_each_level() -> None:
     assert rows.sniff(TREE) == "oasst"
     assert told(read(TREE, Shape())) == [["q", "a0*"]]
-    ranked = tree(node("q", node("a-none"), node("a1", rank=1.0), node("a0", node("q0", node("a-x"), node("a2", rank=2)), rank=0)))
+    ranked = tree(
+        node(
+            "q",
+            node("a-none"),
+            node("a1", rank=1.0),
+            node("a0", node("q0", node("a-x"), node("a2", rank=2)), rank=0),
+        )
+    )
     assert told(read(ranked, Shape())) == [["q", "a0*", "q0", "a2*"]]
 
 
@@ -73,7 +89,9 @@ def test_every_path_is_told_once_and_every_answer_trained_once() -> None:
     ]
 
 
-@pytest.mark.parametrize("root", [node("q"), node("q", node("a", deleted=True)), node("q", node("a"), deleted=True)])
+@pytest.mark.parametrize(
+    "root", [node("q"), node("q", node("a", deleted=True)), node("q", node("a"), deleted=True)]
+)
 def test_a_tree_without_answer_gives_nothing(root: dict[str, Any]) -> None:
     for paths in ("best", "all"):
         assert read(tree(root), Shape(paths=paths)) == ()
@@ -115,14 +133,20 @@ def test_messages_in_rows_give_what_their_tree_gives_in_any_order(paths: str) ->
         if seed:
             for parent in {message["parent_id"] for message in messages}:
                 mine = [i for i, message in enumerate(messages) if message["parent_id"] == parent]
-                for i, message in zip(mine, sorted((messages[i] for i in mine), key=lambda m: order[m["message_id"]]), strict=True):
+                for i, message in zip(
+                    mine,
+                    sorted((messages[i] for i in mine), key=lambda m: order[m["message_id"]]),
+                    strict=True,
+                ):
                     messages[i] = message
         (gathered,) = gather(enumerate(messages, start=1), Shape(paths=paths))
         assert told(gathered.samples) == expected
         assert sorted(gathered.numbers) == list(range(1, len(messages) + 1))
 
 
-def fates(messages: list[Any], shape: Shape | None = None) -> tuple[dict[str, str], list[list[str]], list[Gathered]]:
+def fates(
+    messages: list[Any], shape: Shape | None = None
+) -> tuple[dict[str, str], list[list[str]], list[Gathered]]:
     found = list(gather(enumerate(messages, start=1), shape or Shape()))
     left = {messages[number - 1]["message_id"]: why for group in found for number, why in group.left.items()}
     return left, told([sample for group in found for sample in group.samples]), found
@@ -137,7 +161,13 @@ def test_each_message_that_is_in_no_conversation_has_its_reason() -> None:
     assert left["q-failed"] == CUT_OFF
     assert set(left) == {message["message_id"] for message in flat(TREE)} - {"q", "a0"}
     left, _, _ = fates(flat(TREE), Shape(paths="all"))
-    assert left == {"a01": "it was deleted", "a-failed": "it failed its review", "q-failed": CUT_OFF, "q-first": UNANSWERED, "q10": UNANSWERED}
+    assert left == {
+        "a01": "it was deleted",
+        "a-failed": "it failed its review",
+        "q-failed": CUT_OFF,
+        "q-first": UNANSWERED,
+        "q10": UNANSWERED,
+    }
 
 
 def message(id_: str, parent: str | None, tree_: str = "t", **others: Any) -> dict[str, Any]:
@@ -153,7 +183,14 @@ def message(id_: str, parent: str | None, tree_: str = "t", **others: Any) -> di
 
 def test_orphans_and_circles_are_left_out_and_counted() -> None:
     left, samples, (group,) = fates(
-        [message("q", None), message("a", "q"), message("q1", "gone"), message("a1", "q1"), message("a2", "q3"), message("q3", "a2")]
+        [
+            message("q", None),
+            message("a", "q"),
+            message("q1", "gone"),
+            message("a1", "q1"),
+            message("a2", "q3"),
+            message("q3", "a2"),
+        ]
     )
     assert samples == [["q", "a*"]]
     assert left == dict.fromkeys(("q1", "a1", "a2", "q3"), NO_ROOT)
@@ -191,8 +228,22 @@ def test_a_bad_row_among_messages_is_refused_alone(bad: Any, words: str) -> None
 
 
 def test_rows_of_other_formats_among_messages_stand_for_themselves() -> None:
-    found = list(gather([(1, message("q", None)), (2, {"instruction": "i", "output": "o"}), (3, message("a", "q")), (4, TREE)], Shape()))
-    assert [(group.numbers, told(group.samples)) for group in found] == [((2,), [["i", "o*"]]), ((4,), [["q", "a0*"]]), ((1, 3), [["q", "a*"]])]
+    found = list(
+        gather(
+            [
+                (1, message("q", None)),
+                (2, {"instruction": "i", "output": "o"}),
+                (3, message("a", "q")),
+                (4, TREE),
+            ],
+            Shape(),
+        )
+    )
+    assert [(group.numbers, told(group.samples)) for group in found] == [
+        ((2,), [["i", "o*"]]),
+        ((4,), [["q", "a0*"]]),
+        ((1, 3), [["q", "a*"]]),
+    ]
 
 
 def test_only_a_file_that_begins_with_messages_is_gathered() -> None:
@@ -208,18 +259,32 @@ def test_only_a_file_that_begins_with_messages_is_gathered() -> None:
 
 def test_columns_of_messages_may_have_other_names() -> None:
     names = {"message_id": "id", "parent_id": "parent", "message_tree_id": "tree"}
-    renamed = [{names.get(key, key): value for key, value in row.items()} for row in (message("q", None), message("a", "q"))]
+    renamed = [
+        {names.get(key, key): value for key, value in row.items()}
+        for row in (message("q", None), message("a", "q"))
+    ]
     shape = Shape(columns=names)
     assert gathers(renamed[0], shape)
     (group,) = gather(enumerate(renamed), shape)
     assert told(group.samples) == [["q", "a*"]]
 
 
-def test_trees_may_be_mixed_within_the_window_and_are_refused_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trees_may_be_mixed_within_the_window_and_are_refused_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(trees, "WINDOW", 3)
-    mixed = [message("q1", None, "1"), message("q2", None, "2"), message("a1", "q1", "1"), message("a2", "q2", "2")]
+    mixed = [
+        message("q1", None, "1"),
+        message("q2", None, "2"),
+        message("a1", "q1", "1"),
+        message("a2", "q2", "2"),
+    ]
     assert sorted(fates(mixed)[1]) == [["q1", "a1*"], ["q2", "a2*"]]
-    far = [message("q1", None, "1"), *(message(f"q{i}", None, str(i)) for i in range(2, 6)), message("a1", "q1", "1")]
+    far = [
+        message("q1", None, "1"),
+        *(message(f"q{i}", None, str(i)) for i in range(2, 6)),
+        message("a1", "q1", "1"),
+    ]
     left, _, found = fates(far)
     assert "its tree ended more than 3 rows before" in left["a1"]
     assert [number for group in found for number in group.bad] == [6]
@@ -278,7 +343,9 @@ def forests(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 @given(messages=forests(), paths=st.sampled_from(["best", "all"]))
 @settings(max_examples=400, deadline=None, derandomize=True)
-def test_every_message_is_in_a_conversation_or_left_out_with_a_reason(messages: list[dict[str, Any]], paths: str) -> None:
+def test_every_message_is_in_a_conversation_or_left_out_with_a_reason(
+    messages: list[dict[str, Any]], paths: str
+) -> None:
     found = list(gather(enumerate(messages, start=1), Shape(paths=paths)))
     assert sorted(number for group in found for number in group.numbers) == list(range(1, len(messages) + 1))
     for group in found:
@@ -289,8 +356,15 @@ def test_every_message_is_in_a_conversation_or_left_out_with_a_reason(messages: 
         assert bool(conversations) == bool(used)
         assert all(conversation.messages[-1].role == "assistant" for conversation in conversations)
         # each answer is trained once
-        answers = sum(messages[number - 1]["role"] == "assistant" for number in group.numbers if number not in group.left)
-        assert sum(message.trained for conversation in conversations for message in conversation.messages) == answers
+        answers = sum(
+            messages[number - 1]["role"] == "assistant"
+            for number in group.numbers
+            if number not in group.left
+        )
+        assert (
+            sum(message.trained for conversation in conversations for message in conversation.messages)
+            == answers
+        )
 
 
 STATES = (
@@ -313,10 +387,15 @@ def test_a_tree_that_is_not_ready_for_export_is_left_out_with_its_state(state: s
     messages = [{**message, "tree_state": state} for message in flat(row)]
     whole = [{**message, "tree_state": "ready_for_export"} for message in flat(tree(node("q2", node("a2"))))]
     lost, kept = gather(enumerate([*messages, *whole], start=1), Shape())
-    assert lost == Gathered(numbers=(1, 2), left=dict.fromkeys((1, 2), f"its tree is {state}, not ready_for_export"))
+    assert lost == Gathered(
+        numbers=(1, 2), left=dict.fromkeys((1, 2), f"its tree is {state}, not ready_for_export")
+    )
     assert told(kept.samples) == [["q2", "a2*"]]
     mixed = list(gather(enumerate([*messages[:1], {**row, "message_tree_id": "x"}], start=1), Shape()))
-    assert [found.left for found in mixed] == [{2: f"its tree is {state}, not ready_for_export"}, {1: f"its tree is {state}, not ready_for_export"}]
+    assert [found.left for found in mixed] == [
+        {2: f"its tree is {state}, not ready_for_export"},
+        {1: f"its tree is {state}, not ready_for_export"},
+    ]
 
 
 @pytest.mark.parametrize("state", [None, "ready_for_export"])
@@ -333,8 +412,16 @@ def test_messages_without_text_are_left_out_with_what_answers_them() -> None:
 
 
 def test_the_flat_file_gives_what_the_trees_give(shared: Path) -> None:
-    trees = [row for chunk in files.chunks(shared / "data/oasst/oasst_en_trees.jsonl") for _, row in files.values(chunk)]
-    messages = [entry for chunk in files.chunks(shared / "data/oasst/oasst_en_messages.jsonl") for entry in files.values(chunk)]
+    trees = [
+        row
+        for chunk in files.chunks(shared / "data/oasst/oasst_en_trees.jsonl")
+        for _, row in files.values(chunk)
+    ]
+    messages = [
+        entry
+        for chunk in files.chunks(shared / "data/oasst/oasst_en_messages.jsonl")
+        for entry in files.values(chunk)
+    ]
     for paths, count in (("best", 77), ("all", None)):
         shape = Shape(paths=paths)
         nested = [told(read(row, shape)) for row in trees]

@@ -58,4 +58,7 @@ def test_the_name_and_the_maker_are_in_the_yaml_only(rows: list[Conversation]) -
 
 
 def test_every_conversation_fits_a_pack(rows: list[Conversation], template: Template) -> None:
-    assert np.diff(template.encode([fill(row, OPTION["fill"]) for row in rows]).offsets).max() <= OPTION["length"]
+    assert (
+        np.diff(template.encode([fill(row, OPTION["fill"]) for row in rows]).offsets).max()
+        <= OPTION["length"]
+    )

@@ -40,7 +40,9 @@ def read(name: str, row: Any) -> list[Sample]:
 
 def talk(*turns: tuple[str, str]) -> Conversation:
     """Turns of (role, text); answers are trained."""
-    return Conversation(messages=tuple(Message(role=role, content=text, trained=role == "assistant") for role, text in turns))  # type: ignore[arg-type]
+    return Conversation(
+        messages=tuple(Message(role=role, content=text, trained=role == "assistant") for role, text in turns)
+    )  # type: ignore[arg-type]
 
 
 def asked(question: str, answer: str) -> Conversation:
@@ -49,23 +51,67 @@ def asked(question: str, answer: str) -> Conversation:
 
 ORCA = "You are an AI assistant. You will be given a task."
 COLOUR = "Pale Chestnut: a light brown with a pinkish tone."
-GENERIC = {"idx": "1", "hash": "0", "source": "x", "category": None, "model": None, "system_prompt": None, "views": None, "language": None}
-PAPER = {"id": "0704.0001", "submitter": "A", "authors": "A, B", "title": "Calculation of X", "comments": None, "doi": None, "categories": "hep-ph", "abstract": "  A fully\ndifferential calculation\n"}  # fmt: skip
+GENERIC = {
+    "idx": "1",
+    "hash": "0",
+    "source": "x",
+    "category": None,
+    "model": None,
+    "system_prompt": None,
+    "views": None,
+    "language": None,
+}
+PAPER = {
+    "id": "0704.0001",
+    "submitter": "A",
+    "authors": "A, B",
+    "title": "Calculation of X",
+    "comments": None,
+    "doi": None,
+    "categories": "hep-ph",
+    "abstract": "  A fully\ndifferential calculation\n",
+}
 
 CASES: list[tuple[str, Any, list[Sample]]] = [
-    ("alpaca", {"instruction": "Add.", "input": "1 and 2", "output": "3", "text": "Below is an instruction …"}, [asked("Add.\n1 and 2", "3")]),
-    ("alpaca", {"instruction": "Say hello.", "input": "", "output": "Hello.", "text": "Below is …"}, [asked("Say hello.", "Hello.")]),
+    (
+        "alpaca",
+        {"instruction": "Add.", "input": "1 and 2", "output": "3", "text": "Below is an instruction …"},
+        [asked("Add.\n1 and 2", "3")],
+    ),
+    (
+        "alpaca",
+        {"instruction": "Say hello.", "input": "", "output": "Hello.", "text": "Below is …"},
+        [asked("Say hello.", "Hello.")],
+    ),
     (
         "alpaca_zh",
-        {"instruction": "Add.", "input": "1", "output": "3", "instruction_zh": "相加。", "input_zh": "1和2", "output_zh": "3"},
+        {
+            "instruction": "Add.",
+            "input": "1",
+            "output": "3",
+            "instruction_zh": "相加。",
+            "input_zh": "1和2",
+            "output_zh": "3",
+        },
         [asked("相加。\n1和2", "3")],
     ),
     (
         "alpaca_zh",
-        {"instruction": "Hi", "input": "x", "output": "y", "instruction_zh": "你好", "input_zh": None, "output_zh": "你好！"},
+        {
+            "instruction": "Hi",
+            "input": "x",
+            "output": "y",
+            "instruction_zh": "你好",
+            "input_zh": None,
+            "output_zh": "你好！",
+        },
         [asked("你好", "你好！")],
     ),
-    ("code_alpaca", {"prompt": "Write a loop.", "completion": "for i in x: pass"}, [asked("Write a loop.", "for i in x: pass")]),
+    (
+        "code_alpaca",
+        {"prompt": "Write a loop.", "completion": "for i in x: pass"},
+        [asked("Write a loop.", "for i in x: pass")],
+    ),
     (
         "open_platypus",
         {"input": "", "output": "B", "instruction": "A board game …", "data_source": "MATH/PRM-800K"},
@@ -79,102 +125,299 @@ CASES: list[tuple[str, Any, list[Sample]]] = [
     ("openorca", {"id": "flan.2", "system_prompt": "", "question": "Q", "response": "R"}, [asked("Q", "R")]),
     (
         "slim_orca",
-        {"conversations": [{"from": "system", "value": ORCA, "weight": None}, {"from": "human", "value": "Q", "weight": 0}, {"from": "gpt", "value": "R", "weight": 1}]},
+        {
+            "conversations": [
+                {"from": "system", "value": ORCA, "weight": None},
+                {"from": "human", "value": "Q", "weight": 0},
+                {"from": "gpt", "value": "R", "weight": 1},
+            ]
+        },
         [talk(("system", ORCA), ("user", "Q"), ("assistant", "R"))],
     ),
-    ("wizardlm", {"idx": "a1", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "R"}]}, [asked("Q", "R")]),
+    (
+        "wizardlm",
+        {"idx": "a1", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "R"}]},
+        [asked("Q", "R")],
+    ),
     (
         "sql",
-        {"answer": "SELECT COUNT(*) FROM head WHERE age > 56", "question": "How many are older than 56?", "context": "CREATE TABLE head (age INTEGER)"},
-        [asked("CREATE TABLE head (age INTEGER)\n\nHow many are older than 56?", "SELECT COUNT(*) FROM head WHERE age > 56")],
+        {
+            "answer": "SELECT COUNT(*) FROM head WHERE age > 56",
+            "question": "How many are older than 56?",
+            "context": "CREATE TABLE head (age INTEGER)",
+        },
+        [
+            asked(
+                "CREATE TABLE head (age INTEGER)\n\nHow many are older than 56?",
+                "SELECT COUNT(*) FROM head WHERE age > 56",
+            )
+        ],
     ),
-    ("gsm8k", {"question": "2 and 2?", "answer": "<<2+2=4>>4\n#### 4"}, [asked("2 and 2?", "<<2+2=4>>4\n#### 4")]),
+    (
+        "gsm8k",
+        {"question": "2 and 2?", "answer": "<<2+2=4>>4\n#### 4"},
+        [asked("2 and 2?", "<<2+2=4>>4\n#### 4")],
+    ),
     (
         "tiny_codes",
-        {"prompt": "Write C.", "main_topic": "x", "subtopic": "y", "adjective": "z", "target_audience": "Beginners", "programming_language": "C", "common_sense_topic": "t", "idx": 7, "response": "int main"},
+        {
+            "prompt": "Write C.",
+            "main_topic": "x",
+            "subtopic": "y",
+            "adjective": "z",
+            "target_audience": "Beginners",
+            "programming_language": "C",
+            "common_sense_topic": "t",
+            "idx": 7,
+            "response": "int main",
+        },
         [asked("Write C.", "int main")],
     ),
-    ("medical", {"instruction": "血热的临床表现是什么?", "input": "", "output": "初发或复发病不久。"}, [asked("血热的临床表现是什么?", "初发或复发病不久。")]),
+    (
+        "medical",
+        {"instruction": "血热的临床表现是什么?", "input": "", "output": "初发或复发病不久。"},
+        [asked("血热的临床表现是什么?", "初发或复发病不久。")],
+    ),
     ("colorist", {"color": "#d4b8a2", "description": COLOUR}, [asked(COLOUR, "#d4b8a2")]),
     ("lawyer_cases", {"input": "问", "output": "答"}, [asked("问", "答")]),
     ("lawyer_statutes", {"reference": ["第一条"], "question": "问", "answer": "答"}, [asked("问", "答")]),
     ("arxiv_gentitle", PAPER, [asked("  A fully\ndifferential calculation\n", "Calculation of X")]),
     (
         "dolly",
-        {"instruction": "When did it begin?", "context": "It began in 2000.", "response": "In 2000.", "category": "closed_qa"},
+        {
+            "instruction": "When did it begin?",
+            "context": "It began in 2000.",
+            "response": "In 2000.",
+            "category": "closed_qa",
+        },
         [asked("When did it begin?\nIt began in 2000.", "In 2000.")],
     ),
-    ("dolly", {"instruction": "Name a fruit.", "context": "", "response": "Apple", "category": "open_qa"}, [asked("Name a fruit.", "Apple")]),
+    (
+        "dolly",
+        {"instruction": "Name a fruit.", "context": "", "response": "Apple", "category": "open_qa"},
+        [asked("Name a fruit.", "Apple")],
+    ),
     (
         "ultrachat",
-        {"prompt": "Q", "prompt_id": "0", "messages": [{"content": t, "role": r} for r, t in (("user", "Q"), ("assistant", "R"), ("user", "S"), ("assistant", "T"))]},
+        {
+            "prompt": "Q",
+            "prompt_id": "0",
+            "messages": [
+                {"content": t, "role": r}
+                for r, t in (("user", "Q"), ("assistant", "R"), ("user", "S"), ("assistant", "T"))
+            ],
+        },
         [talk(("user", "Q"), ("assistant", "R"), ("user", "S"), ("assistant", "T"))],
     ),
-    ("openhermes", {**GENERIC, "conversations": [{"from": "human", "value": "Q", "weight": None}, {"from": "gpt", "value": "R", "weight": None}]}, [asked("Q", "R")]),
+    (
+        "openhermes",
+        {
+            **GENERIC,
+            "conversations": [
+                {"from": "human", "value": "Q", "weight": None},
+                {"from": "gpt", "value": "R", "weight": None},
+            ],
+        },
+        [asked("Q", "R")],
+    ),
     (
         "no_robots",
-        {"prompt": "Q", "prompt_id": "0", "category": "Chat", "messages": [{"content": "Be brief.", "role": "system"}, {"content": "Q", "role": "user"}, {"content": "R", "role": "assistant"}]},
+        {
+            "prompt": "Q",
+            "prompt_id": "0",
+            "category": "Chat",
+            "messages": [
+                {"content": "Be brief.", "role": "system"},
+                {"content": "Q", "role": "user"},
+                {"content": "R", "role": "assistant"},
+            ],
+        },
         [talk(("system", "Be brief."), ("user", "Q"), ("assistant", "R"))],
     ),
-    ("smoltalk", {"messages": [{"content": "Q", "role": "user"}, {"content": "R", "role": "assistant"}], "source": "smol-magpie-ultra"}, [asked("Q", "R")]),
-    ("tulu3", {"id": "x_1", "messages": [{"content": "Q", "role": "user"}, {"content": "R", "role": "assistant"}], "source": "ai2-adapt-dev/x"}, [asked("Q", "R")]),
-    ("metamath", {"query": "Q", "response": "R", "type": "GSM_Rephrased", "original_question": "O"}, [asked("Q", "R")]),
+    (
+        "smoltalk",
+        {
+            "messages": [{"content": "Q", "role": "user"}, {"content": "R", "role": "assistant"}],
+            "source": "smol-magpie-ultra",
+        },
+        [asked("Q", "R")],
+    ),
+    (
+        "tulu3",
+        {
+            "id": "x_1",
+            "messages": [{"content": "Q", "role": "user"}, {"content": "R", "role": "assistant"}],
+            "source": "ai2-adapt-dev/x",
+        },
+        [asked("Q", "R")],
+    ),
+    (
+        "metamath",
+        {"query": "Q", "response": "R", "type": "GSM_Rephrased", "original_question": "O"},
+        [asked("Q", "R")],
+    ),
     ("magicoder", {"instruction": "Q", "response": "R"}, [asked("Q", "R")]),
     ("belle", {"instruction": "写一首诗", "input": "", "output": "床前"}, [asked("写一首诗", "床前")]),
     ("firefly", {"kind": "ClassicalChinese", "input": "译", "target": "文"}, [asked("译", "文")]),
     ("tinystories", {"text": "Once upon a time …"}, [Text(text="Once upon a time …")]),
-    ("oasst1_guanaco", {"text": "### Human: Q### Assistant: R\n### Step 1\nS### Human: T"}, [talk(("user", "Q"), ("assistant", "R\n### Step 1\nS"), ("user", "T"))]),
+    (
+        "oasst1_guanaco",
+        {"text": "### Human: Q### Assistant: R\n### Step 1\nS### Human: T"},
+        [talk(("user", "Q"), ("assistant", "R\n### Step 1\nS"), ("user", "T"))],
+    ),
     ("oasst1_guanaco", {"text": "### Human: Q### Assistant: R"}, [asked("Q", "R")]),
-    ("code_alpaca", {"prompt": "Sum a list.\n[1, 2]", "completion": "sum([1, 2])"}, [asked("Sum a list.\n[1, 2]", "sum([1, 2])")]),
-    ("open_platypus", {"input": "x = 2", "output": "4", "instruction": "Square it.", "data_source": "scibench"}, [asked("Square it.\nx = 2", "4")]),
+    (
+        "code_alpaca",
+        {"prompt": "Sum a list.\n[1, 2]", "completion": "sum([1, 2])"},
+        [asked("Sum a list.\n[1, 2]", "sum([1, 2])")],
+    ),
+    (
+        "open_platypus",
+        {"input": "x = 2", "output": "4", "instruction": "Square it.", "data_source": "scibench"},
+        [asked("Square it.\nx = 2", "4")],
+    ),
     (
         "slim_orca",
-        {"conversations": [{"from": "human", "value": "Q", "weight": 0.0}, {"from": "gpt", "value": "R", "weight": 1.0}]},
+        {
+            "conversations": [
+                {"from": "human", "value": "Q", "weight": 0.0},
+                {"from": "gpt", "value": "R", "weight": 1.0},
+            ]
+        },
         [asked("Q", "R")],
     ),
     (
         "wizardlm",
-        {"idx": "b2", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "R"}, {"from": "human", "value": "S"}, {"from": "gpt", "value": "T"}]},
+        {
+            "idx": "b2",
+            "conversations": [
+                {"from": "human", "value": "Q"},
+                {"from": "gpt", "value": "R"},
+                {"from": "human", "value": "S"},
+                {"from": "gpt", "value": "T"},
+            ],
+        },
         [talk(("user", "Q"), ("assistant", "R"), ("user", "S"), ("assistant", "T"))],
     ),
     (
         "sql",
-        {"answer": "SELECT a FROM t", "question": "Which {a}?", "context": "CREATE TABLE t (a VARCHAR); CREATE TABLE u (b VARCHAR)"},
+        {
+            "answer": "SELECT a FROM t",
+            "question": "Which {a}?",
+            "context": "CREATE TABLE t (a VARCHAR); CREATE TABLE u (b VARCHAR)",
+        },
         [asked("CREATE TABLE t (a VARCHAR); CREATE TABLE u (b VARCHAR)\n\nWhich {a}?", "SELECT a FROM t")],
     ),
-    ("gsm8k", {"question": "Half of 9?\n", "answer": "9/2=<<9/2=4.5>>4.5\n#### 4.5"}, [asked("Half of 9?\n", "9/2=<<9/2=4.5>>4.5\n#### 4.5")]),
-    ("medical", {"instruction": "Answer the patient.", "input": "It hurts.", "output": "See a doctor."}, [asked("Answer the patient.\nIt hurts.", "See a doctor.")]),
+    (
+        "gsm8k",
+        {"question": "Half of 9?\n", "answer": "9/2=<<9/2=4.5>>4.5\n#### 4.5"},
+        [asked("Half of 9?\n", "9/2=<<9/2=4.5>>4.5\n#### 4.5")],
+    ),
+    (
+        "medical",
+        {"instruction": "Answer the patient.", "input": "It hurts.", "output": "See a doctor."},
+        [asked("Answer the patient.\nIt hurts.", "See a doctor.")],
+    ),
     ("colorist", {"color": "#000000", "description": "Black."}, [asked("Black.", "#000000")]),
-    ("lawyer_statutes", {"question": "甲\n\n乙？", "answer": "丙", "reference": ["第一条", "第二条"]}, [asked("甲\n\n乙？", "丙")]),
-    ("ultrachat", {"prompt": "Q", "prompt_id": "1", "messages": [{"content": "Q", "role": "user"}, {"content": "R", "role": "assistant"}]}, [asked("Q", "R")]),
+    (
+        "lawyer_statutes",
+        {"question": "甲\n\n乙？", "answer": "丙", "reference": ["第一条", "第二条"]},
+        [asked("甲\n\n乙？", "丙")],
+    ),
+    (
+        "ultrachat",
+        {
+            "prompt": "Q",
+            "prompt_id": "1",
+            "messages": [{"content": "Q", "role": "user"}, {"content": "R", "role": "assistant"}],
+        },
+        [asked("Q", "R")],
+    ),
     (
         "openhermes",
-        {**GENERIC, "conversations": [{"from": "system", "value": "Be brief.", "weight": None}, {"from": "human", "value": "Q", "weight": None}, {"from": "gpt", "value": "R", "weight": None}]},
+        {
+            **GENERIC,
+            "conversations": [
+                {"from": "system", "value": "Be brief.", "weight": None},
+                {"from": "human", "value": "Q", "weight": None},
+                {"from": "gpt", "value": "R", "weight": None},
+            ],
+        },
         [talk(("system", "Be brief."), ("user", "Q"), ("assistant", "R"))],
     ),
-    ("no_robots", {"prompt": "Q", "prompt_id": "1", "category": "Open QA", "messages": [{"content": "Q", "role": "user"}, {"content": "R", "role": "assistant"}]}, [asked("Q", "R")]),
+    (
+        "no_robots",
+        {
+            "prompt": "Q",
+            "prompt_id": "1",
+            "category": "Open QA",
+            "messages": [{"content": "Q", "role": "user"}, {"content": "R", "role": "assistant"}],
+        },
+        [asked("Q", "R")],
+    ),
     (
         "smoltalk",
-        {"messages": [{"content": "Be brief.", "role": "system"}, {"content": "Q", "role": "user"}, {"content": "R", "role": "assistant"}], "source": "systemchats-30k"},
+        {
+            "messages": [
+                {"content": "Be brief.", "role": "system"},
+                {"content": "Q", "role": "user"},
+                {"content": "R", "role": "assistant"},
+            ],
+            "source": "systemchats-30k",
+        },
         [talk(("system", "Be brief."), ("user", "Q"), ("assistant", "R"))],
     ),
     ("belle", {"instruction": "改写\n", "input": "句子", "output": "新句"}, [asked("改写\n\n句子", "新句")]),
     ("firefly", {"kind": "NLI", "input": "前提\n假设", "target": "蕴含"}, [asked("前提\n假设", "蕴含")]),
     ("tinystories", {"text": ""}, []),
-    ("tiny_codes", {"prompt": "Write SQL.", "programming_language": "relation database and SQL", "idx": 8, "response": "SELECT 1"}, [asked("Write SQL.", "SELECT 1")]),
-    ("lawyer_cases", {"input": "欠款不还，后果严重吗？", "output": "可能有以下后果：\n1. 利息"}, [asked("欠款不还，后果严重吗？", "可能有以下后果：\n1. 利息")]),
-    ("arxiv_gentitle", {**PAPER, "title": "On\n  Y", "abstract": "We show $y$.", "versions": [{"version": "v1"}]}, [asked("We show $y$.", "On\n  Y")]),
+    (
+        "tiny_codes",
+        {
+            "prompt": "Write SQL.",
+            "programming_language": "relation database and SQL",
+            "idx": 8,
+            "response": "SELECT 1",
+        },
+        [asked("Write SQL.", "SELECT 1")],
+    ),
+    (
+        "lawyer_cases",
+        {"input": "欠款不还，后果严重吗？", "output": "可能有以下后果：\n1. 利息"},
+        [asked("欠款不还，后果严重吗？", "可能有以下后果：\n1. 利息")],
+    ),
+    (
+        "arxiv_gentitle",
+        {**PAPER, "title": "On\n  Y", "abstract": "We show $y$.", "versions": [{"version": "v1"}]},
+        [asked("We show $y$.", "On\n  Y")],
+    ),
     (
         "tulu3",
-        {"id": "x_2", "messages": [{"content": t, "role": r} for r, t in (("system", "Be brief."), ("user", "Q"), ("assistant", "R"))], "source": "ai2-adapt-dev/y"},
+        {
+            "id": "x_2",
+            "messages": [
+                {"content": t, "role": r}
+                for r, t in (("system", "Be brief."), ("user", "Q"), ("assistant", "R"))
+            ],
+            "source": "ai2-adapt-dev/y",
+        },
         [talk(("system", "Be brief."), ("user", "Q"), ("assistant", "R"))],
     ),
-    ("metamath", {"query": "P", "response": "The answer is: 2", "type": "MATH_FOBAR", "original_question": "O"}, [asked("P", "The answer is: 2")]),
-    ("magicoder", {"instruction": "Q\n```\nx\n```", "response": "```\ny\n```"}, [asked("Q\n```\nx\n```", "```\ny\n```")]),
-]  # fmt: skip
+    (
+        "metamath",
+        {"query": "P", "response": "The answer is: 2", "type": "MATH_FOBAR", "original_question": "O"},
+        [asked("P", "The answer is: 2")],
+    ),
+    (
+        "magicoder",
+        {"instruction": "Q\n```\nx\n```", "response": "```\ny\n```"},
+        [asked("Q\n```\nx\n```", "```\ny\n```")],
+    ),
+]
 
 
-@pytest.mark.parametrize(("name", "row", "expected"), CASES, ids=[f"{name}-{i}" for i, (name, _, _) in enumerate(CASES)])
+@pytest.mark.parametrize(
+    ("name", "row", "expected"), CASES, ids=[f"{name}-{i}" for i, (name, _, _) in enumerate(CASES)]
+)
 def test_rows_become_the_conversations_that_are_meant(name: str, row: Any, expected: list[Sample]) -> None:
     assert read(name, row) == expected
 
@@ -192,9 +435,24 @@ def test_messages_of_openassistant_become_the_best_path_of_each_tree(name: str) 
             "lang": "en",
             "review_count": 3,
         }
-        return row | {"review_result": True, "deleted": False, "rank": rank, "synthetic": False, "model_name": None, "detoxify": None, "message_tree_id": "1", "tree_state": "ready_for_export", "emojis": None, "labels": None}  # fmt: skip
+        return row | {
+            "review_result": True,
+            "deleted": False,
+            "rank": rank,
+            "synthetic": False,
+            "model_name": None,
+            "detoxify": None,
+            "message_tree_id": "1",
+            "tree_state": "ready_for_export",
+            "emojis": None,
+            "labels": None,
+        }
 
-    tree = [message("1", None, "prompter", "Q", None), message("2", "1", "assistant", "worse", 1.0), message("3", "1", "assistant", "better", 0.0)]
+    tree = [
+        message("1", None, "prompter", "Q", None),
+        message("2", "1", "assistant", "worse", 1.0),
+        message("3", "1", "assistant", "better", 0.0),
+    ]
     assert trees.gathers(tree[0], shape(name))
     (grown,) = trees.gather(enumerate(tree, start=1), shape(name))
     assert grown.samples == (asked("Q", "better"),)
@@ -202,8 +460,16 @@ def test_messages_of_openassistant_become_the_best_path_of_each_tree(name: str) 
 
 def test_tools_of_glaive_are_called_and_answer() -> None:
     tools = [{"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {}}}]
-    said = [("human", "1 + 1?"), ("function_call", '{"name": "add", "arguments": {"a": 1}}'), ("observation", '{"sum": 2}'), ("gpt", "It is 2.")]
-    row = {"conversations": [{"from": who, "value": value} for who, value in said], "tools": json.dumps(tools)}
+    said = [
+        ("human", "1 + 1?"),
+        ("function_call", '{"name": "add", "arguments": {"a": 1}}'),
+        ("observation", '{"sum": 2}'),
+        ("gpt", "It is 2."),
+    ]
+    row = {
+        "conversations": [{"from": who, "value": value} for who, value in said],
+        "tools": json.dumps(tools),
+    }
     (found,) = read("glaive_toolcall", row)
     assert isinstance(found, Conversation)
     assert [tool["function"]["name"] for tool in found.tools] == ["add"]
@@ -218,14 +484,56 @@ def test_every_recipe_is_tried_here() -> None:
 
 
 LISTINGS = {
-    "oasst1": (["data/train-00000-of-00001-b42a775f407cee45.parquet", "data/validation-00000-of-00001-1.parquet", "2023-04-12_oasst_ready.trees.jsonl.gz", "2023-04-12_oasst_all.messages.jsonl.gz"], 1),
-    "oasst1_guanaco": (["openassistant_best_replies_train.jsonl", "openassistant_best_replies_eval.jsonl"], 1),
-    "code_alpaca": (["data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet", "create_dataset.py", "dataset_infos.json"], 1),
+    "oasst1": (
+        [
+            "data/train-00000-of-00001-b42a775f407cee45.parquet",
+            "data/validation-00000-of-00001-1.parquet",
+            "2023-04-12_oasst_ready.trees.jsonl.gz",
+            "2023-04-12_oasst_all.messages.jsonl.gz",
+        ],
+        1,
+    ),
+    "oasst1_guanaco": (
+        ["openassistant_best_replies_train.jsonl", "openassistant_best_replies_eval.jsonl"],
+        1,
+    ),
+    "code_alpaca": (
+        [
+            "data/train-00000-of-00001.parquet",
+            "data/test-00000-of-00001.parquet",
+            "create_dataset.py",
+            "dataset_infos.json",
+        ],
+        1,
+    ),
     "openorca": (["1M-GPT4-Augmented.parquet", "3_5M-GPT3_5-Augmented.parquet", "OpenOrca Logo.png"], 2),
-    "gsm8k": (["main/train-00000-of-00001.parquet", "main/test-00000-of-00001.parquet", "socratic/train-00000-of-00001.parquet"], 1),
-    "medical": (["finetune/train_zh_0.json", "finetune/train_en_1.json", "finetune/test_zh_0.json", "pretrain/train_encyclopedia.json", "medical.py"], 2),
+    "gsm8k": (
+        [
+            "main/train-00000-of-00001.parquet",
+            "main/test-00000-of-00001.parquet",
+            "socratic/train-00000-of-00001.parquet",
+        ],
+        1,
+    ),
+    "medical": (
+        [
+            "finetune/train_zh_0.json",
+            "finetune/train_en_1.json",
+            "finetune/test_zh_0.json",
+            "pretrain/train_encyclopedia.json",
+            "medical.py",
+        ],
+        2,
+    ),
     "colorist": (["colors.jsonl", "prepare.py", "burkelibbey--colors/train/0000.parquet"], 1),
-    "ultrachat": (["data/train_sft-00000-of-00003-a.parquet", "data/train_gen-00000-of-00003-b.parquet", "data/test_sft-00000-of-00001-c.parquet"], 1),
+    "ultrachat": (
+        [
+            "data/train_sft-00000-of-00003-a.parquet",
+            "data/train_gen-00000-of-00003-b.parquet",
+            "data/test_sft-00000-of-00001-c.parquet",
+        ],
+        1,
+    ),
     "alpaca_zh": (["Alpaca_data_gpt4_zh.jsonl", ".gitattributes", "README.md"], 1),
     "wizardlm": (["WizardLM_evol_instruct_V2_143k.json", "README.md"], 1),
     "sql": (["sql_create_context_v4.json", "README.md"], 1),
@@ -236,16 +544,35 @@ LISTINGS = {
     "glaive_toolcall": (["glaive_toolcall.json", "README.md"], 1),
     "metamath": (["MetaMathQA-395K.json", "README.md"], 1),
     "open_platypus": (["data/train-00000-of-00001-4fe2df04669d1669.parquet", "README.md"], 1),
-    "smoltalk": (["data/all/train-00000-of-00009.parquet", "data/all/train-00001-of-00009.parquet", "data/all/test-00000-of-00001.parquet", "data/smol-summarize/train-00000-of-00001.parquet"], 2),
-    "tinystories": (["data/train-00000-of-00004-2d5a1467fff1081b.parquet", "data/validation-00000-of-00001-869c898b519ad725.parquet", "TinyStories-train.txt", "TinyStories-valid.txt", "MLP_input_output.npy"], 1),
-}  # fmt: skip
+    "smoltalk": (
+        [
+            "data/all/train-00000-of-00009.parquet",
+            "data/all/train-00001-of-00009.parquet",
+            "data/all/test-00000-of-00001.parquet",
+            "data/smol-summarize/train-00000-of-00001.parquet",
+        ],
+        2,
+    ),
+    "tinystories": (
+        [
+            "data/train-00000-of-00004-2d5a1467fff1081b.parquet",
+            "data/validation-00000-of-00001-869c898b519ad725.parquet",
+            "TinyStories-train.txt",
+            "TinyStories-valid.txt",
+            "MLP_input_output.npy",
+        ],
+        1,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", LISTINGS)
 def test_the_files_of_a_published_set_are_chosen(name: str) -> None:
     paths, count = LISTINGS[name]
     patterns = recipe(name).get("files")
-    assert len(splits.choose(paths, [patterns] if isinstance(patterns, str) else patterns, None, name)) == count
+    assert (
+        len(splits.choose(paths, [patterns] if isinstance(patterns, str) else patterns, None, name)) == count
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -253,7 +580,11 @@ def test_a_recipe_says_what_it_is_and_composes(name: str) -> None:
     first = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ")
     assert len(first) < 180
-    needed = {"hub": ["data.repo=org/name"], "local": ["data.path=x.jsonl"], "mix": ["data.of={alpaca: 0.5, gsm8k: 100}"]}
+    needed = {
+        "hub": ["data.repo=org/name"],
+        "local": ["data.path=x.jsonl"],
+        "mix": ["data.of={alpaca: 0.5, gsm8k: 100}"],
+    }
     config = compose(["model=smollm2_135m_q4", f"data={name}", *needed.get(name, [])])
     assert bool(config.data.parts) == (name in MIXTURES)
     known = {f.name for f in fields(Data)}
@@ -271,7 +602,10 @@ def test_a_mixture_takes_each_source_as_its_own_recipe_reads_it() -> None:
     ]
     assert config.data.parts[1].columns == recipe("alpaca_zh")["columns"]
     lawyer = compose(["model=smollm2_135m_q4", "data=lawyer"])
-    assert [part.system for part in lawyer.data.parts] == [recipe("lawyer_cases")["system"], recipe("lawyer_statutes")["system"]]
+    assert [part.system for part in lawyer.data.parts] == [
+        recipe("lawyer_cases")["system"],
+        recipe("lawyer_statutes")["system"],
+    ]
 
 
 @pytest.mark.parametrize("name", ["sql", "colorist", "arxiv_gentitle", "lawyer_cases", "lawyer_statutes"])
@@ -300,7 +634,10 @@ def test_real_rows_of_a_set_are_read_to_the_last(name: str, file: str, count: in
     found = [row for chunk in files.chunks(shared / "data" / file) for _, row in files.values(chunk)]
     samples = [read(name, row) for row in found]
     assert len(samples) == count
-    assert all(len(one) == 1 and (isinstance(one[0], Text) or (isinstance(one[0], Conversation) and one[0].trains)) for one in samples)
+    assert all(
+        len(one) == 1 and (isinstance(one[0], Text) or (isinstance(one[0], Conversation) and one[0].trains))
+        for one in samples
+    )
 
 
 def test_real_trees_of_openassistant_are_read_to_the_last(shared: Path) -> None:

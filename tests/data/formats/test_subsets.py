@@ -1,4 +1,6 @@
-"""Rows that say of which split they are: those for training are read where others stand beside them, and the rest is counted."""
+"""Rows that say of which split they are: those for training are read where others stand beside them, and
+the rest is counted.
+"""
 
 import json
 from collections import Counter
@@ -50,7 +52,9 @@ def left(values: list[Any], shape: Shape) -> list[bool]:
         ("subset", ["maths", "code"], [False, False]),
     ],
 )
-def test_training_rows_are_read_where_others_stand_beside_them(tmp_path: Path, column: str, splits: list[Any], wanted: list[bool]) -> None:
+def test_training_rows_are_read_where_others_stand_beside_them(
+    tmp_path: Path, column: str, splits: list[Any], wanted: list[bool]
+) -> None:
     values = [row(n, **{column: split}) for n, split in enumerate(splits)]
     assert left(values, surveyed(tmp_path, values)) == wanted
     assert not any(left(values, surveyed(tmp_path, values, split="all")))
@@ -64,7 +68,10 @@ def test_one_split_is_read_by_its_name_and_must_be_there(tmp_path: Path) -> None
     assert left(values, surveyed(tmp_path, values, split="validation")) == [True, False, True]
     assert left(values, surveyed(tmp_path, values, split="test_sft")) == [True, True, False]
     assert left(values, surveyed(tmp_path, values, split="test")) == [True, True, False]
-    with pytest.raises(DataError, match=r"data\.split=dev2: no row says.* The column split holds Validation, test_sft, train\."):
+    with pytest.raises(
+        DataError,
+        match=r"data\.split=dev2: no row says.* The column split holds Validation, test_sft, train\.",
+    ):
         surveyed(tmp_path, values, split="dev2")
     with pytest.raises(DataError, match=r"No row has a column split, data_split"):
         surveyed(tmp_path, [row(1)], split="test")
@@ -81,19 +88,39 @@ def test_the_column_is_read_and_is_not_named_as_unread(tmp_path: Path) -> None:
 
 
 def test_messages_of_trees_are_left_out_by_their_split(tmp_path: Path) -> None:
-    asked = {"message_id": "1", "parent_id": None, "message_tree_id": "1", "role": "prompter", "text": "q", "split": "train"}
+    asked = {
+        "message_id": "1",
+        "parent_id": None,
+        "message_tree_id": "1",
+        "role": "prompter",
+        "text": "q",
+        "split": "train",
+    }
     said = {**asked, "message_id": "2", "parent_id": "1", "role": "assistant", "text": "a"}
     other = {**asked, "message_id": "3", "message_tree_id": "3", "split": "validation"}
     shape = surveyed(tmp_path, [asked, said, other])
-    kept = Counter(reason for tree in trees.gather(enumerate([asked, said, other], start=1), shape) for reason in tree.left.values())
+    kept = Counter(
+        reason
+        for tree in trees.gather(enumerate([asked, said, other], start=1), shape)
+        for reason in tree.left.values()
+    )
     assert kept == {OTHER: 1}
     assert all(not tree.left for tree in list(trees.gather(enumerate([asked, said], start=1), shape.whole)))
 
 
 def test_what_is_left_is_in_the_ledger_and_no_loss(tuner: Tuner, tiny_model: Path, tmp_path: Path) -> None:
     values = [row(n, split="train" if n % 4 else "test") for n in range(20)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
-    words = ["model=local", f"model.path={tiny_model}", "machine=cpu", "data=local", "data.path=rows.jsonl", "until=tokenize"]
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps(value) + "\n" for value in values), encoding="utf-8"
+    )
+    words = [
+        "model=local",
+        f"model.path={tiny_model}",
+        "machine=cpu",
+        "data=local",
+        "data.path=rows.jsonl",
+        "until=tokenize",
+    ]
     done = tuner(*words, "data.max_dropped=0")
     assert f"dropped 5: {OTHER} (rows.jsonl:1, 5, 9, 13, 17)" in done.err + done.out
     (run,) = (tmp_path / "outputs" / "runs").iterdir()

@@ -1,4 +1,6 @@
-"""Texts that a chat template wrote are the conversations that they were, to the letter; what only looks so stays text."""
+"""Texts that a chat template wrote are the conversations that they were, to the letter; what only looks so
+stays text.
+"""
 
 import json
 from pathlib import Path
@@ -22,33 +24,52 @@ Q, A = ("user", "Q"), ("assistant", "A")
 S = ("system", "S")
 TWICE = [Q, A, ("user", "Q2"), ("assistant", "A2")]
 WRITTEN: dict[str, tuple[str, list[tuple[str, str]]]] = {
-    "chatml": ("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n", [S, Q, A]),
-    "phi 4": ("<|im_start|>user<|im_sep|>Q<|im_end|><|im_start|>assistant<|im_sep|>A<|im_end|>", [Q, A]),
-    "llama 3": (
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nQ<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|>",
+    "chatml": (
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n",
         [S, Q, A],
     ),
-    "llama 4": ("<|header_start|>user<|header_end|>\n\nQ<|eot|><|header_start|>assistant<|header_end|>\n\nA<|eot|>", [Q, A]),
-    "llama 2": ("<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nQ [/INST] A </s><s>[INST] Q2 [/INST] A2 </s>", [S, *TWICE]),
+    "phi 4": ("<|im_start|>user<|im_sep|>Q<|im_end|><|im_start|>assistant<|im_sep|>A<|im_end|>", [Q, A]),
+    "llama 3": (
+        (
+            "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nQ<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|>"
+        ),
+        [S, Q, A],
+    ),
+    "llama 4": (
+        "<|header_start|>user<|header_end|>\n\nQ<|eot|><|header_start|>assistant<|header_end|>\n\nA<|eot|>",
+        [Q, A],
+    ),
+    "llama 2": (
+        "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nQ [/INST] A </s><s>[INST] Q2 [/INST] A2 </s>",
+        [S, *TWICE],
+    ),
     "llama 2 without its begin": ("[INST] Q [/INST] A", [Q, A]),
     "mistral": ("<s>[INST] Q [/INST] A</s> [INST] Q2 [/INST] A2</s>", TWICE),
     "mistral v7": ("<s>[SYSTEM_PROMPT] S[/SYSTEM_PROMPT][INST] Q[/INST] A</s>", [S, Q, A]),
     "zephyr": ("<|system|>\nS</s>\n<|user|>\nQ</s>\n<|assistant|>\nA</s>\n", [S, Q, A]),
     "phi 3": ("<|user|>\nQ<|end|>\n<|assistant|>\nA<|end|>\n<|endoftext|>", [Q, A]),
     "phi 4 mini": ("<|system|>S<|end|><|user|>Q<|end|><|assistant|>A<|end|>", [S, Q, A]),
-    "glm 4": ("[gMASK]<sop><|system|>\nS<|user|>\nQ<|assistant|>\nA<|user|>\nQ2<|assistant|>\nA2", [S, *TWICE]),
+    "glm 4": (
+        "[gMASK]<sop><|system|>\nS<|user|>\nQ<|assistant|>\nA<|user|>\nQ2<|assistant|>\nA2",
+        [S, *TWICE],
+    ),
     "chatglm3": ("[gMASK]sop<|user|>\n Q<|assistant|>\n A", [Q, A]),
     "olmo 2": ("<|endoftext|><|system|>\nS\n<|user|>\nQ\n<|assistant|>\nA<|endoftext|>\n", [S, Q, A]),
     "stablelm": ("<|SYSTEM|>S<|USER|>Q<|ASSISTANT|>A", [S, Q, A]),
     "open assistant": ("<|prompter|>Q<|endoftext|><|assistant|>A<|endoftext|>", [Q, A]),
     "gemma": ("<bos><start_of_turn>user\nQ<end_of_turn>\n<start_of_turn>model\nA<end_of_turn>\n", [Q, A]),
     "command r": (
-        "<BOS_TOKEN><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>S<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Q<|END_OF_TURN_TOKEN|>"
-        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>A<|END_OF_TURN_TOKEN|>",
+        (
+            "<BOS_TOKEN><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>S<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Q<|END_OF_TURN_TOKEN|>"
+            "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>A<|END_OF_TURN_TOKEN|>"
+        ),
         [S, Q, A],
     ),
-    "granite": ("<|start_of_role|>user<|end_of_role|>Q<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>A<|end_of_text|>\n", [Q, A]),
+    "granite": (
+        "<|start_of_role|>user<|end_of_role|>Q<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>A<|end_of_text|>\n",
+        [Q, A],
+    ),
     "deepseek": (
         "<｜begin▁of▁sentence｜>S<｜User｜>Q<｜Assistant｜>A<｜end▁of▁sentence｜><｜User｜>Q2<｜Assistant｜>A2<｜end▁of▁sentence｜>",
         [S, *TWICE],
@@ -63,12 +84,18 @@ WRITTEN: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "vicuna": ("S USER: Q ASSISTANT: A</s>USER: Q2 ASSISTANT: A2</s>", [S, *TWICE]),
     "human and assistant": ("\n\nHuman: Q\n\nAssistant: A\n\nHuman: Q2\n\nAssistant: A2", TWICE),
     "deepseek llm": ("S\n\nUser: Q\n\nAssistant: A<｜end▁of▁sentence｜>", [S, Q, A]),
-    "alpaca": ("S\n\n### Instruction:\nQ\n\n### Input:\nmore\n\n### Response:\nA</s>", [S, ("user", "Q\nmore"), A]),
+    "alpaca": (
+        "S\n\n### Instruction:\nQ\n\n### Input:\nmore\n\n### Response:\nA</s>",
+        [S, ("user", "Q\nmore"), A],
+    ),
     "dolly": ("### Instruction:\nQ\n\n### Response:\nA\n\n### End", [Q, A]),
     "deepseek coder": ("### Instruction:\nQ\n### Response:\nA\n<|EOT|>\n", [Q, A]),
     "solar": ("### System:\nS\n\n### User:\nQ\n\n### Assistant:\nA", [S, Q, A]),
     "question and answer": ("### Question: Q\n### Answer: A", [Q, A]),
-    "an answer with headings": ("### Instruction:\nQ\n\n### Response:\nA\n### Step\n### Input:\nx", [Q, ("assistant", "A\n### Step\n### Input:\nx")]),
+    "an answer with headings": (
+        "### Instruction:\nQ\n\n### Response:\nA\n### Step\n### Input:\nx",
+        [Q, ("assistant", "A\n### Step\n### Input:\nx")],
+    ),
 }
 
 
@@ -83,13 +110,20 @@ def test_what_a_template_wrote_is_read_back(name: str) -> None:
 
 def test_blank_lines_between_all_turns_part_no_conversation() -> None:
     spaced = WRITTEN["chatml"][0].replace("<|im_end|>\n", "<|im_end|>\n\n")
-    assert [message.content for message in templated({"text": spaced + spaced.partition("<|im_end|>\n\n")[2]}).messages] == ["S", "Q", "A", "Q", "A"]
+    assert [
+        message.content
+        for message in templated({"text": spaced + spaced.partition("<|im_end|>\n\n")[2]}).messages
+    ] == ["S", "Q", "A", "Q", "A"]
     tight = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in TWICE)
     assert [(message.role, message.content) for message in templated({"text": tight}).messages] == TWICE
 
 
 def test_what_the_model_is_asked_to_go_on_with_is_no_answer() -> None:
-    for text in ("<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n", "<s>[INST] Q [/INST]", "<|user|>\nQ</s>\n<|assistant|>\n"):
+    for text in (
+        "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n",
+        "<s>[INST] Q [/INST]",
+        "<|user|>\nQ</s>\n<|assistant|>\n",
+    ):
         assert [message.role for message in templated({"text": text}).messages] == ["user"]
 
 
@@ -109,21 +143,45 @@ def test_thoughts_and_tools_of_a_text_stay_where_they_were() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("<|im_start|>user\nQ<|im_start|>assistant\nA<|im_end|>", r"a turn of 'user' is not ended by <\|im_end\|>"),
-        ("<|im_start|>user\nQ<|im_end|> more <|im_start|>assistant\nA<|im_end|>", r"'more' stands between <\|im_end\|> and the next turn"),
-        ("<|im_start|>guest\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>", "a turn of 'guest'; known are system, human, user"),
+        (
+            "<|im_start|>user\nQ<|im_start|>assistant\nA<|im_end|>",
+            r"a turn of 'user' is not ended by <\|im_end\|>",
+        ),
+        (
+            "<|im_start|>user\nQ<|im_end|> more <|im_start|>assistant\nA<|im_end|>",
+            r"'more' stands between <\|im_end\|> and the next turn",
+        ),
+        (
+            "<|im_start|>guest\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>",
+            "a turn of 'guest'; known are system, human, user",
+        ),
         ("<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\nP.S.", "'P.S.' stands between"),
-        ("<s>[INST] Q [/INST] [TOOL_CALLS] [{}]</s>", r"a turn of the assistant holds \[TOOL_CALLS\], which Llama 2 or Mistral writes"),
-        ("<|im_start|>user\nQ <|fim_prefix|><|im_end|>\n<|im_start|>assistant\nA<|im_end|>", r"a turn of the user holds <\|fim_prefix\|>"),
-        ("<|fim_prefix|>a<|fim_suffix|>b", r"begins with <\|fim_prefix\|>, a mark of no template that is known; data\.format=text"),
+        (
+            "<s>[INST] Q [/INST] [TOOL_CALLS] [{}]</s>",
+            r"a turn of the assistant holds \[TOOL_CALLS\], which Llama 2 or Mistral writes",
+        ),
+        (
+            "<|im_start|>user\nQ <|fim_prefix|><|im_end|>\n<|im_start|>assistant\nA<|im_end|>",
+            r"a turn of the user holds <\|fim_prefix\|>",
+        ),
+        (
+            "<|fim_prefix|>a<|fim_suffix|>b",
+            r"begins with <\|fim_prefix\|>, a mark of no template that is known; data\.format=text",
+        ),
         (WRITTEN["chatml"][0] * 2, "the same system prompt stands twice, so these are several conversations"),
         (
             f"{WRITTEN['gemma'][0].removeprefix('<bos>')}\n" * 2,
             "a blank line follows each answer and no other turn, so these are several conversations",
         ),
-        (WRITTEN["llama 3"][0] * 2, r"<\|begin_of_text\|>, which begins a text, stands in the middle, so these are several"),
+        (
+            WRITTEN["llama 3"][0] * 2,
+            r"<\|begin_of_text\|>, which begins a text, stands in the middle, so these are several",
+        ),
         ("Once upon a time.", r"begins with no mark of a chat template \('Once upon a time\.'\)"),
-        ("<|start|>user<|message|>Q<|end|><|start|>assistant<|channel|>commentary<|message|>{}<|call|>", "holds|channel 'commentary'"),
+        (
+            "<|start|>user<|message|>Q<|end|><|start|>assistant<|channel|>commentary<|message|>{}<|call|>",
+            "holds|channel 'commentary'",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(text: str, words: str) -> None:
@@ -159,9 +217,13 @@ WORDS = st.text(" abc\n.é{}", min_size=1, max_size=12).filter(lambda text: bool
 def test_turns_that_are_ended_are_kept_to_the_letter(asked: str, said: str, system: str | None) -> None:
     turns = [*([("system", system)] if system else []), ("user", asked), ("assistant", said)]
     chatml = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns)
-    llama = "".join(f"<|start_header_id|>{role}<|end_header_id|>\n\n{text.lstrip()}<|eot_id|>" for role, text in turns)
+    llama = "".join(
+        f"<|start_header_id|>{role}<|end_header_id|>\n\n{text.lstrip()}<|eot_id|>" for role, text in turns
+    )
     assert [(message.role, message.content) for message in templated({"text": chatml}).messages] == turns
-    assert [(m.role, m.content) for m in templated({"text": llama}).messages] == [(role, text.lstrip()) for role, text in turns]
+    assert [(m.role, m.content) for m in templated({"text": llama}).messages] == [
+        (role, text.lstrip()) for role, text in turns
+    ]
 
 
 # In a source
@@ -178,10 +240,16 @@ def kinds(values: list[Any], shape: Shape) -> list[type]:
 
 def test_where_most_texts_begin_so_they_are_conversations(tmp_path: Path) -> None:
     chat, plain = {"text": WRITTEN["chatml"][0]}, {"text": "Once upon a time."}
-    for values, wanted in (([chat, chat, plain], Conversation), ([chat, plain, plain], Text), ([chat, plain], Text)):
+    for values, wanted in (
+        ([chat, chat, plain], Conversation),
+        ([chat, plain, plain], Text),
+        ([chat, plain], Text),
+    ):
         shape = surveyed(tmp_path, values)
         assert kinds([chat, plain], shape) == [wanted, Text]
-        assert marked.told(shape)[0].startswith(f"{values.count(chat)} of {len(values)} texts begin as a chat template")
+        assert marked.told(shape)[0].startswith(
+            f"{values.count(chat)} of {len(values)} texts begin as a chat template"
+        )
     assert kinds([chat], surveyed(tmp_path, [chat], format="text")) == [Text]
     assert kinds([chat], Shape(format="templated")) == [Conversation]
     assert marked.told(surveyed(tmp_path, [plain])) == []
@@ -191,15 +259,23 @@ def test_where_most_texts_begin_so_they_are_conversations(tmp_path: Path) -> Non
     assert kinds([chat], surveyed(tmp_path, many)) == [Text]
     assert surveyed(tmp_path, many).facts.templated == (5, 17)
     renamed = [{"body": chat["text"]}, {"body": chat["text"]}]
-    assert kinds(renamed, surveyed(tmp_path, renamed, columns={"text": "body"})) == [Conversation, Conversation]
+    assert kinds(renamed, surveyed(tmp_path, renamed, columns={"text": "body"})) == [
+        Conversation,
+        Conversation,
+    ]
 
 
-@pytest.mark.parametrize("text", ["Once.</s>", "<s>Once.", "Once.<|endoftext|>\n", "<bos>Once.<eos>", "<|begin_of_text|>Once."])
+@pytest.mark.parametrize(
+    "text", ["Once.</s>", "<s>Once.", "Once.<|endoftext|>\n", "<bos>Once.<eos>", "<|begin_of_text|>Once."]
+)
 def test_a_special_token_that_is_written_out_in_a_text_is_said(tmp_path: Path, text: str) -> None:
     shape = surveyed(tmp_path, [{"text": text}, {"text": "Twice."}])
     assert kinds([{"text": text}], shape) == [Text]
     (line,) = marked.told(shape)
-    assert line.startswith(f"1 of 2 texts begin or end with a special token written out, such as {shape.facts.spelled[1]}, which is trained letter")
+    assert line.startswith(
+        f"1 of 2 texts begin or end with a special token written out, such as {shape.facts.spelled[1]}, "
+        "which is trained letter"
+    )
     assert shape.facts.spelled[1] in text
 
 
@@ -227,7 +303,11 @@ def test_a_text_beside_a_pair_is_not_looked_at() -> None:
 
 
 PAIRS = [
-    ("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n", "A<|im_end|>", [S, Q, A]),
+    (
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n",
+        "A<|im_end|>",
+        [S, Q, A],
+    ),
     ("<|im_start|>user\nQ<|im_end|>\n", "<|im_start|>assistant\nA<|im_end|>\n", [Q, A]),
     ("<s>[INST] Q [/INST]", " A </s>", [Q, A]),
     ("Human: Q\n\nAssistant:", " A", [Q, A]),
@@ -237,7 +317,9 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("keys", [("prompt", "completion"), ("instruction", "output"), ("question", "answer")])
+@pytest.mark.parametrize(
+    "keys", [("prompt", "completion"), ("instruction", "output"), ("question", "answer")]
+)
 @pytest.mark.parametrize(("asked", "said", "turns"), PAIRS)
 def test_a_question_that_a_template_wrote_is_read_with_its_answer(
     tmp_path: Path, asked: str, said: str, turns: list[Any], keys: tuple[str, str]
@@ -273,7 +355,10 @@ def test_each_template_is_seen_in_a_whole_source(tmp_path: Path, name: str) -> N
 
 def test_plain_texts_in_other_files_count_too(tmp_path: Path) -> None:
     chat, plain = tmp_path / "chat.jsonl", tmp_path / "plain.jsonl"
-    chat.write_text('{"text": "<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nYo<|im_end|>\\n"}\n' * 2, encoding="utf-8")
+    chat.write_text(
+        '{"text": "<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nYo<|im_end|>\\n"}\n' * 2,
+        encoding="utf-8",
+    )
     plain.write_text('{"text": "a story"}\n' * 5, encoding="utf-8")
     for order in ((chat, plain), (plain, chat)):
         facts = survey.surveyed([(file, "auto") for file in order], Shape()).facts

@@ -1,4 +1,6 @@
-"""Nothing that a row says vanishes: each of its texts is in what the model sees, is named as not read, or the row is refused."""
+"""Nothing that a row says vanishes: each of its texts is in what the model sees, is named as not read, or
+the row is refused.
+"""
 
 import json
 import re
@@ -19,9 +21,17 @@ from tuner.data.tokenize.job import Job, Made, Settings, Source
 
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared beside the repository")
 
-SCHEMA = {"type": "object", "properties": {"city": {"type": "string", "description": "w1"}}, "required": ["city"]}
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "description": "w1"}},
+    "required": ["city"],
+}
 TOOL = {"type": "function", "function": {"name": "look", "description": "w2", "parameters": SCHEMA}}
-CALL = {"id": "id1", "type": "function", "function": {"name": "look", "arguments": {"city": "w3", "more": {"deep": ["w4"]}}}}
+CALL = {
+    "id": "id1",
+    "type": "function",
+    "function": {"name": "look", "arguments": {"city": "w3", "more": {"deep": ["w4"]}}},
+}
 ROWS: list[dict[str, Any]] = [
     {
         "messages": [
@@ -29,15 +39,27 @@ ROWS: list[dict[str, Any]] = [
             {"role": "user", "content": [{"type": "text", "text": "w11"}, {"type": "text", "text": "w12"}]},
             {"role": "assistant", "content": "w13", "reasoning_content": "w14", "tool_calls": [CALL]},
             {"role": "tool", "tool_call_id": "id1", "content": "w15"},
-            {"role": "assistant", "content": [{"type": "thinking", "thinking": "w16"}, {"type": "text", "text": "w17"}]},
+            {
+                "role": "assistant",
+                "content": [{"type": "thinking", "thinking": "w16"}, {"type": "text", "text": "w17"}],
+            },
         ],
         "tools": [TOOL],
     },
     {
         "messages": [
             {"role": "user", "content": "w20"},
-            {"role": "assistant", "content": [{"type": "tool_use", "id": "id1", "name": "look", "input": {"city": "w21"}}]},
-            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "id1", "content": "w22"}, {"type": "text", "text": "w23"}]},
+            {
+                "role": "assistant",
+                "content": [{"type": "tool_use", "id": "id1", "name": "look", "input": {"city": "w21"}}],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "id1", "content": "w22"},
+                    {"type": "text", "text": "w23"},
+                ],
+            },
             {"role": "assistant", "content": "w24"},
         ],
         "tools": [{"name": "look", "description": "w25", "input_schema": SCHEMA}],
@@ -54,7 +76,11 @@ ROWS: list[dict[str, Any]] = [
     },
     {"instruction": "w40", "input": "w41", "output": "w42", "history": [["w43", "w44"]]},
     {"prompt": "w50", "completion": "w51"},
-    {"prompt": [{"role": "user", "content": "w52"}], "completion": [{"role": "assistant", "content": "w53"}], "system_prompt": "w54"},
+    {
+        "prompt": [{"role": "user", "content": "w52"}],
+        "completion": [{"role": "assistant", "content": "w53"}],
+        "system_prompt": "w54",
+    },
     {"text": "w60"},
     {"text": "### Human: w61### Assistant: w62"},
     {"input": "### Human: w63 ### Assistant:", "output": "w64"},
@@ -62,12 +88,27 @@ ROWS: list[dict[str, Any]] = [
     {"conversation": [{"input": "", "output": "w75"}]},
     {"messages": [{"role": "pretrain", "content": "w76"}]},
     {"question": "w80", "answer": "w81"},
-    {"prompt": {"text": "w90", "role": "prompter", "message_id": "id1", "replies": [{"text": "w91", "role": "assistant", "message_id": "id2"}]}},
+    {
+        "prompt": {
+            "text": "w90",
+            "role": "prompter",
+            "message_id": "id1",
+            "replies": [{"text": "w91", "role": "assistant", "message_id": "id2"}],
+        }
+    },
     {"prompt": "w95", "completion": "w96", "label": True},
-    {"prompt": [{"role": "user", "content": "w97"}], "chosen": {"role": "assistant", "content": "w98"}, "rejected": "w99"},
+    {
+        "prompt": [{"role": "user", "content": "w97"}],
+        "chosen": {"role": "assistant", "content": "w98"},
+        "rejected": "w99",
+    },
     {"conversation": [{"human": "w300", "assistant": "w301"}]},
     {"dialog": [{"speaker": "user", "text": "w302"}, {"speaker": "assistant", "text": "w303"}]},
-    {"query": "w304", "response": "w305", "history": [{"role": "user", "content": "w306"}, {"role": "assistant", "content": "w307"}]},
+    {
+        "query": "w304",
+        "response": "w305",
+        "history": [{"role": "user", "content": "w306"}, {"role": "assistant", "content": "w307"}],
+    },
     {
         "messages": [
             {"role": "user", "content": "w308"},
@@ -80,12 +121,74 @@ ROWS: list[dict[str, Any]] = [
     {"asked": [{"text": "w315"}], "said": "w316"},
 ]
 KEYS = (
-    "context", "thought", "note", "id", "system", "system_prompt", "reasoning", "reasoning_content", "thinking", "tools", "functions", "available_tools",
-    "label", "kto_tag", "weight", "masked", "mask", "loss_mask", "train_detail", "supervise", "name", "content", "value", "text", "input", "output",
-    "parameters", "args", "arguments", "description", "images", "history", "instruction", "messages", "conversations", "conversation", "prompt",
-    "completion", "chosen", "question", "answer", "from", "tool_calls", "function_call", "function", "signature", "cache_control", "is_error", "strict",
-    "tool_call_id", "call_id", "index", "input_schema", "replies", "rank", "title", "output_with_loss", "speaker", "author", "message", "dialog", "query", "response", "asked", "said", "rejected", "human",
-)  # fmt: skip
+    "context",
+    "thought",
+    "note",
+    "id",
+    "system",
+    "system_prompt",
+    "reasoning",
+    "reasoning_content",
+    "thinking",
+    "tools",
+    "functions",
+    "available_tools",
+    "label",
+    "kto_tag",
+    "weight",
+    "masked",
+    "mask",
+    "loss_mask",
+    "train_detail",
+    "supervise",
+    "name",
+    "content",
+    "value",
+    "text",
+    "input",
+    "output",
+    "parameters",
+    "args",
+    "arguments",
+    "description",
+    "images",
+    "history",
+    "instruction",
+    "messages",
+    "conversations",
+    "conversation",
+    "prompt",
+    "completion",
+    "chosen",
+    "question",
+    "answer",
+    "from",
+    "tool_calls",
+    "function_call",
+    "function",
+    "signature",
+    "cache_control",
+    "is_error",
+    "strict",
+    "tool_call_id",
+    "call_id",
+    "index",
+    "input_schema",
+    "replies",
+    "rank",
+    "title",
+    "output_with_loss",
+    "speaker",
+    "author",
+    "message",
+    "dialog",
+    "query",
+    "response",
+    "asked",
+    "said",
+    "rejected",
+    "human",
+)
 WORDS = st.integers(100, 999).map(lambda number: f"w{number} w{number}x")
 WORD = re.compile(r"\bw\d+x?\b")
 VALUES = st.one_of(
@@ -96,7 +199,12 @@ VALUES = st.one_of(
     WORDS.map(lambda word: [{"name": word, "arguments": {"city": word}}]),
     st.dictionaries(st.sampled_from(KEYS), WORDS, min_size=1, max_size=2),
     st.lists(
-        st.dictionaries(st.sampled_from(("role", "content", "name", "from", "value", "type", "text")), WORDS, min_size=1, max_size=3),
+        st.dictionaries(
+            st.sampled_from(("role", "content", "name", "from", "value", "type", "text")),
+            WORDS,
+            min_size=1,
+            max_size=3,
+        ),
         min_size=1,
         max_size=2,
     ),
@@ -106,14 +214,22 @@ IDS = frozenset(("id", "call_id", "index"))
 
 
 def is_structure(way: tuple[str, ...]) -> bool:
-    """Whether a text says how others belong together: who speaks, of what kind a part is, which call is answered."""
+    """Whether a text says how others belong together: who speaks, of what kind a part is, which call is
+    answered.
+    """
     return len(way) > 1 and (way[-1] in NAMES or (way[-1] in IDS and len(way) > 2))
 
 
 def makers() -> dict[str, Maker]:
     chat = read_chat(ROOT / "conf" / "model" / "chat" / "qwen3.yaml")
     base = Settings(
-        model=SHARED / "tokenizers" / "qwen2_5", chat=chat, sources=(), length=1 << 20, overlong="truncate", loss="assistant", reasoning="keep"
+        model=SHARED / "tokenizers" / "qwen2_5",
+        chat=chat,
+        sources=(),
+        length=1 << 20,
+        overlong="truncate",
+        loss="assistant",
+        reasoning="keep",
     )
     shapes = {
         "auto": Shape(),
@@ -121,7 +237,10 @@ def makers() -> dict[str, Maker]:
         "columns": Shape(columns={"instruction": "asked.0.text", "output": "said"}),
         "templated": Shape(format="templated"),
     }
-    return {name: Maker(replace(base, sources=(Source(shape=shape, fill={}, system=None),))) for name, shape in shapes.items()}
+    return {
+        name: Maker(replace(base, sources=(Source(shape=shape, fill={}, system=None),)))
+        for name, shape in shapes.items()
+    }
 
 
 @pytest.fixture(scope="module", name="makers")
@@ -149,7 +268,8 @@ def objects(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def lost(row: Any, shown: Any, maker: Maker) -> list[tuple[tuple[str, ...], str]]:
-    """The texts of a row that are nowhere; in `shown`, which is the same row, some columns may be JSON in a text.
+    """The texts of a row that are nowhere; in `shown`, which is the same row, some columns may be JSON in a
+    text.
 
     Which tool answered is read, and this template has no place for it.
     """
@@ -159,15 +279,26 @@ def lost(row: Any, shown: Any, maker: Maker) -> list[tuple[tuple[str, ...], str]
     text, named = seen(made, maker), [tuple(name.split(".")) for name in made.unread]
 
     def is_found(way: tuple[str, ...], one: str) -> bool:
-        way = tuple(key for key in way if key != "replies" or way[0] != "prompt" or not isinstance(row["prompt"], dict))
-        return any(way[: len(name)] == name for name in named) or all(word in text for word in WORD.findall(one))
+        way = tuple(
+            key
+            for key in way
+            if key != "replies" or way[0] != "prompt" or not isinstance(row["prompt"], dict)
+        )
+        return any(way[: len(name)] == name for name in named) or all(
+            word in text for word in WORD.findall(one)
+        )
 
     answered = {
         name
         for turn in objects(row)
-        if isinstance(name := turn.get("name"), str) and any(turn.get(key) in ("tool", "observation", "tool_response") for key in ("role", "from"))
+        if isinstance(name := turn.get("name"), str)
+        and any(turn.get(key) in ("tool", "observation", "tool_response") for key in ("role", "from"))
     }
-    return [(way, one) for way, one in texts(row) if not is_structure(way) and one not in answered and not is_found(way, one)]
+    return [
+        (way, one)
+        for way, one in texts(row)
+        if not is_structure(way) and one not in answered and not is_found(way, one)
+    ]
 
 
 def seen(made: Made, maker: Maker) -> str:
@@ -179,8 +310,15 @@ def seen(made: Made, maker: Maker) -> str:
 
 
 @given(data=st.data(), number=st.integers(0, len(ROWS) - 1), as_text=st.booleans())
-@settings(max_examples=1000, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
-def test_no_text_of_a_row_vanishes(makers: dict[str, Maker], data: st.DataObject, number: int, as_text: bool) -> None:
+@settings(
+    max_examples=1000,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+def test_no_text_of_a_row_vanishes(
+    makers: dict[str, Maker], data: st.DataObject, number: int, as_text: bool
+) -> None:
     row = deepcopy(ROWS[number])
     for _ in range(data.draw(st.integers(1, 3))):
         inside = data.draw(st.sampled_from(list(objects(row))))

@@ -1,4 +1,6 @@
-"""Random rows in random files: whatever comes, a row is kept or dropped with a reason, or the file is refused in words."""
+"""Random rows in random files: whatever comes, a row is kept or dropped with a reason, or the file is
+refused in words.
+"""
 
 import gzip
 import json
@@ -43,9 +45,47 @@ WORDS = st.text(max_size=12) | st.sampled_from(
 )
 LEAVES = st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | WORDS
 KEYS = st.sampled_from(
-    ["messages", "conversations", "role", "content", "from", "value", "instruction", "input", "output", "history", "system", "prompt", "completion", "text", "tools", "tool_calls", "name", "arguments", "id", "type", "function", "weight", "loss", "chosen", "rejected", "label", "message_id", "parent_id", "message_tree_id", "rank", "replies", "reasoning_content", "split"]
-)  # fmt: skip
-VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS | WORDS, inner, max_size=5), max_leaves=14)
+    [
+        "messages",
+        "conversations",
+        "role",
+        "content",
+        "from",
+        "value",
+        "instruction",
+        "input",
+        "output",
+        "history",
+        "system",
+        "prompt",
+        "completion",
+        "text",
+        "tools",
+        "tool_calls",
+        "name",
+        "arguments",
+        "id",
+        "type",
+        "function",
+        "weight",
+        "loss",
+        "chosen",
+        "rejected",
+        "label",
+        "message_id",
+        "parent_id",
+        "message_tree_id",
+        "rank",
+        "replies",
+        "reasoning_content",
+        "split",
+    ]
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS | WORDS, inner, max_size=5),
+    max_leaves=14,
+)
 SPEECH = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "user", "assistant", "tool", "bot"]), "content": WORDS | st.none()},
     optional={"weight": LEAVES, "reasoning_content": WORDS, "tool_calls": VALUES},
@@ -53,9 +93,18 @@ SPEECH = st.fixed_dictionaries(
 ROWS = (
     VALUES
     | st.fixed_dictionaries({"messages": st.lists(SPEECH, max_size=5)}, optional={"tools": VALUES})
-    | st.fixed_dictionaries({"instruction": WORDS, "output": WORDS}, optional={"input": LEAVES, "history": VALUES})
     | st.fixed_dictionaries(
-        {"conversations": st.lists(st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt", "observation"]), "value": WORDS}), max_size=5)}
+        {"instruction": WORDS, "output": WORDS}, optional={"input": LEAVES, "history": VALUES}
+    )
+    | st.fixed_dictionaries(
+        {
+            "conversations": st.lists(
+                st.fixed_dictionaries(
+                    {"from": st.sampled_from(["human", "gpt", "observation"]), "value": WORDS}
+                ),
+                max_size=5,
+            )
+        }
     )
     | st.fixed_dictionaries(
         {
@@ -73,7 +122,15 @@ ROWS = (
 @pytest.fixture(scope="module")
 def described(tiny_model: Path, chatml: Chat) -> Settings:
     source = Described(shape=Shape(), fill={}, system=None)
-    return Settings(model=tiny_model, chat=chatml, sources=(source,), length=24, overlong="auto", loss="assistant", reasoning="last")
+    return Settings(
+        model=tiny_model,
+        chat=chatml,
+        sources=(source,),
+        length=24,
+        overlong="auto",
+        loss="assistant",
+        reasoning="last",
+    )
 
 
 def account(path: Path, described: Settings, out: Path) -> list[Source] | None:
@@ -81,7 +138,17 @@ def account(path: Path, described: Settings, out: Path) -> list[Source] | None:
     documents = Documents(out / "spill")
     listed = [File(name=path.name, path=path, source=0, label="", apart=False, encoding="auto")]
     try:
-        sources = read(surveyed(described, listed), listed, documents, Cuts(), takes=[None], seed=0, skip=True, workers=1, say=print)
+        sources = read(
+            surveyed(described, listed),
+            listed,
+            documents,
+            Cuts(),
+            takes=[None],
+            seed=0,
+            skip=True,
+            workers=1,
+            say=print,
+        )
     except DataError as error:
         refused = str(error)
     else:
@@ -101,7 +168,9 @@ def account(path: Path, described: Settings, out: Path) -> list[Source] | None:
 @seed(0)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rows=st.lists(ROWS, max_size=6), form=st.sampled_from(["jsonl", "json", "gz", "csv"]))
-def test_every_row_is_accounted_for(rows: list[Any], form: str, described: Settings, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_every_row_is_accounted_for(
+    rows: list[Any], form: str, described: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     out = tmp_path_factory.mktemp("fuzz", numbered=True)
     path = out / f"rows.{'json' if form == 'gz' else form}"
     good = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
@@ -122,9 +191,19 @@ def test_every_row_is_accounted_for(rows: list[Any], form: str, described: Setti
 def test_damaged_bytes_are_refused_or_accounted_for(number: int, described: Settings, tmp_path: Path) -> None:
     draw = random.Random(number)
     rows = [
-        {"messages": [{"role": "user", "content": f"问 {i}"}, {"role": "assistant", "content": f"答 {i}" * draw.randrange(9)}]} for i in range(12)
+        {
+            "messages": [
+                {"role": "user", "content": f"问 {i}"},
+                {"role": "assistant", "content": f"答 {i}" * draw.randrange(9)},
+            ]
+        }
+        for i in range(12)
     ]
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) if number % 2 else json.dumps(rows, ensure_ascii=False)
+    text = (
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if number % 2
+        else json.dumps(rows, ensure_ascii=False)
+    )
     data = bytearray(text.encode())
     for _ in range(draw.randrange(1, 5)):
         at = draw.randrange(max(1, len(data)))
@@ -136,7 +215,9 @@ def test_damaged_bytes_are_refused_or_accounted_for(number: int, described: Sett
             case 2:
                 data[at:at] = bytes(draw.randrange(256) for _ in range(draw.randrange(1, 4)))
             case 3:
-                data[at:at] = draw.choice([b"\n", b"\r\n", b"\xef\xbb\xbf", b"[", b"]", b"{", b'"', b"\x00", b"\xff\xfe"])
+                data[at:at] = draw.choice(
+                    [b"\n", b"\r\n", b"\xef\xbb\xbf", b"[", b"]", b"{", b'"', b"\x00", b"\xff\xfe"]
+                )
             case _:
                 del data[max(1, at) :]
     path = tmp_path / draw.choice(["rows.jsonl", "rows.json", "rows"])

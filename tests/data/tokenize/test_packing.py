@@ -51,7 +51,13 @@ CONTENTS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 9)), max_size=1
 
 
 def drawn(contents: Sequence[tuple[int, int]], share: float | Literal["auto"], seed: int = 0) -> list[int]:
-    return held_out(range(len(contents)), [rows for rows, _ in contents], [rows * size for rows, size in contents], share, seed)
+    return held_out(
+        range(len(contents)),
+        [rows for rows, _ in contents],
+        [rows * size for rows, size in contents],
+        share,
+        seed,
+    )
 
 
 @given(rows=st.integers(0, 300), share=st.floats(0, 0.999), seed=st.integers(0, 5))
@@ -67,7 +73,9 @@ def test_held_out_is_a_share_never_all(rows: int, share: float, seed: int) -> No
 
 
 @given(contents=CONTENTS, share=st.floats(0.001, 0.999), seed=st.integers(0, 5))
-def test_the_share_is_of_rows_however_often_a_content_stands_there(contents: list[tuple[int, int]], share: float, seed: int) -> None:
+def test_the_share_is_of_rows_however_often_a_content_stands_there(
+    contents: list[tuple[int, int]], share: float, seed: int
+) -> None:
     """Of 180 rows that stand three times each, 0.2 holds out 36, not 87."""
     chosen, total = set(drawn(contents, share, seed)), sum(rows for rows, _ in contents)
     if len(contents) < 2:
@@ -77,11 +85,14 @@ def test_the_share_is_of_rows_however_often_a_content_stands_there(contents: lis
     count, least = sum(contents[i][0] for i in chosen), min(rows for rows, _ in contents)
     assert 0 < count < total
     assert count <= max(wanted, least)
-    assert all(count + contents[i][0] > wanted for i in set(range(len(contents))) - chosen)  # what is missing to the share would hold no other
+    # what is missing to the share would hold no other
+    assert all(count + contents[i][0] > wanted for i in set(range(len(contents))) - chosen)
 
 
 @given(contents=CONTENTS, more=CONTENTS, share=st.floats(0.01, 0.5))
-def test_rows_that_are_added_at_the_end_move_few_others(contents: list[tuple[int, int]], more: list[tuple[int, int]], share: float) -> None:
+def test_rows_that_are_added_at_the_end_move_few_others(
+    contents: list[tuple[int, int]], more: list[tuple[int, int]], share: float
+) -> None:
     single = [(1, size) for _, size in contents]
     before, after = set(drawn(single, share)), set(drawn(single + [(1, size) for _, size in more], share))
     kept = after & set(range(len(single)))
@@ -90,7 +101,14 @@ def test_rows_that_are_added_at_the_end_move_few_others(contents: list[tuple[int
 
 
 def test_auto_holds_out_a_twentieth_up_to_a_thousand_rows_and_half_a_million_tokens() -> None:
-    assert [len(drawn([(1, 100)] * rows, "auto")) for rows in (2, 40, 211, 19_990, 20_000, 100_000)] == [1, 2, 11, 1000, 1000, 1000]
+    assert [len(drawn([(1, 100)] * rows, "auto")) for rows in (2, 40, 211, 19_990, 20_000, 100_000)] == [
+        1,
+        2,
+        11,
+        1000,
+        1000,
+        1000,
+    ]
     assert len(drawn([(1, 2000)] * 100_000, "auto")) == 250
     assert len(drawn([(1, 100)] * 100_000, 0.05)) == 5000  # a share that is named is taken as it is
     assert len(drawn([(1, 2000)] * 20_000, 0.5)) == 10_000

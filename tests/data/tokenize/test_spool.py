@@ -11,9 +11,13 @@ IDS = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.booleans()), min_size=1, 
 
 
 @given(batches=st.lists(st.lists(IDS, min_size=1, max_size=4), min_size=1, max_size=4), draw=st.data())
-def test_tokens_come_back_as_they_were(batches: list[list[list[tuple[int, bool]]]], draw: st.DataObject, tmp_path_factory: object) -> None:
+def test_tokens_come_back_as_they_were(
+    batches: list[list[list[tuple[int, bool]]]], draw: st.DataObject, tmp_path_factory: object
+) -> None:
     whole = [document for batch in batches for document in batch]
-    members = np.array(draw.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=6)), dtype=np.int64)
+    members = np.array(
+        draw.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=6)), dtype=np.int64
+    )
     path = Path(tmp_path_factory.mktemp("documents")) / "spill"  # type: ignore[attr-defined]
     documents, first = Documents(path), 0
     for number, batch in enumerate(batches):
@@ -46,7 +50,12 @@ def made(batch: list[list[tuple[int, bool]]], flat: list[tuple[int, bool]]) -> M
 def test_a_document_may_be_wanted_several_times_or_not_at_all(tmp_path: Path) -> None:
     documents = Documents(tmp_path / "spill")
     batch = [[(7, True)], [(8, False), (9, True)], [(10, True)]]
-    documents.add(made(batch, [token for document in batch for token in document]), file=0, first=5, repeats=np.array([0, 2, 1]))
+    documents.add(
+        made(batch, [token for document in batch for token in document]),
+        file=0,
+        first=5,
+        repeats=np.array([0, 2, 1]),
+    )
     documents.done()
     assert documents.units.tolist() == [6, 6, 7]
     assert documents.pack(np.array([0, 1, 2])).ids.tolist() == [8, 9, 8, 9, 10]

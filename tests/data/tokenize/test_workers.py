@@ -21,7 +21,15 @@ from tuner.errors import DataError, StageError
 @pytest.fixture
 def settings(tiny_model: Path, chatml: Chat) -> Settings:
     source = Source(shape=Shape(), fill={}, system=None)
-    return Settings(model=tiny_model, chat=chatml, sources=(source,), length=64, overlong="auto", loss="assistant", reasoning="last")
+    return Settings(
+        model=tiny_model,
+        chat=chatml,
+        sources=(source,),
+        length=64,
+        overlong="auto",
+        loss="assistant",
+        reasoning="last",
+    )
 
 
 def job(number: int) -> Job:
@@ -30,7 +38,9 @@ def job(number: int) -> Job:
 
 
 def test_made_things_come_in_the_order_of_the_jobs(settings: Settings) -> None:
-    alone, apart = ([made.ids.tolist() for made in make_all(settings, map(job, range(30)), workers)] for workers in (1, 3))
+    alone, apart = (
+        [made.ids.tolist() for made in make_all(settings, map(job, range(30)), workers)] for workers in (1, 3)
+    )
     assert alone == apart
     assert len({tuple(ids) for ids in alone}) == 30
 
@@ -52,7 +62,9 @@ def test_jobs_are_not_taken_far_ahead(settings: Settings) -> None:
 def test_a_template_that_does_not_fit_is_said_once(settings: Settings) -> None:
     from dataclasses import replace
 
-    broken = replace(settings, chat=replace(settings.chat, special=("<|im_start|>", "<|im_end|>", "<|nowhere|>")))
+    broken = replace(
+        settings, chat=replace(settings.chat, special=("<|im_start|>", "<|im_end|>", "<|nowhere|>"))
+    )
     with pytest.raises(DataError, match="nowhere"):
         next(make_all(broken, [job(0)], 2))
 
@@ -79,9 +91,10 @@ def test_no_worker_outlives_a_killed_parent(settings: Settings, tmp_path: Path) 
 
     (tmp_path / "settings").write_bytes(pickle.dumps(settings))
     code = (
-        "import pickle, pathlib, time; from tuner.data.tokenize.workers import make_all; from tests.data.tokenize.test_workers import job\n"
-        f"for made in make_all(pickle.loads(pathlib.Path({str(tmp_path / 'settings')!r}).read_bytes()), map(job, range(10**6)), 2):\n"
-        "    print('made', flush=True)\n"
+        "import pickle, pathlib, time; from tuner.data.tokenize.workers import make_all; from "
+        "tests.data.tokenize.test_workers import job\nfor made in "
+        f"make_all(pickle.loads(pathlib.Path({str(tmp_path / 'settings')!r}).read_bytes()), map(job, "
+        "range(10**6)), 2):\n    print('made', flush=True)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE)
     assert parent.stdout is not None
@@ -92,6 +105,9 @@ def test_no_worker_outlives_a_killed_parent(settings: Settings, tmp_path: Path) 
     parent.stdout.close()
     parent.wait()
     deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2] for pid in workers):
+    while any(
+        Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
+        for pid in workers
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.05)

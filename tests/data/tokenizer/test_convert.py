@@ -1,4 +1,6 @@
-"""Files of SentencePiece and tiktoken: the ids are those of the libraries themselves, and what a family knows besides is there."""
+"""Files of SentencePiece and tiktoken: the ids are those of the libraries themselves, and what a family
+knows besides is there.
+"""
 
 import base64
 import contextlib
@@ -28,9 +30,38 @@ from tuner.data.tokenizer.tiktoken import read_ranks, spell
 from tuner.errors import DataError
 
 ALPHABET = [
-    "a", "ab", " ", "  ", "    ", "\n", "\r\n", "\t", "▁", "——", "……", "é", "e\u0301", "🙂", "👩‍👩‍👧", "中文", "\u3000", "\xa0", "\u200b", "Ａ", "ﬁ",
-    "[UNUSED_TOKEN_3]", "[REFERENCE_DOC_1]", "<0x0A>", "<s>", "</s>", "<unk>", "def f():", "1234", "—", "don't",
-]  # fmt: skip
+    "a",
+    "ab",
+    " ",
+    "  ",
+    "    ",
+    "\n",
+    "\r\n",
+    "\t",
+    "▁",
+    "——",
+    "……",
+    "é",
+    "e\u0301",
+    "🙂",
+    "👩‍👩‍👧",
+    "中文",
+    "\u3000",
+    "\xa0",
+    "\u200b",
+    "Ａ",
+    "ﬁ",
+    "[UNUSED_TOKEN_3]",
+    "[REFERENCE_DOC_1]",
+    "<0x0A>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "def f():",
+    "1234",
+    "—",
+    "don't",
+]
 """what tokenizers stumble over"""
 SYMBOLS = ("[UNUSED_TOKEN_3]", "[REFERENCE_DOC_1]", "——", "……")
 
@@ -48,8 +79,15 @@ def texts(shared: Path) -> list[str]:
     found += [turn["value"] for row in rows for turn in row.get("conversations", ())]
     draw = random.Random(0)
     found += ["".join(draw.choice(ALPHABET) for _ in range(draw.randint(0, 16))) for _ in range(1000)]
-    # A text that is nothing but a user-defined symbol is the one that is known to differ, and one that begins with what a space before it would be.
-    return sorted({text for text in found if text not in SYMBOLS and not text.startswith((" ", "▁", "\u3000", "\xa0", *SYMBOLS))})
+    # A text that is nothing but a user-defined symbol is the one that is known to differ, and one that begins
+    # with what a space before it would be.
+    return sorted(
+        {
+            text
+            for text in found
+            if text not in SYMBOLS and not text.startswith((" ", "▁", "\u3000", "\xa0", *SYMBOLS))
+        }
+    )
 
 
 def written(tmp_path: Path, model: bytes, **settings: object) -> Path:
@@ -69,15 +107,26 @@ def differing(texts: list[str], ours: list[list[int]], theirs: list[list[int]]) 
 
 
 @pytest.mark.parametrize("name", ["internlm2", "mistral_v3", "tinystories_tok512"])
-def test_a_published_sentencepiece_model_gives_the_ids_of_sentencepiece(shared: Path, tmp_path: Path, texts: list[str], name: str) -> None:
+def test_a_published_sentencepiece_model_gives_the_ids_of_sentencepiece(
+    shared: Path, tmp_path: Path, texts: list[str], name: str
+) -> None:
     library = pytest.importorskip("sentencepiece")
     model = (shared / "tokenizers" / name / "tokenizer.model").read_bytes()
     found = load_vocabulary(written(tmp_path, model))
     theirs = library.SentencePieceProcessor(model_proto=model)
     assert differing(texts, ids(found, texts), theirs.encode(texts)) == []
     piecewise = load_vocabulary(written(tmp_path, model, legacy=True))
-    assert differing(texts, [row.ids for row in piecewise.later.encode_batch_fast(texts, add_special_tokens=False)], theirs.encode(texts)) == []
-    assert [found.tokenizer.id_to_token(id_) for id_ in range(len(theirs))] == [theirs.id_to_piece(id_) for id_ in range(len(theirs))]
+    assert (
+        differing(
+            texts,
+            [row.ids for row in piecewise.later.encode_batch_fast(texts, add_special_tokens=False)],
+            theirs.encode(texts),
+        )
+        == []
+    )
+    assert [found.tokenizer.id_to_token(id_) for id_ in range(len(theirs))] == [
+        theirs.id_to_piece(id_) for id_ in range(len(theirs))
+    ]
     assert (found.bos, found.eos, found.begin, found.names["unk_token"]) == ("<s>", "</s>", (1,), "<unk>")
     for text in ("Hello  world", "你好，世界\n x", "🙂 é"):
         assert found.tokenizer.decode(found.tokenizer.encode(text, add_special_tokens=False).ids) == (
@@ -90,7 +139,13 @@ def trained(texts: list[str], **options: Any) -> bytes:
     out = io.BytesIO()
     lines = [text for text in texts if 40 < len(text) < 400][:300]
     library.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=out, vocab_size=1500, character_coverage=0.995, num_threads=1, minloglevel=2, **options
+        sentence_iterator=iter(lines),
+        model_writer=out,
+        vocab_size=1500,
+        character_coverage=0.995,
+        num_threads=1,
+        minloglevel=2,
+        **options,
     )
     return out.getvalue()
 
@@ -99,17 +154,37 @@ def trained(texts: list[str], **options: Any) -> bytes:
     "options",
     [
         {"model_type": "unigram"},
-        {"model_type": "unigram", "normalization_rule_name": "identity", "byte_fallback": True, "user_defined_symbols": ["——", "<tool>"]},
+        {
+            "model_type": "unigram",
+            "normalization_rule_name": "identity",
+            "byte_fallback": True,
+            "user_defined_symbols": ["——", "<tool>"],
+        },
         {"model_type": "bpe"},
-        {"model_type": "bpe", "normalization_rule_name": "nfkc", "byte_fallback": True, "remove_extra_whitespaces": False},
-        {"model_type": "bpe", "normalization_rule_name": "identity", "add_dummy_prefix": False, "user_defined_symbols": ["a▁b", "——"]},
+        {
+            "model_type": "bpe",
+            "normalization_rule_name": "nfkc",
+            "byte_fallback": True,
+            "remove_extra_whitespaces": False,
+        },
+        {
+            "model_type": "bpe",
+            "normalization_rule_name": "identity",
+            "add_dummy_prefix": False,
+            "user_defined_symbols": ["a▁b", "——"],
+        },
     ],
     ids=["unigram", "unigram, symbols", "bpe", "bpe, nfkc", "bpe, symbols"],
 )
-def test_a_model_of_any_settings_gives_the_ids_of_sentencepiece(tmp_path: Path, texts: list[str], options: dict[str, Any]) -> None:
+def test_a_model_of_any_settings_gives_the_ids_of_sentencepiece(
+    tmp_path: Path, texts: list[str], options: dict[str, Any]
+) -> None:
     library = pytest.importorskip("sentencepiece")
     model = trained(texts, **options)
-    found, theirs = load_vocabulary(written(tmp_path, model)), library.SentencePieceProcessor(model_proto=model)
+    found, theirs = (
+        load_vocabulary(written(tmp_path, model)),
+        library.SentencePieceProcessor(model_proto=model),
+    )
     ours, expected = ids(found, texts), theirs.encode(texts)
     if options["model_type"] == "unigram":  # ### is # and ## in either order, with the same score
         assert len(differing(texts, ours, expected)) < len(texts) / 50
@@ -117,7 +192,11 @@ def test_a_model_of_any_settings_gives_the_ids_of_sentencepiece(tmp_path: Path, 
     assert differing(texts, ours, expected) == []
 
     @settings(max_examples=60, derandomize=True, deadline=None)
-    @given(st.lists(st.sampled_from(ALPHABET), max_size=12).map("".join).filter(lambda text: not text.startswith((" ", "▁", "\u3000", "\xa0", "——"))))
+    @given(
+        st.lists(st.sampled_from(ALPHABET), max_size=12)
+        .map("".join)
+        .filter(lambda text: not text.startswith((" ", "▁", "\u3000", "\xa0", "——")))
+    )
     def holds(text: str) -> None:
         assert sorted(*ids(found, [text])) == sorted(theirs.encode(text))
 
@@ -130,31 +209,51 @@ def parts(*between: str) -> st.SearchStrategy[str]:
     return st.lists(st.sampled_from([*words, *between, *between]), min_size=1, max_size=10).map("".join)
 
 
-@pytest.mark.parametrize("settings_", [{}, {"legacy": False}, {"legacy": True}, {"legacy": None}, {"add_prefix_space": False}], ids=str)
+@pytest.mark.parametrize(
+    "settings_",
+    [{}, {"legacy": False}, {"legacy": True}, {"legacy": None}, {"add_prefix_space": False}],
+    ids=str,
+)
 @pytest.mark.parametrize("name", ["mistral_v3", "tinystories_tok512"])
-def test_between_special_tokens_the_ids_are_those_of_transformers(shared: Path, tmp_path: Path, name: str, settings_: dict[str, Any]) -> None:
+def test_between_special_tokens_the_ids_are_those_of_transformers(
+    shared: Path, tmp_path: Path, name: str, settings_: dict[str, Any]
+) -> None:
     model = (shared / "tokenizers" / name / "tokenizer.model").read_bytes()
     directory = written(tmp_path, model, tokenizer_class="LlamaTokenizer", **settings_)
     (directory / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     theirs = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     ours = Tokenizer.from_str(load_vocabulary(directory).tokenizer.to_str())
-    # In the first the old Llama wrote two spaces before a text that has one, as SentencePiece does. SentencePiece leaves out those at the ends in the second.
-    spaces = " " if (settings_.get("legacy") and name == "mistral_v3") or (name != "mistral_v3" and "add_prefix_space" in settings_) else "\0"
+    # In the first the old Llama wrote two spaces before a text that has one, as SentencePiece does.
+    # SentencePiece leaves out those at the ends in the second.
+    spaces = (
+        " "
+        if (settings_.get("legacy") and name == "mistral_v3")
+        or (name != "mistral_v3" and "add_prefix_space" in settings_)
+        else "\0"
+    )
 
     @settings(max_examples=150, derandomize=True, deadline=None)
     @given(parts("<s>", "</s>", "<unk>").map(lambda text: text.replace(spaces, "")))
     def holds(text: str) -> None:
-        assert ours.encode(text, add_special_tokens=False).ids == theirs(text, add_special_tokens=False)["input_ids"]
+        assert (
+            ours.encode(text, add_special_tokens=False).ids
+            == theirs(text, add_special_tokens=False)["input_ids"]
+        )
 
     holds()
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
-def test_behind_a_symbol_of_the_users_the_ids_are_those_of_sentencepiece(tmp_path: Path, texts: list[str], kind: str) -> None:
+def test_behind_a_symbol_of_the_users_the_ids_are_those_of_sentencepiece(
+    tmp_path: Path, texts: list[str], kind: str
+) -> None:
     library = pytest.importorskip("sentencepiece")
     more = {"normalization_rule_name": "identity", "byte_fallback": True, "remove_extra_whitespaces": False}
     model = trained(texts, model_type=kind, user_defined_symbols=["<tool>", "<|end|>"], **more)
-    found, theirs = load_vocabulary(written(tmp_path, model)), library.SentencePieceProcessor(model_proto=model)
+    found, theirs = (
+        load_vocabulary(written(tmp_path, model)),
+        library.SentencePieceProcessor(model_proto=model),
+    )
 
     @settings(max_examples=150, derandomize=True, deadline=None)
     @given(parts("<tool>", "<|end|>").filter(lambda text: not text.startswith((" ", "<"))))
@@ -164,7 +263,11 @@ def test_behind_a_symbol_of_the_users_the_ids_are_those_of_sentencepiece(tmp_pat
     holds()
     # and as a conversation is put together: the first text, the symbol by its id, the text behind it
     for first, second in (("Hello", "world"), ("Hello.", " world"), ("世界", "é x")):
-        put = [*ids(found, [first])[0], theirs.piece_to_id("<tool>"), *found.later.encode(second, add_special_tokens=False).ids]
+        put = [
+            *ids(found, [first])[0],
+            theirs.piece_to_id("<tool>"),
+            *found.later.encode(second, add_special_tokens=False).ids,
+        ]
         assert put == theirs.encode(f"{first}<tool>{second}")
 
 
@@ -173,10 +276,15 @@ def rank_file(shared: Path) -> tuple[bytes, dict[bytes, int]]:
     data = json.loads((shared / "tokenizers" / "qwen2_5" / "tokenizer.json").read_text(encoding="utf-8"))
     byte = {spell(bytes([value])): value for value in range(256)}
     ranks = {bytes(byte[letter] for letter in token): id_ for token, id_ in data["model"]["vocab"].items()}
-    return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in sorted(ranks.items(), key=lambda item: item[1])), ranks
+    return b"".join(
+        base64.b64encode(token) + b" %d\n" % rank
+        for token, rank in sorted(ranks.items(), key=lambda item: item[1])
+    ), ranks
 
 
-def test_the_vocabulary_of_qwen_gives_the_ids_of_tiktoken(shared: Path, tmp_path: Path, texts: list[str]) -> None:
+def test_the_vocabulary_of_qwen_gives_the_ids_of_tiktoken(
+    shared: Path, tmp_path: Path, texts: list[str]
+) -> None:
     library = pytest.importorskip("tiktoken")
     file, ranks = rank_file(shared)
     (tmp_path / "qwen.tiktoken").write_bytes(file)
@@ -184,8 +292,17 @@ def test_the_vocabulary_of_qwen_gives_the_ids_of_tiktoken(shared: Path, tmp_path
     theirs = library.Encoding("qwen", pat_str=QWEN.cut, mergeable_ranks=ranks, special_tokens={})
     expected = [theirs.encode(unicodedata.normalize("NFC", text), disallowed_special=()) for text in texts]
     assert differing(texts, ids(found, texts), expected) == []
-    known = {token: found.tokenizer.token_to_id(token) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|extra_0|>", "<|extra_204|>")}
-    assert known == {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645, "<|extra_0|>": 151646, "<|extra_204|>": 151850}
+    known = {
+        token: found.tokenizer.token_to_id(token)
+        for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|extra_0|>", "<|extra_204|>")
+    }
+    assert known == {
+        "<|endoftext|>": 151643,
+        "<|im_start|>": 151644,
+        "<|im_end|>": 151645,
+        "<|extra_0|>": 151646,
+        "<|extra_204|>": 151850,
+    }
     assert (found.bos, found.eos) == (None, "<|endoftext|>")
     assert found.tokenizer.decode(expected[-1]) == unicodedata.normalize("NFC", texts[-1])
 
@@ -199,7 +316,11 @@ def test_what_is_saved_of_ranks_is_the_same_in_transformers(tmp_path: Path) -> N
     out.mkdir()
     save_vocabulary(found, tmp_path, out)
     saved = AutoTokenizer.from_pretrained(out, trust_remote_code=False)
-    assert saved("<|im_start|>hello 1234<|im_end|>")["input_ids"] == [263, *found.later.encode("hello 1234").ids, 264]
+    assert saved("<|im_start|>hello 1234<|im_end|>")["input_ids"] == [
+        263,
+        *found.later.encode("hello 1234").ids,
+        264,
+    ]
     assert (saved.eos_token_id, len(saved)) == (262, 262 + 208)
 
 
@@ -231,9 +352,16 @@ def test_a_tokenizer_model_of_glm_4_is_told_from_sentencepiece_by_its_content(tm
     assert (found.bos, found.begin, found.eos) == ("[gMASK]", (264, 266), "<|endoftext|>")
     assert found.tokenizer.encode("hello 1234", add_special_tokens=False).tokens == ["hello", "Ġ", "123", "4"]
     template = compile_template(read_chat(ROOT / "conf" / "model" / "chat" / "glm4.yaml"), found)
-    assert [found.tokenizer.id_to_token(id_) for id_ in template.prompt([Message(role="user", content="hello")])] == [
-        "[gMASK]", "<sop>", "<|user|>", "Ċ", "hello", "<|assistant|>",
-    ]  # fmt: skip
+    assert [
+        found.tokenizer.id_to_token(id_) for id_ in template.prompt([Message(role="user", content="hello")])
+    ] == [
+        "[gMASK]",
+        "<sop>",
+        "<|user|>",
+        "Ċ",
+        "hello",
+        "<|assistant|>",
+    ]
 
 
 def test_ranks_of_a_family_that_nobody_knows_are_refused(tmp_path: Path) -> None:
@@ -269,12 +397,18 @@ def message(*fields: tuple[int, bytes | int | float]) -> bytes:
 
         if isinstance(value, bytes):
             return count(number << 3 | 2) + count(len(value)) + value
-        return count(number << 3) + count(value) if isinstance(value, int) else count(number << 3 | 5) + struct.pack("<f", value)
+        return (
+            count(number << 3) + count(value)
+            if isinstance(value, int)
+            else count(number << 3 | 5) + struct.pack("<f", value)
+        )
 
     return b"".join(one(*field) for field in fields)
 
 
-def handmade(*, trainer: Iterable[tuple[int, bytes | int | float]] = ((3, 2),), unused: bool = False, reserved: int = 0) -> bytes:
+def handmade(
+    *, trainer: Iterable[tuple[int, bytes | int | float]] = ((3, 2),), unused: bool = False, reserved: int = 0
+) -> bytes:
     pieces = [("<unk>", 0.0, Kind.UNKNOWN), ("<s>", 0.0, Kind.CONTROL), ("</s>", 0.0, Kind.CONTROL)]
     pieces += [(f"<0x{value:02X}>", 0.0, Kind.BYTE) for value in range(256)]
     pieces += [(piece, -float(i), Kind.NORMAL) for i, piece in enumerate(["▁", "a", "b", "ab", "▁ab", "x"])]
@@ -310,9 +444,13 @@ def test_models_that_a_tokenizer_json_cannot_say_are_refused(tmp_path: Path) -> 
             load_vocabulary(written(tmp_path, model))
 
 
-@pytest.mark.parametrize(("origin", "roles"), [("THUDM/chatglm2-6b", False), ("THUDM/chatglm3-6b", True), (None, True)])
+@pytest.mark.parametrize(
+    ("origin", "roles"), [("THUDM/chatglm2-6b", False), ("THUDM/chatglm3-6b", True), (None, True)]
+)
 @pytest.mark.parametrize("rewritten", [False, True])
-def test_chatglm_has_its_special_tokens_behind_the_pieces(tmp_path: Path, origin: str | None, roles: bool, rewritten: bool) -> None:
+def test_chatglm_has_its_special_tokens_behind_the_pieces(
+    tmp_path: Path, origin: str | None, roles: bool, rewritten: bool
+) -> None:
     directory = written(tmp_path, handmade())
     config = {"model_type": "chatglm"} | ({"_name_or_path": origin} if origin else {})
     if rewritten:
@@ -322,11 +460,20 @@ def test_chatglm_has_its_special_tokens_behind_the_pieces(tmp_path: Path, origin
     else:
         (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
     found = load_vocabulary(directory)
-    names = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"] + (["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"] if roles else [])
+    names = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"] + (
+        ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"] if roles else []
+    )
     assert found.tokenizer.get_vocab_size() == 265 + len(names)
     assert [found.tokenizer.id_to_token(265 + i) for i in range(len(names))] == names
-    assert (found.bos, found.begin, found.eos, found.names["pad_token"]) == ("[gMASK]", (266, 268), "</s>", "<unk>")
-    assert found.tokenizer.encode("sop[gMASK]", add_special_tokens=False).tokens[:2] == ["▁", "<0x73>"], "no text becomes a special token"
+    assert (found.bos, found.begin, found.eos, found.names["pad_token"]) == (
+        "[gMASK]",
+        (266, 268),
+        "</s>",
+        "<unk>",
+    )
+    assert found.tokenizer.encode("sop[gMASK]", add_special_tokens=False).tokens[:2] == ["▁", "<0x73>"], (
+        "no text becomes a special token"
+    )
 
 
 def test_the_template_of_chatglm3_gives_the_ids_of_its_publisher(tmp_path: Path) -> None:
@@ -336,7 +483,14 @@ def test_the_template_of_chatglm3_gives_the_ids_of_its_publisher(tmp_path: Path)
     found = load_vocabulary(written(tmp_path, handmade(), tokenizer_class="ChatGLMTokenizer"))
     template = compile_template(read_chat(ROOT / "conf" / "model" / "chat" / "chatglm3.yaml"), found)
     text = "ab xab"
-    assert template.prompt([Message(role="user", content=text)]) == [266, 268, 271, *theirs.encode("\n"), *theirs.encode(text), 272]
+    assert template.prompt([Message(role="user", content=text)]) == [
+        266,
+        268,
+        271,
+        *theirs.encode("\n"),
+        *theirs.encode(text),
+        272,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -349,16 +503,23 @@ def test_the_template_of_chatglm3_gives_the_ids_of_its_publisher(tmp_path: Path)
         ({"tokenizer_class": "LlamaTokenizerFast", "legacy": None}, ["<s>", "▁ab", "</s>", "ab", "x"]),
         ({"legacy": True}, ["<s>", "▁ab", "</s>", "▁ab", "x"]),
         ({"tokenizer_class": "InternLMTokenizer"}, ["<s>", "▁ab", "</s>", "▁ab", "x"]),
-        ({"tokenizer_class": "LlamaTokenizer", "auto_map": {"AutoTokenizer": ["a.B", None]}}, ["<s>", "▁ab", "</s>", "▁ab", "x"]),
+        (
+            {"tokenizer_class": "LlamaTokenizer", "auto_map": {"AutoTokenizer": ["a.B", None]}},
+            ["<s>", "▁ab", "</s>", "▁ab", "x"],
+        ),
         ({"tokenizer_class": "LlamaTokenizer", "legacy": True}, ["<s>", "▁ab", "</s>", "▁ab", "x"]),
         ({"tokenizer_class": "LlamaTokenizer", "legacy": False}, ["<s>", "▁ab", "</s>", "ab", "x"]),
         ({"add_prefix_space": False}, ["<s>", "ab", "</s>", "ab", "x"]),
     ],
 )
-def test_the_settings_of_a_family_hold_and_what_is_saved_is_the_same(tmp_path: Path, settings: dict[str, Any], texts: list[str]) -> None:
+def test_the_settings_of_a_family_hold_and_what_is_saved_is_the_same(
+    tmp_path: Path, settings: dict[str, Any], texts: list[str]
+) -> None:
     directory = written(tmp_path, handmade(), **settings, eos_token="</s>")
     found = load_vocabulary(directory)
-    assert (found.later.encode("ab", add_special_tokens=False).tokens == ["ab"]) == (texts[texts.index("</s>") + 1] == "ab")
+    assert (found.later.encode("ab", add_special_tokens=False).tokens == ["ab"]) == (
+        texts[texts.index("</s>") + 1] == "ab"
+    )
     assert found.inner.encode("ab", add_special_tokens=False).tokens == ["ab"]
     out = tmp_path / "out"
     out.mkdir()
@@ -372,14 +533,28 @@ def test_the_settings_of_a_family_hold_and_what_is_saved_is_the_same(tmp_path: P
 
 def test_tokens_of_the_settings_get_their_ids(tmp_path: Path) -> None:
     flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
-    decoder = {"265": {"content": "<|a|>", **flags}, "266": {"content": "<other>", **flags}, "270": {"content": "<|far|>", **flags}}
+    decoder = {
+        "265": {"content": "<|a|>", **flags},
+        "266": {"content": "<other>", **flags},
+        "270": {"content": "<|far|>", **flags},
+    }
     decoder |= {"262": {"content": "<|no place|>", **flags}, "1": {"content": "<s>", **flags}}
     directory = written(
-        tmp_path, handmade(reserved=2), added_tokens_decoder=decoder, pad_token="<pad>", additional_special_tokens=["<|a|>", "<nowhere>"]
+        tmp_path,
+        handmade(reserved=2),
+        added_tokens_decoder=decoder,
+        pad_token="<pad>",
+        additional_special_tokens=["<|a|>", "<nowhere>"],
     )
     found = load_vocabulary(directory)
     size = 267
-    assert [found.tokenizer.id_to_token(id_) for id_ in (262, 265, 266, 268, 270)] == ["ab", "<|a|>", "<other>", None, "<|far|>"]
+    assert [found.tokenizer.id_to_token(id_) for id_ in (262, 265, 266, 268, 270)] == [
+        "ab",
+        "<|a|>",
+        "<other>",
+        None,
+        "<|far|>",
+    ]
     assert found.tokenizer.token_to_id("<reserved_0>") is None
     assert found.tokenizer.token_to_id("<|no place|>") is None
     assert found.tokenizer.get_vocab_size() == size + 1
@@ -387,7 +562,9 @@ def test_tokens_of_the_settings_get_their_ids(tmp_path: Path) -> None:
     out.mkdir()
     save_vocabulary(found, directory, out)
     saved = AutoTokenizer.from_pretrained(out, trust_remote_code=False)
-    assert max(saved.get_vocab().values()) == 270, "a name without a place in the vocabulary gets none behind it either"
+    assert max(saved.get_vocab().values()) == 270, (
+        "a name without a place in the vocabulary gets none behind it either"
+    )
     assert saved.pad_token is None
     assert saved.convert_tokens_to_ids(["<|a|>", "<|far|>"]) == [265, 270]
 
@@ -402,19 +579,28 @@ def test_two_files_that_disagree_are_refused(tmp_path: Path) -> None:
     directory = written(tmp_path, handmade(), tokenizer_class="ChatGLMTokenizer")
     text = load_vocabulary(directory).tokenizer.to_str()
     (directory / "tokenizer.json").write_text(text, encoding="utf-8")
-    assert load_vocabulary(directory).tokenizer.token_to_id("sop") == 268, "special tokens besides are no disagreement"
+    assert load_vocabulary(directory).tokenizer.token_to_id("sop") == 268, (
+        "special tokens besides are no disagreement"
+    )
     data = json.loads(text)
     vocab = data["model"]["vocab"]
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
     (directory / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
-    with pytest.raises(DataError, match="are different tokenizers: the piece 'a' is the id 260 in the first, and the id 261 in the second"):
+    with pytest.raises(
+        DataError,
+        match=(
+            "are different tokenizers: the piece 'a' is the id 260 in the first, and the id 261 in the second"
+        ),
+    ):
         load_vocabulary(directory)
     (directory / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     assert load_vocabulary(directory).tokenizer.token_to_id("a") == 261
 
 
 def test_internlm2_from_its_model_file_alone(shared: Path, tmp_path: Path) -> None:
-    """The publisher's repository has no tokenizer.json: the special tokens stand in its settings, under the ids of reserved pieces."""
+    """The publisher's repository has no tokenizer.json: the special tokens stand in its settings, under
+    the ids of reserved pieces.
+    """
     source = shared / "tokenizers" / "internlm2"
     for name in ("tokenizer.model", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((source / name).read_bytes())

@@ -1,4 +1,6 @@
-"""Vocabularies: what a directory says, special tokens under their names, and the space that SentencePiece writes before a text."""
+"""Vocabularies: what a directory says, special tokens under their names, and the space that SentencePiece
+writes before a text.
+"""
 
 import json
 from collections.abc import Callable, Iterator
@@ -16,7 +18,14 @@ from tuner.data.conversation import Conversation, Message
 from tuner.data.tokenizer.load import Vocabulary, fitted, load_vocabulary
 from tuner.errors import DataError
 
-IDS = {"<|plugin|>": 92538, "<|interpreter|>": 92539, "<|action_end|>": 92540, "<|action_start|>": 92541, "<|im_end|>": 92542, "<|im_start|>": 92543}
+IDS = {
+    "<|plugin|>": 92538,
+    "<|interpreter|>": 92539,
+    "<|action_end|>": 92540,
+    "<|action_start|>": 92541,
+    "<|im_end|>": 92542,
+    "<|im_start|>": 92543,
+}
 
 
 def test_a_missing_or_broken_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -42,7 +51,9 @@ def test_a_missing_or_broken_tokenizer_is_refused(tmp_path: Path) -> None:
         ("minimind", None, "<|im_end|>"),
     ],
 )
-def test_what_begins_and_ends_a_text(vocabulary: Callable[[str], Vocabulary], name: str, bos: str | None, eos: str) -> None:
+def test_what_begins_and_ends_a_text(
+    vocabulary: Callable[[str], Vocabulary], name: str, bos: str | None, eos: str
+) -> None:
     found = vocabulary(name)
     assert (found.bos, found.eos) == (bos, eos)
     assert found.template
@@ -51,7 +62,11 @@ def test_what_begins_and_ends_a_text(vocabulary: Callable[[str], Vocabulary], na
 
 def tiny(**added: bool) -> Tokenizer:
     tokenizer = Tokenizer(
-        models.BPE({"<unk>": 0, "[UNUSED_TOKEN_1]": 1, "a": 2, "b": 3, "ab": 4, "<unused2>": 5, "<s>": 6}, [("a", "b")], unk_token="<unk>")
+        models.BPE(
+            {"<unk>": 0, "[UNUSED_TOKEN_1]": 1, "a": 2, "b": 3, "ab": 4, "<unused2>": 5, "<s>": 6},
+            [("a", "b")],
+            unk_token="<unk>",
+        )
     )
     tokenizer.add_tokens([AddedToken(name, special=special) for name, special in added.items()])
     return tokenizer
@@ -79,10 +94,20 @@ def test_the_names_of_tokens_come_from_the_settings(tmp_path: Path) -> None:
 def test_a_reserved_place_gets_its_name_and_nothing_else_moves(tmp_path: Path) -> None:
     before = load(tiny(), tmp_path)
     after = fitted(before, ["<|end|>", "<s>"], {"<|end|>": 1, "<|call|>": 5})
-    assert [after.tokenizer.id_to_token(i) for i in range(7)] == ["<unk>", "<|end|>", "a", "b", "ab", "<|call|>", "<s>"]
+    assert [after.tokenizer.id_to_token(i) for i in range(7)] == [
+        "<unk>",
+        "<|end|>",
+        "a",
+        "b",
+        "ab",
+        "<|call|>",
+        "<s>",
+    ]
     assert after.tokenizer.encode("ab", add_special_tokens=False).ids == [4]
     assert after.tokenizer.get_vocab_size() == before.tokenizer.get_vocab_size()
-    assert {token.content for token in after.tokenizer.get_added_tokens_decoder().values() if token.special} == {"<|end|>", "<|call|>", "<s>"}
+    assert {
+        token.content for token in after.tokenizer.get_added_tokens_decoder().values() if token.special
+    } == {"<|end|>", "<|call|>", "<s>"}
     assert after.repaired
     assert fitted(after, ["<|end|>"], {"<|end|>": 1}) is after
     assert not fitted(before, [], {}).repaired
@@ -90,7 +115,9 @@ def test_a_reserved_place_gets_its_name_and_nothing_else_moves(tmp_path: Path) -
 
 def test_only_a_reserved_place_can_be_named(tmp_path: Path) -> None:
     before = load(tiny(), tmp_path)
-    with pytest.raises(DataError, match=r"is the id 4, and the tokenizer calls that ab, which is no free place"):
+    with pytest.raises(
+        DataError, match=r"is the id 4, and the tokenizer calls that ab, which is no free place"
+    ):
         fitted(before, [], {"<|end|>": 4})
     with pytest.raises(DataError, match=r"is the id 7, which the tokenizer does not have \(7 tokens\)"):
         fitted(before, [], {"<|end|>": 7})
@@ -112,9 +139,16 @@ def test_the_special_ids_of_internlm2(vocabulary: Callable[[str], Vocabulary]) -
     assert after.tokenizer.get_vocab_size() == raw.tokenizer.get_vocab_size() == 92544
     right = vocabulary("internlm2_hf_fast").tokenizer
     for text in ("Hello, world", "你好，世界\n\n  x", "🙂 é"):
-        assert after.tokenizer.encode(text, add_special_tokens=False).ids == right.encode(text, add_special_tokens=False).ids
-    assert raw.tokenizer.encode("a<s>b", add_special_tokens=False).ids[1] == 1, "the merges of this conversion spell <s>"
-    assert not {1, *IDS.values()} & {*after.tokenizer.encode("a<s>b" + "".join(IDS), add_special_tokens=False).ids}
+        assert (
+            after.tokenizer.encode(text, add_special_tokens=False).ids
+            == right.encode(text, add_special_tokens=False).ids
+        )
+    assert raw.tokenizer.encode("a<s>b", add_special_tokens=False).ids[1] == 1, (
+        "the merges of this conversion spell <s>"
+    )
+    assert not {1, *IDS.values()} & {
+        *after.tokenizer.encode("a<s>b" + "".join(IDS), add_special_tokens=False).ids
+    }
 
 
 def pieces(model: bytes) -> Iterator[tuple[str, int]]:
@@ -151,7 +185,9 @@ def pieces(model: bytes) -> Iterator[tuple[str, int]]:
 
 
 def converted(model: Path, scheme: str) -> Tokenizer:
-    """A BPE model of SentencePiece as a fast tokenizer, with one of the ways in which its space before a text is written down."""
+    """A BPE model of SentencePiece as a fast tokenizer, with one of the ways in which its space before a
+    text is written down.
+    """
     known = list(pieces(model.read_bytes()))
     vocab = {piece: i for i, (piece, _) in enumerate(known)}
     words = [piece for piece, kind in known if kind in (1, 4)]
@@ -167,7 +203,9 @@ def converted(model: Path, scheme: str) -> Tokenizer:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
-    tokenizer.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece, kind in known if kind in (2, 3)])
+    tokenizer.add_special_tokens(
+        [AddedToken(piece, special=True, normalized=False) for piece, kind in known if kind in (2, 3)]
+    )
     return tokenizer
 
 
@@ -179,9 +217,16 @@ TALKS = [
     ["once upon a time", "there was a dog named Ben"],
 ]
 SHAPES = {
-    "specials first": Chat(user="{bos}[INST] {text} [/INST]", assistant=" {text}{eos}", prompt="", end="{eos}"),
+    "specials first": Chat(
+        user="{bos}[INST] {text} [/INST]", assistant=" {text}{eos}", prompt="", end="{eos}"
+    ),
     "text first": Chat(
-        system="{text} ", default_system="A chat.", user="USER: {text} ", assistant="ASSISTANT: {text}{eos}", prompt="ASSISTANT:", end="{eos}"
+        system="{text} ",
+        default_system="A chat.",
+        user="USER: {text} ",
+        assistant="ASSISTANT: {text}{eos}",
+        prompt="ASSISTANT:",
+        end="{eos}",
     ),
 }
 
@@ -197,32 +242,67 @@ def test_a_space_before_a_text_is_written_where_the_whole_string_would_have_it(
     found = load(tokenizer, tmp_path, bos_token="<s>", eos_token="</s>", add_bos_token=True)
     template, render = compile_template(chat, found), renderer(to_jinja(chat, found), {})
     conversations = [
-        Conversation(messages=tuple(Message(role="assistant" if i % 2 else "user", content=text, trained=bool(i % 2)) for i, text in enumerate(talk)))
+        Conversation(
+            messages=tuple(
+                Message(role="assistant" if i % 2 else "user", content=text, trained=bool(i % 2))
+                for i, text in enumerate(talk)
+            )
+        )
         for talk in TALKS
     ]
     batch = template.encode(conversations)
     for i, talk in enumerate(conversations):
         turns = [{"role": message.role, "content": message.content} for message in talk.messages]
-        assert batch.ids[batch.offsets[i] : batch.offsets[i + 1]].tolist() == tokenizer.encode(render(turns, (), False), add_special_tokens=False).ids
-        assert template.prompt(talk.messages[:-1]) == tokenizer.encode(render(turns[:-1], (), True), add_special_tokens=False).ids
-        trained = batch.ids[batch.offsets[i] : batch.offsets[i + 1]][batch.trained[batch.offsets[i] : batch.offsets[i + 1]]].tolist()
+        assert (
+            batch.ids[batch.offsets[i] : batch.offsets[i + 1]].tolist()
+            == tokenizer.encode(render(turns, (), False), add_special_tokens=False).ids
+        )
+        assert (
+            template.prompt(talk.messages[:-1])
+            == tokenizer.encode(render(turns[:-1], (), True), add_special_tokens=False).ids
+        )
+        trained = batch.ids[batch.offsets[i] : batch.offsets[i + 1]][
+            batch.trained[batch.offsets[i] : batch.offsets[i + 1]]
+        ].tolist()
         assert [found.tokenizer.id_to_token(id_) for id_ in trained].count("</s>") == len(talk.messages) // 2
     plain = template.texts(["Hello", "a b"])
-    assert plain.ids[: plain.offsets[1]].tolist() == tokenizer.encode("<s>Hello</s>", add_special_tokens=False).ids
+    assert (
+        plain.ids[: plain.offsets[1]].tolist()
+        == tokenizer.encode("<s>Hello</s>", add_special_tokens=False).ids
+    )
 
 
 def test_a_border_inside_a_text_writes_no_space_of_its_own(shared: Path, tmp_path: Path) -> None:
-    """An answer that is tokenised apart goes on in the middle of a text: a dummy prefix there would be a space that nobody wrote."""
+    """An answer that is tokenised apart goes on in the middle of a text: a dummy prefix there would be a
+    space that nobody wrote.
+    """
     for scheme in ("always", "prepend"):
         tokenizer = converted(shared / "tokenizers" / "mistral_v3" / "tokenizer.model", scheme)
         found = load(tokenizer, tmp_path, bos_token="<s>", eos_token="</s>", add_bos_token=True)
-        template = compile_template(Chat(begin="{bos}", user="{text}\n", assistant="=>{text}{eos}", end="{eos}"), found)
-        batch = template.encode([Conversation(messages=(Message(role="user", content="q"), Message(role="assistant", content="> x", trained=True)))])
-        assert [tokenizer.id_to_token(id_) for id_ in batch.ids[batch.trained].tolist()] == [">", "▁x", "</s>"]
+        template = compile_template(
+            Chat(begin="{bos}", user="{text}\n", assistant="=>{text}{eos}", end="{eos}"), found
+        )
+        batch = template.encode(
+            [
+                Conversation(
+                    messages=(
+                        Message(role="user", content="q"),
+                        Message(role="assistant", content="> x", trained=True),
+                    )
+                )
+            ]
+        )
+        assert [tokenizer.id_to_token(id_) for id_ in batch.ids[batch.trained].tolist()] == [
+            ">",
+            "▁x",
+            "</s>",
+        ]
 
 
 @pytest.mark.parametrize("strips", [{"rstrip": True}, {"lstrip": True}, {"lstrip": True, "rstrip": True}])
-def test_tokens_that_take_white_space_along_do_so_here_too(shared: Path, tmp_path: Path, strips: dict[str, bool]) -> None:
+def test_tokens_that_take_white_space_along_do_so_here_too(
+    shared: Path, tmp_path: Path, strips: dict[str, bool]
+) -> None:
     tokenizer = Tokenizer.from_file(str(shared / "tokenizers" / "minimind" / "tokenizer.json"))
     text = json.loads(tokenizer.to_str())
     for token in text["added_tokens"]:
@@ -237,11 +317,18 @@ def test_tokens_that_take_white_space_along_do_so_here_too(shared: Path, tmp_pat
     )
     template, render = compile_template(chat, found), renderer(to_jinja(chat, found), {})
     for asked in ("Hi", " Hi\n", "  ", "\n\nyou "):
-        messages = (Message(role="user", content=asked), Message(role="assistant", content="Hello you", trained=True))
-        whole = render([{"role": message.role, "content": message.content} for message in messages], (), False)
+        messages = (
+            Message(role="user", content=asked),
+            Message(role="assistant", content="Hello you", trained=True),
+        )
+        whole = render(
+            [{"role": message.role, "content": message.content} for message in messages], (), False
+        )
         batch = template.encode([Conversation(messages=messages)])
         assert batch.ids.tolist() == tokenizer.encode(whole, add_special_tokens=False).ids
-        assert template.tokenizer.decode(batch.ids[batch.trained].tolist(), skip_special_tokens=False).startswith("Hello you")
+        assert template.tokenizer.decode(
+            batch.ids[batch.trained].tolist(), skip_special_tokens=False
+        ).startswith("Hello you")
 
 
 def test_the_shipped_internlm2_template_names_the_ids(vocabulary: Callable[[str], Vocabulary]) -> None:

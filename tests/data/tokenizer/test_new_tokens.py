@@ -23,7 +23,9 @@ def directory_of(tmp_path: Path, kind: str) -> Path:
         return written(source, small_ranks(), tokenizer_class="ChatGLM4Tokenizer")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     if kind == "unigram":
-        tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), *((letter, -1.0) for letter in letters)], unk_id=0))
+        tokenizer = Tokenizer(
+            models.Unigram([("<unk>", 0.0), *((letter, -1.0) for letter in letters)], unk_id=0)
+        )
     else:
         tokenizer = Tokenizer(models.BPE({letter: id_ for id_, letter in enumerate(letters)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -49,7 +51,9 @@ def test_new_tokens_are_under_their_ids_and_nothing_else_changes(tmp_path: Path,
     out = tmp_path / "out"
     out.mkdir()
     if kind == "unigram" and gap:
-        with pytest.raises(DataError, match=f"can't have <tool> as the id {first}. The next free id is {first - gap}"):
+        with pytest.raises(
+            DataError, match=f"can't have <tool> as the id {first}. The next free id is {first - gap}"
+        ):
             with_tokens(source, ids, out)
         return
     with_tokens(source, ids, out)
@@ -58,8 +62,14 @@ def test_new_tokens_are_under_their_ids_and_nothing_else_changes(tmp_path: Path,
     assert (after.bos, after.eos, after.begin) == (before.bos, before.eos, before.begin)
     text = "ab hello 123 \n"
     assert after.tokenizer.encode(text).ids == before.tokenizer.encode(text).ids
-    assert [id_ for id_ in after.later.encode("a<tool>[END]wördb客服", add_special_tokens=False).ids if id_ >= first] == [first + 1, first + 3]
-    assert after.inner.encode("<tool>", add_special_tokens=False).ids == pieces["<tool>"], "no row can spell a special token"
+    assert [
+        id_
+        for id_ in after.later.encode("a<tool>[END]wördb客服", add_special_tokens=False).ids
+        if id_ >= first
+    ] == [first + 1, first + 3]
+    assert after.inner.encode("<tool>", add_special_tokens=False).ids == pieces["<tool>"], (
+        "no row can spell a special token"
+    )
     saved = AutoTokenizer.from_pretrained(out, trust_remote_code=False)
     assert saved.convert_tokens_to_ids(names) == list(ids.values())
     assert [id_ for id_ in saved("a<tool>b wördb")["input_ids"] if id_ >= first] == [first, first + 1]

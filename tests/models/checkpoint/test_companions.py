@@ -1,4 +1,6 @@
-"""Beside the weights: the template gives the ids that were trained, generation stops, and no file tells where it was made."""
+"""Beside the weights: the template gives the ids that were trained, generation stops, and no file tells
+where it was made.
+"""
 
 import json
 import shutil
@@ -13,7 +15,14 @@ from tuner.data.chat.template import compile_template
 from tuner.data.conversation import Message
 from tuner.data.tokenizer.load import load_vocabulary
 from tuner.data.tokenizer.new_tokens import with_tokens
-from tuner.models.checkpoint.companions import rows_of, spoken, write_config, write_generation_config, write_json, write_tokenizer
+from tuner.models.checkpoint.companions import (
+    rows_of,
+    spoken,
+    write_config,
+    write_generation_config,
+    write_json,
+    write_tokenizer,
+)
 
 
 def test_the_exported_template_gives_the_trained_ids(tiny: Path, tmp_path: Path) -> None:
@@ -22,8 +31,12 @@ def test_the_exported_template_gives_the_trained_ids(tiny: Path, tmp_path: Path)
     assert spoken(CHATML, None) == CHATML
     write_tokenizer(tiny, tmp_path, chat)
     exported = AutoTokenizer.from_pretrained(tmp_path)
-    ids = exported.apply_chat_template([{"role": "user", "content": "你好 there"}], add_generation_prompt=True, return_dict=False)
-    assert ids == compile_template(chat, load_vocabulary(tiny)).prompt([Message(role="user", content="你好 there")])
+    ids = exported.apply_chat_template(
+        [{"role": "user", "content": "你好 there"}], add_generation_prompt=True, return_dict=False
+    )
+    assert ids == compile_template(chat, load_vocabulary(tiny)).prompt(
+        [Message(role="user", content="你好 there")]
+    )
     assert "chat_template" not in json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
 
 
@@ -32,7 +45,10 @@ def test_generation_stops_at_the_end_of_an_answer(tmp_path: Path) -> None:
     source.mkdir()
     out.mkdir()
     for shipped, expected in ((None, [7]), (2, [7, 2]), ([2, 7, 3], [7, 2, 3])):
-        write_json(source / "generation_config.json", {"eos_token_id": shipped, "pad_token_id": 9, "transformers_version": "1"})
+        write_json(
+            source / "generation_config.json",
+            {"eos_token_id": shipped, "pad_token_id": 9, "transformers_version": "1"},
+        )
         write_generation_config(source, out, 7)
         config = GenerationConfig.from_pretrained(out)
         assert config.eos_token_id == expected
@@ -47,7 +63,10 @@ def test_what_pads_is_no_token_at_which_an_answer_ends(tmp_path: Path, tiny: Pat
     shutil.copytree(tiny, source)
     settings = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
     for own in ("<|im_end|>", "<|im_start|>", "<absent>", None):
-        write_json(source / "tokenizer_config.json", settings | {"pad_token": own, "additional_special_tokens": ["<absent>", "<|im_end|>"]})
+        write_json(
+            source / "tokenizer_config.json",
+            settings | {"pad_token": own, "additional_special_tokens": ["<absent>", "<|im_end|>"]},
+        )
         write_json(source / "special_tokens_map.json", {"pad_token": "<|im_end|>"})
         out = tmp_path / str(own).strip("<|>")
         out.mkdir()
@@ -88,15 +107,24 @@ def test_a_tokenizer_of_another_library_is_written_for_everybody(tmp_path: Path)
     source, out = tmp_path / "base", tmp_path / "out"
     source.mkdir()
     out.mkdir()
-    settings = {"tokenizer_class": "ChatGLMTokenizer", "auto_map": {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]}}
+    settings = {
+        "tokenizer_class": "ChatGLMTokenizer",
+        "auto_map": {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]},
+    }
     written(source, handmade(), **settings)
     chat = read_chat(ROOT / "conf" / "model" / "chat" / "chatglm3.yaml")
     assert write_tokenizer(source, out, chat) == 0
     exported = AutoTokenizer.from_pretrained(out, trust_remote_code=False)
-    ids = exported.apply_chat_template([{"role": "user", "content": "ab xab"}], add_generation_prompt=True, return_dict=False)
-    assert ids == compile_template(chat, load_vocabulary(source)).prompt([Message(role="user", content="ab xab")])
+    ids = exported.apply_chat_template(
+        [{"role": "user", "content": "ab xab"}], add_generation_prompt=True, return_dict=False
+    )
+    assert ids == compile_template(chat, load_vocabulary(source)).prompt(
+        [Message(role="user", content="ab xab")]
+    )
     assert (exported.pad_token, exported.eos_token) == ("<unk>", "</s>")
-    assert compile_template(chat, load_vocabulary(out)).prompt([Message(role="user", content="ab xab")]) == ids
+    assert (
+        compile_template(chat, load_vocabulary(out)).prompt([Message(role="user", content="ab xab")]) == ids
+    )
 
 
 def test_config_names_the_type_and_nothing_local(tmp_path: Path) -> None:

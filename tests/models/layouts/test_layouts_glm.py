@@ -1,5 +1,5 @@
-"""ChatGLM2 and 3, GLM-4 in its first layout, Qwen and MiniCPM, rewritten: what the original code computed is computed again, the way back gives what
-was there, and what can't be represented is refused.
+"""ChatGLM2 and 3, GLM-4 in its first layout, Qwen and MiniCPM, rewritten: what the original code computed is
+computed again, the way back gives what was there, and what can't be represented is refused.
 """
 
 import json
@@ -11,7 +11,16 @@ import pytest
 import torch
 
 from tests.models import fixtures
-from tests.models.fixtures import check_greedy, check_inverse, check_logits, check_long, check_training, directory, load, reference
+from tests.models.fixtures import (
+    check_greedy,
+    check_inverse,
+    check_logits,
+    check_long,
+    check_training,
+    directory,
+    load,
+    reference,
+)
 from tuner.errors import DataError
 from tuner.models.checkpoint.files import checkpoint_files, weight_files
 from tuner.models.checkpoint.safetensors import Checkpoint, Spec
@@ -20,7 +29,13 @@ from tuner.models.layouts.family import ASIDE
 from tuner.models.layouts.piece import Native
 from tuner.models.layouts.rewrite import write_native, write_original
 
-LAYOUTS = {"chatglm2": "chatglm2", "chatglm3": "chatglm3", "glm4_remote": "glm4", "qwen": "qwen", "minicpm": "minicpm"}
+LAYOUTS = {
+    "chatglm2": "chatglm2",
+    "chatglm3": "chatglm3",
+    "glm4_remote": "glm4",
+    "qwen": "qwen",
+    "minicpm": "minicpm",
+}
 MODULES = {"chatglm2": chatglm, "chatglm3": chatglm, "glm4_remote": chatglm, "qwen": qwen, "minicpm": minicpm}
 every = pytest.mark.parametrize("name", LAYOUTS)
 
@@ -45,38 +60,62 @@ def native(name: str, changes: Mapping[str, Any] | None = None) -> Native:
 
 @every
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_it_computes_what_the_original_computed(rewritten: dict[str, Path], name: str, attention: str) -> None:
+def test_it_computes_what_the_original_computed(
+    rewritten: dict[str, Path], name: str, attention: str
+) -> None:
     model, expected = load(rewritten[name], attention), reference(name)
     check_logits(model, expected)
     check_greedy(model, expected)
     check_training(model, expected, tied=name == "minicpm")
 
 
-def test_qwen_computes_beyond_its_window_what_the_original_computes_in_training(rewritten: dict[str, Path]) -> None:
+def test_qwen_computes_beyond_its_window_what_the_original_computes_in_training(
+    rewritten: dict[str, Path],
+) -> None:
     check_long(load(rewritten["qwen"], "sdpa"), reference("qwen"), "logits_long_train")
 
 
 @every
-def test_the_way_back_gives_the_same_tensors_and_settings(rewritten: dict[str, Path], name: str, tmp_path: Path) -> None:
+def test_the_way_back_gives_the_same_tensors_and_settings(
+    rewritten: dict[str, Path], name: str, tmp_path: Path
+) -> None:
     check_inverse(directory(name), rewritten[name], tmp_path / "back")
 
 
 @every
-def test_the_written_settings_name_no_code_and_no_key_of_the_old_class(rewritten: dict[str, Path], name: str) -> None:
+def test_the_written_settings_name_no_code_and_no_key_of_the_old_class(
+    rewritten: dict[str, Path], name: str
+) -> None:
     config = json.loads((rewritten[name] / "config.json").read_text())
     assert config["model_type"] in ("glm", "qwen2", "granite")
-    assert not config.keys() & {"auto_map", "tokenizer_class", "num_layers", "seq_length", "scale_emb", "torch_dtype", "rope_theta"}
+    assert not config.keys() & {
+        "auto_map",
+        "tokenizer_class",
+        "num_layers",
+        "seq_length",
+        "scale_emb",
+        "torch_dtype",
+        "rope_theta",
+    }
     assert not any("inv_freq" in name for name in Checkpoint(weight_files(rewritten[name])).specs)
 
 
 @every
-def test_a_vocabulary_that_has_grown_is_carried_back(rewritten: dict[str, Path], name: str, tmp_path: Path) -> None:
+def test_a_vocabulary_that_has_grown_is_carried_back(
+    rewritten: dict[str, Path], name: str, tmp_path: Path
+) -> None:
     weights = Checkpoint(weight_files(rewritten[name]))
-    ends = {one: weights[one] for one in ("model.embed_tokens.weight", "lm_head.weight") if one in weights.specs}
+    ends = {
+        one: weights[one] for one in ("model.embed_tokens.weight", "lm_head.weight") if one in weights.specs
+    }
     longer = {one: torch.cat([value, torch.full((3, value.shape[1]), 0.5)]) for one, value in ends.items()}
-    specs = weights.specs | {one: Spec(name=one, dtype="F32", shape=tuple(value.shape)) for one, value in longer.items()}
+    specs = weights.specs | {
+        one: Spec(name=one, dtype="F32", shape=tuple(value.shape)) for one, value in longer.items()
+    }
     (back := tmp_path / "back").mkdir()
-    write_original(specs, lambda one: longer[one] if one in longer else weights[one], rewritten[name] / ASIDE, back)
+    write_original(
+        specs, lambda one: longer[one] if one in longer else weights[one], rewritten[name] / ASIDE, back
+    )
 
     before, after = parts(name)[0], json.loads((back / "config.json").read_text())
     key = "padded_vocab_size" if "padded_vocab_size" in before else "vocab_size"
@@ -84,17 +123,31 @@ def test_a_vocabulary_that_has_grown_is_carried_back(rewritten: dict[str, Path],
     (again := tmp_path / "again").mkdir()
     write_native(checkpoint_files(back), LAYOUTS[name], again, say=lambda _: None)
     assert Checkpoint(weight_files(again)).specs == specs
-    assert torch.equal(Checkpoint(weight_files(again))["model.embed_tokens.weight"], longer["model.embed_tokens.weight"])
+    assert torch.equal(
+        Checkpoint(weight_files(again))["model.embed_tokens.weight"], longer["model.embed_tokens.weight"]
+    )
 
 
-def test_only_an_embedding_and_a_head_that_grew_together_go_back(rewritten: dict[str, Path], tmp_path: Path) -> None:
+def test_only_an_embedding_and_a_head_that_grew_together_go_back(
+    rewritten: dict[str, Path], tmp_path: Path
+) -> None:
     specs = Checkpoint(weight_files(rewritten["qwen"])).specs
-    specs = specs | {"model.embed_tokens.weight": Spec(name="model.embed_tokens.weight", dtype="F32", shape=(323, 64))}
-    with pytest.raises(DataError, match=r"lm_head.weight of the rewritten qwen checkpoint has the shape \[320, 64\].*asks for \[323, 64\]"):
+    specs = specs | {
+        "model.embed_tokens.weight": Spec(name="model.embed_tokens.weight", dtype="F32", shape=(323, 64))
+    }
+    with pytest.raises(
+        DataError,
+        match=(
+            r"lm_head.weight of the rewritten qwen checkpoint has the shape \[320, 64\].*asks for \[323,"
+            r" 64\]"
+        ),
+    ):
         qwen.to_original(parts("qwen")[0], specs, "qwen")
 
 
-def test_a_trained_checkpoint_of_another_type_goes_back_in_that_type(rewritten: dict[str, Path], tmp_path: Path) -> None:
+def test_a_trained_checkpoint_of_another_type_goes_back_in_that_type(
+    rewritten: dict[str, Path], tmp_path: Path
+) -> None:
     weights = Checkpoint(weight_files(rewritten["chatglm3"]))
     specs = {name: Spec(name=name, dtype="BF16", shape=spec.shape) for name, spec in weights.specs.items()}
     (back := tmp_path / "back").mkdir()
@@ -110,7 +163,9 @@ def test_one_tensor_is_not_made_of_several_types(rewritten: dict[str, Path]) -> 
     specs = Checkpoint(weight_files(rewritten["qwen"])).specs
     key = "model.layers.1.self_attn.k_proj.weight"
     with pytest.raises(DataError, match=r"k_proj.weight BF16.*should be of one type"):
-        qwen.to_original(parts("qwen")[0], specs | {key: Spec(name=key, dtype="BF16", shape=(64, 64))}, "qwen")
+        qwen.to_original(
+            parts("qwen")[0], specs | {key: Spec(name=key, dtype="BF16", shape=(64, 64))}, "qwen"
+        )
 
 
 def test_what_ends_and_pads_is_said_for_every_family() -> None:
@@ -133,13 +188,22 @@ def test_what_ends_and_pads_is_said_for_every_family() -> None:
         ("qwen", 151936, {}, ([151643, 151645], 151643)),
     ],
 )
-def test_with_a_real_vocabulary_the_published_ids_are_taken(layout: str, rows: int, said: dict[str, Any], wanted: tuple[list[int], int]) -> None:
+def test_with_a_real_vocabulary_the_published_ids_are_taken(
+    layout: str, rows: int, said: dict[str, Any], wanted: tuple[list[int], int]
+) -> None:
     name = {"glm4": "glm4_remote"}.get(layout, layout)
     config, specs = parts(name)
-    config = {key: value for key, value in config.items() if key not in ("eos_token_id", "pad_token_id")} | said
+    config = {
+        key: value for key, value in config.items() if key not in ("eos_token_id", "pad_token_id")
+    } | said
     key = "vocab_size" if layout == "qwen" else "padded_vocab_size"
     specs = {
-        one: Spec(name=one, dtype="F32", shape=(rows, *spec.shape[1:]) if spec.shape[0] == config[key] else spec.shape) for one, spec in specs.items()
+        one: Spec(
+            name=one,
+            dtype="F32",
+            shape=(rows, *spec.shape[1:]) if spec.shape[0] == config[key] else spec.shape,
+        )
+        for one, spec in specs.items()
     }
     found = MODULES[name].to_native(config | {key: rows}, specs, layout).generation
     ends = found["eos_token_id"] if isinstance(found["eos_token_id"], list) else [found["eos_token_id"]]
@@ -148,10 +212,21 @@ def test_with_a_real_vocabulary_the_published_ids_are_taken(layout: str, rows: i
 
 def test_a_ratio_divides_positions_in_chatglm2_and_multiplies_the_base_in_the_later_ones() -> None:
     half = {"partial_rotary_factor": 0.5}
-    assert native("chatglm2", {"rope_ratio": 50}).config["rope_parameters"] == {"rope_type": "linear", "rope_theta": 10000.0, "factor": 50.0} | half
-    assert native("chatglm3", {"rope_ratio": 50}).config["rope_parameters"] == {"rope_type": "default", "rope_theta": 500000.0} | half
-    assert native("glm4_remote").config["rope_parameters"] == {"rope_type": "default", "rope_theta": 5e6} | half
-    assert native("chatglm2", {"rope_ratio": 1}).config["rope_parameters"] == {"rope_type": "default", "rope_theta": 10000.0} | half
+    assert (
+        native("chatglm2", {"rope_ratio": 50}).config["rope_parameters"]
+        == {"rope_type": "linear", "rope_theta": 10000.0, "factor": 50.0} | half
+    )
+    assert (
+        native("chatglm3", {"rope_ratio": 50}).config["rope_parameters"]
+        == {"rope_type": "default", "rope_theta": 500000.0} | half
+    )
+    assert (
+        native("glm4_remote").config["rope_parameters"] == {"rope_type": "default", "rope_theta": 5e6} | half
+    )
+    assert (
+        native("chatglm2", {"rope_ratio": 1}).config["rope_parameters"]
+        == {"rope_type": "default", "rope_theta": 10000.0} | half
+    )
 
 
 def test_qwen_says_where_it_begins_to_differ() -> None:
@@ -171,12 +246,24 @@ UNREPRESENTED = [
     ("chatglm3", {"rmsnorm": False}, "rmsnorm False, where.*True only"),
     ("chatglm3", {"post_layer_norm": False}, "post_layer_norm False, where"),
     ("chatglm3", {"original_rope": False}, "original_rope False, where"),
-    ("chatglm3", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm True"),
+    (
+        "chatglm3",
+        {"apply_residual_connection_post_layernorm": True},
+        "apply_residual_connection_post_layernorm True",
+    ),
     ("chatglm3", {"kv_channels": 18}, "kv_channels 18, where a multiple of 4"),
-    ("chatglm3", {"multi_query_group_num": 3}, "multi_query_group_num 3, where a divisor of num_attention_heads 4"),
+    (
+        "chatglm3",
+        {"multi_query_group_num": 3},
+        "multi_query_group_num 3, where a divisor of num_attention_heads 4",
+    ),
     ("chatglm3", {"rope_ratio": -1}, "rope_ratio -1, where a finite number above 0"),
     ("chatglm3", {"eos_token_id": 320}, "eos_token_id 320, where ids from 0 to 319"),
-    ("glm4_remote", {"eos_token_id": None}, r"no eos_token_id, and the usual 151329 is beyond its vocabulary of 336"),
+    (
+        "glm4_remote",
+        {"eos_token_id": None},
+        r"no eos_token_id, and the usual 151329 is beyond its vocabulary of 336",
+    ),
     ("qwen", {"kv_channels": 32}, "kv_channels 32, where 16 was expected"),
     ("qwen", {"kv_channels": None}, "kv_channels None, where 16 was expected"),
     ("qwen", {"rotary_pct": 0.5}, "rotary_pct 0.5, where"),
@@ -191,15 +278,31 @@ UNREPRESENTED = [
 
 
 @pytest.mark.parametrize(("name", "changes", "match"), UNREPRESENTED)
-def test_what_the_native_class_can_not_represent_is_refused(name: str, changes: dict[str, Any], match: str) -> None:
+def test_what_the_native_class_can_not_represent_is_refused(
+    name: str, changes: dict[str, Any], match: str
+) -> None:
     with pytest.raises(DataError, match=match) as refused:
         native(name, changes)
     assert "\n" not in str(refused.value)
 
 
 SIZES = {
-    "chatglm2": ("num_layers", "hidden_size", "num_attention_heads", "kv_channels", "ffn_hidden_size", "padded_vocab_size"),
-    "qwen": ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "seq_length"),
+    "chatglm2": (
+        "num_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "kv_channels",
+        "ffn_hidden_size",
+        "padded_vocab_size",
+    ),
+    "qwen": (
+        "num_hidden_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "intermediate_size",
+        "vocab_size",
+        "seq_length",
+    ),
     "minicpm": ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"),
 }
 
@@ -223,7 +326,11 @@ def test_a_config_that_says_other_sizes_than_the_tensors_have_is_refused(name: s
 @every
 def test_tensors_that_are_missing_left_over_or_of_another_kind_are_refused(name: str) -> None:
     config, specs = parts(name)
-    last, module, layout = [one for one in specs if not one.endswith("inv_freq")][-1], MODULES[name], LAYOUTS[name]
+    last, module, layout = (
+        [one for one in specs if not one.endswith("inv_freq")][-1],
+        MODULES[name],
+        LAYOUTS[name],
+    )
     with pytest.raises(DataError, match="lacks 1 of"):
         module.to_native(config, {one: spec for one, spec in specs.items() if one != last}, layout)
     with pytest.raises(DataError, match="holds 1 tensors that its layout does not have, first lora_A"):
@@ -240,7 +347,9 @@ def test_tensors_that_are_missing_left_over_or_of_another_kind_are_refused(name:
 def test_qwen_without_its_biases_is_refused() -> None:
     config, specs = parts("qwen")
     with pytest.raises(DataError, match=r"lacks 2 of the 19 .*first transformer.h.0.attn.c_attn.bias"):
-        qwen.to_native(config, {name: spec for name, spec in specs.items() if not name.endswith("bias")}, "qwen")
+        qwen.to_native(
+            config, {name: spec for name, spec in specs.items() if not name.endswith("bias")}, "qwen"
+        )
 
 
 def test_a_tied_head_that_is_in_the_file_stays_there(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
-"""ChatGLM, Qwen and MiniCPM of other geometries: the rewritten model computes what a reference computes on the original tensors, and goes back byte by byte.
+"""ChatGLM, Qwen and MiniCPM of other geometries: the rewritten model computes what a reference computes on
+the original tensors, and goes back byte by byte.
 
-The reference is written here, in float64, head by head and layer by layer from the families' formulas; it shares nothing with the rewriting.
+The reference is written here, in float64, head by head and layer by layer from the families' formulas; it
+shares nothing with the rewriting.
 """
 
 import json
@@ -63,7 +65,10 @@ def draw(seed: int, sizes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> We
     """Random weights: matrices that keep the scale, norms about 1."""
     torch.manual_seed(seed)
     value = {1: lambda size: 0.3 * torch.randn(size), 2: lambda size: torch.randn(size) / size[-1] ** 0.5}
-    made = {name: value[len(size)](size) + (1 if "norm" in name or ".ln_" in name else 0) for name, size in sizes.items()}
+    made = {
+        name: value[len(size)](size) + (1 if "norm" in name or ".ln_" in name else 0)
+        for name, size in sizes.items()
+    }
     return {name: tensor.to(dtype) for name, tensor in made.items()}
 
 
@@ -110,11 +115,16 @@ def attend(heads: list[tuple[Tensor, Tensor, Tensor]], turn: Callable[[Tensor, i
     return torch.cat(out, dim=1)
 
 
-def chatglm(w: Weights, ids: list[int], shape: Shape, turn: Callable[[Tensor, int], Tensor], eps: float, by_head: bool) -> Tensor:
+def chatglm(
+    w: Weights, ids: list[int], shape: Shape, turn: Callable[[Tensor, int], Tensor], eps: float, by_head: bool
+) -> Tensor:
     dim, x = shape.dim, w["transformer.embedding.word_embeddings.weight"][ids]
     for layer in range(shape.layers):
         at = f"transformer.encoder.layers.{layer}"
-        y = norm(x, w[f"{at}.input_layernorm.weight"], eps) @ w[f"{at}.self_attention.query_key_value.weight"].T
+        y = (
+            norm(x, w[f"{at}.input_layernorm.weight"], eps)
+            @ w[f"{at}.self_attention.query_key_value.weight"].T
+        )
         if (bias := f"{at}.self_attention.query_key_value.bias") in w:
             y = y + w[bias]
         heads = []
@@ -129,45 +139,72 @@ def chatglm(w: Weights, ids: list[int], shape: Shape, turn: Callable[[Tensor, in
         x = x + attend(heads, turn) @ w[f"{at}.self_attention.dense.weight"].T
         y = norm(x, w[f"{at}.post_attention_layernorm.weight"], eps) @ w[f"{at}.mlp.dense_h_to_4h.weight"].T
         x = x + (silu(y[:, : shape.ffn]) * y[:, shape.ffn :]) @ w[f"{at}.mlp.dense_4h_to_h.weight"].T
-    return norm(x, w["transformer.encoder.final_layernorm.weight"], eps) @ w["transformer.output_layer.weight"].T
+    return (
+        norm(x, w["transformer.encoder.final_layernorm.weight"], eps) @ w["transformer.output_layer.weight"].T
+    )
 
 
-def qwen(w: Weights, ids: list[int], shape: Shape, turn: Callable[[Tensor, int], Tensor], eps: float) -> Tensor:
+def qwen(
+    w: Weights, ids: list[int], shape: Shape, turn: Callable[[Tensor, int], Tensor], eps: float
+) -> Tensor:
     dim, hidden, x = shape.dim, shape.heads * shape.dim, w["transformer.wte.weight"][ids]
     for layer in range(shape.layers):
         at = f"transformer.h.{layer}"
-        y = norm(x, w[f"{at}.ln_1.weight"], eps) @ w[f"{at}.attn.c_attn.weight"].T + w[f"{at}.attn.c_attn.bias"]
+        y = (
+            norm(x, w[f"{at}.ln_1.weight"], eps) @ w[f"{at}.attn.c_attn.weight"].T
+            + w[f"{at}.attn.c_attn.bias"]
+        )
         heads = []
         for head in range(shape.heads):
-            query, key, value = (y[:, kind * hidden + head * dim : kind * hidden + (head + 1) * dim] for kind in range(3))
+            query, key, value = (
+                y[:, kind * hidden + head * dim : kind * hidden + (head + 1) * dim] for kind in range(3)
+            )
             heads.append((query, key, value))
         x = x + attend(heads, turn) @ w[f"{at}.attn.c_proj.weight"].T
         y = norm(x, w[f"{at}.ln_2.weight"], eps)
-        x = x + (y @ w[f"{at}.mlp.w1.weight"].T * silu(y @ w[f"{at}.mlp.w2.weight"].T)) @ w[f"{at}.mlp.c_proj.weight"].T
+        x = (
+            x
+            + (y @ w[f"{at}.mlp.w1.weight"].T * silu(y @ w[f"{at}.mlp.w2.weight"].T))
+            @ w[f"{at}.mlp.c_proj.weight"].T
+        )
     return norm(x, w["transformer.ln_f.weight"], eps) @ w["lm_head.weight"].T
 
 
-def minicpm(w: Weights, ids: list[int], shape: Shape, turn: Callable[[Tensor, int], Tensor], config: dict[str, Any]) -> Tensor:
+def minicpm(
+    w: Weights, ids: list[int], shape: Shape, turn: Callable[[Tensor, int], Tensor], config: dict[str, Any]
+) -> Tensor:
     dim, eps, x = shape.dim, config["rms_norm_eps"], w["model.embed_tokens.weight"][ids] * config["scale_emb"]
     depth = config["scale_depth"] / math.sqrt(shape.layers)
     for layer in range(shape.layers):
         at = f"model.layers.{layer}"
         y = norm(x, w[f"{at}.input_layernorm.weight"], eps)
-        query, key, value = (y @ w[f"{at}.self_attn.{one}_proj.weight"].T + w.get(f"{at}.self_attn.{one}_proj.bias", 0) for one in "qkv")
+        query, key, value = (
+            y @ w[f"{at}.self_attn.{one}_proj.weight"].T + w.get(f"{at}.self_attn.{one}_proj.bias", 0)
+            for one in "qkv"
+        )
         heads = []
         for head in range(shape.heads):
-            mine, group = slice(head * dim, (head + 1) * dim), slice(head // shape.ratio * dim, (head // shape.ratio + 1) * dim)
+            mine, group = (
+                slice(head * dim, (head + 1) * dim),
+                slice(head // shape.ratio * dim, (head // shape.ratio + 1) * dim),
+            )
             heads.append((query[:, mine], key[:, group], value[:, group]))
-        y = attend(heads, turn) @ w[f"{at}.self_attn.o_proj.weight"].T + w.get(f"{at}.self_attn.o_proj.bias", 0)
+        y = attend(heads, turn) @ w[f"{at}.self_attn.o_proj.weight"].T + w.get(
+            f"{at}.self_attn.o_proj.bias", 0
+        )
         x = x + y * depth
         y = norm(x, w[f"{at}.post_attention_layernorm.weight"], eps)
         y = silu(y @ w[f"{at}.mlp.gate_proj.weight"].T) * (y @ w[f"{at}.mlp.up_proj.weight"].T)
         x = x + y @ w[f"{at}.mlp.down_proj.weight"].T * depth
     head = w.get("lm_head.weight", w["model.embed_tokens.weight"])
-    return (norm(x, w["model.norm.weight"], eps) / (config["hidden_size"] / config["dim_model_base"])) @ head.T
+    return (
+        norm(x, w["model.norm.weight"], eps) / (config["hidden_size"] / config["dim_model_base"])
+    ) @ head.T
 
 
-def holds(config: dict[str, Any], weights: Weights, layout: str, expected: Callable[[Weights, list[int]], Tensor]) -> None:
+def holds(
+    config: dict[str, Any], weights: Weights, layout: str, expected: Callable[[Weights, list[int]], Tensor]
+) -> None:
     """Write the checkpoint, rewrite it, compare logits with the reference on one text, and go back."""
     ids = torch.randint(0, VOCABULARY, (1, LENGTH))
     with tempfile.TemporaryDirectory() as path:
@@ -181,14 +218,21 @@ def holds(config: dict[str, Any], weights: Weights, layout: str, expected: Calla
         with torch.no_grad():
             logits = load(native, "eager")(input_ids=ids).logits[0]
         wanted = expected({name: tensor.double() for name, tensor in weights.items()}, ids[0].tolist())
-        torch.testing.assert_close(logits.double(), wanted, atol=1e-5 * max(1.0, float(wanted.abs().max())), rtol=0)
+        torch.testing.assert_close(
+            logits.double(), wanted, atol=1e-5 * max(1.0, float(wanted.abs().max())), rtol=0
+        )
         check_inverse(original, native, Path(path) / "back")
 
 
-@pytest.mark.parametrize(("layout", "ratio"), [("chatglm2", 1), ("chatglm2", 4), ("chatglm2", 50), ("chatglm3", 1), ("chatglm3", 50), ("glm4", 500)])
+@pytest.mark.parametrize(
+    ("layout", "ratio"),
+    [("chatglm2", 1), ("chatglm2", 4), ("chatglm2", 50), ("chatglm3", 1), ("chatglm3", 50), ("glm4", 500)],
+)
 @settings(few, max_examples=4)
 @given(shape=shapes, dtype=dtypes, by_head=st.booleans(), bias=st.booleans())
-def test_chatglm(layout: str, ratio: int, shape: Shape, dtype: torch.dtype, by_head: bool, bias: bool) -> None:
+def test_chatglm(
+    layout: str, ratio: int, shape: Shape, dtype: torch.dtype, by_head: bool, bias: bool
+) -> None:
     hidden, width = shape.heads * shape.dim + shape.extra, shape.heads * shape.dim
     rows = 3 * width if by_head else width + 2 * shape.groups * shape.dim
     sizes: dict[str, tuple[int, ...]] = {
@@ -225,7 +269,12 @@ def test_chatglm(layout: str, ratio: int, shape: Shape, dtype: torch.dtype, by_h
         "eos_token_id": 2,
     }
     turn = pairs(10000, divisor=ratio) if layout == "chatglm2" else pairs(10000 * ratio)
-    holds(config, draw(shape.seed, sizes, dtype), layout, lambda w, ids: chatglm(w, ids, shape, turn, eps, by_head))
+    holds(
+        config,
+        draw(shape.seed, sizes, dtype),
+        layout,
+        lambda w, ids: chatglm(w, ids, shape, turn, eps, by_head),
+    )
 
 
 @few
@@ -261,22 +310,41 @@ def test_qwen(shape: Shape, dtype: torch.dtype, base: int) -> None:
         "layer_norm_epsilon": 1e-5,
         "rotary_emb_base": base,
     }
-    holds(config, draw(shape.seed, sizes, dtype), "qwen", lambda w, ids: qwen(w, ids, shape, half_split(base), 1e-5))
+    holds(
+        config,
+        draw(shape.seed, sizes, dtype),
+        "qwen",
+        lambda w, ids: qwen(w, ids, shape, half_split(base), 1e-5),
+    )
 
 
 @few
-@given(shape=shapes, dtype=dtypes, head=st.sampled_from(["tied", "tied and there", "own"]), bias=st.booleans(), factor=st.sampled_from([None, 4]))
+@given(
+    shape=shapes,
+    dtype=dtypes,
+    head=st.sampled_from(["tied", "tied and there", "own"]),
+    bias=st.booleans(),
+    factor=st.sampled_from([None, 4]),
+)
 def test_minicpm(shape: Shape, dtype: torch.dtype, head: str, bias: bool, factor: int | None) -> None:
     hidden, rows = shape.heads * shape.dim, shape.groups * shape.dim
-    sizes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, hidden), "model.norm.weight": (hidden,)}
+    sizes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (VOCABULARY, hidden),
+        "model.norm.weight": (hidden,),
+    }
     sizes |= {"lm_head.weight": (VOCABULARY, hidden)} if head == "own" else {}
     for layer in range(shape.layers):
         at = f"model.layers.{layer}"
         outputs = {"q": hidden, "k": rows, "v": rows, "o": hidden}
         sizes |= {f"{at}.self_attn.{one}_proj.weight": (out, hidden) for one, out in outputs.items()}
         sizes |= {f"{at}.self_attn.{one}_proj.bias": (out,) for one, out in outputs.items()} if bias else {}
-        sizes |= {f"{at}.input_layernorm.weight": (hidden,), f"{at}.post_attention_layernorm.weight": (hidden,)}
-        sizes |= {f"{at}.mlp.{one}_proj.weight": (shape.ffn, hidden) for one in ("gate", "up")} | {f"{at}.mlp.down_proj.weight": (hidden, shape.ffn)}
+        sizes |= {
+            f"{at}.input_layernorm.weight": (hidden,),
+            f"{at}.post_attention_layernorm.weight": (hidden,),
+        }
+        sizes |= {f"{at}.mlp.{one}_proj.weight": (shape.ffn, hidden) for one in ("gate", "up")} | {
+            f"{at}.mlp.down_proj.weight": (hidden, shape.ffn)
+        }
     config = {
         "model_type": "minicpm",
         "num_hidden_layers": shape.layers,
@@ -297,7 +365,12 @@ def test_minicpm(shape: Shape, dtype: torch.dtype, head: str, bias: bool, factor
     weights = draw(shape.seed, sizes, dtype)
     if head == "tied and there":
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
-    holds(config, weights, "minicpm", lambda w, ids: minicpm(w, ids, shape, half_split(10000, divisor=factor or 1), config))
+    holds(
+        config,
+        weights,
+        "minicpm",
+        lambda w, ids: minicpm(w, ids, shape, half_split(10000, divisor=factor or 1), config),
+    )
 
 
 @pytest.mark.parametrize("by_head", [True, False])

@@ -1,4 +1,6 @@
-"""A head that is the embedding, with an adapter on one of the two: two matrices from then on, and the logits that trained."""
+"""A head that is the embedding, with an adapter on one of the two: two matrices from then on, and the
+logits that trained.
+"""
 
 import json
 from pathlib import Path
@@ -8,7 +10,14 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForCausalLM, Gemma3ForConditionalGeneration, Gemma3TextConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    PreTrainedModel,
+)
 
 from tests.models import fixtures
 from tests.models.tiny import SIZES, write_tiny
@@ -45,7 +54,10 @@ def tuned(base: Path, targets: tuple[str, ...], **settings: Any) -> PeftModel:
 def converted(peft: PeftModel, base: Path, out: Path, quant: str = "none") -> Path:
     """As the stage writes it."""
     out.mkdir()
-    save_file({n: t.contiguous() for n, t in get_peft_model_state_dict(peft, save_embedding_layers=False).items()}, out / "weights")
+    save_file(
+        {n: t.contiguous() for n, t in get_peft_model_state_dict(peft, save_embedding_layers=False).items()},
+        out / "weights",
+    )
     write_json(out / "settings", adapter_config(peft))
     weights = Checkpoint([out / "weights"])
     write_adapter(weights, out / "settings", out, "org/base", quant=quant, tie=tie_in(base, weights.specs))
@@ -60,8 +72,14 @@ def merge(base: Path, adapter: Path, out: Path, dtype: str = "F32", **how: Any) 
 
 
 @pytest.mark.parametrize("settings", [{}, {"rslora": True}], ids=str)
-@pytest.mark.parametrize("targets", [("q_proj", "lm_head"), ("lm_head",), ("embed_tokens", "v_proj"), ("embed_tokens", "lm_head")], ids=str)
-def test_an_adapter_on_one_of_two_tied_matrices(tmp_path: Path, targets: tuple[str, ...], settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "targets",
+    [("q_proj", "lm_head"), ("lm_head",), ("embed_tokens", "v_proj"), ("embed_tokens", "lm_head")],
+    ids=str,
+)
+def test_an_adapter_on_one_of_two_tied_matrices(
+    tmp_path: Path, targets: tuple[str, ...], settings: dict[str, Any]
+) -> None:
     base = write_tiny(tmp_path / "base", dtype=torch.float32, tied=True)
     peft = tuned(base, targets, **settings)
     adapter = converted(peft, base, tmp_path / "adapter")
@@ -78,13 +96,19 @@ def test_an_adapter_on_one_of_two_tied_matrices(tmp_path: Path, targets: tuple[s
     assert "make" in (adapter / "README.md").read_text(encoding="utf-8")
     # what is measured without a merged directory is what that holds
     loaded = load_model(merged, dtype=torch.float32, device="cpu", attention="sdpa")
-    memory = load_tuned(base, adapter, dtype=torch.float32, device="cpu", attention="sdpa", rounded=torch.float32)
+    memory = load_tuned(
+        base, adapter, dtype=torch.float32, device="cpu", attention="sdpa", rounded=torch.float32
+    )
     assert memory.config.tie_word_embeddings is False
     for name, value in loaded.state_dict().items():
         assert torch.equal(memory.state_dict()[name], value), name
     # and in bf16
-    small = load_model(merge(base, adapter, tmp_path / "bf16", "BF16"), dtype=torch.bfloat16, device="cpu", attention="sdpa")
-    held = load_tuned(base, adapter, dtype=torch.bfloat16, device="cpu", attention="sdpa", rounded=torch.bfloat16)
+    small = load_model(
+        merge(base, adapter, tmp_path / "bf16", "BF16"), dtype=torch.bfloat16, device="cpu", attention="sdpa"
+    )
+    held = load_tuned(
+        base, adapter, dtype=torch.bfloat16, device="cpu", attention="sdpa", rounded=torch.bfloat16
+    )
     for name, value in small.state_dict().items():
         assert torch.equal(held.state_dict()[name], value), name
 
@@ -92,7 +116,9 @@ def test_an_adapter_on_one_of_two_tied_matrices(tmp_path: Path, targets: tuple[s
 def test_the_untied_weights_are_those_of_pefts_merge(tmp_path: Path) -> None:
     base = write_tiny(tmp_path / "base", dtype=torch.float32, tied=True)
     peft = tuned(base, ("q_proj", "lm_head", "embed_tokens"))
-    merged = load_file(merge(base, converted(peft, base, tmp_path / "adapter"), tmp_path / "merged") / "model.safetensors")
+    merged = load_file(
+        merge(base, converted(peft, base, tmp_path / "adapter"), tmp_path / "merged") / "model.safetensors"
+    )
     head = peft.base_model.model.lm_head.base_layer  # as it is, PEFT would put both into one matrix
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
     with pytest.warns(UserWarning, match="no longer tied after merging"):
@@ -106,10 +132,14 @@ def test_a_file_that_holds_the_tied_matrix_twice(tmp_path: Path) -> None:
     base = write_tiny(tmp_path / "base", dtype=torch.float32, tied=True)
     file = base / "model.safetensors"
     tensors = load_file(file)
-    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file, {"format": "pt"})
+    save_file(
+        tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file, {"format": "pt"}
+    )
     peft = tuned(base, ("lm_head",))
     merged = merge(base, converted(peft, base, tmp_path / "adapter"), tmp_path / "merged")
-    torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(merged)(IDS).logits, peft(IDS).logits, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(
+        AutoModelForCausalLM.from_pretrained(merged)(IDS).logits, peft(IDS).logits, atol=2e-5, rtol=2e-5
+    )
 
 
 @pytest.mark.parametrize("targets", [("lm_head", "q_proj"), ("embed_tokens",)], ids=str)
@@ -119,20 +149,35 @@ def test_a_head_of_its_own_stays_one(tmp_path: Path, targets: tuple[str, ...]) -
     adapter = converted(peft, base, tmp_path / "adapter")
     assert not (adapter / "README.md").exists()
     merged = merge(base, adapter, tmp_path / "merged")
-    torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(merged)(IDS).logits, peft(IDS).logits, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(
+        AutoModelForCausalLM.from_pretrained(merged)(IDS).logits, peft(IDS).logits, atol=2e-5, rtol=2e-5
+    )
 
 
 def gemma() -> PreTrainedModel:
     """Tied by its class, whatever config.json leaves out, with an embedding that is scaled."""
     torch.manual_seed(0)
-    return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"]))
+    return Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            **SIZES, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
+        )
+    )
 
 
 def seeing() -> PreTrainedModel:
     """Its text part is inside of another, under other names in the checkpoint."""
     torch.manual_seed(0)
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
-    return Gemma3ForConditionalGeneration(Gemma3Config(text_config=Gemma3TextConfig(**SIZES, head_dim=8), vision_config=vision))
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    return Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=Gemma3TextConfig(**SIZES, head_dim=8), vision_config=vision)
+    )
 
 
 @pytest.mark.parametrize("make", [gemma, seeing])
@@ -149,7 +194,9 @@ def test_other_families(tmp_path: Path, make: Any, targets: tuple[str, ...]) -> 
     there, loading = type(make()).from_pretrained(merged, output_loading_info=True)
     assert not any(loading.values())
     torch.testing.assert_close(there(IDS).logits, peft(IDS).logits, atol=2e-5, rtol=2e-5)
-    memory = load_tuned(base, tmp_path / "adapter", dtype=torch.float32, device="cpu", attention="sdpa", rounded=torch.float32)
+    memory = load_tuned(
+        base, tmp_path / "adapter", dtype=torch.float32, device="cpu", attention="sdpa", rounded=torch.float32
+    )
     torch.testing.assert_close(memory(IDS).logits, peft(IDS).logits, atol=2e-5, rtol=2e-5)
 
 
@@ -159,7 +206,10 @@ def test_a_rewritten_family_gets_a_head_of_its_own_in_its_layout(tmp_path: Path)
     adapter = converted(peft, native, tmp_path / "adapter")
     (tmp_path / "original").mkdir()
     assert merge_original(native, adapter, native / "original", tmp_path / "original", dtype="F32")
-    assert json.loads((tmp_path / "original" / "config.json").read_text(encoding="utf-8"))["tie_word_embeddings"] is False
+    assert (
+        json.loads((tmp_path / "original" / "config.json").read_text(encoding="utf-8"))["tie_word_embeddings"]
+        is False
+    )
     (tmp_path / "again").mkdir()
     write_native(checkpoint_files(tmp_path / "original"), "minicpm", tmp_path / "again", say=lambda _: None)
     again = load_model(tmp_path / "again", dtype=torch.float32, device="cpu", attention="sdpa")
@@ -169,15 +219,28 @@ def test_a_rewritten_family_gets_a_head_of_its_own_in_its_layout(tmp_path: Path)
 @pytest.mark.parametrize(
     ("targets", "settings", "says"),
     [
-        (("embed_tokens",), {"dora": True}, r"algo\.dora=true is made for linear layers, and algo\.targets names the embedding model\.embed_tokens"),
+        (
+            ("embed_tokens",),
+            {"dora": True},
+            (
+                r"algo\.dora=true is made for linear layers, and algo\.targets names the embedding"
+                r" model\.embed_tokens"
+            ),
+        ),
         (("embed_tokens",), {"init": "pissa"}, "algo.lora_init=pissa is made for linear layers"),
         (("embed_tokens",), {"init": "orthogonal"}, "algo.lora_init=orthogonal is made for linear layers"),
         (("lm_head",), {"init": "olora"}, "would change the embedding"),
-        (("lm_head",), {"new_token_ids": (7,)}, "model.new_tokens trains rows of the embedding, which is the output head too"),
+        (
+            ("lm_head",),
+            {"new_token_ids": (7,)},
+            "model.new_tokens trains rows of the embedding, which is the output head too",
+        ),
         (("embed_tokens",), {"new_token_ids": (7,)}, "can't have adapters in this model"),
     ],
 )
-def test_what_can_not_be_is_refused_before_it_trains(tmp_path: Path, targets: tuple[str, ...], settings: dict[str, Any], says: str) -> None:
+def test_what_can_not_be_is_refused_before_it_trains(
+    tmp_path: Path, targets: tuple[str, ...], settings: dict[str, Any], says: str
+) -> None:
     base = write_tiny(tmp_path / "base", tied=True)
     with pytest.raises(ConfigError, match=says):
         tuned(base, targets, **settings)
@@ -187,7 +250,10 @@ def test_rows_and_a_pair_for_a_tied_head_are_not_merged(tmp_path: Path) -> None:
     base = write_tiny(tmp_path / "base", dtype=torch.float32, tied=True)
     adapter = converted(tuned(base, ("q_proj",), new_token_ids=(7,)), base, tmp_path / "adapter")
     tensors = load_file(adapter / "adapter_model.safetensors")
-    head = {"base_model.model.lm_head.lora_A.weight": torch.zeros(4, 64), "base_model.model.lm_head.lora_B.weight": torch.zeros(6400, 4)}
+    head = {
+        "base_model.model.lm_head.lora_A.weight": torch.zeros(4, 64),
+        "base_model.model.lm_head.lora_B.weight": torch.zeros(6400, 4),
+    }
     save_file(tensors | head, adapter / "adapter_model.safetensors")
     with pytest.raises(StageError, match="rows of its own for new tokens, and a pair A, B for the head"):
         merge_adapter(base, adapter, tmp_path)
@@ -197,7 +263,9 @@ def test_dora_on_a_tied_head(tmp_path: Path) -> None:
     base = write_tiny(tmp_path / "base", dtype=torch.float32, tied=True)
     peft = tuned(base, ("lm_head", "q_proj"), dora=True)
     merged = merge(base, converted(peft, base, tmp_path / "adapter"), tmp_path / "merged")
-    torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(merged)(IDS).logits, peft(IDS).logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        AutoModelForCausalLM.from_pretrained(merged)(IDS).logits, peft(IDS).logits, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_what_is_tied(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
-"""Processes that save steps, for tests that kill them. One Python imports everything once and forks them, as told by lines of JSON.
+"""Processes that save steps, for tests that kill them. One Python imports everything once and forks them, as
+told by lines of JSON.
 
-Each of the steps `begin` … `end` is two matrices and two moments full of the step's own number, which training, so to speak, changes at once after
-`save`. Of two processes each holds half of each tensor. What a process came to lies in the file `said`.
+Each of the steps `begin` … `end` is two matrices and two moments full of the step's own number, which
+training, so to speak, changes at once after `save`. Of two processes each holds half of each tensor. What a
+process came to lies in the file `said`.
 """
 
 import json
@@ -33,7 +35,9 @@ class Job:
     timeout: float = 20.0
     keep: int = 2
     kill_at: tuple[str, str, int] | None = None
-    """SIGKILL to itself before what this audit event announces, when it names a path that matches, for the so many-th time"""
+    """SIGKILL to itself before what this audit event announces, when it names a path that matches, for the
+    so many-th time
+    """
     largest: int | None = None
     """bytes that a file may have from the second step on, as on a full disk"""
 
@@ -65,7 +69,10 @@ def work(job: Job) -> None:
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     names = ("a", "b")
     half = torch.empty(SHAPE).numel() // job.of
-    tensors = {name: torch.empty(SHAPE) if job.of == 1 else torch.empty(half) for name in (*names, *(f"{n}/exp_avg" for n in names))}
+    tensors = {
+        name: torch.empty(SHAPE) if job.of == 1 else torch.empty(half)
+        for name in (*names, *(f"{n}/exp_avg" for n in names))
+    }
     shapes = {} if job.of == 1 else dict.fromkeys(tensors, SHAPE)
     steps_done = {SCALAR: torch.empty(())} if job.rank == 0 else {}
 
@@ -79,14 +86,19 @@ def work(job: Job) -> None:
     prune = lambda: steps.prune(out, keep=job.keep, by="loss", pinned=1, resumable=2)  # noqa: E731
     try:
         started = out.with_name(f"started-{job.begin}")
-        while job.rank and not started.exists():  # in a training, a collective lies between the first one's start and any save
+        # in a training, a collective lies between the first one's start and any save
+        while job.rank and not started.exists():
             time.sleep(0.002)
         with checkpoint.Saver(out, rank=job.rank, of=job.of, timeout=job.timeout, prune=prune) as saver:
             started.touch()
             for step in range(job.begin, job.end + 1):
                 saver.poll()
                 fill(step)
-                now = checkpoint.State(weights=state(names), optimizer=state(tuple(f"{n}/exp_avg" for n in names)) | steps_done, shapes=shapes)
+                now = checkpoint.State(
+                    weights=state(names),
+                    optimizer=state(tuple(f"{n}/exp_avg" for n in names)) | steps_done,
+                    shapes=shapes,
+                )
                 saver.save(now, step=step, tokens=step, scores={"loss": 1.0 / step}, optimizer=True)
                 fill(-step)
                 if job.largest:
@@ -102,7 +114,9 @@ def arm(event: str, pattern: str, count: int) -> None:
     wanted, left = re.compile(pattern), [count]
 
     def hook(name: str, args: tuple[object, ...]) -> None:
-        if name == event and any(isinstance(arg, str | os.PathLike) and wanted.search(os.fspath(arg)) for arg in args):
+        if name == event and any(
+            isinstance(arg, str | os.PathLike) and wanted.search(os.fspath(arg)) for arg in args
+        ):
             left[0] -= 1
             if not left[0]:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -116,7 +130,9 @@ class Processes:
     def __init__(self, environment: dict[str, str]) -> None:
         words = [sys.executable, "-m", "tests.train.checkpoints.saving"]
         pipe = subprocess.PIPE
-        self._parent = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, env=environment, start_new_session=True)
+        self._parent = subprocess.Popen(
+            words, stdin=pipe, stdout=pipe, text=True, env=environment, start_new_session=True
+        )
         assert self._answer() == "ready"
 
     def start(self, job: Job) -> int:

@@ -29,13 +29,22 @@ def test_processes_share_the_files_to_check(tmp_path: Path, wrong: bool) -> None
     newest = save(out, 2, of=2)
     if wrong:
         (newest / "weights-00002-of-00002.safetensors").write_bytes(b"something else")
-    one, two = in_processes("tests.train.checkpoints.test_resume:begun", {"out": out}, tmp_path / "ranks", size=2)
+    one, two = in_processes(
+        "tests.train.checkpoints.test_resume:begun", {"out": out}, tmp_path / "ranks", size=2
+    )
     assert one["step"] == two["step"] == (1 if wrong else 2)
     assert one["left"] == two["left"] == ([1] if wrong else [1, 2])
     looked = ["step-000002", "step-000001"] if wrong else ["step-000002"]
-    assert one["read"] == [f"{step}/{kind}-00001-of-00002.safetensors" for step in looked for kind in ("optimizer", "weights")]
-    assert two["read"] == [f"{step}/{kind}-00002-of-00002.safetensors" for step in looked for kind in ("optimizer", "weights")]
-    words = "step-000002 is damaged: weights-00002-of-00002.safetensors is not what was written; going on from step 1, the one before"
+    assert one["read"] == [
+        f"{step}/{kind}-00001-of-00002.safetensors" for step in looked for kind in ("optimizer", "weights")
+    ]
+    assert two["read"] == [
+        f"{step}/{kind}-00002-of-00002.safetensors" for step in looked for kind in ("optimizer", "weights")
+    ]
+    words = (
+        "step-000002 is damaged: weights-00002-of-00002.safetensors is not what was written; going on from "
+        "step 1, the one before"
+    )
     assert (one["said"], two["said"]) == ([words] if wrong else [], [])
 
 
@@ -43,6 +52,8 @@ def test_where_no_step_is_whole_all_begin_anew(tmp_path: Path) -> None:
     out = tmp_path / "out"
     (save(out, 1, of=2) / "state.json").unlink()
     (out / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
-    one, two = in_processes("tests.train.checkpoints.test_resume:begun", {"out": out}, tmp_path / "ranks", size=2)
+    one, two = in_processes(
+        "tests.train.checkpoints.test_resume:begun", {"out": out}, tmp_path / "ranks", size=2
+    )
     assert [one["step"], two["step"], one["read"], two["read"]] == [None, None, [], []]
     assert not (out / "metrics.jsonl").exists()

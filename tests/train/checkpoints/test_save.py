@@ -1,4 +1,5 @@
-"""Saving while training goes on: what is saved is the step as it was, whole or not there, whatever is killed, full or late.
+"""Saving while training goes on: what is saved is the step as it was, whole or not there, whatever is killed,
+full or late.
 
 The seed of the kills is printed; TUNER_TEST_SEED=N repeats it.
 """
@@ -32,7 +33,10 @@ KILLS = 60 if os.environ.get("TUNER_TEST_ALL") else 6
 
 
 def state(value: float) -> State:
-    return State(weights={"w": torch.full((3, 2), value)}, optimizer={"w/step": torch.tensor(value), "w/exp_avg": torch.zeros(3, 2)})
+    return State(
+        weights={"w": torch.full((3, 2), value)},
+        optimizer={"w/step": torch.tensor(value), "w/exp_avg": torch.zeros(3, 2)},
+    )
 
 
 def save(saver: Saver, step: int, held: State | None = None, *, optimizer: bool = True) -> None:
@@ -67,7 +71,11 @@ def test_round_trip(tmp_path: Path) -> None:
     assert torch.equal(read.weights["w"], state(10).weights["w"])
     assert read.optimizer["w/step"].item() == 10
     assert read.optimizer["w/step"].shape == ()
-    assert sorted(path.name for path in found.dir.iterdir()) == ["optimizer.safetensors", "state.json", "weights.safetensors"]
+    assert sorted(path.name for path in found.dir.iterdir()) == [
+        "optimizer.safetensors",
+        "state.json",
+        "weights.safetensors",
+    ]
 
 
 def test_a_step_that_nothing_goes_on_from_has_no_optimizer(tmp_path: Path) -> None:
@@ -80,14 +88,18 @@ def test_a_step_that_nothing_goes_on_from_has_no_optimizer(tmp_path: Path) -> No
 def test_views_and_tied_tensors_are_saved_as_they_are_seen(tmp_path: Path) -> None:
     matrix = torch.randn(4, 6)
     weights = {"w": matrix, "t": matrix.T, "tied": matrix, "row": matrix[1:3, ::2], "half": matrix.bfloat16()}
-    checkpoint.save(tmp_path, State(weights=weights, optimizer={}), step=1, tokens=1, scores={}, optimizer=False)
+    checkpoint.save(
+        tmp_path, State(weights=weights, optimizer={}), step=1, tokens=1, scores={}, optimizer=False
+    )
     read = sharded.read(steps.kept(tmp_path)[0]).weights
     assert read.keys() == weights.keys()
     assert all(torch.equal(read[name], tensor) for name, tensor in weights.items())
 
 
 @pytest.mark.parametrize("room", [True, False], ids=["copied", "no room for copies"])
-def test_what_is_saved_is_the_step_though_training_went_on(tmp_path: Path, room: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_saved_is_the_step_though_training_went_on(
+    tmp_path: Path, room: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not room:
         monkeypatch.setattr(checkpoint, "available", lambda: 0.0)
     held = State(weights={"w": torch.zeros(500_000)}, optimizer={"w/exp_avg": torch.zeros(500_000)})
@@ -112,7 +124,8 @@ def test_save_returns_while_the_disk_is_still_writing(tmp_path: Path) -> None:
     saver = Saver(tmp_path, rank=1, of=2)
     pipe = tmp_path / "steps" / "step-000001.tmp" / "weights-00002-of-00002.safetensors"
     os.mkfifo(pipe)
-    save(saver, 1, State(weights={"w": torch.zeros(1_000_000)}, optimizer={}), optimizer=False)  # more than a pipe holds
+    # more than a pipe holds
+    save(saver, 1, State(weights={"w": torch.zeros(1_000_000)}, optimizer={}), optimizer=False)
     time.sleep(0.05)
     saver.poll()  # neither waits nor complains
     assert saver._pending is not None
@@ -131,7 +144,9 @@ def test_copies_are_taken_once(tmp_path: Path) -> None:
     assert copies.take(held, free=0.0) == first  # what is there needs no room
     assert first is not None
     assert first["weights"]["w"].data_ptr() != held["weights"]["w"].data_ptr()
-    assert copies.take({"weights": {"w": torch.zeros(4)}, "optimizer": {"w": torch.zeros(3)}}, free=4.0) is None
+    assert (
+        copies.take({"weights": {"w": torch.zeros(4)}, "optimizer": {"w": torch.zeros(3)}}, free=4.0) is None
+    )
 
 
 def test_the_memory_that_is_free_is_less_than_there_is() -> None:
@@ -166,7 +181,9 @@ def test_a_disk_that_refuses_is_noticed_at_the_latest_at_the_next_save(tmp_path:
         poll_on(saver)
 
 
-def test_of_two_errors_the_first_is_shown_but_an_interruption_never_hides_a_failed_save(tmp_path: Path) -> None:
+def test_of_two_errors_the_first_is_shown_but_an_interruption_never_hides_a_failed_save(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "steps").write_text("in the way", encoding="utf-8")
     with pytest.raises(ValueError, match="not finite"):
         save_and_fail(Saver(tmp_path), state(1), ValueError("not finite"))
@@ -179,7 +196,9 @@ def test_older_steps_that_cannot_be_removed_are_said(tmp_path: Path) -> None:
         (tmp_path / "nothing").rmdir()
 
     with (
-        pytest.raises(StageError, match=r"Step 1 is saved, but older ones can't be removed from .*steps: .*nothing"),
+        pytest.raises(
+            StageError, match=r"Step 1 is saved, but older ones can't be removed from .*steps: .*nothing"
+        ),
         Saver(tmp_path, prune=prune) as saver,
     ):
         save(saver, 1)
@@ -189,8 +208,12 @@ def test_older_steps_that_cannot_be_removed_are_said(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("room", [True, False], ids=["copied", "no room for copies"])
-def test_what_is_saved_of_a_gpu_is_the_step_though_training_went_on(tmp_path: Path, room: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """135 million numbers and their moments, as of full fine-tuning; the GPU is busy when the save begins, and changes the tensors right after."""
+def test_what_is_saved_of_a_gpu_is_the_step_though_training_went_on(
+    tmp_path: Path, room: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """135 million numbers and their moments, as of full fine-tuning; the GPU is busy when the save begins,
+    and changes the tensors right after.
+    """
     if not room:
         monkeypatch.setattr(checkpoint, "available", lambda: 0.0)
     whole = [torch.empty(300, 450_000, device="cuda") for _ in range(3)]
@@ -199,7 +222,9 @@ def test_what_is_saved_of_a_gpu_is_the_step_though_training_went_on(tmp_path: Pa
         optimizer={f"w{i}/m{k}": row for k, rows in enumerate(whole[1:]) for i, row in enumerate(rows)},
     )
     busy = torch.randn(8192, 8192, device="cuda")
-    with Saver(tmp_path, prune=lambda: steps.prune(tmp_path, keep=1, by="none", pinned=None, resumable=1)) as saver:
+    with Saver(
+        tmp_path, prune=lambda: steps.prune(tmp_path, keep=1, by="none", pinned=None, resumable=1)
+    ) as saver:
         for step in (1, 2, 3):
             for _ in range(20):
                 busy @ busy
@@ -212,9 +237,14 @@ def test_what_is_saved_of_a_gpu_is_the_step_though_training_went_on(tmp_path: Pa
                 tensor.fill_(-1)
             torch.cuda.synchronize()
             saver.wait()
-            print(f"room {room}: the loop was held for {held_for:.3f} s, the step was on the disk after {time.monotonic() - began:.2f} s")
+            print(
+                f"room {room}: the loop was held for {held_for:.3f} s, the step was on the disk after "
+                f"{time.monotonic() - began:.2f} s"
+            )
             read = sharded.read(steps.kept(tmp_path)[-1])
-            assert all((tensor == step).all() for tensor in (*read.weights.values(), *read.optimizer.values()))
+            assert all(
+                (tensor == step).all() for tensor in (*read.weights.values(), *read.optimizer.values())
+            )
 
 
 # Several processes
@@ -223,8 +253,12 @@ def test_what_is_saved_of_a_gpu_is_the_step_though_training_went_on(tmp_path: Pa
 def part(step: int, rank: int, of: int, *, numel: int = 12) -> State:
     own = slice(rank * numel // of, (rank + 1) * numel // of)
     whole = step * torch.arange(numel, dtype=torch.float32)
-    moments = {f"w/exp_avg@{own.start}": -whole[own]} | ({"w/step": torch.tensor(float(step))} if rank == 0 else {})
-    return State(weights={f"w@{own.start}": whole[own]}, optimizer=moments, shapes={"w": (3, 4), "w/exp_avg": (3, 4)})
+    moments = {f"w/exp_avg@{own.start}": -whole[own]} | (
+        {"w/step": torch.tensor(float(step))} if rank == 0 else {}
+    )
+    return State(
+        weights={f"w@{own.start}": whole[own]}, optimizer=moments, shapes={"w": (3, 4), "w/exp_avg": (3, 4)}
+    )
 
 
 @pytest.mark.parametrize("of", [2, 3, 4])
@@ -261,17 +295,24 @@ def test_a_process_that_does_not_come_is_named(tmp_path: Path) -> None:
     first, third = (Saver(tmp_path, rank=rank, of=4, timeout=0.3) for rank in (0, 2))
     save(third, 1, part(1, 2, 4))
     save(first, 1, part(1, 0, 4))
-    with pytest.raises(StageError, match=r"its part of processes 1, 3 of 4 \(the first is 0\) was not there 0.3 s \(machine.timeout\)"):
+    with pytest.raises(
+        StageError,
+        match=r"its part of processes 1, 3 of 4 \(the first is 0\) was not there 0.3 s \(machine.timeout\)",
+    ):
         first.wait()
     assert 0.3 < time.monotonic() - began < 5
     assert not list((tmp_path / "steps").iterdir())
 
 
-def test_where_training_has_failed_nobody_waits_long_for_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_training_has_failed_nobody_waits_long_for_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checkpoint, "GRACE", 0.2)
     began = time.monotonic()
     with pytest.raises(ValueError, match="a collective broke"):
-        save_and_fail(Saver(tmp_path, rank=0, of=2, timeout=600), part(1, 0, 2), ValueError("a collective broke"))
+        save_and_fail(
+            Saver(tmp_path, rank=0, of=2, timeout=600), part(1, 0, 2), ValueError("a collective broke")
+        )
     assert time.monotonic() - began < 5
 
 
@@ -311,7 +352,15 @@ names = count()
 def job(out: Path, *, begin: int, end: int = 10**6, of: int = 1, rank: int = 0, **more: object) -> Job:
     if rank == 0:
         out.with_name(f"started-{begin}").unlink(missing_ok=True)
-    return Job(out=str(out), begin=begin, end=end, of=of, rank=rank, said=str(out.parent / f"said-{next(names)}"), **more)  # type: ignore[arg-type]
+    return Job(
+        out=str(out),
+        begin=begin,
+        end=end,
+        of=of,
+        rank=rank,
+        said=str(out.parent / f"said-{next(names)}"),
+        **more,
+    )  # type: ignore[arg-type]
 
 
 def said(job: Job) -> str:
@@ -327,14 +376,22 @@ def all_whole(out: Path) -> dict[str, int]:
         assert found.whole(), f"{found.damaged()} (seed {SEED})"
         read = sharded.read(found)
         tensors = [*read.weights.values(), *(read.optimizer.values() if found.resumable else [])]
-        assert {value for tensor in tensors for value in tensor.unique().tolist()} == {found.step}, f"{directory} (seed {SEED})"
+        assert {value for tensor in tensors for value in tensor.unique().tolist()} == {found.step}, (
+            f"{directory} (seed {SEED})"
+        )
     return {str(path): path.stat().st_ino for path in (out / "steps").glob("step-*[0-9]/*.safetensors")}
 
 
 POINTS = [
-    ("open", r"weights.*safetensors", 1), ("open", r"optimizer.*safetensors", 1), ("open", r"optimizer.*safetensors", 2), ("open", r"\.tmp/state\.json", 1),
-    ("os.rename", r"step-\d+\.tmp", 1), ("os.rename", r"step-\d+$", 1), ("shutil.rmtree", r"\.old", 2), ("os.remove", "optimizer", 1),
-]  # fmt: skip
+    ("open", r"weights.*safetensors", 1),
+    ("open", r"optimizer.*safetensors", 1),
+    ("open", r"optimizer.*safetensors", 2),
+    ("open", r"\.tmp/state\.json", 1),
+    ("os.rename", r"step-\d+\.tmp", 1),
+    ("os.rename", r"step-\d+$", 1),
+    ("shutil.rmtree", r"\.old", 2),
+    ("os.remove", "optimizer", 1),
+]
 
 
 @pytest.mark.parametrize("of", [1, 2])
@@ -345,7 +402,10 @@ def test_kills(processes: Processes, tmp_path: Path, of: int) -> None:
     out, before, newest = tmp_path / "out", {}, 0
     for number in range(len(POINTS) + KILLS):
         point = POINTS[number] if number < len(POINTS) else None
-        jobs = [job(out, begin=newest + 1, of=of, rank=rank, kill_at=point if rank == 0 else None) for rank in range(of)]
+        jobs = [
+            job(out, begin=newest + 1, of=of, rank=rank, kill_at=point if rank == 0 else None)
+            for rank in range(of)
+        ]
         pids = [processes.start(each) for each in jobs]
         if point is None:
             time.sleep(draw.uniform(0.02, 0.5))
@@ -373,7 +433,9 @@ def test_kills(processes: Processes, tmp_path: Path, of: int) -> None:
     assert numbers(out) == [1, newest + 1, newest + 2][-len(numbers(out)) :]
 
 
-def test_a_disk_that_is_full_ends_the_training_with_words_and_leaves_the_older_steps(processes: Processes, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_ends_the_training_with_words_and_leaves_the_older_steps(
+    processes: Processes, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     started = job(out, begin=1, largest=100_000)
     ended(processes.start(started))
@@ -386,7 +448,10 @@ def test_a_disk_that_is_full_ends_the_training_with_words_and_leaves_the_older_s
 @pytest.mark.parametrize("full", [0, 1])
 def test_a_disk_that_is_full_for_one_of_two(processes: Processes, tmp_path: Path, full: int) -> None:
     out = tmp_path / "out"
-    jobs = [job(out, begin=1, end=3, of=2, rank=rank, timeout=3.0, largest=50_000 if rank == full else None) for rank in range(2)]
+    jobs = [
+        job(out, begin=1, end=3, of=2, rank=rank, timeout=3.0, largest=50_000 if rank == full else None)
+        for rank in range(2)
+    ]
     pids = [processes.start(each) for each in jobs]
     ended(pids[0])
     if full == 0 and Path(f"/proc/{pids[1]}").exists():
@@ -403,7 +468,9 @@ def test_a_real_disk_that_is_full(processes: Processes, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     size = 2 * 4 * 4 * saving.SHAPE[0] * saving.SHAPE[1] + 40_000  # two steps and their markers, not three
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", small], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", small], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("only root may mount a small disk")
     try:
@@ -411,8 +478,12 @@ def test_a_real_disk_that_is_full(processes: Processes, tmp_path: Path) -> None:
         ended(processes.start(started))
         assert "No space left on device. Make space" in said(started)
         all_whole(small / "out")
-        assert sorted(path.name for path in (small / "out" / "steps").iterdir()) == ["step-000001", "step-000002"]
-        going_on = job(small / "out", begin=3, end=4, keep=1)  # old ones go when the new one is there, so it still does not fit
+        assert sorted(path.name for path in (small / "out" / "steps").iterdir()) == [
+            "step-000001",
+            "step-000002",
+        ]
+        # old ones go when the new one is there, so it still does not fit
+        going_on = job(small / "out", begin=3, end=4, keep=1)
         ended(processes.start(going_on))
         assert "No space left" in said(going_on)
         steps.drop(small / "out" / "steps" / "step-000002")

@@ -1,4 +1,6 @@
-"""Steps on the disk, as they are known by their markers: which are there, which is best, what may go, and where to go on from."""
+"""Steps on the disk, as they are known by their markers: which are there, which is best, what may go, and
+where to go on from.
+"""
 
 import json
 from pathlib import Path
@@ -16,7 +18,10 @@ def save(out: Path, step: int, *, optimizer: bool = True, held_out: float = 1.0,
     scores, names = {"loss": 2.0, "held_out": held_out}, ("w", "w/exp_avg")
     savers = [checkpoint.Saver(out, rank=rank, of=of, timeout=10) for rank in range(of)]
     for rank, saver in enumerate(savers):
-        part = {name: torch.full((12 // of,), float(step)) if of > 1 else torch.full((3, 4), float(step)) for name in names}
+        part = {
+            name: torch.full((12 // of,), float(step)) if of > 1 else torch.full((3, 4), float(step))
+            for name in names
+        }
         named = {f"{name}@{rank * 12 // of}" if of > 1 else name: tensor for name, tensor in part.items()}
         weights = {name: tensor for name, tensor in named.items() if "/" not in name}
         moments = {name: tensor for name, tensor in named.items() if "/" in name}
@@ -53,7 +58,9 @@ def test_a_damaged_step_is_passed_over_with_words(tmp_path: Path, name: str, dam
     found = steps.newest(tmp_path, say=said.append)
     assert found is not None
     assert found.step == 1
-    assert said == [f"step-000002 is damaged: {name} is not what was written; going on from step 1, the one before"]
+    assert said == [
+        f"step-000002 is damaged: {name} is not what was written; going on from step 1, the one before"
+    ]
     save(tmp_path, 2)  # written again in its place
     assert steps.newest(tmp_path, say=said.append).step == 2  # type: ignore[union-attr]
     assert len(said) == 1
@@ -63,7 +70,10 @@ def test_a_lost_file_of_one_process_damages_the_step(tmp_path: Path) -> None:
     said: list[str] = []
     (save(tmp_path, 1, of=2) / "optimizer-00002-of-00002.safetensors").unlink()
     assert steps.newest(tmp_path, say=said.append) is None
-    assert "optimizer-00002-of-00002.safetensors is not what was written; no step before it is whole, so the training begins anew" in said[0]
+    assert (
+        "optimizer-00002-of-00002.safetensors is not what was written; no step before it is whole, so the "
+        "training begins anew" in said[0]
+    )
 
 
 def test_a_sound_training_is_said_nothing_about(tmp_path: Path) -> None:
@@ -110,7 +120,9 @@ def test_prune_leaves_the_newest_the_best_and_the_pinned(tmp_path: Path, of: int
     assert len(list((tmp_path / "steps").iterdir())) == 4
 
 
-def test_what_another_process_is_writing_is_not_pruned_and_goes_when_a_training_starts(tmp_path: Path) -> None:
+def test_what_another_process_is_writing_is_not_pruned_and_goes_when_a_training_starts(
+    tmp_path: Path,
+) -> None:
     save(tmp_path, 1)
     for name in ("step-000002.tmp", "step-000000.old"):
         (tmp_path / "steps" / name).mkdir()
@@ -148,14 +160,20 @@ def test_a_step_is_adopted_by_another_training(tmp_path: Path, of: int) -> None:
     saved = save(source, 4, of=of)
     (source / "metrics.jsonl").write_text('{"step": 4}\n', encoding="utf-8")
     (source / "initial.safetensors").write_bytes(b"first values")
-    (source / "facts.json").write_text('{"device": "cpu", "threads": 1, "zero": 3, "other": 2}', encoding="utf-8")
+    (source / "facts.json").write_text(
+        '{"device": "cpu", "threads": 1, "zero": 3, "other": 2}', encoding="utf-8"
+    )
     steps.adopt(source, out, steps.kept(source)[0])
     (found,) = steps.kept(out)
     assert found.whole()
     assert found.resumable
     for path in saved.glob("*.safetensors"):
         assert (out / "steps" / "step-000004" / path.name).samefile(path)
-    assert json.loads((out / "facts.json").read_text(encoding="utf-8")) == {"device": "cpu", "threads": 1, "zero": 3}
+    assert json.loads((out / "facts.json").read_text(encoding="utf-8")) == {
+        "device": "cpu",
+        "threads": 1,
+        "zero": 3,
+    }
     assert (out / "metrics.jsonl").exists()
     assert (out / "initial.safetensors").read_bytes() == b"first values"
 
@@ -179,4 +197,6 @@ def test_the_content_of_a_step_is_its_weights_and_how_they_are_read(tmp_path: Pa
 def test_what_differs_from_the_beginning_is_said() -> None:
     began = {"device": "cuda", "zero": 2, "threads": 4, "loss": 1.0}
     now = {"device": "cuda", "zero": 3, "processes": 2, "loss": 2.0}
-    assert steps.differing(began, now) == ["zero is 3 now and was 2 before; the last bits of the result may differ from an uninterrupted run"]
+    assert steps.differing(began, now) == [
+        "zero is 3 now and was 2 before; the last bits of the result may differ from an uninterrupted run"
+    ]

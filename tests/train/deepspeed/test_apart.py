@@ -1,4 +1,6 @@
-"""A model that carries a state from token to token trains one document a row: the loss and the gradient are those of the documents alone."""
+"""A model that carries a state from token to token trains one document a row: the loss and the gradient
+are those of the documents alone.
+"""
 
 from pathlib import Path
 
@@ -26,7 +28,9 @@ from tuner.train.preflight.numerics import prove
 
 
 def some(seed: int, lengths: list[list[int]]) -> list[Pack]:
-    """Packs of documents of these lengths; all but the first two tokens of each are trained, of the shortest but one."""
+    """Packs of documents of these lengths; all but the first two tokens of each are trained, of the
+    shortest but one.
+    """
     draw = np.random.default_rng(seed)
 
     def pack(index: int, ends: list[int]) -> Pack:
@@ -34,7 +38,11 @@ def some(seed: int, lengths: list[list[int]]) -> list[Pack]:
         trained = np.concatenate([np.arange(n) >= min(2, n - 1) for n in ends])
         files = np.zeros(len(ends), dtype=np.int32)
         return Pack(
-            ids=draw.integers(3, 60, sum(ends)).astype(np.int32), trained=trained, lengths=np.array(ends, dtype=np.int32), files=files, lines=lines
+            ids=draw.integers(3, 60, sum(ends)).astype(np.int32),
+            trained=trained,
+            lengths=np.array(ends, dtype=np.int32),
+            files=files,
+            lines=lines,
         )
 
     return [pack(index, ends) for index, ends in enumerate(lengths)]
@@ -46,7 +54,10 @@ def test_documents_are_packs_of_their_own() -> None:
     assert len(rows) == 6
     assert [len(row.ids) for row in rows] == [4, 2, 3, 5, 2, 2]
     assert [rows[i].ids.tolist() for i in range(6)] == [row.ids.tolist() for row in rows]
-    assert np.concatenate([row.ids for row in rows]).tolist() == np.concatenate([pack.ids for pack in packs]).tolist()
+    assert (
+        np.concatenate([row.ids for row in rows]).tolist()
+        == np.concatenate([pack.ids for pack in packs]).tolist()
+    )
     assert [(row.files.tolist(), row.lines.tolist()) for row in alone(packs[0])] == [
         ([f], [n]) for f, n in zip(packs[0].files, packs[0].lines, strict=True)
     ]
@@ -69,7 +80,14 @@ def test_each_is_a_micro_batch_and_processes_keep_pace() -> None:
 @pytest.fixture(params=sorted(CONFIGS))
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> PeftModel:
     AutoModelForCausalLM.from_config(hybrid(request.param)).save_pretrained(tmp_path)
-    tuned = add_lora(load_model(tmp_path, dtype=torch.float32, device="cpu"), r=2, alpha=4, dropout=0.0, targets="all-linear", seed=0)
+    tuned = add_lora(
+        load_model(tmp_path, dtype=torch.float32, device="cpu"),
+        r=2,
+        alpha=4,
+        dropout=0.0,
+        targets="all-linear",
+        seed=0,
+    )
     draw = torch.Generator().manual_seed(1)
     for name, p in tuned.named_parameters():
         if ".lora_B" in name:
@@ -83,7 +101,10 @@ def test_the_gradient_is_that_of_the_documents_alone(model: PeftModel) -> None:
     named = trained(model)
     engine = TorchEngine(model, optimizers.build(named, Optim(), device=torch.device("cpu")))
     targets = count_targets(packs)
-    losses = engine.forward_backward(micro_batches(list(Alone(packs)), 1, World(rank=0, size=1, device=torch.device("cpu")), step=0), targets)
+    losses = engine.forward_backward(
+        micro_batches(list(Alone(packs)), 1, World(rank=0, size=1, device=torch.device("cpu")), step=0),
+        targets,
+    )
     found = dict(engine.gradients())
     engine.reset()
     # as transformers computes them, without the seam, without positions, each document in a call of its own
@@ -93,7 +114,9 @@ def test_the_gradient_is_that_of_the_documents_alone(model: PeftModel) -> None:
         for row in alone(pack):
             ids = torch.from_numpy(row.ids.astype(np.int64))[None]
             keep = torch.from_numpy(np.flatnonzero(row.trained[1:]))
-            loss = cross_entropy(model(input_ids=ids, use_cache=False).logits[0, keep], ids[0, keep + 1], reduction="sum")
+            loss = cross_entropy(
+                model(input_ids=ids, use_cache=False).logits[0, keep], ids[0, keep + 1], reduction="sum"
+            )
             (loss / targets).backward()
             expected.append(loss.item())
     assert losses == pytest.approx(expected, rel=1e-5)
@@ -111,7 +134,9 @@ def test_packed_it_would_be_another_one_or_refused(model: PeftModel) -> None:
     loss, tokens = held_out_loss(model, [pack], "cpu")
     assert loss is not None
     apart = [held_out_loss(model, [row], "cpu") for row in alone(pack)]
-    assert loss * tokens == pytest.approx(sum(one * count for one, count in apart if one is not None), rel=1e-6)
+    assert loss * tokens == pytest.approx(
+        sum(one * count for one, count in apart if one is not None), rel=1e-6
+    )
     try:
         together = summed_loss(model, collate([pack])).item()
     except NotImplementedError:
@@ -125,9 +150,19 @@ def test_the_proofs_are_of_what_is_done(model: PeftModel) -> None:
     assert carries(model)
     engine = TorchEngine(model, optimizers.build(trained(model), Optim(), device=torch.device("cpu")))
     found = prove(
-        engine, model, packs, World(rank=0, size=1, device=torch.device("cpu")), where=lambda pack: [f"rows:{line}" for line in pack.lines], template=None,
-        whole=True, compute=torch.float32, autocast=None, quant="none", zero_adapter=False, apart=True,
-    )  # fmt: skip
+        engine,
+        model,
+        packs,
+        World(rank=0, size=1, device=torch.device("cpu")),
+        where=lambda pack: [f"rows:{line}" for line in pack.lines],
+        template=None,
+        whole=True,
+        compute=torch.float32,
+        autocast=None,
+        quant="none",
+        zero_adapter=False,
+        apart=True,
+    )
     assert found["packed"] == 0
     assert found["accumulated"] == 0
     assert found["attention"] < 2e-4
@@ -136,8 +171,29 @@ def test_the_proofs_are_of_what_is_done(model: PeftModel) -> None:
 def test_what_is_not_finite_is_in_one_document() -> None:
     rows = list(Alone(some(5, [[4, 2], [3]])))
     recipe = Recipe(
-        seed=0, lr=1e-3, schedule="constant", horizon=1, warmup=0, decay=0.1, clip=None, micro_batch=1, alone=True, sequence_parallel=1, save_every=1,
-        measure_every=None, patience=None, patience_every=1, keep=1, best_by="loss", pinned=None, resumable=False,
-    )  # fmt: skip
+        seed=0,
+        lr=1e-3,
+        schedule="constant",
+        horizon=1,
+        warmup=0,
+        decay=0.1,
+        clip=None,
+        micro_batch=1,
+        alone=True,
+        sequence_parallel=1,
+        save_every=1,
+        measure_every=None,
+        patience=None,
+        patience_every=1,
+        keep=1,
+        best_by="loss",
+        pinned=None,
+        resumable=False,
+    )
     places = places_of(rows, recipe, 2, lambda pack: [f"rows:{line}" for line in pack.lines])
-    assert [(place.rank, place.rows()) for place in places] == [(0, ["rows:0"]), (0, ["rows:10"]), (1, ["rows:1"]), (1, [])]
+    assert [(place.rank, place.rows()) for place in places] == [
+        (0, ["rows:0"]),
+        (0, ["rows:10"]),
+        (1, ["rows:1"]),
+        (1, []),
+    ]

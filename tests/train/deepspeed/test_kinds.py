@@ -1,4 +1,6 @@
-"""Under DeepSpeed, what PEFT and bitsandbytes make of a model trains as it does on the torch engine; on a GPU too."""
+"""Under DeepSpeed, what PEFT and bitsandbytes make of a model trains as it does on the torch engine; on a
+GPU too.
+"""
 
 import math
 import warnings
@@ -28,11 +30,15 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def kinds(world: World, given: dict[str, Any]) -> dict[str, Any]:
-    """In one of several processes: the first steps under ZeRO 3 of what PEFT and bitsandbytes make of a model."""
+    """In one of several processes: the first steps under ZeRO 3 of what PEFT and bitsandbytes make of a
+    model.
+    """
     batches, targets = make_batches()
     found = {}
     for name, kind in given["kinds"].items():
-        engine = ZeroEngine(make_kind(given["model"], **kind), world=world, settings=make_settings(3, world), optim=OPTIM)
+        engine = ZeroEngine(
+            make_kind(given["model"], **kind), world=world, settings=make_settings(3, world), optim=OPTIM
+        )
         engine.forward_backward(batches[:4][world.rank :: world.size], targets[0])
         gradients = {name: gradient.clone() for name, gradient in engine.gradients()}
         engine.reset()
@@ -41,7 +47,13 @@ def kinds(world: World, given: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def make_kind(directory: Path, quant: str = "none", storage: torch.dtype | None = None, recompute: bool = False, **lora: Any) -> torch.nn.Module:
+def make_kind(
+    directory: Path,
+    quant: str = "none",
+    storage: torch.dtype | None = None,
+    recompute: bool = False,
+    **lora: Any,
+) -> torch.nn.Module:
     base = load_model(directory, dtype=torch.float32, device="cpu", quant=quant, storage=storage)
     model: Any = add_lora(base, r=4, alpha=8, dropout=0.0, targets="all-linear", seed=0, **lora)
     torch.manual_seed(1)
@@ -50,7 +62,8 @@ def make_kind(directory: Path, quant: str = "none", storage: torch.dtype | None 
             torch.nn.init.normal_(p, std=0.02)
     if recompute:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning)  # a newer transformers calls it activation_checkpointing_enable
+            # a newer transformers calls it activation_checkpointing_enable
+            warnings.filterwarnings("ignore", category=FutureWarning)
             model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     made: torch.nn.Module = model.train()
@@ -59,7 +72,9 @@ def make_kind(directory: Path, quant: str = "none", storage: torch.dtype | None 
 
 @pytest.mark.slow
 def test_what_zero_3_shards_is_multiplied_as_if_whole(tiny: Path, tmp_path: Path) -> None:
-    ranks = in_processes(f"{__name__}:kinds", {"kinds": KINDS, "model": tiny}, tmp_path / "ranks", size=2, bitsandbytes=True)
+    ranks = in_processes(
+        f"{__name__}:kinds", {"kinds": KINDS, "model": tiny}, tmp_path / "ranks", size=2, bitsandbytes=True
+    )
     batches, targets = make_batches()
     for name, kind in KINDS.items():
         model = make_kind(tiny, **kind | {"recompute": False})
@@ -76,14 +91,19 @@ def test_what_zero_3_shards_is_multiplied_as_if_whole(tiny: Path, tmp_path: Path
 
 
 def quantised(world: World, given: dict[str, Any]) -> dict[Any, list[float]]:
-    """In one of several processes: losses of nf4 under DeepSpeed. A warning is an error, as in the tests on a GPU."""
+    """In one of several processes: losses of nf4 under DeepSpeed. A warning is an error, as in the tests
+    on a GPU.
+    """
     found = {}
     for stage, offload in given["cases"]:
         model = make_kind(given["model"], quant="nf4", storage=torch.bfloat16 if stage == 3 else None)
         engine = ZeroEngine(model, world=world, settings=make_settings(stage, world, offload), optim=OPTIM)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")  # as the engine does
+            # as the engine does
+            warnings.filterwarnings(
+                "ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger"
+            )
             found[stage, offload] = losses_of(engine, world)
     return found
 
@@ -93,7 +113,13 @@ def losses_of(engine: Engine, world: World) -> list[float]:
     batches, targets = make_batches()
     losses = []
     for step in range(3):
-        losses.append(sum(engine.forward_backward(batches[4 * step : 4 * step + 4][world.rank :: world.size], targets[step])))
+        losses.append(
+            sum(
+                engine.forward_backward(
+                    batches[4 * step : 4 * step + 4][world.rank :: world.size], targets[step]
+                )
+            )
+        )
         engine.step(1e-3, 1.0)
     return world.sum([*losses, engine.measure(batches[-4:][world.rank :: world.size])[0]])
 
@@ -101,9 +127,17 @@ def losses_of(engine: Engine, world: World) -> list[float]:
 @pytest.mark.parametrize("size", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_nf4_is_the_same_under_every_stage(size: int, tiny: Path, tmp_path: Path) -> None:
     cases = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "all")]
-    ranks = in_processes(f"{__name__}:quantised", {"cases": cases, "model": tiny}, tmp_path / "ranks", size=size, bitsandbytes=True)
+    ranks = in_processes(
+        f"{__name__}:quantised",
+        {"cases": cases, "model": tiny},
+        tmp_path / "ranks",
+        size=size,
+        bitsandbytes=True,
+    )
     model = make_kind(tiny, quant="nf4")
-    true = losses_of(TorchEngine(model, build(trained(model), OPTIM, device=CPU, ends=ends(model))), alone(CPU))
+    true = losses_of(
+        TorchEngine(model, build(trained(model), OPTIM, device=CPU, ends=ends(model))), alone(CPU)
+    )
     assert true[0] != true[1]
     for case in cases:
         assert ranks[0][case] == pytest.approx(true, rel=1e-6), case
@@ -130,22 +164,39 @@ def test_on_a_gpu_it_trains_in_bf16_as_the_torch_engine_does(
     full = adapter == "none"
     curves = []
     for sharded in (False, True):
-        place = "cpu" if sharded and stage == 3 and quant == "none" else "cuda"  # ZeRO 3 takes a model from the host, a tensor at a time
+        # ZeRO 3 takes a model from the host, a tensor at a time
+        place = "cpu" if sharded and stage == 3 and quant == "none" else "cuda"
         storage = torch.bfloat16 if sharded and stage == 3 and quant == "nf4" else None
-        model: Any = load_model(tiny, dtype=torch.float32 if full else torch.bfloat16, device=place, quant=quant, storage=storage)
-        model = model.train() if full else add_lora(model, r=4, alpha=8, dropout=0.0, targets="all-linear", seed=0).train()
+        model: Any = load_model(
+            tiny, dtype=torch.float32 if full else torch.bfloat16, device=place, quant=quant, storage=storage
+        )
+        model = (
+            model.train()
+            if full
+            else add_lora(model, r=4, alpha=8, dropout=0.0, targets="all-linear", seed=0).train()
+        )
         autocast = torch.bfloat16 if full else None
         engine: Engine
         if sharded:
-            engine = ZeroEngine(model, world=world, settings=make_settings(stage, world, offload, "cuda"), optim=OPTIM, autocast=autocast)
+            engine = ZeroEngine(
+                model,
+                world=world,
+                settings=make_settings(stage, world, offload, "cuda"),
+                optim=OPTIM,
+                autocast=autocast,
+            )
         else:
-            engine = TorchEngine(model, build(trained(model), OPTIM, device=world.device, ends=ends(model)), autocast=autocast)
+            engine = TorchEngine(
+                model, build(trained(model), OPTIM, device=world.device, ends=ends(model)), autocast=autocast
+            )
         seen: set[torch.dtype] = set()
         layer = next(module for name, module in model.named_modules() if name.endswith("q_proj"))
         layer.register_forward_hook(lambda _module, _args, out, seen=seen: seen.add(out.dtype))
         losses = []
         for step in range(6):
-            losses.append(sum(engine.forward_backward(batches[4 * step : 4 * step + 4], targets[step])) / targets[step])
+            losses.append(
+                sum(engine.forward_backward(batches[4 * step : 4 * step + 4], targets[step])) / targets[step]
+            )
             assert math.isfinite(engine.step(1e-3, 1.0))
         held_out, count = engine.measure(batches[-4:])
         assert engine.state().weights

@@ -1,4 +1,6 @@
-"""Processes that share rows compute what one process computes: real all-to-all between real processes, on the processor."""
+"""Processes that share rows compute what one process computes: real all-to-all between real processes, on
+the processor.
+"""
 
 import random
 import warnings
@@ -37,15 +39,29 @@ from tuner.train.loss import summed_loss
 
 WORDS = 64
 SMALL = {
-    "vocab_size": WORDS, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "use_cache": False,
+    "vocab_size": WORDS,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "use_cache": False,
     "initializer_range": 0.2,
-}  # fmt: skip
+}
 CONFIGS: dict[str, PreTrainedConfig] = {
     "grouped": LlamaConfig(**SMALL, num_key_value_heads=2),
     "one key head": LlamaConfig(**SMALL, num_key_value_heads=1),
     "distances": AlibiConfig(**SMALL, num_key_value_heads=4),
-    "caps and windows": Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=8, sliding_window=5, attn_logit_softcapping=2.0),
-    "sinks": GptOssConfig(**SMALL, num_key_value_heads=2, head_dim=8, sliding_window=5, num_local_experts=2, num_experts_per_tok=1),
+    "caps and windows": Gemma2Config(
+        **SMALL, num_key_value_heads=2, head_dim=8, sliding_window=5, attn_logit_softcapping=2.0
+    ),
+    "sinks": GptOssConfig(
+        **SMALL,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=5,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+    ),
 }
 
 
@@ -79,7 +95,9 @@ def shared(world: World, given: dict[str, Any]) -> dict[str, Any]:
     for name in given["names"]:
         model = make_model(name)
         case = resolve(
-            Machine(engine="deepspeed", processes=world.size, zero=given["zero"], sequence_parallel=world.size),
+            Machine(
+                engine="deepspeed", processes=world.size, zero=given["zero"], sequence_parallel=world.size
+            ),
             Algo(adapter="none"),
             processes=world.size,
         )
@@ -93,14 +111,20 @@ def shared(world: World, given: dict[str, Any]) -> dict[str, Any]:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
         batches = [shard(batch, world.rank, world.size) for batch in make_batches()]
         losses = engine.forward_backward(batches, given["targets"])
-        made[name] = {"losses": losses, "gradients": {key: value.clone() for key, value in engine.gradients()}}
+        made[name] = {
+            "losses": losses,
+            "gradients": {key: value.clone() for key, value in engine.gradients()},
+        }
         sequence_parallel.remove()
-        with torch.no_grad():  # each for itself again, and without an announcement: the borders are read off the slices of positions
+        # each for itself again, and without an announcement: the borders are read off the slices of positions
+        with torch.no_grad():
             alone = summed_loss(model, make_batches()[0]).item()
             sequence_parallel.install(group)
             model.eval()
             slice_ = batches[0]
-            logits = model(input_ids=slice_.ids_1N, position_ids=slice_.positions_1N.clone(), use_cache=False).logits[0]
+            logits = model(
+                input_ids=slice_.ids_1N, position_ids=slice_.positions_1N.clone(), use_cache=False
+            ).logits[0]
             sequence_parallel.remove()
             loss = torch.nn.functional.cross_entropy(logits[slice_.keep_M], slice_.targets_M, reduction="sum")
         made[name] |= {"alone": alone, "unannounced": loss.item()}
@@ -114,21 +138,31 @@ def expected(name: str, targets: int) -> tuple[list[float], dict[str, torch.Tens
         loss = summed_loss(model, batch)
         (loss / targets).backward()
         losses.append(loss.item())
-    return losses, {key: torch.zeros_like(p) if p.grad is None else p.grad for key, p in model.named_parameters()}
+    return losses, {
+        key: torch.zeros_like(p) if p.grad is None else p.grad for key, p in model.named_parameters()
+    }
 
 
 @pytest.mark.parametrize(
     ("size", "zero", "names", "recompute"),
     [
         pytest.param(2, 2, ["grouped", "one key head"], False, id="2 processes"),
-        pytest.param(2, 3, [*CONFIGS], True, id="2 processes, every kind, recomputed", marks=pytest.mark.slow),
-        pytest.param(4, 0, ["grouped", "distances", "sinks"], False, id="4 processes", marks=pytest.mark.slow),
+        pytest.param(
+            2, 3, [*CONFIGS], True, id="2 processes, every kind, recomputed", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            4, 0, ["grouped", "distances", "sinks"], False, id="4 processes", marks=pytest.mark.slow
+        ),
     ],
 )
-def test_processes_that_share_rows_compute_what_one_computes(size: int, zero: int, names: list[str], recompute: bool, tmp_path: Path) -> None:
+def test_processes_that_share_rows_compute_what_one_computes(
+    size: int, zero: int, names: list[str], recompute: bool, tmp_path: Path
+) -> None:
     targets = sum(len(batch.targets_M) for batch in make_batches())
     given = {"names": names, "zero": zero, "targets": targets, "recompute": recompute}
-    ranks = in_processes("tests.train.deepspeed.test_sequence_parallel:shared", given, tmp_path / "ranks", size=size)
+    ranks = in_processes(
+        "tests.train.deepspeed.test_sequence_parallel:shared", given, tmp_path / "ranks", size=size
+    )
     for name in names:
         losses, gradients = expected(name, targets)
         for n, loss in enumerate(losses):
@@ -146,13 +180,21 @@ def test_slices_are_the_row(packs: Packs, size: int) -> None:
     row = collate([packs[0], packs[1]], indices=[5, 9], step=3)
     slices = [shard(row, rank, size) for rank in range(size)]
     tokens, each = row.ids_1N.shape[1], slices[0].ids_1N.shape[1]
-    assert {piece.ids_1N.shape for piece in slices} == {piece.positions_1N.shape for piece in slices} == {(1, each)}
+    assert (
+        {piece.ids_1N.shape for piece in slices}
+        == {piece.positions_1N.shape for piece in slices}
+        == {(1, each)}
+    )
     assert 0 <= each * size - tokens < size
-    ids, positions = (torch.cat([getattr(piece, name) for piece in slices], dim=1) for name in ("ids_1N", "positions_1N"))
+    ids, positions = (
+        torch.cat([getattr(piece, name) for piece in slices], dim=1) for name in ("ids_1N", "positions_1N")
+    )
     assert torch.equal(ids[:, :tokens], row.ids_1N)
     assert torch.equal(positions[:, :tokens], row.positions_1N)
     assert seam.documents_of(positions).borders == slices[-1].borders
-    assert torch.equal(torch.cat([piece.keep_M + rank * each for rank, piece in enumerate(slices)]), row.keep_M)
+    assert torch.equal(
+        torch.cat([piece.keep_M + rank * each for rank, piece in enumerate(slices)]), row.keep_M
+    )
     assert torch.equal(torch.cat([piece.targets_M for piece in slices]), row.targets_M)
     assert {piece.step for piece in slices} == {3}
     assert all(sum(count for _, count in piece.packs) == each for piece in slices)
@@ -162,14 +204,28 @@ def test_slices_are_the_row(packs: Packs, size: int) -> None:
 
 def test_the_example_of_the_docstring() -> None:
     row = Batch(
-        ids_1N=torch.tensor([[1, 2, 30, 4, 50]]), positions_1N=torch.tensor([[0, 1, 2, 0, 1]]), keep_M=torch.tensor([1, 3]), targets_M=torch.tensor([30, 50])
-    )  # fmt: skip
+        ids_1N=torch.tensor([[1, 2, 30, 4, 50]]),
+        positions_1N=torch.tensor([[0, 1, 2, 0, 1]]),
+        keep_M=torch.tensor([1, 3]),
+        targets_M=torch.tensor([30, 50]),
+    )
     first, second = shard(row, 0, 2), shard(row, 1, 2)
-    assert (first.positions_1N.tolist(), first.keep_M.tolist(), first.borders) == ([[0, 1, 2]], [1], (0, 3, 5, 6))
-    assert (second.positions_1N.tolist(), second.keep_M.tolist(), second.borders) == ([[0, 1, 0]], [0], (0, 3, 5, 6))
+    assert (first.positions_1N.tolist(), first.keep_M.tolist(), first.borders) == (
+        [[0, 1, 2]],
+        [1],
+        (0, 3, 5, 6),
+    )
+    assert (second.positions_1N.tolist(), second.keep_M.tolist(), second.borders) == (
+        [[0, 1, 0]],
+        [0],
+        (0, 3, 5, 6),
+    )
 
 
-@pytest.mark.parametrize(("heads", "kv", "size", "best"), [(14, 2, 4, 2), (9, 3, 2, 1), (16, 6, 4, 2), (12, 4, 3, 2), (8, 8, 16, 8)])
+@pytest.mark.parametrize(
+    ("heads", "kv", "size", "best"),
+    [(14, 2, 4, 2), (9, 3, 2, 1), (16, 6, 4, 2), (12, 4, 3, 2), (8, 8, 16, 8)],
+)
 def test_heads_that_cannot_be_dealt_out(heads: int, kv: int, size: int, best: int) -> None:
     said = misfit(heads, kv, size)
     assert said is not None
@@ -182,7 +238,16 @@ def test_models_whose_rows_cannot_be_shared_are_refused() -> None:
     with torch.device("meta"):
         state = carries(AutoModelForCausalLM.from_config(hybrid))
     refuse(CONFIGS["caps and windows"], 2)
-    with pytest.raises(ConfigError, match=r"sequence_parallel=3 deals .* its 4 heads, with 2 of keys, can be dealt out to 2 processes, and not to 3"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"sequence_parallel=3 deals .* its 4 heads, with 2 of keys, can be dealt out to 2 processes, and"
+            r" not to 3"
+        ),
+    ):
         refuse(CONFIGS["grouped"], 3)
-    with pytest.raises(ConfigError, match=r"layers of another kind \(linear_attention layers\). Leave machine.sequence_parallel=1"):
+    with pytest.raises(
+        ConfigError,
+        match=r"layers of another kind \(linear_attention layers\). Leave machine.sequence_parallel=1",
+    ):
         refuse(hybrid, 2, state)

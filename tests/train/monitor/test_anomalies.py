@@ -12,7 +12,9 @@ from tuner.train.monitor.anomalies import Place, Watch, refuse_not_finite, refus
 from tuner.train.schedule import exhausted, lr_at
 
 
-def row(step: int, loss: float = 2.0, norm: float = 1.0, lr: float = 1e-4, targets: int = 50) -> dict[str, Any]:
+def row(
+    step: int, loss: float = 2.0, norm: float = 1.0, lr: float = 1e-4, targets: int = 50
+) -> dict[str, Any]:
     return {"step": step, "loss": loss, "grad_norm": norm, "lr": lr, "targets": targets}
 
 
@@ -23,7 +25,10 @@ def rows() -> list[str]:
 def curve(seed: int, steps: int) -> list[dict[str, Any]]:
     """A training as they are: the loss falls and is noisy, norms have a long tail."""
     draw = random.Random(seed)
-    return [row(n, 1.2 + 2.5 * 0.98**n + draw.gauss(0, 0.15), draw.lognormvariate(0, 0.35)) for n in range(1, steps + 1)]
+    return [
+        row(n, 1.2 + 2.5 * 0.98**n + draw.gauss(0, 0.15), draw.lognormvariate(0, 0.35))
+        for n in range(1, steps + 1)
+    ]
 
 
 def said(watch: Watch, seen: list[dict[str, Any]]) -> list[str]:
@@ -35,7 +40,10 @@ def test_a_usual_training_is_not_commented(seed: int) -> None:
     assert said(Watch(horizon=400), curve(seed, 400)) == []
 
 
-@pytest.mark.parametrize(("name", "value", "words"), [("loss", 5.5, "the loss is 5.5"), ("grad_norm", 40.0, "the gradient's norm is 40")])
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("loss", 5.5, "the loss is 5.5"), ("grad_norm", 40.0, "the gradient's norm is 40")],
+)
 def test_a_spike_is_said_once(name: str, value: float, words: str) -> None:
     seen = curve(0, 300)
     for step in (200, 201, 202, 250):
@@ -60,7 +68,9 @@ def test_what_is_usual_is_known_at_once_in_a_training_that_goes_on() -> None:
 def test_steps_without_targets() -> None:
     watch = Watch(horizon=40)
     seen = [row(n, loss=0.0 if 5 <= n <= 6 else 2.0, targets=0 if 5 <= n <= 6 else 50) for n in range(1, 40)]
-    assert said(watch, seen) == ["step 5 trains nothing: none of its tokens is a target (a.jsonl:7, a.jsonl:9)"]
+    assert said(watch, seen) == [
+        "step 5 trains nothing: none of its tokens is a target (a.jsonl:7, a.jsonl:9)"
+    ]
     watch.close()
 
 
@@ -70,11 +80,22 @@ def test_a_training_without_targets_is_refused() -> None:
     with pytest.raises(StageError, match="Nothing was trained"):
         watch.close()
     pack = Pack(
-        ids=np.arange(4, dtype=np.int32), trained=np.zeros(4, dtype=np.bool_), lengths=np.array([4]), files=np.array([0]), lines=np.array([1])
+        ids=np.arange(4, dtype=np.int32),
+        trained=np.zeros(4, dtype=np.bool_),
+        lengths=np.array([4]),
+        files=np.array([0]),
+        lines=np.array([1]),
     )
     with pytest.raises(DataError, match="no token of the training set is trained"):
         refuse_nothing_trained([pack, pack])
-    refuse_nothing_trained([pack, Pack(ids=pack.ids, trained=~pack.trained, lengths=pack.lengths, files=pack.files, lines=pack.lines)])
+    refuse_nothing_trained(
+        [
+            pack,
+            Pack(
+                ids=pack.ids, trained=~pack.trained, lengths=pack.lengths, files=pack.files, lines=pack.lines
+            ),
+        ]
+    )
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
@@ -92,13 +113,21 @@ def test_a_dead_learning_rate() -> None:
 
 
 def test_a_loss_that_is_not_finite_names_step_rank_and_rows() -> None:
-    places = [Place(rank=rank, rows=lambda rank=rank: [f"a.jsonl:{rank}{i}" for i in range(6)]) for rank in (0, 1)]  # type: ignore[misc]
+    places = [
+        Place(rank=rank, rows=lambda rank=rank: [f"a.jsonl:{rank}{i}" for i in range(6)]) for rank in (0, 1)
+    ]  # type: ignore[misc]
     refuse_not_finite("loss", [1.0, 2.0], 7, places)
     with pytest.raises(
-        StageError, match=r"^The loss of step 7 on rank 1 is nan\. It comes from the rows a\.jsonl:10, .* and 2 more\. Look.*lower algo\.optim\.lr"
+        StageError,
+        match=(
+            r"^The loss of step 7 on rank 1 is nan\. It comes from the rows a\.jsonl:10, .* and 2 more\."
+            r" Look.*lower algo\.optim\.lr"
+        ),
     ):
         refuse_not_finite("loss", [1.0, float("nan")], 7, places)
-    with pytest.raises(StageError, match=r"^The gradient of step 7 is inf\. It comes from the rows a\.jsonl:00,"):
+    with pytest.raises(
+        StageError, match=r"^The gradient of step 7 is inf\. It comes from the rows a\.jsonl:00,"
+    ):
         refuse_not_finite("gradient", [float("inf")] * 2, 7, places)
     with pytest.raises(StageError, match=r"^The loss of step 2 is inf\. It comes from"):
         refuse_not_finite("loss", [float("inf")], 2, places[:1])

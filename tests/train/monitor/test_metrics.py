@@ -12,7 +12,15 @@ from tuner.train.monitor.trackers import open_trackers
 
 
 def row(step: int, **more: float) -> dict[str, float]:
-    usual = {"step": step, "loss": 1.0, "lr": 0.1, "grad_norm": 2.0, "tokens": 10 * step, "targets": 5, "seconds": 1.5 * step}
+    usual = {
+        "step": step,
+        "loss": 1.0,
+        "lr": 0.1,
+        "grad_norm": 2.0,
+        "tokens": 10 * step,
+        "targets": 5,
+        "seconds": 1.5 * step,
+    }
     return usual | {"tokens_per_second": 6.7, "memory": 3 * 2**30} | more
 
 
@@ -53,7 +61,9 @@ def test_usage_of_a_processor() -> None:
     held = torch.ones(64 * 2**20)  # 256 MiB
     found = usage(torch.device("cpu"), flops=6e12, seconds=2.0, peak=1e12, processes=4)
     assert found["mfu"] == 0.75
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
+    status = dict(
+        line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    )
     assert found["memory"] == pytest.approx(1024 * int(status["VmHWM"].split()[0]), rel=0.02)
     assert found["memory"] > held.numel() * 4
     assert usage(torch.device("cpu"), flops=6e12, seconds=2.0, peak=None, processes=1).keys() == {"memory"}
@@ -91,7 +101,9 @@ def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert "loss 1.0000  lr 1.00e-01  7 tokens/s  3.0 GiB" in shown
 
 
-def test_other_ranks_show_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_ranks_show_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with Progress(start=0, steps=2, say=lambda line: pytest.fail(line), shown=False) as progress:
         progress.show(row(1))
@@ -99,10 +111,20 @@ def test_other_ranks_show_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_trackers_get_the_rows(tmp_path: Path) -> None:
-    trackers = open_trackers(["tensorboard"], tmp_path, project="p", name="n", config={}, step=0, say=lambda line: pytest.fail(line))
+    trackers = open_trackers(
+        ["tensorboard"],
+        tmp_path,
+        project="p",
+        name="n",
+        config={},
+        step=0,
+        say=lambda line: pytest.fail(line),
+    )
     journal = Journal(tmp_path, step=0, trackers=trackers)
     journal.write(row(1))
     journal.text("samples", "**Hi**\n\nHello", 1)
     journal.close()
-    assert [path.name.startswith("events.out.tfevents") for path in (tmp_path / "tensorboard").iterdir()] == [True]
+    assert [path.name.startswith("events.out.tfevents") for path in (tmp_path / "tensorboard").iterdir()] == [
+        True
+    ]
     assert json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8")) == row(1)

@@ -1,4 +1,6 @@
-"""Trackers: TensorBoard for real, the others where they are installed, and those that are missing, fail or hang."""
+"""Trackers: TensorBoard for real, the others where they are installed, and those that are missing, fail or
+hang.
+"""
 
 import json
 import sqlite3
@@ -15,23 +17,43 @@ from tests.conftest import REPO
 from tuner.train.monitor import trackers
 from tuner.train.monitor.trackers import Trackers, open_trackers
 
-CONFIG = {"algo.r": 8, "algo.optim.lr": 2e-4, "algo.targets": ("q_proj", "v_proj"), "data.path": str(REPO / "rows.jsonl")}
+CONFIG = {
+    "algo.r": 8,
+    "algo.optim.lr": 2e-4,
+    "algo.targets": ("q_proj", "v_proj"),
+    "data.path": str(REPO / "rows.jsonl"),
+}
 
 
 def row(step: int) -> dict[str, float]:
-    return {"step": step, "loss": 1 / step, "lr": 1e-4, "grad_norm": 1.0, "tokens": 10 * step, "targets": 5, "seconds": 1.0, "tokens_per_second": 9.5}
+    return {
+        "step": step,
+        "loss": 1 / step,
+        "lr": 1e-4,
+        "grad_norm": 1.0,
+        "tokens": 10 * step,
+        "targets": 5,
+        "seconds": 1.0,
+        "tokens_per_second": 9.5,
+    }
 
 
 def run(kind: str, out: Path, begin: int, end: int) -> str:
     """A training from one step to another; returns the run's id."""
     said: list[str] = []
-    opened = open_trackers([kind], out, project="proofs", name="train-3abb8f", config=CONFIG, step=begin, say=said.append)
+    opened = open_trackers(
+        [kind], out, project="proofs", name="train-3abb8f", config=CONFIG, step=begin, say=said.append
+    )
     for step in range(begin + 1, end + 1):
         opened.write(row(step))
     opened.text("samples", "**Hi**\n\nHello <b>", end)
     opened.close()
     assert said == []
-    return str(json.loads((out / "trackers.json").read_text(encoding="utf-8"))[kind]) if kind != "tensorboard" else ""
+    return (
+        str(json.loads((out / "trackers.json").read_text(encoding="utf-8"))[kind])
+        if kind != "tensorboard"
+        else ""
+    )
 
 
 def test_tensorboard_has_each_step_once(tmp_path: Path) -> None:
@@ -40,13 +62,19 @@ def test_tensorboard_has_each_step_once(tmp_path: Path) -> None:
     run("tensorboard", tmp_path, 3, 7)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(n, pytest.approx(1 / n)) for n in range(1, 8)]
-    assert {"train/lr", "train/grad_norm", "train/tokens_per_second", "train/targets"} <= set(events.Tags()["scalars"])
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [
+        (n, pytest.approx(1 / n)) for n in range(1, 8)
+    ]
+    assert {"train/lr", "train/grad_norm", "train/tokens_per_second", "train/targets"} <= set(
+        events.Tags()["scalars"]
+    )
     assert not (tmp_path / "trackers.json").exists()  # it knows its run by the directory
 
 
 @pytest.mark.parametrize("kind", ["wandb", "swanlab", "mlflow", "trackio"])
-def test_one_that_is_not_installed_is_said_and_left_out(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_is_not_installed_is_said_and_left_out(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, kind, None)
     said: list[str] = []
     opened = open_trackers([kind], tmp_path, project="p", name="n", config={}, step=0, say=said.append)
@@ -62,7 +90,9 @@ def test_one_that_is_not_installed_is_said_and_left_out(kind: str, tmp_path: Pat
 def test_one_that_can_not_be_opened_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").write_text("a file", encoding="utf-8")
     said: list[str] = []
-    opened = open_trackers(["tensorboard"], tmp_path, project="p", name="n", config={}, step=0, say=said.append)
+    opened = open_trackers(
+        ["tensorboard"], tmp_path, project="p", name="n", config={}, step=0, say=said.append
+    )
     opened.write(row(1))
     opened.close()
     assert [sentence[:40] for sentence in said] == ["the tracker tensorboard failed (FileExis"]
@@ -101,7 +131,10 @@ def test_one_that_fails_is_said_once_and_dropped() -> None:
     for step in range(1, 6):
         own.write(row(step))
     own.close()
-    assert said == ["the tracker wandb failed (ConnectionError: the server is gone); the training goes on without it, and metrics.jsonl has all rows"]
+    assert said == [
+        "the tracker wandb failed (ConnectionError: the server is gone); the training goes on without it, "
+        "and metrics.jsonl has all rows"
+    ]
     assert board.got == [1, 2]
 
 
@@ -115,7 +148,9 @@ def test_one_that_hangs_delays_neither_steps_nor_the_end(monkeypatch: pytest.Mon
     assert time.monotonic() - began < 5
     own.close()
     assert time.monotonic() - began < 10
-    assert [sentence[:60] for sentence in said] == ["the tracker wandb did not finish in time, and may lack the l"]
+    assert [sentence[:60] for sentence in said] == [
+        "the tracker wandb did not finish in time, and may lack the l"
+    ]
     back.set()
 
 
@@ -132,7 +167,9 @@ def test_what_is_no_number_is_not_sent() -> None:
     own = opened(board, [])
     own.write(row(1) | {"grad_norm": float("inf"), "mfu": 0.4})
     own.close()
-    assert set(seen[0]) == {f"train/{name}" for name in ("loss", "lr", "tokens", "targets", "tokens_per_second", "mfu")}
+    assert set(seen[0]) == {
+        f"train/{name}" for name in ("loss", "lr", "tokens", "targets", "tokens_per_second", "mfu")
+    }
 
 
 # Where they are installed. They keep what they have under the working directory.
@@ -178,7 +215,9 @@ def test_swanlab_goes_on_with_its_run(home: Path) -> None:
     name = twice("swanlab", home)
     directories = sorted(home.glob(f"swanlog/run-*-{name}"))
     assert directories
-    sent = b"".join(file.read_bytes() for directory in directories for file in directory.glob(f"run-{name}.swanlab"))
+    sent = b"".join(
+        file.read_bytes() for directory in directories for file in directory.glob(f"run-{name}.swanlab")
+    )
     assert b"train/loss" in sent
     assert not [place for place in (REPO, sys.executable) if str(place).encode() in sent]
 
@@ -189,7 +228,9 @@ def test_mlflow_goes_on_with_its_run(home: Path) -> None:
     pytest.importorskip("sqlalchemy")
     name = twice("mlflow", home)
     with sqlite3.connect(home / "mlflow.db") as database:
-        found = database.execute("select run_uuid, step, value from metrics where key = 'train/loss' order by step").fetchall()
+        found = database.execute(
+            "select run_uuid, step, value from metrics where key = 'train/loss' order by step"
+        ).fetchall()
         parameters = dict(database.execute("select key, value from params"))
         tags = dict(database.execute("select key, value from tags"))
         states = database.execute("select status from runs").fetchall()
@@ -206,6 +247,9 @@ def test_trackio_goes_on_with_its_run(home: Path) -> None:
     assert twice("trackio", home) == "train-3abb8f"
     (file,) = home.glob("trackio/*.db")
     with sqlite3.connect(file) as database:
-        found = [(step, json.loads(values)) for step, values in database.execute("select step, metrics from metrics order by id")]
+        found = [
+            (step, json.loads(values))
+            for step, values in database.execute("select step, metrics from metrics order by id")
+        ]
     database.close()
     assert [step for step, values in found if "train/loss" in values] == list(range(1, 9))

@@ -39,7 +39,9 @@ def pack(ids: np.ndarray, trained: np.ndarray) -> Pack:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_mask_that_a_template_makes_is_its_own(name: str, made: Callable[[str], tuple[Template, list[Pack]]]) -> None:
+def test_the_mask_that_a_template_makes_is_its_own(
+    name: str, made: Callable[[str], tuple[Template, list[Pack]]]
+) -> None:
     template, packs = made(name)
     count, odd = look(packs, template)
     assert count >= len(packs)
@@ -66,9 +68,13 @@ def without_the_end(trained: np.ndarray) -> np.ndarray:
     return trained & earlier(trained)
 
 
-@pytest.mark.parametrize("broken", [later, earlier, everything, the_others, without_the_end], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "broken", [later, earlier, everything, the_others, without_the_end], ids=lambda f: f.__name__
+)
 @pytest.mark.parametrize("name", ["chatml", "llama3", "glm4", "gemma3", "qwen3"])
-def test_another_mask_is_not(name: str, broken: Callable[[np.ndarray], np.ndarray], made: Callable[[str], tuple[Template, list[Pack]]]) -> None:
+def test_another_mask_is_not(
+    name: str, broken: Callable[[np.ndarray], np.ndarray], made: Callable[[str], tuple[Template, list[Pack]]]
+) -> None:
     template, packs = made(name)
     count, odd = look([replace(p, trained=broken(p.trained)) for p in packs], template)
     assert len(odd) > count / 2, [o.why for o in odd]
@@ -92,5 +98,7 @@ def test_documents_that_were_cut_are_no_oddity(made: Callable[[str], tuple[Templ
 def test_plain_texts_are_trained_as_a_whole(made: Callable[[str], tuple[Template, list[Pack]]]) -> None:
     template, _ = made("llama3")
     batch = template.texts(["Snow is white.", "Coal is black."])
-    count, odd = look([pack(batch.ids[b:e], batch.trained[b:e]) for b, e in pairwise(batch.offsets.tolist())], template)
+    count, odd = look(
+        [pack(batch.ids[b:e], batch.trained[b:e]) for b, e in pairwise(batch.offsets.tolist())], template
+    )
     assert (count, odd) == (2, [])

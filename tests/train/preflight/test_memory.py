@@ -32,7 +32,9 @@ def make(directory: Path, *, lora: bool, optimizer: str = "adamw") -> tuple[Any,
     if lora:
         model = add_lora(model, r=4, alpha=8, dropout=0.0, targets="all-linear", seed=0)
     model.train()
-    return model, TorchEngine(model, build(trained(model), Optim(name=optimizer, weight_decay=0.1), device=CPU))  # type: ignore[arg-type]
+    return model, TorchEngine(
+        model, build(trained(model), Optim(name=optimizer, weight_decay=0.1), device=CPU)
+    )  # type: ignore[arg-type]
 
 
 def step(engine: TorchEngine, packs: Packs) -> dict[str, torch.Tensor]:
@@ -42,25 +44,40 @@ def step(engine: TorchEngine, packs: Packs) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in engine.state().weights.items()}
 
 
-@pytest.mark.parametrize(("lora", "optimizer"), [(True, "adamw"), (False, "adamw"), (False, "adafactor"), (True, "muon")])
-def test_a_rehearsed_training_is_the_same_as_one_that_was_not(lora: bool, optimizer: str, tiny: Path, packs: Packs, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lora", "optimizer"), [(True, "adamw"), (False, "adamw"), (False, "adafactor"), (True, "muon")]
+)
+def test_a_rehearsed_training_is_the_same_as_one_that_was_not(
+    lora: bool, optimizer: str, tiny: Path, packs: Packs, tmp_path: Path
+) -> None:
     _, plain = make(tiny, lora=lora, optimizer=optimizer)
     model, engine = make(tiny, lora=lora, optimizer=optimizer)
     begun = {name: tensor.clone() for name, tensor in engine.state().weights.items()}
     found = rehearse(
-        engine, model, packs, Wish(micro_batch="auto", recompute="auto", packs=2), world=alone(CPU), scratch=tmp_path / "scratch", timeout=60
+        engine,
+        model,
+        packs,
+        Wish(micro_batch="auto", recompute="auto", packs=2),
+        world=alone(CPU),
+        scratch=tmp_path / "scratch",
+        timeout=60,
     )
     assert (found.micro_batch, found.recompute, found.reserved, found.expected) == (1, "none", None, None)
     assert found.tokens == max(len(pack.ids) for pack in packs)
     assert not (tmp_path / "scratch").exists()
-    assert all(torch.equal(begun[name].view(torch.int32), tensor.view(torch.int32)) for name, tensor in engine.state().weights.items())
+    assert all(
+        torch.equal(begun[name].view(torch.int32), tensor.view(torch.int32))
+        for name, tensor in engine.state().weights.items()
+    )
     assert not any(p.grad is not None for p in engine.named.values())
     expected, got = step(plain, packs), step(engine, packs)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
 def rehearsed(world: World, given: dict[str, Any]) -> list[bool]:
-    """In one of several processes, for each ZeRO stage: whether a training after a rehearsal ends as one without."""
+    """In one of several processes, for each ZeRO stage: whether a training after a rehearsal ends as one
+    without.
+    """
     from tests.train.lives import WORDS, train, whole, zero_engine
 
     packs = [replace(pack, ids=pack.ids % WORDS) for pack in given["packs"]]
@@ -74,7 +91,13 @@ def rehearsed(world: World, given: dict[str, Any]) -> list[bool]:
                 rehearse(engine, engine.model, packs, wish, world=world, scratch=given["scratch"], timeout=60)
             train(engine, world, 0, 2)
             ends.append(whole(world, engine.state()))
-        found += [all(torch.equal(getattr(ends[0], kind)[name], tensor) for name, tensor in getattr(ends[1], kind).items()) for kind in KINDS]
+        found += [
+            all(
+                torch.equal(getattr(ends[0], kind)[name], tensor)
+                for name, tensor in getattr(ends[1], kind).items()
+            )
+            for kind in KINDS
+        ]
     return [*found, given["scratch"].exists()]
 
 
@@ -86,21 +109,43 @@ def test_shards_are_rehearsed_too(packs: Packs, tmp_path: Path) -> None:
     assert in_processes(function, given, tmp_path / "ranks", size=2) == [[True] * 6 + [False]] * 2
 
 
-def test_a_disk_that_refuses_is_told_before_the_first_step(tiny: Path, packs: Packs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_refuses_is_told_before_the_first_step(
+    tiny: Path, packs: Packs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tuner.train.checkpoints.save.write_file", full)
     model, engine = make(tiny, lora=True)
     with pytest.raises(StageError, match="No space left on device"):
-        rehearse(engine, model, packs, Wish(micro_batch=1, recompute="none", packs=2), world=alone(CPU), scratch=tmp_path / "scratch", timeout=60)
+        rehearse(
+            engine,
+            model,
+            packs,
+            Wish(micro_batch=1, recompute="none", packs=2),
+            world=alone(CPU),
+            scratch=tmp_path / "scratch",
+            timeout=60,
+        )
     assert not (tmp_path / "scratch").exists()
 
 
 class Card:
-    """A GPU of so many bytes, by arithmetic: each micro batch takes `pack` bytes a pack, half of them where blocks are computed again."""
+    """A GPU of so many bytes, by arithmetic: each micro batch takes `pack` bytes a pack, half of them
+    where blocks are computed again.
+    """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, model: Any, engine: TorchEngine, *, room: int, base: int, pack: int, bend: int = 99) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        model: Any,
+        engine: TorchEngine,
+        *,
+        room: int,
+        base: int,
+        pack: int,
+        bend: int = 99,
+    ) -> None:
         self.room, self.base, self.pack, self.peak, self.tried = room, base, pack, 0, list[int]()
         whole = engine.forward_backward
 
@@ -133,7 +178,9 @@ def made(tiny: Path) -> tuple[Any, TorchEngine]:
     return make(tiny, lora=True)
 
 
-def on_card(made: tuple[Any, TorchEngine], packs: Packs, wish: Wish, scratch: Path, foresight: Any = None) -> memory.Rehearsal:
+def on_card(
+    made: tuple[Any, TorchEngine], packs: Packs, wish: Wish, scratch: Path, foresight: Any = None
+) -> memory.Rehearsal:
     model, engine = made
     world = alone(torch.device("cuda"))  # the engine itself stays on the processor
     return rehearse(engine, model, packs, wish, world=world, scratch=scratch, timeout=60, foresight=foresight)
@@ -141,10 +188,24 @@ def on_card(made: tuple[Any, TorchEngine], packs: Packs, wish: Wish, scratch: Pa
 
 @pytest.mark.parametrize(
     ("room", "most", "micro", "recompute"),
-    [(1000, 7, 7, "none"), (640, 7, 5, "none"), (640, 3, 3, "none"), (230, 7, 1, "none"), (200, 7, 1, "blocks"), (150, 7, 1, "blocks")],
+    [
+        (1000, 7, 7, "none"),
+        (640, 7, 5, "none"),
+        (640, 3, 3, "none"),
+        (230, 7, 1, "none"),
+        (200, 7, 1, "blocks"),
+        (150, 7, 1, "blocks"),
+    ],
 )
 def test_auto_takes_the_most_packs_that_leave_a_reserve(
-    room: int, most: int, micro: int, recompute: str, made: tuple[Any, TorchEngine], packs: Packs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    room: int,
+    most: int,
+    micro: int,
+    recompute: str,
+    made: tuple[Any, TorchEngine],
+    packs: Packs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of 100 bytes and 100 a pack, or 50 with recomputation."""
     card = Card(monkeypatch, *made, room=room, base=100 if room != 150 else 80, pack=100)
@@ -171,7 +232,9 @@ def test_what_does_not_fit_is_refused_with_what_would(
         def reserved(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool) -> float:
             return 130.0 + tokens * 0 + targets * 0 + 10 * accumulated + 10 * recompute
 
-        def ways(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool, micro: int, room: float) -> list[str]:
+        def ways(
+            self, tokens: int, targets: int, *, accumulated: bool, recompute: bool, micro: int, room: float
+        ) -> list[str]:
             assert (accumulated, recompute, micro) == (True, True, 1)
             assert room == pytest.approx(0.94 * 120)
             assert tokens == max(len(pack.ids) for pack in packs)
@@ -199,7 +262,9 @@ def test_the_hardest_rows_are_found_by_tokens_and_by_targets(packs: Packs) -> No
     sizes = [(len(pack.ids), int(pack.trained.sum())) for pack in packs]
     longest, fullest = hardest(sizes, 3)
     assert sum(sizes[i][0] for i in longest) == sum(sorted((tokens for tokens, _ in sizes), reverse=True)[:3])
-    assert sum(sizes[i][1] for i in fullest) == sum(sorted((targets for _, targets in sizes), reverse=True)[:3])
+    assert sum(sizes[i][1] for i in fullest) == sum(
+        sorted((targets for _, targets in sizes), reverse=True)[:3]
+    )
 
 
 def test_a_fingerprint_sees_one_bit(made: tuple[Any, TorchEngine]) -> None:
@@ -220,7 +285,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_verdict_is_recalled(cache: Path) -> None:
-    verdict = Verdict(micro_batch=4, recompute="blocks", reserved=10**10, expected=10**10, tokens_per_second=1.5, proofs={"packed": 1e-6})
+    verdict = Verdict(
+        micro_batch=4,
+        recompute="blocks",
+        reserved=10**10,
+        expected=10**10,
+        tokens_per_second=1.5,
+        proofs={"packed": 1e-6},
+    )
     assert recall("ab" * 32) is None
     remember("ab" * 32, verdict)
     assert recall("ab" * 32) == verdict

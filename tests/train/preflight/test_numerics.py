@@ -1,4 +1,6 @@
-"""The proofs on a tiny model: that they hold where all is well, and that each fails where what it proves is broken."""
+"""The proofs on a tiny model: that they hold where all is well, and that each fails where what it proves
+is broken.
+"""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -39,14 +41,21 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def template(tiny_model: Path) -> Template:
-    return compile_template(read_chat(REPO / "conf" / "model" / "chat" / "chatml.yaml"), load_vocabulary(tiny_model))
+    return compile_template(
+        read_chat(REPO / "conf" / "model" / "chat" / "chatml.yaml"), load_vocabulary(tiny_model)
+    )
 
 
 @pytest.fixture(scope="module")
 def rows(template: Template) -> list[Pack]:
     """The conversations of the tests' data set, five in a pack."""
     conversations = [
-        Conversation(messages=tuple(Message(**message, trained=message["role"] == "assistant") for message in row["messages"])) for row in ROWS
+        Conversation(
+            messages=tuple(
+                Message(**message, trained=message["role"] == "assistant") for message in row["messages"]
+            )
+        )
+        for row in ROWS
     ]
     batch = template.encode(conversations)
     packs = []
@@ -54,7 +63,15 @@ def rows(template: Template) -> list[Pack]:
         offsets = batch.offsets[first : first + 6]
         lengths, lines = np.diff(offsets).astype(np.int32), np.arange(first, first + 5, dtype=np.int32) + 1
         here = slice(int(offsets[0]), int(offsets[-1]))
-        packs.append(Pack(ids=batch.ids[here], trained=batch.trained[here], lengths=lengths, files=0 * lines, lines=lines))
+        packs.append(
+            Pack(
+                ids=batch.ids[here],
+                trained=batch.trained[here],
+                lengths=lengths,
+                files=0 * lines,
+                lines=lines,
+            )
+        )
     return packs
 
 
@@ -63,9 +80,16 @@ def where(pack: Pack) -> list[str]:
 
 
 def made(directory: Path, adapter: str = "lora", dtype: torch.dtype = torch.float32, **how: Any) -> Any:
-    model = load_model(directory, dtype=torch.float32 if adapter == "none" else dtype, device=CPU, quant=how.pop("quant", "none"))
+    model = load_model(
+        directory,
+        dtype=torch.float32 if adapter == "none" else dtype,
+        device=CPU,
+        quant=how.pop("quant", "none"),
+    )
     if adapter == "lora":
-        model = add_lora(model, r=4, alpha=8, dropout=how.pop("dropout", 0.0), targets="all-linear", seed=0, **how)
+        model = add_lora(
+            model, r=4, alpha=8, dropout=how.pop("dropout", 0.0), targets="all-linear", seed=0, **how
+        )
     return model.train()
 
 
@@ -73,17 +97,32 @@ def engine_of(model: Any, kind: type[TorchEngine] = TorchEngine, **how: Any) -> 
     return kind(model, build(trained(model), Optim(), device=CPU), **how)
 
 
-def proved(engine: TorchEngine, packs: Sequence[Pack], template: Template | None, **how: Any) -> dict[str, float]:
-    usual = {"whole": False, "compute": torch.float32, "autocast": None, "quant": "none", "zero_adapter": hasattr(engine.model, "peft_config")}
+def proved(
+    engine: TorchEngine, packs: Sequence[Pack], template: Template | None, **how: Any
+) -> dict[str, float]:
+    usual = {
+        "whole": False,
+        "compute": torch.float32,
+        "autocast": None,
+        "quant": "none",
+        "zero_adapter": hasattr(engine.model, "peft_config"),
+    }
     return prove(engine, engine.model, packs, alone(CPU), where=where, template=template, **(usual | how))
 
 
 @pytest.mark.parametrize("adapter", ["lora", "none"])
-def test_all_hold_and_nothing_is_changed(tiny_model: Path, rows: list[Pack], template: Template, adapter: str) -> None:
+def test_all_hold_and_nothing_is_changed(
+    tiny_model: Path, rows: list[Pack], template: Template, adapter: str
+) -> None:
     engine = engine_of(made(tiny_model, adapter))
-    before, learns = {name: p.clone() for name, p in engine.model.named_parameters()}, set(trained(engine.model))
+    before, learns = (
+        {name: p.clone() for name, p in engine.model.named_parameters()},
+        set(trained(engine.model)),
+    )
     found = proved(engine, rows, template)
-    assert set(found) == {"mask", "packed", "attention", "accumulated"} | ({"adapter"} if adapter == "lora" else set())
+    assert set(found) == {"mask", "packed", "attention", "accumulated"} | (
+        {"adapter"} if adapter == "lora" else set()
+    )
     assert found.pop("mask") == len(ROWS) + 4  # four of them have two answers
     assert found.pop("adapter", 0.0) == 0.0
     assert max(found.values()) < 2e-6
@@ -101,14 +140,20 @@ def test_all_hold_and_nothing_is_changed(tiny_model: Path, rows: list[Pack], tem
 @pytest.mark.parametrize("how", [{"dora": True}, {"rslora": True}, {"dropout": 0.1}])
 def test_they_hold_for_other_adapters(tiny: Path, packs: Sequence[Pack], how: dict[str, Any]) -> None:
     model = made(tiny, **how)
-    found = proved(engine_of(model, noise=prepare_noise(model, seed=0, dropout=how.get("dropout", 0.0), neftune=None)), packs, None)
+    found = proved(
+        engine_of(model, noise=prepare_noise(model, seed=0, dropout=how.get("dropout", 0.0), neftune=None)),
+        packs,
+        None,
+    )
     assert found["adapter"] < 1e-5
     assert found["accumulated"] < 1e-5
 
 
 @pytest.mark.parametrize("adapter", ["lora", "none"])
 def test_they_hold_in_bf16(tiny: Path, packs: Sequence[Pack], adapter: str) -> None:
-    engine = engine_of(made(tiny, adapter, torch.bfloat16), autocast=torch.bfloat16 if adapter == "none" else None)
+    engine = engine_of(
+        made(tiny, adapter, torch.bfloat16), autocast=torch.bfloat16 if adapter == "none" else None
+    )
     found = proved(engine, packs, None, compute=torch.bfloat16, autocast=engine.autocast)
     assert 1e-5 < found["attention"] < 0.03
     assert found["packed"] < 0.03
@@ -122,12 +167,16 @@ def test_they_hold_on_a_base_in_4_bits(tiny: Path, packs: Sequence[Pack]) -> Non
     assert found["accumulated"] < 1e-5
 
 
-def leaky(_module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _mask: Any, **_: Any) -> tuple[torch.Tensor, None]:
+def leaky(
+    _module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _mask: Any, **_: Any
+) -> tuple[torch.Tensor, None]:
     """Causal over the whole row, as a kernel that knows nothing of documents."""
     return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2), None
 
 
-def too_sharp(_module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, **how: Any) -> tuple[torch.Tensor, None]:
+def too_sharp(
+    _module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, **how: Any
+) -> tuple[torch.Tensor, None]:
     from tuner.kernels.attention import packed_attention
 
     return packed_attention(_module, 1.2 * q, k, v, mask, **how)
@@ -135,11 +184,15 @@ def too_sharp(_module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, m
 
 @pytest.mark.parametrize(("function", "name"), [(leaky, "packed"), (too_sharp, "attention")])
 @pytest.mark.parametrize("fixture", ["tiny", "tiny_model"])
-def test_broken_attention(function: Callable[..., Any], name: str, fixture: str, rows: list[Pack], request: pytest.FixtureRequest) -> None:
+def test_broken_attention(
+    function: Callable[..., Any], name: str, fixture: str, rows: list[Pack], request: pytest.FixtureRequest
+) -> None:
     engine = engine_of(made(request.getfixturevalue(fixture)))
     AttentionInterface.register(function.__name__, function)
     engine.model.get_base_model().set_attn_implementation(function.__name__)
-    with pytest.raises(StageError, match=rf"has failed \({name}\): .* difference is \d.*The rows: rows.jsonl:\d+\.$"):
+    with pytest.raises(
+        StageError, match=rf"has failed \({name}\): .* difference is \d.*The rows: rows.jsonl:\d+\.$"
+    ):
         proved(engine, rows, None)
     assert engine.model.get_base_model().config._attn_implementation == function.__name__
 
@@ -148,19 +201,35 @@ class MeanOfMeans(TorchEngine):
     """Divides each micro batch by its own targets, as a loop does that averages over micro batches."""
 
     def forward_backward(self, batches: Sequence[Batch], targets: int) -> list[float]:  # noqa: ARG002
-        return [loss for batch in batches for loss in super(MeanOfMeans, self).forward_backward([batch], len(batches) * len(batch.targets_M))]
+        return [
+            loss
+            for batch in batches
+            for loss in super(MeanOfMeans, self).forward_backward(
+                [batch], len(batches) * len(batch.targets_M)
+            )
+        ]
 
 
 class Sum(TorchEngine):
     """Forgets to divide by the targets of the whole step."""
 
     def forward_backward(self, batches: Sequence[Batch], targets: int) -> list[float]:  # noqa: ARG002
-        return [loss for batch in batches for loss in super(Sum, self).forward_backward([batch], len(batch.targets_M))]
+        return [
+            loss
+            for batch in batches
+            for loss in super(Sum, self).forward_backward([batch], len(batch.targets_M))
+        ]
 
 
 @pytest.mark.parametrize("kind", [MeanOfMeans, Sum])
 def test_wrong_scale_of_the_loss(kind: type[TorchEngine], tiny: Path, packs: Sequence[Pack]) -> None:
-    with pytest.raises(StageError, match=r"has failed \(accumulated\): .*one by one.*rows.jsonl:1, rows.jsonl:2.* most of it in base_model\."):
+    with pytest.raises(
+        StageError,
+        match=(
+            r"has failed \(accumulated\): .*one by one.*rows.jsonl:1, rows.jsonl:2.* most of it in"
+            r" base_model\."
+        ),
+    ):
         proved(engine_of(made(tiny), kind), packs, None)
 
 
@@ -174,24 +243,40 @@ def test_an_adapter_that_is_something(tiny: Path, packs: Sequence[Pack]) -> None
     for name, p in engine.named.items():
         if "layers.1.mlp.down_proj.lora_B" in name:
             p.data[0, 0] = 1e-4
-    with pytest.raises(StageError, match=r"has failed \(adapter\): the new adapter changes .*rounding explains up to 0e\+00"):
+    with pytest.raises(
+        StageError, match=r"has failed \(adapter\): the new adapter changes .*rounding explains up to 0e\+00"
+    ):
         proved(engine, packs, None)
 
 
 def test_a_mask_of_another_template(tiny_model: Path, rows: list[Pack], template: Template) -> None:
-    shifted = [Pack(ids=p.ids, trained=np.roll(p.trained, 1), lengths=p.lengths, files=p.files, lines=p.lines) for p in rows]
-    with pytest.raises(StageError, match=r"not what the chat template says: of 44 trained texts .* in rows\.jsonl:1 a trained text begins where"):
+    shifted = [
+        Pack(ids=p.ids, trained=np.roll(p.trained, 1), lengths=p.lengths, files=p.files, lines=p.lines)
+        for p in rows
+    ]
+    with pytest.raises(
+        StageError,
+        match=(
+            r"not what the chat template says: of 44 trained texts .* in rows\.jsonl:1 a trained text begins"
+            r" where"
+        ),
+    ):
         proved(engine_of(made(tiny_model)), shifted, template)
 
 
 def test_broken_weights_are_no_proof(tiny: Path, packs: Sequence[Pack]) -> None:
     engine = engine_of(made(tiny, "none"))
     engine.named["model.norm.weight"].data[0] = float("nan")
-    with pytest.raises(StageError, match=r"computes what is not finite on the rows .* It comes from model\.norm\.weight, whose values"):
+    with pytest.raises(
+        StageError,
+        match=r"computes what is not finite on the rows .* It comes from model\.norm\.weight, whose values",
+    ):
         proved(engine, packs, None)
     engine.named["model.norm.weight"].data[0] = 1.0
     engine.named["model.layers.1.mlp.down_proj.weight"].data *= 1e38
-    with pytest.raises(StageError, match=r"All weights are finite, and the first output that is not is that of") as told:
+    with pytest.raises(
+        StageError, match=r"All weights are finite, and the first output that is not is that of"
+    ) as told:
         proved(engine, packs, None)
     assert "machine.attention" not in str(told.value)
 
@@ -201,13 +286,19 @@ def test_a_gradient_that_overflows_is_no_matter_of_micro_batches(tiny: Path, pac
     weight = engine.named["model.layers.0.mlp.up_proj.weight"]
     weight.register_hook(lambda grad: grad * float("inf"))
     with pytest.raises(
-        StageError, match=r"The gradient of model\.layers\.0\.mlp\.up_proj\.weight on the rows rows\.jsonl:.* is not finite, and the loss is"
+        StageError,
+        match=(
+            r"The gradient of model\.layers\.0\.mlp\.up_proj\.weight on the rows rows\.jsonl:.* is not"
+            r" finite, and the loss is"
+        ),
     ):
         proved(engine, packs, None)
 
 
 def in_one_of_two(world: World, given: dict[str, Any]) -> dict[str, Any]:
-    """In a process of two: the proofs under ZeRO, and what each hears when documents leak in one of them only."""
+    """In a process of two: the proofs under ZeRO, and what each hears when documents leak in one of them
+    only.
+    """
     found: dict[str, Any] = {}
     for stage in given["stages"]:
         model: Any = make_model("lora")
@@ -215,7 +306,15 @@ def in_one_of_two(world: World, given: dict[str, Any]) -> dict[str, Any]:
             if "lora_B" in name:
                 p.data.zero_()
         engine = ZeroEngine(model, world=world, settings=make_settings(stage, world), optim=Optim())
-        how = {"where": where, "template": None, "whole": False, "compute": torch.float32, "autocast": None, "quant": "none", "zero_adapter": True}
+        how = {
+            "where": where,
+            "template": None,
+            "whole": False,
+            "compute": torch.float32,
+            "autocast": None,
+            "quant": "none",
+            "zero_adapter": True,
+        }
         found[f"{stage}"] = prove(engine, model, given["packs"], world, **how)
         AttentionInterface.register("leaky", leaky)
         if world.rank == 1:
@@ -241,16 +340,33 @@ def test_they_hold_on_a_gpu(adapter: str, dtype: torch.dtype, tiny: Path, packs:
     engine = TorchEngine(model.train(), build(trained(model), Optim(), device=place), autocast=autocast)
     with using(backend):
         found = prove(
-            engine, model, packs, alone(place), where=where, template=None, whole=False, compute=dtype, autocast=autocast, quant="none",
+            engine,
+            model,
+            packs,
+            alone(place),
+            where=where,
+            template=None,
+            whole=False,
+            compute=dtype,
+            autocast=autocast,
+            quant="none",
             zero_adapter=adapter == "lora",
-        )  # fmt: skip
+        )
     print(f"\n{adapter}, {dtype}, {backend}: {said(found)}")
 
 
 @pytest.mark.slow
 def test_they_hold_in_two_processes_and_fail_in_both(packs: Sequence[Pack], tmp_path: Path) -> None:
-    small = [Pack(ids=p.ids % WORDS, trained=p.trained, lengths=p.lengths, files=p.files, lines=p.lines) for p in packs]
-    one, other = in_processes("tests.train.preflight.test_numerics:in_one_of_two", {"stages": (2, 3), "packs": small}, tmp_path / "two", size=2)
+    small = [
+        Pack(ids=p.ids % WORDS, trained=p.trained, lengths=p.lengths, files=p.files, lines=p.lines)
+        for p in packs
+    ]
+    one, other = in_processes(
+        "tests.train.preflight.test_numerics:in_one_of_two",
+        {"stages": (2, 3), "packs": small},
+        tmp_path / "two",
+        size=2,
+    )
     for stage in (2, 3):
         assert one[f"{stage}"].keys() == other[f"{stage}"].keys()
         assert one[f"{stage}"]["adapter"] == 0.0
@@ -262,7 +378,10 @@ def test_they_hold_in_two_processes_and_fail_in_both(packs: Sequence[Pack], tmp_
 def test_the_documents_are_real_and_short(rows: list[Pack], packs: Sequence[Pack]) -> None:
     for found in (sample(rows, 512), sample(packs, 20), sample(packs, 512)):
         assert len(found) == DOCUMENTS
-        assert all(len(p.lengths) == 1 == len(p.lines) and len(p.ids) == len(p.trained) == p.lengths[0] for p in found)
+        assert all(
+            len(p.lengths) == 1 == len(p.lines) and len(p.ids) == len(p.trained) == p.lengths[0]
+            for p in found
+        )
         assert all(p.trained.any() and not p.trained[0] for p in found)
     assert sum(len(p.ids) for p in sample(packs, 20)) <= 20
     bounds = {
@@ -270,10 +389,16 @@ def test_the_documents_are_real_and_short(rows: list[Pack], packs: Sequence[Pack
         for pack in rows
         for line, (b, e) in zip(pack.lines, pairwise([0, *np.cumsum(pack.lengths)]), strict=True)
     }
-    assert all(any(line == p.lines[0] and tuple(p.ids.tolist()) == ids[: len(p.ids)] for line, ids in bounds) for p in sample(rows, 512))
+    assert all(
+        any(line == p.lines[0] and tuple(p.ids.tolist()) == ids[: len(p.ids)] for line, ids in bounds)
+        for p in sample(rows, 512)
+    )
     assert said({"mask": 12, "packed": 2e-6}) == "proved on these rows: packed 2e-06, mask right in 12 places"
 
 
 def test_nothing_trained_is_no_failure(tiny: Path, packs: Sequence[Pack]) -> None:
-    empty = [Pack(ids=p.ids, trained=np.zeros_like(p.trained), lengths=p.lengths, files=p.files, lines=p.lines) for p in packs]
+    empty = [
+        Pack(ids=p.ids, trained=np.zeros_like(p.trained), lengths=p.lengths, files=p.files, lines=p.lines)
+        for p in packs
+    ]
     assert proved(engine_of(made(tiny, "none")), empty, None) == {}

@@ -1,1 +1,3 @@
-"""Chat templates: compiled for a tokenizer, conversations written with them as ids and a loss mask, exported as Jinja."""
+"""Chat templates: compiled for a tokenizer, conversations written with them as ids and a loss mask,
+exported as Jinja.
+"""

@@ -1,7 +1,9 @@
-"""Which chat template a tokenizer goes with, where the config leaves that open (model/chat=auto). Never by architecture: an R1 distill is a Qwen2.
+"""Which chat template a tokenizer goes with, where the config leaves that open (model/chat=auto). Never by
+architecture: an R1 distill is a Qwen2.
 
-First the catalogue's, where the tokenizer's own Jinja is that vendor's text, by its digest; else the tokenizer's own; else ChatML, if its tokens are in
-the vocabulary. Standard library only at the top: a plan asks.
+First the catalogue's, where the tokenizer's own Jinja is that vendor's text, by its digest; else the
+tokenizer's own; else ChatML, if its tokens are in the vocabulary. Standard library only at the top: a plan
+asks.
 """
 
 import hashlib
@@ -59,7 +61,9 @@ def by_template(template: str | None) -> Choice | None:
 
 
 def choose(directory: Path, new_tokens: tuple[str, ...] = ()) -> Choice:
-    """The template for the tokenizer in a directory. Raises ConfigError, with what to type, where there is none."""
+    """The template for the tokenizer in a directory. Raises ConfigError, with what to type, where there is
+    none.
+    """
     found = by_template(own_template(directory))
     return found or by_vocabulary(lambda token: token in new_tokens or names(directory, token))
 
@@ -68,19 +72,27 @@ def by_vocabulary(has: Callable[[str], bool]) -> Choice:
     """What is left for a tokenizer without a template: ChatML, if it has the tokens. Raises ConfigError."""
     if missing := [token for token in TOKENS if not has(token)]:
         raise ConfigError(
-            f"The model's tokenizer has no chat template, and {' and '.join(missing)} of ChatML, which would be taken then, "
-            f"{'is' if len(missing) == 1 else 'are'} not in its vocabulary. Name the template that the model was made for: model/chat=NAME "
-            "(python -m tuner list chats). For a base model, and for plain texts, take model/chat=neutral, which needs no tokens of its own; or teach it "
-            f"ChatML with new tokens: model/chat=chatml 'model.new_tokens=[{','.join(missing)}]'"
+            f"The model's tokenizer has no chat template, and {' and '.join(missing)} of ChatML, which would "
+            f"be taken then, {'is' if len(missing) == 1 else 'are'} not in its vocabulary. Name the "
+            "template that the model was made for: model/chat=NAME (python -m tuner list chats). For a "
+            "base model, and for plain texts, take model/chat=neutral, which needs no tokens of its own; "
+            "or teach it ChatML with new tokens: model/chat=chatml "
+            f"'model.new_tokens=[{','.join(missing)}]'"
         )
     return Choice(option=CHATML, why="the tokenizer has none, and knows ChatML's tokens")
 
 
 def names(directory: Path, token: str) -> bool:
-    """Whether a token is in a vocabulary: looked for in tokenizer.json as JSON spells it, not parsed; where there is only a file of another library, which
-    its family may add tokens to, in what that is converted to."""
+    """Whether a token is in a vocabulary: looked for in tokenizer.json as JSON spells it, not parsed; where
+    there is only a file of another library, which its family may add tokens to, in what that is converted to.
+    """
     spelled = [json.dumps(token, ensure_ascii=ascii).encode() for ascii in (False, True)]
-    if any(word in (directory / name).read_bytes() for name in VOCABULARY if (directory / name).is_file() for word in spelled):
+    if any(
+        word in (directory / name).read_bytes()
+        for name in VOCABULARY
+        if (directory / name).is_file()
+        for word in spelled
+    ):
         return True
     if (directory / "tokenizer.json").is_file():
         return False
@@ -90,7 +102,9 @@ def names(directory: Path, token: str) -> bool:
 
 
 def own_template(directory: Path, settings: Mapping[str, Any] | None = None) -> str | None:
-    """The chat template of the tokenizer in a directory: a file of its own, or in the tokenizer's settings, which are read where they are not given."""
+    """The chat template of the tokenizer in a directory: a file of its own, or in the tokenizer's
+    settings, which are read where they are not given.
+    """
     file = directory / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")

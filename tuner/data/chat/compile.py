@@ -1,4 +1,6 @@
-"""The fields of a chat template, checked and cut at their special tokens: what tuner.data.chat.template writes conversations with."""
+"""The fields of a chat template, checked and cut at their special tokens: what tuner.data.chat.template
+writes conversations with.
+"""
 
 import re
 from dataclasses import dataclass
@@ -90,7 +92,8 @@ class Layout:
 def lay(chat: Any, vocabulary: Vocabulary) -> Layout:
     """Fit the template `chat` (a tuner.config.schema.Chat, or a stage's view of one) to a tokenizer.
 
-    Raises ConfigError when the template contradicts itself, and DataError when a special token of it is not one id of the tokenizer.
+    Raises ConfigError when the template contradicts itself, and DataError when a special token of it is not
+    one id of the tokenizer.
     """
     check(chat)
     special = named(chat, vocabulary)
@@ -111,7 +114,13 @@ def lay(chat: Any, vocabulary: Vocabulary) -> Layout:
 
     def opening(head: str, more: str = "", *, put_in: bool = False) -> Opening:
         prompt, whole = texts.prompt(), head + more
-        at = len(prompt) if whole.startswith(prompt) else len(whole) if more and prompt.startswith(whole) else len(head)
+        at = (
+            len(prompt)
+            if whole.startswith(prompt)
+            else len(whole)
+            if more and prompt.startswith(whole)
+            else len(head)
+        )
         _whole(speller, whole, at)
         first, rest = speller.fixed(whole[:at]), speller.fixed(whole[at:])
         more_of_it = rest if whole[at:] else None
@@ -121,9 +130,13 @@ def lay(chat: Any, vocabulary: Vocabulary) -> Layout:
         head, _, rest = (texts.full(name) or texts.full("assistant")).partition("{text}")
         mid, _, after = rest.partition(texts.full("end")) if chat.end_in == "turn" else (rest, "", "")
         return Saying(
-            plain=opening(head), thought=opening(head, texts.full("reasoning").partition("{text}")[0]), empty=opening(head, texts.full("no_reasoning"), put_in=True),
-            mid=speller.fixed(mid) if mid else None, end=token(end) if chat.end_in == "turn" else None, after=speller.fixed(after),
-        )  # fmt: skip
+            plain=opening(head),
+            thought=opening(head, texts.full("reasoning").partition("{text}")[0]),
+            empty=opening(head, texts.full("no_reasoning"), put_in=True),
+            mid=speller.fixed(mid) if mid else None,
+            end=token(end) if chat.end_in == "turn" else None,
+            after=speller.fixed(after),
+        )
 
     def token(name: str) -> Fixed:
         return speller.token(speller.ids[texts.full(name)])
@@ -131,17 +144,37 @@ def lay(chat: Any, vocabulary: Vocabulary) -> Layout:
     calls_end = "calls_end" if chat.calls_end else "end"
     layout = Layout(
         vocabulary=vocabulary,
-        begin=fixed("begin"), finish=fixed("finish"), prompt=speller.fixed(texts.prompt()),
-        system=around("system"), system_with_tools=around("system_with_tools", otherwise="system"), user=around("user"),
-        say=saying("assistant", "end"), call=saying("calls_turn", calls_end),
-        last_end=token("end") if chat.end_in == "next" else None, last_call_end=token(calls_end) if chat.end_in == "next" else None,
-        tools=slots("tools", ("tools",)), tool=slots("tool", TOOL), tool_join=fixed("tool_join"), tools_gap=fixed("tools_gap"),
-        calls=slots("calls", ("calls",)), calls_gap=fixed("calls_gap"), one_call=slots("call", CALL), call_join=fixed("call_join"),
-        results=around("results", "{results}"), result=slots("result", RESULT), result_join=fixed("result_join"),
-        result_turn=bool(chat.results), thought_after=speller.fixed(texts.full("reasoning").partition("{text}")[2]) if chat.reasoning else None,
-        stops=frozenset(speller.ids[token] for token in (texts.full("end"), texts.full(calls_end), *(texts.put(stop) for stop in chat.stops))),
+        begin=fixed("begin"),
+        finish=fixed("finish"),
+        prompt=speller.fixed(texts.prompt()),
+        system=around("system"),
+        system_with_tools=around("system_with_tools", otherwise="system"),
+        user=around("user"),
+        say=saying("assistant", "end"),
+        call=saying("calls_turn", calls_end),
+        last_end=token("end") if chat.end_in == "next" else None,
+        last_call_end=token(calls_end) if chat.end_in == "next" else None,
+        tools=slots("tools", ("tools",)),
+        tool=slots("tool", TOOL),
+        tool_join=fixed("tool_join"),
+        tools_gap=fixed("tools_gap"),
+        calls=slots("calls", ("calls",)),
+        calls_gap=fixed("calls_gap"),
+        one_call=slots("call", CALL),
+        call_join=fixed("call_join"),
+        results=around("results", "{results}"),
+        result=slots("result", RESULT),
+        result_join=fixed("result_join"),
+        result_turn=bool(chat.results),
+        thought_after=speller.fixed(texts.full("reasoning").partition("{text}")[2])
+        if chat.reasoning
+        else None,
+        stops=frozenset(
+            speller.ids[token]
+            for token in (texts.full("end"), texts.full(calls_end), *(texts.put(stop) for stop in chat.stops))
+        ),
         end_id=speller.ids[texts.full("end")],
-    )  # fmt: skip
+    )
     _check_turns(chat, layout)
     return layout
 
@@ -160,36 +193,60 @@ class Texts:
         """Raises DataError for `{eos}` where the tokenizer has none."""
         if "{eos}" in text and self._vocabulary.eos is None:
             raise DataError(
-                "the chat template ends a turn with the tokenizer's own end token ({eos}), and the tokenizer names none. "
-                'Give "eos_token" in its tokenizer_config.json, or choose the template the model was made for (model/chat=…).'
+                "the chat template ends a turn with the tokenizer's own end token ({eos}), and the"
+                ' tokenizer names none. Give "eos_token" in its tokenizer_config.json, or choose the'
+                " template the model was made for (model/chat=…)."
             )
         return text.replace("{bos}", self._vocabulary.bos or "").replace("{eos}", self._vocabulary.eos or "")
 
     def prompt(self) -> str:
         """How the assistant is made to speak."""
-        return self.full("assistant").partition("{text}")[0] if self._chat.prompt is None else self.full("prompt")
+        return (
+            self.full("assistant").partition("{text}")[0]
+            if self._chat.prompt is None
+            else self.full("prompt")
+        )
 
 
 def named(chat: Any, vocabulary: Vocabulary) -> tuple[str, ...]:
-    """The special tokens of the template for this tokenizer: those it lists, those that `{bos}` and `{eos}` stand for, and any other special
-    token of the tokenizer that its texts spell, since whoever reads the template from Jinja finds that too.
+    """The special tokens of the template for this tokenizer: those it lists, those that `{bos}` and `{eos}`
+    stand for, and any other special token of the tokenizer that its texts spell, since whoever reads the
+    template from Jinja finds that too.
     """
     texts = Texts(chat, vocabulary)
     used = "\0".join([*(getattr(chat, name) or "" for name in _TEXTS), *chat.stops])
-    own = [token for place, token in (("{bos}", vocabulary.bos), ("{eos}", vocabulary.eos)) if place in used and token]
-    added = [token.content for token in vocabulary.tokenizer.get_added_tokens_decoder().values() if token.special]
-    return tuple(dict.fromkeys([*map(texts.put, chat.special), *own, *(token for token in added if token in used)]))
+    own = [
+        token
+        for place, token in (("{bos}", vocabulary.bos), ("{eos}", vocabulary.eos))
+        if place in used and token
+    ]
+    added = [
+        token.content for token in vocabulary.tokenizer.get_added_tokens_decoder().values() if token.special
+    ]
+    return tuple(
+        dict.fromkeys([*map(texts.put, chat.special), *own, *(token for token in added if token in used)])
+    )
 
 
-_TEXTS = (
-    "begin", "system", "system_with_tools", "user", "assistant", "prompt", "end", "finish", "tools", "tool", "tool_join", "tools_gap", "calls",
-    "calls_gap", "calls_turn", "calls_end", "call", "call_join", "results", "result", "result_join", "reasoning", "no_reasoning",
-)  # fmt: skip
+_TEXTS = tuple(
+    (
+        "begin system system_with_tools user assistant prompt end finish tools tool tool_join tools_gap "
+        "calls calls_gap calls_turn calls_end call call_join results result result_join reasoning "
+        "no_reasoning"
+    ).split()
+)
 
 _PLACES = {
-    "system": "{text}", "user": "{text}", "assistant": "{text}", "system_with_tools": "{text}", "calls_turn": "{text}", "reasoning": "{text}",
-    "tools": "{tools}", "calls": "{calls}", "results": "{results}",
-}  # fmt: skip
+    "system": "{text}",
+    "user": "{text}",
+    "assistant": "{text}",
+    "system_with_tools": "{text}",
+    "calls_turn": "{text}",
+    "reasoning": "{text}",
+    "tools": "{tools}",
+    "calls": "{calls}",
+    "results": "{results}",
+}
 
 
 def check(chat: Any) -> None:
@@ -197,42 +254,66 @@ def check(chat: Any) -> None:
     for name, place in _PLACES.items():
         text = getattr(chat, name)
         if (text or name in ("system", "user", "assistant")) and text.count(place) != 1:
-            raise ConfigError(f"model.chat.{name} is {text!r}; it must hold {place} exactly once, where {_WHAT.get(place, 'they')} goes.")
+            raise ConfigError(
+                f"model.chat.{name} is {text!r}; it must hold {place} exactly once, where "
+                f"{_WHAT.get(place, 'they')} goes."
+            )
     tokens = [*chat.special, "{eos}"]
-    for name, token in (("end", chat.end), ("calls_end", chat.calls_end or chat.end), *(("stops", stop) for stop in chat.stops)):
+    for name, token in (
+        ("end", chat.end),
+        ("calls_end", chat.calls_end or chat.end),
+        *(("stops", stop) for stop in chat.stops),
+    ):
         if token not in tokens:
             raise ConfigError(
-                f"model.chat.{name} is {token!r}, and must be one of the special tokens {list(chat.special)}: "
-                "it ends an answer, in training and in generation. Choose a template, as in model/chat=chatml, or name its end token."
+                f"model.chat.{name} is {token!r}, and must be one of the special tokens "
+                f"{list(chat.special)}: it ends an answer, in training and in generation. Choose a "
+                "template, as in model/chat=chatml, or name its end token."
             )
     for name in ("assistant", "calls_turn"):
         text = getattr(chat, name)
         if text and (chat.end in text.partition("{text}")[2]) == (chat.end_in == "next"):
             raise ConfigError(
                 f"model.chat.{name} is {text!r}; in it model.chat.end ({chat.end}) must follow {{text}}"
-                + ("." if chat.end_in == "turn" else " nowhere, since model.chat.end_in=next leaves the end to the next turn.")
+                + (
+                    "."
+                    if chat.end_in == "turn"
+                    else " nowhere, since model.chat.end_in=next leaves the end to the next turn."
+                )
             )
     head = chat.assistant.partition("{text}")[0]
     spoken = (head, head + chat.reasoning.partition("{text}")[0], head + chat.no_reasoning)
     if chat.prompt is not None and not any(text.startswith(chat.prompt) for text in spoken):
         raise ConfigError(
-            f"model.chat.prompt is {chat.prompt!r}, and no turn of the assistant begins so; it must be a beginning of what stands before {{text}} in "
-            "model.chat.assistant, or all of that with a beginning of model.chat.reasoning or model.chat.no_reasoning behind it."
+            f"model.chat.prompt is {chat.prompt!r}, and no turn of the assistant begins so; it must be a "
+            "beginning of what stands before {text} in model.chat.assistant, or all of that with a "
+            "beginning of model.chat.reasoning or model.chat.no_reasoning behind it."
         )
     if unknown := [role for role in chat.trim if role not in SPEAKERS]:
         raise ConfigError(f"model.chat.trim names {unknown[0]!r}; it can name {', '.join(SPEAKERS)}.")
     for name, needed in (("calls", "call"), ("tools", "tool"), ("results", "result")):
         if getattr(chat, name) and not getattr(chat, needed):
-            raise ConfigError(f"model.chat.{name} is given, and model.chat.{needed} is empty; it says how one of them is written.")
+            raise ConfigError(
+                f"model.chat.{name} is given, and model.chat.{needed} is empty; it says how one of them is "
+                "written."
+            )
 
 
-_WHAT = {"{text}": "the turn's text", "{tools}": "the list of tools", "{calls}": "the list of calls", "{results}": "what the tools answered"}
+_WHAT = {
+    "{text}": "the turn's text",
+    "{tools}": "the list of tools",
+    "{calls}": "the list of calls",
+    "{results}": "what the tools answered",
+}
 
 
 def _check_turns(chat: Any, layout: Layout) -> None:
     """Raises ConfigError for a text that has special tokens where it can't, or none where it must."""
     if chat.system_in.endswith("user") and any(part.ids for part in layout.system):
-        raise ConfigError("model.chat.system is written inside a user's turn here, and can have no special token of its own.")
+        raise ConfigError(
+            "model.chat.system is written inside a user's turn here, and can have no special token of its "
+            "own."
+        )
     if chat.end_in == "turn":
         return
     heads = {"user": layout.user[0], "assistant": layout.say.plain.head, "calls_turn": layout.call.plain.head}
@@ -244,7 +325,10 @@ def _check_turns(chat: Any, layout: Layout) -> None:
         heads["tools"] = _first(layout.tools)
     for name, head in heads.items():
         if head.lead or not head.ids:
-            raise ConfigError(f"model.chat.{name} must begin with a special token: with model.chat.end_in=next it ends the turn before.")
+            raise ConfigError(
+                f"model.chat.{name} must begin with a special token: with model.chat.end_in=next it ends the "
+                "turn before."
+            )
 
 
 def _first(slots: Slots) -> Fixed:
@@ -253,7 +337,10 @@ def _first(slots: Slots) -> Fixed:
 
 def _whole(speller: Speller, text: str, at: int) -> None:
     if "".join(f"{atom}\0" for atom in speller.atoms(text) if isinstance(atom, int)) != "".join(
-        f"{atom}\0" for part in (text[:at], text[at:]) for atom in speller.atoms(part) if isinstance(atom, int)
+        f"{atom}\0"
+        for part in (text[:at], text[at:])
+        for atom in speller.atoms(part)
+        if isinstance(atom, int)
     ):
         raise ConfigError(f"model.chat.prompt ends inside a special token of {text!r}.")
 
@@ -263,8 +350,9 @@ def _id(token: str, vocabulary: Vocabulary) -> int:
     id_: int | None = tokenizer.token_to_id(token)
     if id_ is None:
         raise DataError(
-            f"the chat template needs the special token {token}, and the model's tokenizer has none of that name. "
-            "Choose the template the model was made for (model/chat=…), or a model whose tokenizer has it."
+            f"the chat template needs the special token {token}, and the model's tokenizer has none of that "
+            "name. Choose the template the model was made for (model/chat=…), or a model whose tokenizer "
+            "has it."
         )
     if id_ in tokenizer.encode(token, add_special_tokens=False).ids:
         raise DataError(

@@ -1,8 +1,9 @@
-"""Documents made of special tokens and texts → ids and the mask. Which text is trained is decided by who writes the draft; how it is tokenised, here.
+"""Documents made of special tokens and texts → ids and the mask. Which text is trained is decided by who
+writes the draft; how it is tokenised, here.
 
-Text between two special tokens is one piece for the tokenizer, as a serving engine sees it. A border in it is a token border all the same: up to
-there a prompt was tokenised before the rest existed. Most texts have a token border there by themselves; where a token would straddle it, the two
-sides are tokenised apart.
+Text between two special tokens is one piece for the tokenizer, as a serving engine sees it. A border in it is
+a token border all the same: up to there a prompt was tokenised before the rest existed. Most texts have a
+token border there by themselves; where a token would straddle it, the two sides are tokenised apart.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,18 +27,24 @@ class Batch:
     ids: NDArray[np.int32]
     """[sum T] token ids"""
     trained: NDArray[np.bool_]
-    """[sum T] whether the token is a target, predicted from the one before it; never the first of a document"""
+    """[sum T] whether the token is a target, predicted from the one before it; never the first of a
+    document
+    """
     offsets: NDArray[np.int64]
     """[N+1] where each document begins"""
     ends: list[tuple[int, ...]]
-    """for each document, how many of its tokens there are up to the end of each assistant turn: where it can be cut"""
+    """for each document, how many of its tokens there are up to the end of each assistant turn: where it
+    can be cut
+    """
     problems: dict[int, str]
     """why a conversation can't be written; its document is empty"""
 
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """A text between two special tokens, with what there is to say of it. A plain, untrained one is a bare string."""
+    """A text between two special tokens, with what there is to say of it. A plain, untrained one is a bare
+    string.
+    """
 
     text: str
     heads: tuple[str, ...]
@@ -61,7 +68,9 @@ END = object()
 
 
 class Draft:
-    """Documents as they are written, a batch of them. The state between two calls is a text that no special token has ended yet."""
+    """Documents as they are written, a batch of them. The state between two calls is a text that no
+    special token has ended yet.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
@@ -79,12 +88,16 @@ class Draft:
         self._text += text
 
     def border(self, trained: bool = False) -> None:
-        """What follows, up to the next special token, was written later than what stands here; it may be trained."""
+        """What follows, up to the next special token, was written later than what stands here; it may be
+        trained.
+        """
         self._cuts += (len(self._text),)
         self._trained = trained
 
     def fixed(self, fixed: Fixed, trained: bool = False) -> None:
-        """Go on with a text of the template, its special tokens trained or not; whether the texts around them are, `border` says."""
+        """Go on with a text of the template, its special tokens trained or not; whether the texts around
+        them are, `border` says.
+        """
         if fixed.lead:
             self._text += fixed.lead
         if fixed.ids:
@@ -92,7 +105,11 @@ class Draft:
             if self._owed is None:
                 self._items.append(fixed.ids if trained else fixed.plain)
             else:
-                self._items += [fixed.ids[:1] if self._owed else fixed.plain[:1], END, fixed.ids[1:] if trained else fixed.plain[1:]]
+                self._items += [
+                    fixed.ids[:1] if self._owed else fixed.plain[:1],
+                    END,
+                    fixed.ids[1:] if trained else fixed.plain[1:],
+                ]
                 self._owed = None
             self._text, self._strip = fixed.tail, fixed.strips_after
 
@@ -141,7 +158,8 @@ class Draft:
         self._text, self._cuts = "", ()
 
     def _stripped(self, text: str, cuts: tuple[int, ...], strips: bool) -> tuple[str, tuple[int, ...]]:
-        if self._strip:  # as far as the template and the person wrote: what was written behind a border came later
+        # as far as the template and the person wrote: what was written behind a border came later
+        if self._strip:
             reach = cuts[0] if cuts else len(text)
             gone = reach - len(text[:reach].lstrip(WHITE))
             text, cuts = text[gone:], tuple(cut - gone for cut in cuts)
@@ -215,13 +233,22 @@ class Draft:
         if straddled:
             inner = _tokens(vocabulary.inner, [side for run in straddled for side in run.sides()[1:]])
             for run in straddled:
-                parts = [(first if run.first else later)[run.heads[0]], *(inner[side] for side in run.sides()[1:])]
+                parts = [
+                    (first if run.first else later)[run.heads[0]],
+                    *(inner[side] for side in run.sides()[1:]),
+                ]
                 run.ids, run.border = [id_ for part in parts for id_ in part], sum(map(len, parts[:-1]))
         return later
 
 
-def drafted(vocabulary: Vocabulary, conversations: Sequence[Conversation], write: Callable[[Draft, Conversation], None]) -> Batch:
-    """All conversations, each written into a draft by `write`; one for which it raises RowError is a problem, and its document empty."""
+def drafted(
+    vocabulary: Vocabulary,
+    conversations: Sequence[Conversation],
+    write: Callable[[Draft, Conversation], None],
+) -> Batch:
+    """All conversations, each written into a draft by `write`; one for which it raises RowError is a
+    problem, and its document empty.
+    """
     draft, problems = Draft(vocabulary), {}
     for i, conversation in enumerate(conversations):
         try:
@@ -247,7 +274,9 @@ def _mask(size: int, starts: Sequence[int], stops: Sequence[int]) -> NDArray[np.
 
 
 def plain(texts: Sequence[str], vocabulary: Vocabulary, end_id: int) -> Batch:
-    """Documents of plain text: the tokens that begin a text, where the tokenizer has such, the text, and the token that ends it."""
+    """Documents of plain text: the tokens that begin a text, where the tokenizer has such, the text, and
+    the token that ends it.
+    """
     tokenizer = vocabulary.tokenizer
     eos = None if vocabulary.eos is None else tokenizer.token_to_id(vocabulary.eos)
     begin = list(vocabulary.begin)
@@ -264,10 +293,24 @@ def plain(texts: Sequence[str], vocabulary: Vocabulary, end_id: int) -> Batch:
     for start in offsets[:-1]:
         trained[start : start + max(1, len(begin))] = False
     return Batch(
-        ids=np.array(flat, dtype=np.int32), trained=trained, offsets=np.array(offsets, dtype=np.int64), ends=[() for _ in texts], problems={}
+        ids=np.array(flat, dtype=np.int32),
+        trained=trained,
+        offsets=np.array(offsets, dtype=np.int64),
+        ends=[() for _ in texts],
+        problems={},
     )
 
 
 def _tokens(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, list[int]]:
     unique = list(dict.fromkeys(texts))
-    return dict(zip(unique, [row.ids for row in tokenizer.encode_batch_fast(unique, add_special_tokens=False)], strict=True)) if unique else {}
+    return (
+        dict(
+            zip(
+                unique,
+                [row.ids for row in tokenizer.encode_batch_fast(unique, add_special_tokens=False)],
+                strict=True,
+            )
+        )
+        if unique
+        else {}
+    )

@@ -1,4 +1,6 @@
-"""Rows for a Jinja template: turns as transformers takes them, and what they spell of special tokens put out of the way by marks."""
+"""Rows for a Jinja template: turns as transformers takes them, and what they spell of special tokens put
+out of the way by marks.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +21,8 @@ def plain_turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
             entry["reasoning_content"] = message.reasoning
         if message.calls:
             entry["tool_calls"] = [
-                {"type": "function", "function": {"name": call.name, "arguments": call.arguments}} | ({} if call.id is None else {"id": call.id})
+                {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                | ({} if call.id is None else {"id": call.id})
                 for call in message.calls
             ]
         if message.call_id is not None:
@@ -54,7 +57,9 @@ def shown(text: str, marks: Mapping[str, str]) -> str:
 MARK = re.compile("\ue000\\d+\ue001")
 
 
-def hidden(messages: Sequence[Message], tools: Sequence[Any], spelled: re.Pattern[str]) -> tuple[Conversation, Mapping[str, str]]:
+def hidden(
+    messages: Sequence[Message], tools: Sequence[Any], spelled: re.Pattern[str]
+) -> tuple[Conversation, Mapping[str, str]]:
     """The row with a mark in place of each special token that it spells; and what the marks stand for."""
     marks: dict[str, str] = {}
     numbers = count()
@@ -72,12 +77,20 @@ def hidden(messages: Sequence[Message], tools: Sequence[Any], spelled: re.Patter
         return sign
 
     def part(message: Message) -> Message:
-        calls = tuple(replace(call, name=hide(call.name), arguments=hide(call.arguments)) for call in message.calls)
+        calls = tuple(
+            replace(call, name=hide(call.name), arguments=hide(call.arguments)) for call in message.calls
+        )
         reasoning = hide(message.reasoning) if message.reasoning else message.reasoning
-        return replace(message, content=hide(message.content), reasoning=reasoning, calls=calls, name=hide(message.name))
+        return replace(
+            message, content=hide(message.content), reasoning=reasoning, calls=calls, name=hide(message.name)
+        )
 
     if not any(spelled.search(text) for text in texts(messages, tools)):
         return Conversation(messages=tuple(messages), tools=tuple(tools)), marks
     if any("\ue000" in text for text in texts(messages, tools)):
-        raise RowError("the row spells a special token and has a character U+E000, which is put in place of such a token")
-    return Conversation(messages=tuple(part(message) for message in messages), tools=tuple(hide(tool) for tool in tools)), marks
+        raise RowError(
+            "the row spells a special token and has a character U+E000, which is put in place of such a token"
+        )
+    return Conversation(
+        messages=tuple(part(message) for message in messages), tools=tuple(hide(tool) for tool in tools)
+    ), marks

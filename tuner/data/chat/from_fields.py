@@ -1,4 +1,6 @@
-"""A chat template that is written out of the fields of model.chat: the turns of a conversation into a draft, and which of them are trained."""
+"""A chat template that is written out of the fields of model.chat: the turns of a conversation into a
+draft, and which of them are trained.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,9 +44,18 @@ class Written:
         self._layout, self.vocabulary = layout, layout.vocabulary
         self.tokenizer: Tokenizer = layout.vocabulary.tokenizer
         self.end_id, self.stops, self.reasons = layout.end_id, layout.stops, bool(chat.reasoning)
-        self._default = None if chat.default_system is None else Message(role="system", content=chat.default_system)
-        self._system_in, self._tools_in, self._calls_in = str(chat.system_in), str(chat.tools_in), str(chat.calls_in)
-        self._thoughts_in, self._empty_in = str(chat.reasoning_in), str(chat.no_reasoning_in) if chat.no_reasoning else ""
+        self._default = (
+            None if chat.default_system is None else Message(role="system", content=chat.default_system)
+        )
+        self._system_in, self._tools_in, self._calls_in = (
+            str(chat.system_in),
+            str(chat.tools_in),
+            str(chat.calls_in),
+        )
+        self._thoughts_in, self._empty_in = (
+            str(chat.reasoning_in),
+            str(chat.no_reasoning_in) if chat.no_reasoning else "",
+        )
         self._trim = frozenset(chat.trim)
         self._indent: int | None = chat.tool_indent
         self._id_length: int | None = chat.id_length
@@ -71,7 +82,9 @@ class Written:
         ids: list[int] = draft.batch({}).ids.tolist()
         return ids
 
-    def _write(self, draft: Draft, messages: Sequence[Message], tools: Sequence[Any], keep: bool, *, opened: bool) -> None:
+    def _write(
+        self, draft: Draft, messages: Sequence[Message], tools: Sequence[Any], keep: bool, *, opened: bool
+    ) -> None:
         """One document; with `opened` the assistant is to speak next. Raises RowError."""
         layout = self._layout
         if self._default is not None and (not messages or messages[0].role != "system"):
@@ -87,7 +100,12 @@ class Written:
         if opened:
             draft.fixed(layout.prompt)
             return
-        if messages and messages[-1].role == "assistant" and layout.last_end is not None and layout.last_call_end is not None:
+        if (
+            messages
+            and messages[-1].role == "assistant"
+            and layout.last_end is not None
+            and layout.last_call_end is not None
+        ):
             draft.fixed(layout.last_call_end if messages[-1].calls else layout.last_end)
         draft.fixed(layout.finish)
 
@@ -103,13 +121,19 @@ class Written:
             messages = (TOOLS_ONLY, *messages)
         users = [i for i, message in enumerate(messages) if message.role == "user"]
         if not users and (where.endswith("user") or (opening and self._system_in.endswith("user"))):
-            raise RowError("the chat template writes the system prompt or the tools into a user's turn, and the row has none")
-        first, last = (users[0], users[-1]) if users else (-1, len(messages) - 1)  # without a question, no turn comes after it
+            raise RowError(
+                "the chat template writes the system prompt or the tools into a user's turn, and the row has "
+                "none"
+            )
+        # without a question, no turn comes after it
+        first, last = (users[0], users[-1]) if users else (-1, len(messages) - 1)
         before_turn = {"first": 0, "after_system": int(opening), "last_user": last}
         inside_turn = {"system": 0, "first_user": first}
         return messages, Places(
             last_user=last,
-            system_at=(first if self._system_in == "first_user" else last) if opening and self._system_in.endswith("user") else -1,
+            system_at=(first if self._system_in == "first_user" else last)
+            if opening and self._system_in.endswith("user")
+            else -1,
             system=system,
             tools=tools,
             tools_before=before_turn.get(where, -1),
@@ -128,7 +152,11 @@ class Written:
                 draft.fixed(before_user)
                 if i == places.tools_inside:
                     self._tools(draft, places.tools)
-                draft.text(content if simple else self._asked(content, places.system if i == places.system_at else ""))
+                draft.text(
+                    content
+                    if simple
+                    else self._asked(content, places.system if i == places.system_at else "")
+                )
                 draft.fixed(after_user)
             elif role == "assistant":
                 if simple and not message.calls and not message.reasoning:
@@ -137,12 +165,21 @@ class Written:
                     self._end(draft, say, message.trains)
                 else:
                     ledger = ledger or Ledger(self._id_length)
-                    self._assistant(draft, message, ledger, after_question=i > places.last_user, last=i == len(messages) - 1, keep=keep)
+                    self._assistant(
+                        draft,
+                        message,
+                        ledger,
+                        after_question=i > places.last_user,
+                        last=i == len(messages) - 1,
+                        keep=keep,
+                    )
             elif role == "system":
                 self._system(draft, message, places.tools if i == 0 else (), inside=i == places.tools_inside)
             else:
                 ledger = ledger or Ledger(self._id_length)
-                follows, goes_on = (0 <= j < len(messages) and messages[j].role == "tool" for j in (i - 1, i + 1))
+                follows, goes_on = (
+                    0 <= j < len(messages) and messages[j].role == "tool" for j in (i - 1, i + 1)
+                )
                 self._result(draft, message, ledger, follows=follows, goes_on=goes_on)
 
     def _asked(self, content: str, system: str) -> str:
@@ -155,8 +192,15 @@ class Written:
         """A system turn, the first one of a conversation with `tools`, which may be written `inside` it."""
         layout = self._layout
         if self._system_in != "turn" and message is not TOOLS_ONLY:
-            what = "a system prompt" if self._system_in == "refused" else "a system turn that is not its first one"
-            raise RowError(f"the row has {what}, and the chat template has no place for it (model.chat.system_in={self._system_in})")
+            what = (
+                "a system prompt"
+                if self._system_in == "refused"
+                else "a system turn that is not its first one"
+            )
+            raise RowError(
+                f"the row has {what}, and the chat template has no place for it "
+                f"(model.chat.system_in={self._system_in})"
+            )
         before, after = layout.system_with_tools if tools else layout.system
         draft.fixed(before)
         draft.text(message.content.strip() if "system" in self._trim else message.content)
@@ -175,16 +219,25 @@ class Written:
             for i, tool in enumerate(tools):
                 if i:
                     draft.fixed(layout.tool_join)
-                _fill(draft, layout.tool, {name: tool_text(tool, name, self._indent) for name in self._tool_names})
+                _fill(
+                    draft,
+                    layout.tool,
+                    {name: tool_text(tool, name, self._indent) for name in self._tool_names},
+                )
 
-    def _assistant(self, draft: Draft, message: Message, ledger: Ledger, *, after_question: bool, last: bool, keep: bool) -> None:
-        """A turn of the assistant with all that can be in it. One whose thoughts are hidden is not trained."""
+    def _assistant(
+        self, draft: Draft, message: Message, ledger: Ledger, *, after_question: bool, last: bool, keep: bool
+    ) -> None:
+        """A turn of the assistant with all that can be in it. One whose thoughts are hidden is not
+        trained.
+        """
         layout, content, thought = self._layout, message.content, message.reasoning or ""
         need(message.calls, layout.calls, "calls of tools", "calls")
         need(thought, layout.thought_after, "thoughts", "reasoning")
         shown = bool(thought) and (keep or after_question or self._thoughts_in == "every_turn")
         empty = not shown and (
-            self._empty_in == "every_turn" or (after_question and (self._empty_in == "last_turns" or (last and bool(self._empty_in))))
+            self._empty_in == "every_turn"
+            or (after_question and (self._empty_in == "last_turns" or (last and bool(self._empty_in))))
         )
         trains = message.trains and (shown or not thought)
         if "assistant" in self._trim:
@@ -193,7 +246,8 @@ class Written:
             content = content.lstrip("\n")
         if message.calls and content and self._calls_in == "refused":
             raise RowError(
-                "the row has a turn with a text and calls of tools, and the chat template writes one or the other (model.chat.calls_in=refused)"
+                "the row has a turn with a text and calls of tools, and the chat template writes one or the "
+                "other (model.chat.calls_in=refused)"
             )
         apart = bool(message.calls and content) and self._calls_in == "apart"
         say = layout.call if message.calls and not apart else layout.say
@@ -247,7 +301,9 @@ class Written:
                     else:
                         draft.text(value(known, piece.name))
 
-    def _result(self, draft: Draft, message: Message, ledger: Ledger, *, follows: bool, goes_on: bool) -> None:
+    def _result(
+        self, draft: Draft, message: Message, ledger: Ledger, *, follows: bool, goes_on: bool
+    ) -> None:
         """A tool's answer: those that come one after the other share a turn."""
         layout = self._layout
         need("tool", layout.result_turn, "an answer of a tool", "results")

@@ -1,13 +1,17 @@
-"""A tokenizer's own chat template in place of one of ours: its text is rendered, and what is trained is found in that text.
+"""A tokenizer's own chat template in place of one of ours: its text is rendered, and what is trained is found
+in that text.
 
-Where turn k of the assistant begins is where the text of all turns before it ends, with the request that the assistant speak: that text must be a
-beginning of the whole. The turn ends at the first end token behind it. Which token that is, and that the rest holds, is tried on a few conversations
-when the template is compiled, and looked at again on every row.
+Where turn k of the assistant begins is where the text of all turns before it ends, with the request that the
+assistant speak: that text must be a beginning of the whole. The turn ends at the first end token behind it.
+Which token that is, and that the rest holds, is tried on a few conversations when the template is compiled,
+and looked at again on every row.
 
-Special tokens are found in the text that was rendered, since a template writes them as text. Those that a row itself spells are put out of the way
-before, by marks, and put back as ordinary text; a template that looks at what a text says could tell the difference, and such rows are refused.
+Special tokens are found in the text that was rendered, since a template writes them as text. Those that a row
+itself spells are put out of the way before, by marks, and put back as ordinary text; a template that looks at
+what a text says could tell the difference, and such rows are refused.
 
-Not covered: a template that leaves out or changes what is trained, such as one that upper-cases; and a turn that only the next one ends.
+Not covered: a template that leaves out or changes what is trained, such as one that upper-cases; and a turn
+that only the next one ends.
 """
 
 import re
@@ -32,7 +36,10 @@ PROBES = ("kiwi stone", "amber tide", "violet barn", "copper moss", "linen crow"
 
 def talk(*texts: str) -> list[Message]:
     """A question, an answer, and so on."""
-    return [Message(role="assistant" if i % 2 else "user", content=text, trained=bool(i % 2)) for i, text in enumerate(texts)]
+    return [
+        Message(role="assistant" if i % 2 else "user", content=text, trained=bool(i % 2))
+        for i, text in enumerate(texts)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +56,41 @@ class Turn:
 
 
 def borrow(vocabulary: Vocabulary, default_system: str | None = None) -> "Borrowed":
-    """The tokenizer's own template, with a system prompt for conversations that do not begin with one. Raises ConfigError where it has none, or where a mask can't be derived from it."""
+    """The tokenizer's own template, with a system prompt for conversations that do not begin with one.
+    Raises ConfigError where it has none, or where a mask can't be derived from it.
+    """
     if vocabulary.template is None:
-        raise ConfigError(f"model/chat=tokenizer takes the tokenizer's own chat template, and it has none. {INSTEAD}")
+        raise ConfigError(
+            f"model/chat=tokenizer takes the tokenizer's own chat template, and it has none. {INSTEAD}"
+        )
     tokenizer = vocabulary.tokenizer
     ids = {token: id_ for token, id_ in vocabulary.declared.items() if tokenizer.token_to_id(token) is None}
-    vocabulary = fitted(vocabulary, [token for token in vocabulary.names.values() if tokenizer.token_to_id(token) is not None], ids)
+    vocabulary = fitted(
+        vocabulary,
+        [token for token in vocabulary.names.values() if tokenizer.token_to_id(token) is not None],
+        ids,
+    )
     try:
         return Borrowed(vocabulary, renderer(vocabulary.template or "", vocabulary.names), default_system)
     except RowError as error:
-        raise ConfigError(f"The tokenizer's own chat template can't be trained with: {error}. {INSTEAD}") from error
+        raise ConfigError(
+            f"The tokenizer's own chat template can't be trained with: {error}. {INSTEAD}"
+        ) from error
 
 
 class Borrowed:
-    """The tokenizer's own template, ready for use. What it offers is said in tuner.data.chat.template.Template."""
+    """The tokenizer's own template, ready for use. What it offers is said in
+    tuner.data.chat.template.Template.
+    """
 
     def __init__(self, vocabulary: Vocabulary, render: Render, default_system: str | None) -> None:
         self.vocabulary, self._render = vocabulary, render
         self._default = () if default_system is None else (Message(role="system", content=default_system),)
         self.tokenizer: Tokenizer = vocabulary.tokenizer
         added = self.tokenizer.get_added_tokens_decoder()
-        self._speller = Speller(vocabulary, {token.content: id_ for id_, token in added.items() if token.special})
+        self._speller = Speller(
+            vocabulary, {token.content: id_ for id_, token in added.items() if token.special}
+        )
         self._opening = ""
         self._end = self._probe()
         self.end_id: int = self._speller.ids[self._end]
@@ -101,7 +122,9 @@ class Borrowed:
         return ids
 
     def _probe(self) -> str:
-        """The token that ends a turn of the assistant. Raises RowError when the template does not show one."""
+        """The token that ends a turn of the assistant. Raises RowError when the template does not show
+        one.
+        """
         ends, openings = set(), set()
         for length in (2, 4):
             messages = talk(*PROBES[:length])
@@ -111,14 +134,24 @@ class Borrowed:
                 if at < 0:
                     raise RowError(f"it does not write the text of a turn ({message.role}) as it is")
                 if message.role == "assistant":
-                    bare, before = (self._render(plain_turns(messages[:i]), (), opened) for opened in (False, True))
+                    bare, before = (
+                        self._render(plain_turns(messages[:i]), (), opened) for opened in (False, True)
+                    )
                     if not text.startswith(before) or len(before) > at:
-                        raise RowError("what it writes for the assistant to speak is not how a turn of the assistant begins")
+                        raise RowError(
+                            "what it writes for the assistant to speak is not how a turn of the assistant "
+                            "begins"
+                        )
                     put_in = text[len(before) : at]
                     openings.add(put_in if bare == before and put_in.strip() else "")
                     token = self._speller.pattern.search(text, at)
-                    if token is None or (i + 1 < len(messages) and token.start() > text.find(messages[i + 1].content)):
-                        raise RowError("no special token follows a turn of the assistant, so a model would never learn to stop")
+                    if token is None or (
+                        i + 1 < len(messages) and token.start() > text.find(messages[i + 1].content)
+                    ):
+                        raise RowError(
+                            "no special token follows a turn of the assistant, so a model would never learn "
+                            "to stop"
+                        )
                     ends.add(token[0])
         if len(ends) > 1:
             raise RowError(f"turns of the assistant end in different tokens ({', '.join(sorted(ends))})")
@@ -149,21 +182,40 @@ class Borrowed:
     def _rendered(self, row: Conversation, opened: bool) -> str:
         return self._render(plain_turns(row.messages), row.tools, opened)
 
-    def _compare(self, messages: Sequence[Message], tools: Sequence[Any], marks: Mapping[str, str], text: str, opened: bool) -> None:
+    def _compare(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any],
+        marks: Mapping[str, str],
+        text: str,
+        opened: bool,
+    ) -> None:
         """Raises RowError when the marks changed what the template writes."""
         if marks and self._render(plain_turns(messages), tools, opened) != shown(text, marks):
             raise RowError(
-                "the row spells a special token, and the tokenizer's own chat template writes the row otherwise when that is put out of the way"
+                "the row spells a special token, and the tokenizer's own chat template writes the row "
+                "otherwise when that is put out of the way"
             )
 
     def _complete(self, row: Conversation, text: str) -> None:
-        """Raises RowError when the template leaves something of the row out. A short text could be anywhere, so each is looked for with a sign on it."""
-        with_signs = [replace(m, content=signed(m.content, f"\ue002{i}\ue003")) if m.content.strip() else m for i, m in enumerate(row.messages)]
+        """Raises RowError when the template leaves something of the row out. A short text could be
+        anywhere, so each is looked for with a sign on it.
+        """
+        with_signs = [
+            replace(m, content=signed(m.content, f"\ue002{i}\ue003")) if m.content.strip() else m
+            for i, m in enumerate(row.messages)
+        ]
         found = self._render(plain_turns(with_signs), row.tools, False)
         for i, message in enumerate(row.messages):
             content = message.content.strip()
-            if content and (f"\ue002{i}\ue003" not in found or (content not in text and to_json(content)[1:-1] not in text)):
-                raise RowError(f"the tokenizer's own chat template leaves out or changes the text of a turn ({message.role})")
+            if content and (
+                f"\ue002{i}\ue003" not in found
+                or (content not in text and to_json(content)[1:-1] not in text)
+            ):
+                raise RowError(
+                    "the tokenizer's own chat template leaves out or changes the text of a turn "
+                    f"({message.role})"
+                )
             if any(call.name not in text for call in message.calls):
                 raise RowError("the tokenizer's own chat template leaves out calls of tools")
             if message.reasoning and not self.reasons:
@@ -187,25 +239,36 @@ class Borrowed:
                 bare = len(self._rendered(replace(row, messages=messages[:k]), False))
                 if not thought or not bare < start or text[start : start + len(thought)] != thought:
                     raise RowError(
-                        f"what the tokenizer's own chat template writes before turn {k + 1} is not what it writes when the assistant is to speak"
+                        f"what the tokenizer's own chat template writes before turn {k + 1} is not what it "
+                        "writes when the assistant is to speak"
                     )
             end = text.find(self._end, start)
             if end < 0:
-                raise RowError(f"no {self._end} follows turn {k + 1} in what the tokenizer's own chat template writes")
+                raise RowError(
+                    f"no {self._end} follows turn {k + 1} in what the tokenizer's own chat template writes"
+                )
             stop = end + len(self._end)
             if message.calls:
                 after = self._rendered(replace(row, messages=messages[: k + 1]), False)
                 if not text.startswith(after[:stop]) or stop > len(after):
-                    raise RowError(f"turn {k + 1} calls a tool, and {self._end} does not end it in what the tokenizer's own chat template writes")
+                    raise RowError(
+                        f"turn {k + 1} calls a tool, and {self._end} does not end it in what the tokenizer's "
+                        "own chat template writes"
+                    )
             said = text[start:end]
             visible = bool(thought) and thought in said
             if thought and not visible and keep:
-                raise RowError("the tokenizer's own chat template hides thoughts of earlier turns, and data.reasoning=keep wants them shown")
+                raise RowError(
+                    "the tokenizer's own chat template hides thoughts of earlier turns, and "
+                    "data.reasoning=keep wants them shown"
+                )
             at = 0 if visible else self._put_in(said, message)
             yield Turn(start, start + at, stop, message.trains and (visible or not thought))
 
     def _put_in(self, said: str, message: Message) -> int:
-        """How much of a turn the template put in before what the assistant wrote: an empty thought, for one."""
+        """How much of a turn the template put in before what the assistant wrote: an empty thought, for
+        one.
+        """
         content = message.content.strip()
         if content:
             at = said.find(message.content)
@@ -217,7 +280,11 @@ class Borrowed:
 
     def _draft(self, draft: Draft, text: str, turns: Sequence[Turn], marks: Mapping[str, str]) -> None:
         """The rendered text, cut at its special tokens and at the borders of the turns."""
-        borders = [(place, turn.trained and place == turn.body) for turn in turns for place in dict.fromkeys((turn.start, turn.body))]
+        borders = [
+            (place, turn.trained and place == turn.body)
+            for turn in turns
+            for place in dict.fromkeys((turn.start, turn.body))
+        ]
         ends = {turn.stop: turn.trained for turn in turns}
         waiting = iter([*borders, (len(text) + 1, False)])
         border, trains = next(waiting)

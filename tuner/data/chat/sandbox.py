@@ -1,8 +1,10 @@
-"""A tokenizer's own Jinja template, rendered: text from the internet, which can run no code here and can't go on for ever.
+"""A tokenizer's own Jinja template, rendered: text from the internet, which can run no code here and can't go
+on for ever.
 
-It sees what transformers shows it: messages, tools, add_generation_prompt, the tokenizer's tokens by their names, raise_exception, and a tojson that
-leaves characters as they are. `{% generation %}` is passed over. There is no clock: `strftime_now` is undefined where the template asks whether it is
-defined, and has a date of its own then; where it does not ask, it is a fixed day, so that the same rows always give the same tokens.
+It sees what transformers shows it: messages, tools, add_generation_prompt, the tokenizer's tokens by their
+names, raise_exception, and a tojson that leaves characters as they are. `{% generation %}` is passed over.
+There is no clock: `strftime_now` is undefined where the template asks whether it is defined, and has a date
+of its own then; where it does not ask, it is a fixed day, so that the same rows always give the same tokens.
 """
 
 import json
@@ -20,9 +22,11 @@ SIZE = 16_000_000
 """characters of a text that a template puts together"""
 REACH = 1_000_000_000
 """the same before it is put together: at most so long can it become"""
-GROWING = frozenset({"replace", "join", "ljust", "rjust", "center", "zfill", "expandtabs", "format", "format_map"})
+GROWING = frozenset(
+    {"replace", "join", "ljust", "rjust", "center", "zfill", "expandtabs", "format", "format_map"}
+)
 """methods of texts whose result can be longer than all that goes in"""
-UNKNOWN = ("center", "format", "indent", "wordwrap", "xmlattr", "urlize", "filesizeformat", "random", "pprint")
+UNKNOWN = tuple("center format indent wordwrap xmlattr urlize filesizeformat random pprint".split())
 """filters that are taken away: they can blow up a text, or need what a chat template does not"""
 DAY = datetime(2024, 7, 26)
 
@@ -31,7 +35,8 @@ Render = Callable[[Sequence[Mapping[str, Any]], Sequence[Any], bool], str]
 
 
 def renderer(template: str, names: Mapping[str, str]) -> Render:
-    """A function that renders conversations. It raises RowError, with the template's own words where it has some.
+    """A function that renders conversations. It raises RowError, with the template's own words where it has
+    some.
 
     Raises ConfigError when the template can't be read.
     """
@@ -57,7 +62,11 @@ def renderer(template: str, names: Mapping[str, str]) -> Render:
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             size = _size(left), _size(right)
-            if operator == "**" or (operator == "*" and max(size) > 0 and _times(left, right) > SIZE) or sum(size) > SIZE:
+            if (
+                operator == "**"
+                or (operator == "*" and max(size) > 0 and _times(left, right) > SIZE)
+                or sum(size) > SIZE
+            ):
                 raise Refused("it makes a text or a number that is too long")
             if operator == "%" and isinstance(left, str):
                 raise Refused("it formats text by %, which is not supported here")
@@ -102,19 +111,31 @@ def renderer(template: str, names: Mapping[str, str]) -> Render:
         for place in [*tree.find_all((nodes.Assign, nodes.AssignBlock))]:
             if isinstance(place, nodes.Assign):
                 place.node = nodes.Filter(place.node, "tuner_bounded", [], [], None, None)
-        compiled = jinja2.Template.from_code(environment, environment.compile(tree), environment.make_globals(None))
+        compiled = jinja2.Template.from_code(
+            environment, environment.compile(tree), environment.make_globals(None)
+        )
     except jinja2.TemplateError as error:
-        raise ConfigError(f"The tokenizer's own chat template can't be read ({error}). Choose a template (model/chat=…).") from error
+        raise ConfigError(
+            f"The tokenizer's own chat template can't be read ({error}). Choose a template (model/chat=…)."
+        ) from error
 
     def render(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], opened: bool) -> str:
         left[0] = STEPS
-        values = {"messages": messages, "tools": list(tools) or None, "documents": None, "add_generation_prompt": opened, **names}
+        values = {
+            "messages": messages,
+            "tools": list(tools) or None,
+            "documents": None,
+            "add_generation_prompt": opened,
+            **names,
+        }
         try:
             return "".join(_bounded(compiled.generate(**values)))
         except Refused as error:
             raise RowError(f"the tokenizer's own chat template refuses the row: {error}") from error
         except Exception as error:  # a template can fail as any code can
-            raise RowError(f"the tokenizer's own chat template fails on the row ({type(error).__name__}: {error})") from error
+            raise RowError(
+                f"the tokenizer's own chat template fails on the row ({type(error).__name__}: {error})"
+            ) from error
 
     return render
 
@@ -138,7 +159,15 @@ def _times(left: Any, right: Any) -> int:
     return int(a * b)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
     if isinstance(indent, int) and indent > 64:
         raise ValueError("tojson(indent) is too large")
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )

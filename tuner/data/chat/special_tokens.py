@@ -1,7 +1,9 @@
-"""The special tokens that a template makes use of: that the model has a row for each, and which other one can pad.
+"""The special tokens that a template makes use of: that the model has a row for each, and which other one can
+pad.
 
-Training here never pads. A pad token is named for whoever goes on with another trainer: most leave out of the loss whatever equals it, so it must not
-be a token that was trained, or the model forgets how to end an answer.
+Training here never pads. A pad token is named for whoever goes on with another trainer: most leave out of the
+loss whatever equals it, so it must not be a token that was trained, or the model forgets how to end an
+answer.
 """
 
 import re
@@ -28,42 +30,60 @@ def in_use(template: Template, chat: Any) -> frozenset[int]:
     vocabulary, tokenizer = template.vocabulary, template.tokenizer
     if chat.jinja:
         text = vocabulary.template or ""
-        tokens = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special and token.content in text}
+        tokens = {
+            token.content
+            for token in tokenizer.get_added_tokens_decoder().values()
+            if token.special and token.content in text
+        }
         tokens |= {token for name, token in vocabulary.names.items() if name in text}
     else:
         tokens = {*named(chat, vocabulary)}
     ids = {tokenizer.token_to_id(token) for token in (*tokens, vocabulary.eos) if token}
-    return frozenset([id_ for id_ in ids if id_ is not None] + [*vocabulary.begin, *template.stops, template.end_id])
+    return frozenset(
+        [id_ for id_ in ids if id_ is not None] + [*vocabulary.begin, *template.stops, template.end_id]
+    )
 
 
 def check_rows(template: Template, chat: Any, rows: int) -> None:
-    """Raises DataError for an id that documents can hold and that is none of the `rows` of the model's embedding.
+    """Raises DataError for an id that documents can hold and that is none of the `rows` of the model's
+    embedding.
 
     A special token beyond them that the template leaves alone does no harm, since no text becomes one.
     """
     tokenizer = template.tokenizer
     if beyond := sorted(id_ for id_ in in_use(template, chat) if id_ >= rows):
         raise DataError(
-            f"the chat template needs the special token {tokenizer.id_to_token(beyond[0])}, which is the id {beyond[0]} of the tokenizer, and the model's "
-            f"embedding has {rows:,} rows, so the last id is {rows - 1}. Choose the template the model was made for (model/chat=…), or the tokenizer that "
+            f"the chat template needs the special token {tokenizer.id_to_token(beyond[0])}, which is the id "
+            f"{beyond[0]} of the tokenizer, and the model's embedding has {rows:,} rows, so the last id is "
+            f"{rows - 1}. Choose the template the model was made for (model/chat=…), or the tokenizer that "
             "belongs to the weights."
         )
     added = tokenizer.get_added_tokens_decoder()
-    plain = {id_: token for token, id_ in tokenizer.get_vocab(with_added_tokens=True).items() if id_ not in added or not added[id_].special}
+    plain = {
+        id_: token
+        for token, id_ in tokenizer.get_vocab(with_added_tokens=True).items()
+        if id_ not in added or not added[id_].special
+    }
     if (last := max(plain, default=0)) >= rows:
         raise DataError(
-            f"the tokenizer makes of text the token {plain[last]!r}, which is its id {last}, and the model's embedding has {rows:,} rows, so the last id "
-            f"is {rows - 1}. The tokenizer belongs to another model: put the one that belongs to the weights into the model's directory."
+            f"the tokenizer makes of text the token {plain[last]!r}, which is its id {last}, and the model's "
+            f"embedding has {rows:,} rows, so the last id is {rows - 1}. The tokenizer belongs to another "
+            "model: put the one that belongs to the weights into the model's directory."
         )
 
 
 def choose_pad(template: Template, chat: Any, rows: int | None) -> str | None:
-    """A token to pad with, which this template never trains: the tokenizer's own; or the one for what is unknown, where no text becomes it; or a
-    special token that is kept free; or any other. None where there is none. `rows` of the embedding are the limit, where they are known.
+    """A token to pad with, which this template never trains: the tokenizer's own; or the one for what is
+    unknown, where no text becomes it; or a special token that is kept free; or any other. None where there is
+    none. `rows` of the embedding are the limit, where they are known.
     """
     tokenizer, names = template.tokenizer, template.vocabulary.names
     used, from_text = in_use(template, chat), {*tokenizer.encode(RARE, add_special_tokens=False).ids}
-    added = {token.content: id_ for id_, token in sorted(tokenizer.get_added_tokens_decoder().items()) if token.special}
+    added = {
+        token.content: id_
+        for id_, token in sorted(tokenizer.get_added_tokens_decoder().items())
+        if token.special
+    }
 
     def free(token: str | None) -> bool:
         id_ = None if token is None else tokenizer.token_to_id(token)

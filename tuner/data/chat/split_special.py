@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 
 from tuner.data.tokenizer.load import Vocabulary
 
-WHITE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+WHITE = (
+    "\t\n\v\f\r "
+    "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
 """white space as a tokenizer understands it, which strips it where a special token says so"""
 
 
@@ -22,7 +25,9 @@ class Fixed:
     plain: list[int] = field(default_factory=list)
     """`ids`, as a list"""
     strips_before: bool = False
-    """whether the first takes the white space before it along, as a tokenizer may tell its special tokens to"""
+    """whether the first takes the white space before it along, as a tokenizer may tell its special tokens
+    to
+    """
     strips_after: bool = False
     """the same of the last and the space behind it"""
 
@@ -32,7 +37,9 @@ class Speller:
 
     def __init__(self, vocabulary: Vocabulary, ids: dict[str, int]) -> None:
         self.ids = ids
-        self.pattern = re.compile("|".join(map(re.escape, sorted(ids, key=len, reverse=True))) if ids else r"(?!)")
+        self.pattern = re.compile(
+            "|".join(map(re.escape, sorted(ids, key=len, reverse=True))) if ids else r"(?!)"
+        )
         """finds them in a text; of two that begin at one place, the longer one"""
         self._later = vocabulary.later
         added = vocabulary.tokenizer.get_added_tokens_decoder()
@@ -62,7 +69,9 @@ class Speller:
             if isinstance(atom, int):
                 ids.append(atom)
             else:
-                ids += self._later.encode(self._stripped(atom, atoms[i - 1], atoms[i + 1]), add_special_tokens=False).ids
+                ids += self._later.encode(
+                    self._stripped(atom, atoms[i - 1], atoms[i + 1]), add_special_tokens=False
+                ).ids
         before, after = ids[0] in self._lstrip, ids[-1] in self._rstrip
         lead = "".join(atom for atom in atoms[:first] if isinstance(atom, str))
         tail = "".join(atom for atom in atoms[last + 1 :] if isinstance(atom, str))

@@ -24,9 +24,15 @@ def tool_text(tool: Any, name: str, indent: int | None) -> str:
     if name in ("name", "description"):
         return str(known.get(name, ""))
     if name == "raw":
-        fields = [f'"{key}": "{text}"' if isinstance(text, str) else f'"{key}": {to_json(text)}' for key, text in known.items() if key != "return"]
+        fields = [
+            f'"{key}": "{text}"' if isinstance(text, str) else f'"{key}": {to_json(text)}'
+            for key, text in known.items()
+            if key != "return"
+        ]
         return f"{{{', '.join(fields)}}}"
-    return to_json(tool if name == "tool" else inner if name == "function" else known.get("parameters"), indent)
+    return to_json(
+        tool if name == "tool" else inner if name == "function" else known.get("parameters"), indent
+    )
 
 
 def short_id(given: str, length: int) -> str:
@@ -54,7 +60,9 @@ class Asked:
 
 
 class Ledger:
-    """Which call an answer belongs to, through one conversation: by its id, or else the oldest one without an answer."""
+    """Which call an answer belongs to, through one conversation: by its id, or else the oldest one without
+    an answer.
+    """
 
     def __init__(self, id_length: int | None) -> None:
         self._length = id_length
@@ -72,7 +80,14 @@ class Ledger:
 
     def answer(self, message: Message) -> dict[str, str | None]:
         """What can be said of a tool's answer, apart from its text."""
-        found = next((asked for asked in self._open if message.call_id is not None and asked.call.id == message.call_id), None)
+        found = next(
+            (
+                asked
+                for asked in self._open
+                if message.call_id is not None and asked.call.id == message.call_id
+            ),
+            None,
+        )
         if found is None and message.call_id is None:
             found = next((asked for asked in self._open if message.name in (None, asked.call.name)), None)
         if found is not None:
@@ -80,7 +95,10 @@ class Ledger:
         given = message.call_id
         if given is not None and self._length is not None:
             given = short_id(given, self._length)
-        return {"name": message.name or (found.call.name if found else None), "id": found.id if found else given}
+        return {
+            "name": message.name or (found.call.name if found else None),
+            "id": found.id if found else given,
+        }
 
 
 def value(texts: Mapping[str, str | None], name: str) -> str:
@@ -88,7 +106,8 @@ def value(texts: Mapping[str, str | None], name: str) -> str:
     text = texts[name]
     if text is None:
         raise RowError(
-            f"the chat template writes the {name} of a call, and this one has none; it is expected in the call, or in the turn of the tool"
+            f"the chat template writes the {name} of a call, and this one has none; it is expected in the "
+            "call, or in the turn of the tool"
         )
     return text
 
@@ -96,4 +115,6 @@ def value(texts: Mapping[str, str | None], name: str) -> str:
 def need(there: Sequence[Any], field: Any, what: str, name: str) -> None:
     """Raises RowError where a row has something that the template has no place for."""
     if there and not field:
-        raise RowError(f"the row has {what}, and the chat template has no place for {what} (model.chat.{name} is empty)")
+        raise RowError(
+            f"the row has {what}, and the chat template has no place for {what} (model.chat.{name} is empty)"
+        )

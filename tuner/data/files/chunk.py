@@ -14,7 +14,9 @@ class Chunk:
     """Some rows of a file, one after the other: lines that are still to be parsed, or values."""
 
     first: int
-    """number of its first row, from 1: the line of a JSONL or text file, the item's number in a JSON list or a table"""
+    """number of its first row, from 1: the line of a JSONL or text file, the item's number in a JSON list
+    or a table
+    """
     lines: bytes | None = None
     """whole lines of a JSONL file, in UTF-8 whatever the file was written in"""
     values: Sequence[Any] | None = None

@@ -1,7 +1,9 @@
-"""A directory of somebody's own → the files of it that are trained on, or held out: as a hub's data set of these files would be read.
+"""A directory of somebody's own → the files of it that are trained on, or held out: as a hub's data set of
+these files would be read.
 
-What its card (README.md) or the names say is of another split is never trained on. A directory has no other rows than those of its files, so
-one with files of a test or validation split alone is refused, where a hub's is taken: there, somebody named it.
+What its card (README.md) or the names say is of another split is never trained on. A directory has no other
+rows than those of its files, so one with files of a test or validation split alone is refused, where a hub's
+is taken: there, somebody named it.
 """
 
 import os
@@ -35,10 +37,20 @@ class Taken:
         """Both, in words; where nothing is held out yet, with how to."""
         left = [f"{path} ({split})" if split else path for path, split in self.left.items()]
         line = f"{self.folder}: took {listed(self.files)}" + (f"; left {listed(left)}" if left else "")
-        apart = next((paths for split in ("validation", "test") if (paths := [path for path in self.left if self.left[path] == split])), None)
+        apart = next(
+            (
+                paths
+                for split in ("validation", "test")
+                if (paths := [path for path in self.left if self.left[path] == split])
+            ),
+            None,
+        )
         if held_out or not apart:
             return line
-        return f"{line}. To measure on {'that file' if len(apart) == 1 else 'those files'}: data.held_out_path={self.folder / apart[0] if len(apart) == 1 else self.folder}"
+        return (
+            f"{line}. To measure on {'that file' if len(apart) == 1 else 'those files'}: "
+            f"data.held_out_path={self.folder / apart[0] if len(apart) == 1 else self.folder}"
+        )
 
 
 def training(folder: Path) -> Taken:
@@ -46,19 +58,30 @@ def training(folder: Path) -> Taken:
     paths = _paths(folder)
     _need_rows(folder, paths)
     card = folder / CARD
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() and card.stat().st_size <= LARGE else None
-    return _taken(folder, paths, choose(paths, None, text, str(folder), field=f"data.path='{folder}/", strict=True))
+    text = (
+        card.read_text(encoding="utf-8", errors="replace")
+        if card.is_file() and card.stat().st_size <= LARGE
+        else None
+    )
+    return _taken(
+        folder, paths, choose(paths, None, text, str(folder), field=f"data.path='{folder}/", strict=True)
+    )
 
 
 def held_out(folder: Path) -> Taken:
-    """The files to measure on: those of the validation split, else of the test split, else those whose names say no split."""
+    """The files to measure on: those of the validation split, else of the test split, else those whose
+    names say no split.
+    """
     paths = _paths(folder)
     _need_rows(folder, paths)
     rows = [path for path in paths if is_readable(path) and not ASIDE.search(path)]
     for split in ("validation", "test", None):
         if found := [path for path in rows if split_of(path) == split]:
             return _taken(folder, paths, one_kind(found, str(folder), f"data.held_out_path='{folder}/"))
-    raise DataError(f"data.held_out_path: {folder} holds {listed(rows)}, and nothing to measure on that isn't for training.")
+    raise DataError(
+        f"data.held_out_path: {folder} holds {listed(rows)}, and nothing to measure on that isn't for "
+        "training."
+    )
 
 
 def listed(paths: Sequence[str]) -> str:
@@ -67,7 +90,9 @@ def listed(paths: Sequence[str]) -> str:
 
 
 def _taken(folder: Path, paths: Sequence[str], found: Sequence[str]) -> Taken:
-    left = {path: (split_of(path) or "" if is_readable(path) else "") for path in paths if path not in set(found)}
+    left = {
+        path: (split_of(path) or "" if is_readable(path) else "") for path in paths if path not in set(found)
+    }
     first = sorted(left, key=lambda path: (not left[path], not is_readable(path), path))
     return Taken(folder=folder, files=tuple(found), left={path: left[path] for path in first})
 
@@ -80,7 +105,10 @@ def _paths(folder: Path) -> list[str]:
         inside = Path(place).relative_to(folder)
         found += [(inside / name).as_posix() for name in names if not name.startswith(".")]
         if len(found) > MOST:
-            raise DataError(f"data.path: {folder} holds more than {MOST:,} files. Name the directory of the data, or its files.")
+            raise DataError(
+                f"data.path: {folder} holds more than {MOST:,} files. Name the directory of the data, or its "
+                "files."
+            )
     return sorted(found)
 
 
@@ -89,8 +117,17 @@ def _need_rows(folder: Path, paths: Sequence[str]) -> None:
     if any(is_readable(path) and not ASIDE.search(path) for path in paths):
         return
     endings = Counter(
-        Path(path).suffix for path in paths if path.lower().endswith(PROSE) and not ASIDE.search(path) and "/" not in path and path != CARD
+        Path(path).suffix
+        for path in paths
+        if path.lower().endswith(PROSE) and not ASIDE.search(path) and "/" not in path and path != CARD
     )
-    hint = f" Texts are named by a pattern, as in data.path='{folder}/*{endings.most_common(1)[0][0]}'." if endings else ""
+    hint = (
+        f" Texts are named by a pattern, as in data.path='{folder}/*{endings.most_common(1)[0][0]}'."
+        if endings
+        else ""
+    )
     there = f"it holds {listed(paths)}" if paths else "it holds no files"
-    raise DataError(f"data.path: {folder} is a directory without files of rows (JSONL, JSON, CSV, Parquet, Arrow, text); {there}.{hint}")
+    raise DataError(
+        f"data.path: {folder} is a directory without files of rows (JSONL, JSON, CSV, Parquet, Arrow, text); "
+        f"{there}.{hint}"
+    )

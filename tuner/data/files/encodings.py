@@ -1,7 +1,9 @@
-"""A file's bytes as every reader wants them: unpacked, in UTF-8, without byte order mark, its lines ended by line feeds.
+"""A file's bytes as every reader wants them: unpacked, in UTF-8, without byte order mark, its lines ended by
+line feeds.
 
-What a file is packed with is told by its first bytes, never by its name: gzip and zstd, in one piece or several. `auto` reads
-UTF-8, and UTF-16 or UTF-32 that begin with a byte order mark. Other encodings can't be told apart, so they are named.
+What a file is packed with is told by its first bytes, never by its name: gzip and zstd, in one piece or
+several. `auto` reads UTF-8, and UTF-16 or UTF-32 that begin with a byte order mark. Other encodings can't be
+told apart, so they are named.
 """
 
 import codecs
@@ -38,24 +40,31 @@ STRANGERS = {
     b"\x93NUMPY": "a NumPy array",
     b"version https://git-lfs": "a pointer of Git LFS and not the file itself, which `git lfs pull` fetches",
 }
-EXPECTED = "Rows are read from JSONL, JSON, CSV, text, Parquet and Arrow files, plain or packed with gzip or zstd."
+EXPECTED = (
+    "Rows are read from JSONL, JSON, CSV, text, Parquet and Arrow files, plain or packed with gzip or zstd."
+)
 RETURN = re.compile("\r[^\n]")
 """a carriage return that a line ends with"""
 CONTROL = re.compile("[\0-\x06\x0e-\x1a\x1c-\x1f\x7f]")
 
 
 def unpacked(file: Path) -> io.BufferedReader:
-    """The file's bytes, unpacked as they are read. Raises OSError, and EOFError or zlib.error while reading damaged gzip."""
+    """The file's bytes, unpacked as they are read. Raises OSError, and EOFError or zlib.error while
+    reading damaged gzip.
+    """
     stream = file.open("rb")
     magic = stream.peek(4)[:4]
     if magic[:2] == b"\x1f\x8b":
         stream.close()
         # the standard library's, since Arrow's takes zeros behind the end, as on a tape, for damage
         return io.BufferedReader(cast(io.RawIOBase, gzip.open(file)), STEP)
-    if magic == b"\x28\xb5\x2f\xfd" or (magic[1:] == b"\x2a\x4d\x18" and magic[0] & 0xF0 == 0x50):  # a frame, or one to skip
+    # a frame, or one to skip
+    if magic == b"\x28\xb5\x2f\xfd" or (magic[1:] == b"\x2a\x4d\x18" and magic[0] & 0xF0 == 0x50):
         import pyarrow as pa
 
-        return io.BufferedReader(cast(io.RawIOBase, pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")), STEP)
+        return io.BufferedReader(
+            cast(io.RawIOBase, pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")), STEP
+        )
     return stream
 
 
@@ -67,7 +76,8 @@ def is_packed(stream: io.BufferedReader) -> bool:
 def codec_of(head: bytes, encoding: str, file: Path) -> str:
     """Python's name of the encoding of a text file that begins with `head`.
 
-    Raises ConfigError for an `encoding` that Python doesn't know, DataError when it contradicts the file's byte order mark.
+    Raises ConfigError for an `encoding` that Python doesn't know, DataError when it contradicts the file's
+    byte order mark.
     """
     marked = next((name for mark, name in MARKS.items() if head.startswith(mark)), None)
     if encoding == "auto":
@@ -76,10 +86,14 @@ def codec_of(head: bytes, encoding: str, file: Path) -> str:
         codec = codecs.lookup(encoding).name
         "".encode(codec)
     except LookupError as error:
-        raise ConfigError(f"data.encoding: no text encoding {encoding!r} is known. Examples are utf-8, utf-16, gb18030, big5 and latin-1.") from error
+        raise ConfigError(
+            f"data.encoding: no text encoding {encoding!r} is known. Examples are utf-8, utf-16, gb18030, "
+            "big5 and latin-1."
+        ) from error
     if marked and not codec.startswith(marked):
         raise DataError(
-            f"{file} begins with the byte order mark of {marked.upper()}, and data.encoding is {encoding}. Set data.encoding=auto for it."
+            f"{file} begins with the byte order mark of {marked.upper()}, and data.encoding is {encoding}. "
+            "Set data.encoding=auto for it."
         )
     return codec
 
@@ -103,7 +117,8 @@ def refuse_binary(head: bytes, codec: str, file: Path) -> None:
 def in_utf8(stream: io.BufferedReader, head: bytes, codec: str, file: Path) -> io.BufferedReader:
     """The same text in UTF-8, from its first letter on; `stream` is at its begin and starts with `head`.
 
-    UTF-8 is passed on as it is, whatever is in it. Where another `codec` doesn't fit, reading raises DataError naming the line.
+    UTF-8 is passed on as it is, whatever is in it. Where another `codec` doesn't fit, reading raises
+    DataError naming the line.
     """
     if not codec.startswith("utf-8"):
         stream = io.BufferedReader(_Transcoded(stream, codec, file), STEP)
@@ -116,7 +131,9 @@ def in_utf8(stream: io.BufferedReader, head: bytes, codec: str, file: Path) -> i
 
 
 class _Fed(io.RawIOBase):
-    """A stream whose lines end by line feeds, over one in which carriage returns end them, as on a Mac of old."""
+    """A stream whose lines end by line feeds, over one in which carriage returns end them, as on a Mac of
+    old.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream

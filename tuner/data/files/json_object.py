@@ -15,7 +15,9 @@ from tuner.data.formats.fields import named, told
 from tuner.data.formats.vocabulary import LISTS, PAIR
 from tuner.errors import DataError
 
-OF_A_ROW = frozenset((*LISTS, "history", "chosen", "rejected", "prompt", "completion", "tools", "functions", "instances", "replies"))
+OF_A_ROW = frozenset(
+    (*LISTS, *"history chosen rejected prompt completion tools functions instances replies".split())
+)
 """keys that hold lists in one row: an object that has one of them is a row"""
 
 
@@ -75,7 +77,9 @@ def _list(window: Window, file: Path, key: str, held: Held) -> None:
 
 
 def _keys(window: Window) -> Iterator[str]:
-    """The keys of the object that begins here; at each the window is before its value, and has to be behind it when the next is asked for."""
+    """The keys of the object that begins here; at each the window is before its value, and has to be
+    behind it when the next is asked for.
+    """
     sign = window.skip()
     while sign in ("{", ","):
         window.at += 1
@@ -93,7 +97,9 @@ def _keys(window: Window) -> Iterator[str]:
 
 
 def key_of(held: Held, file: Path) -> str | None:
-    """The key that the rows are under; None where the object is a row. Raises DataError where it can't be told."""
+    """The key that the rows are under; None where the object is a row. Raises DataError where it can't be
+    told.
+    """
     if held.is_row:
         return None
     if len(held.lists) == 1:
@@ -101,13 +107,15 @@ def key_of(held: Held, file: Path) -> str | None:
     if held.lists:
         counted = ", ".join(f"{key} ({count:,})" for key, count in held.lists.items())
         raise DataError(
-            f"{file}: one JSON object with several lists of objects: {counted}; the rows are expected in one. "
-            f"Take out the one that is meant, as with jq -c '.{next(iter(held.lists))}[]' {file.name} > rows.jsonl"
+            f"{file}: one JSON object with several lists of objects: {counted}; the rows are expected in "
+            f"one. Take out the one that is meant, as with jq -c '.{next(iter(held.lists))}[]' {file.name} "
+            "> rows.jsonl"
         )
     if held.columns > 1 and held.columns == len(held.beside):
         raise DataError(
-            f"{file}: one JSON object whose keys ({named(held.beside)}) are columns or row numbers, where one row a line (JSONL) or a JSON list of "
-            "rows was expected. pandas writes rows with to_json(…, orient='records', lines=True)."
+            f"{file}: one JSON object whose keys ({named(held.beside)}) are columns or row numbers, where "
+            "one row a line (JSONL) or a JSON list of rows was expected. pandas writes rows with "
+            "to_json(…, orient='records', lines=True)."
         )
     return None
 
@@ -128,4 +136,6 @@ def rows(stream: IO[bytes], file: Path, under: str) -> Iterator[tuple[Any, int]]
 def note(held: Held, under: str) -> str:
     """What is to be said of an object whose rows are read."""
     beside = ", ".join(f"{key} ({what})" for key, what in held.beside.items())
-    return f"the rows are the {held.lists[under]:,} objects under {under!r}" + (f"; beside it, not read: {beside}" if beside else "")
+    return f"the rows are the {held.lists[under]:,} objects under {under!r}" + (
+        f"; beside it, not read: {beside}" if beside else ""
+    )

@@ -1,8 +1,10 @@
-"""What a file of text is: rows as lines of JSON, as one JSON list, under a key of one JSON object, or as a table; or letters.
+"""What a file of text is: rows as lines of JSON, as one JSON list, under a key of one JSON object, or as a
+table; or letters.
 
-The content decides, and the name only where the content leaves it open: a `.csv` whose lines are JSON objects is JSONL, a `.txt` or `.md` is
-rows where its first lines are, and prose that merely begins with a bracket is prose. A name that says nothing (`.py`, none at all) is asked
-about: as rows its lines would be as many errors, and whether it is to be trained as a text is the user's to say (data.format=text).
+The content decides, and the name only where the content leaves it open: a `.csv` whose lines are JSON objects
+is JSONL, a `.txt` or `.md` is rows where its first lines are, and prose that merely begins with a bracket is
+prose. A name that says nothing (`.py`, none at all) is asked about: as rows its lines would be as many
+errors, and whether it is to be trained as a text is the user's to say (data.format=text).
 """
 
 import csv
@@ -38,7 +40,9 @@ LONG = 1 << 26
 MANY = 20
 """lines among which one of JSON makes a file of no known name JSONL"""
 COLUMNS = SAYING | {"label", "title", "code"}
-"""names of columns by which a table is known, whatever its file is called, where another of them or of what tells of a row is there"""
+"""names of columns by which a table is known, whatever its file is called, where another of them or of
+what tells of a row is there
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +50,9 @@ class Kind:
     """How a file is read."""
 
     of: Literal["lines", "list", "under", "object", "table", "texts", "letters"]
-    """JSONL; one JSON list; a list under a key of one JSON object; such an object that is a row itself; CSV; a text in each line; one text"""
+    """JSONL; one JSON list; a list under a key of one JSON object; such an object that is a row itself;
+    CSV; a text in each line; one text
+    """
     tabs: bool = False
     """of a table: its columns are apart by tabs, whatever its first line has most of"""
     key: str = ""
@@ -59,7 +65,8 @@ def kind_of(name: str, opened: Opened, file: Path, letters: bool) -> Kind:
     """What the text is that `opened` opens.
 
     name     of the file, in small letters, without the ending of what it is packed with
-    letters  the rows were said to be plain texts: what holds no rows with a column `text`, and is called neither JSON nor CSV, is one
+    letters  the rows were said to be plain texts: what holds no rows with a column `text`, and is called
+             neither JSON nor CSV, is one
     Raises DataError, naming `file`, where it can't be told.
     """
     if name.endswith(TABLES):
@@ -82,8 +89,9 @@ def kind_of(name: str, opened: Opened, file: Path, letters: bool) -> Kind:
     if not first or first[0][:1] in b"[{" or any(_value(line) is not None for line in first):
         return _named_json(opened, file, letters)
     raise DataError(
-        f"{file} holds no rows that are known: its first line is no JSON, and its name says neither CSV nor plain text. "
-        "To train on it as a plain text, letter by letter: data.format=text. A table is to be called .csv or .tsv."
+        f"{file} holds no rows that are known: its first line is no JSON, and its name says neither CSV nor "
+        "plain text. To train on it as a plain text, letter by letter: data.format=text. A table is to be "
+        "called .csv or .tsv."
     )
 
 
@@ -93,7 +101,11 @@ def _named_json(opened: Opened, file: Path, letters: bool) -> Kind:
         if json_list.is_list(stream):
             return Kind(of="list")
     if found := _json(opened, file):
-        return found if not letters or found.of != "object" or _has_text(opened, file, found) else Kind(of="letters")
+        return (
+            found
+            if not letters or found.of != "object" or _has_text(opened, file, found)
+            else Kind(of="letters")
+        )
     first = _lines(opened, MANY)
     if letters and not any(isinstance(_value(line), dict | list) for line in first):
         return Kind(of="letters")
@@ -101,7 +113,10 @@ def _named_json(opened: Opened, file: Path, letters: bool) -> Kind:
         if table := _table(opened):
             return table
         if len(names := _header(opened, known=False)) > 1:
-            raise DataError(f"{file} looks like a table with the columns {', '.join(names)}, and its name says JSON. Call it .csv or .tsv.")
+            raise DataError(
+                f"{file} looks like a table with the columns {', '.join(names)}, and its name says JSON. "
+                "Call it .csv or .tsv."
+            )
     _refuse_object(first, file)
     return Kind(of="lines")
 
@@ -134,10 +149,14 @@ def _json(opened: Opened, file: Path) -> Kind | None:
 
 
 def _is_row(opened: Opened) -> bool:
-    """Whether the object that a text is may be a row: it has the keys of a known format, a question and an answer, or a list of objects."""
+    """Whether the object that a text is may be a row: it has the keys of a known format, a question and an
+    answer, or a list of objects.
+    """
     with closing(opened()) as stream:
         row, _ = json_list.first(stream)
-    if is_pair(row) or any(isinstance(value, list) and any(isinstance(one, dict) for one in value) for value in row.values()):
+    if is_pair(row) or any(
+        isinstance(value, list) and any(isinstance(one, dict) for one in value) for value in row.values()
+    ):
         return True
     try:
         return bool(sniff(row))
@@ -190,20 +209,33 @@ def _begins(line: bytes) -> bool:
 
 
 def _table(opened: Opened) -> Kind | None:
-    """A table whose columns have names that are known, and whose first records are as wide as the first line says."""
+    """A table whose columns have names that are known, and whose first records are as wide as the first
+    line says.
+    """
     return Kind(of="table") if _header(opened, known=True) else None
 
 
 def _header(opened: Opened, known: bool) -> Sequence[str]:
-    """The columns that the first line of a table names; none where it names none. With `known`, two of the names must be those of rows."""
+    """The columns that the first line of a table names; none where it names none. With `known`, two of the
+    names must be those of rows.
+    """
     lines = _lines(opened, MANY)
     for sign in ",;\t":
         try:
             names, *records = list(_records(lines, sign))
         except (ValueError, csv.Error):
             continue
-        fit = len(names) > 1 and len(set(names)) == len(names) and all(re.fullmatch(r"\w[\w .-]{0,40}", cell) for cell in names)
-        if fit and records and all(len(record) == len(names) for record in records) and not (known and not _is_known(names)):
+        fit = (
+            len(names) > 1
+            and len(set(names)) == len(names)
+            and all(re.fullmatch(r"\w[\w .-]{0,40}", cell) for cell in names)
+        )
+        if (
+            fit
+            and records
+            and all(len(record) == len(names) for record in records)
+            and not (known and not _is_known(names))
+        ):
             return names
     return ()
 
@@ -214,13 +246,17 @@ def _is_known(names: Sequence[str]) -> bool:
 
 
 def _records(lines: Sequence[bytes], sign: str) -> Iterator[list[str]]:
-    reader = csv.reader((line.decode("utf-8", "replace") + "\n" for line in lines), delimiter=sign, strict=True)
+    reader = csv.reader(
+        (line.decode("utf-8", "replace") + "\n" for line in lines), delimiter=sign, strict=True
+    )
     for cells in itertools.islice(reader, LINES):
         yield [cell.strip() for cell in cells]
 
 
 def _refuse_object(first: Sequence[bytes], file: Path) -> None:
-    """Raise DataError where one JSON object goes over several lines, which as rows would be as many errors."""
+    """Raise DataError where one JSON object goes over several lines, which as rows would be as many
+    errors.
+    """
     if len(first) < 2 or not first[0].startswith(b"{") or not first[0].endswith((b"{", b"[", b",", b":")):
         return
     if _value(first[1]) is not None and not first[1].endswith(b","):
@@ -230,6 +266,7 @@ def _refuse_object(first: Sequence[bytes], file: Path) -> None:
     under = re.search(rb'"([^"\\]+)"\s*:\s*\[', first[0] + first[1])
     key = under[1].decode("utf-8", "replace") if under else "data"
     raise DataError(
-        f"{file}:1: a JSON object that goes over several lines and is broken, or one of several, where one row a line (JSONL) or a JSON list of rows "
-        f"was expected. If the rows are a list in it, mend it and take that out, as with jq -c '.{key}[]'; if each is a row, write it in one line, as with jq -c ."
+        f"{file}:1: a JSON object that goes over several lines and is broken, or one of several, where one "
+        "row a line (JSONL) or a JSON list of rows was expected. If the rows are a list in it, mend it and "
+        f"take that out, as with jq -c '.{key}[]'; if each is a row, write it in one line, as with jq -c ."
     )

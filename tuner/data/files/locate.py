@@ -21,24 +21,33 @@ SHOWN = 3
 
 
 def locate(paths: Sequence[str], package: str | None = None, *, apart: bool = False) -> dict[str, Path]:
-    """Name → file, for each of `paths` in turn: a file, or a pattern (`*`, `?`, `[…]`, `**`) whose matches come in the order of their names,
-    or a directory: one that `datasets` saved gives its shards in the order that it says, any other the files of its training split (`directory`).
+    """Name → file, for each of `paths` in turn: a file, or a pattern (`*`, `?`, `[…]`, `**`) whose matches
+    come in the order of their names, or a directory: one that `datasets` saved gives its shards in the order
+    that it says, any other the files of its training split (`directory`).
 
     apart   the files are held out: a directory gives those of its validation or test split
 
-    `~` is the home directory; a relative path starts at the current directory, or inside `package` where one is given.
-    A name is the file's own, numbered where there are several, so that their order stays with them.
+    `~` is the home directory; a relative path starts at the current directory, or inside `package` where one
+    is given. A name is the file's own, numbered where there are several, so that their order stays with them.
     Raises DataError, naming what lies near, when a file is missing.
     """
     folder = Path.cwd() if package is None else _package(package)
-    files = [file for path in paths for found in _match(folder, path) for file in (_inside(found, apart) if found.is_dir() else [found])]
+    files = [
+        file
+        for path in paths
+        for found in _match(folder, path)
+        for file in (_inside(found, apart) if found.is_dir() else [found])
+    ]
     if len(files) == 1:
         return {files[0].name: files[0]}
     return {f"{number:04d}-{file.name}": file for number, file in enumerate(files)}
 
 
-def told(paths: Sequence[str], package: str | None = None, *, apart: bool = False, held_out: bool = False) -> list[str]:
-    """What was taken of directories and what was left, and what a pattern takes that its name calls another split; in words.
+def told(
+    paths: Sequence[str], package: str | None = None, *, apart: bool = False, held_out: bool = False
+) -> list[str]:
+    """What was taken of directories and what was left, and what a pattern takes that its name calls another
+    split; in words.
 
     held_out   whether rows of their own are held out
     Raises what `locate` raises.
@@ -46,11 +55,22 @@ def told(paths: Sequence[str], package: str | None = None, *, apart: bool = Fals
     folder, lines = Path.cwd() if package is None else _package(package), []
     for path in paths:
         found = _match(folder, path)
-        lines += [directory.training(file).told(held_out) for file in found if not apart and file.is_dir() and not _is_saved(file)]
-        lines += [directory.held_out(file).told(True) for file in found if apart and file.is_dir() and not _is_saved(file)]
+        lines += [
+            directory.training(file).told(held_out)
+            for file in found
+            if not apart and file.is_dir() and not _is_saved(file)
+        ]
+        lines += [
+            directory.held_out(file).told(True)
+            for file in found
+            if apart and file.is_dir() and not _is_saved(file)
+        ]
         others = [file.name for file in found if splits.split_of(file.name) in ("test", "validation")]
         if not apart and others and len(others) < len(found):
-            lines.append(f"{path} takes {directory.listed(others)} too, by the name no training rows; name the others alone to leave that out")
+            lines.append(
+                f"{path} takes {directory.listed(others)} too, by the name no training rows; name the others "
+                "alone to leave that out"
+            )
     return lines
 
 
@@ -62,17 +82,25 @@ def named(files: Sequence[Path]) -> str:
 
 def no_answers(read: int) -> str:
     """What is wrong with a data set in which nothing is trained, after so many rows."""
-    found = f"{read:,} row{'s' if read > 1 else ''}, and no assistant turn with text in any of them" if read else "no rows"
+    found = (
+        f"{read:,} row{'s' if read > 1 else ''}, and no assistant turn with text in any of them"
+        if read
+        else "no rows"
+    )
     return f"found {found}. At least one conversation with an answer is needed to train on."
 
 
 def _match(folder: Path, path: str) -> list[Path]:
     if ADDRESS.match(path):
-        raise DataError(f"data.path: {path!r} is an address, and rows are read from files on the disk. {_instead(path)}")
+        raise DataError(
+            f"data.path: {path!r} is an address, and rows are read from files on the disk. {_instead(path)}"
+        )
     file = folder / Path(path).expanduser()
     if file.exists():  # first, since a file may well be called "2026[1].jsonl"
         return [file]
-    found = sorted(Path(name) for name in glob.glob(str(file), recursive=True)) if glob.has_magic(path) else []  # noqa: PTH207 (absolute patterns)
+    # Path.glob takes no absolute pattern
+    named = glob.glob(str(file), recursive=True) if glob.has_magic(path) else []  # noqa: PTH207
+    found = sorted(Path(name) for name in named)
     if not found:
         raise DataError(f"data.path: no file {path!r} in {folder}. {_nearest(file)}")
     around = {above for one in found for above in one.parents}
@@ -82,7 +110,10 @@ def _match(folder: Path, path: str) -> list[Path]:
 def _instead(address: str) -> str:
     """What to do where an address was given for a file."""
     bare = re.split("[?#]", address)[0]
-    if found := re.search(r"(?:huggingface\.co|hf-mirror\.com)/datasets/([\w.-]+/[\w.-]+)(?:/(?:blob|resolve)/([\w.-]+)/(.+))?", bare):
+    if found := re.search(
+        r"(?:huggingface\.co|hf-mirror\.com)/datasets/([\w.-]+/[\w.-]+)(?:/(?:blob|resolve)/([\w.-]+)/(.+))?",
+        bare,
+    ):
         repo, revision, file = found.groups()
         return _of_a_hub("data=hub", repo, revision, file)
     if found := re.match(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?(?:/(.+))?\Z", bare):
@@ -90,12 +121,21 @@ def _instead(address: str) -> str:
     if found := re.search(r"modelscope\.c[no]m?/datasets/([\w.-]+/[\w.-]+)", bare):
         return _of_a_hub("data=hub data.source=modelscope", found[1], None, None)
     name = bare.rstrip("/").rpartition("/")[2] or "FILE"
-    fetch = f"curl -L -o {name} '{address}'" if address.lower().startswith("http") else "with the tool of that store"
-    return f"Download it first ({fetch}), then data.path={name}. A data set of a hub is named: data=hub data.repo=ORG/NAME."
+    fetch = (
+        f"curl -L -o {name} '{address}'"
+        if address.lower().startswith("http")
+        else "with the tool of that store"
+    )
+    return (
+        f"Download it first ({fetch}), then data.path={name}. A data set of a hub is named: data=hub "
+        "data.repo=ORG/NAME."
+    )
 
 
 def _of_a_hub(words: str, repo: str, revision: str | None, file: str | None) -> str:
-    more = (f" data.revision={revision}" if revision and revision != "main" else "") + (f" 'data.files={file}'" if file else "")
+    more = (f" data.revision={revision}" if revision and revision != "main" else "") + (
+        f" 'data.files={file}'" if file else ""
+    )
     return f"It is a data set of a hub, which is named: {words} data.repo={repo}{more}"
 
 
@@ -106,7 +146,9 @@ def _is_saved(folder: Path) -> bool:
 def _inside(folder: Path, apart: bool) -> list[Path]:
     if _is_saved(folder):
         return _shards(folder)
-    return [folder / path for path in (directory.held_out(folder) if apart else directory.training(folder)).files]
+    return [
+        folder / path for path in (directory.held_out(folder) if apart else directory.training(folder)).files
+    ]
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -116,15 +158,24 @@ def _shards(folder: Path) -> list[Path]:
         held = [str(name) for name in _said(inside, "splits")]
         training = next((name for name in held if splits.split_of(name) == "train"), None)
         hint = (
-            f"Name the one to train on, as in data.path={folder / training}." if training else "None of them is for training by its name; name one."
+            f"Name the one to train on, as in data.path={folder / training}."
+            if training
+            else "None of them is for training by its name; name one."
         )
         raise DataError(f"{folder} holds the splits {', '.join(held)} of a data set. {hint}")
-    names = [shard.get("filename") if isinstance(shard, dict) else None for shard in _said(state, "_data_files")]
+    names = [
+        shard.get("filename") if isinstance(shard, dict) else None for shard in _said(state, "_data_files")
+    ]
     shards = [folder / name for name in names if isinstance(name, str) and Path(name).name == name]
     if len(shards) < len(names):
-        raise DataError(f"{state}: a file under `_data_files` has no name of its own in {folder}. Save the data set again.")
+        raise DataError(
+            f"{state}: a file under `_data_files` has no name of its own in {folder}. Save the data set "
+            "again."
+        )
     if lost := [shard.name for shard in shards if not shard.is_file()]:
-        raise DataError(f"{state} names {lost[0]}, which is not in {folder}. Copy or save the data set again.")
+        raise DataError(
+            f"{state} names {lost[0]}, which is not in {folder}. Copy or save the data set again."
+        )
     return shards
 
 
@@ -134,7 +185,9 @@ def _said(file: Path, key: str) -> list[object]:
         value = json.loads(file.read_bytes())
         names = value[key]
     except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
-        raise DataError(f"{file} can't be read: an object with the list `{key}` was expected, as `datasets` writes it.") from error
+        raise DataError(
+            f"{file} can't be read: an object with the list `{key}` was expected, as `datasets` writes it."
+        ) from error
     if not isinstance(names, list) or not names:
         raise DataError(f"{file}: `{key}` is no list of names, as `datasets` writes it.")
     return names
@@ -161,5 +214,8 @@ def _package(name: str) -> Path:
     except ValueError:  # a module without spec, such as __main__
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"data.package: no package {name!r} is installed here. Install it, or use data=local data.path=FILE.")
+        raise ConfigError(
+            f"data.package: no package {name!r} is installed here. Install it, or use data=local "
+            "data.path=FILE."
+        )
     return Path(next(iter(spec.submodule_search_locations))).joinpath(*inner)

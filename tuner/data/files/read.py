@@ -3,14 +3,15 @@
     gzip, zstd → UTF-16, GB18030 … → what is it? → chunks → values
     encodings    encodings           here, kinds   here, lists, wrapped, tables
 
-What a file is, its content says: Parquet and Arrow by their first bytes, what is text by its first rows (`kinds`). JSONL is cut without looking
-into the lines, which are parsed by `values`, maybe in another process; all others have to be parsed to be cut. A comma behind a line of JSONL
-is passed over, as in a list that lost its brackets.
+What a file is, its content says: Parquet and Arrow by their first bytes, what is text by its first rows
+(`kinds`). JSONL is cut without looking into the lines, which are parsed by `values`, maybe in another
+process; all others have to be parsed to be cut. A comma behind a line of JSONL is passed over, as in a list
+that lost its brackets.
 
 Not read: XML, spreadsheets, archives; each is refused in words.
 
-How to add a kind of file: a function that yields (row, size) in `tables`, the bytes or the name it is known by in `_pieces` or `kinds`, its
-ending in ENDINGS.
+How to add a kind of file: a function that yields (row, size) in `tables`, the bytes or the name it is known
+by in `_pieces` or `kinds`, its ending in ENDINGS.
 """
 
 import json
@@ -50,8 +51,10 @@ def chunks(file: Path, encoding: str = "auto", letters: bool = False) -> Iterato
     """Cut a file; the same cuts every time. A file without rows has none.
 
     encoding  what a text file is written in; `auto` is UTF-8, or what a byte order mark says
-    letters   the rows were said to be plain texts (data.format=text), so a file that holds no rows is one, whatever it is called
-    Raises DataError for a file that can't be read, or not to its end, and ConfigError for an encoding that isn't known.
+    letters   the rows were said to be plain texts (data.format=text), so a file that holds no rows is one,
+              whatever it is called
+    Raises DataError for a file that can't be read, or not to its end, and ConfigError for an encoding that
+    isn't known.
     """
     try:
         yield from _pieces(file, encoding, letters)
@@ -59,7 +62,9 @@ def chunks(file: Path, encoding: str = "auto", letters: bool = False) -> Iterato
         if isinstance(error, OSError) and error.strerror:
             raise DataError(f"{file} can't be read ({error.strerror}).") from error
         ended = isinstance(error, EOFError) or "Truncated" in str(error)
-        found = "its packed data breaks off before its end" if ended else f"its packed data is damaged ({error})"
+        found = (
+            "its packed data breaks off before its end" if ended else f"its packed data is damaged ({error})"
+        )
         raise DataError(f"{file} can't be unpacked: {found}. Copy or download it again.") from error
 
 
@@ -110,7 +115,9 @@ def _pieces(file: Path, encoding: str, letters: bool) -> Iterator[Chunk]:
             yield from _gathered(tables.arrow(source, file, streamed=False))
     elif head.startswith(b"\xff\xff\xff\xff"):
         with encodings.unpacked(file) as stream:
-            yield from _gathered(tables.arrow(stream if encodings.is_packed(stream) else file, file, streamed=True))
+            yield from _gathered(
+                tables.arrow(stream if encodings.is_packed(stream) else file, file, streamed=True)
+            )
     else:
         yield from _text_pieces(file, head, encoding, letters)
 
@@ -195,7 +202,9 @@ def _lines(stream: IO[bytes]) -> Iterator[Chunk]:
 
 
 def _documents(stream: IO[bytes]) -> Iterator[Chunk]:
-    """The text as one row; a long one in rows of at most 1 MiB, which one after the other are the text again."""
+    """The text as one row; a long one in rows of at most 1 MiB, which one after the other are the text
+    again.
+    """
     line, rest = 1, b""
     while text := rest + stream.read(CHUNK + 1 - len(rest)):
         end = len(text) if len(text) <= CHUNK else _border(text)
@@ -218,10 +227,14 @@ def _texts(stream: IO[bytes]) -> Iterator[Chunk]:
 
 
 def _border(text: bytes) -> int:
-    """Where to cut a text longer than a chunk: behind a blank line, else behind a line, else behind a word, else between two letters."""
+    """Where to cut a text longer than a chunk: behind a blank line, else behind a line, else behind a
+    word, else between two letters.
+    """
     half = CHUNK // 2
     for ends in ((b"\n\n", b"\n\r\n"), (b"\n",), (b" ",)):
-        if (border := max(at + len(end) if (at := text.rfind(end, half, CHUNK)) >= 0 else -1 for end in ends)) > 0:
+        if (
+            border := max(at + len(end) if (at := text.rfind(end, half, CHUNK)) >= 0 else -1 for end in ends)
+        ) > 0:
             return border
     return next((at for at in range(CHUNK, CHUNK - 4, -1) if text[at] & 0xC0 != 0x80), CHUNK)
 
@@ -232,5 +245,9 @@ def _document(text: bytes, line: int) -> Any:
     except UnicodeDecodeError as error:
         return Unreadable(reason=f"in line {line + text.count(NEWLINE, 0, error.start)}: {window.why(error)}")
     if "\0" in decoded:
-        return Unreadable(reason=f"in line {line + text.count(NEWLINE, 0, text.index(0))}: a NUL byte, where text was expected")
+        return Unreadable(
+            reason=(
+                f"in line {line + text.count(NEWLINE, 0, text.index(0))}: a NUL byte, where text was expected"
+            )
+        )
     return {"text": decoded.replace("\r\n", "\n")}

@@ -1,8 +1,9 @@
 """Tables → rows, as objects whose keys are the columns: CSV, Parquet, Arrow.
 
-Each function gives (row, about how many bytes it is). A CSV's first line names the columns, and all its values are texts; a line `sep=;` before
-it, as Excel writes, says what they are apart by. Absent values of a Parquet or Arrow file are None, also the absent keys of an object inside a
-row: a table has all keys in all rows. NaN, which pandas writes where there is no value, is None too.
+Each function gives (row, about how many bytes it is). A CSV's first line names the columns, and all its
+values are texts; a line `sep=;` before it, as Excel writes, says what they are apart by. Absent values of a
+Parquet or Arrow file are None, also the absent keys of an object inside a row: a table has all keys in all
+rows. NaN, which pandas writes where there is no value, is None too.
 """
 
 import csv
@@ -27,9 +28,11 @@ ROWS = 10_000
 
 
 def separated(stream: IO[bytes], file: Path, tabs: bool) -> Iterator[tuple[Any, int]]:
-    """The rows of a CSV in UTF-8, its columns apart by tabs or by what its first line has most of: commas, semicolons or tabs.
+    """The rows of a CSV in UTF-8, its columns apart by tabs or by what its first line has most of: commas,
+    semicolons or tabs.
 
-    A row with too few or too many cells, or with a broken quote, is Unreadable. Raises DataError where the columns can't be told.
+    A row with too few or too many cells, or with a broken quote, is Unreadable. Raises DataError where the
+    columns can't be told.
     """
     csv.field_size_limit(CELL)  # of the whole process; 131,072 otherwise, which a long answer exceeds
     with io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="") as text:
@@ -43,11 +46,15 @@ def separated(stream: IO[bytes], file: Path, tabs: bool) -> Iterator[tuple[Any, 
 
 def _cells(head: str, blank: int, text: Iterable[str], file: Path, sign: str) -> Iterator[tuple[Any, int]]:
     unquoted = re.sub('"[^"]*"', "", head)
-    reader = csv.reader(itertools.chain([head], text), delimiter=sign or max(",;\t", key=unquoted.count), strict=True)
+    reader = csv.reader(
+        itertools.chain([head], text), delimiter=sign or max(",;\t", key=unquoted.count), strict=True
+    )
     try:
         names = [name.strip() for name in next(reader)]
     except csv.Error as error:
-        raise DataError(f"{file}:{blank + 1}: no valid CSV ({error}) in the first line, which should name the columns.") from error
+        raise DataError(
+            f"{file}:{blank + 1}: no valid CSV ({error}) in the first line, which should name the columns."
+        ) from error
     _check_names(names, file)
     while True:
         line = blank + reader.line_num + 1
@@ -57,7 +64,10 @@ def _cells(head: str, blank: int, text: Iterable[str], file: Path, sign: str) ->
             return
         except csv.Error as error:
             if "limit" in str(error):
-                raise DataError(f"{file}:{line}: a cell of more than {CELL:,} characters; a quote that is opened there is not closed.") from error
+                raise DataError(
+                    f"{file}:{line}: a cell of more than {CELL:,} characters; a quote that is opened there "
+                    "is not closed."
+                ) from error
             yield Unreadable(reason=_torn(line, blank + reader.line_num, error)), 0
             continue
         if not cells or (len(cells) == 1 < len(names) and not cells[0].strip()):
@@ -71,13 +81,19 @@ def _cells(head: str, blank: int, text: Iterable[str], file: Path, sign: str) ->
 
 def _torn(line: int, last: int, error: csv.Error) -> str:
     if "unexpected end" in str(error):
-        return f"in line {line}: a quote is opened and not closed; all up to the end of the file, line {last}, would be one cell"
+        return (
+            f"in line {line}: a quote is opened and not closed; all up to the end of the file, line {last}, "
+            "would be one cell"
+        )
     return f"in line {line}: no valid CSV ({error}); a quote inside a quoted cell is written twice"
 
 
 def _unfit(cells: Sequence[str], joined: str, names: Sequence[str]) -> str | None:
     if len(cells) != len(names):
-        return f"{len(cells)} cell{'s' if len(cells) > 1 else ''}, where the first line names {len(names)} columns"
+        return (
+            f"{len(cells)} cell{'s' if len(cells) > 1 else ''}, where the first line names {len(names)} "
+            "columns"
+        )
     if "\0" in joined:
         return "a NUL byte, where text was expected"
     if not joined.isascii():
@@ -89,7 +105,9 @@ def _unfit(cells: Sequence[str], joined: str, names: Sequence[str]) -> str | Non
 
 
 def keys(file: Path) -> frozenset[str] | None:
-    """The names of a table's columns, and of all fields inside them; None where the file is none, or can't be read as one."""
+    """The names of a table's columns, and of all fields inside them; None where the file is none, or can't
+    be read as one.
+    """
     with file.open("rb") as stream:
         head = stream.read(6)
     if not head.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
@@ -102,7 +120,9 @@ def keys(file: Path) -> frozenset[str] | None:
             schema = pq.read_schema(file)
         else:
             with pa.memory_map(str(file)) as content:
-                schema = (pa.ipc.open_file if head.startswith(b"ARROW1") else pa.ipc.open_stream)(content).schema
+                schema = (pa.ipc.open_file if head.startswith(b"ARROW1") else pa.ipc.open_stream)(
+                    content
+                ).schema
     except (pa.ArrowException, OSError):
         return None
     found: set[str] = set()
@@ -123,7 +143,9 @@ def parquet(source: Path | IO[bytes], file: Path) -> Iterator[tuple[Any, int]]:
         with pq.ParquetFile(source, pre_buffer=False, buffer_size=CHUNK) as table:
             _check_names(table.schema_arrow.names, file)
             told = table.metadata
-            size = sum(told.row_group(i).total_byte_size for i in range(told.num_row_groups)) // max(told.num_rows, 1)
+            size = sum(told.row_group(i).total_byte_size for i in range(told.num_row_groups)) // max(
+                told.num_rows, 1
+            )
             for batch in table.iter_batches(min(max(CHUNK // max(size, 1), 1), ROWS), use_threads=False):
                 yield from _rows(batch)
     except (pa.ArrowException, OSError) as error:
@@ -135,7 +157,9 @@ def arrow(source: Path | IO[bytes], file: Path, streamed: bool) -> Iterator[tupl
     import pyarrow as pa
 
     try:
-        with pa.memory_map(str(source)) if isinstance(source, Path) else pa.PythonFile(source, "r") as content:
+        with (
+            pa.memory_map(str(source)) if isinstance(source, Path) else pa.PythonFile(source, "r") as content
+        ):
             if streamed:
                 with pa.ipc.open_stream(content) as stream:
                     _check_names(stream.schema.names, file)
@@ -159,7 +183,9 @@ def _rows(batch: Any) -> Iterator[tuple[Any, int]]:
 
 
 def _values(batch: Any) -> list[Any]:
-    """Arrow's values as Python's; what can't be one, such as bytes that should be UTF-8, makes its row Unreadable."""
+    """Arrow's values as Python's; what can't be one, such as bytes that should be UTF-8, makes its row
+    Unreadable.
+    """
     try:
         values: list[Any] = batch.to_pylist()
     except (ValueError, OverflowError) as error:
@@ -173,7 +199,9 @@ def _has_floats(kind: Any) -> bool:
     """Whether a column of this type may hold NaN, at any depth."""
     import pyarrow as pa
 
-    return bool(pa.types.is_floating(kind)) or any(_has_floats(kind.field(i).type) for i in range(kind.num_fields))
+    return bool(pa.types.is_floating(kind)) or any(
+        _has_floats(kind.field(i).type) for i in range(kind.num_fields)
+    )
 
 
 def _numbers(value: Any) -> Any:
@@ -188,7 +216,10 @@ def _numbers(value: Any) -> Any:
 def _check_names(names: Sequence[str], file: Path) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise DataError(f"{file}: the column {twice[0]!r} is there twice, and one of the two would be lost. Rename or remove it.")
+        raise DataError(
+            f"{file}: the column {twice[0]!r} is there twice, and one of the two would be lost. Rename or "
+            "remove it."
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,9 @@
-"""A window that slides over a text of JSON values: one of any size is read with the memory of its largest value.
+"""A window that slides over a text of JSON values: one of any size is read with the memory of its largest
+value.
 
-A value that doesn't end in it makes it grow. Where a value ends says the JSON decoder. One that is well-formed and still no value (nested too
-deeply, a key that stands twice, bytes that are no UTF-8) is passed over.
+A value that doesn't end in it makes it grow. Where a value ends says the JSON decoder. One that is
+well-formed and still no value (nested too deeply, a key that stands twice, bytes that are no UTF-8) is passed
+over.
 """
 
 import codecs
@@ -15,7 +17,9 @@ from tuner.data.files.chunk import Unreadable
 STEP = 1 << 18
 """bytes by which the window grows at least"""
 EDGE = 16
-"""characters: an error so near to the window's end may be a word, a number or an escape that goes on behind it"""
+"""characters: an error so near to the window's end may be a word, a number or an escape that goes on
+behind it
+"""
 BLANK = re.compile(r"[ \t\r\n]*")
 SIGN = re.compile(r'"(?:[^"\\]++|\\.)*+"|["\[\]{}]', re.DOTALL)
 """what tells where a value ends: a whole string, a bracket, or the quote of a string that doesn't end"""
@@ -44,14 +48,20 @@ def _nothing(_: str) -> None:
 
 
 decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_nothing).raw_decode
-"""text, where → the value there, and where it ends; raises the ValueErrors and the RecursionError that `why` explains"""
+"""text, where → the value there, and where it ends; raises the ValueErrors and the RecursionError that
+`why` explains
+"""
 
 
 def why(error: Exception) -> str:
     """Why a text is no row, in words."""
     match error:
         case JSONDecodeError():
-            python = "; this is how Python prints it, and json.dumps writes JSON" if error.doc[error.pos : error.pos + 1] == "'" else ""
+            python = (
+                "; this is how Python prints it, and json.dumps writes JSON"
+                if error.doc[error.pos : error.pos + 1] == "'"
+                else ""
+            )
             return f"no valid JSON ({error.msg} at column {error.colno}){python}"
         case RepeatedKey():
             return f"an object has the key {error.args[0]!r:.60} twice, and one of the two would be lost"
@@ -63,7 +73,9 @@ def why(error: Exception) -> str:
             return "no valid JSON (a number of thousands of digits)"
 
 
-OTHERWISE = "save the file as UTF-8, or name the encoding it is in, as data.encoding=gb18030 or data.encoding=latin-1"
+OTHERWISE = (
+    "save the file as UTF-8, or name the encoding it is in, as data.encoding=gb18030 or data.encoding=latin-1"
+)
 
 
 class Window:
@@ -89,7 +101,9 @@ class Window:
         return repr(self.text[self.at : self.at + 30])
 
     def doubt(self) -> str:
-        """What else may be wrong: in some encodings the second byte of a letter is a backslash or a bracket."""
+        """What else may be wrong: in some encodings the second byte of a letter is a backslash or a
+        bracket.
+        """
         return f"; or, since it holds bytes that are no UTF-8, {OTHERWISE}" if self._foreign else ""
 
     def skip(self) -> str:
@@ -109,7 +123,9 @@ class Window:
         return rest
 
     def item(self) -> tuple[Any, int]:
-        """Go on behind the value that begins here; the value, or why it is none, and its length. Raises Ended and JSONDecodeError."""
+        """Go on behind the value that begins here; the value, or why it is none, and its length. Raises
+        Ended and JSONDecodeError.
+        """
         while True:
             value: Any
             try:
@@ -127,7 +143,9 @@ class Window:
                     continue
             if self._foreign and (letter := re.search("[\udc80-\udcff]", self.text[self.at : end])):
                 line = self.here() + self.text.count("\n", self.at, self.at + letter.start())
-                value = Unreadable(reason=f"in line {line}: no valid UTF-8 (byte 0x{ord(letter[0]) & 0xFF:02x}); {OTHERWISE}")
+                value = Unreadable(
+                    reason=f"in line {line}: no valid UTF-8 (byte 0x{ord(letter[0]) & 0xFF:02x}); {OTHERWISE}"
+                )
             size, self.at = end - self.at, end
             return value, size
 
@@ -139,10 +157,14 @@ class Window:
         if not self._ended:
             return len(rest) <= EDGE
         rest = rest.strip()
-        return any(word.startswith(rest) for word in WORDS) or (error.msg.startswith("Invalid \\") and '"' not in rest)
+        return any(word.startswith(rest) for word in WORDS) or (
+            error.msg.startswith("Invalid \\") and '"' not in rest
+        )
 
     def _end(self) -> int:
-        """Where the value ends that begins here and can't be decoded; its brackets are counted. Raises Ended."""
+        """Where the value ends that begins here and can't be decoded; its brackets are counted. Raises
+        Ended.
+        """
         while True:
             depth, at = 0, self.at
             if self.text[at] not in '"[{':
@@ -160,7 +182,9 @@ class Window:
                 raise Ended
 
     def _more(self) -> bool:
-        """Let go of what is done with and read as much as there is left, at least; False at the end of the file."""
+        """Let go of what is done with and read as much as there is left, at least; False at the end of the
+        file.
+        """
         if self._ended:
             return False
         self._line = self.here()

@@ -1,5 +1,5 @@
-"""Stanford Alpaca: `{"instruction": "…", "input": "…", "output": "…"}`, and optionally `system` and `history`, a list of [question, answer] or
-of turns."""
+"""Stanford Alpaca: `{"instruction": "…", "input": "…", "output": "…"}`, and optionally `system` and
+`history`, a list of [question, answer] or of turns."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,9 @@ from tuner.data.formats.turns import conversation
 
 
 def alpaca(row: Mapping[str, Any]) -> Conversation:
-    """The input, where there is one, follows the instruction on a line of its own. Answers of the history are trained too. Raises RowError."""
+    """The input, where there is one, follows the instruction on a line of its own. Answers of the history
+    are trained too. Raises RowError.
+    """
     messages = _history(row["history"]) if row.get("history") else []
     messages.append(question(row))
     messages.append(Message(role="assistant", content=text(needed(row, "output"), "output"), trained=True))
@@ -36,7 +38,9 @@ def _history(value: Any) -> list[Message]:
     messages = []
     for exchange in value:
         if not isinstance(exchange, list) or len(exchange) != 2:
-            raise RowError(f"history must be a list of [question, answer], and one of them is {told(exchange)}")
+            raise RowError(
+                f"history must be a list of [question, answer], and one of them is {told(exchange)}"
+            )
         messages.append(Message(role="user", content=text(exchange[0], "history")))
         messages.append(Message(role="assistant", content=text(exchange[1], "history"), trained=True))
     return messages

@@ -3,10 +3,11 @@
 theirs                                   is
 question                                 a column of that name
 instances.0.input                        the way to a value inside the row: keys, and places in lists from 0
-Context: {context}\\n{instances.0.input}  a text with the above in it; `{{name}}` is no such place, `data.fill` knows those
+Context: {context}\\n{instances.0.input}  a text with the above in it; `{{name}}` is no such place,
+                                          `data.fill` knows those
 
-A column that was taken under another name is gone from where it was (unless it is named itself: `input: input`), so that
-`instruction: input` does not read the same text twice.
+A column that was taken under another name is gone from where it was (unless it is named itself: `input:
+input`), so that `instruction: input` does not read the same text twice.
 """
 
 import re
@@ -20,15 +21,24 @@ PLACE = re.compile(r"(?<!\{)\{(\w[\w. -]*)\}(?!\})")
 
 
 def mapped(columns: Mapping[str, str]) -> Callable[[Any], dict[str, Any]]:
-    """The function that gives a row the columns that a format looks for. It raises RowError for a row that lacks one."""
-    getters = {ours: _filled(ours, theirs) if PLACE.search(theirs) else _at(ours, theirs) for ours, theirs in columns.items()}
+    """The function that gives a row the columns that a format looks for. It raises RowError for a row that
+    lacks one.
+    """
+    getters = {
+        ours: _filled(ours, theirs) if PLACE.search(theirs) else _at(ours, theirs)
+        for ours, theirs in columns.items()
+    }
     taken = places(columns) - columns.keys()
     heads = {place.partition(".")[0] for place in places(columns)} - taken - columns.keys()
 
     def apply(row: Any) -> dict[str, Any]:
         if not isinstance(row, dict):
             raise RowError(f"data.columns needs an object, with columns, and this row is {told(row)}")
-        rest = {key: value for key, value in row.items() if key not in taken and not (key in heads and isinstance(value, dict))}
+        rest = {
+            key: value
+            for key, value in row.items()
+            if key not in taken and not (key in heads and isinstance(value, dict))
+        }
         return rest | {ours: get(row) for ours, get in getters.items()}
 
     return apply
@@ -50,7 +60,9 @@ def inside(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, list
     return ways
 
 
-def rest(value: Any, way: tuple[str, ...], ways: Sequence[Sequence[str]]) -> Iterator[tuple[tuple[str, ...], Any]]:
+def rest(
+    value: Any, way: tuple[str, ...], ways: Sequence[Sequence[str]]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     """What stands in a value beside `ways`: the way to it, without places in lists, and what it is."""
     if not isinstance(value, dict | list):
         return
@@ -84,7 +96,11 @@ def _at(ours: str, place: str) -> Callable[[dict[str, Any]], Any]:
             elif isinstance(value, list) and step.isdecimal() and len(step) < 10 and int(step) < len(value):
                 value = value[int(step)]
             else:
-                where = f"{'.'.join(way[:depth])} is {told(value)}" if depth else f"the row has the keys {named(row)}"
+                where = (
+                    f"{'.'.join(way[:depth])} is {told(value)}"
+                    if depth
+                    else f"the row has the keys {named(row)}"
+                )
                 raise RowError(f"data.columns.{ours} is to be found at {place}, which is not there: {where}")
         return value
 
@@ -100,8 +116,14 @@ def _filled(ours: str, pattern: str) -> Callable[[dict[str, Any]], str]:
         words = [pieces[0]]
         for get_one, place, literal in zip(getters, pieces[1::2], pieces[2::2], strict=True):
             value = get_one(row)
-            if isinstance(value, bool) or not isinstance(value, str | int | float) or (isinstance(value, int) and value.bit_length() > 1000):
-                raise RowError(f"data.columns.{ours} needs a text or a number at {place}, and this is {told(value)}")
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, str | int | float)
+                or (isinstance(value, int) and value.bit_length() > 1000)
+            ):
+                raise RowError(
+                    f"data.columns.{ours} needs a text or a number at {place}, and this is {told(value)}"
+                )
             words += [str(value), literal]
         return "".join(words)
 

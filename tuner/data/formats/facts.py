@@ -16,7 +16,9 @@ class Facts:
     opened: tuple[int, int] = (0, 0)
     """the same of the questions of pairs, up to where the assistant goes on"""
     spelled: tuple[int, str] = (0, "")
-    """how many plain texts that are trained letter by letter begin or end with a special token written out, and one such token"""
+    """how many plain texts that are trained letter by letter begin or end with a special token written
+    out, and one such token
+    """
     split: str | None = None
     """the column that says of which split a row is, where rows that are wanted stand beside others"""
 

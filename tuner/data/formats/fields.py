@@ -29,7 +29,10 @@ def named(keys: Iterable[Any]) -> str:
     >>> named({"question": "…", "answer": "…"})
     'question, answer'
     """
-    shown = [key if isinstance(key, str) and key.isprintable() and 0 < len(key) <= SHORT else quoted(str(key)) for key in keys]
+    shown = [
+        key if isinstance(key, str) and key.isprintable() and 0 < len(key) <= SHORT else quoted(str(key))
+        for key in keys
+    ]
     return ", ".join(shown[:KEYS]) + (f" and {len(shown) - KEYS} more" if len(shown) > KEYS else "") or "none"
 
 
@@ -44,7 +47,9 @@ def told(value: Any) -> str:
     if isinstance(value, str):
         return f"the text {quoted(value)}"
     if isinstance(value, int | float):
-        return f"the number {value}" if isinstance(value, float) or value.bit_length() < 64 else "a large number"
+        return (
+            f"the number {value}" if isinstance(value, float) or value.bit_length() < 64 else "a large number"
+        )
     if isinstance(value, list):
         return f"a list of {len(value)}"
     if isinstance(value, Mapping):
@@ -60,7 +65,9 @@ def text(value: Any, name: str) -> str:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise RowError(f"{name} holds half of a surrogate pair, which is no character (in {quoted(value)})") from None
+            raise RowError(
+                f"{name} holds half of a surrogate pair, which is no character (in {quoted(value)})"
+            ) from None
     return value
 
 
@@ -75,7 +82,9 @@ def speaker(word: Any, words: Words) -> Speaker:
     """Who speaks where the role is `word`. Raises RowError for one that isn't known."""
     role = words.get(word) if isinstance(word, str) else None
     if role is None:
-        raise RowError(f"a turn of {quoted(word) if isinstance(word, str) else told(word)}; known are {', '.join(words)}")
+        raise RowError(
+            f"a turn of {quoted(word) if isinstance(word, str) else told(word)}; known are {', '.join(words)}"
+        )
     return role
 
 
@@ -93,7 +102,11 @@ def parsed(value: str, name: str) -> Any:
 
 
 def _where(error: ValueError) -> str:
-    return f"{error.msg}, at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else "a number in it is too long"
+    return (
+        f"{error.msg}, at character {error.pos + 1}"
+        if isinstance(error, json.JSONDecodeError)
+        else "a number in it is too long"
+    )
 
 
 def sound(value: Any, name: str) -> Any:
@@ -118,7 +131,9 @@ def _shallow(value: Any, written: str, name: str) -> Any:
     while open_:
         inner, depth = open_.pop()
         if depth > DEEPEST:
-            raise RowError(f"{name} is nested too deeply: more than {DEEPEST} objects and lists stand inside one another")
+            raise RowError(
+                f"{name} is nested too deeply: more than {DEEPEST} objects and lists stand inside one another"
+            )
         parts = inner.values() if isinstance(inner, dict) else inner if isinstance(inner, list) else ()
         open_ += [(part, depth + 1) for part in parts if isinstance(part, dict | list)]
     return value

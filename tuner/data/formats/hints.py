@@ -1,9 +1,11 @@
-"""What a person could say to have rows read, found by reading: each way is tried on rows of the source, and only what works is proposed.
+"""What a person could say to have rows read, found by reading: each way is tried on rows of the source, and
+only what works is proposed.
 
-    a sample of rows → ways that their names suggest (tuner.data.formats.ways) → read by each → the best one → words for the command line
+    a sample of rows → ways that their names suggest (tuner.data.formats.ways) → read by each → the best one →
+    words for the command line
 
-A way works where it reads every row of the sample, something is trained, and no text is read twice. The best one trains on the most rows and
-leaves the fewest texts unread; what it leaves is named with it.
+A way works where it reads every row of the sample, something is trained, and no text is read twice. The best
+one trains on the most rows and leaves the fewest texts unread; what it leaves is named with it.
 """
 
 import json
@@ -31,7 +33,10 @@ WORD = re.compile(r"(?![~\s])[^\\'\"$,\[\](){}\x00-\x1f]+(?<!\s)")
 LINE, WRITTEN = "\n", "\\n"
 """a line break, and how it is typed"""
 SHOWN = 4
-OWN = "in the YAML of that source (for a bare file: write DIR/data/NAME.yaml with source: path and path: FILE, and name NAME with -cd DIR)"
+OWN = (
+    "in the YAML of that source (for a bare file: write DIR/data/NAME.yaml with source: path and path: FILE, "
+    "and name NAME with -cd DIR)"
+)
 """where it is said of a source of a mixture, of which the command line says nothing"""
 
 
@@ -50,7 +55,10 @@ class Hint:
     def line(self) -> str:
         """Its words for the command line, quoted for a shell."""
         said = [f"data.format={self.way.format}"] if self.way.format else []
-        said += [f"data.columns.{ours}={theirs.replace(LINE, WRITTEN)}" for ours, theirs in self.way.columns.items()]
+        said += [
+            f"data.columns.{ours}={theirs.replace(LINE, WRITTEN)}"
+            for ours, theirs in self.way.columns.items()
+        ]
         said += [f"data.roles.{role}=[{','.join(words)}]" for role, words in self.way.roles.items()]
         return " ".join(map(shlex.quote, said))
 
@@ -58,8 +66,14 @@ class Hint:
     def yaml(self) -> str:
         """The same for the YAML of a source: each field is a line of it."""
         said: dict[str, Any] = {"format": self.way.format} if self.way.format else {}
-        said |= {name: value for name, value in (("columns", dict(self.way.columns)), ("roles", dict(self.way.roles))) if value}
-        return " and ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in said.items())
+        said |= {
+            name: value
+            for name, value in (("columns", dict(self.way.columns)), ("roles", dict(self.way.roles)))
+            if value
+        }
+        return " and ".join(
+            f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in said.items()
+        )
 
     @property
     def left(self) -> str:
@@ -70,13 +84,17 @@ class Hint:
 
 
 def proposal(sample: Sequence[Any], shape: Shape) -> Hint | None:
-    """The best way to read the sample, in addition to what `shape` says; None where it is read already, or no way works."""
+    """The best way to read the sample, in addition to what `shape` says; None where it is read already, or
+    no way works.
+    """
     sample = [row for row in sample if isinstance(row, dict | list)][:SAMPLE]
     return None if not sample or _try(sample, shape, Way()) else _best(sample, shape, None)
 
 
 def more(sample: Sequence[Any], shape: Shape) -> Hint | None:
-    """The best way to read more of the sample than `shape` reads of it, and nothing less; None where there is none."""
+    """The best way to read more of the sample than `shape` reads of it, and nothing less; None where there
+    is none.
+    """
     sample = [row for row in sample if isinstance(row, dict | list)][:SAMPLE]
     now = _try(sample, shape, Way()) if sample else None
     return _best(sample, shape, frozenset(now[1].unread)) if now else None
@@ -94,7 +112,11 @@ def _best(sample: Sequence[Any], shape: Shape, unread: frozenset[str] | None) ->
             continue
         tried.append(way)
         found = _try(sample, shape, way)
-        if found and (unread is None or found[1].unread.keys() < unread) and (best is None or found[0] < best[0]):
+        if (
+            found
+            and (unread is None or found[1].unread.keys() < unread)
+            and (best is None or found[0] < best[0])
+        ):
             best = found
         if len(tried) == MOST:
             break
@@ -120,7 +142,9 @@ def _try(sample: Sequence[Any], shape: Shape, way: Way) -> tuple[Score, Hint] | 
         return None
     if not trained or max(again, lost) > len(sample) // 2:
         return None
-    return (-trained, sum(unread.values()), -size, len(way.columns)), Hint(way=way, unread=dict(unread), rows=len(sample))
+    return (-trained, sum(unread.values()), -size, len(way.columns)), Hint(
+        way=way, unread=dict(unread), rows=len(sample)
+    )
 
 
 def _drops(left: Mapping[str, Any], samples: Sequence[Sample]) -> bool:
@@ -139,11 +163,15 @@ def _trained(sample: Sample) -> int:
 
 
 def repeats(sample: Sample) -> bool:
-    """Whether a turn begins with what the one before it says, or the first question comes again: a text that is read twice."""
+    """Whether a turn begins with what the one before it says, or the first question comes again: a text
+    that is read twice.
+    """
     messages: Sequence[Message] = sample.messages if isinstance(sample, Conversation) else ()
     asked = [message.content for message in messages if message.role == "user" and message.content.strip()]
     pairs = pairwise(messages)
-    return asked[:1] == asked[1:2] != [] or any(before.content.strip() and after.content.startswith(before.content) for before, after in pairs)
+    return asked[:1] == asked[1:2] != [] or any(
+        before.content.strip() and after.content.startswith(before.content) for before, after in pairs
+    )
 
 
 def _is_plain(way: Way) -> bool:
@@ -154,7 +182,9 @@ def _is_plain(way: Way) -> bool:
 
 
 def to_read(sample: Sequence[Any], shape: Shape, *, mixed: bool = False) -> str | None:
-    """A sentence with the words that have such rows read; None where none were found. `mixed`: they are of a source of a mixture."""
+    """A sentence with the words that have such rows read; None where none were found. `mixed`: they are of
+    a source of a mixture.
+    """
     found = proposal(sample, shape)
     if found is None:
         return None
@@ -163,12 +193,17 @@ def to_read(sample: Sequence[Any], shape: Shape, *, mixed: bool = False) -> str 
 
 
 def to_train(sample: Sequence[Any], shape: Shape, *, mixed: bool = False) -> str | None:
-    """A sentence with the words that train on the better answers of rows that compare some; None where those that compare can't be read."""
+    """A sentence with the words that train on the better answers of rows that compare some; None where
+    those that compare can't be read.
+    """
     compared = [row for row in sample if rows.compares(row, shape) and _reads(row, shape)]
     found = _try(compared, shape, Way(format="chosen")) if compared else None
     if found is None:
         return None
-    return f"To train on the better answers alone{f', {OWN}: {found[1].yaml}' if mixed else f': {found[1].line}'}"
+    return (
+        "To train on the better answers "
+        f"alone{f', {OWN}: {found[1].yaml}' if mixed else f': {found[1].line}'}"
+    )
 
 
 def _reads(row: Any, shape: Shape) -> bool:

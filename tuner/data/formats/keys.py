@@ -1,4 +1,6 @@
-"""Which format a row has, from its keys: those that say more are looked for first; then known sets whose columns are called otherwise."""
+"""Which format a row has, from its keys: those that say more are looked for first; then known sets whose
+columns are called otherwise.
+"""
 
 import json
 import re
@@ -16,7 +18,8 @@ BEGIN = re.compile(r"\s*\[\s*")
 
 
 def sniff(row: Any, verdict: str | None = None) -> str:
-    """The format of a row, from its keys; `verdict` is the column that says of its source's answers whether they are good.
+    """The format of a row, from its keys; `verdict` is the column that says of its source's answers whether
+    they are good.
 
     Raises RowError when it is none of them.
     """
@@ -40,8 +43,9 @@ def _by_words(row: Mapping[str, Any]) -> tuple[str, Any]:
     if len(marked := [key for key, value in row.items() if templates.form_of(value)]) == 1:
         return "templated", moved(row, {"text": marked[0]})
     raise RowError(
-        f"no known format has these keys ({named(row)}); known are messages, conversations (sharegpt), conversation (xtuner), instruction and output "
-        "(alpaca), prompt and completion, text, chosen and rejected"
+        f"no known format has these keys ({named(row)}); known are messages, conversations (sharegpt), "
+        "conversation (xtuner), instruction and output (alpaca), prompt and completion, text, chosen and "
+        "rejected"
     )
 
 
@@ -57,7 +61,11 @@ def by_name(row: Any) -> tuple[str, Any] | None:
         if (key := LISTED[format]) in row:
             turns = format_of(row[key])
             # turns of role and content are known to ShareGPT as well
-            return (format, row) if turns in (None, "messages", format) else (str(turns), moved(row, {LISTED[str(turns)]: key}))
+            return (
+                (format, row)
+                if turns in (None, "messages", format)
+                else (str(turns), moved(row, {LISTED[str(turns)]: key}))
+            )
     if "instruction" in row and "output" in row:
         return "alpaca", row
     if "prompt" in row and "completion" in row:
@@ -74,12 +82,18 @@ def by_name(row: Any) -> tuple[str, Any] | None:
 def moved(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """The row with columns called otherwise: ours → theirs."""
     theirs = set(columns.values())
-    return {key: value for key, value in row.items() if key not in theirs} | {ours: row[key] for ours, key in columns.items()}
+    return {key: value for key, value in row.items() if key not in theirs} | {
+        ours: row[key] for ours, key in columns.items()
+    }
 
 
 def format_of(value: Any) -> str | None:
-    """The format of a column of turns, as the first of them says; None where there is none, or it may be read in two ways."""
-    first = spelled(_first(value) if isinstance(value, str) else value[0] if isinstance(value, list) and value else None)
+    """The format of a column of turns, as the first of them says; None where there is none, or it may be
+    read in two ways.
+    """
+    first = spelled(
+        _first(value) if isinstance(value, str) else value[0] if isinstance(value, list) and value else None
+    )
     if not isinstance(first, dict):
         return None
     if "from" in first:

@@ -1,9 +1,11 @@
-"""OpenAI's chat format: `{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}`, or the bare list of turns.
+"""OpenAI's chat format: `{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content":
+"…"}]}`, or the bare list of turns.
 
-A content is a text, null, or a list of parts: text, reasoning, calls. Parts of one kind are joined, and stand in the order in which a
-message is written: thoughts, text, calls; another order is refused, and so are pictures, sound and files.
-Anthropic's `tool_use` is a call, and `tool_result` in a user's turn what a tool answered: a turn of its own.
-An answer with `"weight": 0` or another of the flags is shown and not trained; on other turns, which are never trained, these say nothing.
+A content is a text, null, or a list of parts: text, reasoning, calls. Parts of one kind are joined, and stand
+in the order in which a message is written: thoughts, text, calls; another order is refused, and so are
+pictures, sound and files. Anthropic's `tool_use` is a call, and `tool_result` in a user's turn what a tool
+answered: a turn of its own. An answer with `"weight": 0` or another of the flags is shown and not trained; on
+other turns, which are never trained, these say nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,14 +25,32 @@ ROLES: Words = {
     "developer": "system",
     "user": "user",
     "assistant": "assistant",
-    **dict.fromkeys(("tool", "function", "tool_response", "tool_result", "function_response", "observation", "ipython"), "tool"),
+    **dict.fromkeys(
+        ("tool", "function", "tool_response", "tool_result", "function_response", "observation", "ipython"),
+        "tool",
+    ),
 }
 CALLERS = ("function_call", "tool_call", "tool_calls")
-"""roles of turns that are calls: ms-swift's and LLaMA-Factory's; the content is the call, as JSON in a text, or a list of them"""
+"""roles of turns that are calls: ms-swift's and LLaMA-Factory's; the content is the call, as JSON in a
+text, or a list of them
+"""
 
-REFUSED = frozenset(("refusal", "audio", "audios", "image", "images", "image_url", "video", "videos", "file", "files", "attachments", "tool_call"))
-"""keys of a turn that say something a message can't hold; others that aren't known, such as `id`, say nothing about its text"""
-KINDS = {"text": 1, "input_text": 1, "output_text": 1, "reasoning": 0, "thinking": 0, "tool_call": 2, "tool_use": 2, "function_call": 2}
+REFUSED = frozenset(
+    "refusal audio audios image images image_url video videos file files attachments tool_call".split()
+)
+"""keys of a turn that say something a message can't hold; others that aren't known, such as `id`, say
+nothing about its text
+"""
+KINDS = {
+    "text": 1,
+    "input_text": 1,
+    "output_text": 1,
+    "reasoning": 0,
+    "thinking": 0,
+    "tool_call": 2,
+    "tool_use": 2,
+    "function_call": 2,
+}
 """types of parts → their place in a message"""
 RESULT = "tool_result"
 WHERE = (("text", "value"), ("text", "value"), ("value", "tool_call", "function_call", "text"))
@@ -42,7 +62,9 @@ def messages(row: Any, words: Words = ROLES) -> Conversation:
     if isinstance(row, list):
         return conversation({}, turns(row, "a row", words))
     found = needed(row, "messages")
-    return conversation(row, turns(parsed(found, "messages") if isinstance(found, str) else found, "messages", words))
+    return conversation(
+        row, turns(parsed(found, "messages") if isinstance(found, str) else found, "messages", words)
+    )
 
 
 def turns(value: Any, name: str, words: Words) -> list[Message]:
@@ -50,10 +72,17 @@ def turns(value: Any, name: str, words: Words) -> list[Message]:
     if not isinstance(value, list) or not value:
         raise RowError(f"{name} must be a list of turns with at least one in it, and this is {told(value)}")
     value = [spelled(entry) for entry in value]
-    if any(type(entry) is dict and type(entry.get("content")) is list and any(map(_is_result, entry["content"])) for entry in value):
+    if any(
+        type(entry) is dict and type(entry.get("content")) is list and any(map(_is_result, entry["content"]))
+        for entry in value
+    ):
         return [message for entry in value for message in _unfolded(entry, words)]
     read = [turn(entry, words) for entry in value]
-    return joined(read, [entry.get("role") in CALLERS for entry in value]) if any([message.calls for message in read]) else read
+    return (
+        joined(read, [entry.get("role") in CALLERS for entry in value])
+        if any([message.calls for message in read])
+        else read
+    )
 
 
 def joined(read: Sequence[Message], called: Sequence[bool]) -> list[Message]:
@@ -80,7 +109,10 @@ def _unfolded(value: Any, words: Words) -> Iterator[Message]:
         yield turn(value, words)
         return
     if speaker(_role(value), words) != "user":
-        raise RowError(f"a turn of {quoted(value['role'])} has a content part of the type {RESULT!r}, which only the user's can have")
+        raise RowError(
+            f"a turn of {quoted(value['role'])} has a content part of the type {RESULT!r}, which only the "
+            "user's can have"
+        )
     for is_result, group in groupby(content, _is_result):
         parts = list(group)
         if not is_result:
@@ -88,17 +120,30 @@ def _unfolded(value: Any, words: Words) -> Iterator[Message]:
             continue
         for part in parts:
             said, id_ = part.get("content"), part.get("tool_use_id")
-            said = _parts(said)[1] if isinstance(said, list) else "" if said is None else text(said, f"the content of a {RESULT}")
-            yield Message(role="tool", content=said, call_id=None if id_ is None else text(id_, "tool_use_id"))
+            said = (
+                _parts(said)[1]
+                if isinstance(said, list)
+                else ""
+                if said is None
+                else text(said, f"the content of a {RESULT}")
+            )
+            yield Message(
+                role="tool", content=said, call_id=None if id_ is None else text(id_, "tool_use_id")
+            )
 
 
 def turn(value: Any, words: Words) -> Message:
     """One turn."""
     if not isinstance(value, dict):
-        raise RowError(f'a turn must be an object such as {{"role": "user", "content": "…"}}, and this is {told(value)}')
+        raise RowError(
+            f'a turn must be an object such as {{"role": "user", "content": "…"}}, and this is {told(value)}'
+        )
     if (word := value.get("role")) in CALLERS and word not in words:
         others = {key: part for key, part in value.items() if key not in ("role", "content")}
-        return calling(_rich({**others, "role": "assistant"}, "assistant", ""), spoken(value.get("content"), f"the content of a {word}"))
+        return calling(
+            _rich({**others, "role": "assistant"}, "assistant", ""),
+            spoken(value.get("content"), f"the content of a {word}"),
+        )
     role, content = speaker(_role(value), words), value.get("content")
     if len(value) == 2 and isinstance(content, str):  # nearly all
         return Message(role=role, content=text(content, "content"), trained=role == "assistant")
@@ -106,7 +151,9 @@ def turn(value: Any, words: Words) -> Message:
 
 
 def calling(message: Message, calls: tuple[Call, ...]) -> Message:
-    """A turn that is a call, with those that its text holds. Raises RowError where others stand beside them."""
+    """A turn that is a call, with those that its text holds. Raises RowError where others stand beside
+    them.
+    """
     if message.calls:
         raise RowError("a turn has calls both in its content and beside it, and one of them is expected")
     return replace(message, calls=calls)
@@ -122,19 +169,32 @@ def _rich(value: Mapping[str, Any], role: Speaker, content: Any) -> Message:
     if not REFUSED.isdisjoint(value):
         for key in sorted(REFUSED.intersection(value)):
             if value[key]:
-                raise RowError(f"a turn has {key}, which can't be trained; only text, reasoning and calls can")
-    thought, said, called = _parts(content) if isinstance(content, list) else (None, None if content is None else text(content, "content"), [])
+                raise RowError(
+                    f"a turn has {key}, which can't be trained; only text, reasoning and calls can"
+                )
+    thought, said, called = (
+        _parts(content)
+        if isinstance(content, list)
+        else (None, None if content is None else text(content, "content"), [])
+    )
     for key in THOUGHTS:
         if value.get(key) and (other := text(value[key], key)) != thought:
             if thought is not None:
-                raise RowError(f"a turn has two different thoughts, one of them in {key}, and one is expected")
+                raise RowError(
+                    f"a turn has two different thoughts, one of them in {key}, and one is expected"
+                )
             thought = other
-    beside = (calls(value["tool_calls"]) if value.get("tool_calls") else ()) + ((call(value["function_call"]),) if value.get("function_call") else ())
+    beside = (calls(value["tool_calls"]) if value.get("tool_calls") else ()) + (
+        (call(value["function_call"]),) if value.get("function_call") else ()
+    )
     if called and beside:
         raise RowError("a turn has calls both in its content and beside it, and one of them is expected")
     called = called or list(beside)
     if role != "assistant" and (thought or called):
-        raise RowError(f"a turn of {quoted(value['role'])} has {'reasoning' if thought else 'calls'}, which only the assistant's can have")
+        raise RowError(
+            f"a turn of {quoted(value['role'])} has {'reasoning' if thought else 'calls'}, which only the "
+            "assistant's can have"
+        )
     if said is None and "content" not in value and not thought and not called:
         raise RowError(f"a turn has no content (its keys are {named(value)})")
     wanted = trained(value, said or "")
@@ -145,7 +205,9 @@ def _rich(value: Mapping[str, Any], role: Speaker, content: Any) -> Message:
         trained=role == "assistant" and wanted,
         reasoning=thought or None,
         calls=tuple(called),
-        call_id=text(value["tool_call_id"], "tool_call_id") if tool and value.get("tool_call_id") is not None else None,
+        call_id=text(value["tool_call_id"], "tool_call_id")
+        if tool and value.get("tool_call_id") is not None
+        else None,
         name=text(value["name"], "name") if tool and value.get("name") is not None else None,
     )
 
@@ -158,18 +220,29 @@ def _parts(content: Sequence[Any]) -> tuple[str | None, str, list[Call]]:
     last = 0
     for part in content:
         if not isinstance(part, dict):
-            raise RowError(f'a part of a content must be an object such as {{"type": "text", "text": "…"}}, and this is {told(part)}')
+            raise RowError(
+                'a part of a content must be an object such as {"type": "text", "text": "…"}, and this is'
+                f" {told(part)}"
+            )
         kind = part.get("type")
         place = KINDS.get(kind) if isinstance(kind, str) else None
         if place is None:
             raise RowError(
-                f"a content part of the type {quoted(kind) if isinstance(kind, str) else told(kind)} can't be trained; only {', '.join(KINDS)}"
+                f"a content part of the type {quoted(kind) if isinstance(kind, str) else told(kind)} can't "
+                f"be trained; only {', '.join(KINDS)}"
             )
         if place < last:
-            raise RowError(f"a content part of the type {quoted(str(kind))} comes late: thoughts are expected first, then text, then calls")
+            raise RowError(
+                f"a content part of the type {quoted(str(kind))} comes late: thoughts are expected first, "
+                "then text, then calls"
+            )
         last = place
         if place == 2:
-            called += [call(part)] if part.get("name") is not None else spoken(_inside(part, *WHERE[2]), f"a {kind}")
+            called += (
+                [call(part)]
+                if part.get("name") is not None
+                else spoken(_inside(part, *WHERE[2]), f"a {kind}")
+            )
         elif place == 1:
             texts.append(text(_inside(part, *WHERE[1]), "the text of a part"))
         else:

@@ -1,8 +1,11 @@
-"""Nulls that a columnar schema filled in: a table has all keys in all rows, and so have the calls and tools that lay in one.
+"""Nulls that a columnar schema filled in: a table has all keys in all rows, and so have the calls and tools
+that lay in one.
 
-A null among the arguments of a call is filler where this tool's own schema declares no such key. Without a schema it is where the key has a
-value only in calls of other tools of the source (`tuner.data.survey.look`), and so it is with what stands beside the schema in a tool's definition. A key that is declared and may be null stays; so does what can't be told,
-and is counted. In a tool's schema no keyword may be null, but for those that hold a value of the author's, such as `default`.
+A null among the arguments of a call is filler where this tool's own schema declares no such key. Without a
+schema it is where the key has a value only in calls of other tools of the source (`tuner.data.survey.look`),
+and so it is with what stands beside the schema in a tool's definition. A key that is declared and may be null
+stays; so does what can't be told, and is counted. In a tool's schema no keyword may be null, but for those
+that hold a value of the author's, such as `default`.
 """
 
 from collections import Counter
@@ -39,7 +42,11 @@ class Nulls:
 
     def add(self, other: "Nulls") -> None:
         """Count those too."""
-        for mine, more in ((self.arguments, other.arguments), (self.tools, other.tools), (self.doubtful, other.doubtful)):
+        for mine, more in (
+            (self.arguments, other.arguments),
+            (self.tools, other.tools),
+            (self.doubtful, other.doubtful),
+        ):
             mine.update(more)
 
     def __bool__(self) -> bool:
@@ -53,15 +60,22 @@ def stripped(conversation: Conversation, filler: frozenset[tuple[str, str]], fou
     if tools and any(map(_holds_null, tools)):
         tools = tuple(_tool(tool, filler, found) for tool in tools)
     messages = conversation.messages
-    if any([message.calls for message in messages]) and any(_holds_null(call.arguments) for message in messages for call in message.calls):
+    if any([message.calls for message in messages]) and any(
+        _holds_null(call.arguments) for message in messages for call in message.calls
+    ):
         schemas = schemas_of(tools)
-        messages = tuple(replace(message, calls=_calls(message, schemas, filler, found)) if message.calls else message for message in messages)
+        messages = tuple(
+            replace(message, calls=_calls(message, schemas, filler, found)) if message.calls else message
+            for message in messages
+        )
     if tools is conversation.tools and messages is conversation.messages:
         return conversation
     return replace(conversation, tools=tools, messages=messages)
 
 
-def _calls(message: Message, schemas: Mapping[str, Any], filler: frozenset[tuple[str, str]], found: Nulls) -> tuple[Call, ...]:
+def _calls(
+    message: Message, schemas: Mapping[str, Any], filler: frozenset[tuple[str, str]], found: Nulls
+) -> tuple[Call, ...]:
     def without(call: Call) -> Call:
         def stays(path: str, kind: str) -> bool:
             goes = kind == FILLER or (kind == UNKNOWN and (call.name, path) in filler)
@@ -71,15 +85,27 @@ def _calls(message: Message, schemas: Mapping[str, Any], filler: frozenset[tuple
                 found.doubtful[f"{call.name}.{path}"] += 1
             return not goes
 
-        return replace(call, arguments=_kept(call.arguments, schemas.get(call.name), "", stays)) if _holds_null(call.arguments) else call
+        return (
+            replace(call, arguments=_kept(call.arguments, schemas.get(call.name), "", stays))
+            if _holds_null(call.arguments)
+            else call
+        )
 
     return tuple(map(without, message.calls))
 
 
 def schemas_of(tools: tuple[Any, ...]) -> dict[str, Any]:
     """The schema of each tool's arguments, by name."""
-    functions = [tool["function"] for tool in tools if isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping)]
-    return {function["name"]: _Schema(root=function.get("parameters")) for function in functions if isinstance(function.get("name"), str)}
+    functions = [
+        tool["function"]
+        for tool in tools
+        if isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping)
+    ]
+    return {
+        function["name"]: _Schema(root=function.get("parameters"))
+        for function in functions
+        if isinstance(function.get("name"), str)
+    }
 
 
 def parts_of(tools: tuple[Any, ...], *, null: bool) -> Iterator[tuple[str, str]]:
@@ -87,7 +113,11 @@ def parts_of(tools: tuple[Any, ...], *, null: bool) -> Iterator[tuple[str, str]]
     for tool in tools:
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if isinstance(function, Mapping):
-            yield from ((str(function.get("name")), f"{BESIDE}{key}") for key, part in function.items() if (part is None) == null)
+            yield from (
+                (str(function.get("name")), f"{BESIDE}{key}")
+                for key, part in function.items()
+                if (part is None) == null
+            )
 
 
 def nulls_of(arguments: Any, schema: Any) -> Iterator[str]:
@@ -125,7 +155,9 @@ def _holds_null(value: Any) -> bool:
     open_ = [value]
     while open_:
         inner = open_.pop()
-        for part in inner.values() if isinstance(inner, Mapping) else inner if isinstance(inner, list) else ():
+        for part in (
+            inner.values() if isinstance(inner, Mapping) else inner if isinstance(inner, list) else ()
+        ):
             if part is None:
                 return True
             if isinstance(part, dict | list):
@@ -164,7 +196,9 @@ class _Schema:
     def _referred(self, reference: str) -> Any:
         value = self.root
         for step in reference.removeprefix("#").strip("/").split("/"):
-            value = value.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(value, Mapping) else None
+            value = (
+                value.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(value, Mapping) else None
+            )
         return value
 
     def named(self, key: str) -> tuple[str, "_Schema"]:
@@ -177,22 +211,34 @@ class _Schema:
                 if not is_null(properties.get(key)):
                     inner = self.at(properties[key])
                     return (NULLABLE if inner.takes_null() else DECLARED), inner
-        more = [part["additionalProperties"] for part in parts if part.get("additionalProperties") not in (None, False)]
+        more = [
+            part["additionalProperties"]
+            for part in parts
+            if part.get("additionalProperties") not in (None, False)
+        ]
         if more or any(part.get("patternProperties") for part in parts):
             return UNKNOWN, self.at(more[0] if more else None)
         return (FILLER if known else UNKNOWN), self.at(None)
 
     def item(self) -> "_Schema":
         """The schema of a list's entries."""
-        return self.at(next((part["items"] for part in self.parts() if isinstance(part.get("items"), Mapping)), None))
+        return self.at(
+            next((part["items"] for part in self.parts() if isinstance(part.get("items"), Mapping)), None)
+        )
 
     def takes_null(self) -> bool:
         """Whether it declares that null may stand there."""
         for part in self.parts():
             kinds = part.get("type")
-            if kinds == "null" or (isinstance(kinds, list) and "null" in kinds) or part.get("nullable") is True:
+            if (
+                kinds == "null"
+                or (isinstance(kinds, list) and "null" in kinds)
+                or part.get("nullable") is True
+            ):
                 return True
-            if (isinstance(part.get("enum"), list) and None in part["enum"]) or ("const" in part and part["const"] is None and len(part) == 1):
+            if (isinstance(part.get("enum"), list) and None in part["enum"]) or (
+                "const" in part and part["const"] is None and len(part) == 1
+            ):
                 return True
         return False
 
@@ -200,7 +246,9 @@ class _Schema:
 def _is_flat(part: Mapping[str, Any]) -> bool:
     """Whether a tool's parameters are the properties themselves, as some write them."""
     return (
-        bool(part) and part.keys().isdisjoint(("type", *BY_NAME, *ANY_OF, "$ref")) and all(isinstance(one, Mapping | None) for one in part.values())
+        bool(part)
+        and part.keys().isdisjoint(("type", *BY_NAME, *ANY_OF, "$ref"))
+        and all(isinstance(one, Mapping | None) for one in part.values())
     )
 
 
@@ -224,7 +272,9 @@ def _kept(value: Any, schema: "_Schema | None", path: str, stays: Decide) -> Any
 
 
 def _tool(tool: Any, filler: frozenset[tuple[str, str]], found: Nulls) -> Any:
-    """Without nulls among the keywords of its schema; those beside it may be meant, but for what `filler` holds."""
+    """Without nulls among the keywords of its schema; those beside it may be meant, but for what `filler`
+    holds.
+    """
     function = tool.get("function") if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not _holds_null(tool):
         return tool

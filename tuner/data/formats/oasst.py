@@ -1,13 +1,15 @@
 """OpenAssistant's trees of messages: a tree in a row, or a message in a row.
 
-a tree      {"message_tree_id": "…", "prompt": {"message_id", "text", "role", "rank", "replies": [{…, "replies": […]}, …]}}
+a tree      {"message_tree_id": "…", "prompt": {"message_id", "text", "role", "rank", "replies": [{…,
+            "replies": […]}, …]}}
 a message   {"message_id", "parent_id" (null at the root), "message_tree_id", "text", "role", "rank", …}
 
-`best` is one conversation: from the root on, the reply of the lowest rank each time, those without a rank behind the ranked ones, else
-in the order they stand in. `all` is one for each leaf, best first; an answer that several of them share is trained in the first.
-A question at the end that nobody answered is cut off. Messages that were deleted, that failed their review or that have no text are left out with all
-replies to them. So is a tree of another `tree_state` than ready_for_export: one that was aborted for its low grade, halted, or never finished.
-Nothing here recurses: a tree may be as deep as it likes.
+`best` is one conversation: from the root on, the reply of the lowest rank each time, those without a rank
+behind the ranked ones, else in the order they stand in. `all` is one for each leaf, best first; an answer
+that several of them share is trained in the first. A question at the end that nobody answered is cut off.
+Messages that were deleted, that failed their review or that have no text are left out with all replies to
+them. So is a tree of another `tree_state` than ready_for_export: one that was aborted for its low grade,
+halted, or never finished. Nothing here recurses: a tree may be as deep as it likes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,9 +65,14 @@ def is_message(row: Any) -> bool:
 
 
 def tree(row: Mapping[str, Any], words: Words = ROLES, paths: str = "best") -> tuple[Conversation, ...]:
-    """The conversations of a row that is a tree, none where nothing was answered. Raises RowError, and LeftOut."""
+    """The conversations of a row that is a tree, none where nothing was answered. Raises RowError, and
+    LeftOut.
+    """
     if is_message(row):
-        raise RowError("a message of a tree becomes part of a conversation only together with those around it: its file must begin with such a row")
+        raise RowError(
+            "a message of a tree becomes part of a conversation only together with those around it: its file "
+            "must begin with such a row"
+        )
     if reason := _unfinished(row):
         raise LeftOut(reason)
     first = needed(row, "prompt")
@@ -82,7 +89,9 @@ def tree(row: Mapping[str, Any], words: Words = ROLES, paths: str = "best") -> t
 
 
 def grow(rows: Sequence[tuple[int, Any]], words: Words = ROLES, paths: str = "best") -> Grown:
-    """The conversations of a tree whose messages are rows of their own: (number, row) of each, in any order. Raises nothing."""
+    """The conversations of a tree whose messages are rows of their own: (number, row) of each, in any
+    order. Raises nothing.
+    """
     nodes: dict[str, Node] = {}
     numbers: dict[str, int] = {}
     parents: dict[str, str | None] = {}
@@ -99,7 +108,10 @@ def grow(rows: Sequence[tuple[int, Any]], words: Words = ROLES, paths: str = "be
     roots = [id_ for id_ in nodes if parents[id_] is None]
     if len(roots) > 1:
         where = ", ".join(str(numbers[id_]) for id_ in roots[:4])
-        why = f"its tree has {len(roots)} first messages (rows {where}), and one is expected: that with null as parent_id"
+        why = (
+            f"its tree has {len(roots)} first messages (rows {where}), and one is expected: that with null "
+            "as parent_id"
+        )
         left |= dict.fromkeys(numbers.values(), why)
         return Grown(left=left, bad=frozenset(left))
     bad = frozenset(left)
@@ -131,7 +143,13 @@ def _node(value: Any, words: Words) -> Node:
     return Node(
         message=Message(role=role, content=said, trained=role == "assistant"),
         rank=float("inf") if rank is None or rank != rank else rank,
-        left_out="it was deleted" if deleted else "it failed its review" if failed else "" if said.strip() else EMPTY,
+        left_out="it was deleted"
+        if deleted
+        else "it failed its review"
+        if failed
+        else ""
+        if said.strip()
+        else EMPTY,
     )
 
 
@@ -178,7 +196,11 @@ def _conversations(root: Node, paths: str) -> Iterator[Conversation]:
         said = _answered(path)
         if not said or id(said[-1]) in trained:  # nothing that was not said before
             continue
-        yield Conversation(messages=tuple(replace(node.message, trained=False) if id(node) in trained else node.message for node in said))
+        yield Conversation(
+            messages=tuple(
+                replace(node.message, trained=False) if id(node) in trained else node.message for node in said
+            )
+        )
         trained.update(id(node) for node in said)
 
 
@@ -194,6 +216,8 @@ def _fates(root: Node, paths: str) -> dict[int, str]:
     while open_:
         node, above = open_.pop()
         place = id(node)
-        result[place] = above or node.left_out or ("" if place in used else UNANSWERED if place in tried else NOT_BEST)
+        result[place] = (
+            above or node.left_out or ("" if place in used else UNANSWERED if place in tried else NOT_BEST)
+        )
         open_ += [(reply, CUT_OFF if above or node.left_out else "") for reply in node.replies]
     return result

@@ -1,13 +1,16 @@
-"""Preferences: two ways to go on, the better one first; and conversations whose last answer was found good or bad.
+"""Preferences: two ways to go on, the better one first; and conversations whose last answer was found good or
+bad.
 
-`{"prompt": …, "chosen": …, "rejected": …}`, where each is a text or turns, or a single turn. What comes before may also be `messages`,
-`conversations` (ShareGPT), or `instruction` and `input`; without any, it is what the turns of both sides have in common at their beginning.
-Sides that repeat the prompt are taken behind it. The prompt is never trained, what the assistant says on either side is.
+`{"prompt": …, "chosen": …, "rejected": …}`, where each is a text or turns, or a single turn. What comes
+before may also be `messages`, `conversations` (ShareGPT), or `instruction` and `input`; without any, it is
+what the turns of both sides have in common at their beginning. Sides that repeat the prompt are taken behind
+it. The prompt is never trained, what the assistant says on either side is.
 
 `better` turns either into what fine-tuning on the better answers takes.
 
-`{"label": true, …}`, beside a conversation as messages, ShareGPT, prompt and completion, or Alpaca; its last answer is trained. A verdict may
-also be called `kto_tag` and the like, and be 1 and 0, or a word; as classes are called so too, it then has to be two verdicts in the whole source.
+`{"label": true, …}`, beside a conversation as messages, ShareGPT, prompt and completion, or Alpaca; its last
+answer is trained. A verdict may also be called `kto_tag` and the like, and be 1 and 0, or a word; as classes
+are called so too, it then has to be two verdicts in the whole source.
 """
 
 from collections.abc import Mapping
@@ -36,9 +39,13 @@ BEFORE = ("prompt", "messages", "conversations", "instruction")
 CERTAIN = ("label", "kto_tag")
 """true and false there are a verdict, whatever the other rows hold"""
 VERDICTS = (
-    *CERTAIN, "verdict", "desirable", "is_desirable", "is_good", "good", "thumbs_up", "thumbs", "thumb", "vote", "rating", "feedback", "preferred",
-    "is_preferred", "chosen", "is_chosen", "accepted", "is_accepted", "liked", "upvoted", "acceptable", "is_acceptable", "is_correct", "correct",
-)  # fmt: skip
+    *CERTAIN,
+    *(
+        "verdict desirable is_desirable is_good good thumbs_up thumbs thumb vote rating feedback preferred "
+        "is_preferred chosen is_chosen accepted is_accepted liked upvoted acceptable is_acceptable "
+        "is_correct correct"
+    ).split(),
+)
 GOOD = (
     "true",
     "1",
@@ -85,17 +92,26 @@ WORDS = dict.fromkeys(GOOD, True) | dict.fromkeys(BAD, False)
 def preference(row: Mapping[str, Any], words: Words = ROLES) -> Preference:
     """Raises RowError."""
     sides = {name: _side(needed(row, name), name, words) for name in ("chosen", "rejected")}
-    common = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(*sides.values(), strict=False))]
+    common = [
+        one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(*sides.values(), strict=False))
+    ]
     asked = _before(row, words)
     if not asked or (len(common) > len(asked) and common[-len(asked) :] == asked):
         asked = common
     if not asked:
-        raise RowError(f"what came before chosen and rejected is expected in {', '.join(BEFORE)}, or in both of them; the keys are {named(row)}")
+        raise RowError(
+            f"what came before chosen and rejected is expected in {', '.join(BEFORE)}, or in both of them; "
+            f"the keys are {named(row)}"
+        )
     chosen, rejected = (_behind(asked, side, name) for name, side in sides.items())
     whole = conversation(row, [*asked, *chosen], says_calls=True, compared=True)
     conversation({}, [*asked, *rejected], says_calls=True)
     prompt = whole.messages[: len(whole.messages) - len(chosen)]
-    return Preference(prompt=Conversation(messages=tuple(shown(prompt)), tools=whole.tools), chosen=tuple(chosen), rejected=tuple(rejected))
+    return Preference(
+        prompt=Conversation(messages=tuple(shown(prompt)), tools=whole.tools),
+        chosen=tuple(chosen),
+        rejected=tuple(rejected),
+    )
 
 
 def before(row: Mapping[str, Any]) -> str | None:
@@ -110,7 +126,11 @@ def _before(row: Mapping[str, Any], words: Words) -> list[Message]:
     if key == "instruction":
         return [question(row)]
     value = row[key]
-    return [Message(role="user", content=text(value, key))] if key == "prompt" and isinstance(value, str) else turns(value, key, words)
+    return (
+        [Message(role="user", content=text(value, key))]
+        if key == "prompt" and isinstance(value, str)
+        else turns(value, key, words)
+    )
 
 
 def _side(value: Any, name: str, words: Words) -> list[Message]:
@@ -123,9 +143,16 @@ def _side(value: Any, name: str, words: Words) -> list[Message]:
 
 def _behind(before: list[Message], side: list[Message], name: str) -> list[Message]:
     rest = side[len(before) :] if side[: len(before)] == before else side
-    if not rest or rest[0].role not in ("assistant", "tool") or not any(message.role == "assistant" for message in rest):
+    if (
+        not rest
+        or rest[0].role not in ("assistant", "tool")
+        or not any(message.role == "assistant" for message in rest)
+    ):
         found = f"a turn of the {rest[0].role} comes first" if rest else "nothing is left"
-        raise RowError(f"{name} must go on with an answer of the assistant from what both sides have in common, and {found}")
+        raise RowError(
+            f"{name} must go on with an answer of the assistant from what both sides have in common, and "
+            f"{found}"
+        )
     return rest
 
 
@@ -143,7 +170,9 @@ def label(row: Mapping[str, Any], words: Words = ROLES, verdict: str | None = No
 
 
 def better(sample: Sample) -> Sample | None:
-    """What a sample without comparison is, or of one with, the conversation that ends in the better answer; none where it was found bad."""
+    """What a sample without comparison is, or of one with, the conversation that ends in the better
+    answer; none where it was found bad.
+    """
     if isinstance(sample, Label):
         return sample.conversation if sample.good else None
     if not isinstance(sample, Preference):
@@ -176,7 +205,9 @@ def verdict_of(row: Mapping[str, Any], verdict: str | None = None) -> str:
 
 
 def is_judged(row: Mapping[str, Any], verdict: str | None = None) -> bool:
-    """Whether a row says of its answer that it is good or bad; `verdict` is the column that does so in its source."""
+    """Whether a row says of its answer that it is good or bad; `verdict` is the column that does so in its
+    source.
+    """
     if not (
         isinstance(row.get("label"), bool)
         or isinstance(row.get("kto_tag"), bool)
@@ -212,5 +243,6 @@ def _labelled(row: Mapping[str, Any], words: Words) -> Conversation:
         case "xtuner" if isinstance(found := xtuner(row)[0], Conversation):
             return found
     raise RowError(
-        f"a label needs a conversation: messages, conversations, prompt and completion, or instruction and output (the keys are {named(row)})"
+        "a label needs a conversation: messages, conversations, prompt and completion, or instruction and "
+        f"output (the keys are {named(row)})"
     )

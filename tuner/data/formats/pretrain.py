@@ -11,23 +11,36 @@ from tuner.data.formats.spelled import spelled
 ROLE = "pretrain"
 
 
-def or_else(row: Any, key: str, words: Words, read: Callable[[Any, Words], Conversation]) -> tuple[Text, ...] | tuple[Conversation]:
-    """The document of a row, none where it is blank, or the conversation that `read` finds in it; its turns are in the column `key`. Raises RowError."""
+def or_else(
+    row: Any, key: str, words: Words, read: Callable[[Any, Words], Conversation]
+) -> tuple[Text, ...] | tuple[Conversation]:
+    """The document of a row, none where it is blank, or the conversation that `read` finds in it; its
+    turns are in the column `key`. Raises RowError.
+    """
     value = row.get(key) if isinstance(row, dict) else row
     found = document(parsed(value, key) if isinstance(value, str) and ROLE in value else value, words)
     return (read(row, words),) if found is None else found
 
 
 def document(value: Any, words: Words) -> tuple[Text, ...] | None:
-    """The document of a list of turns, none where it is blank; None where the turns are a conversation. Raises RowError for both in one row."""
+    """The document of a list of turns, none where it is blank; None where the turns are a conversation.
+    Raises RowError for both in one row.
+    """
     if not isinstance(value, list) or ROLE in words or not any(_is_document(entry) for entry in value):
         return None
     if len(value) > 1:
-        raise RowError(f"a turn of {ROLE!r} is a document, which stands alone in its row, and this row has {len(value)} turns")
-    said = {"content" if key == "value" else key: part for key, part in spelled(value[0]).items() if key != "from"}
+        raise RowError(
+            f"a turn of {ROLE!r} is a document, which stands alone in its row, and this row has {len(value)} "
+            "turns"
+        )
+    said = {
+        "content" if key == "value" else key: part for key, part in spelled(value[0]).items() if key != "from"
+    }
     whole = turn({**said, "role": "assistant"}, ROLES)
     if whole.calls or whole.reasoning:
-        raise RowError(f"a turn of {ROLE!r} is a document, and this one has {'calls' if whole.calls else 'reasoning'}")
+        raise RowError(
+            f"a turn of {ROLE!r} is a document, and this one has {'calls' if whole.calls else 'reasoning'}"
+        )
     if not whole.trained:
         raise RowError(f"a turn of {ROLE!r} is trained as a whole, and this one is marked not to be")
     return (Text(text=whole.content),) if whole.trains else ()

@@ -1,4 +1,6 @@
-"""Prompt and completion: `{"prompt": "…", "completion": "…"}`, each a text or a list of messages. The completion is trained, the prompt never."""
+"""Prompt and completion: `{"prompt": "…", "completion": "…"}`, each a text or a list of messages. The
+completion is trained, the prompt never.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,9 +15,15 @@ from tuner.data.formats.turns import conversation
 def prompt(row: Mapping[str, Any], words: Words = ROLES) -> Conversation:
     """A text is a turn of the user or the assistant. Raises RowError."""
     asked, said = needed(row, "prompt"), needed(row, "completion")
-    before = [Message(role="user", content=text(asked, "prompt"))] if isinstance(asked, str) else shown(_listed(asked, "prompt", words))
+    before = (
+        [Message(role="user", content=text(asked, "prompt"))]
+        if isinstance(asked, str)
+        else shown(_listed(asked, "prompt", words))
+    )
     after = (
-        [Message(role="assistant", content=text(said, "completion"), trained=True)] if isinstance(said, str) else _listed(said, "completion", words)
+        [Message(role="assistant", content=text(said, "completion"), trained=True)]
+        if isinstance(said, str)
+        else _listed(said, "completion", words)
     )
     return conversation(row, [*before, *after])
 

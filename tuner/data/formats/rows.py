@@ -3,14 +3,16 @@
     a row → columns under the names of the format → which format? → its function → samples
             formats/columns                         formats/keys    formats/*
 
-A file whose rows are single messages of trees (flat OpenAssistant) becomes samples only as a whole: `tuner.data.formats.trees`.
+A file whose rows are single messages of trees (flat OpenAssistant) becomes samples only as a whole:
+`tuner.data.formats.trees`.
 
 How to add a format:
 
-1. a module in `formats` with a pure function `name(row, …) -> Sample`; it takes what `fields` and `turns` check, raises RowError for what
-   it can't take, and never leaves out a part of a row that says something
+1. a module in `formats` with a pure function `name(row, …) -> Sample`; it takes what `fields` and `turns`
+   check, raises RowError for what it can't take, and never leaves out a part of a row that says something
 2. its line in `_readers`, its version 1 in VERSIONS, its columns in COLUMNS
-3. its keys in `formats/keys`, behind those that say more; and what it reads of a row in `formats/unread`, so that the rest is named
+3. its keys in `formats/keys`, behind those that say more; and what it reads of a row in `formats/unread`, so
+   that the rest is named
 4. its word in `data.format` in the schema
 5. a row of it in tests/data/formats/test_formats.py
 """
@@ -21,7 +23,19 @@ from functools import lru_cache
 from typing import Any
 
 from tuner.data.conversation import RowError, Sample, Speaker
-from tuner.data.formats import alpaca, messages, oasst, preference, pretrain, prompt, sharegpt, templated, templates, text, xtuner
+from tuner.data.formats import (
+    alpaca,
+    messages,
+    oasst,
+    preference,
+    pretrain,
+    prompt,
+    sharegpt,
+    templated,
+    templates,
+    text,
+    xtuner,
+)
 from tuner.data.formats import unread as unread_of
 from tuner.data.formats.columns import inside, mapped, places, rest
 from tuner.data.formats.facts import Facts
@@ -30,7 +44,20 @@ from tuner.data.formats.keys import by_name, sniff, understood
 from tuner.data.formats.subsets import is_other
 from tuner.errors import ConfigError
 
-__all__ = ["COLUMNS", "VERSIONS", "Reader", "Shape", "compares", "is_left", "read", "reader", "remains", "sniff", "unread", "versions"]
+__all__ = [
+    "COLUMNS",
+    "VERSIONS",
+    "Reader",
+    "Shape",
+    "compares",
+    "is_left",
+    "read",
+    "reader",
+    "remains",
+    "sniff",
+    "unread",
+    "versions",
+]
 
 VERSIONS = {
     "messages": 5,
@@ -50,7 +77,18 @@ VERSIONS = {
 
 TURNS = ("system", "tools", "functions")
 PREFERENCE = ("chosen", "rejected", "prompt", "messages", "conversations", "instruction", "input", *TURNS)
-LABEL = ("label", "messages", "conversations", "prompt", "completion", "instruction", "input", "output", "history", *TURNS)
+LABEL = (
+    "label",
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "instruction",
+    "input",
+    "output",
+    "history",
+    *TURNS,
+)
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "messages": ("messages", *TURNS),
     "sharegpt": ("conversations", *TURNS),
@@ -60,7 +98,9 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
     "templated": ("text", *TURNS),
     "guanaco": ("text", "input", "output", *TURNS),
-    "oasst": ("prompt", "message_tree_id", "message_id", "parent_id", "role", "text", "rank", "deleted", "review_result", "tree_state"),
+    "oasst": tuple(
+        "prompt message_tree_id message_id parent_id role text rank deleted review_result tree_state".split()
+    ),
     "preference": PREFERENCE,
     "label": LABEL,
     "chosen": tuple(dict.fromkeys((*PREFERENCE, *LABEL, "conversation", "text"))),
@@ -80,7 +120,9 @@ class Shape:
     """How the rows of a source are read."""
 
     format: str = "auto"
-    """a key of VERSIONS, or `auto`, which looks at each row; `chosen` does too, and takes the better answer where a row compares some"""
+    """a key of VERSIONS, or `auto`, which looks at each row; `chosen` does too, and takes the better
+    answer where a row compares some
+    """
     columns: Mapping[str, str] = field(default_factory=dict)
     """a format's column → where it is found (formats/columns)"""
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -88,7 +130,9 @@ class Shape:
     paths: str = "best"
     """of trees: `best` or `all`"""
     split: str = "auto"
-    """of rows that say in a column of which split they are: `auto` those for training, where there are others, `all`, or those of one"""
+    """of rows that say in a column of which split they are: `auto` those for training, where there are
+    others, `all`, or those of one
+    """
     facts: Facts = field(default_factory=Facts)
     """what the whole source says of each row (tuner.data.survey.look)"""
 
@@ -104,18 +148,31 @@ class Shape:
 
 
 def reader(shape: Shape) -> Reader:
-    """The function that reads such rows: it gives a row's samples, mostly one, none where there is nothing to train on, or raises RowError."""
-    return _reader(shape.format, tuple(shape.columns.items()), _frozen(shape.roles), shape.paths, shape.facts.verdict, _chats(shape))
+    """The function that reads such rows: it gives a row's samples, mostly one, none where there is nothing
+    to train on, or raises RowError.
+    """
+    return _reader(
+        shape.format,
+        tuple(shape.columns.items()),
+        _frozen(shape.roles),
+        shape.paths,
+        shape.facts.verdict,
+        _chats(shape),
+    )
 
 
 def unread(row: Any, shape: Shape) -> tuple[str, ...]:
-    """The places of a row that was read which hold something that its format does not read: `context`, `messages.thought`."""
+    """The places of a row that was read which hold something that its format does not read: `context`,
+    `messages.thought`.
+    """
     return tuple(remains(row, shape))
 
 
 def remains(row: Any, shape: Shape) -> dict[str, Any]:
     """The same, each with what it holds; of several such places in a row the first."""
-    found = _remainder(shape.format, tuple(shape.columns.items()), _frozen(shape.roles), shape.facts.verdict, _chats(shape))(row)
+    found = _remainder(
+        shape.format, tuple(shape.columns.items()), _frozen(shape.roles), shape.facts.verdict, _chats(shape)
+    )(row)
     return {name: value for name, value in found.items() if name != shape.facts.split}
 
 
@@ -134,7 +191,14 @@ def read(row: Any, shape: Shape) -> tuple[Sample, ...]:
 
 
 @lru_cache(maxsize=256)
-def _reader(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, paths: str, verdict: str | None, chats: Chats) -> Reader:
+def _reader(
+    format: str,
+    columns: tuple[tuple[str, str], ...],
+    roles: Roles,
+    paths: str,
+    verdict: str | None,
+    chats: Chats,
+) -> Reader:
     readers, meant = _readers(roles, paths, verdict), _namer(format, columns, verdict, chats)
     if format not in ("auto", "chosen") and format not in readers:
         raise ConfigError(f"data.format={format} is not known; known are auto, {', '.join(VERSIONS)}.")
@@ -150,14 +214,22 @@ def _reader(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, pat
 
 
 @lru_cache(maxsize=256)
-def _namer(format: str, columns: tuple[tuple[str, str], ...], verdict: str | None, chats: Chats) -> Callable[[Any], tuple[str, Any]]:
-    """The function that says what a row is read as, and gives it with its columns in their places. It raises RowError."""
+def _namer(
+    format: str, columns: tuple[tuple[str, str], ...], verdict: str | None, chats: Chats
+) -> Callable[[Any], tuple[str, Any]]:
+    """The function that says what a row is read as, and gives it with its columns in their places. It
+    raises RowError.
+    """
     get = mapped(dict(columns)) if columns else None
 
     def name_auto(row: Any) -> tuple[str, Any]:
         name, placed = understood(row, verdict) if get is None else _meant(get(row), columns, verdict)
         texts, pairs = chats
-        if texts and name == "text" and (templates.is_marked(placed["text"]) or templates.holds(placed["text"])):
+        if (
+            texts
+            and name == "text"
+            and (templates.is_marked(placed["text"]) or templates.holds(placed["text"]))
+        ):
             name = "templated"
         elif pairs and templated.pair_of(placed, name):
             name = "continued"
@@ -177,7 +249,9 @@ def _namer(format: str, columns: tuple[tuple[str, str], ...], verdict: str | Non
 
 
 @lru_cache(maxsize=256)
-def _remainder(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, verdict: str | None, chats: Chats) -> Callable[[Any], dict[str, Any]]:
+def _remainder(
+    format: str, columns: tuple[tuple[str, str], ...], roles: Roles, verdict: str | None, chats: Chats
+) -> Callable[[Any], dict[str, Any]]:
     meant, theirs = _namer(format, columns, verdict, chats), dict(columns)
     taken = places(theirs)
     openai, share = _words(messages.ROLES, roles), _words(sharegpt.ROLES, roles)
@@ -188,7 +262,9 @@ def _remainder(format: str, columns: tuple[tuple[str, str], ...], roles: Roles, 
         ways = inside(row, theirs) if theirs else {}
         if placed is not row and isinstance(row, dict):
             # what stood where another column was put
-            gone = [key for key in row.keys() & placed.keys() if placed[key] is not row[key] and key not in taken]
+            gone = [
+                key for key in row.keys() & placed.keys() if placed[key] is not row[key] and key not in taken
+            ]
             found = {key: row[key] for key in gone if unread_of.tells(key, row[key])}
         for way, value in unread_of.left(placed, name, openai, share, verdict):
             first = theirs.get(way[0]) or _called(way[0], row, placed)
@@ -211,7 +287,9 @@ def _called(column: str, row: Any, placed: Any) -> str:
 
 
 def _readers(roles: Roles, paths: str, verdict: str | None = None) -> dict[str, Reader]:
-    openai, share, tree, marked = (_words(base, roles) for base in (messages.ROLES, sharegpt.ROLES, oasst.ROLES, templates.ROLES))
+    openai, share, tree, marked = (
+        _words(base, roles) for base in (messages.ROLES, sharegpt.ROLES, oasst.ROLES, templates.ROLES)
+    )
     return {
         "messages": lambda row: pretrain.or_else(row, "messages", openai, messages.messages),
         "sharegpt": lambda row: pretrain.or_else(row, "conversations", share, sharegpt.sharegpt),
@@ -241,13 +319,18 @@ def _words(base: Words, roles: Roles) -> Words:
     result = dict(base)
     for role, words in roles:
         if role not in SPEAKERS:
-            raise ConfigError(f"data.roles.{role} is none of {', '.join(SPEAKERS)}, for which data.roles has other words.")
+            raise ConfigError(
+                f"data.roles.{role} is none of {', '.join(SPEAKERS)}, for which data.roles has other words."
+            )
         result |= dict.fromkeys(words, role)
     return result
 
 
-def _meant(row: Mapping[str, Any], columns: tuple[tuple[str, str], ...], verdict: str | None = None) -> tuple[str, Any]:
-    # The columns that were asked for say what the row is taken for, unless it says which of two answers is the better one.
+def _meant(
+    row: Mapping[str, Any], columns: tuple[tuple[str, str], ...], verdict: str | None = None
+) -> tuple[str, Any]:
+    # The columns that were asked for say what the row is taken for, unless it says which of two answers is
+    # the better one.
     try:
         found = understood(row, verdict)
         if found[0] in ("preference", "label"):
@@ -257,7 +340,9 @@ def _meant(row: Mapping[str, Any], columns: tuple[tuple[str, str], ...], verdict
     asked = {ours: row[ours] for ours, _ in columns}
     if meant := by_name(asked):
         format, placed = meant
-        return format, row if placed is asked else {key: value for key, value in row.items() if key not in asked} | placed
+        return format, row if placed is asked else {
+            key: value for key, value in row.items() if key not in asked
+        } | placed
     return found or understood(row, verdict)
 
 
@@ -286,4 +371,8 @@ def placed(shape: Shape) -> Callable[[Any], Any]:
 
 def versions(format: str) -> dict[str, int]:
     """The versions that reading as `format` depends on; `auto` and `chosen` may meet them all."""
-    return {f"format.{known}": version for known, version in VERSIONS.items() if format in (known, "auto", "chosen")}
+    return {
+        f"format.{known}": version
+        for known, version in VERSIONS.items()
+        if format in (known, "auto", "chosen")
+    }

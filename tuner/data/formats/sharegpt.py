@@ -1,9 +1,11 @@
-"""ShareGPT: `{"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}], "system": "…", "tools": "…"}`.
+"""ShareGPT: `{"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}], "system":
+"…", "tools": "…"}`.
 
-`function_call` (and `tool_call`) is JSON, `{"name", "arguments"}` or a list of them. A call, or several in a row, and the gpt's text right before
-them are one message, if both are trained or neither. Text that follows a call at once is a message of its own, as a message holds its text before its calls.
-`observation` is what the tool answered; the call before it may also stand in the gpt's text, as it does in many sets.
-Turns of role and content are read as OpenAI's.
+`function_call` (and `tool_call`) is JSON, `{"name", "arguments"}` or a list of them. A call, or several in a
+row, and the gpt's text right before them are one message, if both are trained or neither. Text that follows a
+call at once is a message of its own, as a message holds its text before its calls. `observation` is what the
+tool answered; the call before it may also stand in the gpt's text, as it does in many sets. Turns of role and
+content are read as OpenAI's.
 """
 
 from collections.abc import Mapping
@@ -34,7 +36,9 @@ ROLES: Words = {
 def sharegpt(row: Mapping[str, Any], words: Words = ROLES) -> Conversation:
     """Raises RowError."""
     found = needed(row, "conversations")
-    listed = turns(parsed(found, "conversations") if isinstance(found, str) else found, "conversations", words)
+    listed = turns(
+        parsed(found, "conversations") if isinstance(found, str) else found, "conversations", words
+    )
     return conversation(row, listed, says_calls=True)
 
 
@@ -44,17 +48,25 @@ def turns(value: Any, name: str, words: Words) -> list[Message]:
         raise RowError(f"{name} must be a list of turns with at least one in it, and this is {told(value)}")
     value = [spelled(entry) for entry in value]
     read = [turn(entry, words) for entry in value]
-    return joined(read, [entry.get("from", entry.get("role")) in CALLERS for entry in value]) if any([message.calls for message in read]) else read
+    return (
+        joined(read, [entry.get("from", entry.get("role")) in CALLERS for entry in value])
+        if any([message.calls for message in read])
+        else read
+    )
 
 
 def turn(value: Any, words: Words) -> Message:
     """One turn."""
     if not isinstance(value, dict):
-        raise RowError(f'a turn must be an object such as {{"from": "human", "value": "…"}}, and this is {told(value)}')
+        raise RowError(
+            f'a turn must be an object such as {{"from": "human", "value": "…"}}, and this is {told(value)}'
+        )
     if "from" not in value:
         if "role" in value:
             return openai_turn(value, words)
-        raise RowError(f"a turn says nowhere who speaks (its keys are {named(value)}); expected are from and value")
+        raise RowError(
+            f"a turn says nowhere who speaks (its keys are {named(value)}); expected are from and value"
+        )
     word = value["from"]
     if word in CALLERS and word not in words:
         others = {key: part for key, part in value.items() if key not in ("from", "value")}

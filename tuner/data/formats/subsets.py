@@ -1,7 +1,8 @@
 """Rows that say of which split they are: `{"split": "train", …}` beside `{"split": "test", …}` in one source.
 
-Where training rows stand beside others, only they are read, as of files whose names say so (`tuner.data.files.splits`). A column that knows one split
-alone, or says something else, decides nothing. `data.split=all` reads all rows, `data.split=validation` those that say so.
+Where training rows stand beside others, only they are read, as of files whose names say so
+(`tuner.data.files.splits`). A column that knows one split alone, or says something else, decides nothing.
+`data.split=all` reads all rows, `data.split=validation` those that say so.
 """
 
 from collections.abc import Mapping
@@ -22,14 +23,18 @@ MOST = 50
 
 
 def is_other(row: Any, column: str | None, wanted: str) -> bool:
-    """Whether a row says in `column` that it is of another split than the one that is `wanted`; `auto` is training."""
+    """Whether a row says in `column` that it is of another split than the one that is `wanted`; `auto` is
+    training.
+    """
     if column is None or not isinstance(row, dict):
         return False
     return not _is(row.get(column), "train" if wanted == "auto" else wanted)
 
 
 def _is(value: Any, wanted: str) -> bool:
-    return isinstance(value, str) and (value.casefold() == wanted.casefold() or split_of(value) == wanted.casefold())
+    return isinstance(value, str) and (
+        value.casefold() == wanted.casefold() or split_of(value) == wanted.casefold()
+    )
 
 
 class Subsets:
@@ -67,12 +72,25 @@ class Subsets:
         """All is known."""
 
     def tell(self, facts: Facts) -> Facts:
-        """The column, where it tells what is wanted from the rest. Raises DataError where no row is what was asked for."""
+        """The column, where it tells what is wanted from the rest. Raises DataError where no row is what
+        was asked for.
+        """
         if self._wanted == "auto":
-            return replace(facts, split=next((name for name in COLUMNS if _tells(self._values.get(name, set()))), None))
-        found = next((name for name in COLUMNS if any(_is(value, self._wanted) for value in self._values.get(name, ()))), None)
+            return replace(
+                facts, split=next((name for name in COLUMNS if _tells(self._values.get(name, set()))), None)
+            )
+        found = next(
+            (
+                name
+                for name in COLUMNS
+                if any(_is(value, self._wanted) for value in self._values.get(name, ()))
+            ),
+            None,
+        )
         if found is None:
-            raise DataError(f"data.split={self._wanted}: no row says that it is of such a split. {_there(self._values)}")
+            raise DataError(
+                f"data.split={self._wanted}: no row says that it is of such a split. {_there(self._values)}"
+            )
         return replace(facts, split=found)
 
 

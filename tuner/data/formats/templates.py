@@ -1,4 +1,6 @@
-"""How chat templates write a conversation: what a text of each begins with, what a turn begins and ends with, and where the system prompt is."""
+"""How chat templates write a conversation: what a text of each begins with, what a turn begins and ends
+with, and where the system prompt is.
+"""
 
 import re
 from collections.abc import Mapping
@@ -20,11 +22,18 @@ ROLES: Words = {
     "ipython": "tool",
     "environment": "tool",
 }
-START = r"(?:\s|<s>|<\|begin_of_text\|>|<bos>|<BOS_TOKEN>|<\|startoftext\|>|<\|endoftext\|>|<｜begin▁of▁sentence｜>|\[gMASK\]|<sop>|\bsop(?=<))*"
+START = (
+    r"(?:\s|<s>|<\|begin_of_text\|>|<bos>|<BOS_TOKEN>|<\|startoftext\|>|<\|endoftext\|>"
+    r"|<｜begin▁of▁sentence｜>|\[gMASK\]|<sop>|\bsop(?=<))*"
+)
 """what may stand before the first turn, and between turns that are ended"""
-CLOSED = re.compile(rf"(?:{START}|</s>|<eos>|<\|end_of_text\|>|<\|eot_id\|>|<\|end\|>|<｜end▁of▁sentence｜>|<EOS_TOKEN>|\[EOS\])*")
+CLOSED = re.compile(
+    rf"(?:{START}|</s>|<eos>|<\|end_of_text\|>|<\|eot_id\|>|<\|end\|>|<｜end▁of▁sentence｜>|<EOS_TOKEN>|\[EOS\])*"
+)
 """all that may stand behind the end of a turn"""
-FIRST = re.compile(r"<\|begin_of_text\|>|<bos>|<BOS_TOKEN>|<\|startoftext\|>|<｜begin▁of▁sentence｜>(?!<｜User｜>)|\[gMASK\]")
+FIRST = re.compile(
+    r"<\|begin_of_text\|>|<bos>|<BOS_TOKEN>|<\|startoftext\|>|<｜begin▁of▁sentence｜>(?!<｜User｜>)|\[gMASK\]"
+)
 """what a text has once, but for DeepSeek's, which some write before each question"""
 FINAL = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<EOS_TOKEN>", "<｜end▁of▁sentence｜>")
 """what ends a text, and with it its last turn"""
@@ -59,53 +68,147 @@ class Form:
     """what the head says → the role, where that is no word for it"""
 
 
-def _form(name: str, head: str, sign: str, *ends: str, who: Mapping[str, str] | None = None, be: str = "exact") -> Form:
+def _form(
+    name: str, head: str, sign: str, *ends: str, who: Mapping[str, str] | None = None, be: str = "exact"
+) -> Form:
     said = be.split()
     return Form(
-        name=name, head=re.compile(head, re.MULTILINE), signs=tuple(sign.split(" | ")), ends=(*ends, *FINAL), who=who,
-        ended="ended" in said, exact="exact" in said, leads="leads" in said, words="words" in said,
-    )  # fmt: skip
+        name=name,
+        head=re.compile(head, re.MULTILINE),
+        signs=tuple(sign.split(" | ")),
+        ends=(*ends, *FINAL),
+        who=who,
+        ended="ended" in said,
+        exact="exact" in said,
+        leads="leads" in said,
+        words="words" in said,
+    )
 
 
-HEADED = {"instruction": "user", "question": "user", "prompt": "user", "user": "user", "input": "more", "context": "more", "system": "system"}
+HEADED = {
+    "instruction": "user",
+    "question": "user",
+    "prompt": "user",
+    "user": "user",
+    "input": "more",
+    "context": "more",
+    "system": "system",
+}
 """headings of what is asked; `more` belongs to the question before it"""
 ANSWERS = ("response", "answer", "output", "assistant", "completion", "bot")
-BAICHUAN = {"reserved_102": "user", "reserved_103": "assistant", "reserved_106": "user", "reserved_107": "assistant"}
+BAICHUAN = {
+    "reserved_102": "user",
+    "reserved_103": "assistant",
+    "reserved_106": "user",
+    "reserved_107": "assistant",
+}
 FORMS = (
-    _form("ChatML", r"<\|im_start\|>(?P<who>[^\n<]*?)(?:\n|<\|im_sep\|>|\Z)", "<|im_start|>", "<|im_end|>", be="ended exact"),
-    _form("Llama 3", r"<\|start_header_id\|>(?P<who>[^<]*)<\|end_header_id\|>\n{0,2}", "<|start_header_id|>", "<|eot_id|>", "<|eom_id|>", be="ended exact"),
-    _form("Llama 4", r"<\|header_start\|>(?P<who>[^<]*)<\|header_end\|>\n{0,2}", "<|header_start|>", "<|eot|>", "<|eom|>", be="ended exact"),
-    _form("Granite", r"<\|start_of_role\|>(?P<who>[^<]*)<\|end_of_role\|>", "<|start_of_role|>", be="ended exact"),
-    _form("Gemma", r"<start_of_turn>(?P<who>\w+)(?:\n|\Z)", "<start_of_turn>", "<end_of_turn>", be="ended exact"),
+    _form(
+        "ChatML",
+        r"<\|im_start\|>(?P<who>[^\n<]*?)(?:\n|<\|im_sep\|>|\Z)",
+        "<|im_start|>",
+        "<|im_end|>",
+        be="ended exact",
+    ),
+    _form(
+        "Llama 3",
+        r"<\|start_header_id\|>(?P<who>[^<]*)<\|end_header_id\|>\n{0,2}",
+        "<|start_header_id|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        be="ended exact",
+    ),
+    _form(
+        "Llama 4",
+        r"<\|header_start\|>(?P<who>[^<]*)<\|header_end\|>\n{0,2}",
+        "<|header_start|>",
+        "<|eot|>",
+        "<|eom|>",
+        be="ended exact",
+    ),
+    _form(
+        "Granite",
+        r"<\|start_of_role\|>(?P<who>[^<]*)<\|end_of_role\|>",
+        "<|start_of_role|>",
+        be="ended exact",
+    ),
+    _form(
+        "Gemma", r"<start_of_turn>(?P<who>\w+)(?:\n|\Z)", "<start_of_turn>", "<end_of_turn>", be="ended exact"
+    ),
     _form("Gemma", r"<\|turn>(?P<who>\w+)(?:\n|\Z)", "<|turn>", "<turn|>", be="ended exact"),
-    _form("Command R", r"<\|START_OF_TURN_TOKEN\|><\|(?P<who>\w+?)_TOKEN\|>", "_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", be="ended exact"),
-    _form("Harmony", r"<\|start\|>(?P<who>\w+)(?:<\|channel\|>(?P<channel>\w+))?(?:<\|message\|>|\Z)", "<|start|>", "<|end|>", "<|return|>", be="ended exact"),
+    _form(
+        "Command R",
+        r"<\|START_OF_TURN_TOKEN\|><\|(?P<who>\w+?)_TOKEN\|>",
+        "_OF_TURN_TOKEN|>",
+        "<|END_OF_TURN_TOKEN|>",
+        be="ended exact",
+    ),
+    _form(
+        "Harmony",
+        r"<\|start\|>(?P<who>\w+)(?:<\|channel\|>(?P<channel>\w+))?(?:<\|message\|>|\Z)",
+        "<|start|>",
+        "<|end|>",
+        "<|return|>",
+        be="ended exact",
+    ),
     _form("EXAONE", r"\[\|(?P<who>system|user|assistant|tool)\|\]", "[|", "[|endofturn|]"),
     _form("InternLM", r"<\|(?P<who>System|User|Bot)\|>: ?", "|>:", "<eoh>", "<eoa>"),
     _form("MOSS", r"<\|(?P<who>Human|MOSS)\|>: ?", "|>:", "<eoh>", "<eom>", be="exact leads"),
     _form("DeepSeek", r"<[｜|](?P<who>User|Assistant)[｜|]>", "User", be="exact leads"),
-    _form("Zephyr, Phi or GLM", r"<\|(?P<who>(?i:system|user|assistant|observation|prompter|human|bot|model))\|>[ \t]*\n?", "<|", "<|end|>", "<|end_of_turn|>", "<|im_end|>"),
-    _form("Llama 2 or Mistral", r"\[(?P<who>/?INST|SYSTEM_PROMPT)\]", "[INST] | [SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", who={"INST": "user", "/INST": "assistant", "SYSTEM_PROMPT": "system"}, be=""),
+    _form(
+        "Zephyr, Phi or GLM",
+        r"<\|(?P<who>(?i:system|user|assistant|observation|prompter|human|bot|model))\|>[ \t]*\n?",
+        "<|",
+        "<|end|>",
+        "<|end_of_turn|>",
+        "<|im_end|>",
+    ),
+    _form(
+        "Llama 2 or Mistral",
+        r"\[(?P<who>/?INST|SYSTEM_PROMPT)\]",
+        "[INST] | [SYSTEM_PROMPT]",
+        "[/SYSTEM_PROMPT]",
+        who={"INST": "user", "/INST": "assistant", "SYSTEM_PROMPT": "system"},
+        be="",
+    ),
     _form("Baichuan", r"<(?P<who>reserved_10[2367])>", "<reserved_10", who=BAICHUAN, be="exact leads"),
-    _form("MiniCPM", r"<(?P<who>用户|AI)>", "<AI>", who={"用户": "user", "AI": "assistant"}, be="exact leads"),
+    _form(
+        "MiniCPM", r"<(?P<who>用户|AI)>", "<AI>", who={"用户": "user", "AI": "assistant"}, be="exact leads"
+    ),
     _form("RedPajama", r"<(?P<who>human|bot)>:", "<human>:", be=""),
-    _form("OpenChat", r"(?:GPT4(?: Correct)?|Code) (?P<who>User|Assistant):", "GPT4 | Code ", "<|end_of_turn|>", be="leads words"),
+    _form(
+        "OpenChat",
+        r"(?:GPT4(?: Correct)?|Code) (?P<who>User|Assistant):",
+        "GPT4 | Code ",
+        "<|end_of_turn|>",
+        be="leads words",
+    ),
     _form("Vicuna", r"(?:^|(?<=\s)|(?<=</s>))(?P<who>USER|ASSISTANT|SYSTEM):", "USER:", be="leads words"),
-    _form("Human and Assistant", r"(?:^|(?<=</s>))(?P<who>Human|User|System|Assistant|AI|Bot|Falcon):", "Human: | User:", be="leads words"),
+    _form(
+        "Human and Assistant",
+        r"(?:^|(?<=</s>))(?P<who>Human|User|System|Assistant|AI|Bot|Falcon):",
+        "Human: | User:",
+        be="leads words",
+    ),
     _form(
         "Alpaca",
         rf"(?:^|(?<=</s>))###[ ]?(?P<who>(?i:{'|'.join((*HEADED, *ANSWERS))}))(?:[ ]?:|[ \t]*$)",
-        "###", "### End", "<|EOT|>",
-        who=HEADED | dict.fromkeys(ANSWERS, "assistant"), be="leads words",
+        "###",
+        "### End",
+        "<|EOT|>",
+        who=HEADED | dict.fromkeys(ANSWERS, "assistant"),
+        be="leads words",
     ),
-)  # fmt: skip
+)
 SIGNS = tuple(dict.fromkeys(sign for form in FORMS for sign in form.signs))
 BEGIN = re.compile(START)
 BEGINS = ("<s>", "<|begin_of_text|>", "<bos>", "<BOS_TOKEN>", "<|endoftext|>", "<｜begin▁of▁sentence｜>")
 
 
 def form_of(value: Any) -> Form | None:
-    """The template whose mark a text begins with, or that its system prompt is followed by; None for any other text."""
+    """The template whose mark a text begins with, or that its system prompt is followed by; None for any
+    other text.
+    """
     if not isinstance(value, str):
         return None
     at = begin_of(value)
@@ -116,20 +219,28 @@ def form_of(value: Any) -> Form | None:
         if not any(sign in near for sign in form.signs):
             continue
         first = form.head.match(value, at) or (form.head.search(value, at, at + LONG) if form.leads else None)
-        if first and (first.start() == at or _fits(value[at : first.start()])) and (not form.words or _answered(value, form, first)):
+        if (
+            first
+            and (first.start() == at or _fits(value[at : first.start()]))
+            and (not form.words or _answered(value, form, first))
+        ):
             return form
     return None
 
 
 def is_marked(value: Any) -> bool:
     """Whether a text begins as one of a chat template does, known or not."""
-    return isinstance(value, str) and (MARK.match(value, begin_of(value)) is not None or form_of(value) is not None)
+    return isinstance(value, str) and (
+        MARK.match(value, begin_of(value)) is not None or form_of(value) is not None
+    )
 
 
 def spelled(value: str) -> str:
     """The token that ends or begins a text, written out at its end or begin; empty where there is none."""
     end = value.rstrip()
-    return next((token for token in FINAL if end.endswith(token)), "") or next((token for token in BEGINS if value.startswith(token)), "")
+    return next((token for token in FINAL if end.endswith(token)), "") or next(
+        (token for token in BEGINS if value.startswith(token)), ""
+    )
 
 
 def holds(value: Any) -> bool:
@@ -150,7 +261,9 @@ def _fits(before: str) -> bool:
 def _answered(value: str, form: Form, first: re.Match[str]) -> bool:
     """Whether a text asks and then answers, in words that people write too."""
     asked = role_of(form, first, ROLES)
-    return asked in ("user", "system") and any(role_of(form, head, ROLES) == "assistant" for head in form.head.finditer(value, first.end()))
+    return asked in ("user", "system") and any(
+        role_of(form, head, ROLES) == "assistant" for head in form.head.finditer(value, first.end())
+    )
 
 
 def role_of(form: Form, head: re.Match[str], words: Words) -> str:

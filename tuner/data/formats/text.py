@@ -2,12 +2,14 @@
 
 `{"text": "…"}` is a document for continued pre-training. A blank one gives nothing to train on.
 
-`{"text": "### Human: …### Assistant: …"}` is a conversation: turns begin at the marks `### Human:` and `### Assistant:`, with or without
-a line break before them, and at `### System:` where a line begins. Other headings (`### Step 1`) are text. `### human:` and `###Human:` are the
-same marks, in a text that begins so, or in which nobody answers otherwise. White space around a turn is the form's.
-A mark that begins a line inside a code fence is text as well, with those behind it in that fence: the answer shows what such a text
-looks like. A fence that nobody closes, or that is followed by one that opens (```python), was left open and quotes nothing.
-`{"input": "### Human: … ### Assistant:", "output": "…"}` is the same, with the last answer, whatever is in it, apart.
+`{"text": "### Human: …### Assistant: …"}` is a conversation: turns begin at the marks `### Human:` and `###
+Assistant:`, with or without a line break before them, and at `### System:` where a line begins. Other
+headings (`### Step 1`) are text. `### human:` and `###Human:` are the same marks, in a text that begins so,
+or in which nobody answers otherwise. White space around a turn is the form's. A mark that begins a line
+inside a code fence is text as well, with those behind it in that fence: the answer shows what such a text
+looks like. A fence that nobody closes, or that is followed by one that opens (```python), was left open and
+quotes nothing. `{"input": "### Human: … ### Assistant:", "output": "…"}` is the same, with the last answer,
+whatever is in it, apart.
 """
 
 import re
@@ -36,7 +38,9 @@ def plain(row: Mapping[str, Any]) -> tuple[Text, ...]:
 
 
 def is_marked(value: Any) -> bool:
-    """Whether a text begins as the guanaco form does. A system prompt is followed by a question: other templates have `### User:` there."""
+    """Whether a text begins as the guanaco form does. A system prompt is followed by a question: other
+    templates have `### User:` there.
+    """
     begin = BEGIN.match(value) if isinstance(value, str) else None
     return begin is not None and (not begin["system"] or HUMAN.search(value, begin.end()) is not None)
 
@@ -62,7 +66,9 @@ def guanaco(row: Mapping[str, Any]) -> Conversation:
     if not any(message.role == "assistant" for message in messages) and who != "assistant":
         messages, who, rest = _read(found, 1)
     if who is None:
-        raise RowError(f"the text must begin with one of the marks {', '.join(MARKS)}, and none is in {quoted(found)}")
+        raise RowError(
+            f"the text must begin with one of the marks {', '.join(MARKS)}, and none is in {quoted(found)}"
+        )
     if apart:
         if who != "assistant" or rest.strip():
             raise RowError("input must end with the mark ### Assistant:, as output is what follows it")
@@ -85,13 +91,20 @@ def _turn(messages: list[Message], who: str | None, said: str) -> None:
     if who:
         messages.append(Message(role=SPEAKERS[who], content=said.strip(), trained=who == "assistant"))
     elif said.strip():
-        raise RowError(f"the text must begin with one of the marks {', '.join(MARKS)}, and {quoted(said.strip())} stands before the first")
+        raise RowError(
+            f"the text must begin with one of the marks {', '.join(MARKS)}, and {quoted(said.strip())} "
+            "stands before the first"
+        )
 
 
 def marks(value: str, loose: int = 0) -> Iterator[re.Match[str]]:
     """The marks at which turns begin; if `loose`, in any case and with or without the blank."""
     if "```" not in value:
-        yield from (mark for mark in PLAIN[loose].finditer(value) if mark["who"].lower() != "system" or _begins_line(value, mark))
+        yield from (
+            mark
+            for mark in PLAIN[loose].finditer(value)
+            if mark["who"].lower() != "system" or _begins_line(value, mark)
+        )
         return
     held: list[re.Match[str]] = []
     inside = False

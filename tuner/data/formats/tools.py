@@ -1,9 +1,12 @@
-"""Tools that a row offers, and calls of them, in the forms of many vendors. A key that says something and is none of these is refused by name.
+"""Tools that a row offers, and calls of them, in the forms of many vendors. A key that says something and is
+none of these is refused by name.
 
-tools   OpenAI's `{"type": "function", "function": {"name", "description", "parameters"}}` or the inner object alone; Anthropic's `input_schema`
-        and MCP's `inputSchema` become `parameters`; Gemini's `{"functionDeclarations": […]}` is a list of them
-calls   OpenAI's `{"id", "type": "function", "function": {"name", "arguments"}}` or the inner object alone; the arguments may also stand under
-        `parameters` (Llama 3.1), `args` (LangChain, Gemini), `input` (Anthropic) and the like; none, null or a blank text is no argument
+tools   OpenAI's `{"type": "function", "function": {"name", "description", "parameters"}}` or the inner object
+        alone; Anthropic's `input_schema` and MCP's `inputSchema` become `parameters`; Gemini's
+        `{"functionDeclarations": […]}` is a list of them
+calls   OpenAI's `{"id", "type": "function", "function": {"name", "arguments"}}` or the inner object alone;
+        the arguments may also stand under `parameters` (Llama 3.1), `args` (LangChain, Gemini), `input`
+        (Anthropic) and the like; none, null or a blank text is no argument
 """
 
 import json
@@ -15,19 +18,36 @@ from tuner.data.conversation import Call, RowError
 from tuner.data.formats.fields import named, parsed, quoted, sound, text, told
 
 OFFERED = ("tools", "functions")
-ALSO = ("available_tools", "available_functions", "tool_definitions", "function_definitions", "tool_schemas", "tools_schema", "tool_list")
+ALSO = (
+    "available_tools",
+    "available_functions",
+    "tool_definitions",
+    "function_definitions",
+    "tool_schemas",
+    "tools_schema",
+    "tool_list",
+)
 """columns that are tools where they look like some"""
 GROUPS = ("functionDeclarations", "function_declarations")
-SCHEMAS = ("parameters", "input_schema", "inputSchema", "parameters_json_schema", "parametersJsonSchema", "args_schema")
-DOCUMENTS = frozenset((
-    "name", "description", "parameters", "strict", "type", "title", "annotations", "required", "optional", "returns", "return", "return_type",
-    "response", "responses", "result", "results", "output", "output_schema", "outputSchema", "example", "examples", "input_examples", "errors",
-    "category", "tags", "version", "domain", "api_name", "tool_name", "notes", "note",
-))  # fmt: skip
+SCHEMAS = (
+    "parameters",
+    "input_schema",
+    "inputSchema",
+    "parameters_json_schema",
+    "parametersJsonSchema",
+    "args_schema",
+)
+DOCUMENTS = frozenset(
+    (
+        "name description parameters strict type title annotations required optional returns return "
+        "return_type response responses result results output output_schema outputSchema example examples "
+        "input_examples errors category tags version domain api_name tool_name notes note"
+    ).split()
+)
 """what says something about a function; the template writes it with the tool"""
 WRAPPER = frozenset(("type", "function", "strict"))
 NAMES = ("name", "tool_name", "function_name")
-ARGUMENTS = ("arguments", "parameters", "args", "input", "kwargs", "params", "tool_input", "tool_args", "tool_arguments")
+ARGUMENTS = tuple("arguments parameters args input kwargs params tool_input tool_args tool_arguments".split())
 IDS = ("call_id", "tool_call_id", "tool_use_id", "id")
 KINDS = (None, "function", "tool_call", "tool_use", "function_call")
 INNER = ("function", "functionCall", "function_call")
@@ -37,8 +57,14 @@ CALL = BESIDE | {*NAMES, *ARGUMENTS}
 
 
 def tools(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What the assistant may call: `tools` or `functions`, a list or JSON in a text, each in OpenAI's form."""
-    found = [(key, value) for key in (*OFFERED, *ALSO) if (value := row.get(key)) and (key in OFFERED or is_offer(value))]
+    """What the assistant may call: `tools` or `functions`, a list or JSON in a text, each in OpenAI's
+    form.
+    """
+    found = [
+        (key, value)
+        for key in (*OFFERED, *ALSO)
+        if (value := row.get(key)) and (key in OFFERED or is_offer(value))
+    ]
     if not found:
         return ()
     if len(found) > 1:
@@ -55,7 +81,9 @@ def is_offer(value: Any) -> bool:
         except (ValueError, RecursionError):
             return False
     return (
-        isinstance(value, list) and bool(value) and all(isinstance(one, dict) and not {"name", "function", *GROUPS}.isdisjoint(one) for one in value)
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(one, dict) and not {"name", "function", *GROUPS}.isdisjoint(one) for one in value)
     )
 
 
@@ -94,13 +122,25 @@ def _tool(value: Any, key: str) -> Any:
         kind = "function"  # Anthropic's word for it
     if inner is not None or kind != "function":
         if kind != "function" or not isinstance(inner, Mapping):
-            raise RowError(f'{key} has an entry of the type {told(kind)}; expected is {{"type": "function", "function": {{"name": …}}}}')
+            raise RowError(
+                f'{key} has an entry of the type {told(kind)}; expected is {{"type": "function", "function":'
+                ' {"name": …}}'
+            )
         _refuse(value, WRAPPER, f"the tool {_name(inner, key)!r}")
         function = _function(inner, key)
         if function is inner and "type" in value and value.keys() <= WRAPPER:
             return value
-        return {"type": "function"} | {name: function if name == "function" else part for name, part in value.items() if name in WRAPPER - {"type"}}
-    return {"type": "function", "function": {name: part for name, part in _function(value, key).items() if name not in ("type", "function")}}
+        return {"type": "function"} | {
+            name: function if name == "function" else part
+            for name, part in value.items()
+            if name in WRAPPER - {"type"}
+        }
+    return {
+        "type": "function",
+        "function": {
+            name: part for name, part in _function(value, key).items() if name not in ("type", "function")
+        },
+    }
 
 
 def _function(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -115,7 +155,9 @@ def _function(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
         return value
     spare = {*SCHEMAS, "parameters"} - {other or "parameters"}
     return {
-        "parameters" if name == other else name: part for name, part in value.items() if name not in spare and (name in DOCUMENTS or part is not None)
+        "parameters" if name == other else name: part
+        for name, part in value.items()
+        if name not in spare and (name in DOCUMENTS or part is not None)
     }
 
 
@@ -163,23 +205,31 @@ def call(value: Any) -> Call:
     name = _name(value, "a call", NAMES)
     _refuse(value, CALL, f"a call of {quoted(name)}")
     if len(names := [key for key in NAMES if value.get(key) is not None]) > 1:
-        raise RowError(f"a call of {quoted(name)} has both {names[0]} and {names[1]}, and one of them is expected")
+        raise RowError(
+            f"a call of {quoted(name)} has both {names[0]} and {names[1]}, and one of them is expected"
+        )
     return Call(name=name, arguments=_arguments(value, name), id=id_)
 
 
 def _id(value: Mapping[str, Any]) -> str | None:
-    """The id of a call, by which its answer refers to it, and not that of the entry. Raises RowError, also where something else is beside it."""
+    """The id of a call, by which its answer refers to it, and not that of the entry. Raises RowError, also
+    where something else is beside it.
+    """
     if not isinstance(kind := value.get("type"), str | None) or kind not in KINDS:
         raise RowError(f"a call of the type {told(kind)}; only those of functions can be taken")
     if not isinstance(index := value.get("index"), int | None):
         raise RowError(f"the index of a call must be a number, and this is {told(index)}")
-    return next(iter([text(value[key], "the id of a call") for key in IDS if value.get(key) is not None]), None)
+    return next(
+        iter([text(value[key], "the id of a call") for key in IDS if value.get(key) is not None]), None
+    )
 
 
 def _arguments(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     given = [key for key in ARGUMENTS if value.get(key) is not None]
     if len(given) > 1:
-        raise RowError(f"a call of {quoted(name)} has both {given[0]} and {given[1]}, and one of them is expected")
+        raise RowError(
+            f"a call of {quoted(name)} has both {given[0]} and {given[1]}, and one of them is expected"
+        )
     if not given:
         return {}
     of, arguments = f"{given[0]} of the call of {quoted(name)}", value[given[0]]
@@ -188,12 +238,16 @@ def _arguments(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     else:
         sound(arguments, f"the {of}")
     if arguments is not None and not isinstance(arguments, Mapping):
-        raise RowError(f"the {of} must be an object, or a text that is JSON of one, and this is {told(arguments)}")
+        raise RowError(
+            f"the {of} must be an object, or a text that is JSON of one, and this is {told(arguments)}"
+        )
     return {} if arguments is None else arguments
 
 
 def spoken(value: Any, name: str) -> tuple[Call, ...]:
-    """A call or a list of them, as it is or as JSON in a text: ShareGPT's function_call, and the part of the type tool_call."""
+    """A call or a list of them, as it is or as JSON in a text: ShareGPT's function_call, and the part of
+    the type tool_call.
+    """
     found = parsed(value, name) if isinstance(value, str) else value
     entries: Sequence[Any] = found if isinstance(found, list) else [found]
     if not entries:

@@ -38,9 +38,11 @@ def gathers(row: Any, shape: Shape) -> bool:
 
 
 def gather(entries: Iterable[tuple[int, Any]], shape: Shape) -> Iterator[Gathered]:
-    """The trees of a file, from the number and value of each row, in the order of their last messages; a row that is no message stands for itself.
+    """The trees of a file, from the number and value of each row, in the order of their last messages; a row
+    that is no message stands for itself.
 
-    The messages of a tree may stand in any order, with no more than WINDOW rows of others in between; later ones are refused.
+    The messages of a tree may stand in any order, with no more than WINDOW rows of others in between; later
+    ones are refused.
     """
     place_of, read_alone = rows.placed(shape), rows.reader(shape)
     words = rows.words_of(oasst.ROLES, shape)
@@ -54,7 +56,11 @@ def gather(entries: Iterable[tuple[int, Any]], shape: Shape) -> Iterator[Gathere
         members = open_.pop(tree)
         found = oasst.grow(members, words, shape.paths)
         return Gathered(
-            numbers=tuple(number for number, _ in members), samples=found.conversations, left=found.left, bad=found.bad, unread=counts.pop(tree)
+            numbers=tuple(number for number, _ in members),
+            samples=found.conversations,
+            left=found.left,
+            bad=found.bad,
+            unread=counts.pop(tree),
         )
 
     for place, (number, row) in enumerate(entries):
@@ -71,7 +77,9 @@ def gather(entries: Iterable[tuple[int, Any]], shape: Shape) -> Iterator[Gathere
                 continue
             tree = text(needed(placed, "message_tree_id"), "message_tree_id")
             if tree in closed:
-                raise RowError(f"its tree ended more than {WINDOW:,} rows before; sort the file by message_tree_id")
+                raise RowError(
+                    f"its tree ended more than {WINDOW:,} rows before; sort the file by message_tree_id"
+                )
         except RowError as error:
             yield Gathered(numbers=(number,), left={number: str(error)}, bad=frozenset((number,)))
             continue

@@ -1,8 +1,9 @@
 """What holds of turns in every format: what else the row says of them, and in which order they may come.
 
-Two turns of one role in a row, an answer first, a system turn in the middle and empty turns are kept as they are: the chat
-template decides whether it can write them. An empty answer is shown and not trained. Calls that nobody answered are trained like others.
-A tool's answer needs a call before it, and one that names a call needs that one.
+Two turns of one role in a row, an answer first, a system turn in the middle and empty turns are kept as they
+are: the chat template decides whether it can write them. An empty answer is shown and not trained. Calls that
+nobody answered are trained like others. A tool's answer needs a call before it, and one that names a call
+needs that one.
 """
 
 import re
@@ -24,10 +25,14 @@ SHORT = re.compile(r"\S{,12}")
 """what stands under `reasoning` and is a switch, such as "on", and no thought"""
 
 
-def conversation(row: Mapping[str, Any], messages: Sequence[Message], *, says_calls: bool = False, compared: bool = False) -> Conversation:
-    """The turns of a row with what else it says of them: a system prompt, tools, the thought of the last answer, flags. Pictures are refused.
+def conversation(
+    row: Mapping[str, Any], messages: Sequence[Message], *, says_calls: bool = False, compared: bool = False
+) -> Conversation:
+    """The turns of a row with what else it says of them: a system prompt, tools, the thought of the last
+    answer, flags. Pictures are refused.
 
-    says_calls   a call may stand in an answer's text, as it does in many ShareGPT sets, so any answer may have been one
+    says_calls   a call may stand in an answer's text, as it does in many ShareGPT sets, so any answer may
+                 have been one
     compared     there are two last answers, so that a thought beside them, or flags, are of neither
     """
     offered: tuple[Any, ...] = ()
@@ -62,7 +67,11 @@ def _reads(key: str, value: Any, compared: bool) -> bool:
 
 def is_thought(key: str, value: Any) -> bool:
     """Whether a column holds what was thought, and not how much."""
-    return isinstance(value, str) and bool(value.strip()) and (key == THOUGHTS[0] or SHORT.fullmatch(value.strip()) is None)
+    return (
+        isinstance(value, str)
+        and bool(value.strip())
+        and (key == THOUGHTS[0] or SHORT.fullmatch(value.strip()) is None)
+    )
 
 
 def _with_thought(row: Mapping[str, Any], messages: Sequence[Message]) -> Sequence[Message]:
@@ -74,8 +83,12 @@ def _with_thought(row: Mapping[str, Any], messages: Sequence[Message]) -> Sequen
     if last is None:
         raise RowError(f"the row has {key}, and no answer that was thought of before")
     own = messages[last].reasoning
-    if {*found.values(), *([own] if own else ())} != {thought} or ("</think>" in messages[last].content and thought not in messages[last].content):
-        raise RowError(f"the last answer has two different thoughts, one of them in {key}, and one is expected")
+    if {*found.values(), *([own] if own else ())} != {thought} or (
+        "</think>" in messages[last].content and thought not in messages[last].content
+    ):
+        raise RowError(
+            f"the last answer has two different thoughts, one of them in {key}, and one is expected"
+        )
     if own or "</think>" in messages[last].content:
         return messages
     return [*messages[:last], replace(messages[last], reasoning=thought), *messages[last + 1 :]]
@@ -84,8 +97,13 @@ def _with_thought(row: Mapping[str, Any], messages: Sequence[Message]) -> Sequen
 def _flagged(flags: Mapping[str, Sequence[bool]], messages: Sequence[Message]) -> Sequence[Message]:
     for key, wanted in flags.items():
         if len(wanted) != len(messages):
-            raise RowError(f"{key} has {len(wanted)} entries beside {len(messages)} turns, and one for each is expected")
-        messages = [message if is_wanted else replace(message, trained=False) for message, is_wanted in zip(messages, wanted, strict=True)]
+            raise RowError(
+                f"{key} has {len(wanted)} entries beside {len(messages)} turns, and one for each is expected"
+            )
+        messages = [
+            message if is_wanted else replace(message, trained=False)
+            for message, is_wanted in zip(messages, wanted, strict=True)
+        ]
     return messages
 
 
@@ -94,7 +112,10 @@ def _with_system(system: str, key: str, messages: Sequence[Message]) -> Sequence
     if first.role != "system":
         return (Message(role="system", content=system), *messages)
     if first.content != system:
-        raise RowError(f"the row has a column `{key}` and a system turn that says something else, and one of them is expected")
+        raise RowError(
+            f"the row has a column `{key}` and a system turn that says something else, and one of them is "
+            "expected"
+        )
     return messages
 
 
@@ -109,6 +130,12 @@ def answered(messages: Sequence[Message], *, says_calls: bool) -> None:
         elif message.call_id in ids:
             continue
         elif asked is None or asked.role != "assistant" or not (asked.calls or says_calls):
-            raise RowError("a tool answers, and no call stands before it; expected is a turn of the assistant that calls it")
+            raise RowError(
+                "a tool answers, and no call stands before it; expected is a turn of the assistant that "
+                "calls it"
+            )
         elif message.call_id is not None and ids:
-            raise RowError(f"a tool answers the call {quoted(message.call_id)}, and there is none of that id (there are {named(sorted(ids))})")
+            raise RowError(
+                f"a tool answers the call {quoted(message.call_id)}, and there is none of that id (there are "
+                f"{named(sorted(ids))})"
+            )

@@ -1,7 +1,8 @@
 """What no format reads of a row: columns with text in them, and keys of turns that say something.
 
-Each format's columns are those that it really reads of this row: of `messages` beside `conversations` only one is. A test holds the sets
-below to the readers. Ordinary rows cost two comparisons of keys, and one for each turn.
+Each format's columns are those that it really reads of this row: of `messages` beside `conversations` only
+one is. A test holds the sets below to the readers. Ordinary rows cost two comparisons of keys, and one for
+each turn.
 """
 
 import json
@@ -25,8 +26,12 @@ CALLED = SHARE | {"role", "content"}
 """of a turn that is a call"""
 OF_TOOLS = frozenset(("tool_call_id", "name"))
 """read of what a tool answered"""
-NODE = frozenset(("text", "role", "rank", "replies", "deleted", "review_result", "message_id", "parent_id", "message_tree_id", "tree_state"))
-PROSE = re.compile(r"[^\W\d_]{2}\S{,20}\s{1,8}(?:\S{1,12}\s{1,8})?[^\W\d_]{2}|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{4}")
+NODE = frozenset(
+    "text role rank replies deleted review_result message_id parent_id message_tree_id tree_state".split()
+)
+PROSE = re.compile(
+    r"[^\W\d_]{2}\S{,20}\s{1,8}(?:\S{1,12}\s{1,8})?[^\W\d_]{2}|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{4}"
+)
 """two words: ids, dates and most names have none"""
 COLUMNS = {
     "xtuner": frozenset(("conversation",)),
@@ -54,10 +59,16 @@ def says(value: Any) -> bool:
 
 
 def tells(key: str, value: Any) -> bool:
-    """Whether a column holds text, or what may be a mask or a verdict: true and false, ones and zeros. Other numbers are measures and ids."""
+    """Whether a column holds text, or what may be a mask or a verdict: true and false, ones and zeros.
+    Other numbers are measures and ids.
+    """
     if isinstance(value, int | float) and not isinstance(value, bool):
         return key in flags.FLAGS or key in preference.VERDICTS
-    if isinstance(value, list) and value and all(isinstance(one, int | float) and one in (0, 1) for one in value):
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(one, int | float) and one in (0, 1) for one in value)
+    ):
         return True
     return _any(value, lambda one: isinstance(one, bool) or (isinstance(one, str) and bool(one.strip())))
 
@@ -82,7 +93,9 @@ def _any(value: Any, right: Callable[[Any], bool]) -> bool:
 
 
 def left(row: Any, format: str, openai: Words, share: Words, verdict: str | None = None) -> Left:
-    """What is not read of a row that was read as `format`, with its columns in their places: the way to it, and the value."""
+    """What is not read of a row that was read as `format`, with its columns in their places: the way to
+    it, and the value.
+    """
     if isinstance(row, list):
         yield from _turns(row, "messages", openai, shares=False)
         return
@@ -99,7 +112,9 @@ def left(row: Any, format: str, openai: Words, share: Words, verdict: str | None
         if key == "conversation":
             yield from _exchanges(row[key])
         else:
-            yield from _turns(row.get(key), key, *((openai, False) if format in ("messages", "prompt") else (share, True)))
+            yield from _turns(
+                row.get(key), key, *((openai, False) if format in ("messages", "prompt") else (share, True))
+            )
 
 
 def _beside(row: Mapping[str, Any], format: str, openai: Words, share: Words) -> frozenset[str]:
@@ -108,7 +123,9 @@ def _beside(row: Mapping[str, Any], format: str, openai: Words, share: Words) ->
         return frozenset()
     found = turns.beside(row, compared=format == "preference")
     if found and format == "xtuner":
-        return found if any(isinstance(sample, Conversation) for sample in xtuner.xtuner(row)) else frozenset()
+        return (
+            found if any(isinstance(sample, Conversation) for sample in xtuner.xtuner(row)) else frozenset()
+        )
     if found and format in ("messages", "sharegpt"):
         value, words = (row["messages"], openai) if format == "messages" else (row["conversations"], share)
         value = _written(value) if isinstance(value, str) else value
@@ -143,7 +160,9 @@ def _turns(value: Any, name: str, words: Words, shares: bool) -> Left:
         value = _written(value) if name in ("messages", "conversations") else None
     for entry in value if isinstance(value, list) else (value,):
         turn = spelled(entry)
-        if not isinstance(turn, dict) or (len(turn) == 2 and isinstance(turn.get("content") or turn.get("value"), str)):
+        if not isinstance(turn, dict) or (
+            len(turn) == 2 and isinstance(turn.get("content") or turn.get("value"), str)
+        ):
             continue  # nearly all
         said, who = ("value", turn["from"]) if shares and "from" in turn else ("content", turn.get("role"))
         known = OPENAI if said == "content" else CALLED if who in messages.CALLERS else SHARE
@@ -171,7 +190,9 @@ def nodes(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     first = row.get("prompt")
     is_tree = isinstance(first, dict)
     for key, value in row.items():
-        if key not in (("prompt", "message_tree_id", "tree_state") if is_tree else NODE) and tells(key, value):
+        if key not in (("prompt", "message_tree_id", "tree_state") if is_tree else NODE) and tells(
+            key, value
+        ):
             yield key, value
     open_: list[dict[str, Any]] = [first] if isinstance(first, dict) else []
     while open_:

@@ -1,4 +1,6 @@
-"""Ways to read rows that the names in them suggest: places of columns, words for roles, a format. Whether one works, `tuner.data.formats.hints` tries."""
+"""Ways to read rows that the names in them suggest: places of columns, words for roles, a format. Whether
+one works, `tuner.data.formats.hints` tries.
+"""
 
 import itertools
 import re
@@ -21,18 +23,38 @@ DEEP = 3
 MANY = 60
 """places of a row that are looked at"""
 ABOUT = frozenset(
-    ("id", "type", "lang", "language", "source", "name", "url", "date", "hash", "length", "score", "count", "level", "category", "start", "end")
+    "id type lang language source name url date hash length score count level category start end".split()
 )
-AVOIDED = frozenset(("rejected", "reject", "non", "not", "negative", "bad", "worse", "worst", "wrong", "incorrect", "loser", "distractor", "distractors", "corrupted", "unpreferred", "dispreferred"))  # fmt: skip
+AVOIDED = frozenset(
+    (
+        "rejected reject non not negative bad worse worst wrong incorrect loser distractor distractors "
+        "corrupted unpreferred dispreferred"
+    ).split()
+)
 """words of which one in a name says that nobody wants to train on it"""
 SPOKEN = {
-    "user": ("user", "human", "prompter", "customer", "client", "guest", "visitor", "patient", "student", "seeker", "caller", "asker", "questioner", "buyer", "person", "usr",
-             "用户", "客户", "访客", "患者", "病人", "学生", "人类", "问", "提问者", "顾客", "买家", "咨询者", "来访者"),
-    "assistant": ("assistant", "bot", "gpt", "chatgpt", "ai", "model", "agent", "chatbot", "llm", "doctor", "teacher", "expert", "counselor", "therapist", "helper", "support", "operator", "advisor", "seller", "claude", "gemini", "bard", "llama",
-                  "客服", "助手", "助理", "医生", "老师", "机器人", "模型", "答", "回答者", "专家", "律师", "咨询师", "卖家", "智能助手"),
+    "user": tuple(
+        (
+            "user human prompter customer client guest visitor patient student seeker "
+            "caller asker questioner buyer person usr 用户 客户 访客 患者 病人 学生 人类 问 提问者 顾客 买家 "
+            "咨询者 来访者"
+        ).split()
+    ),
+    "assistant": tuple(
+        (
+            "assistant bot gpt chatgpt ai model agent chatbot llm doctor teacher "
+            "expert counselor therapist helper support operator advisor seller claude "
+            "gemini bard llama 客服 助手 助理 医生 老师 机器人 模型 答 回答者 专家 律师 咨询师 卖家 智能助手"
+        ).split()
+    ),
     "system": ("system", "sys", "developer", "系统", "设定", "系统提示"),
-    "tool": ("tool", "function", "observation", "tool_response", "tool_result", "function_response", "function_result", "function_output", "environment", "ipython", "api", "工具"),
-}  # fmt: skip
+    "tool": tuple(
+        (
+            "tool function observation tool_response tool_result function_response "
+            "function_result function_output environment ipython api 工具"
+        ).split()
+    ),
+}
 """role → words for it"""
 
 
@@ -49,7 +71,12 @@ class Way:
 
     def of(self, shape: Shape) -> Shape:
         """The shape with this said, as later words on the command line go before earlier ones."""
-        return replace(shape, format=self.format or shape.format, columns={**shape.columns, **self.columns}, roles={**shape.roles, **self.roles})
+        return replace(
+            shape,
+            format=self.format or shape.format,
+            columns={**shape.columns, **self.columns},
+            roles={**shape.roles, **self.roles},
+        )
 
 
 def ways(sample: Sequence[Any], shape: Shape) -> Iterator[Way]:
@@ -75,11 +102,21 @@ def _columns(sample: Sequence[Any]) -> Iterator[tuple[dict[str, str], str]]:
     if not all(isinstance(row, dict) for row in sample):
         return
     places = _places(sample)
-    texts = [place for place, values in places.items() if all(isinstance(value, str | None) for value in values) and any(values)]
-    numbers = [
-        place for place, values in places.items() if all(isinstance(value, int | float | str) and not isinstance(value, bool) for value in values)
+    texts = [
+        place
+        for place, values in places.items()
+        if all(isinstance(value, str | None) for value in values) and any(values)
     ]
-    lists = [place for place, values in places.items() if all(isinstance(value, list) for value in values) and any(values)]
+    numbers = [
+        place
+        for place, values in places.items()
+        if all(isinstance(value, int | float | str) and not isinstance(value, bool) for value in values)
+    ]
+    lists = [
+        place
+        for place, values in places.items()
+        if all(isinstance(value, list) for value in values) and any(values)
+    ]
     turns = [(place, found) for place, values in places.items() if (found := _turns(values))]
     system, tools = _named(texts, known.SYSTEM), _named([*texts, *lists], known.TOOLS)
     beside = [dict(pairs) for pairs in _some([("system", system), ("tools", tools)])]
@@ -102,7 +139,9 @@ def _columns(sample: Sequence[Any]) -> Iterator[tuple[dict[str, str], str]]:
                 if thought not in columns.values():
                     yield {**columns, "output": f"<think>{{{thought}}}</think>{{{say}}}"}, "alpaca"
             yield columns, "alpaca"
-    for ask, say in itertools.product([*(place for place, _ in turns), *asked], [*said, *(place for place, _ in turns)]):
+    for ask, say in itertools.product(
+        [*(place for place, _ in turns), *asked], [*said, *(place for place, _ in turns)]
+    ):
         if ask != say and {ask, say} & {place for place, _ in turns}:
             for others in beside:
                 yield {"prompt": ask, "completion": say, **others}, "prompt"
@@ -122,12 +161,22 @@ def _places(sample: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     for row in sample:
         for place, value in itertools.islice(_inside(row, ""), MANY):
             found.setdefault(place, []).append(value)
-    return {place: values for place, values in found.items() if len(values) == len(sample) and AVOIDED.isdisjoint(re.split(r"[ ._-]", place.lower()))}
+    return {
+        place: values
+        for place, values in found.items()
+        if len(values) == len(sample) and AVOIDED.isdisjoint(re.split(r"[ ._-]", place.lower()))
+    }
 
 
 def _inside(value: Any, way: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
     """Outer places before inner ones."""
-    parts = list(value.items()) if isinstance(value, dict) else [("0", value[0])] if isinstance(value, list) and value else []
+    parts = (
+        list(value.items())
+        if isinstance(value, dict)
+        else [("0", value[0])]
+        if isinstance(value, list) and value
+        else []
+    )
     steps = [(f"{way}.{key}" if way else str(key), part) for key, part in parts if isinstance(key, str)]
     yield from steps
     for place, part in steps:
@@ -143,7 +192,8 @@ def _turns(values: Sequence[Any]) -> str | None:
 
 
 def _named(places: Sequence[str], words: Sequence[str]) -> list[str]:
-    """Places that are called by one of the words: first those that are called just so, in the order of the words, then those of which it is a part.
+    """Places that are called by one of the words: first those that are called just so, in the order of the
+    words, then those of which it is a part.
 
     Of several of which it is a part, such as answer_a and answer_b, none can be told to be meant.
     """
@@ -153,7 +203,9 @@ def _named(places: Sequence[str], words: Sequence[str]) -> list[str]:
         name = _name(place)
         if word := next((form for form in (name, name.removesuffix("s")) if form in words), None):
             exact.setdefault(word, []).append(place)
-        elif not ABOUT.intersection(parts := name.split("_")) and (word := next((word for word in words if word in parts), None)):
+        elif not ABOUT.intersection(parts := name.split("_")) and (
+            word := next((word for word in words if word in parts), None)
+        ):
             partly.setdefault(word, []).append(place)
     alone = [found[0] for found in partly.values() if len(found) == 1]
     return [place for word in words for place in exact.get(word, ())] + alone
@@ -162,15 +214,27 @@ def _named(places: Sequence[str], words: Sequence[str]) -> list[str]:
 def _name(place: str) -> str:
     """What a place is called: its last step, or the one before where that only says that it is a text."""
     steps = [step.lower() for step in place.split(".") if not step.isdecimal()]
-    last = steps[-2] if len(steps) > 1 and steps[-1] in ("text", "value", "content") else steps[-1] if steps else ""
+    last = (
+        steps[-2]
+        if len(steps) > 1 and steps[-1] in ("text", "value", "content")
+        else steps[-1]
+        if steps
+        else ""
+    )
     return last.replace("-", "_").replace(" ", "_")
 
 
 def _roles(sample: Sequence[Any], shape: Shape, base: Words) -> dict[str, tuple[str, ...]]:
-    """What unknown words for roles may mean, beside those that `shape` knows; nothing where one of them may mean several things."""
+    """What unknown words for roles may mean, beside those that `shape` knows; nothing where one of them
+    may mean several things.
+    """
     base = {**base, **{word: cast("Speaker", role) for role, words in shape.roles.items() for word in words}}
     spoken = list(dict.fromkeys(word for row in sample for word in _speakers(row, shape)))
-    meant = {word: next((role for role, words in SPOKEN.items() if word.lower() in words), None) for word in spoken if word not in base}
+    meant = {
+        word: next((role for role, words in SPOKEN.items() if word.lower() in words), None)
+        for word in spoken
+        if word not in base
+    }
     lost = [word for word, role in meant.items() if role is None]
     sides = {base.get(word) or meant[word] for word in spoken if word not in lost}
     missing = [role for role in ("user", "assistant") if role not in sides]
@@ -178,13 +242,18 @@ def _roles(sample: Sequence[Any], shape: Shape, base: Words) -> dict[str, tuple[
         meant[lost[0]] = missing[0]  # of two who speak, the other one is known
     if not meant or None in meant.values():
         return {}
-    return {role: (*shape.roles.get(role, ()), *(word for word, said in meant.items() if said == role)) for role in SPOKEN if role in meant.values()}
+    return {
+        role: (*shape.roles.get(role, ()), *(word for word, said in meant.items() if said == role))
+        for role in SPOKEN
+        if role in meant.values()
+    }
 
 
 def _speakers(row: Any, shape: Shape) -> Iterator[str]:
     """The words for who speaks, in all turns of a row."""
     for place in (
-        shape.columns.get(column, column) for column in ("messages", "conversations", "conversation", "prompt", "completion", *known.LISTS)
+        shape.columns.get(column, column)
+        for column in ("messages", "conversations", "conversation", "prompt", "completion", *known.LISTS)
     ):
         turns = row if isinstance(row, list) else at(row, place)
         for turn in turns if isinstance(turns, list) else ():

@@ -3,8 +3,8 @@
 XTuner    {"conversation": [{"system": "…", "input": "…", "output": "…", "output_with_loss": true}, …]}
 Firefly   {"conversation": [{"human": "…", "assistant": "…"}, …]}
 
-Other words for the two are in PAIRS. An answer with `"output_with_loss": false` is shown and not trained. A row without any question or
-system text is XTuner's form of pre-training: each of its outputs is a document.
+Other words for the two are in PAIRS. An answer with `"output_with_loss": false` is shown and not trained. A
+row without any question or system text is XTuner's form of pre-training: each of its outputs is a document.
 """
 
 from collections.abc import Mapping
@@ -44,20 +44,31 @@ def xtuner(row: Mapping[str, Any]) -> tuple[Conversation, ...] | tuple[Text, ...
     found = needed(row, "conversation")
     value = parsed(found, "conversation") if isinstance(found, str) else found
     if not isinstance(value, list) or not value:
-        raise RowError(f"conversation must be a list of exchanges with at least one in it, and this is {told(value)}")
+        raise RowError(
+            f"conversation must be a list of exchanges with at least one in it, and this is {told(value)}"
+        )
     messages = [message for entry in value for message in exchange(entry)]
     if not messages:
         raise RowError("conversation has no text in any exchange")
     asked = {pair[0].lower() for entry in value if (pair := pair_of(entry))}
-    if asked == {"input"} and all(message.role == "assistant" for message in messages) and not row.get("system"):
+    if (
+        asked == {"input"}
+        and all(message.role == "assistant" for message in messages)
+        and not row.get("system")
+    ):
         if shown := [message for message in messages if not message.trained]:
-            raise RowError(f"a document that is not trained ({LOSS} is false), beside no question: {len(shown)} of {len(messages)} exchanges")
+            raise RowError(
+                f"a document that is not trained ({LOSS} is false), beside no question: {len(shown)} of "
+                f"{len(messages)} exchanges"
+            )
         return tuple(Text(text=message.content) for message in messages if message.trains)
     return (conversation(row, messages),)
 
 
 def exchange(value: Any) -> list[Message]:
-    """The turns of one exchange: system, question and answer, of which those without text are left out, but for an answer to a question."""
+    """The turns of one exchange: system, question and answer, of which those without text are left out,
+    but for an answer to a question.
+    """
     pair = pair_of(value)
     if pair is None:
         example = '{"input": "…", "output": "…"}'
@@ -65,7 +76,10 @@ def exchange(value: Any) -> list[Message]:
     asked, said = pair
     for key, plain in SET.items():
         if value.get(key) not in plain:
-            raise RowError(f"an exchange has {key}={told(value[key])}, which a chat template decides here; expected is none")
+            raise RowError(
+                f"an exchange has {key}={told(value[key])}, which a chat template decides here; expected is "
+                "none"
+            )
     both = asked.lower() == "instruction" and value.get("input") not in (None, "")
     put = question(value).content if both else _text(value, asked)
     messages = [Message(role="system", content=system)] if (system := _text(value, "system")) else []
@@ -76,19 +90,30 @@ def exchange(value: Any) -> list[Message]:
 
 
 def pair_of(value: Any) -> tuple[str, str] | None:
-    """How question and answer are called in an exchange; None where it is none, or may be read in two ways."""
+    """How question and answer are called in an exchange; None where it is none, or may be read in two
+    ways.
+    """
     if not isinstance(value, dict) or "role" in value or "from" in value:
         return None
     spelled = {key.lower(): key for key in value if isinstance(key, str)}
     found = [(spelled[asked], spelled[said]) for asked, said in PAIRS if asked in spelled and said in spelled]
     if len(found) > 1 and {"instruction", "input", "output"} <= spelled.keys():
-        found = [pair for pair in found if pair[0] != spelled["input"]]  # as in Alpaca, the input follows the instruction
+        # as in Alpaca, the input follows the instruction
+        found = [pair for pair in found if pair[0] != spelled["input"]]
     return found[0] if len(found) == 1 else None
 
 
 def keys_read(value: Mapping[str, Any]) -> frozenset[str]:
     """The keys of an exchange that say something here."""
-    return frozenset((*(pair_of(value) or ()), "system", *flags.FLAGS, *SET, *(("input",) if "instruction" in value else ())))
+    return frozenset(
+        (
+            *(pair_of(value) or ()),
+            "system",
+            *flags.FLAGS,
+            *SET,
+            *(("input",) if "instruction" in value else ()),
+        )
+    )
 
 
 def _text(value: Mapping[str, Any], key: str) -> str:

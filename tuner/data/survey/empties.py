@@ -1,4 +1,6 @@
-"""Nulls in calls and tools of which no schema says anything, as all rows of a source show them: a watch of `tuner.data.survey.look`."""
+"""Nulls in calls and tools of which no schema says anything, as all rows of a source show them: a watch of
+`tuner.data.survey.look`.
+"""
 
 import re
 from dataclasses import replace
@@ -21,10 +23,13 @@ PLAIN = re.compile(rb'"(?:content|tool_calls|function_call|tool_call_id|refusal|
 
 
 class Empties:
-    """Arguments that are null in a call and of which its tool's schema says nothing: of which tools they have a value tells a second pass."""
+    """Arguments that are null in a call and of which its tool's schema says nothing: of which tools they
+    have a value tells a second pass.
+    """
 
     def __init__(self, shape: Shape, empty: frozenset[tuple[str, str]] | None = None) -> None:
-        self._shape, self._empty = replace(shape, columns={}), empty  # the rows come with their columns in place
+        # the rows come with their columns in place
+        self._shape, self._empty = replace(shape, columns={}), empty
         self._paths = {path for _, path in empty or ()}
         self._found: set[tuple[str, str]] = set()
 
@@ -51,25 +56,37 @@ class Empties:
             sample = sample.conversation if isinstance(sample, Label) else sample
             if not isinstance(sample, Conversation):
                 continue
-            if not (isinstance(row, dict) and any(isinstance(row.get(key), str) for key in OFFERS)):  # no schema reaches into a text
+            # no schema reaches into a text
+            if not (isinstance(row, dict) and any(isinstance(row.get(key), str) for key in OFFERS)):
                 parts = nulls.parts_of(sample.tools, null=self._empty is None)
                 self._found.update(part for part in parts if self._empty is None or part[1] in self._paths)
             schemas = nulls.schemas_of(sample.tools)
             for call in (call for message in sample.messages for call in message.calls):
                 if self._empty is None:
-                    self._found.update((call.name, path) for path in nulls.nulls_of(call.arguments, schemas.get(call.name)))
+                    self._found.update(
+                        (call.name, path) for path in nulls.nulls_of(call.arguments, schemas.get(call.name))
+                    )
                 else:
-                    self._found.update((call.name, path) for path in nulls.values_of(call.arguments) if path in self._paths)
+                    self._found.update(
+                        (call.name, path) for path in nulls.values_of(call.arguments) if path in self._paths
+                    )
 
     def tell(self, facts: Facts) -> Facts:
-        """Which are filler: those that never have a value in calls of this tool, and have one in calls of others."""
+        """Which are filler: those that never have a value in calls of this tool, and have one in calls of
+        others.
+        """
         if not self._empty:
             return facts
         tools: dict[str, set[str]] = {}
         for tool, path in self._found:
             tools.setdefault(path, set()).add(tool)
         return replace(
-            facts, filler=frozenset((tool, path) for tool, path in self._empty if tool not in (having := tools.get(path, set())) and having)
+            facts,
+            filler=frozenset(
+                (tool, path)
+                for tool, path in self._empty
+                if tool not in (having := tools.get(path, set())) and having
+            ),
         )
 
     def then(self) -> "Empties | None":

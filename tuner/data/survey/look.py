@@ -1,10 +1,12 @@
 """A look over all files of a source before its rows are read, for what one row can't tell.
 
-    a file's bytes → could they tell anything? → its chunks, the same → rows, parsed → each watch → Facts, a part of the source's Shape
+    a file's bytes → could they tell anything? → its chunks, the same → rows, parsed → each watch → Facts, a
+    part of the source's Shape
 
-A watch says by a look at the bytes whether it wants to see the rows in them; where none does, nothing is parsed, and of a table nothing is read
-but its schema. The order of the files and of the rows changes nothing. How to watch for more: a class as those of `verdicts`, `marked`, `empties`
-and `subsets`, its place in `_watches`, its field in `Facts`.
+A watch says by a look at the bytes whether it wants to see the rows in them; where none does, nothing is
+parsed, and of a table nothing is read but its schema. The order of the files and of the rows changes nothing.
+How to watch for more: a class as those of `verdicts`, `marked`, `empties` and `subsets`, its place in
+`_watches`, its field in `Facts`.
 """
 
 import codecs
@@ -38,7 +40,9 @@ class Watch(Protocol):
         ...
 
     def wants(self, content: bytes) -> bool:
-        """Whether JSON rows of these bytes could tell more. It holds for the whole where it holds for a part."""
+        """Whether JSON rows of these bytes could tell more. It holds for the whole where it holds for a
+        part.
+        """
         ...
 
     def passed(self, chunk: files.Chunk) -> None:
@@ -59,7 +63,9 @@ class Watch(Protocol):
 
 
 def surveyed(found: Sequence[tuple[Path, str]], shape: Shape) -> Shape:
-    """The shape with what the whole source says: its files, each with its encoding. Raises DataError as reading them does."""
+    """The shape with what the whole source says: its files, each with its encoding. Raises DataError as
+    reading them does.
+    """
     watches = _watches(shape)
     _pass(found, shape, watches)
     again = [second for watch in watches if (second := watch.then()) is not None]

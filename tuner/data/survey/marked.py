@@ -1,4 +1,6 @@
-"""Texts and questions of a source that a chat template wrote (formats/templates): how many there are, and what is to be said of that."""
+"""Texts and questions of a source that a chat template wrote (formats/templates): how many there are, and
+what is to be said of that.
+"""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +18,8 @@ from tuner.data.formats.rows import Shape
 ASKED = ("question", "query", "input")
 """columns of questions, beside those of the formats, as sets call them"""
 MARK = re.compile(
-    "<\\||###|\\\\u003c|User: |Human: |USER:|\\[INST\\]|\\[SYSTEM_PROMPT\\]|\\[\\||GPT4|<｜|\\\\uff5c|</s>|<eos>|<s>|<start_of_turn>|<reserved_10|<AI>|<human>".encode()
+    "<\\||###|\\\\u003c|User: |Human: "
+    "|USER:|\\[INST\\]|\\[SYSTEM_PROMPT\\]|\\[\\||GPT4|<｜|\\\\uff5c|</s>|<eos>|<s>|<start_of_turn>|<reserved_10|<AI>|<human>".encode()
 )
 """what is in the marks of chat templates (formats/templated), also as JSON may spell it"""
 
@@ -37,8 +40,9 @@ def told(shape: Shape) -> list[str]:
     if facts.spelled[0]:
         many, token = facts.spelled
         lines.append(
-            f"{many:,} of {facts.templated[1]:,} texts begin or end with a special token written out, such as {token}, which is trained letter by "
-            "letter; the tokens that begin and end a text are put there without it, so remove it"
+            f"{many:,} of {facts.templated[1]:,} texts begin or end with a special token written out, such "
+            f"as {token}, which is trained letter by letter; the tokens that begin and end a text are put "
+            "there without it, so remove it"
         )
     return lines
 
@@ -49,7 +53,14 @@ class Marked:
     def __init__(self, columns: Mapping[str, str]) -> None:
         self._texts, self._pairs, self._spelled = (0, 0), (0, 0), (0, "")
         read = {"text", *(asked for asked, _ in templated.PAIRS.values()), *ASKED}
-        self._heads = {*read, *(place.partition(".")[0] for ours, place in columns.items() if ours in read and "{" not in place)}
+        self._heads = {
+            *read,
+            *(
+                place.partition(".")[0]
+                for ours, place in columns.items()
+                if ours in read and "{" not in place
+            ),
+        }
         self._keyed = keyed(self._heads)
 
     @property
@@ -71,7 +82,10 @@ class Marked:
             self.see(row)
         if chunk.lines is not None and self._keyed.search(chunk.lines):
             many = files.count(chunk)
-            self._texts, self._pairs = (self._texts[0], self._texts[1] + many), (self._pairs[0], self._pairs[1] + many)
+            self._texts, self._pairs = (
+                (self._texts[0], self._texts[1] + many),
+                (self._pairs[0], self._pairs[1] + many),
+            )
 
     def see(self, row: Any) -> None:
         """A row."""
@@ -87,7 +101,10 @@ class Marked:
             if not marked and (token := templates.spelled(found)):
                 self._spelled = (self._spelled[0] + 1, self._spelled[1] or token)
         elif format in templated.PAIRS:
-            self._pairs = (self._pairs[0] + (templated.pair_of(placed, format) is not None), self._pairs[1] + 1)
+            self._pairs = (
+                self._pairs[0] + (templated.pair_of(placed, format) is not None),
+                self._pairs[1] + 1,
+            )
 
     def then(self) -> None:
         """All is counted."""

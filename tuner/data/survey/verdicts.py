@@ -1,4 +1,6 @@
-"""Columns that say of each answer whether it is good, as all rows of a source show them: a watch of `tuner.data.survey.look`."""
+"""Columns that say of each answer whether it is good, as all rows of a source show them: a watch of
+`tuner.data.survey.look`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,13 +19,16 @@ MOST = 8
 class Verdicts:
     """Columns with a verdict on each row's answer: what they hold in the whole source.
 
-    Classes are called `label` too. So a verdict takes two values, a good one and a bad one, and no others. True and false under `label` or
-    `kto_tag`, also as texts, need not both be there; nor does a good one where all are bad, unless it is a number.
+    Classes are called `label` too. So a verdict takes two values, a good one and a bad one, and no others.
+    True and false under `label` or `kto_tag`, also as texts, need not both be there; nor does a good one
+    where all are bad, unless it is a number.
     """
 
     def __init__(self, columns: Mapping[str, str]) -> None:
         self._values: dict[str, set[str]] = {}
-        heads = {ours: place.partition(".")[0] for ours, place in columns.items() if ours in preference.VERDICTS}
+        heads = {
+            ours: place.partition(".")[0] for ours, place in columns.items() if ours in preference.VERDICTS
+        }
         self._names = {name: heads.get(name, name) for name in preference.VERDICTS}
         """those that were not found to hold more, as the rows call them"""
         self._keyed = keyed(self._names.values())
@@ -62,7 +67,13 @@ class Verdicts:
 
     def tell(self, facts: Facts) -> Facts:
         """The first of such columns."""
-        return replace(facts, verdict=next((name for name in preference.VERDICTS if _is_verdict(name, self._values.get(name, set()))), None))
+        return replace(
+            facts,
+            verdict=next(
+                (name for name in preference.VERDICTS if _is_verdict(name, self._values.get(name, set()))),
+                None,
+            ),
+        )
 
 
 def _is_verdict(name: str, values: set[str]) -> bool:
@@ -71,4 +82,6 @@ def _is_verdict(name: str, values: set[str]) -> bool:
         return False
     if len(values) == 2:
         return len(said) == 2
-    return (name in preference.CERTAIN and values <= {"true", "false"}) or (said == {False} and values.isdisjoint(("0", "-1")))
+    return (name in preference.CERTAIN and values <= {"true", "false"}) or (
+        said == {False} and values.isdisjoint(("0", "-1"))
+    )

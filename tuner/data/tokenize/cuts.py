@@ -26,8 +26,12 @@ class Cut:
 
 
 def cuts_calls(conversation: Conversation | None, ends: Sequence[int], at: int) -> bool:
-    """Whether a call lies behind the first `at` tokens of a conversation; `ends` is how many there are up to the end of each assistant turn."""
-    turns = [message for message in conversation.messages if message.role == "assistant"] if conversation else []
+    """Whether a call lies behind the first `at` tokens of a conversation; `ends` is how many there are up
+    to the end of each assistant turn.
+    """
+    turns = (
+        [message for message in conversation.messages if message.role == "assistant"] if conversation else []
+    )
     if len(turns) != len(ends):  # a template that writes calls in turns of their own
         return any(turn.calls for turn in turns)
     return any(turn.calls and end > at for turn, end in zip(turns, ends, strict=True))
@@ -55,7 +59,8 @@ class Cuts:
         return sum(rows for rows, calls in zip(self._rows, self._calls, strict=True) if calls)
 
     def advice(self, length: int, of: int, context: int | None) -> str:
-        """What is cut of so many rows and the length that would hold them, in a sentence; empty where it is little.
+        """What is cut of so many rows and the length that would hold them, in a sentence; empty where it is
+        little.
 
         context   the longest that the model was made for, where that is known: no longer length is proposed
         """
@@ -63,7 +68,9 @@ class Cuts:
             return ""
         what = f"data.length={length} cuts {self.rows:,} of {of:,} rows ({_percent(self.rows, of)})"
         what += f", and calls of tools in {self.calls:,} of them" if self.calls else ""
-        wholes, calls, rows = (np.frombuffer(column, dtype=column.typecode) for column in (self._wholes, self._calls, self._rows))
+        wholes, calls, rows = (
+            np.frombuffer(column, dtype=column.typecode) for column in (self._wholes, self._calls, self._rows)
+        )
         tried: tuple[int, int, int] | None = None
         for longer in lengths(length, int(wholes.max()), context):
             over = wholes > longer
@@ -71,15 +78,21 @@ class Cuts:
             if tried[1] <= exact(ALLOWED) * of and not tried[2]:
                 break
         if tried is None:
-            return f"{what}, and the model was made for no more ({context:,} tokens); data.overlong=split trains on the rest too, as documents of their own"
+            return (
+                f"{what}, and the model was made for no more ({context:,} tokens); data.overlong=split "
+                "trains on the rest too, as documents of their own"
+            )
         longer, left, lost = tried
         most = " is the most that the model was made for, and" if lost or left > exact(ALLOWED) * of else ""
         holds = f"all but {_percent(left, of)}" if left else "all"
-        return f"{what}; data.length={longer}{most} would hold {holds}" + (f", and cut calls in {lost:,} row{'s' * (lost > 1)}" if lost else "")
+        return f"{what}; data.length={longer}{most} would hold {holds}" + (
+            f", and cut calls in {lost:,} row{'s' * (lost > 1)}" if lost else ""
+        )
 
 
 def lengths(length: int, longest: int, context: int | None) -> list[int]:
-    """The lengths that could be proposed, rising: powers of two up to one that holds all, within what the model was made for.
+    """The lengths that could be proposed, rising: powers of two up to one that holds all, within what the
+    model was made for.
 
     >>> lengths(2048, 9000, None), lengths(2048, 9000, 6000), lengths(2048, 9000, 2048)
     ([4096, 8192, 16384], [4096, 6000], [])
@@ -87,7 +100,9 @@ def lengths(length: int, longest: int, context: int | None) -> list[int]:
     found = [1 << length.bit_length()]
     while found[-1] < longest:
         found.append(2 * found[-1])
-    return [n for n in found if context is None or n < context] + ([context] if context and length < context <= found[-1] else [])
+    return [n for n in found if context is None or n < context] + (
+        [context] if context and length < context <= found[-1] else []
+    )
 
 
 def _percent(part: int, of: int) -> str:

@@ -1,4 +1,6 @@
-"""Reading a whole data set: its files in order, through the worker processes, into documents and the counts of the ledger."""
+"""Reading a whole data set: its files in order, through the worker processes, into documents and the
+counts of the ledger.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -74,7 +76,9 @@ class Refused:
         if self.count:
             more = f". The first {FIRST}:" if self.count > FIRST else ":"
             first = "\n  ".join(self.first)
-            raise DataError(f"{self.count:,} row{'s' if self.count > 1 else ''} {what}{more}\n  {first}\n{mend}")
+            raise DataError(
+                f"{self.count:,} row{'s' if self.count > 1 else ''} {what}{more}\n  {first}\n{mend}"
+            )
 
 
 def read(
@@ -89,12 +93,14 @@ def read(
     workers: int | Literal["auto"],
     say: Callable[[str], None],
 ) -> list[Source]:
-    """Read `listed` into `documents`, and what is longer than data.length into `cuts_off`; returns the counts of each file.
+    """Read `listed` into `documents`, and what is longer than data.length into `cuts_off`; returns the counts
+    of each file.
 
     takes    for each of the settings' sources, how many of its rows are drawn (by `seed`)
     skip     leave out rows that can't be used, and count them
     workers  processes
-    Raises DataError for rows that can't be used, with their number and the first ten, and when nothing is left to train on.
+    Raises DataError for rows that can't be used, with their number and the first ten, and when nothing is
+    left to train on.
     """
     sources = [Source(source=file.label, file=file.name) for file in listed]
     drawn = draws(settings, listed, takes, seed)
@@ -112,7 +118,11 @@ def read(
                 at += many
                 sent.append((number, times, many))
                 yield Job(
-                    source=file.source, rows=cut, drawn=None if times is None else times > 0, apart=file.apart, check=bool(bad.count) and not skip
+                    source=file.source,
+                    rows=cut,
+                    drawn=None if times is None else times > 0,
+                    apart=file.apart,
+                    check=bool(bad.count) and not skip,
                 )
 
     first = 0
@@ -138,7 +148,9 @@ def read(
 
 
 def _mend(bad: Refused, listed: Sequence[File], settings: Settings) -> str:
-    """What is to be done about bad rows: what reads them and those at the beginning of their file, where that was found by trying."""
+    """What is to be done about bad rows: what reads them and those at the beginning of their file, where
+    that was found by trying.
+    """
     path, wanted = bad.lines[0][0], {line for path, line in bad.lines if path == bad.lines[0][0]}
     file = next(file for file in listed if file.path == path)
     shape, sample = settings.sources[file.source].shape, list[Any]()
@@ -150,14 +162,25 @@ def _mend(bad: Refused, listed: Sequence[File], settings: Settings) -> str:
         if not wanted:
             break
     others = "Mend or remove them, or leave them out and count them with data.bad_rows=skip."
-    way = None if trees.gathers(sample[0], shape) else hints.to_read(sample, shape, mixed=len(settings.sources) > 1)
-    if way is None and settings.sources[file.source].strict and (more := hints.to_use(sample, shape, mixed=len(settings.sources) > 1)):
+    way = (
+        None
+        if trees.gathers(sample[0], shape)
+        else hints.to_read(sample, shape, mixed=len(settings.sources) > 1)
+    )
+    if (
+        way is None
+        and settings.sources[file.source].strict
+        and (more := hints.to_use(sample, shape, mixed=len(settings.sources) > 1))
+    ):
         way = f"To use what is not read: {more}"
     return f"{others} {way}" if way else others
 
 
-def _account(made: Made, source: Source, path: Path, bad: Refused, long: Refused, settings: Settings, skip: bool) -> None:
-    # Once a row was refused the later jobs are only looked through, and how many had been under way by then may not show.
+def _account(
+    made: Made, source: Source, path: Path, bad: Refused, long: Refused, settings: Settings, skip: bool
+) -> None:
+    # Once a row was refused the later jobs are only looked through, and how many had been under way by then
+    # may not show.
     unusable = sorted(made.bad + ([] if bad.count else made.unwritten))
     if skip:
         source.drop(BAD, [line for line, _ in unusable], [why for _, why in unusable])
@@ -225,12 +248,20 @@ def use(settings: Settings, listed: Sequence[File]) -> Use:
 def notes(settings: Settings, listed: Sequence[File]) -> list[str]:
     """What is to be said of each source as a whole."""
     labels = {file.source: file.label for file in reversed(listed)}
-    said = [(labels.get(number, ""), line) for number, source in enumerate(settings.sources) for line in marked.told(source.shape)]
+    said = [
+        (labels.get(number, ""), line)
+        for number, source in enumerate(settings.sources)
+        for line in marked.told(source.shape)
+    ]
     return [f"{label}: {line}" if label else line for label, line in said]
 
 
-def draws(settings: Settings, listed: Sequence[File], takes: Sequence[int | float | None], seed: int) -> list[NDArray[np.int64] | None]:
-    """For each file, how often each of its rows (or trees) is used; None for once each. Held-out files are used whole."""
+def draws(
+    settings: Settings, listed: Sequence[File], takes: Sequence[int | float | None], seed: int
+) -> list[NDArray[np.int64] | None]:
+    """For each file, how often each of its rows (or trees) is used; None for once each. Held-out files are
+    used whole.
+    """
     result: list[NDArray[np.int64] | None] = [None] * len(listed)
     for source, take in enumerate(takes):
         if take is None or (isinstance(take, float) and take == 1):
@@ -241,7 +272,9 @@ def draws(settings: Settings, listed: Sequence[File], takes: Sequence[int | floa
             times = np.array(packing.draw(sum(counts), take, seed), dtype=np.int64)
         except ValueError as error:
             name = listed[members[0]].label or "the data"
-            raise DataError(f"{name}: {error}. Take fewer, or a share such as 2.0, which takes each twice.") from None
+            raise DataError(
+                f"{name}: {error}. Take fewer, or a share such as 2.0, which takes each twice."
+            ) from None
         for i, part in zip(members, np.split(times, np.cumsum(counts)[:-1]), strict=True):
             result[i] = part
     return result
@@ -249,15 +282,23 @@ def draws(settings: Settings, listed: Sequence[File], takes: Sequence[int | floa
 
 def nothing_left(listed: Sequence[File], sources: Sequence[Source]) -> DataError:
     """The error for a data set in which nothing is trained."""
-    read, why = sum(source.rows for source in sources), {reason for source in sources for reason in source.dropped}
+    read, why = (
+        sum(source.rows for source in sources),
+        {reason for source in sources for reason in source.dropped},
+    )
     if not read or why == {NO_ANSWER}:
         return DataError(f"{named([file.path for file in listed])}: {no_answers(read)}")
     mend = "Raise data.length, or look at the rows" if why & {TOO_LONG, OUT_OF_REACH} else "Look at the rows"
-    return DataError(f"all {read} rows were left out ({'; '.join(sorted(why))}). {mend}: python -m tuner preview shows them.")
+    return DataError(
+        f"all {read} rows were left out ({'; '.join(sorted(why))}). {mend}: python -m tuner preview shows "
+        "them."
+    )
 
 
 def drop_duplicates(documents: Documents, sources: Sequence[Source], *, drop: bool) -> None:
-    """Count the documents that hold the same tokens as one of another row before them; with `drop`, leave them out."""
+    """Count the documents that hold the same tokens as one of another row before them; with `drop`, leave
+    them out.
+    """
     _, first, of = np.unique(documents.hashes, return_index=True, return_inverse=True)
     again = documents.units[first][of] != documents.units
     for file, count in enumerate(np.bincount(documents.files[again], minlength=len(sources)).tolist()):
@@ -275,15 +316,26 @@ def drop_duplicates(documents: Documents, sources: Sequence[Source], *, drop: bo
 
 def count_tokens(documents: Documents, sources: Sequence[Source]) -> None:
     """Enter what each file gave."""
-    for name, column in (("documents", None), ("tokens", documents.lengths), ("trained_tokens", documents.trained)):
+    for name, column in (
+        ("documents", None),
+        ("tokens", documents.lengths),
+        ("trained_tokens", documents.trained),
+    ):
         for file, count in enumerate(np.bincount(documents.files, column, minlength=len(sources)).tolist()):
             setattr(sources[file], name, int(count))
 
 
 def refuse_loss(sources: Sequence[Source], most: int | float | None) -> None:
     """Raise DataError when more rows than `most`, a number or a share of what was read, are left out."""
-    lost = sum(entry["rows"] for source in sources for reason, entry in source.dropped.items() if reason not in CHOSEN)
+    lost = sum(
+        entry["rows"]
+        for source in sources
+        for reason, entry in source.dropped.items()
+        if reason not in CHOSEN
+    )
     read = sum(source.rows for source in sources)
     if most is not None and lost > (most if isinstance(most, int) else exact(most) * read):
         told = "\n  ".join(reasons(sources))
-        raise DataError(f"{lost:,} of {read:,} rows are left out, more than data.max_dropped={most} allows:\n  {told}")
+        raise DataError(
+            f"{lost:,} of {read:,} rows are left out, more than data.max_dropped={most} allows:\n  {told}"
+        )

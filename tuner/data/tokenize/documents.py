@@ -1,6 +1,8 @@
-"""Rows → documents: what is read, written as tokens, cut to length, and accounted for. Pure: the same rows give the same documents in any process.
+"""Rows → documents: what is read, written as tokens, cut to length, and accounted for. Pure: the same rows
+give the same documents in any process.
 
-a chunk of rows → samples (rows) → conversations as they are to be shown (conversation) → ids and mask (chat) → documents of at most `length` tokens
+a chunk of rows → samples (rows) → conversations as they are to be shown (conversation) → ids and mask (chat)
+→ documents of at most `length` tokens
 """
 
 import hashlib
@@ -36,7 +38,17 @@ from tuner.data.formats.nulls import Nulls, stripped
 from tuner.data.formats.subsets import OTHER
 from tuner.data.formats.unread import is_prose
 from tuner.data.tokenize.cuts import Cut, cuts_calls
-from tuner.data.tokenize.job import NO_ANSWER, NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, Made, Settings, Source, Unread
+from tuner.data.tokenize.job import (
+    NO_ANSWER,
+    NOT_DRAWN,
+    OUT_OF_REACH,
+    TOO_LONG,
+    Job,
+    Made,
+    Settings,
+    Source,
+    Unread,
+)
 from tuner.data.tokenizer.load import load_vocabulary
 
 VERSION = 3
@@ -78,7 +90,9 @@ class Maker:
         for unit, samples in self._samples(job, made):
             try:
                 for sample in samples:
-                    unit.parts += [sample] if isinstance(sample, Text) else self.shown(sample, source, made.nulls)
+                    unit.parts += (
+                        [sample] if isinstance(sample, Text) else self.shown(sample, source, made.nulls)
+                    )
             except RowError as error:
                 made.bad += [(line, str(error)) for line in unit.lines]
                 continue
@@ -120,7 +134,11 @@ class Maker:
                     entry = made.unread.setdefault(name, Unread(left=source.is_left(name)))
                     entry.add(count, texts)
                 lines = [line for line in tree.numbers if line not in tree.left]
-                if lines and source.strict and (strange := [name for name in tree.unread if not made.unread[name].left]):
+                if (
+                    lines
+                    and source.strict
+                    and (strange := [name for name in tree.unread if not made.unread[name].left])
+                ):
                     made.bad += [(line, _strange(strange)) for line in lines]
                 elif lines:
                     yield _Unit(place=place, lines=lines), tree.samples
@@ -146,10 +164,13 @@ class Maker:
                     yield _Unit(place=place, lines=[line]), samples
 
     def shown(self, sample: Sample, source: Source, nulls: Nulls) -> Iterator[Conversation]:
-        """A conversation as the template gets it: those to train on; what a columnar schema filled in is counted in `nulls`. Raises RowError."""
+        """A conversation as the template gets it: those to train on; what a columnar schema filled in is
+        counted in `nulls`. Raises RowError.
+        """
         if isinstance(sample, Preference | Label):
             raise RowError(
-                "the row compares answers (chosen and rejected, or a verdict), which this objective can't train on; data.format=chosen trains on the better one"
+                "the row compares answers (chosen and rejected, or a verdict), which this objective can't "
+                "train on; data.format=chosen trains on the better one"
             )
         assert isinstance(sample, Conversation)
         mode = self.settings.reasoning
@@ -174,16 +195,27 @@ class Maker:
         return replace(batch, trained=_all_but_first(batch)) if self.settings.loss == "all" else batch
 
     def _write(self, made: Made, units: Sequence["_Unit"]) -> None:
-        spoken = self.encode([part for unit in units for part in unit.parts if isinstance(part, Conversation)])
-        plain = self.template.texts([part.text for unit in units for part in unit.parts if isinstance(part, Text)])
+        spoken = self.encode(
+            [part for unit in units for part in unit.parts if isinstance(part, Conversation)]
+        )
+        plain = self.template.texts(
+            [part.text for unit in units for part in unit.parts if isinstance(part, Text)]
+        )
         conversations, texts = count(), count()
         kept: list[tuple[_Unit, int, Document]] = []
         for unit in units:
-            where = [(plain, next(texts), None) if isinstance(part, Text) else (spoken, next(conversations), part) for part in unit.parts]
+            where = [
+                (plain, next(texts), None) if isinstance(part, Text) else (spoken, next(conversations), part)
+                for part in unit.parts
+            ]
             if problem := next((batch.problems[i] for batch, i, _ in where if i in batch.problems), None):
                 made.unwritten += [(line, problem) for line in unit.lines]
                 continue
-            documents = [(n, document) for n, (batch, i, part) in enumerate(where) for document in self.fit(batch, i, part)]
+            documents = [
+                (n, document)
+                for n, (batch, i, part) in enumerate(where)
+                for document in self.fit(batch, i, part)
+            ]
             fit = [(n, document) for n, document in documents if document.trained.any()]
             if cut := self._cut(unit, where, documents):
                 made.overlong.append(cut)
@@ -204,8 +236,15 @@ class Maker:
             made.trained = np.concatenate([document.trained for _, _, document in kept])
             made.hashes = np.array([_hash(document.ids) for _, _, document in kept], dtype=np.uint64)
 
-    def _cut(self, unit: "_Unit", where: Sequence[tuple[Batch, int, Conversation | None]], documents: Sequence[tuple[int, Document]]) -> Cut | None:
-        """What data.length leaves out of a row that was made into these documents; None where that is nothing."""
+    def _cut(
+        self,
+        unit: "_Unit",
+        where: Sequence[tuple[Batch, int, Conversation | None]],
+        documents: Sequence[tuple[int, Document]],
+    ) -> Cut | None:
+        """What data.length leaves out of a row that was made into these documents; None where that is
+        nothing.
+        """
         wholes, calls = [], False
         for n, (batch, i, part) in enumerate(where):
             whole = int(batch.offsets[i + 1] - batch.offsets[i])
@@ -213,11 +252,15 @@ class Maker:
             if whole <= self.settings.length or any(document.cut == "split" for document in parts):
                 continue
             wholes.append(whole)
-            calls |= cuts_calls(part, batch.ends[i], sum(len(document.ids) for document in parts if document.trained.any()))
+            calls |= cuts_calls(
+                part, batch.ends[i], sum(len(document.ids) for document in parts if document.trained.any())
+            )
         return Cut(whole=max(wholes), calls=calls, rows=len(unit.lines)) if wholes else None
 
     def fit(self, batch: Batch, index: int, conversation: Conversation | None) -> Iterator[Document]:
-        """A document of a batch in at most `length` tokens; none where it is dropped. `conversation` is None for a plain text."""
+        """A document of a batch in at most `length` tokens; none where it is dropped. `conversation` is
+        None for a plain text.
+        """
         start, end, length = int(batch.offsets[index]), int(batch.offsets[index + 1]), self.settings.length
         ids, trained = batch.ids[start:end], batch.trained[start:end]
         if end - start <= length:
@@ -239,7 +282,9 @@ class Maker:
             yield from windows(ids, trained, length)
 
     def _groups(self, conversation: Conversation) -> Iterator[Conversation]:
-        """Exchanges in groups that fit into a pack together, as far as their lengths alone say so; each with the system turn in front."""
+        """Exchanges in groups that fit into a pack together, as far as their lengths alone say so; each
+        with the system turn in front.
+        """
         systems = tuple(message for message in conversation.messages[:1] if message.role == "system")
         groups = list(exchanges(conversation.messages[len(systems) :]))
         alone = self.encode([replace(conversation, messages=(*systems, *group)) for group in groups])
@@ -254,7 +299,9 @@ class Maker:
 
 
 def windows(ids: NDArray[np.int32], trained: NDArray[np.bool_], length: int) -> Iterator[Document]:
-    """Tokens in pieces of `length`, the last one shorter; the first token of each has nothing before it, and is not trained."""
+    """Tokens in pieces of `length`, the last one shorter; the first token of each has nothing before it,
+    and is not trained.
+    """
     for at in range(0, len(ids), length):
         piece = trained[at : at + length].copy()
         piece[0] = False
@@ -263,7 +310,10 @@ def windows(ids: NDArray[np.int32], trained: NDArray[np.bool_], length: int) -> 
 
 def _strange(names: Sequence[str]) -> str:
     found = ", ".join(names)
-    return f"no format reads {found}, and data.unread=error refuses that; to leave it: data.leave=[{','.join(names)}], and to use it: data.columns"
+    return (
+        f"no format reads {found}, and data.unread=error refuses that; to leave it: "
+        f"data.leave=[{','.join(names)}], and to use it: data.columns"
+    )
 
 
 def _hash(ids: NDArray[np.int32]) -> int:

@@ -1,4 +1,6 @@
-"""Which documents are kept out of training, drawn by distinct content: nothing that is trained on is measured, however often it stands in the files."""
+"""Which documents are kept out of training, drawn by distinct content: nothing that is trained on is
+measured, however often it stands in the files.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +41,12 @@ class Apart:
         """What the ledger says, where something is held out."""
         if not self.rows:
             return {}
-        counts = {"rows": self.rows, "of_rows": self.of_rows, "contents": self.contents, "of_contents": self.of_contents}
+        counts = {
+            "rows": self.rows,
+            "of_rows": self.of_rows,
+            "contents": self.contents,
+            "of_contents": self.of_contents,
+        }
         return counts | ({"cost": self.cost} if self.cost else {})
 
     @property
@@ -48,22 +55,37 @@ class Apart:
         if not self.drawn or not self.rows or self.of_rows >= FEW:
             return ""
         are = "are" if self.rows > 1 else "is"
-        return f"{self.rows} of {self.of_rows} rows {are} held out and not trained on; data.held_out=0 trains on all {self.of_rows}, and measures no loss"
+        return (
+            f"{self.rows} of {self.of_rows} rows {are} held out and not trained on; data.held_out=0 trains "
+            f"on all {self.of_rows}, and measures no loss"
+        )
 
     def told(self) -> list[str]:
         """The same for a person."""
         if not self.rows:
             same = self.drawn and self.of_rows > 1 and self.of_contents == 1
             return [f"nothing is held out: all {self.of_rows:,} rows hold the same content"] if same else []
-        distinct = f" ({self.contents:,} of {self.of_contents:,} that differ)" if self.of_contents < self.of_rows else ""
-        line = f"held out: {self.rows:,} of {self.of_rows:,} rows{distinct}; a loss stands on {stands_on(self.tokens)}"
-        leak = "all rows to train on have the tokens of rows in data.held_out_path: the loss is over what was trained on" if self.trained else ""
+        distinct = (
+            f" ({self.contents:,} of {self.of_contents:,} that differ)"
+            if self.of_contents < self.of_rows
+            else ""
+        )
+        line = (
+            f"held out: {self.rows:,} of {self.of_rows:,} rows{distinct}; a loss stands on "
+            f"{stands_on(self.tokens)}"
+        )
+        leak = (
+            "all rows to train on have the tokens of rows in data.held_out_path: the loss is over what was "
+            "trained on"
+            if self.trained
+            else ""
+        )
         return [line, *filter(None, (self.cost, leak))]
 
 
 def contents(documents: Documents) -> NDArray[np.int64]:
-    """[D] for each document, the number of the first row that holds the same content: rows that share a document's tokens do, and so do those that
-    share one with these, and so on."""
+    """[D] for each document, the number of the first row that holds the same content: rows that share a
+    document's tokens do, and so do those that share one with these, and so on."""
     units, of = np.unique(documents.units, return_inverse=True)
     alike = np.unique(documents.hashes, return_inverse=True)[1]
     first = np.arange(len(units))
@@ -79,8 +101,16 @@ def contents(documents: Documents) -> NDArray[np.int64]:
         first = moved
 
 
-def hold_out(documents: Documents, apart: Sequence[bool], sources: Sequence[Source], share: float | Literal["auto"], seed: int) -> Apart:
-    """The rows of files whose place in `apart` is true, and others of the same content; or where there is no such file, a `share` of all, by content."""
+def hold_out(
+    documents: Documents,
+    apart: Sequence[bool],
+    sources: Sequence[Source],
+    share: float | Literal["auto"],
+    seed: int,
+) -> Apart:
+    """The rows of files whose place in `apart` is true, and others of the same content; or where there is
+    no such file, a `share` of all, by content.
+    """
     content = contents(documents)
     numbers, of = np.unique(content, return_inverse=True)
     units = np.unique(documents.units, return_index=True)[1]  # a row's documents have one content
@@ -96,6 +126,12 @@ def hold_out(documents: Documents, apart: Sequence[bool], sources: Sequence[Sour
     for file, count in enumerate(np.bincount(documents.files[which], minlength=len(sources)).tolist()):
         sources[file].held_out = count
     return Apart(
-        documents=which, tokens=int(documents.trained[which].sum()), rows=len(np.unique(documents.units[which])), of_rows=int(rows.sum()),
-        contents=len(np.unique(of[which])), of_contents=len(numbers), drawn=not own.any(), trained=bool(own.any() and alike.all() and not own.all()),
-    )  # fmt: skip
+        documents=which,
+        tokens=int(documents.trained[which].sum()),
+        rows=len(np.unique(documents.units[which])),
+        of_rows=int(rows.sum()),
+        contents=len(np.unique(of[which])),
+        of_contents=len(numbers),
+        drawn=not own.any(),
+        trained=bool(own.any() and alike.all() and not own.all()),
+    )

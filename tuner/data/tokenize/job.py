@@ -1,4 +1,6 @@
-"""What a worker gets and gives: the settings once, then rows, for which documents come back. All of it can be sent to another process."""
+"""What a worker gets and gives: the settings once, then rows, for which documents come back. All of it can
+be sent to another process.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -69,7 +71,9 @@ class Job:
     drawn: NDArray[np.bool_] | None = None
     """[rows] which of them are wanted; None for all"""
     apart: bool = False
-    """whether they are of a file that is held out, of which all rows are wanted whatever split they say they are of"""
+    """whether they are of a file that is held out, of which all rows are wanted whatever split they say
+    they are of
+    """
     check: bool = False
     """only look for rows that can't be read"""
 

@@ -40,7 +40,9 @@ class Source:
     """by name, what no format reads: columns, and keys of turns; most of them texts first"""
 
     nulls: Nulls = field(default_factory=Nulls)
-    """of calls and tools, by key: those that a columnar schema filled in, and doubtful ones, which are kept"""
+    """of calls and tools, by key: those that a columnar schema filled in, and doubtful ones, which are
+    kept
+    """
 
     def drop(self, reason: str, lines: Sequence[int], why: Sequence[str] = ()) -> None:
         """Count rows that are left out; `why` says more of each."""
@@ -63,7 +65,9 @@ class Source:
     @property
     def usable(self) -> int:
         """Rows that are kept, or would be if data.length were larger."""
-        return self.kept + sum(int(self.dropped[reason]["rows"]) for reason in (TOO_LONG, OUT_OF_REACH) if reason in self.dropped)
+        return self.kept + sum(
+            int(self.dropped[reason]["rows"]) for reason in (TOO_LONG, OUT_OF_REACH) if reason in self.dropped
+        )
 
     @property
     def drawn(self) -> int:
@@ -77,7 +81,9 @@ class Source:
 
 
 def summary(packs: int, lengths: int, documents: int, trained: int, capacity: int) -> dict[str, Any]:
-    """What a file of packs holds. `efficiency` is the share of the packs' places that hold a token; null where there is no pack."""
+    """What a file of packs holds. `efficiency` is the share of the packs' places that hold a token; null
+    where there is no pack.
+    """
     return {
         "packs": packs,
         "documents": documents,
@@ -87,12 +93,30 @@ def summary(packs: int, lengths: int, documents: int, trained: int, capacity: in
     }
 
 
-def write(path: Path, sources: Iterable[Source], *, length: int, train: dict[str, Any], held_out: dict[str, Any], cut: dict[str, int]) -> None:
-    """Write ledger.json. Every row must be accounted for: a row that is neither kept nor dropped is a bug of ours."""
+def write(
+    path: Path,
+    sources: Iterable[Source],
+    *,
+    length: int,
+    train: dict[str, Any],
+    held_out: dict[str, Any],
+    cut: dict[str, int],
+) -> None:
+    """Write ledger.json. Every row must be accounted for: a row that is neither kept nor dropped is a bug
+    of ours.
+    """
     entries = []
     for source in sources:
-        assert source.rows == source.kept + source.lost, f"{source.file}: {source.rows} rows, {source.kept} kept, {source.lost} dropped"
-        entries.append(_counts(source) | {"unread": {name: _plain(entry) for name, entry in ranked(source.unread)}, "nulls": _sorted(source.nulls)})
+        assert source.rows == source.kept + source.lost, (
+            f"{source.file}: {source.rows} rows, {source.kept} kept, {source.lost} dropped"
+        )
+        entries.append(
+            _counts(source)
+            | {
+                "unread": {name: _plain(entry) for name, entry in ranked(source.unread)},
+                "nulls": _sorted(source.nulls),
+            }
+        )
     ledger = {"length": length, "cut": cut, "sources": entries, "train": train, "held_out": held_out}
     path.write_text(json.dumps(ledger, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
@@ -138,23 +162,45 @@ def unread(sources: Iterable[Source], use: Use | None = None) -> list[str]:
         if merged.unread:
             lines.append(
                 (f"{label}: " if label else "")
-                + told(merged.unread, sum(source.drawn for source in group), use(label, merged.unread) if use else None)
+                + told(
+                    merged.unread,
+                    sum(source.drawn for source in group),
+                    use(label, merged.unread) if use else None,
+                )
             )
     return lines
 
 
 def filled(sources: Iterable[Source]) -> list[str]:
-    """A line for each source in whose calls and tools there are nulls that were filled in, or may have been."""
+    """A line for each source in whose calls and tools there are nulls that were filled in, or may have
+    been.
+    """
     groups: dict[str, Nulls] = {}
     for source in sources:
         groups.setdefault(source.source, Nulls()).add(source.nulls)
     lines = []
     for label, nulls in groups.items():
         gone = [
-            f"{counts.total():,} {what}" for what, counts in (("arguments of calls", nulls.arguments), ("entries of tools", nulls.tools)) if counts
+            f"{counts.total():,} {what}"
+            for what, counts in (("arguments of calls", nulls.arguments), ("entries of tools", nulls.tools))
+            if counts
         ]
-        said = [f"left out as filled in by a table: null in {' and '.join(gone)} ({_few([*nulls.arguments, *nulls.tools])})"] if gone else []
-        said += [f"kept, as it may be meant: null in {nulls.doubtful.total():,} places ({_few([*nulls.doubtful])})"] if nulls.doubtful else []
+        said = (
+            [
+                f"left out as filled in by a table: null in {' and '.join(gone)} "
+                f"({_few([*nulls.arguments, *nulls.tools])})"
+            ]
+            if gone
+            else []
+        )
+        said += (
+            [
+                f"kept, as it may be meant: null in {nulls.doubtful.total():,} places "
+                f"({_few([*nulls.doubtful])})"
+            ]
+            if nulls.doubtful
+            else []
+        )
         lines += [f"{label}: {'; '.join(said)}" if label else "; ".join(said)] if said else []
     return lines
 
@@ -168,8 +214,13 @@ def told(found: Mapping[str, Unread], rows: int, use: str | None = None) -> str:
     kinds: dict[str, list[str]] = {}
     first = ranked(found)[:NAMED]
     for name, entry in first:
-        kinds.setdefault(f"{'text ' if entry.texts else ''}in {entry.rows:,} of {rows:,} rows", []).append(name)
-    said = "; ".join(f"{', '.join(names)}, {where}" if where.startswith("text") else f"{', '.join(names)} {where}" for where, names in kinds.items())
+        kinds.setdefault(f"{'text ' if entry.texts else ''}in {entry.rows:,} of {rows:,} rows", []).append(
+            name
+        )
+    said = "; ".join(
+        f"{', '.join(names)}, {where}" if where.startswith("text") else f"{', '.join(names)} {where}"
+        for where, names in kinds.items()
+    )
     more = f"; and {len(found) - len(first)} more (in ledger.json)" if len(found) > len(first) else ""
     return f"not read: {said}{more}" + (f"; to use it: {use}" if use else "")
 
@@ -179,22 +230,34 @@ SHOWN = 12
 
 
 def table(sources: Sequence[Source], use: Use | None = None) -> list[str]:
-    """The counts as lines of a table: a source of a mixture, or else a file, to a line; then why rows were left out, and what is not read of them."""
+    """The counts as lines of a table: a source of a mixture, or else a file, to a line; then why rows were
+    left out, and what is not read of them.
+    """
     groups: dict[str, list[Source]] = {}
     for source in sources:
         groups.setdefault(source.source or source.file, []).append(source)
-    names = ("rows", "kept", "truncated", "split", "lost", "held_out", "documents", "tokens", "trained_tokens")
-    counts = [(name, [sum(getattr(source, column) for source in group) for column in names]) for name, group in groups.items()]
+    names = tuple("rows kept truncated split lost held_out documents tokens trained_tokens".split())
+    counts = [
+        (name, [sum(getattr(source, column) for source in group) for column in names])
+        for name, group in groups.items()
+    ]
     if len(counts) > SHOWN:
         rest = counts[SHOWN - 1 :]
-        counts[SHOWN - 1 :] = [(f"{len(rest)} more", [sum(column) for column in zip(*(row for _, row in rest), strict=True)])]
+        counts[SHOWN - 1 :] = [
+            (f"{len(rest)} more", [sum(column) for column in zip(*(row for _, row in rest), strict=True)])
+        ]
     if len(counts) > 1:
         counts.append(("in all", [sum(column) for column in zip(*(row for _, row in counts), strict=True)]))
     heads = [name.replace("_", " ").replace("lost", "dropped") for name in names]
     wide = max(len(name) for name, _ in counts)
     widths = [max(len(head), *(len(f"{row[i]:,}") for _, row in counts)) for i, head in enumerate(heads)]
-    lines = [f"{'':{wide}}  " + "  ".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
-    lines += [f"{name:{wide}}  " + "  ".join(f"{n:>{width},}" for n, width in zip(row, widths, strict=True)) for name, row in counts]
+    lines = [
+        f"{'':{wide}}  " + "  ".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))
+    ]
+    lines += [
+        f"{name:{wide}}  " + "  ".join(f"{n:>{width},}" for n, width in zip(row, widths, strict=True))
+        for name, row in counts
+    ]
     return lines + reasons(sources) + unread(sources, use) + filled(sources)
 
 
@@ -204,6 +267,10 @@ def reasons(sources: Iterable[Source]) -> list[str]:
     for source in sources:
         for reason, entry in source.dropped.items():
             first = ", ".join(map(str, entry["first"]))
-            where = f" ({source.file}:{first}{' …' if entry['rows'] > len(entry['first']) else ''})" if first else ""
+            where = (
+                f" ({source.file}:{first}{' …' if entry['rows'] > len(entry['first']) else ''})"
+                if first
+                else ""
+            )
             lines.append(f"dropped {entry['rows']:,}: {reason}{where}")
     return lines

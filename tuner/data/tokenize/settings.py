@@ -1,4 +1,6 @@
-"""What decides the documents of a config, and the files that they are made of, as the tokenizing workers are told."""
+"""What decides the documents of a config, and the files that they are made of, as the tokenizing workers
+are told.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -44,5 +46,7 @@ def listed_files(view: View, files: Mapping[str, Path]) -> list[File]:
     for name, path in sorted(files.items()):
         source, apart = owner(name)
         part = described[source]
-        result.append(File(name=name, path=path, source=source, label=part.label, apart=apart, encoding=part.encoding))
+        result.append(
+            File(name=name, path=path, source=source, label=part.label, apart=apart, encoding=part.encoding)
+        )
     return result

@@ -1,4 +1,5 @@
-"""Documents on disk while a data set is read: their tokens in one file, a few numbers of each in memory, so that a set may be larger than that.
+"""Documents on disk while a data set is read: their tokens in one file, a few numbers of each in memory, so
+that a set may be larger than that.
 
 one uint32 a token: id · 2 + (1 where it is trained)
 """
@@ -13,7 +14,14 @@ from numpy.typing import NDArray
 from tuner.data.packs import Pack
 from tuner.data.tokenize.job import Made
 
-COLUMNS = {"starts": np.int64, "lengths": np.int32, "trained": np.int32, "files": np.int32, "lines": np.int32, "units": np.int64}
+COLUMNS = {
+    "starts": np.int64,
+    "lengths": np.int32,
+    "trained": np.int32,
+    "files": np.int32,
+    "lines": np.int32,
+    "units": np.int64,
+}
 COLUMNS |= {"weights": np.int32, "hashes": np.uint64}
 
 
@@ -37,10 +45,14 @@ class Documents:
 
     def __init__(self, path: Path) -> None:
         self._path, self._file, self._end = path, path.open("w+b"), 0
-        self._parts: dict[str, list[NDArray[Any]]] = {name: [np.zeros(0, dtype=kind)] for name, kind in COLUMNS.items()}
+        self._parts: dict[str, list[NDArray[Any]]] = {
+            name: [np.zeros(0, dtype=kind)] for name, kind in COLUMNS.items()
+        }
 
     def add(self, made: Made, *, file: int, first: int, repeats: NDArray[np.int64] | None = None) -> None:
-        """Add what was made of some rows of a file, the first of which is the row number `first` of all; each as often as `repeats` says."""
+        """Add what was made of some rows of a file, the first of which is the row number `first` of all;
+        each as often as `repeats` says.
+        """
         starts = np.concatenate([[0], np.cumsum(made.lengths, dtype=np.int64)])
         columns = {
             "starts": starts[:-1] + self._end,

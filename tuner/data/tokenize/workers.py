@@ -1,7 +1,9 @@
-"""Worker processes that make documents: jobs in, in order; what was made out, in the same order, whatever number of processes.
+"""Worker processes that make documents: jobs in, in order; what was made out, in the same order, whatever
+number of processes.
 
-Each is a Python of its own with a pipe on either side, and not one of multiprocessing's: those import the person's own
-script again, and can outlive a parent that was killed. Here the pipe ends with the parent, and the worker with the pipe.
+Each is a Python of its own with a pipe on either side, and not one of multiprocessing's: those import the
+person's own script again, and can outlive a parent that was killed. Here the pipe ends with the parent, and
+the worker with the pipe.
 """
 
 import os
@@ -69,12 +71,21 @@ class _Worker:
 
     def __init__(self, settings: Settings) -> None:
         # one thread each: the processes are as many as the cores
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "TOKENIZERS_PARALLELISM": "false",
+            "RAYON_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+        }
         path = os.pathsep.join(part for part in sys.path if part)
         command = [sys.executable, "-c", "from tuner.data.tokenize.workers import serve; serve()"]
         # a session of its own, so that Ctrl-C reaches the parent only, which decides
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**environment, "PYTHONPATH": path}, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**environment, "PYTHONPATH": path},
+            start_new_session=True,
         )
         _send(self._stdin, settings)
 
@@ -92,7 +103,8 @@ class _Worker:
         except (EOFError, BrokenPipeError):
             code = self._process.wait()
             raise StageError(
-                f"A process that tokenizes ended early ({f'signal {-code}' if code < 0 else f'exit code {code}'}), perhaps for want of memory. "
+                "A process that tokenizes ended early "
+                f"({f'signal {-code}' if code < 0 else f'exit code {code}'}), perhaps for want of memory. "
                 "Run the command again, with machine.workers=1 if it happens once more."
             ) from None
         if isinstance(answer, BaseException):

@@ -1,12 +1,16 @@
-r"""Tokenizer files of other libraries (SentencePiece's model, tiktoken's ranks) → the text of a tokenizer.json that gives the same ids.
+r"""Tokenizer files of other libraries (SentencePiece's model, tiktoken's ranks) → the text of a
+tokenizer.json that gives the same ids.
 
-The same for a text by itself, and for texts between special tokens as the tokenizer's class treats them. What can't be said in a tokenizer.json:
+The same for a text by itself, and for texts between special tokens as the tokenizer's class treats them. What
+can't be said in a tokenizer.json:
 
-- Where a space is written before the first text only, a text that begins with a space gets none besides, as in transformers.
+- Where a space is written before the first text only, a text that begins with a space gets none besides, as
+  in transformers.
 - A text that is one user-defined symbol of SentencePiece and nothing else gets no space written before it.
 - Where a model normalises by rules of its own, a space is written behind such a symbol, as before a text.
 - Of two ways to write a text that a Unigram model gives the same score, the other one may be taken.
-- A BPE model with unused pieces, or one that writes its space behind words, is refused, as are models of words or characters.
+- A BPE model with unused pieces, or one that writes its space behind words, is refused, as are models of
+  words or characters.
 """
 
 import base64
@@ -44,7 +48,9 @@ def foreign_file(directory: Path) -> Path | None:
     return next((file for name in NAMES if (file := directory / name).is_file()), None)
 
 
-def convert(file: Path, settings: Mapping[str, Any], config: Mapping[str, Any], added: Mapping[str, Any]) -> Foreign:
+def convert(
+    file: Path, settings: Mapping[str, Any], config: Mapping[str, Any], added: Mapping[str, Any]
+) -> Foreign:
     """The tokenizer in a file that `foreign_file` found.
 
     settings   tokenizer_config.json and special_tokens_map.json
@@ -58,22 +64,44 @@ def convert(file: Path, settings: Mapping[str, Any], config: Mapping[str, Any], 
         raise DataError(f"{file} is a Git LFS pointer, not the file itself. Fetch it with: git lfs pull")
     try:
         if is_ranks(data):
-            return _of_ranks([spell(token) for token in read_ranks(data)], families.of_ranks(file.name, settings, config), settings, added)
-        return _of_model(read_model(data), families.of_pieces(settings, config), settings, added, piecewise=families.piecewise(settings, config))
+            return _of_ranks(
+                [spell(token) for token in read_ranks(data)],
+                families.of_ranks(file.name, settings, config),
+                settings,
+                added,
+            )
+        return _of_model(
+            read_model(data),
+            families.of_pieces(settings, config),
+            settings,
+            added,
+            piecewise=families.piecewise(settings, config),
+        )
     except DataError as error:
-        raise DataError(f"{file} can't be used as a tokenizer: {error}. Fetch the file again, or bring the publisher's tokenizer.json.") from error
+        raise DataError(
+            f"{file} can't be used as a tokenizer: {error}. Fetch the file again, or bring the publisher's "
+            "tokenizer.json."
+        ) from error
 
 
 def pieces(file: Path) -> dict[str, int]:
-    """The pieces that ordinary text becomes, as a tokenizer.json spells them, and their ids. Raises DataError."""
+    """The pieces that ordinary text becomes, as a tokenizer.json spells them, and their ids. Raises
+    DataError.
+    """
     data = file.read_bytes()
     if is_ranks(data):
         return {spell(token): id_ for id_, token in enumerate(read_ranks(data))}
     model = read_model(data)
-    return {piece: id_ for id_, (piece, kind) in enumerate(zip(model.pieces, model.kinds, strict=True)) if kind == Kind.NORMAL}
+    return {
+        piece: id_
+        for id_, (piece, kind) in enumerate(zip(model.pieces, model.kinds, strict=True))
+        if kind == Kind.NORMAL
+    }
 
 
-def _of_ranks(tokens: list[str], manner: Manner, settings: Mapping[str, Any], added: Mapping[str, Any]) -> Foreign:
+def _of_ranks(
+    tokens: list[str], manner: Manner, settings: Mapping[str, Any], added: Mapping[str, Any]
+) -> Foreign:
     tokens, extra, special = named(tokens, manner, settings, added)
     vocab = {token: id_ for id_, token in enumerate(tokens)} | extra
     split = {"type": "Split", "pattern": {"Regex": manner.cut}, "behavior": "Isolated", "invert": False}
@@ -82,46 +110,85 @@ def _of_ranks(tokens: list[str], manner: Manner, settings: Mapping[str, Any], ad
     model = _bpe(vocab, pairs(tokens, tokens), unk_token=None, byte_fallback=False, ignore_merges=True)
     return Foreign(
         text=_text(
-            model, special, _begun(manner.begin or (), settings, vocab, manner.names.get("eos_token")),
-            normalizer={"type": "NFC"} if manner.composes else None, pre_tokenizer={"type": "Sequence", "pretokenizers": [split, bytes_]}, decoder=bytes_,
+            model,
+            special,
+            _begun(manner.begin or (), settings, vocab, manner.names.get("eos_token")),
+            normalizer={"type": "NFC"} if manner.composes else None,
+            pre_tokenizer={"type": "Sequence", "pretokenizers": [split, bytes_]},
+            decoder=bytes_,
         ),
         names=manner.names,
-    )  # fmt: skip
+    )
 
 
-def _of_model(model: Model, manner: Manner, settings: Mapping[str, Any], added: Mapping[str, Any], *, piecewise: bool) -> Foreign:
+def _of_model(
+    model: Model, manner: Manner, settings: Mapping[str, Any], added: Mapping[str, Any], *, piecewise: bool
+) -> Foreign:
     if model.method not in (Method.BPE, Method.UNIGRAM):
-        raise DataError(f"its pieces are put together by a method of number {model.method}; BPE (2) and Unigram (1) are known")
+        raise DataError(
+            f"its pieces are put together by a method of number {model.method}; BPE (2) and Unigram (1) are "
+            "known"
+        )
     if model.suffix or (model.method == Method.BPE and Kind.UNUSED in model.kinds):
         raise DataError("it writes its space behind words" if model.suffix else "it has unused pieces")
     names, extra, special = named(list(model.pieces), manner, settings, added)
-    kinds = {name: kind for name, old, kind in zip(names, model.pieces, model.kinds, strict=True) if name == old}
+    kinds = {
+        name: kind for name, old, kind in zip(names, model.pieces, model.kinds, strict=True) if name == old
+    }
     places = {name: id_ for id_, name in enumerate(names)}
-    special |= {name: entry(name, places[name]) for name, kind in kinds.items() if kind in (Kind.UNKNOWN, Kind.CONTROL) and name not in special}
+    special |= {
+        name: entry(name, places[name])
+        for name, kind in kinds.items()
+        if kind in (Kind.UNKNOWN, Kind.CONTROL) and name not in special
+    }
     unigram = model.method == Method.UNIGRAM
-    # A symbol of one character is a piece that is never joined, and Unigram finds symbols by their score; but no rules may change them before.
-    symbols = [name for name, kind in kinds.items() if kind == Kind.USER_DEFINED and (model.charsmap or (len(name) > 1 and not unigram))]
-    symbolic = {name: entry(name, places[name], special=False, normalized=not model.charsmap) for name in symbols}
+    # A symbol of one character is a piece that is never joined, and Unigram finds symbols by their score; but
+    # no rules may change them before.
+    symbols = [
+        name
+        for name, kind in kinds.items()
+        if kind == Kind.USER_DEFINED and (model.charsmap or (len(name) > 1 and not unigram))
+    ]
+    symbolic = {
+        name: entry(name, places[name], special=False, normalized=not model.charsmap) for name in symbols
+    }
     vocab = places | extra
     where = _where(model, settings, piecewise=piecewise)
-    names_of = {"bos_token": model.bos, "eos_token": model.eos, "unk_token": model.unk, "pad_token": model.pad}
+    names_of = {
+        "bos_token": model.bos,
+        "eos_token": model.eos,
+        "unk_token": model.unk,
+        "pad_token": model.pad,
+    }
     called = {key: name for key, name in names_of.items() if name} | dict(manner.names)
-    begin = manner.begin if manner.begin is not None else (model.bos,) if model.bos and settings.get("add_bos_token") is not False else ()
+    begin = (
+        manner.begin
+        if manner.begin is not None
+        else (model.bos,)
+        if model.bos and settings.get("add_bos_token") is not False
+        else ()
+    )
     return Foreign(
         text=_text(
-            _unigram(model, names, extra) if unigram else _merging(model, vocab, kinds), symbolic | special, _begun(begin, settings, vocab, model.eos),
-            normalizer={"type": "Sequence", "normalizers": _normalizers(model, where, [] if model.charsmap else symbols)},
+            _unigram(model, names, extra) if unigram else _merging(model, vocab, kinds),
+            symbolic | special,
+            _begun(begin, settings, vocab, model.eos),
+            normalizer={
+                "type": "Sequence",
+                "normalizers": _normalizers(model, where, [] if model.charsmap else symbols),
+            },
             pre_tokenizer=_pre_tokenizer(where, _found_in_text(model, kinds) if unigram else []),
             decoder={"type": "Sequence", "decoders": _decoders(where)},
         ),
         names=called,
-    )  # fmt: skip
+    )
 
 
 def _where(model: Model, settings: Mapping[str, Any], *, piecewise: bool) -> str:
     """Before which texts a space is written: `always`, `first` (where no token stands before it), `never`.
 
-    piecewise   whether the tokenizer's class gives SentencePiece the texts between special tokens one by one, so that each begins with a space
+    piecewise   whether the tokenizer's class gives SentencePiece the texts between special tokens one by one,
+                so that each begins with a space
     """
     if not model.dummy_prefix or settings.get("add_prefix_space") is False:
         return "never"
@@ -132,13 +199,17 @@ def _normalizers(model: Model, where: str, symbols: list[str]) -> list[dict[str,
     """The steps from a text to what is cut into pieces, in SentencePiece's order."""
     steps: list[dict[str, Any]] = []
     if model.charsmap:
-        steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(model.charsmap).decode()})
+        steps.append(
+            {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(model.charsmap).decode()}
+        )
     if model.remove_extra_whitespaces:
-        # Behind a special token a space is one in the middle; at the very start it is the one that would be written.
+        # Behind a special token a space is one in the middle; at the very start it is the one that would be
+        # written.
         steps += [] if where == "first" else [_replace({"Regex": f"{START} +"}, "")]
         steps.append(_replace({"Regex": " {2,}"}, " "))
     if where == "always" and symbols:
-        # The tokenizer applies these steps to the symbols themselves too, and would find them only where a space stands before.
+        # The tokenizer applies these steps to the symbols themselves too, and would find them only where a
+        # space stands before.
         spelled = "|".join(map(re.escape, symbols))
         steps.append(_replace({"Regex": rf"{START}(?!\z)(?!(?:{spelled})\z)"}, SPACE))
     elif where == "always":
@@ -153,13 +224,23 @@ def _normalizers(model: Model, where: str, symbols: list[str]) -> list[dict[str,
 def _pre_tokenizer(where: str, unwanted: list[str]) -> dict[str, Any] | None:
     """With a cut inside the names of `unwanted` pieces, so that no text has them whole."""
     cuts = "|".join(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in unwanted)
-    steps = [{"type": "Split", "pattern": {"Regex": cuts}, "behavior": "Isolated", "invert": False}] if cuts else []
-    steps += [{"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": False}] if where == "first" else []
+    steps = (
+        [{"type": "Split", "pattern": {"Regex": cuts}, "behavior": "Isolated", "invert": False}]
+        if cuts
+        else []
+    )
+    steps += (
+        [{"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": False}]
+        if where == "first"
+        else []
+    )
     return {"type": "Sequence", "pretokenizers": steps} if len(steps) > 1 else next(iter(steps), None)
 
 
 def _found_in_text(model: Model, kinds: Mapping[str, int]) -> list[str]:
-    """Pieces that no text becomes, but for which Unigram would take them: an unknown character costs more than any of them."""
+    """Pieces that no text becomes, but for which Unigram would take them: an unknown character costs more
+    than any of them.
+    """
     known = {name for name, kind in kinds.items() if kind in (Kind.NORMAL, Kind.USER_DEFINED)}
     return [piece for piece in model.pieces if piece not in known and not known.issuperset(piece)]
 
@@ -174,38 +255,74 @@ def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
 
 
 def _merging(model: Model, vocab: Mapping[str, int], kinds: Mapping[str, int]) -> dict[str, Any]:
-    # Only normal pieces are joined: text never becomes a control piece, and user-defined symbols are not taken apart or added to.
+    # Only normal pieces are joined: text never becomes a control piece, and user-defined symbols are not
+    # taken apart or added to.
     normal = [name for name, kind in kinds.items() if kind == Kind.NORMAL]
     ranked = sorted(normal, key=lambda name: -model.scores[vocab[name]])
-    return _bpe(vocab, pairs(ranked, normal), unk_token=model.unk, byte_fallback=model.byte_fallback, ignore_merges=False)
+    return _bpe(
+        vocab,
+        pairs(ranked, normal),
+        unk_token=model.unk,
+        byte_fallback=model.byte_fallback,
+        ignore_merges=False,
+    )
 
 
 def _bpe(
-    vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], *, unk_token: str | None, byte_fallback: bool, ignore_merges: bool
+    vocab: Mapping[str, int],
+    merges: Iterable[tuple[str, str]],
+    *,
+    unk_token: str | None,
+    byte_fallback: bool,
+    ignore_merges: bool,
 ) -> dict[str, Any]:
     return {
-        "type": "BPE", "dropout": None, "unk_token": unk_token, "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True,
-        "byte_fallback": byte_fallback, "ignore_merges": ignore_merges, "vocab": vocab, "merges": list(merges),
-    }  # fmt: skip
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": unk_token,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": byte_fallback,
+        "ignore_merges": ignore_merges,
+        "vocab": vocab,
+        "merges": list(merges),
+    }
 
 
 def _unigram(model: Model, names: list[str], extra: Mapping[str, int]) -> dict[str, Any]:
-    """The tokenizer would find any piece in a text, so those that no text becomes get a score that loses against every other way to write them."""
-    lowest = min((score for score, kind in zip(model.scores, model.kinds, strict=True) if kind == Kind.NORMAL), default=0.0)
+    """The tokenizer would find any piece in a text, so those that no text becomes get a score that loses
+    against every other way to write them.
+    """
+    lowest = min(
+        (score for score, kind in zip(model.scores, model.kinds, strict=True) if kind == Kind.NORMAL),
+        default=0.0,
+    )
     never = 100 * min(lowest, -1.0)
 
     def score(name: str, id_: int) -> float:
         if name != model.pieces[id_] or model.kinds[id_] not in (Kind.NORMAL, Kind.USER_DEFINED):
             return never
-        return model.scores[id_] if model.kinds[id_] == Kind.NORMAL else -0.1  # as SentencePiece has it for a symbol, whatever the file says
+        # as SentencePiece has it for a symbol, whatever the file says
+        return model.scores[id_] if model.kinds[id_] == Kind.NORMAL else -0.1
 
     scored = [[name, score(name, id_)] for id_, name in enumerate(names)]
     behind = {id_: name for name, id_ in extra.items()}
-    scored += [[behind.get(id_, f"[UNUSED_TOKEN_{id_}]"), never] for id_ in range(len(names), max(behind, default=-1) + 1)]
-    return {"type": "Unigram", "unk_id": model.kinds.index(Kind.UNKNOWN), "vocab": scored, "byte_fallback": model.byte_fallback}
+    scored += [
+        [behind.get(id_, f"[UNUSED_TOKEN_{id_}]"), never]
+        for id_ in range(len(names), max(behind, default=-1) + 1)
+    ]
+    return {
+        "type": "Unigram",
+        "unk_id": model.kinds.index(Kind.UNKNOWN),
+        "vocab": scored,
+        "byte_fallback": model.byte_fallback,
+    }
 
 
-def _begun(begin: Iterable[str], settings: Mapping[str, Any], vocab: Mapping[str, int], eos: str | None) -> dict[str, Any] | None:
+def _begun(
+    begin: Iterable[str], settings: Mapping[str, Any], vocab: Mapping[str, int], eos: str | None
+) -> dict[str, Any] | None:
     """The step that writes what a text begins with, and what it ends with where the settings say so."""
     first = [name for name in begin if name in vocab]
     last = [eos] if eos in vocab and settings.get("add_eos_token") is True else []
@@ -216,15 +333,45 @@ def _begun(begin: Iterable[str], settings: Mapping[str, Any], vocab: Mapping[str
         def token(name: str) -> dict[str, Any]:
             return {"SpecialToken": {"id": name, "type_id": type_id}}
 
-        return [*map(token, first), {"Sequence": {"id": sequence, "type_id": type_id}}, *(token(name) for name in last if name)]
+        return [
+            *map(token, first),
+            {"Sequence": {"id": sequence, "type_id": type_id}},
+            *(token(name) for name in last if name),
+        ]
 
     used = {name: {"id": name, "ids": [vocab[name]], "tokens": [name]} for name in (*first, *last) if name}
-    return {"type": "TemplateProcessing", "single": around("A", 0), "pair": [*around("A", 0), *around("B", 1)], "special_tokens": used}
+    return {
+        "type": "TemplateProcessing",
+        "single": around("A", 0),
+        "pair": [*around("A", 0), *around("B", 1)],
+        "special_tokens": used,
+    }
 
 
 def _text(
-    model: dict[str, Any], added: Mapping[str, dict[str, Any]], begun: dict[str, Any] | None, *, normalizer: Any, pre_tokenizer: Any, decoder: Any
+    model: dict[str, Any],
+    added: Mapping[str, dict[str, Any]],
+    begun: dict[str, Any] | None,
+    *,
+    normalizer: Any,
+    pre_tokenizer: Any,
+    decoder: Any,
 ) -> str:
     tokens = sorted(added.values(), key=lambda token: token["id"])
-    steps = {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": begun, "decoder": decoder}
-    return json.dumps({"version": "1.0", "truncation": None, "padding": None, "added_tokens": tokens, **steps, "model": model}, ensure_ascii=False)
+    steps = {
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": begun,
+        "decoder": decoder,
+    }
+    return json.dumps(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": tokens,
+            **steps,
+            "model": model,
+        },
+        ensure_ascii=False,
+    )

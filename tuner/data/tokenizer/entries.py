@@ -1,4 +1,6 @@
-"""The entries under `added_tokens` of a tokenizer.json, for a vocabulary that comes without one: what its settings say of special tokens."""
+"""The entries under `added_tokens` of a tokenizer.json, for a vocabulary that comes without one: what its
+settings say of special tokens.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,23 +15,42 @@ ROOM = 65_536
 def named(
     names: list[str], manner: Manner, settings: Mapping[str, Any], added: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, int], dict[str, dict[str, Any]]]:
-    """The pieces with reserved ones under the names that the settings give them, the ids of tokens behind them, and all added tokens by name."""
+    """The pieces with reserved ones under the names that the settings give them, the ids of tokens behind
+    them, and all added tokens by name.
+    """
     size, places = len(names), {name: id_ for id_, name in enumerate(names)}
-    called = {name for key, name in ((key, _content(value)) for key, value in settings.items() if key.endswith("_token")) if name}
-    called |= {name for key in ("additional_special_tokens", "extra_special_tokens") for name in _list(settings.get(key))}
-    wanted = {name: entry(name, id_, special=name in called) for name, id_ in added.items() if isinstance(id_, int)}
+    called = {
+        name
+        for key, name in ((key, _content(value)) for key, value in settings.items() if key.endswith("_token"))
+        if name
+    }
+    called |= {
+        name
+        for key in ("additional_special_tokens", "extra_special_tokens")
+        for name in _list(settings.get(key))
+    }
+    wanted = {
+        name: entry(name, id_, special=name in called) for name, id_ in added.items() if isinstance(id_, int)
+    }
     decoder = settings.get("added_tokens_decoder")
     for number, token in decoder.items() if isinstance(decoder, dict) else ():
         if number.isdecimal() and isinstance(token, dict) and (name := _content(token)):
-            flags = {key: bool(token.get(key)) for key in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+            flags = {
+                key: bool(token.get(key))
+                for key in ("single_word", "lstrip", "rstrip", "normalized", "special")
+            }
             wanted[name] = entry(name, int(number)) | flags
     told = {token["id"] for token in wanted.values()}
-    wanted = {name: entry(name, size + i) for i, name in enumerate(manner.special) if size + i not in told} | wanted
+    wanted = {
+        name: entry(name, size + i) for i, name in enumerate(manner.special) if size + i not in told
+    } | wanted
     wanted = {name: token for name, token in wanted.items() if places.get(name, token["id"]) == token["id"]}
     for name, token in list(wanted.items()):
         id_ = token["id"]
         if id_ > size + ROOM:
-            raise DataError(f"the settings beside it give the token {name} the id {id_:,}, far behind its {size:,} tokens")
+            raise DataError(
+                f"the settings beside it give the token {name} the id {id_:,}, far behind its {size:,} tokens"
+            )
         if id_ < size and names[id_] != name:
             if RESERVE.fullmatch(names[id_]):
                 names[id_] = name
@@ -42,7 +63,15 @@ def named(
 
 
 def entry(name: str, id_: int, *, special: bool = True, normalized: bool = False) -> dict[str, Any]:
-    return {"id": id_, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": normalized, "special": special}
+    return {
+        "id": id_,
+        "content": name,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": normalized,
+        "special": special,
+    }
 
 
 def _content(token: Any) -> str | None:

@@ -1,4 +1,5 @@
-"""What model families know of their tokenizers beyond the files: it stands in the code of their publishers, which is never run.
+"""What model families know of their tokenizers beyond the files: it stands in the code of their publishers,
+which is never run.
 
 Ids are counted from the number of pieces: a family's special tokens lie behind them.
 """
@@ -10,10 +11,15 @@ from typing import Any
 
 from tuner.errors import DataError
 
-RESERVE = re.compile(r"\W*_*(unused|reserved|extra|special|spare|dummy|buffer|placeholder)\w*\W*", re.IGNORECASE)
+RESERVE = re.compile(
+    r"\W*_*(unused|reserved|extra|special|spare|dummy|buffer|placeholder)\w*\W*", re.IGNORECASE
+)
 """names of ids that publishers keep free"""
 
-_CUT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBER| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CUT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBER|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,18 +45,24 @@ GLM = Manner(
 )
 """ChatGLM2"""
 
-GLM3 = Manner(special=(*GLM.special, "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"), begin=GLM.begin, names=GLM.names)
+GLM3 = Manner(
+    special=(*GLM.special, "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+    begin=GLM.begin,
+    names=GLM.names,
+)
 """ChatGLM3"""
 
 GLM4 = Manner(
-    special=(
-        "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>",
-        "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>",
+    special=tuple(
+        (
+            "<|endoftext|> [MASK] [gMASK] [sMASK] <sop> <eop> <|system|> <|user|> <|assistant|> "
+            "<|observation|> <|begin_of_image|> <|end_of_image|> <|begin_of_video|> <|end_of_video|>"
+        ).split()
     ),
     begin=("[gMASK]", "<sop>"),
     names={"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
     cut=_CUT.replace("NUMBER", r"\p{N}{1,3}"),
-)  # fmt: skip
+)
 """GLM-4 in its first layout"""
 
 QWEN = Manner(
@@ -66,8 +78,8 @@ QWEN = Manner(
 def of_pieces(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Manner:
     """The manner of a SentencePiece model, by tokenizer_config.json and config.json.
 
-    ChatGLM2 and 3 have the same classes; only a config that says where it comes from tells them apart. Where none does, the rows of ChatGLM3's
-    roles are named too: both have them in the embedding.
+    ChatGLM2 and 3 have the same classes; only a config that says where it comes from tells them apart. Where
+    none does, the rows of ChatGLM3's roles are named too: both have them in the embedding.
     """
     if not _glm(settings, config):
         return Manner()
@@ -79,31 +91,44 @@ NATIVE = ("Llama", "CodeLlama", "Mistral", "PreTrainedTokenizer", "TokenizersBac
 
 
 def piecewise(settings: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer of SentencePiece's takes the texts between special tokens one by one, as if each were a text of its own.
+    """Whether a tokenizer of SentencePiece's takes the texts between special tokens one by one, as if each
+    were a text of its own.
 
-    The publishers' own classes do (InternLM, Baichuan, ChatGLM), as transformers' Llama did once, which `legacy` keeps. Its Llama of today does not, nor does
-    SentencePiece where a symbol of the user's stands in a text; that is taken where no class is named.
+    The publishers' own classes do (InternLM, Baichuan, ChatGLM), as transformers' Llama did once, which
+    `legacy` keeps. Its Llama of today does not, nor does SentencePiece where a symbol of the user's stands in
+    a text; that is taken where no class is named.
     """
     said = settings.get("legacy")
     if isinstance(said, bool):
         return said
     kind = str(settings.get("tokenizer_class") or "")
-    own = "auto_map" in settings or "AutoTokenizer" in (config.get("auto_map") or {}) or _glm(settings, config)
+    own = (
+        "auto_map" in settings or "AutoTokenizer" in (config.get("auto_map") or {}) or _glm(settings, config)
+    )
     return own or (bool(kind) and not kind.startswith(NATIVE))
 
 
 def of_ranks(name: str, settings: Mapping[str, Any], config: Mapping[str, Any]) -> Manner:
-    """The manner of a vocabulary of tiktoken in a file of this name. Raises DataError for a family that is not known."""
+    """The manner of a vocabulary of tiktoken in a file of this name. Raises DataError for a family that is
+    not known.
+    """
     if name == "qwen.tiktoken":
         return QWEN
     if _glm(settings, config):
         return GLM4
-    kind = settings.get("tokenizer_class") or config.get("model_type") or "neither a tokenizer_class nor a model_type"
+    kind = (
+        settings.get("tokenizer_class")
+        or config.get("model_type")
+        or "neither a tokenizer_class nor a model_type"
+    )
     raise DataError(
-        f"it is a vocabulary of tiktoken, which says neither how texts are cut into words nor which tokens are special, and of {kind} that is not "
-        "known here. Bring a tokenizer.json for it"
+        "it is a vocabulary of tiktoken, which says neither how texts are cut into words nor which tokens "
+        f"are special, and of {kind} that is not known here. Bring a tokenizer.json for it"
     )
 
 
 def _glm(settings: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    return str(settings.get("tokenizer_class", "")).startswith("ChatGLM") or config.get("model_type") == "chatglm"
+    return (
+        str(settings.get("tokenizer_class", "")).startswith("ChatGLM")
+        or config.get("model_type") == "chatglm"
+    )

@@ -1,4 +1,5 @@
-"""The space that a tokenizer may write before a text (SentencePiece's dummy prefix). Whether it does so depends on where the text stands:
+"""The space that a tokenizer may write before a text (SentencePiece's dummy prefix). Whether it does so
+depends on where the text stands:
 
     first     before the first text of a whole string, when no token stands before it
     later     before every text that follows a special token
@@ -21,7 +22,11 @@ START = r"\A"
 def later(text: str) -> str:
     """The tokenizer.json for `later`; the same object where there is no difference."""
     data = json.loads(text)
-    return _changed(data, _not_later) if any(step.get("prepend_scheme") == "first" for step in _steps(data)) else text
+    return (
+        _changed(data, _not_later)
+        if any(step.get("prepend_scheme") == "first" for step in _steps(data))
+        else text
+    )
 
 
 def inner(text: str) -> str:
@@ -46,7 +51,9 @@ def _prefixes(step: Step) -> bool:
     """Whether it writes a space before a text, or takes those there away."""
     kind: str = step["type"]
     if kind == "Metaspace":
-        return bool(step.get("prepend_scheme", "always" if step.get("add_prefix_space") else "never") != "never")
+        return bool(
+            step.get("prepend_scheme", "always" if step.get("add_prefix_space") else "never") != "never"
+        )
     return kind == "Prepend" or (kind == "ByteLevel" and bool(step["add_prefix_space"])) or _starts(step)
 
 
@@ -68,7 +75,8 @@ def _never(step: Step) -> None:
     elif step["type"] == "ByteLevel":
         step["add_prefix_space"] = False
     elif _starts(step):
-        step["content"] = "" if step["content"] else " "  # nothing is put in; spaces that go at the start of a text are one in the middle
+        # nothing is put in; spaces that go at the start of a text are one in the middle
+        step["content"] = "" if step["content"] else " "
 
 
 def _changed(data: Any, change: Callable[[Step], None]) -> str:

@@ -1,6 +1,8 @@
-"""The tokenizer of a model directory: its vocabulary, its own special tokens, and text → ids as it is done in the middle of a conversation.
+"""The tokenizer of a model directory: its vocabulary, its own special tokens, and text → ids as it is done in
+the middle of a conversation.
 
-A tokenizer may write a space before a text, or not, by where the text stands, so there are three of it (tuner.data.tokenizer.leading_space).
+A tokenizer may write a space before a text, or not, by where the text stands, so there are three of it
+(tuner.data.tokenizer.leading_space).
 """
 
 import json
@@ -25,7 +27,9 @@ class Vocabulary:
     """A tokenizer and what its directory says of it."""
 
     tokenizer: Tokenizer
-    """it cuts and pads nothing, and reads no special token out of text; for a text that no token stands before"""
+    """it cuts and pads nothing, and reads no special token out of text; for a text that no token stands
+    before
+    """
     later: Tokenizer
     """the same for a text behind a special token; the same object where there is no difference"""
     inner: Tokenizer
@@ -47,20 +51,22 @@ class Vocabulary:
 
 
 def load_vocabulary(directory: Path) -> Vocabulary:
-    """The tokenizer of a model directory: its tokenizer.json, or a file of SentencePiece or tiktoken, which is converted.
+    """The tokenizer of a model directory: its tokenizer.json, or a file of SentencePiece or tiktoken, which
+    is converted.
 
-    Where there are both, they must agree on the ids of ordinary pieces: nothing says with which of them the model was trained.
-    Raises DataError when there is none, when a file can't be read, or when two disagree.
+    Where there are both, they must agree on the ids of ordinary pieces: nothing says with which of them the
+    model was trained. Raises DataError when there is none, when a file can't be read, or when two disagree.
     """
     settings = settings_of(directory)
     file, other = directory / "tokenizer.json", foreign_file(directory)
     if not file.is_file():
         if other is None:
             raise DataError(
-                f"{directory} has no tokenizer.json, which turns text into tokens, and no tokenizer.model or qwen.tiktoken to make one of. "
-                "Copy it from the model's publisher into that directory."
+                f"{directory} has no tokenizer.json, which turns text into tokens, and no tokenizer.model or "
+                "qwen.tiktoken to make one of. Copy it from the model's publisher into that directory."
             )
-        config = _object(directory / "config.json") | _object(directory / "original" / "config.json")  # which is that of a rewritten checkpoint
+        # which is that of a rewritten checkpoint
+        config = _object(directory / "config.json") | _object(directory / "original" / "config.json")
         found = convert(other, settings, config, _object(directory / "added_tokens.json"))
     try:
         text = file.read_text(encoding="utf-8") if file.is_file() else found.text
@@ -70,17 +76,34 @@ def load_vocabulary(directory: Path) -> Vocabulary:
     except BaseException as error:  # the Rust side raises bare Exception, and BaseException where it panics
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        raise DataError(f"{file if file.is_file() else other} can't be read as a tokenizer ({error}). Fetch the file again.") from error
+        raise DataError(
+            f"{file if file.is_file() else other} can't be read as a tokenizer ({error}). Fetch the file "
+            "again."
+        ) from error
     if file.is_file() and other is not None:
         _agree(tokenizer, file, other)
-    names = ({} if file.is_file() else dict(found.names)) | {key: name for key in NAMES if (name := _name(settings.get(key)))}
+    names = ({} if file.is_file() else dict(found.names)) | {
+        key: name for key in NAMES if (name := _name(settings.get(key)))
+    }
     eos = names.get("eos_token") or _by_id(tokenizer, _object(directory / "config.json").get("eos_token_id"))
-    if not begin and settings.get("add_bos_token") is True and (id_ := tokenizer.token_to_id(names.get("bos_token", ""))) is not None:
+    if (
+        not begin
+        and settings.get("add_bos_token") is True
+        and (id_ := tokenizer.token_to_id(names.get("bos_token", ""))) is not None
+    ):
         begin = (id_,)
     return Vocabulary(
-        tokenizer=tokenizer, later=later, inner=inner, bos=_by_id(tokenizer, begin[0]) if begin else None, begin=begin, eos=eos, names=names,
-        declared=_declared(settings), template=own_template(directory, settings), repaired=not file.is_file(),
-    )  # fmt: skip
+        tokenizer=tokenizer,
+        later=later,
+        inner=inner,
+        bos=_by_id(tokenizer, begin[0]) if begin else None,
+        begin=begin,
+        eos=eos,
+        names=names,
+        declared=_declared(settings),
+        template=own_template(directory, settings),
+        repaired=not file.is_file(),
+    )
 
 
 def settings_of(directory: Path) -> dict[str, Any]:
@@ -89,27 +112,43 @@ def settings_of(directory: Path) -> dict[str, Any]:
 
 
 def fitted(vocabulary: Vocabulary, special: Iterable[str], ids: Mapping[str, int]) -> Vocabulary:
-    """The vocabulary with the tokens of `ids` under those names, and all of `special` marked as special tokens, so that other readers see them too.
+    """The vocabulary with the tokens of `ids` under those names, and all of `special` marked as special
+    tokens, so that other readers see them too.
 
     Text that spells one of them is not merged into it any more.
-    Only an id that is there and has a reserve name, such as [UNUSED_TOKEN_141], is given another. Raises DataError for any other.
+    Only an id that is there and has a reserve name, such as [UNUSED_TOKEN_141], is given another. Raises
+    DataError for any other.
     """
     tokenizer = vocabulary.tokenizer
     added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
     wanted = {token: id_ for token, id_ in ids.items() if tokenizer.token_to_id(token) != id_}
-    known = {token: id_ for token in (*special, *ids) if (id_ := ids.get(token, tokenizer.token_to_id(token))) is not None}
-    unmarked = {token: id_ for token, id_ in known.items() if token not in added or token in wanted or not added[token].special}
-    merged = {token for token in known if known[token] in tokenizer.encode(token, add_special_tokens=False).ids}
+    known = {
+        token: id_
+        for token in (*special, *ids)
+        if (id_ := ids.get(token, tokenizer.token_to_id(token))) is not None
+    }
+    unmarked = {
+        token: id_
+        for token, id_ in known.items()
+        if token not in added or token in wanted or not added[token].special
+    }
+    merged = {
+        token for token in known if known[token] in tokenizer.encode(token, add_special_tokens=False).ids
+    }
     if not unmarked and not merged:
         return vocabulary
     for token, id_ in wanted.items():
         present = tokenizer.id_to_token(id_)
         if present is None:
             size = tokenizer.get_vocab_size(with_added_tokens=True)
-            raise DataError(f"model.chat.ids says that {token} is the id {id_}, which the tokenizer does not have ({size} tokens). {_CHOOSE}")
+            raise DataError(
+                f"model.chat.ids says that {token} is the id {id_}, which the tokenizer does not have "
+                f"({size} tokens). {_CHOOSE}"
+            )
         if not RESERVE.fullmatch(present):
             raise DataError(
-                f"model.chat.ids says that {token} is the id {id_}, and the tokenizer calls that {present}, which is no free place. {_CHOOSE}"
+                f"model.chat.ids says that {token} is the id {id_}, and the tokenizer calls that {present}, "
+                f"which is no free place. {_CHOOSE}"
             )
     data = json.loads(tokenizer.to_str())
     rename = {tokenizer.id_to_token(id_): token for token, id_ in wanted.items()}
@@ -118,14 +157,20 @@ def fitted(vocabulary: Vocabulary, special: Iterable[str], ids: Mapping[str, int
         data["model"]["vocab"] = {rename.get(piece, piece): id_ for piece, id_ in vocab.items()}
     else:
         data["model"]["vocab"] = [[rename.get(piece, piece), score] for piece, score in vocab]
-    if merged and "merges" in data["model"]:  # a conversion from SentencePiece may have made such merges, which SentencePiece itself never does
+    # a conversion from SentencePiece may have made such merges, which SentencePiece itself never does
+    if merged and "merges" in data["model"]:
         data["model"]["merges"] = [
-            pair for pair in data["model"]["merges"] if "".join(pair.split(" ") if isinstance(pair, str) else pair) not in merged
+            pair
+            for pair in data["model"]["merges"]
+            if "".join(pair.split(" ") if isinstance(pair, str) else pair) not in merged
         ]
     kept = [token for token in data["added_tokens"] if token["content"] not in (*rename, *unmarked)]
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     as_is = {token["content"]: token for token in data["added_tokens"]}
-    marked_now = [plain | as_is.get(token, {}) | {"id": id_, "content": token, "special": True} for token, id_ in unmarked.items()]
+    marked_now = [
+        plain | as_is.get(token, {}) | {"id": id_, "content": token, "special": True}
+        for token, id_ in unmarked.items()
+    ]
     data["added_tokens"] = sorted([*kept, *marked_now], key=lambda token: token["id"])
     text = json.dumps(data, ensure_ascii=False)
     fresh = reading(text)
@@ -137,7 +182,9 @@ _CHOOSE = "Choose the template the model was made for (model/chat=…), or the t
 
 
 def reading(text: str) -> Tokenizer:
-    """A tokenizer.json as it is used here: it cuts and pads nothing, and reads no special token out of text."""
+    """A tokenizer.json as it is used here: it cuts and pads nothing, and reads no special token out of
+    text.
+    """
     tokenizer = Tokenizer.from_str(text)
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -147,7 +194,10 @@ def reading(text: str) -> Tokenizer:
 
 def _elsewhere(text: str, tokenizer: Tokenizer) -> tuple[Tokenizer, Tokenizer]:
     """`later` and `inner` for the tokenizer of a text."""
-    later, inner = (tokenizer if other is text else reading(other) for other in (leading_space.later(text), leading_space.inner(text)))
+    later, inner = (
+        tokenizer if other is text else reading(other)
+        for other in (leading_space.later(text), leading_space.inner(text))
+    )
     return later, inner
 
 
@@ -179,7 +229,9 @@ def _begin(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def _agree(tokenizer: Tokenizer, file: Path, other: Path) -> None:
-    """Raises DataError where a piece of `other` has another id in `file`, unless it is a reserved one or that id went to an added token."""
+    """Raises DataError where a piece of `other` has another id in `file`, unless it is a reserved one or
+    that id went to an added token.
+    """
     ids = tokenizer.get_vocab(with_added_tokens=True)
     added = tokenizer.get_added_tokens_decoder()
     try:
@@ -189,8 +241,10 @@ def _agree(tokenizer: Tokenizer, file: Path, other: Path) -> None:
     for piece, id_ in known.items():
         if ids.get(piece) != id_ and id_ not in added and not RESERVE.fullmatch(piece):
             raise DataError(
-                f"{other} and {file} lie beside each other and are different tokenizers: the piece {piece!r} is the id {id_} in the first, and "
-                f"{'absent' if ids.get(piece) is None else f'the id {ids[piece]}'} in the second. Keep only the one that the model was trained with."
+                f"{other} and {file} lie beside each other and are different tokenizers: the piece {piece!r} "
+                f"is the id {id_} in the first, and "
+                f"{'absent' if ids.get(piece) is None else f'the id {ids[piece]}'} in the second. Keep only "
+                "the one that the model was trained with."
             )
 
 
@@ -200,5 +254,9 @@ def _declared(settings: Mapping[str, Any]) -> dict[str, int]:
     return {
         name: int(id_)
         for id_, token in entries
-        if id_.isdecimal() and len(id_) < 10 and (name := _name(token)) and isinstance(token, dict) and token.get("special")
+        if id_.isdecimal()
+        and len(id_) < 10
+        and (name := _name(token))
+        and isinstance(token, dict)
+        and token.get("special")
     }

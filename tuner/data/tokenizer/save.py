@@ -1,7 +1,8 @@
-"""A vocabulary written to a directory, as others read it: tokenizer.json and tokenizer_config.json, by which every token has the id it has here.
+"""A vocabulary written to a directory, as others read it: tokenizer.json and tokenizer_config.json, by which
+every token has the id it has here.
 
-A loader that finds a name in the settings which tokenizer.json does not have gives it a new id behind all others, where the model has no row. So what
-the settings name and the vocabulary lacks is left out of them.
+A loader that finds a name in the settings which tokenizer.json does not have gives it a new id behind all
+others, where the model has no row. So what the settings name and the vocabulary lacks is left out of them.
 """
 
 import json
@@ -18,10 +19,15 @@ CLASS = "PreTrainedTokenizerFast"
 
 
 def save_vocabulary(vocabulary: Vocabulary, source: Path, out: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json of a vocabulary that was loaded from the directory `source`, which may be `out`."""
+    """Write tokenizer.json and tokenizer_config.json of a vocabulary that was loaded from the directory
+    `source`, which may be `out`.
+    """
     vocabulary = as_declared(vocabulary)
     write_tokenizer_json(vocabulary, source, out)
-    _write(out / "tokenizer_config.json", json.dumps(settings_for(vocabulary, source), indent=2, ensure_ascii=False) + "\n")
+    _write(
+        out / "tokenizer_config.json",
+        json.dumps(settings_for(vocabulary, source), indent=2, ensure_ascii=False) + "\n",
+    )
 
 
 def write_tokenizer_json(vocabulary: Vocabulary, source: Path, out: Path) -> None:
@@ -40,17 +46,28 @@ def _write(file: Path, text: str) -> None:
 def as_declared(vocabulary: Vocabulary) -> Vocabulary:
     """With reserved places under the names that the settings give them."""
     tokenizer = vocabulary.tokenizer
-    missing = {token: id_ for token, id_ in vocabulary.declared.items() if tokenizer.token_to_id(token) is None}
-    return fitted(vocabulary, (), {token: id_ for token, id_ in missing.items() if RESERVE.fullmatch(tokenizer.id_to_token(id_) or "")})
+    missing = {
+        token: id_ for token, id_ in vocabulary.declared.items() if tokenizer.token_to_id(token) is None
+    }
+    return fitted(
+        vocabulary,
+        (),
+        {token: id_ for token, id_ in missing.items() if RESERVE.fullmatch(tokenizer.id_to_token(id_) or "")},
+    )
 
 
 def settings_for(vocabulary: Vocabulary, source: Path) -> dict[str, Any]:
-    """tokenizer_config.json for a vocabulary that was loaded from `source`, with what special_tokens_map.json said besides, and without names
-    that the vocabulary lacks. A tokenizer that needs code of its publisher to load, or that was changed here, gets the general class.
+    """tokenizer_config.json for a vocabulary that was loaded from `source`, with what special_tokens_map.json
+    said besides, and without names that the vocabulary lacks. A tokenizer that needs code of its publisher to
+    load, or that was changed here, gets the general class.
     """
     tokenizer = vocabulary.tokenizer
     settings = settings_of(source)
-    named = {key: name for key, name in vocabulary.names.items() if key not in settings or tokenizer.token_to_id(name) is None}
+    named = {
+        key: name
+        for key, name in vocabulary.names.items()
+        if key not in settings or tokenizer.token_to_id(name) is None
+    }
     for key, name in named.items():
         if tokenizer.token_to_id(name) is None:
             settings.pop(key, None)
@@ -64,7 +81,9 @@ def settings_for(vocabulary: Vocabulary, source: Path) -> dict[str, Any]:
             settings[key] = {name: token for name, token in value.items() if _known(vocabulary, token)}
     decoder = settings.get("added_tokens_decoder")
     if isinstance(decoder, dict):
-        settings["added_tokens_decoder"] = {id_: token for id_, token in decoder.items() if str(_id(vocabulary, token)) == id_}
+        settings["added_tokens_decoder"] = {
+            id_: token for id_, token in decoder.items() if str(_id(vocabulary, token)) == id_
+        }
     if vocabulary.repaired or "auto_map" in settings:
         settings.pop("auto_map", None)
         settings["tokenizer_class"] = CLASS

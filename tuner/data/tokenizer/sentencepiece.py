@@ -1,7 +1,9 @@
-"""The model file of a SentencePiece tokenizer (`tokenizer.model`), read as data: its pieces and how it treats white space.
+"""The model file of a SentencePiece tokenizer (`tokenizer.model`), read as data: its pieces and how it treats
+white space.
 
-The file is a Protocol Buffers message, and a reader of its wire format is a few lines: a stream of (field number, kind, value), where a value is a
-number of seven bits a byte, four or eight bytes as they are, or a length and that many bytes. Field numbers are those of sentencepiece_model.proto.
+The file is a Protocol Buffers message, and a reader of its wire format is a few lines: a stream of (field
+number, kind, value), where a value is a number of seven bits a byte, four or eight bytes as they are, or a
+length and that many bytes. Field numbers are those of sentencepiece_model.proto.
 """
 
 import struct
@@ -65,11 +67,15 @@ class Model:
 
 
 def read_model(data: bytes) -> Model:
-    """The model in the bytes of a file. Raises DataError, which does not name the file, where they are something else."""
+    """The model in the bytes of a file. Raises DataError, which does not name the file, where they are
+    something else.
+    """
     try:
         return _model(data)
     except (IndexError, struct.error, ValueError, TypeError) as error:
-        raise DataError(f"these {len(data):,} bytes are no SentencePiece model, or a part of one ({error})") from error
+        raise DataError(
+            f"these {len(data):,} bytes are no SentencePiece model, or a part of one ({error})"
+        ) from error
 
 
 def _model(data: bytes) -> Model:
@@ -90,7 +96,8 @@ def _model(data: bytes) -> Model:
             normalizer.update(_fields(_bytes(value)))
     if len({*pieces}) < max(len(pieces), 1) or kinds.count(Kind.UNKNOWN) != 1:
         raise DataError(
-            f"a SentencePiece model has different pieces and one unknown piece; here are {len(pieces):,}, {len({*pieces}):,} of them different"
+            f"a SentencePiece model has different pieces and one unknown piece; here are {len(pieces):,}, "
+            f"{len({*pieces}):,} of them different"
         )
 
     if unknown := {*kinds} - {*Kind}:
@@ -101,15 +108,27 @@ def _model(data: bytes) -> Model:
         return name if name in pieces and kinds[pieces.index(name)] == Kind.CONTROL else None
 
     return Model(
-        pieces=tuple(pieces), scores=tuple(scores), kinds=tuple(kinds), method=int(trainer.get(3, Method.UNIGRAM)), byte_fallback=bool(trainer.get(35)),
-        unk=pieces[kinds.index(Kind.UNKNOWN)], bos=control(46, "<s>"), eos=control(47, "</s>"), pad=control(48, "<pad>"), suffix=bool(trainer.get(24)),
-        charsmap=_charsmap(_bytes(normalizer.get(2, b""))), dummy_prefix=bool(normalizer.get(3, True)), remove_extra_whitespaces=bool(normalizer.get(4, True)),
+        pieces=tuple(pieces),
+        scores=tuple(scores),
+        kinds=tuple(kinds),
+        method=int(trainer.get(3, Method.UNIGRAM)),
+        byte_fallback=bool(trainer.get(35)),
+        unk=pieces[kinds.index(Kind.UNKNOWN)],
+        bos=control(46, "<s>"),
+        eos=control(47, "</s>"),
+        pad=control(48, "<pad>"),
+        suffix=bool(trainer.get(24)),
+        charsmap=_charsmap(_bytes(normalizer.get(2, b""))),
+        dummy_prefix=bool(normalizer.get(3, True)),
+        remove_extra_whitespaces=bool(normalizer.get(4, True)),
         escape_whitespaces=bool(normalizer.get(5, True)),
-    )  # fmt: skip
+    )
 
 
 def _charsmap(data: bytes) -> bytes:
-    """The compiled rules: the size of a table of numbers of four bytes, the table, and texts that end in a zero byte."""
+    """The compiled rules: the size of a table of numbers of four bytes, the table, and texts that end in a
+    zero byte.
+    """
     size = int.from_bytes(data[:4], "little")
     if data and (size % 4 or not 0 < size <= len(data) - 4 or not data.endswith(b"\0")):
         raise DataError("its rules of normalisation are damaged")

@@ -1,4 +1,6 @@
-"""The vocabulary file of tiktoken: a line for each token, its bytes in base64 and its rank, which is its id and the order in which pairs are joined."""
+"""The vocabulary file of tiktoken: a line for each token, its bytes in base64 and its rank, which is its
+id and the order in which pairs are joined.
+"""
 
 import base64
 import binascii
@@ -22,7 +24,9 @@ def is_ranks(data: bytes) -> bool:
 
 
 def read_ranks(data: bytes) -> list[bytes]:
-    """The tokens in the order of their ranks. Raises DataError, which does not name the file, where ranks are missing or a byte has no token."""
+    """The tokens in the order of their ranks. Raises DataError, which does not name the file, where ranks
+    are missing or a byte has no token.
+    """
     tokens: dict[int, bytes] = {}
     try:
         for line in data.split(b"\n"):
@@ -35,7 +39,10 @@ def read_ranks(data: bytes) -> list[bytes]:
     if sorted(tokens) != [*range(len(found))] or len({*found}) < len(found):
         raise DataError(f"its {len(found):,} ranks should be 0 to {len(found) - 1:,}, each for another token")
     if missing := {bytes([byte]) for byte in range(256)} - {*found}:
-        raise DataError(f"{len(missing)} of the 256 single bytes have no token, so there would be texts that it can't write")
+        raise DataError(
+            f"{len(missing)} of the 256 single bytes have no token, so there would be texts that it can't "
+            "write"
+        )
     return found
 
 
@@ -49,7 +56,9 @@ def spell(token: bytes) -> str:
 
 
 def _letters() -> Iterator[tuple[int, int]]:
-    """Bytes that are printable in Latin-1 stand for themselves, the others for the characters from 256 on, in order."""
+    """Bytes that are printable in Latin-1 stand for themselves, the others for the characters from 256 on,
+    in order.
+    """
     plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = (byte for byte in range(256) if byte not in plain)
     yield from ((byte, 256 + i) for i, byte in enumerate(others))
@@ -61,8 +70,9 @@ _LETTERS = dict(_letters())
 def pairs(ranked: Iterable[str], parts: Iterable[str]) -> Iterator[tuple[str, str]]:
     """What may be joined, first to last: every cut of each of `ranked`, in that order, into two of `parts`.
 
-    tiktoken and SentencePiece join the neighbours whose joined text comes first in the order, whatever they are; a list of merges that has every
-    cut of a text in one place says the same. Raises DataError for a token of absurd length.
+    tiktoken and SentencePiece join the neighbours whose joined text comes first in the order, whatever they
+    are; a list of merges that has every cut of a text in one place says the same. Raises DataError for a
+    token of absurd length.
 
     >>> list(pairs(["ab", "bc", "abc"], ["a", "b", "c", "ab", "bc"]))
     [('a', 'b'), ('b', 'c'), ('a', 'bc'), ('ab', 'c')]
@@ -70,7 +80,9 @@ def pairs(ranked: Iterable[str], parts: Iterable[str]) -> Iterator[tuple[str, st
     known = {*parts}
     for text in ranked:
         if len(text) > LONGEST:
-            raise DataError(f"a token of it has {len(text):,} characters, and more than {LONGEST:,} are not believed")
+            raise DataError(
+                f"a token of it has {len(text):,} characters, and more than {LONGEST:,} are not believed"
+            )
         for at in range(1, len(text)):
             if (left := text[:at]) in known and (right := text[at:]) in known:
                 yield left, right

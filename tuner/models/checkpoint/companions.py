@@ -1,6 +1,8 @@
-"""What lies beside the weights so that a model can be used: tokenizer, chat template, generation settings, config.
+"""What lies beside the weights so that a model can be used: tokenizer, chat template, generation settings,
+config.
 
-All of it is JSON and text, written the same to the byte wherever it is written, without library versions or local paths.
+All of it is JSON and text, written the same to the byte wherever it is written, without library versions or
+local paths.
 """
 
 import json
@@ -22,17 +24,10 @@ from tuner.models.checkpoint.files import TEXT
 TIED = "tie_word_embeddings"
 """the key of config.json that says whether the output head is the embedding"""
 LOCAL = frozenset(
-    {
-        "transformers_version",
-        "peft_version",
-        "_name_or_path",
-        "_model_name_or_path",
-        "name_or_path",
-        "is_local",
-        "local_files_only",
-        "auto_map",
-        "_from_model_config",
-    }
+    (
+        "transformers_version peft_version _name_or_path _model_name_or_path name_or_path is_local "
+        "local_files_only auto_map _from_model_config"
+    ).split()
 )
 """keys that say where or by which version something was written, or that name code to be run"""
 
@@ -44,7 +39,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{path} is no JSON ({error}). Get the file again.") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path} holds a {type(value).__name__} where a JSON object is expected. Get the file again.")
+        raise DataError(
+            f"{path} holds a {type(value).__name__} where a JSON object is expected. Get the file again."
+        )
     return value
 
 
@@ -55,7 +52,8 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def spoken(chat: Any, system: str | None) -> Chat:
-    """The chat format as it is trained and asked: `system` (data.system), where given, stands in for the template's default system prompt.
+    """The chat format as it is trained and asked: `system` (data.system), where given, stands in for the
+    template's default system prompt.
 
     `chat` is a tuner.config.schema.Chat or a stage's View on one.
     """
@@ -64,18 +62,25 @@ def spoken(chat: Any, system: str | None) -> Chat:
 
 
 def write_tokenizer(source: Path, out: Path, chat: Chat) -> int | None:
-    """Copy a model directory's tokenizer and write the chat template beside it, in place of any that the tokenizer's own config carries.
+    """Copy a model directory's tokenizer and write the chat template beside it, in place of any that the
+    tokenizer's own config carries.
 
-    Where the template had to name or mark special tokens of the vocabulary, they are named and marked in what is written, and a file of another
-    library is written as tokenizer.json. A tokenizer that needs code of its publisher to load gets the general class instead, which reads that.
-    Returns the id to pad with, which is never one that the template trains; None where there is no such token.
+    Where the template had to name or mark special tokens of the vocabulary, they are named and marked in what
+    is written, and a file of another library is written as tokenizer.json. A tokenizer that needs code of its
+    publisher to load gets the general class instead, which reads that. Returns the id to pad with, which is
+    never one that the template trains; None where there is no such token.
     """
     vocabulary = load_vocabulary(source)
     template = compile_template(chat, vocabulary)
     fit = as_declared(template.vocabulary)
     for name in TEXT:
-        # special_tokens_map.json would say otherwise of the pad token: it goes into tokenizer_config.json, which stands before it.
-        if (source / name).is_file() and name not in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        # special_tokens_map.json would say otherwise of the pad token: it goes into tokenizer_config.json,
+        # which stands before it.
+        if (source / name).is_file() and name not in (
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+        ):
             shutil.copyfile(source / name, out / name)
     write_tokenizer_json(fit, source, out)
     settings = settings_for(fit, source)
@@ -91,17 +96,25 @@ def write_tokenizer(source: Path, out: Path, chat: Chat) -> int | None:
 
 
 def rows_of(config: Mapping[str, Any]) -> int | None:
-    """The rows of a model's embedding by its config.json, the language part's of several; None where it does not say."""
+    """The rows of a model's embedding by its config.json, the language part's of several; None where it
+    does not say.
+    """
     for part in (config, config.get("text_config"), config.get("language_config"), config.get("llm_config")):
-        if isinstance(part, Mapping) and isinstance(rows := part.get("vocab_size", part.get("padded_vocab_size")), int):
+        if isinstance(part, Mapping) and isinstance(
+            rows := part.get("vocab_size", part.get("padded_vocab_size")), int
+        ):
             return rows
     return None
 
 
-def write_generation_config(source: Path, out: Path, end_id: int, stops: Iterable[int] = (), pad: int | None = None) -> None:
-    """The base's generation settings, with the id that ends an answer, and `stops`, among those that stop generation.
+def write_generation_config(
+    source: Path, out: Path, end_id: int, stops: Iterable[int] = (), pad: int | None = None
+) -> None:
+    """The base's generation settings, with the id that ends an answer, and `stops`, among those that stop
+    generation.
 
-    `pad` is the id that `write_tokenizer` returned; without one the base's own stays, unless an answer ends at it.
+    `pad` is the id that `write_tokenizer` returned; without one the base's own stays, unless an answer ends
+    at it.
     """
     path = source / "generation_config.json"
     settings = read_json(path) if path.is_file() else {}
@@ -117,7 +130,8 @@ def write_generation_config(source: Path, out: Path, end_id: int, stops: Iterabl
 
 
 def write_config(source: Path, out: Path, dtype: str, *, untied: bool = False) -> None:
-    """The base's config.json with `dtype` (bfloat16 or float32) as the weights' type, under both the newer and the older key.
+    """The base's config.json with `dtype` (bfloat16 or float32) as the weights' type, under both the newer
+    and the older key.
 
     untied   whether the output head has become a matrix of its own
     """
@@ -137,4 +151,8 @@ def apart(config: Mapping[str, Any]) -> dict[str, Any]:
     {'vocab_size': 5, 'text_config': {'tie_word_embeddings': False}, 'tie_word_embeddings': False}
     """
     text = config.get("text_config")
-    return dict(config) | ({"text_config": text | {TIED: False}} if isinstance(text, dict) else {}) | {TIED: False}
+    return (
+        dict(config)
+        | ({"text_config": text | {TIED: False}} if isinstance(text, dict) else {})
+        | {TIED: False}
+    )

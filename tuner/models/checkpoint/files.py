@@ -1,4 +1,6 @@
-"""Where a model's files lie and which of them are the model: found by name, nothing heavy imported, nothing executed."""
+"""Where a model's files lie and which of them are the model: found by name, nothing heavy imported,
+nothing executed.
+"""
 
 import json
 import shutil
@@ -10,17 +12,11 @@ from typing import Any
 from tuner.config.view import View
 from tuner.errors import ConfigError, DataError
 
-TEXT = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "qwen.tiktoken",
-    "sentencepiece.bpe.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
+TEXT = tuple(
+    (
+        "tokenizer.json tokenizer.model qwen.tiktoken sentencepiece.bpe.model tokenizer_config.json "
+        "special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt"
+    ).split()
 )
 """what makes up a tokenizer, in one layout or another"""
 
@@ -43,7 +39,11 @@ LARGEST_CONFIG = 16 << 20
 
 def adapter_sources(config: View) -> dict[str, Path]:
     """The files of the adapter that is gone on from."""
-    return {name: Path(config.model.adapter) / name for name in ADAPTER_FILES} if config.algo.init == "continue" else {}
+    return (
+        {name: Path(config.model.adapter) / name for name in ADAPTER_FILES}
+        if config.algo.init == "continue"
+        else {}
+    )
 
 
 def package_file(package: str, file: str, install: str | None) -> Path:
@@ -53,11 +53,16 @@ def package_file(package: str, file: str, install: str | None) -> Path:
     """
     if "." in package:
         # Python imports the parents of a dotted name to find it.
-        raise ConfigError(f"model.package={package} should be a top-level package: it is looked up, never imported. The rest goes into model.file.")
+        raise ConfigError(
+            f"model.package={package} should be a top-level package: it is looked up, never imported. The "
+            "rest goes into model.file."
+        )
     mend = f" Install it with: {install}" if install else ""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"The model comes with the Python package {package}, which is not installed here.{mend}")
+        raise ConfigError(
+            f"The model comes with the Python package {package}, which is not installed here.{mend}"
+        )
     for root in spec.submodule_search_locations:
         if (path := Path(root) / file).is_file():
             return path
@@ -65,13 +70,17 @@ def package_file(package: str, file: str, install: str | None) -> Path:
 
 
 def checkpoint_files(directory: Path) -> dict[str, Path]:
-    """The files of a model directory in the Hugging Face layout: name → path. Weights, settings, tokenizer; other files there are not the model's.
+    """The files of a model directory in the Hugging Face layout: name → path. Weights, settings, tokenizer;
+    other files there are not the model's.
 
-    Weights are safetensors, or where there are none, the pickles of older repositories. Raises DataError when there is no config.json, no weights, or a
-    shard is missing.
+    Weights are safetensors, or where there are none, the pickles of older repositories. Raises DataError when
+    there is no config.json, no weights, or a shard is missing.
     """
     if not (directory / "config.json").is_file():
-        raise DataError(f"{directory} holds {_what(directory)}: a model directory has a config.json and safetensors weights.")
+        raise DataError(
+            f"{directory} holds {_what(directory)}: a model directory has a config.json and safetensors "
+            "weights."
+        )
     names = [name for name in (*SETTINGS, *TEXT) if (directory / name).is_file()]
     return {name: directory / name for name in sorted([*names, *_weights(directory)])}
 
@@ -82,21 +91,34 @@ def _weights(directory: Path) -> list[str]:
             shards = shard_names(directory / index)
             if missing := [name for name in shards if not (directory / name).is_file()]:
                 raise DataError(
-                    f"{directory} lacks {len(missing)} of the {len(shards)} files that {index} names, first {missing[0]}. Download them again."
+                    f"{directory} lacks {len(missing)} of the {len(shards)} files that {index} names, first "
+                    f"{missing[0]}. Download them again."
                 )
             return [index, *shards]
         if (directory / single).is_file():
             return [single]
-    raise DataError(f"{directory} has a config.json and {_what(directory)}. Weights are expected as {SINGLE}, or as shards with {INDEX}.")
+    raise DataError(
+        f"{directory} has a config.json and {_what(directory)}. Weights are expected as {SINGLE}, or as "
+        f"shards with {INDEX}."
+    )
 
 
 def shard_names(index: Path) -> list[str]:
-    """The weight files that an index names, sorted. Raises DataError for an index that can't be read or that points outside its directory."""
+    """The weight files that an index names, sorted. Raises DataError for an index that can't be read or
+    that points outside its directory.
+    """
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DataError(f"{index} can't be read ({error!r}): it should hold a `weight_map` of tensor names to files. Get it again.") from error
-    if astray := [name for name in names if not isinstance(name, str) or name in ("", ".", "..") or "\0" in name or Path(name).name != name]:
+        raise DataError(
+            f"{index} can't be read ({error!r}): it should hold a `weight_map` of tensor names to files. Get "
+            "it again."
+        ) from error
+    if astray := [
+        name
+        for name in names
+        if not isinstance(name, str) or name in ("", ".", "..") or "\0" in name or Path(name).name != name
+    ]:
         raise DataError(f"{index} names {astray[0]}, which is outside its own directory: refused.")
     return names
 
@@ -116,11 +138,15 @@ def copy_beside(found: Mapping[str, Path], out: Path) -> None:
 def read_config(path: Path) -> dict[str, Any]:
     """A model's config.json. Raises DataError for what is none."""
     size = path.stat().st_size
-    return parse_config(path.read_bytes() if size <= LARGEST_CONFIG else b"", size, str(path), "Get it again.")
+    return parse_config(
+        path.read_bytes() if size <= LARGEST_CONFIG else b"", size, str(path), "Get it again."
+    )
 
 
 def parse_config(content: bytes, size: int, what: str, mend: str) -> dict[str, Any]:
-    """A model's config.json of `size` bytes, which is looked at only where no config is larger. Raises DataError for what is none."""
+    """A model's config.json of `size` bytes, which is looked at only where no config is larger. Raises
+    DataError for what is none.
+    """
     if size > LARGEST_CONFIG:
         raise DataError(f"{what} is {size:,} bytes long: no model's config is. {mend}")
     try:
@@ -128,7 +154,10 @@ def parse_config(content: bytes, size: int, what: str, mend: str) -> dict[str, A
     except (ValueError, RecursionError) as error:
         raise DataError(f"{what} is no JSON that can be read ({type(error).__name__}). {mend}") from error
     if not isinstance(config, dict):
-        raise DataError(f"{what} holds a {type(config).__name__}, where a model's config is a JSON object with a model_type. {mend}")
+        raise DataError(
+            f"{what} holds a {type(config).__name__}, where a model's config is a JSON object with a "
+            f"model_type. {mend}"
+        )
     return config
 
 
@@ -147,12 +176,21 @@ def _what(directory: Path) -> str:
 
 
 def locate(path: str) -> Path:
-    """`model.path` as a directory or a GGUF file that exists. Raises DataError that names what lies nearby."""
+    """`model.path` as a directory or a GGUF file that exists. Raises DataError that names what lies
+    nearby.
+    """
     found = Path(path).expanduser()
     if found.is_dir() or (found.is_file() and found.suffix == ".gguf"):
         return found
     if found.is_file():
-        raise DataError(f"model.path={path} is a file. A model is a directory with config.json and safetensors weights, or one .gguf file.")
+        raise DataError(
+            f"model.path={path} is a file. A model is a directory with config.json and safetensors weights, "
+            "or one .gguf file."
+        )
     near = sorted(p.name for p in found.parent.iterdir())[:8] if found.parent.is_dir() else []
-    there = f"In {found.parent} there are: {', '.join(near)}." if near else f"{found.parent} does not exist or is empty either."
+    there = (
+        f"In {found.parent} there are: {', '.join(near)}."
+        if near
+        else f"{found.parent} does not exist or is empty either."
+    )
     raise DataError(f"model.path={path} does not exist (looked up from {Path.cwd()}). {there}")

@@ -1,7 +1,9 @@
-"""A GGUF file (quantised weights and tokenizer in one) rewritten once as a bf16 checkpoint in the Hugging Face layout.
+"""A GGUF file (quantised weights and tokenizer in one) rewritten once as a bf16 checkpoint in the Hugging
+Face layout.
 
-transformers knows how each architecture's tensors are named and permuted in GGUF; its result is what this module writes down. The values stay
-those of the quantisation: nothing is gained by the wider type but that every tool can read it.
+transformers knows how each architecture's tensors are named and permuted in GGUF; its result is what this
+module writes down. The values stay those of the quantisation: nothing is gained by the wider type but that
+every tool can read it.
 """
 
 from pathlib import Path
@@ -30,18 +32,25 @@ def check_magic(path: Path) -> None:
 
 
 def convert_gguf(path: Path, out: Path) -> None:
-    """Write config, tokenizer, chat template and bf16 weights of the GGUF file `path` to `out`. The same file gives the same bytes.
+    """Write config, tokenizer, chat template and bf16 weights of the GGUF file `path` to `out`. The same file
+    gives the same bytes.
 
-    Takes about twice the bf16 model in memory. Raises DataError for an architecture that transformers can't read from GGUF.
+    Takes about twice the bf16 model in memory. Raises DataError for an architecture that transformers can't
+    read from GGUF.
     """
     check_magic(path)
     logging.disable_progress_bar()
     source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **source)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+        )
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
-        raise DataError(f"{path.name} can't be read by the installed transformers: {error}. Use the model's safetensors instead.") from error
+        raise DataError(
+            f"{path.name} can't be read by the installed transformers: {error}. Use the model's safetensors "
+            "instead."
+        ) from error
     with TemporaryDirectory(dir=out) as scratch:
         tokenizer.save_pretrained(scratch)
         model.config.architectures = [type(model).__name__]
@@ -59,7 +68,10 @@ def write_state(model: PreTrainedModel, out: Path) -> None:
     codes = {dtype: code for code, dtype in DTYPES.items()}
     tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    specs = [Spec(name=name, dtype=codes[tensor.dtype], shape=tuple(tensor.shape)) for name, tensor in tensors.items()]
+    specs = [
+        Spec(name=name, dtype=codes[tensor.dtype], shape=tuple(tensor.shape))
+        for name, tensor in tensors.items()
+    ]
     write_checkpoint(out, specs, tensors.__getitem__)
 
 

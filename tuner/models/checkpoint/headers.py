@@ -1,7 +1,8 @@
-"""The shapes of a model's tensors, from the headers of its files alone: safetensors and GGUF, by the standard library, in milliseconds.
+"""The shapes of a model's tensors, from the headers of its files alone: safetensors and GGUF, by the standard
+library, in milliseconds.
 
-For guesses and sizes before anything runs: whatever is odd about a file makes it unreadable here. `tuner.models.checkpoint.safetensors` reads safetensors
-strictly, and says what is wrong.
+For guesses and sizes before anything runs: whatever is odd about a file makes it unreadable here.
+`tuner.models.checkpoint.safetensors` reads safetensors strictly, and says what is wrong.
 """
 
 import json
@@ -14,7 +15,9 @@ from typing import Any, BinaryIO
 from tuner.files import identity
 
 HEADER, ENTRIES = 100_000_000, 1 << 21
-"""bytes of a safetensors header (that format's own limit) and values in a GGUF header, beyond which a file is not read"""
+"""bytes of a safetensors header (that format's own limit) and values in a GGUF header, beyond which a file
+is not read
+"""
 
 EMBEDDINGS = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in"})
 """what families call the embedding, in the layouts that transformers has classes for"""
@@ -24,7 +27,9 @@ NUMBERS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
 
 def read_header(path: Path) -> tuple[Mapping[str, tuple[int, ...]], int]:
-    """The shapes of a file's tensors, outer dimension first, and the bytes of its header. Nothing of a file that is damaged, or not what its name says."""
+    """The shapes of a file's tensors, outer dimension first, and the bytes of its header. Nothing of a
+    file that is damaged, or not what its name says.
+    """
     try:
         return _read_header(path, tuple(identity(path)))
     except OSError:
@@ -32,7 +37,9 @@ def read_header(path: Path) -> tuple[Mapping[str, tuple[int, ...]], int]:
 
 
 def read_types(path: Path) -> Mapping[str, str]:
-    """The type of each tensor of a safetensors file, in the format's own words. Nothing of a file that is damaged."""
+    """The type of each tensor of a safetensors file, in the format's own words. Nothing of a file that is
+    damaged.
+    """
     try:
         return _read_types(path, tuple(identity(path)))
     except OSError:
@@ -43,7 +50,9 @@ def embedding_rows(directory: Path) -> int | None:
     """How many tokens the model in a directory has rows for; None where no header tells."""
     for path in sorted(directory.glob("*.safetensors")):
         shapes, _ = read_header(path)
-        if rows := [shape[0] for name, shape in shapes.items() if len(shape) == 2 and module_of(name) in EMBEDDINGS]:
+        if rows := [
+            shape[0] for name, shape in shapes.items() if len(shape) == 2 and module_of(name) in EMBEDDINGS
+        ]:
             return rows[0]
     return None
 
@@ -68,17 +77,25 @@ def _read_header(path: Path, stamp: tuple[int, ...]) -> tuple[Mapping[str, tuple
 def _read_types(path: Path, stamp: tuple[int, ...]) -> Mapping[str, str]:
     try:
         with path.open("rb") as file:
-            return {name: str(entry["dtype"]) for name, entry in _entries(file, stamp[0]).items() if name != "__metadata__"}
+            return {
+                name: str(entry["dtype"])
+                for name, entry in _entries(file, stamp[0]).items()
+                if name != "__metadata__"
+            }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 
 def _safetensors(file: BinaryIO, size: int) -> dict[str, tuple[int, ...]]:
-    return {name: _shape(entry["shape"]) for name, entry in _entries(file, size).items() if name != "__metadata__"}
+    return {
+        name: _shape(entry["shape"]) for name, entry in _entries(file, size).items() if name != "__metadata__"
+    }
 
 
 def _entries(file: BinaryIO, size: int) -> dict[str, Any]:
-    """https://github.com/huggingface/safetensors#format: the header's length in 8 bytes, then name → dtype, shape, offsets as JSON."""
+    """https://github.com/huggingface/safetensors#format: the header's length in 8 bytes, then name →
+    dtype, shape, offsets as JSON.
+    """
     length = int.from_bytes(file.read(8), "little")
     if length > min(HEADER, size - 8):
         raise ValueError("no header")
@@ -87,7 +104,9 @@ def _entries(file: BinaryIO, size: int) -> dict[str, Any]:
 
 
 def _gguf(file: BinaryIO) -> dict[str, tuple[int, ...]]:
-    """https://github.com/ggml-org/ggml/blob/master/docs/gguf.md: magic, version, two counts, the metadata (skipped), each tensor's name and shape."""
+    """https://github.com/ggml-org/ggml/blob/master/docs/gguf.md: magic, version, two counts, the metadata
+    (skipped), each tensor's name and shape.
+    """
     left = ENTRIES
 
     def number(width: int = 8) -> int:

@@ -1,6 +1,8 @@
-"""What a model's weights are called in its checkpoint. transformers renames on loading, and makes one weight of several tensors (experts).
+"""What a model's weights are called in its checkpoint. transformers renames on loading, and makes one weight
+of several tensors (experts).
 
-The way there is the one that `from_pretrained` goes and the way back the one of `save_pretrained`, so the names are the checkpoint's own.
+The way there is the one that `from_pretrained` goes and the way back the one of `save_pretrained`, so the
+names are the checkpoint's own.
 """
 
 import re
@@ -12,7 +14,13 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key, revert_weight_conversion
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+    revert_weight_conversion,
+)
 
 from tuner.errors import DataError, StageError
 from tuner.models.checkpoint.meta import skeleton, stored
@@ -34,7 +42,9 @@ class Names:
 
 
 def map_names(model: PreTrainedModel, tensors: Iterable[str]) -> Names:
-    """Where each weight of `model` comes from in a checkpoint with these tensors. A tensor that the model has no use for is left out."""
+    """Where each weight of `model` comes from in a checkpoint with these tensors. A tensor that the model
+    has no use for is left out.
+    """
     own = model.state_dict()
     steps = get_model_conversion_mapping(model)
     renamings = [step for step in steps if isinstance(step, WeightRenaming)]
@@ -42,7 +52,8 @@ def map_names(model: PreTrainedModel, tensors: Iterable[str]) -> Names:
     plain: dict[str, str] = {}
     made: dict[str, list[str]] = {}
     split: set[str] = set()
-    for tensor in sorted(tensors, key=dot_natural_key):  # the loader's order, which one kind of renaming depends on
+    # the loader's order, which one kind of renaming depends on
+    for tensor in sorted(tensors, key=dot_natural_key):
         weight, pattern = rename_source_key(tensor, renamings, converters, model.base_model_prefix, own)
         if weight not in own and tensor in own:
             weight, pattern = tensor, None
@@ -65,29 +76,37 @@ def map_names(model: PreTrainedModel, tensors: Iterable[str]) -> Names:
 
 
 def checkpoint_names(directory: Path) -> dict[str, str]:
-    """Weight → tensor, for the model in `directory` and each of its weights that is one whole tensor of the checkpoint.
+    """Weight → tensor, for the model in `directory` and each of its weights that is one whole tensor of the
+    checkpoint.
 
-    A model of text: model.layers.0.… is called the same. One that sees: model.language_model.layers.0.… is language_model.model.layers.0.…
+    A model of text: model.layers.0.… is called the same. One that sees: model.language_model.layers.0.… is
+    language_model.model.layers.0.…
     """
     return dict(map_names(skeleton(directory), stored(directory)).plain)
 
 
 def check_fit(model: PreTrainedModel, names: Names, specs: Mapping[str, Spec], directory: Path) -> None:
-    """Raise DataError when the checkpoint lacks a parameter of `model`, or has one in another shape: before anything is allocated."""
+    """Raise DataError when the checkpoint lacks a parameter of `model`, or has one in another shape:
+    before anything is allocated.
+    """
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    shapes = {
+        name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
     for name, shape in shapes.items():
         if (tensor := names.plain.get(name)) and specs[tensor].shape != shape:
             raise DataError(
-                f"The model in {directory} can't be loaded: its tensor {tensor} is {specs[tensor].shape}, and its config.json asks for {shape}. "
-                "One of the two belongs to another model: get both again."
+                f"The model in {directory} can't be loaded: its tensor {tensor} is {specs[tensor].shape}, "
+                f"and its config.json asks for {shape}. One of the two belongs to another model: get both "
+                "again."
             )
     there = names.plain.keys() | names.made.keys() | names.split
     there |= {name for pair in tied.items() if there & set(pair) for name in pair}
     if missing := sorted(shapes.keys() - there - _optional(model, shapes)):
         raise DataError(
-            f"The model in {directory} can't be loaded: {len(missing)} of its {len(shapes)} parameters aren't in its weights, first {missing[0]}. "
-            "Its config.json is another model's, or the checkpoint is not whole: get both again."
+            f"The model in {directory} can't be loaded: {len(missing)} of its {len(shapes)} parameters "
+            f"aren't in its weights, first {missing[0]}. Its config.json is another model's, or the "
+            "checkpoint is not whole: get both again."
         )
 
 
@@ -98,7 +117,8 @@ def _optional(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
 
 
 class Originals:
-    """The tensors of the checkpoint in `base`, computed from the weights of a model that was loaded from it and has changed since.
+    """The tensors of the checkpoint in `base`, computed from the weights of a model that was loaded from it
+    and has changed since.
 
     value   a weight's name in the model → its value
 
@@ -115,16 +135,25 @@ class Originals:
         self._open: dict[str, Tensor] = {}
         self._model._weight_conversions = list(names.steps)
         for weight, parts in names.made.items():
-            back = {name: tuple(part.shape) for name, part in self._parts(weight, self._model.state_dict()[weight]).items()}
+            back = {
+                name: tuple(part.shape)
+                for name, part in self._parts(weight, self._model.state_dict()[weight]).items()
+            }
             if back != {name: specs[name].shape for name in parts}:
                 raise StageError(
-                    f"{weight} is made of {len(parts)} tensors of the checkpoint, first {parts[0]}, and can't be taken apart into them again."
+                    f"{weight} is made of {len(parts)} tensors of the checkpoint, first {parts[0]}, and "
+                    "can't be taken apart into them again."
                 )
         if names.split:
-            raise StageError(f"{min(names.split)} is a part of a larger tensor of the checkpoint: this family's layout can't be written yet.")
+            raise StageError(
+                f"{min(names.split)} is a part of a larger tensor of the checkpoint: this family's layout "
+                "can't be written yet."
+            )
 
     def __getitem__(self, tensor: str) -> Tensor:
-        """One tensor by its name in the checkpoint. Each is given once: of the experts of a layer, those not yet asked for are all that is kept."""
+        """One tensor by its name in the checkpoint. Each is given once: of the experts of a layer, those
+        not yet asked for are all that is kept.
+        """
         weight = self.weight_of[tensor]
         if tensor in self._plain:
             return self._value(weight)

@@ -1,7 +1,9 @@
-"""Whether a checkpoint is quantised already, and by which method: as its config.json says, or else its tensors.
+"""Whether a checkpoint is quantised already, and by which method: as its config.json says, or else its
+tensors.
 
-Two methods of publishers, FP8 and MXFP4, are undone when the model is fetched (tuner.models.dequantize). All others are refused: an adapter can't be
-merged into such weights, nor can they be trained. Standard library only: a plan asks.
+Two methods of publishers, FP8 and MXFP4, are undone when the model is fetched (tuner.models.dequantize). All
+others are refused: an adapter can't be merged into such weights, nor can they be trained. Standard library
+only: a plan asks.
 """
 
 import json
@@ -61,7 +63,9 @@ SCALES = ("_scale_inv", "_scale")
 """what is behind a tensor's name in that of its scales"""
 WEIGHT_SCALES = (".scale", ".qscale_weight")
 """what stands in the place of `.weight` in some publishers' names of the scales (DeepSeek V4, Mistral)"""
-ACTIVATIONS = re.compile(r"(?:^|[._])(?:input|activation|act|output|prob|[kqv]|kv)_scale(?:_inv|_ub)?$|\.qscale_act$")
+ACTIVATIONS = re.compile(
+    r"(?:^|[._])(?:input|activation|act|output|prob|[kqv]|kv)_scale(?:_inv|_ub)?$|\.qscale_act$"
+)
 """scales of what is computed, not of weights: of no use to the weights' values"""
 
 
@@ -117,8 +121,19 @@ def by_types(types: Mapping[str, str]) -> Found | None:
             return Found(method=method, words=WORDS[method], said=f"the tensor {name:.120}")
     if name := next((name for name, kind in types.items() if kind in FP8), None):
         return Found(method="fp8", words="FP8", said=f"the tensor {name:.120}, which is {types[name]}")
-    if name := next((name for name, kind in types.items() if kind in WHOLE and name.endswith((".weight", "_proj", ".weight_int8"))), None):
-        return Found(method="integers", words="whole numbers as weights", said=f"the tensor {name:.120}, which is {types[name]}")
+    if name := next(
+        (
+            name
+            for name, kind in types.items()
+            if kind in WHOLE and name.endswith((".weight", "_proj", ".weight_int8"))
+        ),
+        None,
+    ):
+        return Found(
+            method="integers",
+            words="whole numbers as weights",
+            said=f"the tensor {name:.120}, which is {types[name]}",
+        )
     return None
 
 
@@ -129,11 +144,19 @@ def of_directory(directory: Path) -> Found | None:
     said = by_config(parse_config(config.read_bytes(), size, str(config), "Get it again."))
     if said is None:
         said = next((_beside(name) for name in BESIDE if (directory / name).is_file()), None)
-    return said or by_types({name: kind for path in sorted(directory.glob("*.safetensors")) for name, kind in read_types(path).items()})
+    return said or by_types(
+        {
+            name: kind
+            for path in sorted(directory.glob("*.safetensors"))
+            for name, kind in read_types(path).items()
+        }
+    )
 
 
 def of_repository(config: Mapping[str, Any], names: Iterable[str], index: bytes | None) -> Found | None:
-    """What a repository tells before its weights are here: config.json, the names of its files, and the index of the weights, where there is one."""
+    """What a repository tells before its weights are here: config.json, the names of its files, and the
+    index of the weights, where there is one.
+    """
     beside = next((_beside(name) for name in names if name in BESIDE), None)
     return by_config(config) or beside or (by_types(dict.fromkeys(_indexed(index), "")) if index else None)
 
@@ -173,10 +196,18 @@ def _plain_fp8(said: Mapping[str, Any]) -> bool:
         return False
     for group in groups.values():
         weights = group.get("weights") if isinstance(group, Mapping) else None
-        kind = (group.get("format") if isinstance(group, Mapping) else None) or said.get("format") or "float-quantized"
+        kind = (
+            (group.get("format") if isinstance(group, Mapping) else None)
+            or said.get("format")
+            or "float-quantized"
+        )
         if not isinstance(weights, Mapping) or kind not in ("float-quantized", "naive-quantized"):
             return False
-        if weights.get("type") != "float" or weights.get("num_bits") != 8 or weights.get("symmetric", True) is not True:
+        if (
+            weights.get("type") != "float"
+            or weights.get("num_bits") != 8
+            or weights.get("symmetric", True) is not True
+        ):
             return False
         if weights.get("strategy") not in ("tensor", "channel", "block"):
             return False
@@ -186,7 +217,16 @@ def _plain_fp8(said: Mapping[str, Any]) -> bool:
 def _words(method: str, said: Mapping[str, Any]) -> str:
     name = WORDS.get(method, f"{method}" if method != "unknown" else "by a method that it does not name")
     four, eight = said.get("load_in_4bit"), said.get("load_in_8bit")
-    bits = 4 if four else 8 if eight else next((said[key] for key in ("bits", "w_bit", "num_bits", "nbits", "weight_bits") if said.get(key)), None)
+    bits = (
+        4
+        if four
+        else 8
+        if eight
+        else next(
+            (said[key] for key in ("bits", "w_bit", "num_bits", "nbits", "weight_bits") if said.get(key)),
+            None,
+        )
+    )
     if bits is None and method == "compressed-tensors" and said.get("format"):
         return f"{name}, {str(said['format'])[:40]}"
     return f"{name}, {bits} bits" if isinstance(bits, int) else name
@@ -195,17 +235,27 @@ def _words(method: str, said: Mapping[str, Any]) -> str:
 def plain_shapes(method: str | None, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors that a checkpoint has once it is dequantised.
 
-    >>> plain_shapes("mxfp4", {"e.down_proj_blocks": (4, 64, 2, 16), "e.down_proj_scales": (4, 64, 2), "norm.weight": (64,)})
+    >>> plain_shapes("mxfp4", {"e.down_proj_blocks": (4, 64, 2, 16), "e.down_proj_scales": (4, 64, 2),
+    ...     "norm.weight": (64,)})
     {'e.down_proj': (4, 64, 64), 'norm.weight': (64,)}
     """
     if method == "mxfp4":
         kept = {
-            name: shape for name, shape in shapes.items() if not (name.endswith("_scales") and f"{name.removesuffix('_scales')}_blocks" in shapes)
+            name: shape
+            for name, shape in shapes.items()
+            if not (name.endswith("_scales") and f"{name.removesuffix('_scales')}_blocks" in shapes)
         }
-        return {name.removesuffix("_blocks"): unpacked(shape) if is_blocks(name, shapes) else shape for name, shape in kept.items()}
+        return {
+            name.removesuffix("_blocks"): unpacked(shape) if is_blocks(name, shapes) else shape
+            for name, shape in kept.items()
+        }
     if method == "fp8":
         scales = {scale for name in shapes if (scale := scale_of(name, shapes)) is not None}
-        return {name: shape for name, shape in shapes.items() if name not in scales and not ACTIVATIONS.search(name)}
+        return {
+            name: shape
+            for name, shape in shapes.items()
+            if name not in scales and not ACTIVATIONS.search(name)
+        }
     return dict(shapes)
 
 
@@ -215,7 +265,9 @@ def is_blocks(name: str, names: Mapping[str, Any]) -> bool:
 
 
 def unpacked(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of experts in MXFP4, [E, rows, blocks, 16 bytes of two numbers], as their class has them: inputs first."""
+    """The shape of experts in MXFP4, [E, rows, blocks, 16 bytes of two numbers], as their class has them:
+    inputs first.
+    """
     *experts, rows, blocks, width = shape
     return (*experts, blocks * width * 2, rows)
 
@@ -224,11 +276,15 @@ def scale_of(name: str, names: Mapping[str, Any]) -> str | None:
     """The tensor that holds the scales of another, where there is one."""
     stem = name.removesuffix(".weight")
     others = [f"{stem}{ending}" for ending in WEIGHT_SCALES] if stem != name else []
-    return next((scale for scale in (*(f"{name}{ending}" for ending in SCALES), *others) if scale in names), None)
+    return next(
+        (scale for scale in (*(f"{name}{ending}" for ending in SCALES), *others) if scale in names), None
+    )
 
 
 def parameters(method: str | None, size: int) -> int:
-    """About how many numbers lie in so many bytes of weights: 16 bits each, 8, or 4 with 8 more for 32 of them."""
+    """About how many numbers lie in so many bytes of weights: 16 bits each, 8, or 4 with 8 more for 32 of
+    them.
+    """
     return {"fp8": size, "mxfp4": size * 32 // 17}.get(method or "", size // 2)
 
 

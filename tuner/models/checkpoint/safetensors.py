@@ -1,8 +1,9 @@
 """Safetensors, read by header and written one tensor at a time.
 
-A file is eight bytes of header length (little endian), the header (JSON: name → dtype, shape, offsets) and the tensors' bytes
-(https://github.com/huggingface/safetensors#format). As the header comes first and only needs dtypes and shapes, a model of any
-size is written with no more than one tensor in memory. The bytes depend on names, dtypes, shapes and values alone.
+A file is eight bytes of header length (little endian), the header (JSON: name → dtype, shape, offsets) and
+the tensors' bytes (https://github.com/huggingface/safetensors#format). As the header comes first and only
+needs dtypes and shapes, a model of any size is written with no more than one tensor in memory. The bytes
+depend on names, dtypes, shapes and values alone.
 """
 
 import json
@@ -65,21 +66,28 @@ class Spec:
 def read_specs(path: Path) -> dict[str, Spec]:
     """The tensors of one file, from its header alone, by name.
 
-    The header is held to the format's rules, since sizes and places are later taken from it: each tensor is as long as its dtype and shape say, and
-    together they fill the file, without a hole or an overlap. Raises DataError for any other file.
+    The header is held to the format's rules, since sizes and places are later taken from it: each tensor is
+    as long as its dtype and shape say, and together they fill the file, without a hole or an overlap. Raises
+    DataError for any other file.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(8)
         length = int.from_bytes(head, "little")
         if head == b"version ":
-            raise DataError(f"{path.name} is a Git LFS pointer, not the weights themselves. Fetch them with: git lfs pull")
+            raise DataError(
+                f"{path.name} is a Git LFS pointer, not the weights themselves. Fetch them with: git lfs pull"
+            )
         if len(head) < 8 or length > size - 8:
             if head.startswith(PICKLED_AS):
                 raise DataError(
-                    f"{path.name} is a pickle of PyTorch's under another name: it is not opened. Get safetensors from a source that you trust."
+                    f"{path.name} is a pickle of PyTorch's under another name: it is not opened. Get "
+                    "safetensors from a source that you trust."
                 )
-            raise DataError(f"{path.name} is no safetensors file, or only the beginning of one ({size} bytes). Download it again.")
+            raise DataError(
+                f"{path.name} is no safetensors file, or only the beginning of one ({size} bytes). Download "
+                "it again."
+            )
         if length > HEADER:
             raise _lies(path, f"is {length:,} bytes long, where the format allows {HEADER:,}")
         try:
@@ -88,22 +96,35 @@ def read_specs(path: Path) -> dict[str, Spec]:
             found = {name: (t["dtype"], t["shape"], t["data_offsets"]) for name, t in header.items()}
         except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
             why = "nested too deeply" if isinstance(error, RecursionError) else error
-            raise DataError(f"{path.name} has a header that is no safetensors header ({why}). Download it again.") from error
+            raise DataError(
+                f"{path.name} has a header that is no safetensors header ({why}). Download it again."
+            ) from error
     specs = {}
     for name, (dtype, shape, _) in found.items():
         if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise DataError(f"{path.name} holds tensors of type {str(dtype)[:40]}; known are {', '.join(DTYPES)}.")
-        if not (isinstance(shape, list) and len(shape) <= DIMENSIONS and all(type(side) is int and 0 <= side < LONGEST for side in shape)):
+            raise DataError(
+                f"{path.name} holds tensors of type {str(dtype)[:40]}; known are {', '.join(DTYPES)}."
+            )
+        if not (
+            isinstance(shape, list)
+            and len(shape) <= DIMENSIONS
+            and all(type(side) is int and 0 <= side < LONGEST for side in shape)
+        ):
             raise _lies(path, f"gives {name[:80]!r} the shape {str(shape)[:80]}, which no tensor has")
         specs[name] = Spec(name=name, dtype=dtype, shape=tuple(shape))
     end = _end(path, specs, {name: offsets for name, (_, _, offsets) in found.items()})
     if 8 + length + end != size:
-        raise DataError(f"{path.name} is {size} bytes long where its header says {8 + length + end}: the download or copy broke off. Get it again.")
+        raise DataError(
+            f"{path.name} is {size} bytes long where its header says {8 + length + end}: the download or "
+            "copy broke off. Get it again."
+        )
     return specs
 
 
 def _end(path: Path, specs: dict[str, Spec], offsets: dict[str, object]) -> int:
-    """Where the tensors end, counted from the header's end. Raises DataError unless they lie one after the other, each as long as it has to be."""
+    """Where the tensors end, counted from the header's end. Raises DataError unless they lie one after the
+    other, each as long as it has to be.
+    """
     places: list[tuple[int, int, str]] = []
     for name, place in offsets.items():
         if not (isinstance(place, list) and len(place) == 2 and all(type(offset) is int for offset in place)):
@@ -111,12 +132,18 @@ def _end(path: Path, specs: dict[str, Spec], offsets: dict[str, object]) -> int:
         first, last = place
         if last - first != specs[name].nbytes:
             spec = specs[name]
-            raise _lies(path, f"gives {name[:80]!r} {last - first:,} bytes, and {spec.dtype} of the shape {list(spec.shape)} has {spec.nbytes:,}")
+            raise _lies(
+                path,
+                f"gives {name[:80]!r} {last - first:,} bytes, and {spec.dtype} of the shape "
+                f"{list(spec.shape)} has {spec.nbytes:,}",
+            )
         places.append((first, last, name))
     end = 0
     for first, last, name in sorted(places):
         if first != end:
-            raise _lies(path, f"has {name[:80]!r} begin at {first:,}, where what is before it ends at {end:,}")
+            raise _lies(
+                path, f"has {name[:80]!r} begin at {first:,}, where what is before it ends at {end:,}"
+            )
         end = last
     return end
 
@@ -130,7 +157,8 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _lies(path: Path, what: str) -> DataError:
     return DataError(
-        f"{path.name} is not opened: its header {what}. The file is damaged or made to do harm. Get it again, from a source that you trust."
+        f"{path.name} is not opened: its header {what}. The file is damaged or made to do harm. Get it "
+        "again, from a source that you trust."
     )
 
 
@@ -143,7 +171,9 @@ class Checkpoint:
         for path in files:
             specs = read_specs(path)
             if twice := self.specs.keys() & specs.keys():
-                raise DataError(f"The tensor {min(twice)} is in {path.name} and in {self._files[min(twice)].name} too.")
+                raise DataError(
+                    f"The tensor {min(twice)} is in {path.name} and in {self._files[min(twice)].name} too."
+                )
             self.specs |= specs
             self._files |= dict.fromkeys(specs, path)
 
@@ -163,7 +193,9 @@ def natural(name: str) -> list[str | int]:
 
 
 def split(specs: Iterable[Spec], limit: int = LIMIT) -> list[list[Spec]]:
-    """Specs in natural order, cut into shards of at most `limit` bytes (a larger tensor is a shard of its own)."""
+    """Specs in natural order, cut into shards of at most `limit` bytes (a larger tensor is a shard of its
+    own).
+    """
     shards: list[list[Spec]] = []
     room = 0
     for spec in sorted(specs, key=lambda spec: natural(spec.name)):
@@ -179,8 +211,15 @@ def _silent(_: Spec) -> None:
     return None
 
 
-def write_file(path: Path, specs: Iterable[Spec], value: Callable[[str], Tensor], *, tick: Callable[[Spec], None] = _silent) -> None:
-    """Write one file, asking `value` for each tensor by name when its turn has come, and telling `tick` when it is written.
+def write_file(
+    path: Path,
+    specs: Iterable[Spec],
+    value: Callable[[str], Tensor],
+    *,
+    tick: Callable[[Spec], None] = _silent,
+) -> None:
+    """Write one file, asking `value` for each tensor by name when its turn has come, and telling `tick` when
+    it is written.
 
     A tensor that isn't as its spec says is a bug and raises ValueError.
     """
@@ -189,7 +228,11 @@ def write_file(path: Path, specs: Iterable[Spec], value: Callable[[str], Tensor]
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for spec in ordered:
-        header[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, offset + spec.nbytes]}
+        header[spec.name] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [offset, offset + spec.nbytes],
+        }
         offset += spec.nbytes
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -198,9 +241,16 @@ def write_file(path: Path, specs: Iterable[Spec], value: Callable[[str], Tensor]
         for spec in ordered:
             tensor = value(spec.name)
             if tensor.dtype != DTYPES[spec.dtype] or tuple(tensor.shape) != spec.shape:
-                raise ValueError(f"{spec.name} is {tensor.dtype} {tuple(tensor.shape)}, announced as {spec.dtype} {spec.shape}")
+                raise ValueError(
+                    f"{spec.name} is {tensor.dtype} {tuple(tensor.shape)}, announced as {spec.dtype} "
+                    f"{spec.shape}"
+                )
             # A view as bytes needs at least one dimension and at least one element.
-            file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+            file.write(
+                tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+                if tensor.numel()
+                else b""
+            )
             tick(spec)
 
 
@@ -225,7 +275,13 @@ def write_checkpoint(
         name = shard_name(number, len(shards))
         write_file(directory / name, shard, value, tick=tick)
         where |= {spec.name: name for spec in shard}
-    write_index(directory, {"metadata": {"total_size": sum(spec.nbytes for shard in shards for spec in shard)}, "weight_map": where})
+    write_index(
+        directory,
+        {
+            "metadata": {"total_size": sum(spec.nbytes for shard in shards for spec in shard)},
+            "weight_map": where,
+        },
+    )
     return [*dict.fromkeys(where.values()), INDEX]
 
 
@@ -236,11 +292,15 @@ def shard_name(number: int, of: int) -> str:
 
 def write_index(directory: Path, index: Mapping[str, object]) -> None:
     """Write the index of a checkpoint in several files."""
-    (directory / INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    (directory / INDEX).write_text(
+        json.dumps(index, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8"
+    )
 
 
 def main_dtype(specs: Iterable[Spec]) -> str:
-    """The type that holds the most bytes: what people mean by the type of a checkpoint. Ties go to the first by name."""
+    """The type that holds the most bytes: what people mean by the type of a checkpoint. Ties go to the
+    first by name.
+    """
     sizes: dict[str, int] = {}
     for spec in sorted(specs, key=lambda spec: spec.dtype):
         sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes

@@ -1,4 +1,6 @@
-"""What a quantised checkpoint was made from, by its card, its config.json or its name; and the words of a refusal that names it."""
+"""What a quantised checkpoint was made from, by its card, its config.json or its name; and the words of a
+refusal that names it.
+"""
 
 import re
 from collections.abc import Mapping
@@ -34,7 +36,8 @@ LARGEST_CARD = 1 << 20
 def by_name(repository: str) -> Found | None:
     """What the end of a repository's name tells: a guess, for as long as nothing else is known.
 
-    >>> by_name("unsloth/Llama-3.2-1B-Instruct-bnb-4bit").words, by_name("Qwen/Qwen3-0.6B-FP8").method, by_name("Qwen/Qwen3-0.6B")
+    >>> (by_name("unsloth/Llama-3.2-1B-Instruct-bnb-4bit").words, by_name("Qwen/Qwen3-0.6B-FP8").method,
+    ...  by_name("Qwen/Qwen3-0.6B"))
     ('bitsandbytes', 'fp8', None)
     """
     cut = _suffix(repository)
@@ -47,7 +50,9 @@ def _suffix(repository: str) -> tuple[str, str] | None:
     """A name without the end that tells of a quantisation, and the method."""
     best: tuple[str, str] | None = None
     for pattern, method in NAMES:
-        if (found := re.search(rf"[-_.](?:{pattern})$", repository, re.IGNORECASE)) and (best is None or found.start() < len(best[0])):
+        if (found := re.search(rf"[-_.](?:{pattern})$", repository, re.IGNORECASE)) and (
+            best is None or found.start() < len(best[0])
+        ):
             best = (repository[: found.start()], method)
     return best if best and best[0].rpartition("/")[2] else None
 
@@ -55,7 +60,8 @@ def _suffix(repository: str) -> tuple[str, str] | None:
 def plain_name(name: str) -> str:
     """A repository's name without all that tells of a quantisation.
 
-    >>> plain_name("org/X-7B-Chat-GPTQ-Int4"), plain_name("unsloth/X-unsloth-bnb-4bit"), plain_name("org/X-quantized.w8a8")
+    >>> (plain_name("org/X-7B-Chat-GPTQ-Int4"), plain_name("unsloth/X-unsloth-bnb-4bit"),
+    ...  plain_name("org/X-quantized.w8a8"))
     ('org/X-7B-Chat', 'unsloth/X', 'org/X')
     """
     while (cut := _suffix(name)) is not None:
@@ -80,31 +86,46 @@ def base_of(card: str | None) -> str | None:
 def card_of(directory: Path) -> str | None:
     """The README.md of a model directory."""
     path = directory / "README.md"
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() and path.stat().st_size <= LARGEST_CARD else None
+    return (
+        path.read_text(encoding="utf-8", errors="replace")
+        if path.is_file() and path.stat().st_size <= LARGEST_CARD
+        else None
+    )
 
 
-def refusal(found: Found, what: str, *, name: str | None, config: Mapping[str, Any], card: str | None, more: str = "") -> ConfigError:
+def refusal(
+    found: Found, what: str, *, name: str | None, config: Mapping[str, Any], card: str | None, more: str = ""
+) -> ConfigError:
     """Why a checkpoint is not trained, and the line that takes the unquantised one.
 
     what    the checkpoint in words; name: that of its repository or directory, for a guess
     more    words that belong into that line, such as model.source=modelscope
     """
     own, path = base_of(card), config.get("_name_or_path")
-    said = [(own, "as its card says"), (path if isinstance(path, str) and REPOSITORY.fullmatch(path) else None, "as config.json says")]
-    base, source = next(((plain_name(base), source) for base, source in said if base and plain_name(base) != name), (None, ""))
+    said = [
+        (own, "as its card says"),
+        (path if isinstance(path, str) and REPOSITORY.fullmatch(path) else None, "as config.json says"),
+    ]
+    base, source = next(
+        ((plain_name(base), source) for base, source in said if base and plain_name(base) != name), (None, "")
+    )
     if base is None and name and plain_name(name) != name:
         guess = plain_name(name)
         base = guess if REPOSITORY.fullmatch(guess) else f"ORG/{guess.rpartition('/')[2]}"
         source = "a guess from its name"
     which = f"{base} ({source})" if base else "the one that its publisher made it from"
     return ConfigError(
-        f"{what} is quantised already: {found.words}, as {found.said} tells. Such weights are not trained here, since what is trained could not be "
-        f"merged into them. Take the unquantised model, {which}; algo=qlora then holds it in 4 bits while it trains: "
-        f"python -m tuner model=hub model.repo={base or 'ORG/NAME'}{more} algo=qlora"
+        f"{what} is quantised already: {found.words}, as {found.said} tells. Such weights are not trained "
+        f"here, since what is trained could not be merged into them. Take the unquantised model, {which}; "
+        "algo=qlora then holds it in 4 bits while it trains: python -m tuner model=hub "
+        f"model.repo={base or 'ORG/NAME'}{more} algo=qlora"
     )
 
 
 def stale(found: Found, what: str, lock: str | None) -> DataError:
     """For a checkpoint of which it was not known before the download that it has to be dequantised."""
     mend = f"Remove its entry from {lock}, so that the next run asks the hub again." if lock else ""
-    return DataError(f"{what} is quantised, {found.words}, as {found.said} tells, which was not known before its weights were here. {mend}".rstrip())
+    return DataError(
+        f"{what} is quantised, {found.words}, as {found.said} tells, which was not known before its weights "
+        f"were here. {mend}".rstrip()
+    )

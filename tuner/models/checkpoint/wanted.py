@@ -1,7 +1,9 @@
-"""Which files of a hub's repository are the model: told by their names and by the index of the weights, before anything large is downloaded.
+"""Which files of a hub's repository are the model: told by their names and by the index of the weights,
+before anything large is downloaded.
 
-They are those that tuner.models.checkpoint.files takes of a directory, so that a model is the same one, wherever it came from. Code (`.py`) never is, nor what a
-repository holds of the same weights besides: consolidated.*, original/, ONNX, other frameworks, other precisions.
+They are those that tuner.models.checkpoint.files takes of a directory, so that a model is the same one,
+wherever it came from. Code (`.py`) never is, nor what a repository holds of the same weights besides:
+consolidated.*, original/, ONNX, other frameworks, other precisions.
 """
 
 import json
@@ -19,10 +21,25 @@ SHOWN = 6
 PARTED = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 """how the pieces of a GGUF file are called"""
 ELSEWHERE = (
-    (("adapter_config.json",), "a PEFT adapter, not a whole model. Take its base model, or merge the two first"),
-    (("model_index.json",), "a pipeline of several models, as those that make images are, and no language model"),
-    (("tf_model.h5", "flax_model.msgpack"), "weights for TensorFlow or Flax alone. Take a repository with safetensors"),
-    (("params.json",), "weights in Meta's or Mistral's own format alone. Take the repository of the same model for transformers, often called …-hf"),
+    (
+        ("adapter_config.json",),
+        "a PEFT adapter, not a whole model. Take its base model, or merge the two first",
+    ),
+    (
+        ("model_index.json",),
+        "a pipeline of several models, as those that make images are, and no language model",
+    ),
+    (
+        ("tf_model.h5", "flax_model.msgpack"),
+        "weights for TensorFlow or Flax alone. Take a repository with safetensors",
+    ),
+    (
+        ("params.json",),
+        (
+            "weights in Meta's or Mistral's own format alone. Take the repository of the same model for "
+            "transformers, often called …-hf"
+        ),
+    ),
 )
 """files that tell what a repository is instead of a model, and what to do"""
 
@@ -50,7 +67,11 @@ def wanted(listing: "Listing", read: "Callable[[Remote], bytes]", file: str | No
 def _chosen(repo: str, file: str, found: "dict[str, Remote]", whole: Sequence[str]) -> str:
     if file in whole:
         return file
-    there = f"It has {_listed(whole)}." if whole else "It has no GGUF file: leave model.file out for its own weights."
+    there = (
+        f"It has {_listed(whole)}."
+        if whole
+        else "It has no GGUF file: leave model.file out for its own weights."
+    )
     why = "is not in it" if file not in found else "is not a whole GGUF file"
     raise DataError(f"model.file={file} should name a GGUF file of {repo}, and {why}. {there}")
 
@@ -62,7 +83,8 @@ def _weights(repo: str, found: "dict[str, Remote]", read: "Callable[[Remote], by
             shards = shards_of(read(found[index]), f"{index} of {repo}", ending=single.rpartition(".")[2])
             if missing := [name for name in shards if name not in found]:
                 raise DataError(
-                    f"{index} of {repo} names {_listed(missing)}, which the repository lacks: it is not whole. Try another model.revision."
+                    f"{index} of {repo} names {_listed(missing)}, which the repository lacks: it is not "
+                    "whole. Try another model.revision."
                 )
             return [index, *shards]
         if single in found:
@@ -71,15 +93,21 @@ def _weights(repo: str, found: "dict[str, Remote]", read: "Callable[[Remote], by
 
 
 def shards_of(content: bytes, what: str, *, ending: str) -> list[str]:
-    """The files that an index of weights names, sorted. Raises DataError for one that can't be read, or that points to anything but such files beside it."""
+    """The files that an index of weights names, sorted. Raises DataError for one that can't be read, or
+    that points to anything but such files beside it.
+    """
     try:
         names = set(json.loads(content)["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise DataError(f"{what} can't be read ({type(error).__name__}): it should hold a `weight_map` of tensor names to files.") from error
+        raise DataError(
+            f"{what} can't be read ({type(error).__name__}): it should hold a `weight_map` of tensor names "
+            "to files."
+        ) from error
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(rf"[\w-][\w.-]*\.{ending}", name):
             raise DataError(
-                f"{what} names {str(name)[:100]!r}, where a .{ending} file beside it was expected: refused. Nothing was downloaded of it."
+                f"{what} names {str(name)[:100]!r}, where a .{ending} file beside it was expected: refused. "
+                "Nothing was downloaded of it."
             )
     if not names:
         raise DataError(f"{what} names no file at all: it is damaged. Try another model.revision.")
@@ -89,18 +117,30 @@ def shards_of(content: bytes, what: str, *, ending: str) -> list[str]:
 def _what(paths: Sequence[str], ggufs: Sequence[str], whole: Sequence[str], weights: Sequence[str]) -> str:
     """What a repository has instead of a model, in words, and what to do."""
     if weights:
-        return "weights without a config.json, which says what model they are. Take a repository that has both"
+        return (
+            "weights without a config.json, which says what model they are. Take a repository that has both"
+        )
     for names, what in ELSEWHERE:
         if any(name in paths for name in names):
             return what
     if whole:
         return f"GGUF files, {_listed(whole)}. Say which: model.file={whole[0]}"
     if ggufs:
-        return f"a GGUF file in several pieces, {_listed(ggufs)}, which can't be read here. Take one in one piece, or safetensors"
+        return (
+            f"a GGUF file in several pieces, {_listed(ggufs)}, which can't be read here. Take one in one "
+            "piece, or safetensors"
+        )
     if others := [path for path in paths if path.endswith((".safetensors", ".bin", ".pth", ".pt"))]:
-        return f"weights under other names, {_listed(others)}. Expected are {SINGLE}, or shards with {INDEX}, or the same of {PICKLED}"
+        return (
+            f"weights under other names, {_listed(others)}. Expected are {SINGLE}, or shards with {INDEX}, "
+            f"or the same of {PICKLED}"
+        )
     return f"no weights of a model, but {_listed(paths)}. Is it the name of a data set, or of the code alone"
 
 
 def _listed(paths: Sequence[str]) -> str:
-    return ", ".join(paths[:SHOWN]) + (f" and {len(paths) - SHOWN:,} more" if len(paths) > SHOWN else "") if paths else "no files at all"
+    return (
+        ", ".join(paths[:SHOWN]) + (f" and {len(paths) - SHOWN:,} more" if len(paths) > SHOWN else "")
+        if paths
+        else "no files at all"
+    )

@@ -1,7 +1,9 @@
-"""Baichuan and Baichuan2 ⇄ Llama: 7B exactly to Llama, 13B to Llama with ALiBi in place of rope (tuner.kernels.alibi).
+"""Baichuan and Baichuan2 ⇄ Llama: 7B exactly to Llama, 13B to Llama with ALiBi in place of rope
+(tuner.kernels.alibi).
 
-`W_pack` is [all q; all k; all v]; the other names are Llama's. Baichuan2 multiplies by a head whose rows are divided by their 2-norm, on every use.
-Here that is done once, so its own head is kept for the way back; a head that has trained has no place in that layout.
+`W_pack` is [all q; all k; all v]; the other names are Llama's. Baichuan2 multiplies by a head whose rows are
+divided by their 2-norm, on every use. Here that is done once, so its own head is kept for the way back; a
+head that has trained has no place in that layout.
 """
 
 from collections.abc import Mapping
@@ -25,34 +27,53 @@ ROWS = 4096
 
 
 def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> Native:
-    """The checkpoint as Llama's, or as the class of tuner.kernels.alibi, whose model_type plain transformers does not know.
+    """The checkpoint as Llama's, or as the class of tuner.kernels.alibi, whose model_type plain transformers
+    does not know.
 
     Raises DataError for what the mapping can't represent.
     """
     settings = Settings(layout=layout, config=config)
     sizes = llama.geometry(settings)
-    window = settings.size("model_max_length", 4096) if layout in WITHOUT_CLASS else settings.size("max_position_embeddings", 4096)
+    window = (
+        settings.size("model_max_length", 4096)
+        if layout in WITHOUT_CLASS
+        else settings.size("max_position_embeddings", 4096)
+    )
     settings.usual("rope_scaling", None, mend="Use the checkpoint as it was published.")
-    native = llama.config(settings, sizes, specs, window=window, rope={"rope_type": "default", "rope_theta": 10000.0}, bias=False)
+    native = llama.config(
+        settings,
+        sizes,
+        specs,
+        window=window,
+        rope={"rope_type": "default", "rope_theta": 10000.0},
+        bias=False,
+    )
     if layout in WITHOUT_CLASS:
         native |= {"model_type": ALIBI, "architectures": ["AlibiLlamaForCausalLM"]}
     pieces = _table(settings, sizes, specs).to_native(specs)
     kept = buffers(specs)
     if layout in NORMALISED:
-        pieces = [replace(piece, make=normalised) if piece.spec.name == llama.HEAD else piece for piece in pieces]
+        pieces = [
+            replace(piece, make=normalised) if piece.spec.name == llama.HEAD else piece for piece in pieces
+        ]
         kept = (*kept, llama.HEAD)
-    return Native(config=native, pieces=pieces, generation=llama.generation(settings, sizes.vocabulary), kept=kept)
+    return Native(
+        config=native, pieces=pieces, generation=llama.generation(settings, sizes.vocabulary), kept=kept
+    )
 
 
 def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[Piece]:
-    """Llama's tensors as Baichuan's. An embedding that has grown goes through as it is, but in Baichuan2, where its head could not follow."""
+    """Llama's tensors as Baichuan's. An embedding that has grown goes through as it is, but in Baichuan2,
+    where its head could not follow.
+    """
     settings = Settings(layout=layout, config=config)
     sizes = llama.geometry(settings, specs)
     if layout in NORMALISED and sizes.vocabulary != (before := settings.size("vocab_size")):
         otherwise = "" if layout in WITHOUT_CLASS else ", or write the native layout: merge.layout=native"
         raise DataError(
-            f"The vocabulary has {sizes.vocabulary} tokens, where this {layout} checkpoint had {before}. Its original layout normalises the head on "
-            f"every use, so the rows of new tokens can't be written in it. Train without model.new_tokens{otherwise}."
+            f"The vocabulary has {sizes.vocabulary} tokens, where this {layout} checkpoint had {before}. Its "
+            "original layout normalises the head on every use, so the rows of new tokens can't be written "
+            f"in it. Train without model.new_tokens{otherwise}."
         )
     pieces = _table(settings, sizes, specs).to_original(specs)
     return [piece for piece in pieces if layout not in NORMALISED or piece.spec.name != llama.HEAD]
@@ -61,11 +82,16 @@ def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: st
 def normalised(head_VC: Tensor) -> Tensor:
     """W / max(2-norm of each row, 1e-12), in the dtype of W, as the original does it.
 
-    The norms are summed in fp64 and then rounded to that dtype: so the result does not depend on the order in which a processor adds. fp16 has no
-    1e-12, and its smallest number stands in.
+    The norms are summed in fp64 and then rounded to that dtype: so the result does not depend on the order in
+    which a processor adds. fp16 has no 1e-12, and its smallest number stands in.
     """
     least = max(1e-12, torch.finfo(head_VC.dtype).smallest_normal)
-    return torch.cat([rows / rows.double().norm(dim=1, keepdim=True).clamp_min(least).to(rows.dtype) for rows in torch.split(head_VC, ROWS)])
+    return torch.cat(
+        [
+            rows / rows.double().norm(dim=1, keepdim=True).clamp_min(least).to(rows.dtype)
+            for rows in torch.split(head_VC, ROWS)
+        ]
+    )
 
 
 def _table(settings: Settings, sizes: Geometry, specs: Mapping[str, Spec]) -> Table:
@@ -77,4 +103,9 @@ def _table(settings: Settings, sizes: Geometry, specs: Mapping[str, Spec]) -> Ta
         named |= llama.layer(sizes, number, bias=False)
         fused[f"model.layers.{number}.self_attn.W_pack.weight"] = (llama.queries(number), (sizes.hidden,))
     fusion = Fusion(groups=1, heads=(sizes.heads, sizes.heads, sizes.heads), dim=sizes.dim)
-    return Table(layout=settings.layout, same={name: (name, shape) for name, shape in named.items()}, fusion=fusion, fused=fused)
+    return Table(
+        layout=settings.layout,
+        same={name: (name, shape) for name, shape in named.items()},
+        fusion=fusion,
+        fused=fused,
+    )

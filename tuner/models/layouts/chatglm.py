@@ -1,9 +1,12 @@
-"""ChatGLM2, ChatGLM3 and GLM-4 in its first layout ⇄ GLM, exactly. ChatGLM-6B, the first, is another model and maps to nothing.
+"""ChatGLM2, ChatGLM3 and GLM-4 in its first layout ⇄ GLM, exactly. ChatGLM-6B, the first, is another model
+and maps to nothing.
 
-`query_key_value` is [all q; all k; all v] with a bias, or [q; k; v] head by head where multi_query_attention is false; gate and up stay one tensor, as
-GLM has them. Rope turns the first half of each head in neighbouring pairs, which is GLM's own.
+`query_key_value` is [all q; all k; all v] with a bias, or [q; k; v] head by head where multi_query_attention
+is false; gate and up stay one tensor, as GLM has them. Rope turns the first half of each head in neighbouring
+pairs, which is GLM's own.
 
-rope_ratio has two meanings under one name: ChatGLM2-32K divides positions by it, ChatGLM3-32K and GLM-4 multiply the base. The layout says which.
+rope_ratio has two meanings under one name: ChatGLM2-32K divides positions by it, ChatGLM3-32K and GLM-4
+multiply the base. The layout says which.
 """
 
 from collections.abc import Mapping
@@ -21,7 +24,9 @@ BASE = 10000.0
 """of rope, in all of them"""
 
 ENDS = {"chatglm2": ([2], 0), "chatglm3": ([2, 64795, 64797], 0), "glm4": ([151329, 151336, 151338], 151329)}
-"""the ids that end an answer and the one that pads, as published: ChatGLM3 also stops where the user or an observation would speak"""
+"""the ids that end an answer and the one that pads, as published: ChatGLM3 also stops where the user or an
+observation would speak
+"""
 
 USUAL = {
     "add_bias_linear": False,
@@ -84,27 +89,40 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
     }
     said: tuple[str, ...] = ()
     if settings.number("hidden_dropout", 0.0, zero=True):
-        said = (f"the dropout between layers (hidden_dropout {config['hidden_dropout']}) is left out: GLM has none",)
+        said = (
+            (
+                f"the dropout between layers (hidden_dropout {config['hidden_dropout']}) is left out: GLM "
+                "has none"
+            ),
+        )
     return Native(config=native, pieces=pieces, generation=ids, kept=buffers(specs), warnings=said)
 
 
 def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[Piece]:
-    """GLM's tensors as ChatGLM's. An embedding that has grown goes through as it is, with padded_vocab_size as large."""
+    """GLM's tensors as ChatGLM's. An embedding that has grown goes through as it is, with
+    padded_vocab_size as large.
+    """
     settings = Settings(layout=layout, config=config)
     return _table(settings, _geometry(settings, specs)).to_original(specs)
 
 
 def _geometry(settings: Settings, specs: Mapping[str, Spec] | None = None) -> Geometry:
-    """The sizes in config.json; with the `specs` of a native checkpoint the vocabulary is as large as its embedding, which may have grown since."""
+    """The sizes in config.json; with the `specs` of a native checkpoint the vocabulary is as large as its
+    embedding, which may have grown since.
+    """
     heads = settings.size("num_attention_heads")
     hidden = settings.size("hidden_size")
     dim = settings.size("kv_channels")
     if dim % 4:
-        raise settings.refusal("kv_channels", f"a multiple of 4 was expected: half of each head is turned, in pairs. {AGAIN}")
+        raise settings.refusal(
+            "kv_channels", f"a multiple of 4 was expected: half of each head is turned, in pairs. {AGAIN}"
+        )
     by_head = not settings.flag("multi_query_attention", False)
     groups = heads if by_head else settings.size("multi_query_group_num", 1)
     if heads % groups:
-        raise settings.refusal("multi_query_group_num", f"a divisor of num_attention_heads {heads} was expected. {AGAIN}")
+        raise settings.refusal(
+            "multi_query_group_num", f"a divisor of num_attention_heads {heads} was expected. {AGAIN}"
+        )
     vocabulary = settings.size("padded_vocab_size")
     return Geometry(
         layers=settings.size("num_layers", most=MOST_LAYERS),
@@ -122,7 +140,11 @@ def _geometry(settings: Settings, specs: Mapping[str, Spec] | None = None) -> Ge
 def _refuse(settings: Settings) -> None:
     for key, usual in USUAL.items():
         settings.usual(key, usual, mend="Use a checkpoint as it was published.")
-    settings.usual("quantization_bit", 0, mend="Take the checkpoint that is not quantised, and quantise it here with algo=qlora.")
+    settings.usual(
+        "quantization_bit",
+        0,
+        mend="Take the checkpoint that is not quantised, and quantise it here with algo=qlora.",
+    )
     settings.usual("pre_seq_len", 0, mend="Take the checkpoint without a tuned prefix (P-Tuning v2).")
 
 
@@ -136,15 +158,17 @@ def _rope(settings: Settings) -> dict[str, Any]:
 
 
 def _ids(settings: Settings, vocabulary: int) -> dict[str, int | list[int] | None]:
-    """What ends and pads. Each is said, as GLM's own defaults are those of GLM-4; what is published joins in where config.json says no more than that."""
+    """What ends and pads. Each is said, as GLM's own defaults are those of GLM-4; what is published joins
+    in where config.json says no more than that.
+    """
     ends, pad = ENDS[settings.layout]
     said = settings.ids("eos_token_id", vocabulary)
     if said is None or said == ends[0]:
         fitting = [end for end in ends if end < vocabulary]
         if not fitting:
             raise DataError(
-                f"config.json of this {settings.layout} checkpoint has no eos_token_id, and the usual {ends[0]} is beyond its vocabulary of {vocabulary}. "
-                "Say there which token ends an answer."
+                f"config.json of this {settings.layout} checkpoint has no eos_token_id, and the usual "
+                f"{ends[0]} is beyond its vocabulary of {vocabulary}. Say there which token ends an answer."
             )
         said = fitting if len(fitting) > 1 else fitting[0]
     own = settings.ids("pad_token_id", vocabulary)
@@ -163,7 +187,10 @@ def _table(settings: Settings, sizes: Geometry) -> Table:
         here, at = f"transformer.encoder.layers.{number}", f"model.layers.{number}"
         same |= {
             f"{here}.input_layernorm.weight": (f"{at}.input_layernorm.weight", (hidden,)),
-            f"{here}.self_attention.dense.weight": (f"{at}.self_attn.o_proj.weight", (hidden, sizes.heads * sizes.dim)),
+            f"{here}.self_attention.dense.weight": (
+                f"{at}.self_attn.o_proj.weight",
+                (hidden, sizes.heads * sizes.dim),
+            ),
             f"{here}.post_attention_layernorm.weight": (f"{at}.post_attention_layernorm.weight", (hidden,)),
             f"{here}.mlp.dense_h_to_4h.weight": (f"{at}.mlp.gate_up_proj.weight", (2 * sizes.ffn, hidden)),
             f"{here}.mlp.dense_4h_to_h.weight": (f"{at}.mlp.down_proj.weight", (hidden, sizes.ffn)),
@@ -173,4 +200,9 @@ def _table(settings: Settings, sizes: Geometry) -> Table:
             fused[f"{here}.self_attention.query_key_value.bias"] = (llama.queries(number, "bias"), ())
     by_block, by_head = (1, (sizes.heads, sizes.groups, sizes.groups)), (sizes.heads, (1, 1, 1))
     groups, heads = by_head if sizes.by_head else by_block
-    return Table(layout=settings.layout, same=same, fusion=Fusion(groups=groups, heads=heads, dim=sizes.dim), fused=fused)
+    return Table(
+        layout=settings.layout,
+        same=same,
+        fusion=Fusion(groups=groups, heads=heads, dim=sizes.dim),
+        fused=fused,
+    )

@@ -1,8 +1,10 @@
-"""InternLM, the first ⇄ Llama, exactly: the names are Llama's already, and what differs is said in config.json.
+"""InternLM, the first ⇄ Llama, exactly: the names are Llama's already, and what differs is said in
+config.json.
 
-`bias` puts one on q, k, v and o. Its rope is `dynamic` with a factor of 1, unless `rotary` says otherwise, also where config.json lacks that key:
-the base grows beyond the window. There, cached decoding differs: the original keeps keys as they were before rotation and rotates all of them again
-at every step, Llama keeps them rotated. A pass over the whole text agrees at any length.
+`bias` puts one on q, k, v and o. Its rope is `dynamic` with a factor of 1, unless `rotary` says otherwise,
+also where config.json lacks that key: the base grows beyond the window. There, cached decoding differs: the
+original keeps keys as they were before rotation and rotates all of them again at every step, Llama keeps them
+rotated. A pass over the whole text agrees at any length.
 """
 
 from collections.abc import Mapping
@@ -20,11 +22,15 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
     """The checkpoint as Llama's. Raises DataError for what the mapping can't represent."""
     settings = Settings(layout=layout, config=config)
     sizes = llama.geometry(settings)
-    window, rope, bias = settings.size("max_position_embeddings", 2048), _rope(settings), settings.flag("bias", True)
+    window, rope, bias = (
+        settings.size("max_position_embeddings", 2048),
+        _rope(settings),
+        settings.flag("bias", True),
+    )
     native = llama.config(settings, sizes, specs, window=window, rope=rope, bias=bias)
     said = (
-        f"beyond its window of {window} tokens this model generates otherwise than its original code, which turns all keys again at every step; "
-        "up to there, and in training, the two agree"
+        f"beyond its window of {window} tokens this model generates otherwise than its original code, which "
+        "turns all keys again at every step; up to there, and in training, the two agree"
     )
     return Native(
         config=native,
@@ -55,5 +61,7 @@ def _rope(settings: Settings) -> dict[str, Any]:
 
 
 def _table(settings: Settings, sizes: Geometry, specs: Mapping[str, Spec]) -> Table:
-    named = llama.named(sizes, specs, tied=settings.flag("tie_word_embeddings", False), bias=settings.flag("bias", True))
+    named = llama.named(
+        sizes, specs, tied=settings.flag("tie_word_embeddings", False), bias=settings.flag("bias", True)
+    )
     return Table(layout=settings.layout, same={name: (name, shape) for name, shape in named.items()})

@@ -1,7 +1,8 @@
 """InternLM2 and InternLM2.5 ⇄ Llama, exactly.
 
-The one tensor `wqkv` holds a group for each key/value head: its query heads in order, then the key, then the value. The rest is renamed. `dynamic`
-rope scaling is Llama's own: base · (factor · L / window - (factor - 1)) ** (D / (D - 2)) once a text of L tokens is longer than the window.
+The one tensor `wqkv` holds a group for each key/value head: its query heads in order, then the key, then the
+value. The rest is renamed. `dynamic` rope scaling is Llama's own: base · (factor · L / window - (factor - 1))
+** (D / (D - 2)) once a text of L tokens is longer than the window.
 """
 
 from collections.abc import Mapping
@@ -42,7 +43,12 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
         bias=settings.flag("bias", True),
     )
     pieces = _table(settings, sizes, NAMES[llama.HEAD], specs).to_native(specs)
-    return Native(config=native, pieces=pieces, generation=llama.generation(settings, sizes.vocabulary), kept=buffers(specs))
+    return Native(
+        config=native,
+        pieces=pieces,
+        generation=llama.generation(settings, sizes.vocabulary),
+        kept=buffers(specs),
+    )
 
 
 def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[Piece]:
@@ -53,11 +59,17 @@ def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: st
 
 def _table(settings: Settings, sizes: Geometry, head: str, specs: Mapping[str, Spec]) -> Table:
     bias = settings.flag("bias", True)
-    same = {NAMES[name]: (name, shape) for name, shape in llama.ends(sizes, settings.flag("tie_word_embeddings", False), head, specs).items()}
+    same = {
+        NAMES[name]: (name, shape)
+        for name, shape in llama.ends(sizes, settings.flag("tie_word_embeddings", False), head, specs).items()
+    }
     fused: dict[str, tuple[tuple[str, str, str], tuple[int, ...]]] = {}
     for number in range(sizes.layers):
         at = f"model.layers.{number}."
-        same |= {at + NAMES[name.removeprefix(at)]: (name, shape) for name, shape in llama.layer(sizes, number, bias).items()}
+        same |= {
+            at + NAMES[name.removeprefix(at)]: (name, shape)
+            for name, shape in llama.layer(sizes, number, bias).items()
+        }
         fused[f"{at}attention.wqkv.weight"] = (llama.queries(number), (sizes.hidden,))
         if bias:
             fused[f"{at}attention.wqkv.bias"] = (llama.queries(number, "bias"), ())

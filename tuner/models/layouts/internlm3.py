@@ -1,7 +1,8 @@
 """InternLM3 ⇄ Llama, exactly: the names are Llama's already, and what differs is said in config.json.
 
-`qkv_bias` puts a bias on q, k and v, `bias` one on o and on the MLP. Llama has one switch for q, k, v and o, so only where the two agree it computes
-the same. Rope is Llama's own, `dynamic` too. A config.json that transformers wrote has Llama's words, and is read as well.
+`qkv_bias` puts a bias on q, k and v, `bias` one on o and on the MLP. Llama has one switch for q, k, v and o,
+so only where the two agree it computes the same. Rope is Llama's own, `dynamic` too. A config.json that
+transformers wrote has Llama's words, and is read as well.
 """
 
 from collections.abc import Mapping
@@ -20,10 +21,21 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
     settings = Settings(layout=layout, config=config)
     sizes, bias = _geometry(settings), _bias(settings)
     native = llama.config(
-        settings, sizes, specs, window=settings.size("max_position_embeddings", 32768), rope=_rope(settings), bias=bias, mlp_bias=bias
+        settings,
+        sizes,
+        specs,
+        window=settings.size("max_position_embeddings", 32768),
+        rope=_rope(settings),
+        bias=bias,
+        mlp_bias=bias,
     )
     pieces = _table(settings, sizes, specs).to_native(specs)
-    return Native(config=native, pieces=pieces, generation=llama.generation(settings, sizes.vocabulary), kept=buffers(specs))
+    return Native(
+        config=native,
+        pieces=pieces,
+        generation=llama.generation(settings, sizes.vocabulary),
+        kept=buffers(specs),
+    )
 
 
 def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[Piece]:
@@ -37,17 +49,23 @@ def _geometry(settings: Settings, specs: Mapping[str, Spec] | None = None) -> Ge
     if settings.size("head_dim", sizes.dim) != sizes.dim:
         raise settings.refusal(
             "head_dim",
-            f"hidden_size / num_attention_heads, {sizes.dim}, was expected. Such heads are not rewritten: model.layout=native, with transformers from "
-            "5.23 on, trains them as they are.",
+            f"hidden_size / num_attention_heads, {sizes.dim}, was expected. Such heads are not rewritten: "
+            "model.layout=native, with transformers from 5.23 on, trains them as they are.",
         )
     return sizes
 
 
 def _bias(settings: Settings) -> bool:
     """Whether all seven projections of a layer have a bias; else none has."""
-    attention, rest = (_either(settings, *keys) for keys in (("qkv_bias", "attention_bias"), ("bias", "mlp_bias")))
+    attention, rest = (
+        _either(settings, *keys) for keys in (("qkv_bias", "attention_bias"), ("bias", "mlp_bias"))
+    )
     if attention != rest:
-        raise settings.refusal("qkv_bias", f"{rest} was expected, as bias is: Llama has a bias on q, k, v and o, or on none of them. {AGAIN}")
+        raise settings.refusal(
+            "qkv_bias",
+            f"{rest} was expected, as bias is: Llama has a bias on q, k, v and o, or on none of them. "
+            f"{AGAIN}",
+        )
     return attention
 
 
@@ -66,5 +84,7 @@ def _rope(settings: Settings) -> dict[str, Any]:
 
 def _table(settings: Settings, sizes: Geometry, specs: Mapping[str, Spec]) -> Table:
     bias = _bias(settings)
-    named = llama.named(sizes, specs, tied=settings.flag("tie_word_embeddings", False), bias=bias, mlp_bias=bias)
+    named = llama.named(
+        sizes, specs, tied=settings.flag("tie_word_embeddings", False), bias=bias, mlp_bias=bias
+    )
     return Table(layout=settings.layout, same={name: (name, shape) for name, shape in named.items()})

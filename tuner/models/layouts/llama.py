@@ -1,4 +1,6 @@
-"""What the families that become Llama share: their geometry, how Llama's config.json says it, and what Llama calls its tensors."""
+"""What the families that become Llama share: their geometry, how Llama's config.json says it, and what
+Llama calls its tensors.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,14 +37,20 @@ class Geometry:
 def geometry(settings: Settings, specs: Mapping[str, Spec] | None = None) -> Geometry:
     """The sizes in a config.json that has Llama's words for them.
 
-    With the `specs` of a native checkpoint the vocabulary is as large as its embedding, which may have grown since.
+    With the `specs` of a native checkpoint the vocabulary is as large as its embedding, which may have grown
+    since.
     """
     hidden, heads = settings.size("hidden_size"), settings.size("num_attention_heads")
     groups = settings.size("num_key_value_heads", heads)
     if hidden % (2 * heads) or hidden < 4 * heads:
-        raise settings.refusal("num_attention_heads", f"heads of an even width, 4 or more, were expected, together hidden_size {hidden}. {AGAIN}")
+        raise settings.refusal(
+            "num_attention_heads",
+            f"heads of an even width, 4 or more, were expected, together hidden_size {hidden}. {AGAIN}",
+        )
     if heads % groups:
-        raise settings.refusal("num_key_value_heads", f"a divisor of num_attention_heads {heads} was expected. {AGAIN}")
+        raise settings.refusal(
+            "num_key_value_heads", f"a divisor of num_attention_heads {heads} was expected. {AGAIN}"
+        )
     vocabulary = settings.size("vocab_size")
     return Geometry(
         layers=settings.size("num_hidden_layers", most=MOST_LAYERS),
@@ -109,9 +117,11 @@ def generation(settings: Settings, vocabulary: int) -> dict[str, int | list[int]
 
 
 def rope_scaling(settings: Settings, theta: float, key: str = "rope_scaling") -> dict[str, Any]:
-    """rope_parameters of what config.json says under `key`: null, or {type: default}, or {type: linear or dynamic, factor}.
+    """rope_parameters of what config.json says under `key`: null, or {type: default}, or {type: linear or
+    dynamic, factor}.
 
-    `linear` divides positions by the factor; `dynamic` makes the base larger with every token beyond max_position_embeddings.
+    `linear` divides positions by the factor; `dynamic` makes the base larger with every token beyond
+    max_position_embeddings.
     """
     scaling = settings.config.get(key)
     kind = scaling.get("type", scaling.get("rope_type")) if isinstance(scaling, Mapping) else None
@@ -126,7 +136,9 @@ def rope_scaling(settings: Settings, theta: float, key: str = "rope_scaling") ->
 
 
 def ends(sizes: Geometry, tied: bool, head: str, specs: Mapping[str, Spec]) -> dict[str, tuple[int, ...]]:
-    """Llama's names of what is outside its layers, with shapes. A tied head may be absent from the file: `head` is what it would be called there."""
+    """Llama's names of what is outside its layers, with shapes. A tied head may be absent from the file:
+    `head` is what it would be called there.
+    """
     found: dict[str, tuple[int, ...]] = {EMBEDDING: (sizes.vocabulary, sizes.hidden), NORM: (sizes.hidden,)}
     if not tied or head in specs:
         found[HEAD] = (sizes.vocabulary, sizes.hidden)
@@ -146,13 +158,21 @@ def layer(sizes: Geometry, number: int, bias: bool, mlp_bias: bool = False) -> d
     }
     biases: dict[str, tuple[int, ...]] = {f"{at}.self_attn.o_proj.bias": (hidden,)} if bias else {}
     if mlp_bias:
-        biases |= {f"{at}.mlp.{name}_proj.bias": (size,) for name, size in (("gate", ffn), ("up", ffn), ("down", hidden))}
+        biases |= {
+            f"{at}.mlp.{name}_proj.bias": (size,)
+            for name, size in (("gate", ffn), ("up", ffn), ("down", hidden))
+        }
     return found | biases
 
 
-def named(sizes: Geometry, specs: Mapping[str, Spec], *, tied: bool, bias: bool, mlp_bias: bool = False) -> dict[str, tuple[int, ...]]:
+def named(
+    sizes: Geometry, specs: Mapping[str, Spec], *, tied: bool, bias: bool, mlp_bias: bool = False
+) -> dict[str, tuple[int, ...]]:
     """All of Llama's names, with shapes: for a family whose tensors are called the same."""
-    found, kinds = ends(sizes, tied, HEAD, specs), {"weight": (sizes.hidden,)} | ({"bias": ()} if bias else {})
+    found, kinds = (
+        ends(sizes, tied, HEAD, specs),
+        {"weight": (sizes.hidden,)} | ({"bias": ()} if bias else {}),
+    )
     for number in range(sizes.layers):
         found |= layer(sizes, number, bias, mlp_bias)
         for kind, tail in kinds.items():

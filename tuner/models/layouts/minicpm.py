@@ -1,7 +1,9 @@
-"""MiniCPM, the first and the second generation ⇄ Granite, exactly. The names of the tensors are the same; four multipliers go into config.json:
+"""MiniCPM, the first and the second generation ⇄ Granite, exactly. The names of the tensors are the same;
+four multipliers go into config.json:
 
     embedding_multiplier = scale_emb                          residual_multiplier = scale_depth / sqrt(layers)
-    logits_scaling = hidden_size / dim_model_base             attention_multiplier = D ** -0.5, as everywhere but in Granite
+    logits_scaling = hidden_size / dim_model_base             attention_multiplier = D ** -0.5, as everywhere
+    but in Granite
 
 The head is tied to the embedding unless config.json says otherwise, and then mostly absent from the file.
 """
@@ -18,13 +20,22 @@ from tuner.models.layouts.table import Table, buffers
 
 
 def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> Native:
-    """The checkpoint as Granite's. Raises DataError for what the mapping can't represent: experts, other activations, rope by long factors."""
+    """The checkpoint as Granite's. Raises DataError for what the mapping can't represent: experts, other
+    activations, rope by long factors.
+    """
     settings = Settings(layout=layout, config=config)
     sizes = llama.geometry(settings)
     settings.usual("num_experts", 0, mend="The mixture of experts is another model.")
     pieces = _table(settings, sizes, specs).to_native(specs)
     rope = llama.rope_scaling(settings, settings.number("rope_theta", 10000.0))
-    native = llama.config(settings, sizes, specs, window=settings.size("max_position_embeddings", 2048), rope=rope, bias=_bias(settings))
+    native = llama.config(
+        settings,
+        sizes,
+        specs,
+        window=settings.size("max_position_embeddings", 2048),
+        rope=rope,
+        bias=_bias(settings),
+    )
     native |= {
         "architectures": ["GraniteForCausalLM"],
         "model_type": "granite",
@@ -35,12 +46,16 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
         "attention_multiplier": sizes.dim**-0.5,
         "logits_scaling": sizes.hidden / settings.number("dim_model_base", 1),
     }
-    ids = {"bos_token_id": 1, "eos_token_id": 2} | {key: ids for key, ids in llama.generation(settings, sizes.vocabulary).items() if ids is not None}
+    ids = {"bos_token_id": 1, "eos_token_id": 2} | {
+        key: ids for key, ids in llama.generation(settings, sizes.vocabulary).items() if ids is not None
+    }
     return Native(config=native | ids, pieces=pieces, generation=ids, kept=buffers(specs))
 
 
 def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[Piece]:
-    """Granite's tensors as MiniCPM's: the same ones. An embedding that has grown goes through as it is, with vocab_size as large."""
+    """Granite's tensors as MiniCPM's: the same ones. An embedding that has grown goes through as it is,
+    with vocab_size as large.
+    """
     settings = Settings(layout=layout, config=config)
     return _table(settings, llama.geometry(settings, specs), specs).to_original(specs)
 

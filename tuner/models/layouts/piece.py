@@ -1,4 +1,6 @@
-"""What a rewriting is made of: pieces, each a tensor that is made of tensors of the other layout. Nothing is read until a piece is made."""
+"""What a rewriting is made of: pieces, each a tensor that is made of tensors of the other layout. Nothing
+is read until a piece is made.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +33,9 @@ class Native:
     generation: Mapping[str, Any] = field(default_factory=dict)
     """what generation_config.json says where the repository's does not: the ids that begin, end and pad"""
     kept: tuple[str, ...] = ()
-    """tensors of the original that can't be made again from the pieces: they are kept beside, for the way back"""
+    """tensors of the original that can't be made again from the pieces: they are kept beside, for the way
+    back
+    """
     warnings: tuple[str, ...] = ()
     """what a person should know, such as a window beyond which the two differ"""
 

@@ -1,11 +1,12 @@
 """Qwen, the first generation ⇄ Qwen2: exactly up to seq_length tokens, and in training at any length.
 
-`c_attn` is [all q; all k; all v] with a bias, as Qwen2 has it; nothing else has one. The MLP computes c_proj(w1(x) · silu(w2(x))): w2 is the gate
-and w1 is up, and config.json's intermediate_size is twice their width.
+`c_attn` is [all q; all k; all v] with a bias, as Qwen2 has it; nothing else has one. The MLP computes
+c_proj(w1(x) · silu(w2(x))): w2 is the gate and w1 is up, and config.json's intermediate_size is twice their
+width.
 
-Beyond seq_length the original answers (but does not train) with a larger rotary base, base · alpha ** (D / (D - 2)) where
-alpha = max(2 ** ceil(log2(L / seq_length) + 1) - 1, 1), and scales the query at position i, counted from 1, by log(i) / log(seq_length).
-Qwen2 has neither.
+Beyond seq_length the original answers (but does not train) with a larger rotary base, base · alpha ** (D / (D
+- 2)) where alpha = max(2 ** ceil(log2(L / seq_length) + 1) - 1, 1), and scales the query at position i,
+counted from 1, by log(i) / log(seq_length). Qwen2 has neither.
 """
 
 from collections.abc import Mapping
@@ -44,7 +45,9 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
     pieces = _table(settings, sizes, specs).to_native(specs)
     window = settings.size("seq_length")
     theta = settings.number("rotary_emb_base", 10000.0)
-    native = llama.config(settings, sizes, specs, window=window, rope={"rope_type": "default", "rope_theta": theta}, bias=True)
+    native = llama.config(
+        settings, sizes, specs, window=window, rope={"rope_type": "default", "rope_theta": theta}, bias=True
+    )
     # Qwen2 has its biases where they must be, and no key that says so.
     native = {key: value for key, value in native.items() if key not in ("attention_bias", "mlp_bias")} | {
         "architectures": ["Qwen2ForCausalLM"],
@@ -54,11 +57,19 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
         "use_sliding_window": False,
     }
     ids = {"eos_token_id": [END, TURN], "pad_token_id": END} if sizes.vocabulary > TURN else {}
-    return Native(config=native, pieces=pieces, generation=ids, kept=buffers(specs), warnings=_warnings(settings, window))
+    return Native(
+        config=native,
+        pieces=pieces,
+        generation=ids,
+        kept=buffers(specs),
+        warnings=_warnings(settings, window),
+    )
 
 
 def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[Piece]:
-    """Qwen2's tensors as Qwen's. An embedding that has grown goes through as it is, with vocab_size as large."""
+    """Qwen2's tensors as Qwen's. An embedding that has grown goes through as it is, with vocab_size as
+    large.
+    """
     settings = Settings(layout=layout, config=config)
     return _table(settings, _geometry(settings, specs), specs).to_original(specs)
 
@@ -66,41 +77,59 @@ def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: st
 def _geometry(settings: Settings, specs: Mapping[str, Spec] | None = None) -> Geometry:
     sizes = llama.geometry(settings, specs)
     if sizes.ffn % 2:
-        raise settings.refusal("intermediate_size", f"an even number was expected: both halves of the MLP together. {AGAIN}")
+        raise settings.refusal(
+            "intermediate_size", f"an even number was expected: both halves of the MLP together. {AGAIN}"
+        )
     return replace(sizes, groups=sizes.heads, ffn=sizes.ffn // 2)
 
 
 def _refuse(settings: Settings, sizes: Geometry) -> None:
     if settings.size("kv_channels", 128) != sizes.dim:
         raise settings.refusal(
-            "kv_channels", f"{sizes.dim} was expected, which is hidden_size / num_attention_heads (128 where it is absent). {PLAIN}"
+            "kv_channels",
+            f"{sizes.dim} was expected, which is hidden_size / num_attention_heads (128 where it is absent). "
+            f"{PLAIN}",
         )
     for key, usual in {"rotary_pct": 1.0, "no_bias": True, "scale_attn_weights": True}.items():
         settings.usual(key, usual, mend=PLAIN)
     if "visual" in settings.config:
-        raise DataError(f"This {settings.layout} checkpoint sees pictures (config.json has `visual`), which Qwen2 does not. {PLAIN}")
+        raise DataError(
+            f"This {settings.layout} checkpoint sees pictures (config.json has `visual`), which Qwen2 does "
+            f"not. {PLAIN}"
+        )
 
 
 def _warnings(settings: Settings, window: int) -> tuple[str, ...]:
     said = []
     if settings.flag("use_dynamic_ntk", True) or settings.flag("use_logn_attn", True):
         said.append(
-            f"beyond {window} tokens (seq_length) the original Qwen scales its rotary base (NTK) and its queries (log n) when it answers, and Qwen2 does "
-            f"not: answers differ there. Up to {window} tokens, and in training at any length, the two agree"
+            f"beyond {window} tokens (seq_length) the original Qwen scales its rotary base (NTK) and its "
+            f"queries (log n) when it answers, and Qwen2 does not: answers differ there. Up to {window} "
+            "tokens, and in training at any length, the two agree"
         )
     if settings.number("emb_dropout_prob", 0.0, zero=True):
-        said.append(f"the dropout of the embedding (emb_dropout_prob {settings.config['emb_dropout_prob']}) is left out: Qwen2 has none")
+        said.append(
+            f"the dropout of the embedding (emb_dropout_prob {settings.config['emb_dropout_prob']}) is left "
+            "out: Qwen2 has none"
+        )
     return tuple(said)
 
 
 def _table(settings: Settings, sizes: Geometry, specs: Mapping[str, Spec]) -> Table:
-    names = {llama.EMBEDDING: "transformer.wte.weight", llama.NORM: "transformer.ln_f.weight", llama.HEAD: llama.HEAD}
+    names = {
+        llama.EMBEDDING: "transformer.wte.weight",
+        llama.NORM: "transformer.ln_f.weight",
+        llama.HEAD: llama.HEAD,
+    }
     ends = llama.ends(sizes, settings.flag("tie_word_embeddings", False), llama.HEAD, specs)
     same = {names[name]: (name, shape) for name, shape in ends.items()}
     fused: dict[str, tuple[tuple[str, str, str], tuple[int, ...]]] = {}
     for number in range(sizes.layers):
         at, here = f"model.layers.{number}.", f"transformer.h.{number}."
-        same |= {here + LAYER[name.removeprefix(at)]: (name, shape) for name, shape in llama.layer(sizes, number, bias=False).items()}
+        same |= {
+            here + LAYER[name.removeprefix(at)]: (name, shape)
+            for name, shape in llama.layer(sizes, number, bias=False).items()
+        }
         fused[f"{here}attn.c_attn.weight"] = (llama.queries(number), (sizes.hidden,))
         fused[f"{here}attn.c_attn.bias"] = (llama.queries(number, "bias"), ())
     fusion = Fusion(groups=1, heads=(sizes.heads, sizes.heads, sizes.heads), dim=sizes.dim)

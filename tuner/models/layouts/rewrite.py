@@ -1,7 +1,9 @@
-"""A checkpoint from its family's own layout into the one that transformers has a class for, and back: tensor by tensor, never the whole model in memory.
+"""A checkpoint from its family's own layout into the one that transformers has a class for, and back: tensor
+by tensor, never the whole model in memory.
 
-Beside a rewritten checkpoint, in the directory `original`, lies what the way back needs: the settings and the tokenizer as they were, and the
-tensors that the rewritten ones don't determine. No code of the publisher's is among it, and none is run.
+Beside a rewritten checkpoint, in the directory `original`, lies what the way back needs: the settings and the
+tokenizer as they were, and the tensors that the rewritten ones don't determine. No code of the publisher's is
+among it, and none is run.
 """
 
 import json
@@ -34,7 +36,9 @@ class Family(Protocol):
     """What a family's module has."""
 
     def to_native(self, config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> Native:
-        """A checkpoint with this original config.json and these tensors. Raises DataError for what the mapping can't represent."""
+        """A checkpoint with this original config.json and these tensors. Raises DataError for what the
+        mapping can't represent.
+        """
 
     def to_original(self, config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[Piece]:
         """The original tensors, but the kept ones, made of these native ones; `config` is the original's."""
@@ -43,7 +47,10 @@ class Family(Protocol):
 def module(layout: str) -> Family:
     """The module of a layout in tuner.models.layouts.family.VERSIONS. Raises DataError for any other."""
     if layout not in MODULES:
-        raise DataError(f"model.layout={layout} is no layout that is rewritten. There are: {', '.join(MODULES)}, and {NATIVE} for what needs none.")
+        raise DataError(
+            f"model.layout={layout} is no layout that is rewritten. There are: {', '.join(MODULES)}, and "
+            f"{NATIVE} for what needs none."
+        )
     return cast(Family, import_module(f"tuner.models.layouts.{MODULES[layout]}"))
 
 
@@ -51,17 +58,30 @@ def _silent(_: Spec) -> None:
     return None
 
 
-def write_native(source: Mapping[str, Path], layout: str, out: Path, *, say: Callable[[str], None], tick: Callable[[Spec], None] = _silent) -> None:
-    """Write the checkpoint whose files are `source` (name → path) to `out` as transformers reads it, and the directory `original` beside it.
+def write_native(
+    source: Mapping[str, Path],
+    layout: str,
+    out: Path,
+    *,
+    say: Callable[[str], None],
+    tick: Callable[[Spec], None] = _silent,
+) -> None:
+    """Write the checkpoint whose files are `source` (name → path) to `out` as transformers reads it, and the
+    directory `original` beside it.
 
-    Tokenizer files are copied as they are. What a person should know of the family goes to `say`, each written tensor to `tick`. Raises DataError,
-    before anything is written, for a checkpoint that its layout's mapping can't represent.
+    Tokenizer files are copied as they are. What a person should know of the family goes to `say`, each
+    written tensor to `tick`. Raises DataError, before anything is written, for a checkpoint that its layout's
+    mapping can't represent.
     """
     weights = Checkpoint(path for name, path in sorted(source.items()) if name.endswith(".safetensors"))
     config = read_json(source[CONFIG])
     native = module(layout).to_native(config, weights.specs, layout)
     made = {piece.spec.name: piece for piece in native.pieces}
-    beside = {name: path for name, path in source.items() if not name.endswith((".safetensors", ".py")) and name != INDEX and Path(name).name == name}
+    beside = {
+        name: path
+        for name, path in source.items()
+        if not name.endswith((".safetensors", ".py")) and name != INDEX and Path(name).name == name
+    }
 
     aside = out / ASIDE
     aside.mkdir(exist_ok=True)
@@ -86,12 +106,14 @@ def write_native(source: Mapping[str, Path], layout: str, out: Path, *, say: Cal
 
 
 def original_pieces(aside: Path, specs: Mapping[str, Spec], *, untied: bool = False) -> list[Piece]:
-    """All tensors of the original layout, made of native ones that are as `specs` say: trained or not, of the old type or another.
+    """All tensors of the original layout, made of native ones that are as `specs` say: trained or not, of the
+    old type or another.
 
     aside   the directory `original` of the rewritten checkpoint
     untied  whether a head that is the embedding there has become a tensor of its own
 
-    A kept tensor is written as it was, in the type of the native tensor that was made of it. Making it raises DataError where that has trained.
+    A kept tensor is written as it was, in the type of the native tensor that was made of it. Making it raises
+    DataError where that has trained.
     """
     loose = {TIED: False} if untied else {}
     layout, config = _layout(aside), grown(read_json(aside / CONFIG), specs) | loose
@@ -99,27 +121,45 @@ def original_pieces(aside: Path, specs: Mapping[str, Spec], *, untied: bool = Fa
     pieces = family.to_original(read_json(aside / CONFIG) | loose, specs, layout)
     kept = Checkpoint([aside / KEPT] if (aside / KEPT).is_file() else [])
     before = {piece.spec.name: piece.spec for piece in pieces} | kept.specs
-    forward = {piece.sources[0]: piece for piece in family.to_native(config, before, layout).pieces if len(piece.sources) == 1}
+    forward = {
+        piece.sources[0]: piece
+        for piece in family.to_native(config, before, layout).pieces
+        if len(piece.sources) == 1
+    }
     for name, spec in kept.specs.items():
         if name not in forward:
             pieces.append(Piece(spec=spec, sources=(), make=lambda name=name: kept[name]))
             continue
         native = forward[name].spec.name
         dtype = specs[native].dtype
-        pieces.append(Piece(spec=replace(spec, dtype=dtype), sources=(native,), make=_untrained(layout, forward[name], kept)))
+        pieces.append(
+            Piece(
+                spec=replace(spec, dtype=dtype),
+                sources=(native,),
+                make=_untrained(layout, forward[name], kept),
+            )
+        )
     return pieces
 
 
 def write_original(
-    specs: Mapping[str, Spec], value: Callable[[str], Tensor], aside: Path, out: Path, *, untied: bool = False, tick: Callable[[Spec], None] = _silent
+    specs: Mapping[str, Spec],
+    value: Callable[[str], Tensor],
+    aside: Path,
+    out: Path,
+    *,
+    untied: bool = False,
+    tick: Callable[[Spec], None] = _silent,
 ) -> list[str]:
-    """Write native tensors in their original layout to `out`, with the settings and the tokenizer of `aside`, and return the names of the weight files.
+    """Write native tensors in their original layout to `out`, with the settings and the tokenizer of `aside`,
+    and return the names of the weight files.
 
     specs, value    the native tensors: what they are, and a function that computes one by name
 
-    config.json follows the type that is written and the rows of the embedding, and keeps `auto_map`: it is the publisher's own format, which other
-    tools may read so. Untrained tensors give the original's names, types and bytes; where shards are cut is free. Raises DataError where a tensor has
-    trained that the layout has no place for.
+    config.json follows the type that is written and the rows of the embedding, and keeps `auto_map`: it is
+    the publisher's own format, which other tools may read so. Untrained tensors give the original's names,
+    types and bytes; where shards are cut is free. Raises DataError where a tensor has trained that the layout
+    has no place for.
     """
     pieces = {piece.spec.name: piece for piece in original_pieces(aside, specs, untied=untied)}
     for path in sorted(aside.iterdir()):
@@ -146,12 +186,18 @@ def grown(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, Any
     """
     before = next((config[key] for key in VOCABULARY if config.get(key) is not None), None)
     after = rows(specs)
-    return {key: after if after and key in VOCABULARY and value == before else value for key, value in config.items()}
+    return {
+        key: after if after and key in VOCABULARY and value == before else value
+        for key, value in config.items()
+    }
 
 
 def _layout(aside: Path) -> str:
     if not (aside / LAYOUT).is_file():
-        raise DataError(f"{aside} has no {LAYOUT}: it is not what was put beside a rewritten checkpoint, so the way back is not known.")
+        raise DataError(
+            f"{aside} has no {LAYOUT}: it is not what was put beside a rewritten checkpoint, so the way back "
+            "is not known."
+        )
     return str(read_json(aside / LAYOUT).get("layout"))
 
 
@@ -168,8 +214,9 @@ def _untrained(layout: str, forward: Piece, kept: Checkpoint) -> Callable[[Tenso
     def make(native: Tensor) -> Tensor:
         if not torch.equal(_make(forward, kept.__getitem__).to(native.dtype), native):
             raise DataError(
-                f"{forward.spec.name} has trained, and the {layout} layout has no place for that: there it is computed from {name} on every use. "
-                f"Train it neither by algo.targets nor by model.new_tokens{otherwise}."
+                f"{forward.spec.name} has trained, and the {layout} layout has no place for that: there it "
+                f"is computed from {name} on every use. Train it neither by algo.targets nor by "
+                f"model.new_tokens{otherwise}."
             )
         return kept[name].to(native.dtype)
 

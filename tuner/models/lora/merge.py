@@ -1,9 +1,10 @@
 """A LoRA adapter written into its base model: W + s·B·A, tensor by tensor, never the whole model in memory.
 
-The product is the one of arXiv:2106.09685, section 4.1, in the order PEFT's own merge computes it, in fp32, and rounded once to
-the dtype in which training held the base: bf16, or fp32 where algo.precision says so. With DoRA, the rows of the sum get the lengths that trained
-(arXiv:2402.09353, equation 5).
-An adapter that trained on a base in 4 or 8 bits goes into what that base was: every weight, quantised and back (arXiv:2305.14314, section 3).
+The product is the one of arXiv:2106.09685, section 4.1, in the order PEFT's own merge computes it, in fp32,
+and rounded once to the dtype in which training held the base: bf16, or fp32 where algo.precision says so.
+With DoRA, the rows of the sum get the lengths that trained (arXiv:2402.09353, equation 5).
+An adapter that trained on a base in 4 or 8 bits goes into what that base was: every weight, quantised and
+back (arXiv:2305.14314, section 3).
 """
 
 import json
@@ -16,24 +17,35 @@ from torch import Tensor
 
 from tuner.errors import StageError
 from tuner.models.checkpoint.files import weight_files
-from tuner.models.checkpoint.safetensors import DTYPES, FLOATS, LIMIT, Checkpoint, Spec, main_dtype, write_checkpoint
+from tuner.models.checkpoint.safetensors import (
+    DTYPES,
+    FLOATS,
+    LIMIT,
+    Checkpoint,
+    Spec,
+    main_dtype,
+    write_checkpoint,
+)
 from tuner.models.layouts.rewrite import write_original
 from tuner.models.lora import ties
 from tuner.models.lora.tensors import Pair, pairs, rows
 
 CODES = {"bf16": "BF16", "fp32": "F32"}
-"""algo.precision, as safetensors calls it: what is merged lies in the dtype in which training held the base"""
+"""algo.precision, as safetensors calls it: what is merged lies in the dtype in which training held the
+base
+"""
 HEAD = "lm_head.weight"
 """the output head, which may be tied to the embedding"""
 
 
 def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude: Tensor | None = None) -> Tensor:
-    """W + scale · B·A in fp32, and with DoRA its rows at the lengths `magnitude`. W is [outputs, inputs], A [r, inputs], B [outputs, r], `magnitude`
-    [outputs]; the result is like W.
+    """W + scale · B·A in fp32, and with DoRA its rows at the lengths `magnitude`. W is [outputs, inputs], A
+    [r, inputs], B [outputs, r], `magnitude` [outputs]; the result is like W.
 
     >>> merged(torch.eye(2), torch.ones(1, 2), torch.tensor([[1.0], [0.0]]), 0.5).tolist()
     [[1.5, 0.5], [0.0, 1.0]]
-    >>> merged(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), torch.zeros(1, 1), 1.0, torch.tensor([10.0])).tolist()
+    >>> merged(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), torch.zeros(1, 1), 1.0,
+    ...     torch.tensor([10.0])).tolist()
     [[6.0, 8.0]]
     """
     weight, product = weight.float(), (b.float() @ a.float()) * scale
@@ -55,10 +67,14 @@ def replaced(weight: Tensor, values: Tensor, ids: Iterable[int]) -> Tensor:
 def rounded(specs: Mapping[str, Spec], dtype: str) -> dict[str, Spec]:
     """The specs with the checkpoint's own type replaced by `dtype`.
 
-    Tensors of another type stay as they are: integers, and the few that a family keeps in fp32 inside a bf16 checkpoint.
+    Tensors of another type stay as they are: integers, and the few that a family keeps in fp32 inside a bf16
+    checkpoint.
     """
     own = main_dtype(specs.values())
-    return {name: replace(spec, dtype=dtype) if spec.dtype == own and own in FLOATS else spec for name, spec in specs.items()}
+    return {
+        name: replace(spec, dtype=dtype) if spec.dtype == own and own in FLOATS else spec
+        for name, spec in specs.items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,9 +103,11 @@ def overlay(
     dtype       that of the result: BF16 or F32, in which training held the base
     quant       how the base was held while the adapter trained (algo.quant)
     quantised   the checkpoint's tensors that were held so, with an adapter or without; None finds them out
-    names       a module's weight → the checkpoint's tensor; None finds them out, where the adapter's names are not the checkpoint's
+    names       a module's weight → the checkpoint's tensor; None finds them out, where the adapter's names
+                are not the checkpoint's
 
-    Of a checkpoint in that dtype, what is neither adapted nor quantised keeps its bytes. Raises StageError when the adapter doesn't fit the base.
+    Of a checkpoint in that dtype, what is neither adapted nor quantised keeps its bytes. Raises StageError
+    when the adapter doesn't fit the base.
     """
     weights = Checkpoint(weight_files(base))
     deltas = Checkpoint([adapter / "adapter_model.safetensors"])
@@ -101,29 +119,40 @@ def overlay(
     apart = ties.splits(tie, by_pair)
     if names is None:
         own = {tie.head} if tie and apart else set()
-        names = {} if weights.specs.keys() >= by_module.keys() | by_pair.keys() - {HEAD, *own} else _names(base)
+        names = (
+            {} if weights.specs.keys() >= by_module.keys() | by_pair.keys() - {HEAD, *own} else _names(base)
+        )
     held = frozenset() if quant == "none" else _quantised(base) if quantised is None else frozenset(quantised)
     fresh = {names.get(name, name): part for name, part in by_module.items()}
     plan = {names.get(name, name): pair for name, pair in by_pair.items()}
     head = names.get(tie.head, tie.head) if tie and apart else None
     one = names.get(tie.embedding, tie.embedding) if tie else ""
     source = {head: one} if head is not None and head not in weights.specs else {}
-    there = {**weights.specs, **{name: replace(weights.specs[twin], name=name) for name, twin in source.items()}}
+    there = {
+        **weights.specs,
+        **{name: replace(weights.specs[twin], name=name) for name, twin in source.items()},
+    }
     for name, pair in plan.items():
         _fit(there.get(name), name, _shape(pair, deltas.specs))
         if pair.magnitude and deltas.specs[pair.magnitude].shape != there[name].shape[:1]:
-            raise StageError(f"The adapter's magnitudes for {name} are {deltas.specs[pair.magnitude].shape}, one for each row was expected.")
+            raise StageError(
+                f"The adapter's magnitudes for {name} are {deltas.specs[pair.magnitude].shape}, one for each "
+                "row was expected."
+            )
     if fresh and apart:
         raise StageError(
-            "The adapter has rows of its own for new tokens, and a pair A, B for the head or the embedding that they belong to: "
-            "which of them holds is not defined. Use it with PEFT."
+            "The adapter has rows of its own for new tokens, and a pair A, B for the head or the embedding "
+            "that they belong to: which of them holds is not defined. Use it with PEFT."
         )
     if fresh and tied(base) and (twin := names.get(HEAD, HEAD)) in weights.specs:
         fresh.setdefault(twin, next(iter(fresh.values())))  # the file holds the tied matrix twice
     for name, part in fresh.items():
         _has(weights.specs.get(name), name, part.ids, deltas.specs[part.tensor].shape[1:])
     if both := sorted(plan.keys() & fresh.keys()):
-        raise StageError(f"The adapter has both a pair A, B and rows of its own for {both[0]}: which of them holds is not defined. Use it with PEFT.")
+        raise StageError(
+            f"The adapter has both a pair A, B and rows of its own for {both[0]}: which of them holds is not "
+            "defined. Use it with PEFT."
+        )
     specs = rounded(there, dtype)
     specs |= {name: replace(specs[name], dtype=dtype) for name in (*plan, *held)}
 
@@ -136,7 +165,13 @@ def overlay(
         if name in plan:
             pair = plan[name]
             weight = weight.T if pair.embedding else weight
-            weight = merged(weight, deltas[pair.a], deltas[pair.b], pair.scale, deltas[pair.magnitude] if pair.magnitude else None)
+            weight = merged(
+                weight,
+                deltas[pair.a],
+                deltas[pair.b],
+                pair.scale,
+                deltas[pair.magnitude] if pair.magnitude else None,
+            )
             weight = weight.T.contiguous() if pair.embedding else weight
         weight = weight.to(DTYPES[specs[name].dtype])
         return replaced(weight, deltas[fresh[name].tensor], fresh[name].ids) if name in fresh else weight
@@ -168,14 +203,22 @@ def _quantised(base: Path) -> frozenset[str]:
 def tied(base: Path) -> bool:
     """Whether the output head is the embedding, as far as config.json says so itself."""
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    return bool(config.get("tie_word_embeddings", (config.get("text_config") or {}).get("tie_word_embeddings", False)))
+    return bool(
+        config.get("tie_word_embeddings", (config.get("text_config") or {}).get("tie_word_embeddings", False))
+    )
 
 
 def _fit(spec: Spec | None, name: str, shape: tuple[int, ...]) -> None:
     if spec is None:
-        raise StageError(f"The adapter has a part for {name}, and the base has no such tensor: it was made for another model or layout.")
+        raise StageError(
+            f"The adapter has a part for {name}, and the base has no such tensor: it was made for another "
+            "model or layout."
+        )
     if spec.shape != shape or spec.dtype not in FLOATS:
-        raise StageError(f"The adapter's part for {name} is {shape}, the base has {spec.dtype} {spec.shape}: it was made for another model.")
+        raise StageError(
+            f"The adapter's part for {name} is {shape}, the base has {spec.dtype} {spec.shape}: it was made "
+            "for another model."
+        )
 
 
 def _has(spec: Spec | None, name: str, ids: tuple[int, ...], width: tuple[int, ...]) -> None:
@@ -183,8 +226,8 @@ def _has(spec: Spec | None, name: str, ids: tuple[int, ...], width: tuple[int, .
     _fit(spec, name, (count, *width))
     if beyond := sorted(id_ for id_ in ids if not 0 <= id_ < count):
         raise StageError(
-            f"The adapter has a row for the token {beyond[-1]}, and {name} of the base has {count} rows. It was trained on a base with new tokens "
-            "(model.new_tokens): merge it into that one."
+            f"The adapter has a row for the token {beyond[-1]}, and {name} of the base has {count} rows. It "
+            "was trained on a base with new tokens (model.new_tokens): merge it into that one."
         )
 
 
@@ -200,7 +243,8 @@ def merge_adapter(
     limit: int = LIMIT,
     tick: Callable[[Spec], None] = lambda _: None,
 ) -> bool:
-    """Write the base with the adapter in it to `out` as a checkpoint in `dtype`; whether a head that was tied is now a tensor of its own. See `overlay`.
+    """Write the base with the adapter in it to `out` as a checkpoint in `dtype`; whether a head that was tied
+    is now a tensor of its own. See `overlay`.
 
     Raises StageError when the adapter doesn't fit the base.
     """
@@ -219,13 +263,16 @@ def merge_original(
     quant: str = "none",
     tick: Callable[[Spec], None] = lambda _: None,
 ) -> bool:
-    """Write a model of a rewritten family to `out` in its original layout, settings and tokenizer included; whether a tied head is now one of its own.
+    """Write a model of a rewritten family to `out` in its original layout, settings and tokenizer included;
+    whether a tied head is now one of its own.
 
-    base      the checkpoint in the native layout: the base of `adapter`, or what full fine-tuning made, with no adapter
+    base      the checkpoint in the native layout: the base of `adapter`, or what full fine-tuning made, with
+              no adapter
     aside     the directory `original` that lay beside the rewritten base
 
-    What is written is computed tensor by tensor: no merged native checkpoint lies anywhere in between. Raises StageError when the adapter doesn't fit
-    the base, and DataError where something has trained that the original layout has no place for.
+    What is written is computed tensor by tensor: no merged native checkpoint lies anywhere in between. Raises
+    StageError when the adapter doesn't fit the base, and DataError where something has trained that the
+    original layout has no place for.
     """
     if adapter is None:
         weights = Checkpoint(weight_files(base))

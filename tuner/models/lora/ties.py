@@ -1,7 +1,8 @@
 """An output head that is the embedding, and adapters that make two matrices of it.
 
-Where a head is tied, one tensor of the checkpoint is both. An adapter on one of them (`lm_head` or the embedding in algo.targets) leaves the other as it is,
-as PEFT computes it: from then on the head is a tensor of its own, and config.json says so.
+Where a head is tied, one tensor of the checkpoint is both. An adapter on one of them (`lm_head` or the
+embedding in algo.targets) leaves the other as it is, as PEFT computes it: from then on the head is a tensor
+of its own, and config.json says so.
 """
 
 import re
@@ -38,7 +39,9 @@ def tie_of(model: "PreTrainedModel") -> Tie | None:
 
 
 def tie_in(directory: Path, weights: Iterable[str]) -> Tie | None:
-    """The tied pair of the model in `directory`, where one of `weights` (names in the model) belongs to no layer: no class is built for others."""
+    """The tied pair of the model in `directory`, where one of `weights` (names in the model) belongs to no
+    layer: no class is built for others.
+    """
     if all(INDEX.search(weight) for weight in weights):
         return None
     from tuner.models.checkpoint.meta import skeleton

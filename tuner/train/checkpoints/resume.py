@@ -13,7 +13,8 @@ from tuner.train.distributed import World
 def begin(out: Path, order: Order, world: World, say: Callable[[str], None]) -> Checkpoint | None:
     """The step to go on from; what lies behind it, or without one all that is there, goes.
 
-    The first process looks. All of them check what it finds, each a share of the files: a step of a large model takes one process minutes.
+    The first process looks. All of them check what it finds, each a share of the files: a step of a large
+    model takes one process minutes.
     """
     if not world.first:
         while isinstance(told := world.gather(None)[0], dict):  # in the end it tells the number
@@ -24,7 +25,9 @@ def begin(out: Path, order: Order, world: World, say: Callable[[str], None]) -> 
         world.gather({"step": checkpoint.dir.name, "files": dict(checkpoint.files)})
         return check(checkpoint.dir, checkpoint.files, world)
 
-    found = steps.newest(out, lambda checkpoint: checkpoint.resumable or checkpoint.step == order.steps, say, damaged)
+    found = steps.newest(
+        out, lambda checkpoint: checkpoint.resumable or checkpoint.step == order.steps, say, damaged
+    )
     if found is None:
         clear(out)
     steps.forget(out, after=found.step if found else 0)

@@ -1,4 +1,5 @@
-"""A step's tensors on disk: written beside their place, synced and renamed, so that a directory of that name is a whole step.
+"""A step's tensors on disk: written beside their place, synced and renamed, so that a directory of that name
+is a whole step.
 
 Training goes on meanwhile: what is saved are copies of the tensors, in the host's memory.
 """
@@ -25,8 +26,8 @@ from tuner.train.engine import State
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PAUSE, GRACE = 0.02, 10.0
-"""seconds between two looks for the files of other processes, and how much longer these wait for the first, which tells what is missing; and how
-long all wait when the training has failed already"""
+"""seconds between two looks for the files of other processes, and how much longer these wait for the first,
+which tells what is missing; and how long all wait when the training has failed already"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,16 +44,28 @@ class Snapshot:
 
 
 class Saver:
-    """Saves steps under out/steps while training goes on. All processes of a training have one, and save the same steps.
+    """Saves steps under out/steps while training goes on. All processes of a training have one, and save the
+    same steps.
 
-    A process writes its own files and then a note of them. The first one waits for the notes of all, writes the marker, and gives the directory its name.
-    The copies take as many bytes as what is saved (fp32 weights and the moments of AdamW: 12 a number that trains), and stay until the training ends.
+    A process writes its own files and then a note of them. The first one waits for the notes of all, writes
+    the marker, and gives the directory its name. The copies take as many bytes as what is saved (fp32 weights
+    and the moments of AdamW: 12 a number that trains), and stay until the training ends.
     """
 
-    def __init__(self, out: Path, *, rank: int = 0, of: int = 1, timeout: float = 600.0, prune: Callable[[], object] = lambda: None) -> None:
-        """`prune` is called, in the first process, when a step is there. `timeout`: seconds that processes wait for each other's files.
+    def __init__(
+        self,
+        out: Path,
+        *,
+        rank: int = 0,
+        of: int = 1,
+        timeout: float = 600.0,
+        prune: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`prune` is called, in the first process, when a step is there. `timeout`: seconds that processes
+        wait for each other's files.
 
-        In the first process this removes what a killed training left half written; the others save nothing before that is done.
+        In the first process this removes what a killed training left half written; the others save nothing
+        before that is done.
         """
         self._out, self._rank, self._of, self._timeout, self._prune = out, rank, of, timeout, prune
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
@@ -64,8 +77,11 @@ class Saver:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        sound = error is None or isinstance(error, Interrupted)  # of an interruption one believes that the step is saved
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # of an interruption one believes that the step is saved
+        sound = error is None or isinstance(error, Interrupted)
         if not sound:
             self._timeout = min(self._timeout, GRACE)  # the others may have died of the same
         try:
@@ -76,16 +92,24 @@ class Saver:
         finally:
             self._thread.shutdown()
 
-    def save(self, state: State, *, step: int, tokens: int, scores: Mapping[str, float], optimizer: bool) -> None:
-        """Save `step`, with its optimizer state or, where nothing will go on from it, without. Returns when the tensors may change again.
+    def save(
+        self, state: State, *, step: int, tokens: int, scores: Mapping[str, float], optimizer: bool
+    ) -> None:
+        """Save `step`, with its optimizer state or, where nothing will go on from it, without. Returns when
+        the tensors may change again.
 
         Waits for the save before it. Raises what `wait` raises, for that one.
         """
         self.wait()
         tensors = {steps.WEIGHTS: state.weights} | ({steps.OPTIMIZER: state.optimizer} if optimizer else {})
-        shapes = {kind: {name: state.shapes[name] for name in cut(here, state.shapes)} for kind, here in tensors.items()}
+        shapes = {
+            kind: {name: state.shapes[name] for name in cut(here, state.shapes)}
+            for kind, here in tensors.items()
+        }
         copies = self._copies.take(tensors, available() / self._of)
-        snapshot = Snapshot(step=step, tokens=tokens, scores=dict(scores), tensors=copies or tensors, shapes=shapes)
+        snapshot = Snapshot(
+            step=step, tokens=tokens, scores=dict(scores), tensors=copies or tensors, shapes=shapes
+        )
         self._pending = self._thread.submit(self._write, snapshot)
         if copies is None:
             self.wait()
@@ -98,7 +122,8 @@ class Saver:
     def wait(self) -> None:
         """Return when what was saved is on the disk, under its name.
 
-        Raises StageError when the disk refused, or another process did not write its part; what was half written is removed, and older steps stay.
+        Raises StageError when the disk refused, or another process did not write its part; what was half
+        written is removed, and older steps stay.
         """
         pending, self._pending = self._pending, None
         if pending:
@@ -118,52 +143,75 @@ class Saver:
             publish(partial, target, snapshot, [own, *self._others(partial, snapshot.step)])
         except BaseException as error:
             self._give_up(partial, error)
-            if isinstance(error, OSError):  # also where the first process has given up meanwhile and removed the directory: it tells why
+            # also where the first process has given up meanwhile and removed the directory: it tells why
+            if isinstance(error, OSError):
                 mend = "Make space or mend the disk; the same command continues."
-                raise StageError(f"Step {snapshot.step} could not be saved in {target.parent}: {error}. {mend}") from error
+                raise StageError(
+                    f"Step {snapshot.step} could not be saved in {target.parent}: {error}. {mend}"
+                ) from error
             raise
         try:
             self._prune()
         except OSError as error:
             mend = "Mend that; the same command continues."
-            raise StageError(f"Step {snapshot.step} is saved, but older ones can't be removed from {target.parent}: {error}. {mend}") from error
+            raise StageError(
+                f"Step {snapshot.step} is saved, but older ones can't be removed from {target.parent}: "
+                f"{error}. {mend}"
+            ) from error
 
     def _write_own(self, partial: Path, snapshot: Snapshot) -> dict[str, Any]:
         """Write this process's files; returns what the marker says of them."""
         files = {}
         for kind, tensors in snapshot.tensors.items():
             path = partial / steps.file_of(kind, self._rank, self._of)
-            specs = [Spec(name=name, dtype=NAMES[tensor.dtype], shape=tuple(tensor.shape)) for name, tensor in tensors.items()]
+            specs = [
+                Spec(name=name, dtype=NAMES[tensor.dtype], shape=tuple(tensor.shape))
+                for name, tensor in tensors.items()
+            ]
             write_file(path, specs, lambda name, tensors=tensors: tensors[name].cpu())  # type: ignore[misc]
             files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
             sync(path)
         return {"files": files, "shapes": snapshot.shapes}
 
     def _others(self, partial: Path, step: int) -> list[dict[str, Any]]:
-        """The notes of the other processes. Raises StageError when one tells of an error, or does not come in time."""
+        """The notes of the other processes. Raises StageError when one tells of an error, or does not come
+        in time.
+        """
         found: dict[int, dict[str, Any]] = {}
         began = time.monotonic()
         while missing := [rank for rank in range(1, self._of) if rank not in found]:
             found |= {rank: note for rank in missing if (note := read_json(partial / note_of(rank)))}
             for rank, note in found.items():
                 if "error" in note:
-                    raise StageError(f"Step {step} could not be saved in {partial.parent}. Process {rank} of {self._of} says: {note['error']}")
+                    raise StageError(
+                        f"Step {step} could not be saved in {partial.parent}. Process {rank} of {self._of} "
+                        f"says: {note['error']}"
+                    )
             if time.monotonic() - began > self._timeout:
-                who = f"process{'es' if len(missing) > 1 else ''} {', '.join(map(str, missing))} of {self._of} (the first is 0)"
+                who = (
+                    f"process{'es' if len(missing) > 1 else ''} {', '.join(map(str, missing))} of {self._of} "
+                    "(the first is 0)"
+                )
                 raise StageError(
-                    f"Step {step} could not be saved: its part of {who} was not there {self._timeout:g} s (machine.timeout) after that of process 0. "
-                    f"See what became of it in the log; all processes must see {partial.parent} as one directory. Older steps are kept, and the same "
-                    "command continues."
+                    f"Step {step} could not be saved: its part of {who} was not there {self._timeout:g} s "
+                    "(machine.timeout) after that of process 0. See what became of it in the log; all "
+                    f"processes must see {partial.parent} as one directory. Older steps are kept, and the "
+                    "same command continues."
                 )
             time.sleep(PAUSE)
         return list(found.values())
 
     def _await_first(self, partial: Path, step: int) -> None:
-        """Return when the first process has given the step its name, or given it up, of which it tells itself."""
+        """Return when the first process has given the step its name, or given it up, of which it tells
+        itself.
+        """
         began = time.monotonic()
         while partial.exists():
             if time.monotonic() - began > self._timeout + GRACE:
-                raise StageError(f"Step {step} could not be saved: process 0 has not finished it within {self._timeout:g} s (machine.timeout).")
+                raise StageError(
+                    f"Step {step} could not be saved: process 0 has not finished it within {self._timeout:g} "
+                    "s (machine.timeout)."
+                )
             time.sleep(PAUSE)
 
     def _give_up(self, partial: Path, error: BaseException) -> None:
@@ -177,7 +225,9 @@ class Saver:
             write_json(partial / note_of(self._rank), {"error": str(error)})
 
 
-def save(out: Path, state: State, *, step: int, tokens: int, scores: Mapping[str, float], optimizer: bool) -> None:
+def save(
+    out: Path, state: State, *, step: int, tokens: int, scores: Mapping[str, float], optimizer: bool
+) -> None:
     """`Saver.save` in a process that is alone, back when the step is on the disk."""
     with Saver(out) as saver:
         saver.save(state, step=step, tokens=tokens, scores=scores, optimizer=optimizer)
@@ -195,8 +245,17 @@ def publish(partial: Path, target: Path, snapshot: Snapshot, notes: Iterable[dic
         for kind, told in note["shapes"].items():
             shapes[kind] |= told
     for kind, told in shapes.items():
-        sharded.Whole([partial / name for name in steps.parts(kind, files)], {name: tuple(shape) for name, shape in told.items()})
-    marker = {"step": snapshot.step, "tokens": snapshot.tokens, "scores": snapshot.scores, "files": files, "shapes": shapes}
+        sharded.Whole(
+            [partial / name for name in steps.parts(kind, files)],
+            {name: tuple(shape) for name, shape in told.items()},
+        )
+    marker = {
+        "step": snapshot.step,
+        "tokens": snapshot.tokens,
+        "scores": snapshot.scores,
+        "files": files,
+        "shapes": shapes,
+    }
     for path in partial.glob("rank-*.json"):
         path.unlink()
     (partial / steps.MARKER).write_text(json.dumps(marker, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """What one or several processes have saved of a step, read as whole tensors, one at a time.
 
-A process that holds a part of a tensor saves it flat, under `name@offset`: the numbers from `offset` on, in the tensor's own order. A tensor of shape
-(2, 3) in two processes:
+A process that holds a part of a tensor saves it flat, under `name@offset`: the numbers from `offset` on, in
+the tensor's own order. A tensor of shape (2, 3) in two processes:
 
     weights-00001-of-00002.safetensors    layer.weight@0   4 numbers
     weights-00002-of-00002.safetensors    layer.weight@4   2 numbers
@@ -23,7 +23,10 @@ from tuner.errors import DataError
 from tuner.models.checkpoint.safetensors import DTYPES, Spec, read_specs
 from tuner.train.checkpoints.steps import OPTIMIZER, WEIGHTS, Checkpoint
 
-MEND = "The save was not whole: remove the step's directory, and the same command goes on from the step before it."
+MEND = (
+    "The save was not whole: remove the step's directory, and the same command goes on from the step "
+    "before it."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,12 +61,16 @@ class Whole(Mapping[str, Tensor]):
     """all tensors as they are when whole, from the files' headers alone"""
 
     def __init__(self, files: Sequence[Path], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """`shapes` are those of the tensors that lie in fragments. Raises DataError unless each number of each tensor is there just once."""
+        """`shapes` are those of the tensors that lie in fragments. Raises DataError unless each number of
+        each tensor is there just once.
+        """
         self._found: dict[str, list[Fragment]] = {name: [] for name in shapes}
         for path in files:
             for spec in read_specs(path).values():
                 name, begin = _place(spec, shapes)
-                self._found.setdefault(name, []).append(Fragment(begin=begin, end=begin + spec.count, file=path, spec=spec))
+                self._found.setdefault(name, []).append(
+                    Fragment(begin=begin, end=begin + spec.count, file=path, spec=spec)
+                )
         for found in self._found.values():
             found.sort(key=lambda fragment: (fragment.begin, fragment.end))
         self.specs = {name: _spec(name, found, shapes.get(name)) for name, found in self._found.items()}
@@ -85,8 +92,15 @@ class Whole(Mapping[str, Tensor]):
 
 
 def read(checkpoint: Checkpoint) -> Step:
-    """The tensors of a saved step, on the CPU. Only the files' headers are read here, and their hashes are not looked at."""
-    return Step(**{kind: Whole(checkpoint.paths(kind), checkpoint.shapes.get(kind, {})) for kind in (WEIGHTS, OPTIMIZER)})
+    """The tensors of a saved step, on the CPU. Only the files' headers are read here, and their hashes are
+    not looked at.
+    """
+    return Step(
+        **{
+            kind: Whole(checkpoint.paths(kind), checkpoint.shapes.get(kind, {}))
+            for kind in (WEIGHTS, OPTIMIZER)
+        }
+    )
 
 
 def _place(spec: Spec, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, int]:
@@ -102,20 +116,36 @@ def _spec(name: str, found: Sequence[Fragment], shape: tuple[int, ...] | None) -
     first = found[0]
     if shape is None:
         if len(found) > 1:
-            raise DataError(f"The tensor {name} is in {first.file.name} and in {found[1].file.name} too. {MEND}")
+            raise DataError(
+                f"The tensor {name} is in {first.file.name} and in {found[1].file.name} too. {MEND}"
+            )
         return first.spec
     for fragment in found:
-        if fragment.spec.name == name or len(fragment.spec.shape) != 1 or fragment.spec.dtype != first.spec.dtype:
+        if (
+            fragment.spec.name == name
+            or len(fragment.spec.shape) != 1
+            or fragment.spec.dtype != first.spec.dtype
+        ):
             what = f"{fragment.spec.dtype} {fragment.spec.shape} under the name {fragment.spec.name}"
-            raise DataError(f"{fragment.file.name} has {what}, where {name} lies in flat parts of {first.spec.dtype}. {MEND}")
+            raise DataError(
+                f"{fragment.file.name} has {what}, where {name} lies in flat parts of {first.spec.dtype}. "
+                f"{MEND}"
+            )
     if first.begin:
-        raise DataError(f"{first.file.name} has {name} from {first.begin:,} on, and what is before that is nowhere. {MEND}")
+        raise DataError(
+            f"{first.file.name} has {name} from {first.begin:,} on, and what is before that is nowhere. "
+            f"{MEND}"
+        )
     for one, other in pairwise(found):
         if other.begin != one.end:
             how = "overlap" if other.begin < one.end else "leave a gap"
-            raise DataError(f"{one.file.name} has {name} until {one.end:,} and {other.file.name} from {other.begin:,} on: they {how}. {MEND}")
+            raise DataError(
+                f"{one.file.name} has {name} until {one.end:,} and {other.file.name} from {other.begin:,} "
+                f"on: they {how}. {MEND}"
+            )
     if min(shape, default=0) < 0 or found[-1].end != prod(shape):
         raise DataError(
-            f"{found[-1].file.name} has the end of {name} at {found[-1].end:,}, and a tensor of the shape {shape} is not that long. {MEND}"
+            f"{found[-1].file.name} has the end of {name} at {found[-1].end:,}, and a tensor of the shape "
+            f"{shape} is not that long. {MEND}"
         )
     return Spec(name=name, dtype=first.spec.dtype, shape=shape)

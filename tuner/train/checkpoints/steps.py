@@ -1,10 +1,12 @@
-"""The steps that a training has saved: which there are, which is best, what may go. Reads JSON and stats files; imports no torch.
+"""The steps that a training has saved: which there are, which is best, what may go. Reads JSON and stats
+files; imports no torch.
 
 steps/step-000120/weights.safetensors    what trains, fp32
                   optimizer.safetensors  its moments; only where a training may go on from
                   state.json             written last: the step, its scores, and the hashes of the other files
 
-Of several processes each has files of its own, weights-00001-of-00002.safetensors …, and state.json has the shapes of the tensors that lie in parts.
+Of several processes each has files of its own, weights-00001-of-00002.safetensors …, and state.json has the
+shapes of the tensors that lie in parts.
 """
 
 import json
@@ -24,16 +26,20 @@ ADAPTER = "adapter_config.json"
 FACTS = "facts.json"
 """of a training that is not finished: what `auto` and the neutral fields mean in it"""
 INITIAL = "initial.safetensors"
-"""the first values of an adapter that began as a part of the base's weights: what was trained is the difference"""
+"""the first values of an adapter that began as a part of the base's weights: what was trained is the
+difference
+"""
 SETTINGS = (ADAPTER, INITIAL)
 
 SCORES = ("loss", "held_out")
 """what a saved step is known by: the training loss, and the loss on held-out packs"""
 
-RESOLVED = (
-    "device", "gpu", "threads", "micro_batch", "torch", "engine", "zero", "offload", "processes", "sequence_parallel", "attention", "recompute",
-    "deterministic",
-)  # fmt: skip
+RESOLVED = tuple(
+    (
+        "device gpu threads micro_batch torch engine zero offload processes sequence_parallel attention "
+        "recompute deterministic"
+    ).split()
+)
 """the facts that a training which goes on keeps, or says what differs"""
 
 
@@ -107,11 +113,16 @@ def parts(kind: str, names: Iterable[str]) -> list[str]:
 
 
 def at(directory: Path) -> Checkpoint | None:
-    """The step in a directory, as its marker tells; None where the marker can't be read, or tells of something else."""
+    """The step in a directory, as its marker tells; None where the marker can't be read, or tells of
+    something else.
+    """
     marker = read_json(directory / MARKER) or {}
     try:
         files = {name: file["sha256"] for name, file in marker["files"].items()}
-        shapes = {kind: {name: tuple(map(int, shape)) for name, shape in told.items()} for kind, told in marker.get("shapes", {}).items()}
+        shapes = {
+            kind: {name: tuple(map(int, shape)) for name, shape in told.items()}
+            for kind, told in marker.get("shapes", {}).items()
+        }
         scores = {name: float(score) for name, score in marker.get("scores", {}).items()}
         step, tokens = int(marker["step"]), int(marker["tokens"])
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -145,8 +156,15 @@ def newest(
         if checkpoint and not wrong:
             found = checkpoint
             break
-        passed.append(f"{directory.name} is damaged: {', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not what was written")
-    ending = f"going on from step {found.step}, the one before" if found else "no step before it is whole, so the training begins anew"
+        passed.append(
+            f"{directory.name} is damaged: {', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not what "
+            "was written"
+        )
+    ending = (
+        f"going on from step {found.step}, the one before"
+        if found
+        else "no step before it is whole, so the training begins anew"
+    )
     for words in passed:
         say(f"{words}; {ending}")
     return found
@@ -162,29 +180,39 @@ def choose(found: list[Checkpoint], wish: int | str, by: str) -> Checkpoint | No
     """The step that convert.step means: a number, `last`, or `best` by the score `by`."""
     if wish == "last":
         return found[-1] if found else None
-    return best(found, by) if wish == "best" else next((checkpoint for checkpoint in found if checkpoint.step == wish), None)
+    return (
+        best(found, by)
+        if wish == "best"
+        else next((checkpoint for checkpoint in found if checkpoint.step == wish), None)
+    )
 
 
 def content(out: Path, checkpoint: Checkpoint) -> str:
     """The digest of what is read of a step when it is handed on: its weights, and the adapter's settings.
 
-    It is that of the files: the same tensors, saved by another number of processes, are other files. Equal facts, equal digest.
+    It is that of the files: the same tensors, saved by another number of processes, are other files. Equal
+    facts, equal digest.
     """
     settings = {name: sha256_of(out / name) for name in SETTINGS if (out / name).exists()}
-    return content_digest({name: checkpoint.files[name] for name in parts(WEIGHTS, checkpoint.files)} | settings)
+    return content_digest(
+        {name: checkpoint.files[name] for name in parts(WEIGHTS, checkpoint.files)} | settings
+    )
 
 
 def differing(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is not as it was when the training began, a sentence each."""
     return [
-        f"{key} is {now[key]} now and was {began[key]} before; the last bits of the result may differ from an uninterrupted run"
+        f"{key} is {now[key]} now and was {began[key]} before; the last bits of the result may differ from "
+        "an uninterrupted run"
         for key in RESOLVED
         if key in began and key in now and began[key] != now[key]
     ]
 
 
 def prune(out: Path, *, keep: int, by: str, pinned: object, resumable: int) -> None:
-    """Remove all but the newest `keep` steps, the best one and that of the number `pinned`; only the newest `resumable` keep their optimizer."""
+    """Remove all but the newest `keep` steps, the best one and that of the number `pinned`; only the
+    newest `resumable` keep their optimizer.
+    """
     found = kept(out)
     good = best(found, by)
     for age, checkpoint in enumerate(reversed(found)):
@@ -195,14 +223,18 @@ def prune(out: Path, *, keep: int, by: str, pinned: object, resumable: int) -> N
 
 
 def forget(out: Path, *, after: int) -> None:
-    """Remove the steps behind `after`, damaged ones too: the training goes on from there and does them again."""
+    """Remove the steps behind `after`, damaged ones too: the training goes on from there and does them
+    again.
+    """
     for number, directory in _directories(out):
         if number > after:
             drop(directory)
 
 
 def drop(directory: Path) -> None:
-    """Remove a step. It stops being one at once: killed in between, nothing is left that looks like a step."""
+    """Remove a step. It stops being one at once: killed in between, nothing is left that looks like a
+    step.
+    """
     aside = directory.with_suffix(".old")
     shutil.rmtree(aside, ignore_errors=True)
     directory.rename(aside)
@@ -216,10 +248,14 @@ def sweep(out: Path) -> None:
 
 
 def strip(checkpoint: Checkpoint) -> None:
-    """Give back the disk of the optimizer's state. The marker changes first: killed in between, the step is whole without it."""
+    """Give back the disk of the optimizer's state. The marker changes first: killed in between, the step
+    is whole without it.
+    """
     marker = json.loads((checkpoint.dir / MARKER).read_text(encoding="utf-8"))
     gone = checkpoint.paths(OPTIMIZER)
-    marker["files"] = {name: file for name, file in marker["files"].items() if checkpoint.dir / name not in gone}
+    marker["files"] = {
+        name: file for name, file in marker["files"].items() if checkpoint.dir / name not in gone
+    }
     marker.get("shapes", {}).pop(OPTIMIZER, None)
     write_json(checkpoint.dir / MARKER, marker, indent=2)
     for path in gone:
@@ -227,9 +263,11 @@ def strip(checkpoint: Checkpoint) -> None:
 
 
 def adopt(source: Path, out: Path, checkpoint: Checkpoint) -> None:
-    """Put a step of the training in `source` into `out`, which then goes on from it: as links, for steps are never written to again.
+    """Put a step of the training in `source` into `out`, which then goes on from it: as links, for steps are
+    never written to again.
 
-    With it come the adapter's settings, the journal and what `auto` meant there. Raises OSError when the step was pruned meanwhile.
+    With it come the adapter's settings, the journal and what `auto` meant there. Raises OSError when the step
+    was pruned meanwhile.
     """
     target = out / "steps" / checkpoint.dir.name
     partial = target.with_suffix(".tmp")
@@ -256,7 +294,9 @@ def adopt_step(source: Path, out: Path, step: int) -> None:
 def _directories(out: Path) -> list[tuple[int, Path]]:
     """The steps' directories with their numbers, in order."""
     found: Collection[Path] = list((out / "steps").glob("step-*"))
-    return sorted((int(match[1]), path) for path in found if (match := re.fullmatch(r"step-(\d+)", path.name)))
+    return sorted(
+        (int(match[1]), path) for path in found if (match := re.fullmatch(r"step-(\d+)", path.name))
+    )
 
 
 def _is(path: Path, sha: str) -> bool:

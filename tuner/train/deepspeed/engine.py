@@ -1,8 +1,8 @@
 """DeepSpeed as an Engine: several processes, ZeRO 0 to 3, offload. The numbers are those of the torch engine.
 
-DeepSpeed averages gradients over processes; a micro batch's loss is multiplied by their number first, so that gradients add up. It divides by no
-number of micro batches, clips by the norm that it finds before it touches a weight, and knows nothing of precision: what trains is fp32, and
-autocast is in the model's forward pass.
+DeepSpeed averages gradients over processes; a micro batch's loss is multiplied by their number first, so that
+gradients add up. It divides by no number of micro batches, clips by the norm that it finds before it touches
+a weight, and knows nothing of precision: what trains is fp32, and autocast is in the model's forward pass.
 """
 
 import math
@@ -40,13 +40,15 @@ class ZeroEngine:
         timeout: float = 600.0,
     ) -> None:
         """
-        model            in train mode, with requires_grad on what trains; the same in all processes, and the engine's own from here on
+        model            in train mode, with requires_grad on what trains; the same in all processes, and the
+                         engine's own from here on
         settings         DeepSpeed's JSON, as `tuner.train.deepspeed.settings` makes it
         optim            algo.optim
         timeout          seconds that processes wait for each other
         lora_plus, autocast, label_smoothing, noise    as for the torch engine
 
-        Where the world has more than one process, torch.distributed must have been started. Raises ConfigError where DeepSpeed refuses the settings.
+        Where the world has more than one process, torch.distributed must have been started. Raises
+        ConfigError where DeepSpeed refuses the settings.
         """
         self.model, self.world = model, world
         self.label_smoothing, self.noise = label_smoothing, noise
@@ -57,9 +59,12 @@ class ZeroEngine:
         home = torch.device("cpu") if "offload_optimizer" in settings["zero_optimization"] else world.device
         self.optimizer = build(self.named, optim, lora_plus=lora_plus, device=home, ends=ends(model))
         if autocast:
-            # Inside of the model's forward pass: DeepSpeed turns off, on GPUs, an autocast that is around its own. With a cache, autocast would keep
+            # Inside of the model's forward pass: DeepSpeed turns off, on GPUs, an autocast that is around its
+            # own. With a cache, autocast would keep
             # a copy of each weight that ZeRO 3 gathers until the forward pass ends.
-            model.forward = torch.autocast(world.device.type, dtype=autocast, cache_enabled=self.stage < 3)(model.forward)
+            model.forward = torch.autocast(world.device.type, dtype=autocast, cache_enabled=self.stage < 3)(
+                model.forward
+            )
             if self.stage == 3:
                 gather_rounded(model, autocast)
         self.engine = start(model, self.optimizer, settings, world, timeout)
@@ -82,14 +87,17 @@ class ZeroEngine:
         return summed_loss(self.engine, batch.to(self.world.device), label_smoothing)
 
     def _reduce(self) -> None:
-        """Add up the gradients of all processes, each process's slice, if that was not done yet. DeepSpeed's boundary of an accumulation."""
+        """Add up the gradients of all processes, each process's slice, if that was not done yet.
+        DeepSpeed's boundary of an accumulation.
+        """
         if self._reduced:
             return
         self.engine.set_gradient_accumulation_boundary(True)
         if self.stage < 2:
             self.engine.allreduce_gradients()
         else:  # they were reduced after each backward pass
-            if self.stage == 3:  # where they are offloaded, those of tensors that had none would be what was there before
+            # where they are offloaded, those of tensors that had none would be what was there before
+            if self.stage == 3:
                 self.engine.optimizer._offload_boundary_param_ids.update(p.ds_id for p in self.named.values())  # type: ignore[attr-defined]
             self.engine.optimizer.finalize_gradient_accumulation_boundary()
         self._reduced = True
@@ -119,7 +127,9 @@ class ZeroEngine:
             norm = float(self.engine.get_global_grad_norm())
             shards.clear_gradients(self.engine.optimizer)
         else:
-            norm = torch.nn.utils.clip_grad_norm_(self.named.values(), max_norm if max_norm is not None else math.inf).item()
+            norm = torch.nn.utils.clip_grad_norm_(
+                self.named.values(), max_norm if max_norm is not None else math.inf
+            ).item()
             if math.isfinite(norm):
                 self.engine.step()
             else:
@@ -131,7 +141,10 @@ class ZeroEngine:
         if not self.stage:
             if not self.world.first:
                 return State(weights={}, optimizer={})
-            return State(weights={self.keys[name]: p.data for name, p in self.named.items()}, optimizer=moments(self.optimizer, self.named))
+            return State(
+                weights={self.keys[name]: p.data for name, p in self.named.items()},
+                optimizer=moments(self.optimizer, self.named),
+            )
         zero = self.engine.optimizer
         weights, optimizer, shapes = {}, {}, {}
         for name, values in shards.weights(zero, self.held):
@@ -170,10 +183,16 @@ class ZeroEngine:
 
 
 def gather_rounded(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Let ZeRO 3 send the weights of linear layers in the dtype in which autocast multiplies them: half the bytes and, since autocast would round them
-    next, the same bits. A table of embeddings, which may be a head too, is read as it is. Gradients are added up in fp32 all the same.
+    """Let ZeRO 3 send the weights of linear layers in the dtype in which autocast multiplies them: half the
+    bytes and, since autocast would round them next, the same bits. A table of embeddings, which may be a head
+    too, is read as it is. Gradients are added up in fp32 all the same.
     """
-    tables = {id(p) for module in model.modules() if isinstance(module, torch.nn.Embedding) for p in module.parameters()}
+    tables = {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, torch.nn.Embedding)
+        for p in module.parameters()
+    }
     for module in model.modules():
         if type(module) is torch.nn.Linear:
             for p in module.parameters(recurse=False):
@@ -183,13 +202,21 @@ def gather_rounded(model: torch.nn.Module, dtype: torch.dtype) -> None:
 
 
 def saved_names(model: torch.nn.Module, named: Mapping[str, torch.nn.Parameter]) -> dict[str, str]:
-    """Parameter's name → what its values are called in a saved step: PEFT's key of an adapter's tensor, else the same."""
+    """Parameter's name → what its values are called in a saved step: PEFT's key of an adapter's tensor,
+    else the same.
+    """
     if not isinstance(model, PeftModel):
         return {name: name for name in named}
     owners = {p.data_ptr(): name for name, p in named.items()}
     # save_embedding_layers="auto" may ask the hub for the base model's vocabulary size.
-    keys = {tensor.data_ptr(): key for key, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    keys = {
+        tensor.data_ptr(): key
+        for key, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
     if owners.keys() != keys.keys():
-        strange = sorted([keys[at] for at in keys.keys() - owners.keys()] + [owners[at] for at in owners.keys() - keys.keys()])
+        strange = sorted(
+            [keys[at] for at in keys.keys() - owners.keys()]
+            + [owners[at] for at in owners.keys() - keys.keys()]
+        )
         raise ValueError(f"what trains is not what PEFT saves: {strange[:4]} …")
     return {owners[at]: key for at, key in keys.items()}

@@ -1,4 +1,6 @@
-"""DeepSpeed's engine, started around a model: its settings, its groups of processes, and where the weights go."""
+"""DeepSpeed's engine, started around a model: its settings, its groups of processes, and where the weights
+go.
+"""
 
 import logging
 import os
@@ -19,17 +21,27 @@ from tuner.train.deepspeed import nvme
 from tuner.train.distributed import World
 
 
-def start(model: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any], world: World, timeout: float) -> Any:
-    """DeepSpeed's engine around model and optimizer. Raises ConfigError where it is not installed or refuses the settings."""
+def start(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: Mapping[str, Any],
+    world: World,
+    timeout: float,
+) -> Any:
+    """DeepSpeed's engine around model and optimizer. Raises ConfigError where it is not installed or
+    refuses the settings.
+    """
     if find_spec("deepspeed") is None:
         raise ConfigError(
-            "This training needs DeepSpeed (machine.engine=deepspeed, several processes, machine.zero or machine.offload), which is not installed here: "
-            "pip install 'tuner[multi]'"
+            "This training needs DeepSpeed (machine.engine=deepspeed, several processes, machine.zero or "
+            "machine.offload), which is not installed here: pip install 'tuner[multi]'"
         )
     device = world.device
     os.environ["DS_ACCELERATOR"] = device.type  # it would take a GPU where there is one
     # The device that it moves the model to.
-    os.environ["LOCAL_RANK"] = str(torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index or 0)
+    os.environ["LOCAL_RANK"] = str(
+        torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index or 0
+    )
     with quiet():
         import deepspeed
         from deepspeed.utils import groups
@@ -40,7 +52,9 @@ def start(model: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: Ma
             vars(deepspeed.ops)["__compatible_ops__"] = {}
         else:
             # It asks NVML, by numbers in CUDA_VISIBLE_DEVICES; there are UUIDs (see tuner/hardware/gpus.py).
-            deepspeed.get_accelerator().available_memory = lambda index=None: torch.cuda.mem_get_info(index)[0]
+            deepspeed.get_accelerator().available_memory = lambda index=None: torch.cuda.mem_get_info(index)[
+                0
+            ]
         if "aio" in settings:
             settings = nvme.prepare(settings, model)
         if not torch.distributed.is_initialized():
@@ -62,10 +76,13 @@ def start(model: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: Ma
                     deepspeed.zero.Init(module=model, config_dict_or_path=dict(settings))
                 for buffer in model.buffers():
                     buffer.data = buffer.data.to(device)
-            engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(settings), dist_init_required=False)
+            engine, *_ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=dict(settings), dist_init_required=False
+            )
         except (ValidationError, deepspeed.runtime.config.DeepSpeedConfigError) as error:
             raise ConfigError(
-                f"DeepSpeed refuses its settings: {' '.join(str(error).split())}. Mend the file that machine.deepspeed names."
+                f"DeepSpeed refuses its settings: {' '.join(str(error).split())}. Mend the file that "
+                "machine.deepspeed names."
             ) from error
     return engine
 

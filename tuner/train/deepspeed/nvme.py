@@ -1,8 +1,9 @@
 """What is offloaded to a disk (machine.offload_path): where its files lie, and that nothing of it is lost.
 
-Each process has a directory of its own there, so that trainings may share a disk; it goes when the process ends, and what a killed one left goes when
-the next one comes. DeepSpeed's async_io, which reads and writes the files, asks the kernel for each block but never looks at the answer: where a disk
-is full it would go on with zeros. `Handle` reserves the space before anything is written, and an error is an error.
+Each process has a directory of its own there, so that trainings may share a disk; it goes when the process
+ends, and what a killed one left goes when the next one comes. DeepSpeed's async_io, which reads and writes
+the files, asks the kernel for each block but never looks at the answer: where a disk is full it would go on
+with zeros. `Handle` reserves the space before anything is written, and an error is an error.
 """
 
 import fcntl
@@ -26,21 +27,25 @@ PREFIX, LOCK = "tuner-", "lock"
 
 
 def require_disk() -> Any:
-    """DeepSpeed's async_io, the only part of it that is compiled here. Raises ConfigError where that fails."""
+    """DeepSpeed's async_io, the only part of it that is compiled here. Raises ConfigError where that
+    fails.
+    """
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     try:
         return AsyncIOBuilder().load(verbose=False)
     except Exception as error:  # of the compiler, of the linker, or DeepSpeed's own
         raise ConfigError(
-            "machine.offload_path needs DeepSpeed's async_io, which is compiled on first use with g++ and ninja against libaio, and that failed here: "
-            f"{' '.join(str(error).split())[:300]}. Install them (apt install g++ libaio-dev; pip install ninja), or set machine.offload_path=null, "
-            "which offloads to the host's memory and compiles nothing."
+            "machine.offload_path needs DeepSpeed's async_io, which is compiled on first use with g++ and "
+            f"ninja against libaio, and that failed here: {' '.join(str(error).split())[:300]}. Install "
+            "them (apt install g++ libaio-dev; pip install ninja), or set machine.offload_path=null, which "
+            "offloads to the host's memory and compiles nothing."
         ) from error
 
 
 def prepare(settings: Mapping[str, Any], model: torch.nn.Module) -> dict[str, Any]:
-    """DeepSpeed's JSON for this process: with a directory of its own, which goes when the model does, or the process.
+    """DeepSpeed's JSON for this process: with a directory of its own, which goes when the model does, or the
+    process.
 
     Raises ConfigError where the directory can't be used or async_io can't be had.
     """
@@ -56,10 +61,12 @@ def prepare(settings: Mapping[str, Any], model: torch.nn.Module) -> dict[str, An
 
 
 def shard(model: torch.nn.Module, settings: dict[str, Any]) -> dict[str, Any]:
-    """Shard a model over the processes, with its weights on the disk, a tensor at a time; DeepSpeed's JSON for what follows.
+    """Shard a model over the processes, with its weights on the disk, a tensor at a time; DeepSpeed's JSON
+    for what follows.
 
-    DeepSpeed stores all weights on a disk in one dtype, whatever theirs is, and in bf16 where the device is the processor. So only weights of the dtype
-    that most have go there, in that dtype. Others, such as fp32 adapters of a bf16 base, stay in the host's memory.
+    DeepSpeed stores all weights on a disk in one dtype, whatever theirs is, and in bf16 where the device is
+    the processor. So only weights of the dtype that most have go there, in that dtype. Others, such as fp32
+    adapters of a bf16 base, stay in the host's memory.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -80,23 +87,32 @@ def shard(model: torch.nn.Module, settings: dict[str, Any]) -> dict[str, Any]:
             arrived = list(self.inflight_params)
             super().synchronize_reads()
             if device == "cpu":
-                # One process would compute in the buffer itself, which the next weight takes while autograd, where it recomputes, still reads this one.
+                # One process would compute in the buffer itself, which the next weight takes while autograd,
+                # where it recomputes, still reads this one.
                 for p in arrived:
                     p.ds_tensor.data = p.ds_tensor.data.clone()
 
     device = get_accelerator().device_name()
     swapper = Swapper(DeepSpeedConfig(settings), dtype)
     deepspeed.zero.Init(
-        module=torch.nn.ParameterList([p for p in parameters if p.dtype == dtype]), config_dict_or_path=settings, param_swapper=swapper, dtype=dtype
+        module=torch.nn.ParameterList([p for p in parameters if p.dtype == dtype]),
+        config_dict_or_path=settings,
+        param_swapper=swapper,
+        dtype=dtype,
     )
     in_memory = {**settings, "zero_optimization": zero | {"offload_param": memory}}
     deepspeed.zero.Init(module=torch.nn.ParameterList(others), config_dict_or_path=in_memory)
     room = sum(p.ds_numel for p in others if p.requires_grad)  # type: ignore[attr-defined]
-    return {**settings, "zero_optimization": zero | {"offload_param": zero["offload_param"] | {"max_in_cpu": room}}}
+    return {
+        **settings,
+        "zero_optimization": zero | {"offload_param": zero["offload_param"] | {"max_in_cpu": room}},
+    }
 
 
 def own_directory(path: Path) -> tuple[Path, int]:
-    """A new directory under `path`, and the descriptor of its lock. Raises ConfigError where files can't be written there past the page cache."""
+    """A new directory under `path`, and the descriptor of its lock. Raises ConfigError where files can't
+    be written there past the page cache.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         sweep(path)
@@ -107,8 +123,9 @@ def own_directory(path: Path) -> tuple[Path, int]:
         os.close(os.open(made / "direct", os.O_WRONLY | os.O_CREAT | os.O_DIRECT, 0o600))
     except OSError as error:
         raise ConfigError(
-            f"machine.offload_path={path} can't be used: {error}. It must be a directory on a local disk (NVMe), where files can be made and opened with "
-            "O_DIRECT. Name another one, or set machine.offload_path=null, which offloads to the host's memory."
+            f"machine.offload_path={path} can't be used: {error}. It must be a directory on a local disk "
+            "(NVMe), where files can be made and opened with O_DIRECT. Name another one, or set "
+            "machine.offload_path=null, which offloads to the host's memory."
         ) from error
     return made, lock
 
@@ -143,7 +160,10 @@ def _handle(base: Any) -> Any:
 
         def async_pread(self, buffer: Tensor, path: str, offset: int) -> int:
             if super().async_pread(buffer, path, offset):
-                raise StageError(f"{path}, which was offloaded (machine.offload_path), is gone or can't be read. The same command continues.")
+                raise StageError(
+                    f"{path}, which was offloaded (machine.offload_path), is gone or can't be read. The same "
+                    "command continues."
+                )
             return 0
 
     return Handle
@@ -160,6 +180,7 @@ def reserve(path: str, size: int) -> None:
             os.close(file)
     except OSError as error:
         raise StageError(
-            f"What is offloaded can't be written to machine.offload_path: {path}, {size:,} bytes: {error}. Optimizer and gradients take 16 bytes there for "
-            "each number that trains. Make space or name another directory; the same command continues."
+            f"What is offloaded can't be written to machine.offload_path: {path}, {size:,} bytes: {error}. "
+            "Optimizer and gradients take 16 bytes there for each number that trains. Make space or name "
+            "another directory; the same command continues."
         ) from error

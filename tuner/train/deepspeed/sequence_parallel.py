@@ -1,7 +1,8 @@
 """Several processes share each row (Ulysses, arXiv:2309.14509), for rows that one GPU can't hold.
 
-Each of S processes has a slice of N/S tokens through all layers. In attention they trade: each gives away all but its part of the heads, and gets
-the other slices of those; so it attends over the whole row with H/S heads, and then all trade back. DeepSpeed's own layer does the trading.
+Each of S processes has a slice of N/S tokens through all layers. In attention they trade: each gives away all
+but its part of the heads, and gets the other slices of those; so it attends over the whole row with H/S
+heads, and then all trade back. DeepSpeed's own layer does the trading.
 
     process   before         in attention      after
     0         tokens 0..3    tokens 0..7       tokens 0..3
@@ -9,8 +10,8 @@ the other slices of those; so it attends over the whole row with H/S heads, and 
     1         tokens 4..7    tokens 0..7       tokens 4..7
               heads a b c d  heads c d         heads a b c d
 
-The losses of the slices add up to the loss of the row, and their gradients to its gradient, as those of different rows do. So an engine treats the
-processes as if each had rows of its own.
+The losses of the slices add up to the loss of the row, and their gradients to its gradient, as those of
+different rows do. So an engine treats the processes as if each had rows of its own.
 """
 
 from typing import Any
@@ -28,10 +29,12 @@ from tuner.train.batch import Batch
 
 
 def shard(batch: Batch, rank: int, size: int) -> Batch:
-    """What process `rank` of `size` has of a row: tokens, positions, and the targets that are predicted from its tokens.
+    """What process `rank` of `size` has of a row: tokens, positions, and the targets that are predicted from
+    its tokens.
 
-    The row is filled up to a multiple of `size` with a document of its own that nobody trains. `borders` stay those of the whole row, and noise is keyed
-    by pack and process. Slices of `a b C` and `d E` with the capitals trained, for two processes:
+    The row is filled up to a multiple of `size` with a document of its own that nobody trains. `borders` stay
+    those of the whole row, and noise is keyed by pack and process. Slices of `a b C` and `d E` with the
+    capitals trained, for two processes:
 
         ids        a b C | d E .
         positions  0 1 2 | 0 1 0
@@ -44,7 +47,9 @@ def shard(batch: Batch, rank: int, size: int) -> Batch:
     extra = -tokens % size
     each = (tokens + extra) // size
     begin, end = rank * each, (rank + 1) * each
-    positions_1N = torch.cat([batch.positions_1N, torch.arange(extra, device=batch.positions_1N.device)[None]], dim=1)
+    positions_1N = torch.cat(
+        [batch.positions_1N, torch.arange(extra, device=batch.positions_1N.device)[None]], dim=1
+    )
     known = batch.borders or tuple(borders(batch.positions_1N))
     mine_M = (batch.keep_M >= begin) & (batch.keep_M < end)
     packs, at = [], 0
@@ -74,7 +79,10 @@ def misfit(heads: int, kv_heads: int, size: int) -> str | None:
     if _fits(heads, kv_heads, size):
         return None
     best = max(n for n in range(1, size) if _fits(heads, kv_heads, n))
-    return f"its {heads} heads, with {kv_heads} of keys, can be dealt out to {best} process{'' if best == 1 else 'es'}, and not to {size}"
+    return (
+        f"its {heads} heads, with {kv_heads} of keys, can be dealt out to {best} "
+        f"process{'' if best == 1 else 'es'}, and not to {size}"
+    )
 
 
 def _fits(heads: int, kv_heads: int, size: int) -> bool:
@@ -82,7 +90,8 @@ def _fits(heads: int, kv_heads: int, size: int) -> bool:
 
 
 def refuse(config: Any, size: int, state: str | None = None) -> None:
-    """Raise ConfigError for a model whose rows can't be shared: heads that can't be dealt out, or layers that mix tokens in other ways.
+    """Raise ConfigError for a model whose rows can't be shared: heads that can't be dealt out, or layers that
+    mix tokens in other ways.
 
     config   transformers' own of the model
     state    what goes from token to token by other means than attention, as tuner.models.recurrence says it
@@ -90,18 +99,22 @@ def refuse(config: Any, size: int, state: str | None = None) -> None:
     text = config.get_text_config()
     if state is not None:
         raise ConfigError(
-            f"machine.sequence_parallel={size} shares the tokens of a row between processes, which trade them in attention only, and this model has layers "
-            f"of another kind ({state}). Leave machine.sequence_parallel=1."
+            f"machine.sequence_parallel={size} shares the tokens of a row between processes, which trade "
+            f"them in attention only, and this model has layers of another kind ({state}). Leave "
+            "machine.sequence_parallel=1."
         )
     heads = text.num_attention_heads
     if why := misfit(heads, getattr(text, "num_key_value_heads", None) or heads, size):
         raise ConfigError(
-            f"machine.sequence_parallel={size} deals the heads of attention out to the processes that share a row; of this model, {why}."
+            f"machine.sequence_parallel={size} deals the heads of attention out to the processes that share "
+            f"a row; of this model, {why}."
         )
 
 
 def group_of(rank: int, world: int, size: int) -> Any:
-    """The processes that share rows with process `rank` of `world`: `size` neighbours. Called in all processes; torch.distributed has been started."""
+    """The processes that share rows with process `rank` of `world`: `size` neighbours. Called in all
+    processes; torch.distributed has been started.
+    """
     groups = [dist.new_group(list(range(first, first + size))) for first in range(0, world, size)]
     return groups[rank // size]
 
@@ -129,14 +142,33 @@ class SharedAttention:
         self.traded = DistributedAttention(self.whole, group, scatter_idx=2, gather_idx=1)
 
     def __call__(
-        self, module: torch.nn.Module, q_1HnD: Tensor, k_1KnD: Tensor, v_1KnD: Tensor, _mask: Tensor | None, *, position_ids: Tensor | None = None,
-        s_aux: Tensor | None = None, **more: Any,
-    ) -> tuple[Tensor, None]:  # fmt: skip
-        """As `packed_attention`, with its keywords, on the n tokens of this process, all heads; returns ([1, n, H, D], None)."""
-        if position_ids is None or position_ids.ndim != 2 or q_1HnD.shape[0] != 1 or q_1HnD.shape[2] != k_1KnD.shape[2]:
-            raise NotImplementedError("attention of several processes takes a slice of one row with position_ids [1, n] and no cache")
+        self,
+        module: torch.nn.Module,
+        q_1HnD: Tensor,
+        k_1KnD: Tensor,
+        v_1KnD: Tensor,
+        _mask: Tensor | None,
+        *,
+        position_ids: Tensor | None = None,
+        s_aux: Tensor | None = None,
+        **more: Any,
+    ) -> tuple[Tensor, None]:
+        """As `packed_attention`, with its keywords, on the n tokens of this process, all heads; returns
+        ([1, n, H, D], None).
+        """
+        if (
+            position_ids is None
+            or position_ids.ndim != 2
+            or q_1HnD.shape[0] != 1
+            or q_1HnD.shape[2] != k_1KnD.shape[2]
+        ):
+            raise NotImplementedError(
+                "attention of several processes takes a slice of one row with position_ids [1, n] and no "
+                "cache"
+            )
         q_1HnD, k_1KnD, v_1KnD = seam.alike(q_1HnD, k_1KnD, v_1KnD)
-        if (copies := self.size // k_1KnD.shape[1]) > 1:  # fewer key heads than processes: several get the same one
+        # fewer key heads than processes: several get the same one
+        if (copies := self.size // k_1KnD.shape[1]) > 1:
             k_1KnD, v_1KnD = (x.repeat_interleave(copies, dim=1) for x in (k_1KnD, v_1KnD))
         own = q_1HnD.shape[1] // self.size
         out_1nHD = self.traded(
@@ -149,13 +181,17 @@ class SharedAttention:
         )
         return out_1nHD, None
 
-    def whole(self, q_1NhD: Tensor, k_1NkD: Tensor, v_1NkD: Tensor, *, module: torch.nn.Module, **more: Any) -> Tensor:
+    def whole(
+        self, q_1NhD: Tensor, k_1NkD: Tensor, v_1NkD: Tensor, *, module: torch.nn.Module, **more: Any
+    ) -> Tensor:
         """The whole row through this process's heads; returns [1, N, h, D]."""
         q_1hND, k_1kND, v_1kND = (x.transpose(1, 2) for x in (q_1NhD, k_1NkD, v_1NkD))
         return seam.packed_attention(module, q_1hND, k_1kND, v_1kND, None, **more)[0]
 
     def documents(self, positions_1n: Tensor) -> Documents:
-        """Where the documents of the whole row are: what was announced for these positions, or what all slices of positions say."""
+        """Where the documents of the whole row are: what was announced for these positions, or what all
+        slices of positions say.
+        """
         if (found := recall(positions_1n)) is None:
             slices = [torch.empty_like(positions_1n) for _ in range(self.size)]
             dist.all_gather(slices, positions_1n.contiguous(), group=self.group)

@@ -1,4 +1,6 @@
-"""DeepSpeed's JSON: the whole of it from the config's fields, with a file of the user's over what these leave open."""
+"""DeepSpeed's JSON: the whole of it from the config's fields, with a file of the user's over what these
+leave open.
+"""
 
 import json
 from collections.abc import Mapping
@@ -34,10 +36,20 @@ OURS = {
 """keys of the JSON that a file of the user's may not change, and the fields that say so instead"""
 
 BUCKET = 2**25
-"""numbers that are reduced together, at least: 128 MiB in fp32, with which a network's bandwidth and not its latency decides"""
+"""numbers that are reduced together, at least: 128 MiB in fp32, with which a network's bandwidth and not
+its latency decides
+"""
 
 
-def deepspeed_json(case: Case, *, device: str, trainable: int, hidden: int, largest: int, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def deepspeed_json(
+    case: Case,
+    *,
+    device: str,
+    trainable: int,
+    hidden: int,
+    largest: int,
+    own: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """The whole of DeepSpeed's JSON; nothing in it is "auto".
 
     device     "cpu" or "cuda"
@@ -58,7 +70,8 @@ def deepspeed_json(case: Case, *, device: str, trainable: int, hidden: int, larg
         "reduce_bucket_size": bucket,
         "allgather_partitions": True,
         "allgather_bucket_size": bucket,
-        # Reduction beside the backward pass costs a second bucket. ZeRO 1 reduces when the step's last backward pass is over, gloo has no streams.
+        # Reduction beside the backward pass costs a second bucket. ZeRO 1 reduces when the step's last
+        # backward pass is over, gloo has no streams.
         "overlap_comm": cuda and case.zero >= 2,
         "round_robin_gradients": False,
         "ignore_unused_parameters": True,
@@ -68,7 +81,8 @@ def deepspeed_json(case: Case, *, device: str, trainable: int, hidden: int, larg
             # A step takes so many numbers at a time: from a disk through four buffers of that size.
             "sub_group_size": 10**8 if case.offload_path else 10**9,
             "stage3_prefetch_bucket_size": layer,  # the next block, while this one computes
-            "stage3_param_persistence_threshold": 10 * hidden,  # norms and biases are whole everywhere: fetching them would be all latency
+            # norms and biases are whole everywhere: fetching them would be all latency
+            "stage3_param_persistence_threshold": 10 * hidden,
             "stage3_max_live_parameters": max(10**9, 3 * layer),
             "stage3_max_reuse_distance": max(10**9, 3 * layer),
             "stage3_gather_16bit_weights_on_model_save": False,  # a step is saved in shards
@@ -77,33 +91,48 @@ def deepspeed_json(case: Case, *, device: str, trainable: int, hidden: int, larg
     if case.offload != "none":
         disk = {"nvme_path": case.offload_path} if case.offload_path else {}
         there = {"device": "nvme" if case.offload_path else "cpu", "pin_memory": cuda} | disk
-        zero["offload_optimizer"] = there | ({"buffer_count": 4, "fast_init": False, "pipeline_read": False, "pipeline_write": False} if disk else {})
+        zero["offload_optimizer"] = there | (
+            {"buffer_count": 4, "fast_init": False, "pipeline_read": False, "pipeline_write": False}
+            if disk
+            else {}
+        )
         if case.offload == "all":
             zero["offload_param"] = there
             if disk:
-                # A buffer takes this process's part of the largest tensor, and a tensor has one as long as it is whole. DeepSpeed ends where none is
+                # A buffer takes this process's part of the largest tensor, and a tensor has one as long as it
+                # is whole. DeepSpeed ends where none is
                 # free: so no tensor is read ahead, or kept for its next use.
                 part = _even(-(-largest // case.processes))
                 zero["offload_param"] = there | {"buffer_count": 5, "buffer_size": part, "max_in_cpu": 0}
                 zero |= {"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0}
     found: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,  # formal, like the next: what a step accumulates is told to the engine batch by batch
+        # formal, like the next: what a step accumulates is told to the engine batch by batch
+        "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
-        "fp16": {"enabled": False},  # weights are fp32 where they train, and autocast is in the forward pass, as without DeepSpeed
+        # weights are fp32 where they train, and autocast is in the forward pass, as without DeepSpeed
+        "fp16": {"enabled": False},
         "bf16": {"enabled": False},
         "torch_autocast": {"enabled": False},
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
         "prescale_gradients": False,
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # PyTorch's fused AdamW is as fast on the processor, and needs no compiler
+        # PyTorch's fused AdamW is as fast on the processor, and needs no compiler
+        "zero_force_ds_cpu_optimizer": False,
         "wall_clock_breakdown": False,
-        "timers": {"throughput": {"enabled": False, "synchronized": False}},  # they wait for the GPU in each step
+        # they wait for the GPU in each step
+        "timers": {"throughput": {"enabled": False, "synchronized": False}},
         "zero_optimization": zero,
     }
     if case.offload_path:
-        found["aio"] = {"block_size": 2**20, "queue_depth": 8, "thread_count": 1, "single_submit": False, "overlap_events": True}
+        found["aio"] = {
+            "block_size": 2**20,
+            "queue_depth": 8,
+            "thread_count": 1,
+            "single_submit": False,
+            "overlap_events": True,
+        }
     return merge(found, own) if own else found
 
 
@@ -113,15 +142,20 @@ def read_own(path: str) -> dict[str, Any]:
         own = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"machine.deepspeed={path} can't be read as JSON: {error}. Name a file of DeepSpeed settings, or leave the field out."
+            f"machine.deepspeed={path} can't be read as JSON: {error}. Name a file of DeepSpeed settings, or "
+            "leave the field out."
         ) from error
     if not isinstance(own, dict):
-        raise ConfigError(f"machine.deepspeed={path} holds a JSON {type(own).__name__}, but DeepSpeed's settings are an object: {{…}}.")
+        raise ConfigError(
+            f"machine.deepspeed={path} holds a JSON {type(own).__name__}, but DeepSpeed's settings are an "
+            "object: {…}."
+        )
     return own
 
 
 def merge(found: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """`found` with the values of `own` over it. "auto" in `own`, as files for other tools have it, leaves what is there.
+    """`found` with the values of `own` over it. "auto" in `own`, as files for other tools have it, leaves
+    what is there.
 
     Raises ConfigError where `own` says something else than a field of tuner's.
     """
@@ -129,7 +163,10 @@ def merge(found: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     merged = _over(found, own, "", refused)
     if refused:
         fields_ = "; ".join(f"{key} follows from {OURS[key]}" for key in refused)
-        raise ConfigError(f"machine.deepspeed has {', '.join(refused)}, which is not for that file to say: {fields_}. Take it out of the file.")
+        raise ConfigError(
+            f"machine.deepspeed has {', '.join(refused)}, which is not for that file to say: {fields_}. Take "
+            "it out of the file."
+        )
     return merged
 
 
@@ -140,7 +177,11 @@ def _over(found: Mapping[str, Any], own: Mapping[str, Any], path: str, refused: 
         before = merged.get(key)
         if value == "auto" or value == before:
             continue
-        if isinstance(value, Mapping) and where in OURS and all(v in ("auto", (before or {}).get(k)) for k, v in value.items()):
+        if (
+            isinstance(value, Mapping)
+            and where in OURS
+            and all(v in ("auto", (before or {}).get(k)) for k, v in value.items())
+        ):
             continue
         if where in OURS:
             refused.append(where)

@@ -1,7 +1,8 @@
 """Which numbers of what trains lie in this process when DeepSpeed shards it, and where.
 
-ZeRO flattens the tensors of a group into one and gives each process a slice of that (stages 1 and 2), or flattens each tensor and gives each process a
-slice (stage 3). Either way a process holds at most one slice of a tensor, in fp32, inside a flat tensor that the optimizer knows as its parameter:
+ZeRO flattens the tensors of a group into one and gives each process a slice of that (stages 1 and 2), or
+flattens each tensor and gives each process a slice (stage 3). Either way a process holds at most one slice of
+a tensor, in fp32, inside a flat tensor that the optimizer knows as its parameter:
 
     tensor a (2, 3), b (4,)      a0 a1 a2 a3 a4 a5 b0 b1 b2 b3
     stages 1 and 2, 2 processes  [a0 a1 a2 a3 a4]  [a5 b0 b1 b2 b3]
@@ -39,7 +40,9 @@ class Slice:
 
 
 def slices(zero: Any, named: Mapping[str, torch.nn.Parameter]) -> dict[str, Slice]:
-    """The slices of this process by parameter's name; a tensor of which it has nothing is not there. `zero` is DeepSpeed's ZeRO optimizer."""
+    """The slices of this process by parameter's name; a tensor of which it has nothing is not there.
+    `zero` is DeepSpeed's ZeRO optimizer.
+    """
     found = {}
     for name, p in named.items():
         if hasattr(p, "ds_id"):
@@ -51,7 +54,11 @@ def slices(zero: Any, named: Mapping[str, torch.nn.Parameter]) -> dict[str, Slic
             here = p._hp_mapping  # type: ignore[attr-defined]
             if here is None:
                 continue
-            group, begin, count = here.param_group_index, here.hp_fragment_address.start, here.hp_fragment_address.numel
+            group, begin, count = (
+                here.param_group_index,
+                here.hp_fragment_address.start,
+                here.hp_fragment_address.numel,
+            )
             offset = here.lp_fragment_address.start
             flat = zero.single_partition_of_fp32_groups[group]
         if count > 0:
@@ -66,7 +73,9 @@ def weights(zero: Any, held: Mapping[str, Slice]) -> Iterator[tuple[str, Tensor]
 
 
 def moments(zero: Any, held: Mapping[str, Slice]) -> Iterator[tuple[str, str, Tensor]]:
-    """What the optimizer remembers of each slice: (parameter's name, moment, tensor). A count of steps has no dimension."""
+    """What the optimizer remembers of each slice: (parameter's name, moment, tensor). A count of steps has
+    no dimension.
+    """
     for name, here in held.items():
         for key, value in zero.optimizer.state.get(here.flat, {}).items():
             if not isinstance(value, Tensor) or value.ndim == 0:
@@ -76,13 +85,25 @@ def moments(zero: Any, held: Mapping[str, Slice]) -> Iterator[tuple[str, str, Te
 
 
 def gradient(zero: Any, p: torch.nn.Parameter) -> Tensor:
-    """The whole gradient of what DeepSpeed writes to a disk, fp32, from its copy in memory: it would read all of a group for each tensor."""
-    whole: Tensor = zero._fp32_state_allgather(p, zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition[p.ds_id])  # type: ignore[attr-defined]
+    """The whole gradient of what DeepSpeed writes to a disk, fp32, from its copy in memory: it would read
+    all of a group for each tensor.
+    """
+    whole: Tensor = zero._fp32_state_allgather(
+        p,
+        zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition[p.ds_id],  # type: ignore[attr-defined]
+    )
     return whole
 
 
-def restore(zero: Any, named: Mapping[str, torch.nn.Parameter], held: Mapping[str, Slice], keys: Mapping[str, str], saved: Saved) -> None:
-    """Give the slices their part of a saved step's tensors; the weights of `name` are saved as `keys[name]`. All processes must call this.
+def restore(
+    zero: Any,
+    named: Mapping[str, torch.nn.Parameter],
+    held: Mapping[str, Slice],
+    keys: Mapping[str, str],
+    saved: Saved,
+) -> None:
+    """Give the slices their part of a saved step's tensors; the weights of `name` are saved as `keys[name]`.
+    All processes must call this.
 
     Where nothing of the optimizer was saved, it forgets what it had.
     """
@@ -126,7 +147,9 @@ def _part(whole: Tensor, here: Slice) -> Tensor:
 
 
 def _stored(zero: Any, here: Slice, flat: Tensor) -> Tensor:
-    """The file of a flat tensor, weights or a moment, which is not in memory: read where and when it is looked at."""
+    """The file of a flat tensor, weights or a moment, which is not in memory: read where and when it is
+    looked at.
+    """
     info = zero.optimizer_swapper.swap_params_info[here.flat.ds_id]  # type: ignore[attr-defined]
     path = next(part.swap_path for part in info.tensors if part.compute_tensor is flat)
     return torch.from_file(path, shared=False, size=info.numel(), dtype=torch.float32)
@@ -173,7 +196,9 @@ def discard_gradients(zero: Any) -> None:
 
 
 def clear_gradients(zero: Any) -> None:
-    """After a step: a tensor that has no gradient in the next one would step on this one's again, or add to it. An expert without tokens is such."""
+    """After a step: a tensor that has no gradient in the next one would step on this one's again, or add
+    to it. An expert without tokens is such.
+    """
     if shards_weights(zero):
         zero.grad_partitions_flat_buffer.zero_()
     elif zero.cpu_offload:
@@ -194,5 +219,7 @@ def swaps(zero: Any) -> bool:
 
 
 def on_disk(zero: Any, group: int) -> bool:
-    """Whether a flat tensor and its moments are on a disk between steps: those of less than 1 MiB stay in memory."""
+    """Whether a flat tensor and its moments are on a disk between steps: those of less than 1 MiB stay in
+    memory.
+    """
     return swaps(zero) and bool(zero._swappable_optimizer_subgroup(group))

@@ -1,4 +1,6 @@
-"""What a person should be told of a training while it runs: losses that are no numbers, spikes, steps that train nothing, a learning rate that is dead."""
+"""What a person should be told of a training while it runs: losses that are no numbers, spikes, steps that
+train nothing, a learning rate that is dead.
+"""
 
 import math
 from collections import deque
@@ -23,7 +25,9 @@ LEAST = {"loss": 1.2, "grad_norm": 3.0}
 """how many times the median a spike has at least: curves that hardly move have hardly any deviation"""
 WORDS = {"loss": "loss", "grad_norm": "gradient's norm"}
 SMALLEST = 1e-9
-"""the learning rate below which a step of Adam's, which moves a weight by about that, is lost in the rounding of an fp32 weight of 0.02 (2^-24 of it)"""
+"""the learning rate below which a step of Adam's, which moves a weight by about that, is lost in the
+rounding of an fp32 weight of 0.02 (2^-24 of it)
+"""
 DEAD = 5
 """steps with so small a rate before it is said"""
 NAMED = 4
@@ -39,8 +43,15 @@ class Place:
     """the `file:line` of its documents"""
 
 
-def refuse_not_finite(what: str, values: Sequence[float], step: int, places: Sequence[Place], why: Callable[[], str] = lambda: "") -> None:
-    """Raise StageError where one of the values of `step` (1 for the first), one for each place, is not a number; it names ranks and rows.
+def refuse_not_finite(
+    what: str,
+    values: Sequence[float],
+    step: int,
+    places: Sequence[Place],
+    why: Callable[[], str] = lambda: "",
+) -> None:
+    """Raise StageError where one of the values of `step` (1 for the first), one for each place, is not a
+    number; it names ranks and rows.
 
     what   the "loss" of micro batches, or the "gradient", whose norm is that of all places together
     why    looks for what it comes from; all processes ask together
@@ -53,7 +64,10 @@ def refuse_not_finite(what: str, values: Sequence[float], step: int, places: Seq
     by = f" on rank {', '.join(map(str, ranks))}" if several else ""
     rows = named(chain.from_iterable(place.rows() for _, place in broken))
     if found := why():
-        raise StageError(f"The {what} of step {step}{by} is {broken[0][0]} on the rows {rows}. {found} The steps saved before are kept.")
+        raise StageError(
+            f"The {what} of step {step}{by} is {broken[0][0]} on the rows {rows}. {found} The steps saved "
+            "before are kept."
+        )
     raise StageError(
         f"The {what} of step {step}{by} is {broken[0][0]}. It comes from the rows {rows}. "
         "Look at them; or lower algo.optim.lr, or set algo.precision=fp32. The steps saved before are kept."
@@ -64,8 +78,9 @@ def refuse_nothing_trained(packs: Iterable[Pack]) -> None:
     """Raise DataError where no token of all packs is trained. Reads up to the first that is."""
     if not any(pack.trained.any() for pack in packs):
         raise DataError(
-            "There is nothing to train on: no token of the training set is trained, so the loss would be 0 at every step. `preview` shows the rows "
-            "as the model gets them. Check that they have answers of the assistant, and data.loss, data.roles and data.columns."
+            "There is nothing to train on: no token of the training set is trained, so the loss would be 0 "
+            "at every step. `preview` shows the rows as the model gets them. Check that they have answers "
+            "of the assistant, and data.loss, data.roles and data.columns."
         )
 
 
@@ -81,10 +96,11 @@ def named(rows: Iterable[str]) -> str:
 
 
 def limit(values: Sequence[float], name: str) -> float:
-    """The value from which on one is far above these: their median + FAR standard deviations, and so many times the median at least as LEAST says.
+    """The value from which on one is far above these: their median + FAR standard deviations, and so many
+    times the median at least as LEAST says.
 
-    The deviation is estimated from the median absolute deviation, which spikes among the values hardly move. Norms of gradients have a long tail above
-    their median, so theirs are compared by their logarithms.
+    The deviation is estimated from the median absolute deviation, which spikes among the values hardly move.
+    Norms of gradients have a long tail above their median, so theirs are compared by their logarithms.
 
     >>> limit([1.0, 2.0, 3.0, 2.0, 100.0], "loss")
     10.8956
@@ -109,7 +125,9 @@ class Watch:
         rows     the last ones of the training that is gone on from, so that what is usual is known
         """
         self.horizon = horizon
-        self._recent = {name: deque([row[name] for row in rows if name in row], maxlen=RECENT) for name in WORDS}
+        self._recent = {
+            name: deque([row[name] for row in rows if name in row], maxlen=RECENT) for name in WORDS
+        }
         self._going: set[str] = set()  # events that were said and go on
         self._small = 0
         self._trained = bool(rows)
@@ -118,7 +136,9 @@ class Watch:
         """Sentences about the step of `row`; most steps have none. `rows` names the step's documents."""
         said = []
         if self._begins("masked", row["targets"] == 0):
-            said.append(f"step {row['step']} trains nothing: none of its tokens is a target ({named(rows())})")
+            said.append(
+                f"step {row['step']} trains nothing: none of its tokens is a target ({named(rows())})"
+            )
         self._trained |= row["targets"] > 0
         if row["targets"]:  # a loss of nothing says nothing of what is usual
             for name, words in WORDS.items():
@@ -126,8 +146,8 @@ class Watch:
                 usual = median(recent) if len(recent) >= ENOUGH else math.inf
                 if self._begins(name, len(recent) >= ENOUGH and row[name] > limit(recent, name)):
                     said.append(
-                        f"step {row['step']}: the {words} is {row[name]:.4g}, and the median of the {len(recent)} steps before is {usual:.4g}; "
-                        f"its rows: {named(rows())}"
+                        f"step {row['step']}: the {words} is {row[name]:.4g}, and the median of the "
+                        f"{len(recent)} steps before is {usual:.4g}; its rows: {named(rows())}"
                     )
                 recent.append(row[name])
         return said + self._dead(row["step"], row["lr"])
@@ -136,7 +156,8 @@ class Watch:
         """The training has ended. Raises StageError where none of its steps had a target."""
         if not self._trained:
             raise StageError(
-                "Nothing was trained: no step had a token that is a target, so the weights are what they were. `preview` shows the mask."
+                "Nothing was trained: no step had a token that is a target, so the weights are what they "
+                "were. `preview` shows the mask."
             )
 
     def _begins(self, event: str, now: bool) -> bool:
@@ -149,10 +170,13 @@ class Watch:
         # The last tenth of a schedule may fall as low as it likes.
         self._small = self._small + 1 if lr < SMALLEST and step <= 0.9 * self.horizon else 0
         if self._begins("no rate", lr == 0 and step < self.horizon):
-            return [f"the learning rate is 0 at step {step} of {self.horizon}: nothing is learned. See algo.optim.lr, algo.schedule and algo.warmup"]
+            return [
+                f"the learning rate is 0 at step {step} of {self.horizon}: nothing is learned. See "
+                "algo.optim.lr, algo.schedule and algo.warmup"
+            ]
         if self._begins("small rate", self._small >= DEAD and lr > 0):
             return [
-                f"the learning rate is {lr:.3g} at step {step} of {self.horizon}, too small to change most weights, which are rounded to fp32. "
-                "Raise algo.optim.lr"
+                f"the learning rate is {lr:.3g} at step {step} of {self.horizon}, too small to change most "
+                "weights, which are rounded to fp32. Raise algo.optim.lr"
             ]
         return []

@@ -1,6 +1,8 @@
-"""The runs of a training in TensorBoard, Weights & Biases, SwanLab, MLflow and Trackio, each behind the same four words.
+"""The runs of a training in TensorBoard, Weights & Biases, SwanLab, MLflow and Trackio, each behind the same
+four words.
 
-The packages are imported where a run is opened. What they would send of the machine by themselves is switched off.
+The packages are imported where a run is opened. What they would send of the machine by themselves is switched
+off.
 """
 
 import time
@@ -50,13 +52,31 @@ class Wandb:
         import wandb
 
         quiet = {
-            "x_disable_meta": True, "x_disable_machine_info": True, "x_save_requirements": False, "disable_git": True, "disable_code": True,
-            "disable_job_creation": True, "console": "off", "silent": True, "host": "tuner", "init_timeout": OPENING, "finish_timeout": CLOSING,
-        }  # fmt: skip
-        settings = wandb.Settings(**{key: value for key, value in quiet.items() if key in wandb.Settings.model_fields})
+            "x_disable_meta": True,
+            "x_disable_machine_info": True,
+            "x_save_requirements": False,
+            "disable_git": True,
+            "disable_code": True,
+            "disable_job_creation": True,
+            "console": "off",
+            "silent": True,
+            "host": "tuner",
+            "init_timeout": OPENING,
+            "finish_timeout": CLOSING,
+        }
+        settings = wandb.Settings(
+            **{key: value for key, value in quiet.items() if key in wandb.Settings.model_fields}
+        )
         self._wandb = wandb
         self._run = wandb.init(
-            project=project, name=name, config=dict(config), id=run, resume="allow", reinit="create_new", settings=settings, allow_val_change=True
+            project=project,
+            name=name,
+            config=dict(config),
+            id=run,
+            resume="allow",
+            reinit="create_new",
+            settings=settings,
+            allow_val_change=True,
         )
         self.run = str(self._run.id)
 
@@ -77,10 +97,19 @@ class SwanLab:
         self._swanlab = swanlab
         settings = swanlab.Settings(
             interactive=False,
-            probe={"hardware": False, "runtime": False, "requirements": False, "conda": False, "git": False, "swanlab": False},
+            probe={
+                "hardware": False,
+                "runtime": False,
+                "requirements": False,
+                "conda": False,
+                "git": False,
+                "swanlab": False,
+            },
             terminal={"proxy_type": "none"},
         )
-        self._run = swanlab.init(project=project, name=name, config=dict(config), id=run, resume="allow", settings=settings)
+        self._run = swanlab.init(
+            project=project, name=name, config=dict(config), id=run, resume="allow", settings=settings
+        )
         self.run = str(self._run.id)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -90,7 +119,10 @@ class SwanLab:
         self._swanlab.log({name: self._swanlab.Text(text)}, step=step)
 
     def close(self, failed: bool) -> None:
-        self._swanlab.finish(state="crashed" if failed else "success", error="the training did not end as it should" if failed else None)
+        self._swanlab.finish(
+            state="crashed" if failed else "success",
+            error="the training did not end as it should" if failed else None,
+        )
 
 
 class MLflow:
@@ -110,14 +142,18 @@ class MLflow:
         else:
             self.run = run
             client.update_run(run, status="RUNNING")
-            self._last = max((metric.step for metric in client.get_metric_history(run, "train/loss")), default=-1)
+            self._last = max(
+                (metric.step for metric in client.get_metric_history(run, "train/loss")), default=-1
+            )
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         from mlflow.entities import Metric
 
         if step > self._last:  # a step that is done again is there already, and would be there twice
             now = int(time.time() * 1000)
-            self._client.log_batch(self.run, metrics=[Metric(name, value, now, step) for name, value in values.items()])
+            self._client.log_batch(
+                self.run, metrics=[Metric(name, value, now, step) for name, value in values.items()]
+            )
 
     def text(self, name: str, text: str, step: int) -> None:
         self._client.log_text(self.run, text, f"{name}/{step:06d}.md")
@@ -134,8 +170,16 @@ class Trackio:
 
         self.run = run or name
         self._trackio = trackio
-        self._run = trackio.init(project=project, name=self.run, config=dict(config), resume="allow", embed=False, auto_log_cpu=False)
-        self._next = int(getattr(self._run, "_next_step", 0))  # what it has of a run that is gone on with it tells nowhere else
+        self._run = trackio.init(
+            project=project,
+            name=self.run,
+            config=dict(config),
+            resume="allow",
+            embed=False,
+            auto_log_cpu=False,
+        )
+        # what it has of a run that is gone on with it tells nowhere else
+        self._next = int(getattr(self._run, "_next_step", 0))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         if step >= self._next:

@@ -1,7 +1,8 @@
 """How a training went: one line of metrics.jsonl a step, and the same for trackers.
 
-A row has: step, loss (per target token, in nats), lr, grad_norm (before clipping), tokens and targets (of the step: targets; so far: tokens), seconds
-(of all steps so far), tokens_per_second, memory (bytes), where they are known mfu and held_out.
+A row has: step, loss (per target token, in nats), lr, grad_norm (before clipping), tokens and targets (of the
+step: targets; so far: tokens), seconds (of all steps so far), tokens_per_second, memory (bytes), where they
+are known mfu and held_out.
 """
 
 import json
@@ -20,13 +21,18 @@ RECENT = 64
 """rows that stay at hand"""
 
 
-def usage(device: torch.device, *, flops: float, seconds: float, peak: float | None, processes: int) -> dict[str, Any]:
+def usage(
+    device: torch.device, *, flops: float, seconds: float, peak: float | None, processes: int
+) -> dict[str, Any]:
     """What a step took of this process's device, for its row.
 
     flops      of the whole step, over all processes
-    peak       the operations a second that one device can do; None where that is not known, and then there is no `mfu`
-    memory     on a GPU the most that PyTorch has reserved so far, on the processor the most that the process has had resident; in bytes
-    mfu        the share of the peak that went into the model (arXiv:2204.02311, appendix B): what is computed again counts once
+    peak       the operations a second that one device can do; None where that is not known, and then there is
+               no `mfu`
+    memory     on a GPU the most that PyTorch has reserved so far, on the processor the most that the process
+               has had resident; in bytes
+    mfu        the share of the peak that went into the model (arXiv:2204.02311, appendix B): what is computed
+               again counts once
     """
     resident = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in KiB
     memory = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else resident
@@ -35,16 +41,22 @@ def usage(device: torch.device, *, flops: float, seconds: float, peak: float | N
 
 
 class Journal:
-    """Open while training; rows of steps that will be done again are cut off on opening. Of several processes one writes, and all know the rows."""
+    """Open while training; rows of steps that will be done again are cut off on opening. Of several
+    processes one writes, and all know the rows.
+    """
 
-    def __init__(self, out: Path, *, step: int, trackers: Trackers | None = None, writes: bool = True) -> None:
+    def __init__(
+        self, out: Path, *, step: int, trackers: Trackers | None = None, writes: bool = True
+    ) -> None:
         """Go on after `step` steps (0 starts anew)."""
         path = out / "metrics.jsonl"
         rows = [row for row in read_rows(path) if row["step"] <= step]
         self.seconds: float = rows[-1]["seconds"] if rows else 0.0
         self.last: dict[str, Any] | None = rows[-1] if rows else None
         self.recent: deque[dict[str, Any]] = deque(rows, maxlen=RECENT)
-        self.measured: list[tuple[int, float]] = [(row["step"], row["held_out"]) for row in rows if "held_out" in row]
+        self.measured: list[tuple[int, float]] = [
+            (row["step"], row["held_out"]) for row in rows if "held_out" in row
+        ]
         self._trackers, self._file = trackers, None
         if writes:
             partial = path.with_suffix(".tmp")

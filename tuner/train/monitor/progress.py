@@ -40,9 +40,11 @@ def facts(row: dict[str, Any]) -> str:
 
 
 class Progress:
-    """Shows rows of metrics as they come. The time that is left follows from the steps that this process has done, but for its first.
+    """Shows rows of metrics as they come. The time that is left follows from the steps that this process has
+    done, but for its first.
 
-    Nothing is timed there: the first step compiles kernels and warms caches, and may take as long as a hundred others.
+    Nothing is timed there: the first step compiles kernels and warms caches, and may take as long as a
+    hundred others.
     """
 
     def __init__(self, *, start: int, steps: int, say: Callable[[str], None], shown: bool = True) -> None:
@@ -54,13 +56,20 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         if self.shown and sys.stderr.isatty():
-            columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+            columns = (
+                TextColumn("train"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}"),
+            )
             self._bar = Bar(*columns, console=Console(stderr=True))
             self._bar.start()
             self._task = self._bar.add_task("", total=self.steps, completed=self.start)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar:
             self._bar.stop()
 

@@ -1,7 +1,8 @@
-"""What the model in training answers to eval.prompts, at the steps where the held-out loss is measured: samples.jsonl, and a text for trackers.
+"""What the model in training answers to eval.prompts, at the steps where the held-out loss is measured:
+samples.jsonl, and a text for trackers.
 
-It answers as it is, with its adapters, and goes on training as if it had not been asked: attention, mode and settings are given back, and nothing
-random is drawn.
+It answers as it is, with its adapters, and goes on training as if it had not been asked: attention, mode and
+settings are given back, and nothing random is drawn.
 """
 
 import json
@@ -29,7 +30,10 @@ def refusal(zero_stage: int) -> str | None:
     """Why a training can't be asked, where it can't."""
     if zero_stage < 3:
         return None
-    return "machine.samples=true is left out: with ZeRO 3 no process has the whole model. Set machine.zero=2, or ask a saved step with `chat`"
+    return (
+        "machine.samples=true is left out: with ZeRO 3 no process has the whole model. Set machine.zero=2, "
+        "or ask a saved step with `chat`"
+    )
 
 
 class Sampler:
@@ -54,7 +58,13 @@ class Sampler:
         journal    open: its last row is that of the step which is gone on from
         autocast   the dtype of matrix products, where the weights have another
         """
-        self._model, self._prompts, self._longest, self._journal, self._autocast = model, tuple(prompts), max_new_tokens, journal, autocast
+        self._model, self._prompts, self._longest, self._journal, self._autocast = (
+            model,
+            tuple(prompts),
+            max_new_tokens,
+            journal,
+            autocast,
+        )
         self._directory, self._chat = directory, chat
         self._path = out / FILE
         begin = journal.last["step"] if journal.last else 0
@@ -67,11 +77,16 @@ class Sampler:
 
     def write(self, step: int) -> None:
         """Ask after `step`, and write down what is answered."""
-        with answering(self._model) as base, torch.autocast(base.device.type, dtype=self._autocast) if self._autocast else nullcontext():
+        with (
+            answering(self._model) as base,
+            torch.autocast(base.device.type, dtype=self._autocast) if self._autocast else nullcontext(),
+        ):
             answers = replies(base, self._template, self._prompts, self._longest)
         with self._path.open("a", encoding="utf-8") as file:
             file.writelines(_line({"step": step, **answer}) for answer in answers)
-        self._journal.text("samples", "\n\n".join(f"**{one['prompt']}**\n\n{one['answer']}" for one in answers), step)
+        self._journal.text(
+            "samples", "\n\n".join(f"**{one['prompt']}**\n\n{one['answer']}" for one in answers), step
+        )
 
 
 @contextmanager

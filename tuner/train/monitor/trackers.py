@@ -1,11 +1,14 @@
-"""The curves of a training in TensorBoard, Weights & Biases, SwanLab, MLflow or Trackio, as machine.trackers names them.
+"""The curves of a training in TensorBoard, Weights & Biases, SwanLab, MLflow or Trackio, as machine.trackers
+names them.
 
-None of them can harm a training. Each is spoken to in a thread of its own, so that a slow server delays no step; one that is not installed, does
-not answer or fails is left out from there on, and that is said once. A training that goes on writes into the same run: `trackers.json` remembers which.
+None of them can harm a training. Each is spoken to in a thread of its own, so that a slow server delays no
+step; one that is not installed, does not answer or fails is left out from there on, and that is said once. A
+training that goes on writes into the same run: `trackers.json` remembers which.
 
-Sent are the rows of the journal and the settings that decide the result. No host name, absolute path, git remote, command line or output of the
-terminal is sent by us, and what the trackers would add of these by themselves is switched off. Where a tracker keeps files of its own
-(./wandb, ./swanlog, ./mlflow.db, Trackio's cache), and with which account it speaks, its own environment variables say.
+Sent are the rows of the journal and the settings that decide the result. No host name, absolute path, git
+remote, command line or output of the terminal is sent by us, and what the trackers would add of these by
+themselves is switched off. Where a tracker keeps files of its own (./wandb, ./swanlog, ./mlflow.db, Trackio's
+cache), and with which account it speaks, its own environment variables say.
 """
 
 import math
@@ -33,7 +36,9 @@ class _Line:
         self._ready = threading.Event()
         self._given_up = False
         self._work: Queue[Callable[[Board], None] | None] = Queue()
-        self._thread = threading.Thread(target=self._talk, args=(opened,), name=f"tracker {name}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._talk, args=(opened,), name=f"tracker {name}", daemon=True
+        )
         self._thread.start()
 
     def opened(self, until: float) -> bool:
@@ -72,7 +77,10 @@ class _Line:
     def _leave_out(self, why: str) -> None:
         if not self._given_up:
             self._given_up = True
-            self._say(f"the tracker {self.name} {why}; the training goes on without it, and metrics.jsonl has all rows")
+            self._say(
+                f"the tracker {self.name} {why}; the training goes on without it, and metrics.jsonl has all "
+                "rows"
+            )
             while not self._work.empty():
                 try:
                     self._work.get_nowait()
@@ -88,7 +96,9 @@ class Trackers:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """A row of the journal."""
-        values = {f"train/{name}": float(row[name]) for name in CURVES if name in row and math.isfinite(row[name])}
+        values = {
+            f"train/{name}": float(row[name]) for name in CURVES if name in row and math.isfinite(row[name])
+        }
         for line in self._lines:
             line.do(lambda board: board.scalars(values, row["step"]))
 
@@ -105,14 +115,23 @@ class Trackers:
 
 
 def open_trackers(
-    names: Sequence[str], out: Path, *, project: str, name: str, config: Mapping[str, Any], step: int, say: Callable[[str], None]
+    names: Sequence[str],
+    out: Path,
+    *,
+    project: str,
+    name: str,
+    config: Mapping[str, Any],
+    step: int,
+    say: Callable[[str], None],
 ) -> Trackers:
-    """Open the trackers called `names` for the training in the directory `out`, which goes on after `step` steps (0: begins).
+    """Open the trackers called `names` for the training in the directory `out`, which goes on after `step`
+    steps (0: begins).
 
     name    what the run is called
     config  the settings that decide the result, by dotted path
 
-    What can't be opened is said and left out. A run that was begun is gone on with: `trackers.json` in `out` remembers it.
+    What can't be opened is said and left out. A run that was begun is gone on with: `trackers.json` in `out`
+    remembers it.
     """
     known: dict[str, str] = {} if step == 0 else read_json(out / FILE) or {}
     sent = public(config)
@@ -143,13 +162,16 @@ def open_trackers(
 def public(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of the settings may leave the machine: no paths of it.
 
-    >>> public({"algo.r": 8, "algo.targets": ("q_proj",), "model.path": "/home/me/model", "model.adapter": None})
+    >>> public({"algo.r": 8, "algo.targets": ("q_proj",), "model.path": "/home/me/model", "model.adapter":
+    ...     None})
     {'algo.r': 8, 'algo.targets': ['q_proj']}
     """
     found: dict[str, Any] = {}
     for key, value in config.items():
         values = list(value) if isinstance(value, list | tuple) else [value]
-        if value is None or any(isinstance(one, Path) or (isinstance(one, str) and absolute(one)) for one in values):
+        if value is None or any(
+            isinstance(one, Path) or (isinstance(one, str) and absolute(one)) for one in values
+        ):
             continue
         found[key] = values if isinstance(value, list | tuple) else value
     return found

@@ -1,7 +1,9 @@
-"""Whether the loss mask that packs hold is the chat template's: trained is what the assistant says, up to the token that ends its turn.
+"""Whether the loss mask that packs hold is the chat template's: trained is what the assistant says, up to the
+token that ends its turn.
 
-How a turn of the assistant begins and ends is learnt from the template itself, on a few conversations that hold whatever it can write. Single spans
-may differ for good reasons (a document cut to length, a turn of a kind that is rare), so it is counted how many do.
+How a turn of the assistant begins and ends is learnt from the template itself, on a few conversations that
+hold whatever it can write. Single spans may differ for good reasons (a document cut to length, a turn of a
+kind that is rare), so it is counted how many do.
 
 Not covered: which of the assistant's turns are trained, which rows and data.loss decide.
 """
@@ -18,7 +20,9 @@ from tuner.data.conversation import Call, Conversation, Message
 from tuner.data.packs import Pack
 
 MARK = "QuillMark"
-"""what users and tools say in those conversations: a word that no template has, of as many letters as Mistral wants in the id of a call"""
+"""what users and tools say in those conversations: a word that no template has, of as many letters as
+Mistral wants in the id of a call
+"""
 BEFORE = 128
 """tokens before a span that are looked at"""
 
@@ -62,16 +66,34 @@ def shape(template: Template) -> Shape:
 
 def _conversations(template: Template) -> list[Conversation]:
     """One of each kind; what the template can't write is left out by it."""
-    asks, says = Message(role="user", content=MARK), Message(role="assistant", content="It is so.", trained=True)
+    asks, says = (
+        Message(role="user", content=MARK),
+        Message(role="assistant", content="It is so.", trained=True),
+    )
     thinks = Message(role="assistant", content="It is so.", reasoning="Is it?", trained=True)
     call = Call(name="look", arguments={}, id=MARK)
     calls = Message(role="assistant", calls=(call,), trained=True)
     both = Message(role="assistant", content="It is so.", calls=(call,), trained=True)
     answers = Message(role="tool", content=MARK, call_id=MARK, name="look")
-    tools = ({"type": "function", "function": {"name": "look", "description": "", "parameters": {"type": "object", "properties": {}}}},)
+    tools = (
+        {
+            "type": "function",
+            "function": {
+                "name": "look",
+                "description": "",
+                "parameters": {"type": "object", "properties": {}},
+            },
+        },
+    )
     plain = [Conversation(messages=(asks, says)), Conversation(messages=(asks, says, asks, says))]
-    plain += [Conversation(messages=(asks, thinks)), Conversation(messages=(asks, thinks, asks, thinks))] if template.reasons else []
-    return plain + [Conversation(messages=(asks, turn, answers, says, asks, says), tools=tools) for turn in (calls, both)]
+    plain += (
+        [Conversation(messages=(asks, thinks)), Conversation(messages=(asks, thinks, asks, thinks))]
+        if template.reasons
+        else []
+    )
+    return plain + [
+        Conversation(messages=(asks, turn, answers, says, asks, says), tools=tools) for turn in (calls, both)
+    ]
 
 
 def spans(trained_T: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
@@ -100,17 +122,25 @@ def look(packs: Sequence[Pack], template: Template) -> tuple[int, list[Odd]]:
 
 
 def _oddity(template: Template, known: Shape, ids: NDArray[np.int32], at: int, start: int, stop: int) -> str:
-    """What is odd about the span from `start` to `stop` of a document, the first one behind `at`; nothing where all is well."""
-    if start > max(1, len(template.vocabulary.begin)):  # a plain text, or one that was split, is trained from its beginning on
+    """What is odd about the span from `start` to `stop` of a document, the first one behind `at`; nothing
+    where all is well.
+    """
+    # a plain text, or one that was split, is trained from its beginning on
+    if start > max(1, len(template.vocabulary.begin)):
         before = _text(template, ids[max(at, start - BEFORE) : start])
         if not before.endswith(tuple(known.openings)):
-            return f"a trained text begins where the assistant does not begin to speak, behind {before[-40:]!r}"
+            return (
+                f"a trained text begins where the assistant does not begin to speak, behind {before[-40:]!r}"
+            )
     inside = np.flatnonzero(np.isin(ids[start : stop - 1], list(known.ends)) & (not known.joins))
     if len(inside):
         rest = _text(template, ids[start + int(inside[0]) + 1 : stop])
         return f"a trained text goes on behind the end of the assistant's turn, with {rest[:40]!r}"
     if stop < len(ids) and int(ids[stop - 1]) not in known.ends:
-        return f"a trained text ends before the assistant's turn does, with {_text(template, ids[start:stop])[-40:]!r}"
+        return (
+            "a trained text ends before the assistant's turn does, with "
+            f"{_text(template, ids[start:stop])[-40:]!r}"
+        )
     return ""
 
 

@@ -1,7 +1,9 @@
-"""Before step 0: the hardest micro batch runs forward, backward and a step that moves nothing, and a save. What fits is measured, not believed.
+"""Before step 0: the hardest micro batch runs forward, backward and a step that moves nothing, and a save.
+What fits is measured, not believed.
 
-`machine.micro_batch=auto` and `machine.recompute=auto` are settled here: the most packs that fit, and recomputation only where nothing fits without.
-With several processes all do the same, and what one of them finds counts for all.
+`machine.micro_batch=auto` and `machine.recompute=auto` are settled here: the most packs that fit, and
+recomputation only where nothing fits without. With several processes all do the same, and what one of them
+finds counts for all.
 """
 
 import gc
@@ -30,12 +32,16 @@ GIB = 1 << 30
 
 
 class Foresight(Protocol):
-    """What estimates can tell, for micro batches of `micro` packs with `tokens` tokens and `targets` targets."""
+    """What estimates can tell, for micro batches of `micro` packs with `tokens` tokens and `targets`
+    targets.
+    """
 
     def reserved(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool) -> float:
         """Bytes that PyTorch will hold."""
 
-    def ways(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool, micro: int, room: float) -> list[str]:
+    def ways(
+        self, tokens: int, targets: int, *, accumulated: bool, recompute: bool, micro: int, room: float
+    ) -> list[str]:
         """Changes of the config that fit into `room` bytes, in words."""
 
 
@@ -72,10 +78,14 @@ class Rehearsal:
 
     @property
     def sentence(self) -> str:
-        said = f"rehearsed {self.tokens:,} tokens forward, backward, step and save: {self.seconds:.1f} s a step"
+        said = (
+            f"rehearsed {self.tokens:,} tokens forward, backward, step and save: {self.seconds:.1f} s a step"
+        )
         if self.reserved is not None and self.room is not None:
             beside = f", expected ~{self.expected / GIB:.1f}" if self.expected is not None else ""
-            said += f", {self.reserved / GIB:.1f} of {self.room / GIB:.1f} GiB of GPU memory at the peak{beside}"
+            said += (
+                f", {self.reserved / GIB:.1f} of {self.room / GIB:.1f} GiB of GPU memory at the peak{beside}"
+            )
         return said
 
 
@@ -103,13 +113,15 @@ def rehearse(
     foresight: Foresight | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Rehearsal:
-    """Settle what is `auto`, and run the hardest rows with it. All processes call it together, before a saved step is loaded.
+    """Settle what is `auto`, and run the hardest rows with it. All processes call it together, before a saved
+    step is loaded.
 
     scratch   a directory for the save, on the disk where steps will be saved; it is removed again
     timeout   seconds that processes wait for each other's files
 
-    Afterwards the weights are what they were and the engine has neither gradients nor moments; the model recomputes or not, as was settled. Raises
-    ConfigError, with what would fit, when even the least that the config allows does not, and StageError when the save fails.
+    Afterwards the weights are what they were and the engine has neither gradients nor moments; the model
+    recomputes or not, as was settled. Raises ConfigError, with what would fit, when even the least that the
+    config allows does not, and StageError when the save fails.
     """
     sizes = [(len(pack.ids), int(pack.trained.sum())) for pack in packs]
     stage = _Stage(engine, model, packs, sizes, wish, world, foresight)
@@ -135,19 +147,24 @@ def rehearse(
 
 
 def set_recompute(model: Any, on: bool) -> None:
-    """Keep only the inputs of layers from now on and compute the rest again in the backward pass (arXiv:1604.06174), or keep everything."""
+    """Keep only the inputs of layers from now on and compute the rest again in the backward pass
+    (arXiv:1604.06174), or keep everything.
+    """
     if on == any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         return
     newer = hasattr(model, "activation_checkpointing_enable")  # what transformers calls it lately
     if on:
-        (model.activation_checkpointing_enable if newer else model.gradient_checkpointing_enable)({"use_reentrant": False})
+        (model.activation_checkpointing_enable if newer else model.gradient_checkpointing_enable)(
+            {"use_reentrant": False}
+        )
         return
     (model.activation_checkpointing_disable if newer else model.gradient_checkpointing_disable)()
     model.disable_input_require_grads()  # which it enabled
 
 
 def hardest(sizes: Sequence[tuple[int, int]], micro: int) -> list[list[int]]:
-    """Of packs by (tokens, targets): those that make the longest micro batch, and those that make the one with most targets.
+    """Of packs by (tokens, targets): those that make the longest micro batch, and those that make the one
+    with most targets.
 
     >>> hardest([(9, 1), (5, 4), (8, 2)], 2)
     [[0, 2], [1, 2]]
@@ -165,7 +182,10 @@ def room_on(world: World) -> int:
 
 def fingerprint(state: State) -> list[int]:
     """A number for each tensor that trains, which changes with any bit of it but the sign of a zero."""
-    return [int((tensor.detach() + 0.0).view(torch.int32).sum(dtype=torch.int64)) for _, tensor in sorted(state.weights.items())]
+    return [
+        int((tensor.detach() + 0.0).view(torch.int32).sum(dtype=torch.int64))
+        for _, tensor in sorted(state.weights.items())
+    ]
 
 
 def save(state: State, scratch: Path, world: World, timeout: float) -> None:
@@ -196,7 +216,15 @@ class _Stage:
         world: World,
         foresight: Foresight | None,
     ) -> None:
-        self.engine, self.model, self.packs, self.sizes, self.wish, self.world, self.foresight = engine, model, packs, sizes, wish, world, foresight
+        self.engine, self.model, self.packs, self.sizes, self.wish, self.world, self.foresight = (
+            engine,
+            model,
+            packs,
+            sizes,
+            wish,
+            world,
+            foresight,
+        )
         self.cuda = world.device.type == "cuda"
         self.largest = max(1, min(wish.packs, len(packs)))
 
@@ -205,7 +233,11 @@ class _Stage:
         auto = self.wish.micro_batch == "auto"
         begin = 1 if self.wish.micro_batch == "auto" else min(self.wish.micro_batch, self.largest)
         kinds: list[Literal["none", "blocks"]] = (
-            [self.wish.recompute] if self.wish.recompute != "auto" else ["none", "blocks"] if self.cuda else ["none"]
+            [self.wish.recompute]
+            if self.wish.recompute != "auto"
+            else ["none", "blocks"]
+            if self.cuda
+            else ["none"]
         )
         room, trial = room_on(self.world), None
         for kind in kinds:
@@ -219,7 +251,9 @@ class _Stage:
         raise ConfigError(self.refusal(begin, room, recompute=kinds[-1] == "blocks"))
 
     def enlarge(self, one: _Trial, room: float, say: Callable[[str], None]) -> _Trial:
-        """The largest micro batch that leaves a reserve: two measurements make a line, and what it promises is tried."""
+        """The largest micro batch that leaves a reserve: two measurements make a line, and what it
+        promises is tried.
+        """
         best, limit = one, (1 - RESERVE) * room
         if self.largest < 2:
             return best
@@ -242,7 +276,9 @@ class _Stage:
         return self.trial(trial.micro)
 
     def trial(self, micro: int) -> _Trial:
-        """A step on the hardest micro batch, and on a GPU a second one, with the moments there and, where steps add up several, with gradients."""
+        """A step on the hardest micro batch, and on a GPU a second one, with the moments there and, where
+        steps add up several, with gradients.
+        """
         longest, fullest = (self.batch(chosen) for chosen in hardest(self.sizes, micro))
         accumulates = self.wish.packs > micro
         steps = [[longest]]
@@ -257,7 +293,8 @@ class _Stage:
                 began = time.monotonic()
                 targets = self.world.size * sum(len(batch.targets_M) for batch in batches)
                 self.engine.forward_backward(batches, targets)
-                self.engine.step(0.0, 0.0)  # with gradients scaled to nothing too, not even the sign of a zero changes
+                # with gradients scaled to nothing too, not even the sign of a zero changes
+                self.engine.step(0.0, 0.0)
                 seconds = time.monotonic() - began
         except torch.OutOfMemoryError:
             fits = False
@@ -266,9 +303,12 @@ class _Stage:
         reserved = torch.cuda.max_memory_reserved(self.world.device) if self.cuda else 0
         told = self.world.gather([fits, reserved, seconds])
         return _Trial(
-            micro=micro, fits=all(fit for fit, _, _ in told), reserved=max(bytes_ for _, bytes_, _ in told), seconds=max(spent for _, _, spent in told),
+            micro=micro,
+            fits=all(fit for fit, _, _ in told),
+            reserved=max(bytes_ for _, bytes_, _ in told),
+            seconds=max(spent for _, _, spent in told),
             tokens=sum(batch.ids_1N.shape[1] for batch in steps[-1]),
-        )  # fmt: skip
+        )
 
     def batch(self, chosen: Sequence[int]) -> Batch:
         return collate([self.packs[i] for i in chosen], indices=chosen)
@@ -281,17 +321,33 @@ class _Stage:
     def expected(self, micro: int, *, recompute: bool) -> float | None:
         if self.foresight is None or not self.cuda:
             return None
-        return self.foresight.reserved(*self.most(micro), accumulated=self.wish.packs > micro, recompute=recompute)
+        return self.foresight.reserved(
+            *self.most(micro), accumulated=self.wish.packs > micro, recompute=recompute
+        )
 
     def refusal(self, micro: int, room: float, *, recompute: bool) -> str:
         tokens, targets = self.most(micro)
-        said = f"This training does not fit into the GPU's memory: a micro batch of {micro} pack{'s' * (micro > 1)} with {tokens:,} tokens was tried"
-        said += f"{', with machine.recompute=blocks' if recompute else ''}, and {room / GIB:.1f} GiB are there for it. "
+        said = (
+            f"This training does not fit into the GPU's memory: a micro batch of {micro} "
+            f"pack{'s' * (micro > 1)} with {tokens:,} tokens was tried"
+        )
+        said += (
+            f"{', with machine.recompute=blocks' if recompute else ''}, and {room / GIB:.1f} GiB are there "
+            "for it. "
+        )
         ways = []
         if self.foresight is not None:
             ways = self.foresight.ways(
-                tokens, targets, accumulated=self.wish.packs > micro, recompute=recompute, micro=micro, room=(1 - RESERVE) * room
+                tokens,
+                targets,
+                accumulated=self.wish.packs > micro,
+                recompute=recompute,
+                micro=micro,
+                room=(1 - RESERVE) * room,
             )
         if ways:
             return f"{said}By the estimate, any of these fits: {'; '.join(ways)}."
-        return f"{said}Take a smaller model, a shorter data.length, a GPU with more memory, or several with machine.gpus and machine.zero=3."
+        return (
+            f"{said}Take a smaller model, a shorter data.length, a GPU with more memory, or several with "
+            "machine.gpus and machine.zero=3."
+        )

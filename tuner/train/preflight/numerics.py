@@ -1,16 +1,20 @@
 """Before the first step, on the run's own model and rows: what must change nothing changes nothing.
 
-packed       documents together in a pack give the logits that each gives alone; of a model that carries a state from token to token, each is a row
-             of its own, and gives its logits whatever rows came before
+packed       documents together in a pack give the logits that each gives alone; of a model that carries a
+             state from token to token, each is a row of its own, and gives its logits whatever rows came
+             before
 attention    the attention that trains gives the logits that transformers' plain one gives
 adapter      an adapter that begins as nothing leaves the base's logits as they are
-accumulated  documents in one micro batch give the gradient that they give one by one, spread over all processes
+accumulated  documents in one micro batch give the gradient that they give one by one, spread over all
+             processes
 mask         trained is what the assistant says
 
-Differences are relative 2-norms. In exact arithmetic all are 0; what is left is rounding. A logit is the end of some hundred roundings, of a relative
-size of 2^-24 (fp32) or 2^-9 (bf16) each, which mostly cancel. SmolLM2-135M, on a processor, has 1e-6 (fp32) and 0.03 (bf16, also on a base in 4 bits)
-in `attention`, and 3e-7 and 0.001 in `accumulated`; documents that see each other give 0.8. The tolerances leave room for deeper models and
-for kernels that add up otherwise. In 8 bits the columns that count as outliers depend on the whole row, so there packing does change something.
+Differences are relative 2-norms. In exact arithmetic all are 0; what is left is rounding. A logit is the end
+of some hundred roundings, of a relative size of 2^-24 (fp32) or 2^-9 (bf16) each, which mostly cancel.
+SmolLM2-135M, on a processor, has 1e-6 (fp32) and 0.03 (bf16, also on a base in 4 bits) in `attention`, and
+3e-7 and 0.001 in `accumulated`; documents that see each other give 0.8. The tolerances leave room for deeper
+models and for kernels that add up otherwise. In 8 bits the columns that count as outliers depend on the whole
+row, so there packing does change something.
 
 Not covered: sequence parallelism, under which no process has a whole row.
 """
@@ -69,8 +73,9 @@ def prove(
     apart: bool = False,
     files: Sequence[Path] = (),
 ) -> dict[str, float]:
-    """The measured differences by name, and under `mask` the number of trained texts that were looked at. All processes call it together, before a
-    saved step is loaded: it leaves the model in train mode and the engine without gradients and moments.
+    """The measured differences by name, and under `mask` the number of trained texts that were looked at. All
+    processes call it together, before a saved step is loaded: it leaves the model in train mode and the
+    engine without gradients and moments.
 
     where         the `file:line` of a pack's documents
     template      what wrote the rows; None where that is not known, and then the mask is not looked at
@@ -92,20 +97,39 @@ def prove(
     logits = LOGITS[compute] if quant != "int8" else LOGITS_INT8
     try:
         model.eval()
-        with torch.no_grad(), torch.autocast(world.device.type, dtype=autocast) if autocast else nullcontext():
+        with (
+            torch.no_grad(),
+            torch.autocast(world.device.type, dtype=autocast) if autocast else nullcontext(),
+        ):
             alone = [_logits(model, [document], world.device) for document in documents]
             refuse_not_finite(model, alone, documents, where, world, files)
-            packed = _in_rows(model, documents, world.device) if apart else _apart(_logits(model, documents, world.device), alone)
-            found["packed"] = check("packed", zip(packed, alone, strict=True), logits, documents, where, world)
+            packed = (
+                _in_rows(model, documents, world.device)
+                if apart
+                else _apart(_logits(model, documents, world.device), alone)
+            )
+            found["packed"] = check(
+                "packed", zip(packed, alone, strict=True), logits, documents, where, world
+            )
             with plain_attention(model):
                 plain = [_logits(model, [document], world.device) for document in documents]
-            found["attention"] = check("attention", zip(plain, alone, strict=True), logits, documents, where, world)
+            found["attention"] = check(
+                "attention", zip(plain, alone, strict=True), logits, documents, where, world
+            )
             if zero_adapter:
                 with model.disable_adapter():
                     base = [_logits(model, [document], world.device) for document in documents]
-                # PEFT adds 0 to each number, which changes none; DoRA divides weights by their norms and multiplies them again.
+                # PEFT adds 0 to each number, which changes none; DoRA divides weights by their norms and
+                # multiplies them again.
                 rounds = model.peft_config["default"].use_dora
-                found["adapter"] = check("adapter", zip(base, alone, strict=True), logits if rounds else 0.0, documents, where, world)
+                found["adapter"] = check(
+                    "adapter",
+                    zip(base, alone, strict=True),
+                    logits if rounds else 0.0,
+                    documents,
+                    where,
+                    world,
+                )
         model.train()
         found["accumulated"] = accumulated(engine, documents, GRADIENT[compute], where, world, apart=apart)
     finally:
@@ -126,12 +150,24 @@ def said(found: Mapping[str, float]) -> str:
 
 
 WORDS = {
-    "packed": "a document's logits are others in a pack than alone, so documents of a pack see each other. Set another machine.attention; if it is the "
-    "same there, layers of this model carry something from document to document that config.json doesn't tell of",
-    "attention": "the attention that trains gives other logits than the plain one of transformers. Set another machine.attention",
-    "adapter": "the new adapter changes the base model's logits before it has learnt anything. Set algo.lora_init=default",
-    "accumulated": "the gradient of documents in one micro batch is another than that of the same documents one by one, so the result would depend on "
-    "machine.micro_batch and on the number of processes. Set machine.engine or machine.zero otherwise",
+    "packed": (
+        "a document's logits are others in a pack than alone, so documents of a pack see each other. Set "
+        "another machine.attention; if it is the same there, layers of this model carry something from "
+        "document to document that config.json doesn't tell of"
+    ),
+    "attention": (
+        "the attention that trains gives other logits than the plain one of transformers. Set another "
+        "machine.attention"
+    ),
+    "adapter": (
+        "the new adapter changes the base model's logits before it has learnt anything. Set "
+        "algo.lora_init=default"
+    ),
+    "accumulated": (
+        "the gradient of documents in one micro batch is another than that of the same documents one by one, "
+        "so the result would depend on machine.micro_batch and on the number of processes. Set "
+        "machine.engine or machine.zero otherwise"
+    ),
 }
 
 
@@ -143,7 +179,9 @@ def check(
     where: Callable[[Pack], list[str]],
     world: World,
 ) -> float:
-    """The largest relative difference of pairs of logits, one pair a document. Raises StageError in all processes where it is above the tolerance in one."""
+    """The largest relative difference of pairs of logits, one pair a document. Raises StageError in all
+    processes where it is above the tolerance in one.
+    """
     differences = [relative(one, other) for one, other in pairs]
     worst = max(range(len(differences)), key=differences.__getitem__)
     _agree(name, differences[worst], tolerance, lambda: ", ".join(where(documents[worst])), world)
@@ -151,27 +189,49 @@ def check(
 
 
 def accumulated(
-    engine: Engine, documents: Sequence[Pack], tolerance: float, where: Callable[[Pack], list[str]], world: World, *, apart: bool = False
+    engine: Engine,
+    documents: Sequence[Pack],
+    tolerance: float,
+    where: Callable[[Pack], list[str]],
+    world: World,
+    *,
+    apart: bool = False,
 ) -> float:
-    """The relative difference between the gradients of `documents` in one micro batch (or one process), and one by one over all processes."""
+    """The relative difference between the gradients of `documents` in one micro batch (or one process),
+    and one by one over all processes.
+    """
     targets, everything = count_targets(documents), range(len(documents))
     rows = [[i] for i in everything] if apart else [everything]
-    together = [collate([documents[i] for i in row], indices=row) if world.first else empty_batch() for row in rows]
+    together = [
+        collate([documents[i] for i in row], indices=row) if world.first else empty_batch() for row in rows
+    ]
     parts = share(everything, 1, world.rank, world.size)
-    singly = [collate([documents[i] for i in part], indices=part) if part else empty_batch() for part in parts]
+    singly = [
+        collate([documents[i] for i in part], indices=part) if part else empty_batch() for part in parts
+    ]
     engine.reset()
     engine.forward_backward(together, targets)
     expected = {name: _values(tensor).cpu().clone() for name, tensor in engine.gradients()}
     engine.reset()
     engine.forward_backward(singly, targets)
     size = sum(float(values.double().square().sum()) for values in expected.values())
-    off = {name: float((_values(tensor).cpu() - expected[name]).double().square().sum()) for name, tensor in engine.gradients()}
+    off = {
+        name: float((_values(tensor).cpu() - expected[name]).double().square().sum())
+        for name, tensor in engine.gradients()
+    }
     difference = (sum(off.values()) / size) ** 0.5 if size else float(any(off.values()))
     worst = max(off, key=off.__getitem__)
     odd = next((name for name, values in expected.items() if not finite(values)), None)
     rows_of = ", ".join(row for document in documents for row in where(document))
-    refuse(world.gather(f"The gradient of {odd} on the rows {rows_of} is not finite, and the loss is: values grow beyond what floats hold on the way back. "
-                        "Set algo.precision=fp32, or lower algo.alpha, or take another model." if odd else ""))  # fmt: skip
+    refuse(
+        world.gather(
+            f"The gradient of {odd} on the rows {rows_of} is not finite, and the loss is: values grow beyond "
+            "what floats hold on the way back. Set algo.precision=fp32, or lower algo.alpha, or take "
+            "another model."
+            if odd
+            else ""
+        )
+    )
 
     def place() -> str:
         return f"{rows_of}, most of it in {worst}"
@@ -181,28 +241,49 @@ def accumulated(
 
 
 def refuse_not_finite(
-    model: Any, logits: Sequence[Tensor], documents: Sequence[Pack], where: Callable[[Pack], list[str]], world: World, files: Sequence[Path]
+    model: Any,
+    logits: Sequence[Tensor],
+    documents: Sequence[Pack],
+    where: Callable[[Pack], list[str]],
+    world: World,
+    files: Sequence[Path],
 ) -> None:
-    """Raise StageError in all processes where a logit of the documents is not finite in one: with what holds the value that it comes from."""
+    """Raise StageError in all processes where a logit of the documents is not finite in one: with what
+    holds the value that it comes from.
+    """
     broken = next((number for number, found in enumerate(logits) if not finite(found)), None)
     told = world.gather(broken)
     number = next((said for said in told if said is not None), None)
     if number is None:
         return
-    why = cause(model, files, lambda: _logits(model, [documents[number]], world.device), first=world.first, share=world.gather)
-    raise StageError(f"The model computes what is not finite on the rows {', '.join(where(documents[number]))}, before it has learnt anything. {why}")
+    why = cause(
+        model,
+        files,
+        lambda: _logits(model, [documents[number]], world.device),
+        first=world.first,
+        share=world.gather,
+    )
+    raise StageError(
+        f"The model computes what is not finite on the rows {', '.join(where(documents[number]))}, before it "
+        f"has learnt anything. {why}"
+    )
 
 
-def check_mask(packs: Sequence[Pack], template: Template, where: Callable[[Pack], list[str]], world: World) -> int:
-    """How many trained texts `packs` have. Raises StageError where most of them are not as the template writes what the assistant says."""
+def check_mask(
+    packs: Sequence[Pack], template: Template, where: Callable[[Pack], list[str]], world: World
+) -> int:
+    """How many trained texts `packs` have. Raises StageError where most of them are not as the template
+    writes what the assistant says.
+    """
     count, odd = mask.look(packs, template)
     complaint = ""
     if 2 * len(odd) > count:
         first = odd[0]
         complaint = (
-            f"The loss mask is not what the chat template says: of {count} trained texts in the first {len(packs)} packs {len(odd)} are others; "
-            f"in {where(packs[first.pack])[first.document]} {first.why}. Tokenize again with redo=tokenize; `preview` shows the mask in colours. "
-            "If it is meant so, set machine.preflight=false."
+            f"The loss mask is not what the chat template says: of {count} trained texts in the first "
+            f"{len(packs)} packs {len(odd)} are others; in {where(packs[first.pack])[first.document]} "
+            f"{first.why}. Tokenize again with redo=tokenize; `preview` shows the mask in colours. If it is "
+            "meant so, set machine.preflight=false."
         )
     refuse(world.gather(complaint))
     return count
@@ -218,8 +299,9 @@ def _agree(name: str, difference: float, tolerance: float, place: Callable[[], s
     complaint = ""
     if not difference <= tolerance:  # not a number is no proof either
         complaint = (
-            f"A proof on this run's own model and rows has failed ({name}): {WORDS[name]}; machine.preflight=false skips the proofs. The relative "
-            f"difference is {difference:.1e}, and rounding explains up to {tolerance:.0e}. The rows: {place()}."
+            f"A proof on this run's own model and rows has failed ({name}): {WORDS[name]}; "
+            f"machine.preflight=false skips the proofs. The relative difference is {difference:.1e}, and "
+            f"rounding explains up to {tolerance:.0e}. The rows: {place()}."
         )
     refuse(world.gather(complaint))
 
@@ -231,7 +313,9 @@ def relative(one: Tensor, other: Tensor) -> float:
 
 
 def sample(packs: Sequence[Pack] | Packs, room: int) -> list[Pack]:
-    """A few real documents, each a pack of its own, of `room` tokens together at most and no more than the longest of the packs they are from."""
+    """A few real documents, each a pack of its own, of `room` tokens together at most and no more than the
+    longest of the packs they are from.
+    """
     chosen: list[tuple[Pack, int]] = []
     for number in range(len(packs)):
         pack = packs[number]
@@ -257,12 +341,20 @@ def stretch(pack: Pack, document: int, longest: int) -> Pack:
     trained[0] = False
     one = slice(document, document + 1)
     lengths = np.array([stop - start], dtype=np.int32)
-    return Pack(ids=pack.ids[start:stop], trained=trained, lengths=lengths, files=pack.files[one], lines=pack.lines[one])
+    return Pack(
+        ids=pack.ids[start:stop],
+        trained=trained,
+        lengths=lengths,
+        files=pack.files[one],
+        lines=pack.lines[one],
+    )
 
 
 @contextmanager
 def plain_attention(model: Any) -> Iterator[None]:
-    """Let the model attend as transformers writes it out, one matrix of scores a head, while entered: for rows of one document."""
+    """Let the model attend as transformers writes it out, one matrix of scores a head, while entered: for
+    rows of one document.
+    """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     usual = base.config._attn_implementation
     base.set_attn_implementation("eager")
@@ -286,7 +378,9 @@ def _logits(model: Any, documents: Sequence[Pack], device: torch.device) -> Tens
 
 
 def _in_rows(model: Any, documents: Sequence[Pack], device: torch.device) -> list[Tensor]:
-    """The logits of each document in a row of its own, the last one first: what came before is another than in their order."""
+    """The logits of each document in a row of its own, the last one first: what came before is another
+    than in their order.
+    """
     return [_logits(model, [document], device) for document in reversed(documents)][::-1]
 
 

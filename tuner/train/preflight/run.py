@@ -1,4 +1,6 @@
-"""Before step 0: what fits, what it takes, and proofs on the run's own model and rows. Once found, it is remembered for this machine and config."""
+"""Before step 0: what fits, what it takes, and proofs on the run's own model and rows. Once found, it is
+remembered for this machine and config.
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +35,16 @@ DOCUMENTS = "documents"
 """the fact `rows` of a training with one document a row; it is not there where rows are packs"""
 SCRATCH = "preflight"
 """where the save is tried, in the training's directory"""
-MATTERS = ("engine", "zero", "offload", "processes", "sequence_parallel", "attention", "deterministic", "threads")
+MATTERS = (
+    "engine",
+    "zero",
+    "offload",
+    "processes",
+    "sequence_parallel",
+    "attention",
+    "deterministic",
+    "threads",
+)
 """facts that decide what is found"""
 
 
@@ -48,12 +59,18 @@ class Estimates:
     length: int
 
     def at(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool) -> Work:
-        return replace(self.work, tokens=tokens, targets=targets, accumulated=accumulated, recompute=recompute)
+        return replace(
+            self.work, tokens=tokens, targets=targets, accumulated=accumulated, recompute=recompute
+        )
 
     def reserved(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool) -> float:
-        return estimate(self.geometry, self.algo, self.at(tokens, targets, accumulated=accumulated, recompute=recompute)).reserved
+        return estimate(
+            self.geometry, self.algo, self.at(tokens, targets, accumulated=accumulated, recompute=recompute)
+        ).reserved
 
-    def ways(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool, micro: int, room: float) -> list[str]:
+    def ways(
+        self, tokens: int, targets: int, *, accumulated: bool, recompute: bool, micro: int, room: float
+    ) -> list[str]:
         work = self.at(tokens, targets, accumulated=accumulated, recompute=recompute)
         return ways(self.geometry, self.algo, work, room + CONTEXT, length=self.length, micro=micro)
 
@@ -72,7 +89,8 @@ def preflight(
     where: Callable[[Pack], list[str]],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Settle micro_batch and recompute, and leave the model so; returns them, with what was measured. All processes call it, before a step is loaded.
+    """Settle micro_batch and recompute, and leave the model so; returns them, with what was measured. All
+    processes call it, before a step is loaded.
 
     each    packs that a process takes in a step
     began   the facts of the training that goes on; it keeps what it has, and nothing is tried again
@@ -92,7 +110,18 @@ def preflight(
             say("preflight: as found before on this machine with this config")
             verdict = Verdict(**told)
         else:
-            verdict = tried(ctx, engine, model, packs, wish, world=world, facts=facts, compute=compute, where=where, say=say)
+            verdict = tried(
+                ctx,
+                engine,
+                model,
+                packs,
+                wish,
+                world=world,
+                facts=facts,
+                compute=compute,
+                where=where,
+                say=say,
+            )
             if world.first:
                 remember(key, verdict)
     set_recompute(model, verdict.recompute == "blocks")
@@ -125,48 +154,98 @@ def tried(
     rows = Alone(packs) if apart else packs
     wish = replace(wish, packs=max(2, wish.packs)) if apart else wish  # a pack has several rows
     rehearsal = rehearse(
-        engine, model, rows, wish, world=world, scratch=ctx.out / SCRATCH, timeout=ctx.config.machine.timeout, foresight=foresight(ctx, facts), say=say
-    )  # fmt: skip
+        engine,
+        model,
+        rows,
+        wish,
+        world=world,
+        scratch=ctx.out / SCRATCH,
+        timeout=ctx.config.machine.timeout,
+        foresight=foresight(ctx, facts),
+        say=say,
+    )
     say(rehearsal.sentence)
     proofs = proved(ctx, engine, model, packs, world, compute, where, apart=apart)
     if proofs:
         say(said(proofs))
     return Verdict(
-        micro_batch=rehearsal.micro_batch, recompute=rehearsal.recompute, reserved=rehearsal.reserved,
-        expected=None if rehearsal.expected is None else round(rehearsal.expected), tokens_per_second=rehearsal.tokens_per_second, proofs=proofs,
-    )  # fmt: skip
+        micro_batch=rehearsal.micro_batch,
+        recompute=rehearsal.recompute,
+        reserved=rehearsal.reserved,
+        expected=None if rehearsal.expected is None else round(rehearsal.expected),
+        tokens_per_second=rehearsal.tokens_per_second,
+        proofs=proofs,
+    )
 
 
 def settled(verdict: Verdict) -> dict[str, Any]:
     """As facts of the manifest."""
     measured = {"proofs": dict(verdict.proofs)} if verdict.proofs else {}
-    memory = {} if verdict.reserved is None else {"preflight_reserved": verdict.reserved, "preflight_expected": verdict.expected}
+    memory = (
+        {}
+        if verdict.reserved is None
+        else {"preflight_reserved": verdict.reserved, "preflight_expected": verdict.expected}
+    )
     return {"micro_batch": verdict.micro_batch, "recompute": verdict.recompute} | measured | memory
 
 
 def proved(
-    ctx: Context, engine: Engine, model: Any, packs: Packs, world: World, compute: torch.dtype, where: Callable[[Pack], list[str]], *, apart: bool
+    ctx: Context,
+    engine: Engine,
+    model: Any,
+    packs: Packs,
+    world: World,
+    compute: torch.dtype,
+    where: Callable[[Pack], list[str]],
+    *,
+    apart: bool,
 ) -> dict[str, float]:
     """The proofs' differences by name; none where processes share packs, since each then sees slices only."""
     config, algo = ctx.config, ctx.config.algo
     if config.machine.sequence_parallel > 1:
         return {}
-    template = compile_template(spoken(config.model.chat, config.data.system), load_vocabulary(ctx.inputs["fetch_model"].dir))
-    fresh = algo.adapter == "lora" and algo.init != "continue" and not lora_init.changes_base(algo.lora_init) and algo.lora_init != "orthogonal"
+    template = compile_template(
+        spoken(config.model.chat, config.data.system), load_vocabulary(ctx.inputs["fetch_model"].dir)
+    )
+    fresh = (
+        algo.adapter == "lora"
+        and algo.init != "continue"
+        and not lora_init.changes_base(algo.lora_init)
+        and algo.lora_init != "orthogonal"
+    )
     return prove(
-        engine, model, packs, world, where=where, template=template, whole=config.data.loss == "all", compute=compute,
-        autocast=autocast_of(algo, compute), quant=algo.quant, zero_adapter=fresh, apart=apart, files=weight_files(ctx.inputs["fetch_model"].dir),
-    )  # fmt: skip
+        engine,
+        model,
+        packs,
+        world,
+        where=where,
+        template=template,
+        whole=config.data.loss == "all",
+        compute=compute,
+        autocast=autocast_of(algo, compute),
+        quant=algo.quant,
+        zero_adapter=fresh,
+        apart=apart,
+        files=weight_files(ctx.inputs["fetch_model"].dir),
+    )
 
 
 def foresight(ctx: Context, facts: dict[str, Any]) -> Foresight | None:
     """What estimates can tell; None for a family whose shapes are not known."""
     geometry = read_json(ctx.inputs["fetch_model"].dir / "config.json") or {}
     work = Work(
-        tokens=2, targets=1, new_tokens=len(ctx.config.model.new_tokens), engine=facts["engine"], zero=facts["zero"], processes=facts["processes"],
-        offload=facts["offload"], sequence_parallel=facts["sequence_parallel"],
-    )  # fmt: skip
-    found = Estimates(geometry=geometry, algo=plain(ctx.config.algo), work=work, length=ctx.config.data.length)
+        tokens=2,
+        targets=1,
+        new_tokens=len(ctx.config.model.new_tokens),
+        engine=facts["engine"],
+        zero=facts["zero"],
+        processes=facts["processes"],
+        offload=facts["offload"],
+        sequence_parallel=facts["sequence_parallel"],
+    )
+    found = Estimates(
+        geometry=geometry, algo=plain(ctx.config.algo), work=work, length=ctx.config.data.length
+    )
     try:
         found.reserved(2, 1, accumulated=True, recompute=False)
     except DataError:
@@ -177,7 +256,12 @@ def foresight(ctx: Context, facts: dict[str, Any]) -> Foresight | None:
 def deciding(ctx: Context, facts: dict[str, Any], each: int) -> dict[str, Any]:
     """Of config and facts, what decides what is found."""
     machine = ctx.config.machine
-    own = {"micro_batch": machine.micro_batch, "recompute": machine.recompute, "deepspeed": machine.deepspeed, "packs": each}
+    own = {
+        "micro_batch": machine.micro_batch,
+        "recompute": machine.recompute,
+        "deepspeed": machine.deepspeed,
+        "packs": each,
+    }
     return identity_of(ctx.config) | own | {name: facts[name] for name in MATTERS}
 
 

@@ -1,4 +1,6 @@
-"""What a preflight found, remembered for each machine and config in the user's cache, so that it is paid for once."""
+"""What a preflight found, remembered for each machine and config in the user's cache, so that it is paid
+for once.
+"""
 
 import hashlib
 import json
@@ -43,12 +45,17 @@ def key_of(parts: Mapping[str, Any], files: Iterable[Path], device: torch.device
 
     What the machine is enters by itself: the card, its memory, and the versions of libraries.
     """
-    machine: dict[str, Any] = {"device": device.type, "libraries": {name: _version(name) for name in LIBRARIES}}
+    machine: dict[str, Any] = {
+        "device": device.type,
+        "libraries": {name: _version(name) for name in LIBRARIES},
+    }
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         machine |= {"card": card.name, "memory": card.total_memory, "cuda": torch.version.cuda}
     read = {str(path.resolve()): identity(path) for path in files}
-    text = json.dumps({"format": FORMAT, "parts": parts, "machine": machine, "files": read}, sort_keys=True, default=str)
+    text = json.dumps(
+        {"format": FORMAT, "parts": parts, "machine": machine, "files": read}, sort_keys=True, default=str
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -22,8 +22,15 @@ def answered(call: Call, text: str) -> Message:
 
 
 def tool(name: str, description: str, **properties: str) -> dict[str, Any]:
-    parameters = {"type": "object", "properties": {key: {"type": kind} for key, kind in properties.items()}, "required": list(properties)}
-    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+    parameters = {
+        "type": "object",
+        "properties": {key: {"type": kind} for key, kind in properties.items()},
+        "required": list(properties),
+    }
+    return {
+        "type": "function",
+        "function": {"name": name, "description": description, "parameters": parameters},
+    }
 
 
 WEATHER = tool("get_weather", "The weather in a city, today", city="string")
@@ -43,7 +50,13 @@ CONVERSATIONS = {
         )
     ),
     "white space": Conversation(
-        messages=(system(" Be brief.\n"), user("\n First? "), assistant(" One. \n"), user("  Second?\n\n"), assistant("Two.\n "))
+        messages=(
+            system(" Be brief.\n"),
+            user("\n First? "),
+            assistant(" One. \n"),
+            user("  Second?\n\n"),
+            assistant("Two.\n "),
+        )
     ),
     "tools": Conversation(
         messages=(
@@ -68,11 +81,21 @@ CONVERSATIONS = {
         tools=(WEATHER, ADD),
     ),
     "text and call": Conversation(
-        messages=(user("Add 2 and 40."), assistant("I will add them.", calls=(SUM,)), answered(SUM, "42"), assistant("It is 42.")),
+        messages=(
+            user("Add 2 and 40."),
+            assistant("I will add them.", calls=(SUM,)),
+            answered(SUM, "42"),
+            assistant("It is 42."),
+        ),
         tools=(ADD,),
     ),
     "thoughts": Conversation(
-        messages=(user("2 + 2?"), assistant("4", "Two and two\nis four."), user("And 3 + 3?"), assistant("6", "That is six.")),
+        messages=(
+            user("2 + 2?"),
+            assistant("4", "Two and two\nis four."),
+            user("And 3 + 3?"),
+            assistant("6", "That is six."),
+        ),
     ),
     "thought and call": Conversation(
         messages=(
