@@ -26,7 +26,7 @@ import numpy as np
 from tuner.config.schema import Algo, Config, Data, Machine, Optim
 from tuner.config.view import View
 from tuner.data.packs import Pack
-from tuner.estimate.memory import Memory, Work, estimate
+from tuner.estimate.memory import Memory, Workload, estimate_memory
 
 LLAMA = {"model_type": "llama", "max_position_embeddings": 32768, "rms_norm_eps": 1e-5}
 GEOMETRIES: dict[str, dict[str, Any]] = {
@@ -79,9 +79,9 @@ class Case:
             adapter=adapter, quant=quant, r=self.r, dropout=self.dropout, optim=Optim(name=self.optimizer)
         )  # type: ignore[arg-type]
 
-    def work(self) -> Work:
+    def work(self) -> Workload:
         tokens = self.length * self.micro
-        return Work(
+        return Workload(
             tokens=tokens,
             targets=int(tokens * self.share),
             accumulated=self.accumulate > 1,
@@ -89,7 +89,7 @@ class Case:
         )
 
     def memory(self) -> Memory:
-        return estimate(GEOMETRIES[self.model], self.algorithm(), self.work())
+        return estimate_memory(GEOMETRIES[self.model], self.algorithm(), self.work())
 
 
 def draw(seed: int) -> Iterator[Case]:

@@ -13,25 +13,24 @@ from typing import TYPE_CHECKING
 from tuner.config.compose import compose
 from tuner.config.schema import Config
 from tuner.estimate import disk
-from tuner.pipeline import run as runs
 from tuner.pipeline.execute import execute
-from tuner.pipeline.inherit import inherit, load
-from tuner.pipeline.plan import Step, plan
-from tuner.pipeline.run import store_of
+from tuner.pipeline.inherit import inherit, load_config
+from tuner.pipeline.plan import PlannedStage, plan
+from tuner.pipeline.run import RunDirectory, find_run, store_of
 from tuner.stages import STAGES
 
 if TYPE_CHECKING:
     from pyarrow import Table
 
 
-class Run(runs.Run):
+class Run(RunDirectory):
     """A run: its directory `dir`, and what lies there."""
 
-    def plan(self) -> list[Step]:
+    def plan(self) -> list[PlannedStage]:
         """What the run's config would do now, a step for each stage; `step.stage.name`, `step.state` and
         `step.why` say it.
         """
-        config = load(self)
+        config = load_config(self)
         return plan(config, STAGES, store_of(config), self)
 
     @property
@@ -69,7 +68,7 @@ def run(
 
 def find(word: str = "last", *, root: str | Path = "outputs") -> Run:
     """The run that `word` means: its name, path, digest or the start of it, or `last`. Raises ConfigError."""
-    return Run(runs.find_run(Path(root), word).dir)
+    return Run(find_run(Path(root), word).dir)
 
 
 def prepare(overrides: Sequence[str], config_dir: str | Path | None = None) -> Config:
@@ -79,7 +78,9 @@ def prepare(overrides: Sequence[str], config_dir: str | Path | None = None) -> C
 
 def execute_config(config: Config, tell: Callable[[str], None], redone: set[str] | None = None) -> Run:
     """Run the pipeline of a config, if the disk holds what it will make."""
-    disk.check([(plan(config, STAGES, store_of(config), runs.Run.of(config), redo=config.redo), config)])
+    disk.check_disk(
+        [(plan(config, STAGES, store_of(config), RunDirectory.of(config), redo=config.redo), config)]
+    )
     return Run(execute(config, STAGES, tell, redone).dir)
 
 

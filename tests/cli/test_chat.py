@@ -27,23 +27,23 @@ from tuner.errors import ConfigError
 from tuner.models.checkpoint.companions import spoken
 from tuner.models.generate import Dialogue
 from tuner.models.lora.merge import merge_adapter
-from tuner.pipeline.inherit import load
-from tuner.pipeline.plan import recalled
-from tuner.pipeline.run import Run, all_runs, store_of
+from tuner.pipeline.inherit import load_config
+from tuner.pipeline.plan import settle_from_run
+from tuner.pipeline.run import RunDirectory, all_runs, store_of
 from tuner.stages import STAGES
 
 
-def settled(run: Run) -> Config:
+def settled(run: RunDirectory) -> Config:
     """The run's config with the chat template that it was trained in."""
-    config = load(run)
-    return recalled(config, STAGES, store_of(config), run)
+    config = load_config(run)
+    return settle_from_run(config, STAGES, store_of(config), run)
 
 
 ASKED = ["What is 1 plus 2?", "你好 🙂", "and  two spaces, é́"]
 
 
 @pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Run:
+def run(finished: Path, tmp_path: Path) -> RunDirectory:
     """A copy of the finished run. Its merged model is a directory of its own and says something else to
     every conversation.
     """
@@ -59,7 +59,7 @@ def run(finished: Path, tmp_path: Path) -> Run:
 
 @pytest.fixture
 def say(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[str, str]]:
     """Chat through a pipe: what came on standard output, and on standard error."""
 
@@ -100,7 +100,7 @@ def shown(text: str) -> str:
 
 @pytest.mark.parametrize("system", [None, "你是一个助手"])
 def test_the_ids_are_those_of_a_training_row_and_of_the_artifacts_template(
-    run: Run, system: str | None
+    run: RunDirectory, system: str | None
 ) -> None:
     home, config = run.path("merge"), settled(run)
     template = compile_template(spoken(config.model.chat, config.data.system), load_vocabulary(home))
@@ -123,7 +123,7 @@ def test_the_ids_are_those_of_a_training_row_and_of_the_artifacts_template(
 
 
 def test_through_a_pipe_each_line_is_a_question_and_only_answers_come_out(
-    run: Run, say: Callable[..., tuple[str, str]]
+    run: RunDirectory, say: Callable[..., tuple[str, str]]
 ) -> None:
     expected = answers(run.path("merge"), ASKED)
     assert len(set(expected)) == 3
@@ -136,7 +136,7 @@ def test_through_a_pipe_each_line_is_a_question_and_only_answers_come_out(
     assert say(ASKED[0], "", "/exit", ASKED[1])[0] == shown(expected[0]) + "\n"
 
 
-def test_undo_reset_and_system(run: Run, say: Callable[..., tuple[str, str]]) -> None:
+def test_undo_reset_and_system(run: RunDirectory, say: Callable[..., tuple[str, str]]) -> None:
     home, (a, b, c) = run.path("merge"), ASKED
     first, second = answers(home, [a, b])
     third, other = answers(home, [a, c])[1], answers(home, [c], system="Be kind.")[0]
@@ -167,7 +167,7 @@ def test_undo_reset_and_system(run: Run, say: Callable[..., tuple[str, str]]) ->
 
 
 def test_without_a_merged_model_it_is_the_adapter_on_its_base(
-    run: Run, say: Callable[..., tuple[str, str]], tmp_path: Path
+    run: RunDirectory, say: Callable[..., tuple[str, str]], tmp_path: Path
 ) -> None:
     convert, base, merged = run.path("convert"), tmp_path / "base", tmp_path / "merged"
     moody(load_vocabulary(convert).tokenizer).save_pretrained(base)
@@ -197,7 +197,7 @@ def base_with_sidecars(base: Path, convert: Path) -> Path:
 
 
 def test_a_merged_model_of_a_step_converted_before_is_passed_over(
-    run: Run, say: Callable[..., tuple[str, str]], tiny_model: Path
+    run: RunDirectory, say: Callable[..., tuple[str, str]], tiny_model: Path
 ) -> None:
     manifest = json.loads((run.path("merge") / "manifest.json").read_text(encoding="utf-8"))
     manifest["upstream"]["convert"] = "0" * 64
@@ -205,7 +205,9 @@ def test_a_merged_model_of_a_step_converted_before_is_passed_over(
     assert "the adapter on its base" in say("Hi", base=tiny_model)[1]
 
 
-def test_a_full_context_is_said_and_can_be_left(run: Run, say: Callable[..., tuple[str, str]]) -> None:
+def test_a_full_context_is_said_and_can_be_left(
+    run: RunDirectory, say: Callable[..., tuple[str, str]]
+) -> None:
     put(moody(load_vocabulary(run.path("merge")).tokenizer, positions=64), run.path("merge"))
     expected = answers(run.path("merge"), [ASKED[0]])[0]
     out, err = say("long " * 40, ASKED[0], "/reset", ASKED[0], max_new_tokens=12)
@@ -228,7 +230,7 @@ def test_a_seed_gives_the_same_conversation(say: Callable[..., tuple[str, str]])
 
 
 def test_a_model_can_not_command_the_terminal_and_bad_bytes_are_no_crash(
-    run: Run, say: Callable[..., tuple[str, str]]
+    run: RunDirectory, say: Callable[..., tuple[str, str]]
 ) -> None:
     put(
         parrot(load_vocabulary(run.path("merge")).tokenizer, "é\x1b[2J\r\x07\t🙂".encode() + b"\xfe"),
@@ -238,7 +240,7 @@ def test_a_model_can_not_command_the_terminal_and_bad_bytes_are_no_crash(
 
 
 @pytest.fixture
-def terminal(run: Run, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def terminal(run: RunDirectory, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """`chat` in a real terminal."""
     children = []
 
@@ -270,7 +272,7 @@ def on_screen(text: str) -> str:
     return shown(text).replace("\n", "\r\n")
 
 
-def test_in_a_terminal_three_turns_then_exit(run: Run, terminal: Callable[..., Any]) -> None:
+def test_in_a_terminal_three_turns_then_exit(run: RunDirectory, terminal: Callable[..., Any]) -> None:
     expected = answers(run.path("merge"), ASKED)
     child = terminal()
     for question, answer in zip(ASKED, expected, strict=True):
@@ -295,7 +297,9 @@ def test_in_a_terminal_three_turns_then_exit(run: Run, terminal: Callable[..., A
     assert child.exitstatus == 0
 
 
-def test_ctrl_c_stops_the_answer_and_keeps_the_program(run: Run, terminal: Callable[..., Any]) -> None:
+def test_ctrl_c_stops_the_answer_and_keeps_the_program(
+    run: RunDirectory, terminal: Callable[..., Any]
+) -> None:
     put(
         parrot(
             load_vocabulary(run.path("merge")).tokenizer,

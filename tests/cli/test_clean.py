@@ -20,7 +20,7 @@ from tuner.config.build import thaw
 from tuner.config.schema import Config, Data, Model
 from tuner.errors import ConfigError, StoreError
 from tuner.files import read_json, write_json
-from tuner.pipeline.run import Run
+from tuner.pipeline.run import RunDirectory
 from tuner.store import references
 from tuner.store.artifacts import Store
 from tuner.store.usage import Ledger, Usage, names
@@ -44,8 +44,8 @@ def config_in(root: Path) -> Config:
     return Config(root=str(root), model=Model(path="m"), data=Data(path="rows"))
 
 
-def run_in(root: Path, name: str = "a-00000001") -> Run:
-    run = Run(root / "runs" / name)
+def run_in(root: Path, name: str = "a-00000001") -> RunDirectory:
+    run = RunDirectory(root / "runs" / name)
     run.dir.mkdir(parents=True)
     (run.dir / "config.yaml").write_text(yaml.dump(thaw(config_in(root))), encoding="utf-8")
     return run
@@ -397,7 +397,7 @@ def test_a_running_training_shows_its_step_and_loss(root: Path, words: list[str]
     (run,) = (root / "runs").iterdir()
     with store.lock(key, lambda _: None):
         out = store.begin(key, {"fingerprint": "f"}, resume=True)
-        Run(run).link("train", out)
+        RunDirectory(run).link("train", out)
         (out / "metrics.jsonl").write_text(
             '{"step": 119, "loss": 3.0}\n{"step": 120, "loss": 2.5}\n{"step": 121, "lo'
         )

@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import Tuner, environment
 from tuner.cli.compare import compare
 from tuner.errors import ConfigError, StoreError
-from tuner.pipeline.run import Run, find_run
+from tuner.pipeline.run import RunDirectory, find_run
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +56,15 @@ def root(pair: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def runs(root: Path) -> list[Run]:
+def runs(root: Path) -> list[RunDirectory]:
     """The finished run, and the second one."""
     second = find_run(root, "第二次")
-    (first,) = (Run(path) for path in (root / "runs").iterdir() if path != second.dir)
+    (first,) = (RunDirectory(path) for path in (root / "runs").iterdir() if path != second.dir)
     return [first, second]
 
 
 @pytest.fixture
-def stopped(runs: list[Run], root: Path) -> Iterator[Run]:
+def stopped(runs: list[RunDirectory], root: Path) -> Iterator[RunDirectory]:
     """The second run as its training left it after step 1, in the middle of writing a row."""
     run = runs[1]
     key = run.key("train")
@@ -80,7 +80,7 @@ def stopped(runs: list[Run], root: Path) -> Iterator[Run]:
     return run
 
 
-def facts(run: Run, stage: str) -> dict[str, Any]:
+def facts(run: RunDirectory, stage: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run.dir / stage / "manifest.json").read_text(encoding="utf-8"))[
         "facts"
     ]
@@ -95,7 +95,7 @@ def files(root: Path) -> dict[str, int]:
     }
 
 
-def test_two_runs_side_by_side(tuner: Tuner, root: Path, runs: list[Run], tiny_model: Path) -> None:
+def test_two_runs_side_by_side(tuner: Tuner, root: Path, runs: list[RunDirectory], tiny_model: Path) -> None:
     first, second = runs
     before = files(root)
     done = tuner("compare", "第二次", first.digest, f"root={root}")
@@ -116,7 +116,7 @@ def test_two_runs_side_by_side(tuner: Tuner, root: Path, runs: list[Run], tiny_m
     assert {name: time for name, time in files(root).items() if name in before and name != "."} == before
 
 
-def test_for_machines(tuner: Tuner, root: Path, runs: list[Run]) -> None:
+def test_for_machines(tuner: Tuner, root: Path, runs: list[RunDirectory]) -> None:
     done = tuner("compare", runs[0].digest, runs[1].digest, "--json", f"root={root}")
     told = json.loads(done.out)
     assert [row["run"] for row in told["runs"]] == [run.dir.name for run in runs]
@@ -147,7 +147,7 @@ def test_for_machines(tuner: Tuner, root: Path, runs: list[Run]) -> None:
 
 
 def test_a_training_that_is_not_finished(
-    stopped: Run, runs: list[Run], root: Path, capsys: pytest.CaptureFixture[str]
+    stopped: RunDirectory, runs: list[RunDirectory], root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert compare(runs, root, as_json=True) == 0
     told = json.loads(capsys.readouterr().out)
@@ -166,7 +166,7 @@ def test_a_training_that_is_not_finished(
 
 
 def test_other_held_out_tokens_are_seen(
-    runs: list[Run], root: Path, capsys: pytest.CaptureFixture[str]
+    runs: list[RunDirectory], root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Another draw of held-out rows makes another file of them; its digest in the manifest is what tells."""
     key = runs[1].key("tokenize")
@@ -181,15 +181,15 @@ def test_other_held_out_tokens_are_seen(
     assert "different tokens (A | B)" in capsys.readouterr().out
 
 
-def test_what_can_not_be_compared_is_refused(runs: list[Run], root: Path) -> None:
+def test_what_can_not_be_compared_is_refused(runs: list[RunDirectory], root: Path) -> None:
     with pytest.raises(ConfigError, match="named twice"):
-        compare([*runs, Run(root / "runs" / "." / runs[0].dir.name)], root, as_json=False)
+        compare([*runs, RunDirectory(root / "runs" / "." / runs[0].dir.name)], root, as_json=False)
     with pytest.raises(ConfigError, match="2 to 20 runs"):
         compare(runs[:1], root, as_json=False)
 
 
 def test_a_page_that_can_not_be_written_costs_only_the_page(
-    runs: list[Run], root: Path, capsys: pytest.CaptureFixture[str]
+    runs: list[RunDirectory], root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root / "compare").write_text("in the way", encoding="utf-8")
     with pytest.raises(StoreError, match="can't be written: File exists"):
@@ -198,7 +198,7 @@ def test_a_page_that_can_not_be_written_costs_only_the_page(
 
 
 def test_a_run_of_which_nothing_is_left(
-    runs: list[Run], root: Path, capsys: pytest.CaptureFixture[str]
+    runs: list[RunDirectory], root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(root / "store")
     assert compare(runs, root, as_json=False) == 0

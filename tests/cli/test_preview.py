@@ -90,7 +90,7 @@ def show(tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
         capsys.readouterr()
         done = preview(
             settings_of(view, tiny_model),
-            listed_files(view, fetch_data.files(View(config, "fetch_data"))),
+            listed_files(view, fetch_data.local_files(View(config, "fetch_data"))),
             places([word for word in words if word not in flags]),
             takes=[part.take for part in parts(view)],
             seed=view.data.seed,
@@ -195,7 +195,7 @@ def test_the_documents_of_a_mixture_are_those_of_the_packs(
 
 
 def check_against_packs(show: Show, model: Path, tmp_path: Path, config: Config) -> list[dict[str, Any]]:
-    files = fetch_data.files(View(config, "fetch_data"))
+    files = fetch_data.local_files(View(config, "fetch_data"))
     out = tmp_path / "out"
     out.mkdir()
     inputs = {

@@ -17,10 +17,10 @@ from tuner.config.schema import Algo, Config
 from tuner.errors import StoreError
 from tuner.estimate import disk
 from tuner.estimate import model_size as sizes
-from tuner.estimate.disk import Need, check, most, needs
+from tuner.estimate.disk import DiskNeed, check_disk, disk_needs, peak_bytes
 from tuner.models.checkpoint.headers import read_header
-from tuner.pipeline.plan import Step, plan
-from tuner.pipeline.run import Run, all_runs, store_of
+from tuner.pipeline.plan import PlannedStage, plan
+from tuner.pipeline.run import RunDirectory, all_runs, store_of
 from tuner.stages import STAGES
 from tuner.train.checkpoints import steps as saved
 
@@ -30,8 +30,8 @@ them
 """
 
 
-def planned(config: Config) -> list[Step]:
-    return plan(config, STAGES, store_of(config), Run.of(config))
+def planned(config: Config) -> list[PlannedStage]:
+    return plan(config, STAGES, store_of(config), RunDirectory.of(config))
 
 
 def under(directory: Path) -> int:
@@ -51,9 +51,9 @@ def fresh(config: Config, tmp_path: Path) -> Config:
 
 
 @pytest.fixture(scope="session")
-def again(config: Config) -> dict[str, Need]:
+def again(config: Config) -> dict[str, DiskNeed]:
     """What the finished run would need if all of it were to do again, with its tokens counted."""
-    found = needs([replace(step, state="run") for step in planned(config)], config)
+    found = disk_needs([replace(step, state="run") for step in planned(config)], config)
     return {key.partition("-")[0]: need for key, need in found.items()}
 
 
@@ -66,12 +66,12 @@ def gguf() -> Path:
 
 
 def test_a_finished_run_needs_nothing(config: Config) -> None:
-    assert needs(planned(config), config) == {}
-    check([(planned(config), config)], free=0)
+    assert disk_needs(planned(config), config) == {}
+    check_disk([(planned(config), config)], free=0)
 
 
 @pytest.mark.parametrize("stage", ["convert", "merge"])
-def test_what_stays_is_what_lies_there(stage: str, again: dict[str, Need], finished: Path) -> None:
+def test_what_stays_is_what_lies_there(stage: str, again: dict[str, DiskNeed], finished: Path) -> None:
     assert again[stage].stays == pytest.approx(under(linked(finished, stage)), rel=0.05)
 
 
@@ -82,7 +82,7 @@ def test_what_stays_of_tokens(finished: Path) -> None:
     assert tokens * disk.PACKED + disk.FRAMES + disk.MANIFEST == pytest.approx(under(made), rel=0.05)
 
 
-def test_what_stays_of_a_training(again: dict[str, Need], finished: Path, config: Config) -> None:
+def test_what_stays_of_a_training(again: dict[str, DiskNeed], finished: Path, config: Config) -> None:
     train = linked(finished, "train")
     kept = [checkpoint.dir for checkpoint in saved.kept(train)]
     # 1 when it is one of the newest, which the prediction can't know
@@ -114,7 +114,7 @@ def test_the_peak_of_a_training_is_what_saving_and_pruning_leave_at_most(
     wanted = replace(
         config, machine=replace(config.machine, keep=keep), convert=replace(config.convert, step=pinned)
     )  # type: ignore[arg-type]
-    found = needs([replace(step, state="run") for step in planned(config)], wanted)
+    found = disk_needs([replace(step, state="run") for step in planned(config)], wanted)
     peak = next(need.peak for key, need in found.items() if key.startswith("train-"))
     assert max(seen) < peak < 1.15 * max(seen)
 
@@ -141,10 +141,10 @@ def test_packs_take_what_is_said_of_a_token(length: int, tmp_path: Path) -> None
 
 def test_a_full_checkpoint_is_as_large_as_the_model_itself(fresh: Config, tiny_model: Path) -> None:
     full = replace(fresh, algo=replace(fresh.algo, adapter="none"))
-    found = {key.partition("-")[0]: need for key, need in needs(planned(full), full).items()}
+    found = {key.partition("-")[0]: need for key, need in disk_needs(planned(full), full).items()}
     assert found["convert"].stays == pytest.approx(under(tiny_model), rel=0.05)
     assert found["merge"].stays < 10_000  # links
-    assert found["fetch_model"] == Need(peak=0, stays=0)
+    assert found["fetch_model"] == DiskNeed(peak=0, stays=0)
     assert found["train"].peak > 3 * found["train"].stays / 2
 
 
@@ -165,9 +165,9 @@ def test_the_numbers_that_train_are_those_that_peft_makes(
         targets=targets,
         seed=0,
     )
-    shapes = sizes.model_shapes(next(step for step in planned(fresh) if step.stage.name == "fetch_model"))
+    shapes = sizes.measure_model(next(step for step in planned(fresh) if step.stage.name == "fetch_model"))
     tensors = sum(p.requires_grad for p in model.parameters())
-    assert sizes.trainable(shapes, Algo(r=4, targets=targets)) == (trainable(model), tensors)
+    assert sizes.trainable_size(shapes, Algo(r=4, targets=targets)) == (trainable(model), tensors)
 
 
 def test_a_gguf_model_is_known_before_it_is_rewritten(gguf: Path, fresh: Config) -> None:
@@ -176,8 +176,8 @@ def test_a_gguf_model_is_known_before_it_is_rewritten(gguf: Path, fresh: Config)
     model = replace(fresh.model, path=str(gguf))
     default = replace(fresh, model=model, algo=Algo())
     steps = planned(default)
-    assert sizes.trainable(sizes.model_shapes(steps[1]), Algo())[0] == SMOL["lora"]
-    found = {key.partition("-")[0]: need for key, need in needs(steps, default).items()}
+    assert sizes.trainable_size(sizes.measure_model(steps[1]), Algo())[0] == SMOL["lora"]
+    found = {key.partition("-")[0]: need for key, need in disk_needs(steps, default).items()}
     assert found["fetch_model"].stays == pytest.approx(2 * SMOL["parameters"] + 3_500_000, rel=0.01)
     assert found["convert"].stays == pytest.approx(4 * SMOL["lora"] + 3_500_000, rel=0.01)
     assert found["merge"].stays == pytest.approx(2 * SMOL["parameters"] + 3_500_000, rel=0.01)
@@ -187,16 +187,16 @@ def test_a_gguf_model_is_known_before_it_is_rewritten(gguf: Path, fresh: Config)
 def test_a_plan_costs_milliseconds(gguf: Path, fresh: Config) -> None:
     default = replace(fresh, model=replace(fresh.model, path=str(gguf)))
     steps = planned(default)
-    needs(steps, default)
+    disk_needs(steps, default)
     began = time.monotonic()
     for _ in range(20):
-        needs(steps, default)
+        disk_needs(steps, default)
     assert (time.monotonic() - began) / 20 < 0.02
 
 
 def test_a_plan_says_it(tuner: Tuner, words: list[str], fresh: Config) -> None:
     said = json.loads(tuner("plan", "--json", *words).out)["estimate"]["of disk"]
-    assert said == f"~{disk.readable(most(needs(planned(fresh), fresh).values()))}"
+    assert said == f"~{disk.readable(peak_bytes(disk_needs(planned(fresh), fresh).values()))}"
     assert re.fullmatch(r"~\d+ kB", said)
 
 
@@ -264,7 +264,7 @@ def test_a_file_that_is_not_what_it_says_costs_a_moment_and_counts_by_its_size(
         artifact=None,
     )
     size = path.stat().st_size
-    assert sizes.model_shapes(fetch).parameters == (size * 2 if path.suffix == ".gguf" else size // 2)
+    assert sizes.measure_model(fetch).parameters == (size * 2 if path.suffix == ".gguf" else size // 2)
 
 
 def test_a_sweep_counts_a_shared_artifact_once(gguf: Path, fresh: Config) -> None:
@@ -272,7 +272,7 @@ def test_a_sweep_counts_a_shared_artifact_once(gguf: Path, fresh: Config) -> Non
     for model in (fresh.model, replace(fresh.model, path=str(gguf))):
         first = replace(fresh, model=model)
         second = replace(first, algo=replace(first.algo, optim=replace(first.algo.optim, lr=1e-3)))
-        one, two = (needs(planned(config), config) for config in (first, second))
+        one, two = (disk_needs(planned(config), config) for config in (first, second))
         assert {key.partition("-")[0] for key in one.keys() & two.keys()} == {
             "fetch_data",
             "fetch_model",
@@ -285,24 +285,24 @@ def test_a_sweep_counts_a_shared_artifact_once(gguf: Path, fresh: Config) -> Non
             "merge",
             "evaluate",
         }
-        assert needs(planned(first), first) == one
+        assert disk_needs(planned(first), first) == one
 
 
 def test_what_is_needed_at_once_is_the_highest_sum() -> None:
-    train, merge = Need(peak=90, stays=20), Need(peak=50, stays=50)
-    assert most([train, merge]) == 90
-    assert most([merge, train]) == 140
-    assert most([train, merge, train]) == 160
-    assert most([]) == 0
+    train, merge = DiskNeed(peak=90, stays=20), DiskNeed(peak=50, stays=50)
+    assert peak_bytes([train, merge]) == 90
+    assert peak_bytes([merge, train]) == 140
+    assert peak_bytes([train, merge, train]) == 160
+    assert peak_bytes([]) == 0
 
 
-def smallest(jobs: list[tuple[list[Step], Config]]) -> int:
+def smallest(jobs: list[tuple[list[PlannedStage], Config]]) -> int:
     """The fewest free bytes with which `check` lets the jobs start."""
     low, high = 0, 10**12
     while low < high:
         middle = (low + high) // 2
         try:
-            check(jobs, free=middle)
+            check_disk(jobs, free=middle)
             high = middle
         except StoreError:
             low = middle + 1
@@ -311,7 +311,7 @@ def smallest(jobs: list[tuple[list[Step], Config]]) -> int:
 
 def test_a_disk_that_is_too_small_is_refused_and_one_that_holds_it_is_not(fresh: Config) -> None:
     steps = planned(fresh)
-    wanted, count = most(needs(steps, fresh).values()), len(needs(steps, fresh))
+    wanted, count = peak_bytes(disk_needs(steps, fresh).values()), len(disk_needs(steps, fresh))
     assert smallest([(steps, fresh)]) == wanted + wanted // 20 + count * 65_536
     with pytest.raises(
         StoreError,
@@ -320,9 +320,9 @@ def test_a_disk_that_is_too_small_is_refused_and_one_that_holds_it_is_not(fresh:
             r" .*store=DIR"
         ),
     ) as raised:
-        check([(steps, fresh)], free=65_536)
+        check_disk([(steps, fresh)], free=65_536)
     assert "\n" not in str(raised.value)
-    check([(steps, fresh)])  # the disk under the temporary directory
+    check_disk([(steps, fresh)])  # the disk under the temporary directory
 
 
 def test_a_sweep_is_refused_as_a_whole(fresh: Config) -> None:
@@ -331,23 +331,23 @@ def test_a_sweep_is_refused_as_a_whole(fresh: Config) -> None:
         for lr in (1e-4, 2e-4, 3e-4)
     ]
     jobs = [(planned(config), config) for config in configs]
-    together = needs(*jobs[0]) | needs(*jobs[1]) | needs(*jobs[2])
-    wanted = most(together.values())
+    together = disk_needs(*jobs[0]) | disk_needs(*jobs[1]) | disk_needs(*jobs[2])
+    wanted = peak_bytes(together.values())
     enough = smallest(jobs)
     assert enough == wanted + wanted // 20 + len(together) * 65_536
     assert smallest(jobs[:1]) < enough < sum(smallest([job]) for job in jobs)
     with pytest.raises(StoreError, match=r"These 3 jobs need .*3 × merge \(.*3 × train \("):
-        check(jobs, free=enough - 1)
+        check_disk(jobs, free=enough - 1)
 
 
 def test_what_a_stopped_run_has_left_is_not_counted_twice(fresh: Config) -> None:
     steps = planned(fresh)
     (key,) = [step.key for step in steps if step.stage.name == "train" and step.key]
-    before = needs(steps, fresh)[key]
+    before = disk_needs(steps, fresh)[key]
     partial = store_of(fresh).partial(key)
     partial.mkdir(parents=True)
     (partial / "weights").write_bytes(bytes(50_000))
-    after = needs(steps, fresh)[key]
+    after = disk_needs(steps, fresh)[key]
     assert (before.peak - after.peak, before.stays - after.stays) == (50_000, 50_000)
 
 
@@ -366,16 +366,16 @@ def test_frozen_parts_do_not_count(
     model = load_trainable(
         tiny_model, device=cpu, compute=fp32, rounded=fp32, last_layers=last_layers, freeze=freeze
     )
-    shapes = sizes.model_shapes(next(step for step in planned(fresh) if step.stage.name == "fetch_model"))
+    shapes = sizes.measure_model(next(step for step in planned(fresh) if step.stage.name == "fetch_model"))
     algo = Algo(adapter="none", last_layers=last_layers, freeze=freeze)  # type: ignore[arg-type]
-    assert sizes.trainable(shapes, algo)[0] == trainable(model)
+    assert sizes.trainable_size(shapes, algo)[0] == trainable(model)
 
 
 def test_a_saved_step_has_what_its_optimizer_remembers(fresh: Config) -> None:
     def peak(name: str) -> int:
         config = replace(fresh, algo=replace(fresh.algo, optim=replace(fresh.algo.optim, name=name)))  # type: ignore[arg-type]
         return next(
-            need.peak for key, need in needs(planned(config), config).items() if key.startswith("train-")
+            need.peak for key, need in disk_needs(planned(config), config).items() if key.startswith("train-")
         )
 
     assert peak("adafactor") < peak("adamw_8bit") < peak("muon") < peak("adamw") == peak("paged_adamw")

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tuner.config.schema import Algo
-from tuner.estimate.flops import PEAKS, adapted, costs, peak, seen, windows
+from tuner.estimate.flops import PEAKS, adapted_layers, attention_windows, costs, peak_flops, visible_pairs
 
 SIZES = {
     "vocab_size": 320,
@@ -75,7 +75,8 @@ def test_products_are_those_that_pytorch_counts(kind: str, adapter: str) -> None
     algo = Algo(adapter=adapter, r=4)  # type: ignore[arg-type]
     lora = (
         LoraConfig(
-            r=4, target_modules=[name.removeprefix("model.") for name in adapted(geometry, "all-linear")]
+            r=4,
+            target_modules=[name.removeprefix("model.") for name in adapted_layers(geometry, "all-linear")],
         )
         if adapter == "lora"
         else None
@@ -117,14 +118,14 @@ def test_documents_attend_within_themselves() -> None:
 @pytest.mark.parametrize("window", [1, 3, 7, 9, None])
 def test_seen_pairs_are_those_of_the_mask(window: int | None) -> None:
     far = torch.arange(9)[:, None] - torch.arange(9)[None, :]
-    assert seen(9, window) == int(((far >= 0) & (far < (window or 9))).sum())
+    assert visible_pairs(9, window) == int(((far >= 0) & (far < (window or 9))).sum())
 
 
 def test_windows_by_layer() -> None:
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
-    assert windows(LLAMA | {"sliding_window": 16, "layer_types": kinds}) == [16, None, 16]
-    assert windows(LLAMA | {"sliding_window": 16, "use_sliding_window": False}) == [None] * 3
-    assert windows(LLAMA | {"sliding_window": None}) == [None] * 3
+    assert attention_windows(LLAMA | {"sliding_window": 16, "layer_types": kinds}) == [16, None, 16]
+    assert attention_windows(LLAMA | {"sliding_window": 16, "use_sliding_window": False}) == [None] * 3
+    assert attention_windows(LLAMA | {"sliding_window": None}) == [None] * 3
 
 
 def test_recomputation_is_one_more_forward_pass_through_the_layers() -> None:
@@ -135,10 +136,10 @@ def test_recomputation_is_one_more_forward_pass_through_the_layers() -> None:
 
 
 def test_peaks_by_name() -> None:
-    assert peak("NVIDIA H100 PCIe") == 756.5e12
-    assert peak("NVIDIA H200") == PEAKS["H200"]
-    assert peak("NVIDIA GH200 480GB") == PEAKS["GH200"]
-    assert peak("NVIDIA L4") == 121e12
-    assert peak("NVIDIA L40S") == 362e12
-    assert peak("NVIDIA H100 80GB HBM3 MIG 1g.10gb") is None
-    assert peak("Tesla V100-SXM2-16GB") is None  # it has no bf16
+    assert peak_flops("NVIDIA H100 PCIe") == 756.5e12
+    assert peak_flops("NVIDIA H200") == PEAKS["H200"]
+    assert peak_flops("NVIDIA GH200 480GB") == PEAKS["GH200"]
+    assert peak_flops("NVIDIA L4") == 121e12
+    assert peak_flops("NVIDIA L40S") == 362e12
+    assert peak_flops("NVIDIA H100 80GB HBM3 MIG 1g.10gb") is None
+    assert peak_flops("Tesla V100-SXM2-16GB") is None  # it has no bf16

@@ -14,8 +14,8 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from tuner.config.schema import Algo, Config, Optim
 from tuner.config.view import View
-from tuner.estimate.memory import NF4, WORKSPACE, Memory, Work, estimate
-from tuner.estimate.what_fits import GIB, changes, plain, ways
+from tuner.estimate.memory import NF4, WORKSPACE, Memory, Workload, estimate_memory
+from tuner.estimate.what_fits import GIB, cheaper_workloads, plain_algo, ways_to_fit
 from tuner.train.batch import Batch
 from tuner.train.loss import summed_loss
 from tuner.train.preflight.memory import set_recompute
@@ -144,7 +144,7 @@ def test_bytes_are_those_that_a_step_takes(
     kind: str, targets: int, accumulate: int, adapter: str, recompute: bool
 ) -> None:
     algo = Algo(adapter=adapter, r=8)  # type: ignore[arg-type]
-    work = Work(tokens=256, targets=targets, accumulated=accumulate > 1, recompute=recompute)
+    work = Workload(tokens=256, targets=targets, accumulated=accumulate > 1, recompute=recompute)
     expected = without_optimizer(GEOMETRIES[kind], algo, work)
     found = counted(
         GEOMETRIES[kind], algo, tokens=256, targets=targets, recompute=recompute, accumulate=accumulate
@@ -152,9 +152,9 @@ def test_bytes_are_those_that_a_step_takes(
     assert expected.allocated - WORKSPACE == pytest.approx(found, rel=0.05)
 
 
-def without_optimizer(geometry: dict[str, Any], algo: Algo, work: Work) -> Memory:
+def without_optimizer(geometry: dict[str, Any], algo: Algo, work: Workload) -> Memory:
     """Paged moments take no memory of the GPU."""
-    return estimate(
+    return estimate_memory(
         geometry,
         Algo(adapter=algo.adapter, r=algo.r, precision=algo.precision, optim=Optim(name="paged_adamw")),
         work,
@@ -174,9 +174,9 @@ def test_four_bits_take_what_bitsandbytes_says() -> None:
 
 
 def test_each_part_is_where_it_belongs() -> None:
-    work = Work(tokens=2048, targets=1000)
+    work = Workload(tokens=2048, targets=1000)
     lora, qlora, full = (
-        estimate(INTERN, algo, work) for algo in (Algo(), Algo(quant="nf4"), Algo(adapter="none"))
+        estimate_memory(INTERN, algo, work) for algo in (Algo(), Algo(quant="nf4"), Algo(adapter="none"))
     )
     numbers = 1_889_110_016
     assert full.weights == 4 * numbers
@@ -192,7 +192,7 @@ def test_each_part_is_where_it_belongs() -> None:
 
 def test_zero_shards_a_stage_at_a_time() -> None:
     def memory(zero: int, processes: int = 4, offload: str = "none") -> Memory:
-        work = Work(
+        work = Workload(
             tokens=1024,
             targets=500,
             recompute=True,
@@ -201,7 +201,7 @@ def test_zero_shards_a_stage_at_a_time() -> None:
             processes=processes,
             offload=offload,
         )
-        return estimate(INTERN, Algo(adapter="none"), work)
+        return estimate_memory(INTERN, Algo(adapter="none"), work)
 
     found = [memory(zero) for zero in range(4)]
     assert found[1].optimizer == pytest.approx(found[0].optimizer * 12 / 8 / 4)
@@ -214,8 +214,8 @@ def test_zero_shards_a_stage_at_a_time() -> None:
 
 def test_the_optimizer_by_name() -> None:
     def moments(name: str) -> float:
-        return estimate(
-            INTERN, Algo(adapter="none", optim=Optim(name=name)), Work(tokens=512, targets=100)
+        return estimate_memory(
+            INTERN, Algo(adapter="none", optim=Optim(name=name)), Workload(tokens=512, targets=100)
         ).optimizer  # type: ignore[arg-type]
 
     numbers, ends = 1_889_110_016, 2 * 92544 * 2048
@@ -225,17 +225,17 @@ def test_the_optimizer_by_name() -> None:
 
 
 def test_what_would_fit_is_below_the_room_and_the_same_is_proposed_first() -> None:
-    work = Work(tokens=4 * 4096, targets=4 * 3000, accumulated=True)
-    found = ways(INTERN, Algo(), work, 24 * GIB, length=4096, micro=4)
+    work = Workload(tokens=4 * 4096, targets=4 * 3000, accumulated=True)
+    found = ways_to_fit(INTERN, Algo(), work, 24 * GIB, length=4096, micro=4)
     assert found[0].startswith("machine.micro_batch=1 (~")
     assert found[1].startswith("machine.micro_batch=1 machine.recompute=blocks (~")
     assert any("algo.quant=nf4" in words for words in found)
     assert all(float(words.split("(~")[1].split(" ")[0]) <= 24 for words in found)
-    assert ways(INTERN, Algo(), work, 1 * GIB, length=4096, micro=4) == []
-    for words, algo, _ in changes(Algo(adapter="none"), work, length=4096, micro=4):
+    assert ways_to_fit(INTERN, Algo(), work, 1 * GIB, length=4096, micro=4) == []
+    for words, algo, _ in cheaper_workloads(Algo(adapter="none"), work, length=4096, micro=4):
         assert algo == Algo(adapter="none") or any(word.startswith("algo") for word in words)
 
 
 def test_the_algo_group_out_of_a_stage_s_view() -> None:
     algo = Algo(r=3, optim=Optim(name="muon"))
-    assert plain(View(Config(algo=algo), "train").algo) == algo
+    assert plain_algo(View(Config(algo=algo), "train").algo) == algo

@@ -14,10 +14,17 @@ from tests.hardware.smi import nvidia_smi
 from tuner.config.schema import Algo, Config, Data, Machine
 from tuner.errors import ConfigError
 from tuner.estimate import training
-from tuner.estimate.disk import order_of
+from tuner.estimate.disk import training_order
 from tuner.estimate.flops import costs
-from tuner.estimate.memory import Work, estimate
-from tuner.estimate.training import Outlook, Packs, card_of, look, packs_of, seconds
+from tuner.estimate.memory import Workload, estimate_memory
+from tuner.estimate.training import (
+    GpuEstimate,
+    PackCounts,
+    estimate_on_gpu,
+    pack_counts,
+    training_gpu,
+    training_seconds,
+)
 from tuner.estimate.what_fits import GIB
 from tuner.hardware.gpus import Gpu
 
@@ -40,9 +47,11 @@ def card(gib: int) -> Gpu:
     return replace(H100, memory_total=gib * 1024)
 
 
-def ahead(gib: int, **machine: Any) -> Outlook:
+def ahead(gib: int, **machine: Any) -> GpuEstimate:
     config = Config(algo=Algo(batch_tokens=16 * 2048), data=Data(length=2048), machine=Machine(**machine))
-    return look(INTERN, config, order_of(1000, config), Packs(length=2048, targets=0.5), card(gib))
+    return estimate_on_gpu(
+        INTERN, config, training_order(1000, config), PackCounts(length=2048, targets=0.5), card(gib)
+    )
 
 
 def test_auto_is_the_most_packs_that_fit() -> None:
@@ -55,8 +64,8 @@ def test_auto_is_the_most_packs_that_fit() -> None:
 
 
 def needed(micro: int, recompute: bool) -> float:
-    work = Work(tokens=micro * 2048, targets=micro * 1024, accumulated=True, recompute=recompute)
-    return estimate(INTERN, Algo(), work).total
+    work = Workload(tokens=micro * 2048, targets=micro * 1024, accumulated=True, recompute=recompute)
+    return estimate_memory(INTERN, Algo(), work).total
 
 
 def test_blocks_are_computed_again_only_where_one_pack_does_not_fit_otherwise() -> None:
@@ -82,13 +91,16 @@ def test_several_processes_share_what_zero_shards() -> None:
 
 def test_time_follows_from_the_operations() -> None:
     config = Config(data=Data(length=512))
-    packs, tokens = Packs(length=512, targets=1.0), 1e6
-    found = seconds(INTERN, config, tokens, packs, H100, recompute=False)
+    packs, tokens = PackCounts(length=512, targets=1.0), 1e6
+    found = training_seconds(INTERN, config, tokens, packs, H100, recompute=False)
     assert found == pytest.approx(
         costs(INTERN, Algo()).model([512], 512) * tokens / 512 / (989.4e12 * training.REACHED)
     )
-    assert seconds(INTERN, config, tokens, packs, replace(H100, name="Voodoo 2"), recompute=False) is None
-    again = seconds(INTERN, config, tokens, packs, H100, recompute=True)
+    assert (
+        training_seconds(INTERN, config, tokens, packs, replace(H100, name="Voodoo 2"), recompute=False)
+        is None
+    )
+    again = training_seconds(INTERN, config, tokens, packs, H100, recompute=True)
     assert again is not None
     assert found is not None
     assert 1.3 < again / found < 1.6  # a second forward pass, of what is 4 units otherwise
@@ -97,22 +109,22 @@ def test_time_follows_from_the_operations() -> None:
 def test_the_smallest_card_that_is_asked_for_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     cards = [card(80), replace(card(24), index=1), replace(card(16), index=2, mig=True)]
     monkeypatch.setattr(training, "gpus", lambda: cards)
-    assert card_of(Config()) == cards[1]
-    assert card_of(Config(machine=Machine(gpus=(0,)))) == cards[0]
-    assert card_of(Config(machine=Machine(device="cpu"))) is None
+    assert training_gpu(Config()) == cards[1]
+    assert training_gpu(Config(machine=Machine(gpus=(0,)))) == cards[0]
+    assert training_gpu(Config(machine=Machine(device="cpu"))) is None
 
     def broken() -> list[Gpu]:
         raise ConfigError("nvidia-smi did not answer")
 
     monkeypatch.setattr(training, "gpus", broken)
-    assert card_of(Config()) is None
+    assert training_gpu(Config()) is None
 
 
 def test_targets_are_counted_once_they_can_be() -> None:
-    assert packs_of(Config(), None).targets == 0.5
-    assert packs_of(Config(data=Data(loss="all")), None).targets == 1.0
-    assert packs_of(Config(), {"tokens": 1000, "trained_tokens": 200}).targets == pytest.approx(0.23)
-    assert packs_of(Config(), {"tokens": 1000, "trained_tokens": 990}).targets == 1.0
+    assert pack_counts(Config(), None).targets == 0.5
+    assert pack_counts(Config(data=Data(loss="all")), None).targets == 1.0
+    assert pack_counts(Config(), {"tokens": 1000, "trained_tokens": 200}).targets == pytest.approx(0.23)
+    assert pack_counts(Config(), {"tokens": 1000, "trained_tokens": 990}).targets == 1.0
 
 
 def test_memory_is_told_before_the_data_is_there(tuner: Tuner, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from tuner.estimate import model_size as sizes
 from tuner.models.geometry import active_parameters, linears, parameters, shapes
 from tuner.models.layouts import family
 from tuner.pipeline.plan import plan
-from tuner.pipeline.run import Run, store_of
+from tuner.pipeline.run import RunDirectory, store_of
 from tuner.stages import STAGES
 
 NAMES = sorted(
@@ -309,21 +309,21 @@ def test_every_model_is_planned_in_a_moment_with_its_sizes_and_without_a_network
     assert not (offline / "outputs").exists()
 
 
-def shapes_of(known: Config) -> sizes.Shapes:
+def shapes_of(known: Config) -> sizes.ModelSize:
     (step,) = (
         step
-        for step in plan(known, STAGES, store_of(known), Run.of(known))
+        for step in plan(known, STAGES, store_of(known), RunDirectory.of(known))
         if step.stage.name == "fetch_model"
     )
-    return sizes.model_shapes(step)
+    return sizes.measure_model(step)
 
 
 def test_the_sizes_of_what_was_not_downloaded_are_those_of_what_will_be(offline: Path) -> None:
     known = shapes_of(config("smollm2_135m"))
     # as PEFT counts them
-    assert (known.parameters, sizes.trainable(known, Algo(r=16))[0]) == (134_515_008, 4_884_480)
-    assert sizes.trainable(known, Algo(adapter="none")) == (134_515_008, 272)
-    assert sizes.trainable(known, Algo(r=16, targets=("q_proj", "v_proj")))[0] == 16 * 30 * (
+    assert (known.parameters, sizes.trainable_size(known, Algo(r=16))[0]) == (134_515_008, 4_884_480)
+    assert sizes.trainable_size(known, Algo(adapter="none")) == (134_515_008, 272)
+    assert sizes.trainable_size(known, Algo(r=16, targets=("q_proj", "v_proj")))[0] == 16 * 30 * (
         576 + 576 + 576 + 192
     )
     assert 1e6 < known.tokenizer < 5e6
@@ -357,10 +357,10 @@ def test_of_a_file_with_experts_and_a_vision_tower_only_the_language_model_s_lin
     save_file({name: torch.zeros(rows, 8) for name, rows in (adapted | dict.fromkeys(left, 3)).items()}, file)
     step = next(
         step
-        for step in plan(config("qwen1_5_moe_a2_7b"), STAGES, store_of(Config()), Run.of(Config()))
+        for step in plan(config("qwen1_5_moe_a2_7b"), STAGES, store_of(Config()), RunDirectory.of(Config()))
         if step.stage.name == "fetch_model"
     )
-    assert sizes.model_shapes(replace(step, sources={file.name: file})).widths == {
+    assert sizes.measure_model(replace(step, sources={file.name: file})).widths == {
         name: rows + 8 for name, rows in adapted.items()
     }
 

@@ -16,7 +16,7 @@ from tuner.errors import StageError
 from tuner.pipeline.execute import execute
 from tuner.pipeline.plan import plan
 from tuner.pipeline.reasons import differences
-from tuner.pipeline.run import Run, run_digest, run_name, store_of
+from tuner.pipeline.run import RunDirectory, run_digest, run_name, store_of
 from tuner.pipeline.stage import Context, Stage
 from tuner.store.artifacts import digest
 
@@ -96,7 +96,7 @@ def config(tmp_path: Path) -> Config:
 def look(config: Config, stages: list[Stage]) -> dict[str, tuple[str, str]]:
     return {
         step.stage.name: (step.state, step.why)
-        for step in plan(config, stages, store_of(config), Run.of(config))
+        for step in plan(config, stages, store_of(config), RunDirectory.of(config))
     }
 
 
@@ -177,7 +177,7 @@ def test_damage_is_reported_and_rebuilt(
     config: Config, stages: list[Stage], built: list[str], stage: str, how: str
 ) -> None:
     run(config, stages)
-    path = Run.of(config).dir / stage / ("manifest.json" if how == "manifest" else "text")
+    path = RunDirectory.of(config).dir / stage / ("manifest.json" if how == "manifest" else "text")
     if how == "remove":
         path.unlink()
     else:
@@ -194,7 +194,7 @@ def test_what_was_made_from_other_bytes_is_rebuilt(
     config: Config, stages: list[Stage], built: list[str]
 ) -> None:
     run(config, stages)
-    store, key = store_of(config), Run.of(config).key("tokenize") or ""
+    store, key = store_of(config), RunDirectory.of(config).key("tokenize") or ""
     old = store.find(key)
     assert old is not None
     store.begin(key, {}, resume=False).joinpath("text").write_text(
@@ -212,7 +212,7 @@ def test_rot_with_an_unchanged_stat_is_found_before_use(
     config: Config, stages: list[Stage], built: list[str]
 ) -> None:
     run(config, stages)
-    path = Run.of(config).dir / "tokenize" / "text"
+    path = RunDirectory.of(config).dir / "tokenize" / "text"
     manifest = path.with_name("manifest.json")
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     value = json.loads(manifest.read_text())
@@ -231,7 +231,7 @@ def test_what_was_removed_is_not_rebuilt_for_its_own_sake(
     config: Config, stages: list[Stage], built: list[str]
 ) -> None:
     run(config, stages)
-    store, made = store_of(config), Run.of(config)
+    store, made = store_of(config), RunDirectory.of(config)
     for name in ("tokenize", "train"):
         store.trash(made.key(name) or "")
     assert [state for state, _ in look(config, stages).values()] == ["done", "skip", "skip", "done", "done"]
@@ -258,7 +258,7 @@ def test_redo_once_per_invocation(config: Config, stages: list[Stage], built: li
 
 def test_a_plan_shows_redo(config: Config, stages: list[Stage], built: list[str]) -> None:
     run(config, stages)
-    steps = plan(config, stages, store_of(config), Run.of(config), redo="train")
+    steps = plan(config, stages, store_of(config), RunDirectory.of(config), redo="train")
     assert [(step.state, step.why) for step in steps] == [
         ("done", ""),
         ("done", ""),
@@ -270,7 +270,7 @@ def test_until(config: Config, stages: list[Stage], built: list[str]) -> None:
     run(replace(config, until="fetch"), stages)
     run(replace(config, until="train"), stages)
     assert built == ALL[:3]
-    assert Run.of(config).dir == Run.of(replace(config, until="train")).dir
+    assert RunDirectory.of(config).dir == RunDirectory.of(replace(config, until="train")).dir
 
 
 def test_a_stage_that_fails_leaves_no_trace(config: Config, stages: list[Stage], built: list[str]) -> None:

@@ -13,16 +13,16 @@ import pytest
 from tests.conftest import Tuner
 from tuner.config.schema import Algo, Config, Data, Model, Optim
 from tuner.errors import ConfigError
-from tuner.pipeline.run import Run, differing_fields, find_run, run_digest, store_of
+from tuner.pipeline.run import RunDirectory, differing_fields, find_run, run_digest, store_of
 
 
 def config(root: Path, **changes: object) -> Config:
     return replace(Config(root=str(root), model=Model(path="m"), data=Data(path="d")), **changes)
 
 
-def made(root: Path, **changes: object) -> Run:
+def made(root: Path, **changes: object) -> RunDirectory:
     wish = config(root, **changes)
-    run = Run.of(wish)
+    run = RunDirectory.of(wish)
     run.create(wish, store_of(wish))
     run.log("made")
     return run

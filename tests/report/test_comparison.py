@@ -14,7 +14,7 @@ import pytest
 from rich.cells import cell_len
 
 from tuner.report import chart
-from tuner.report.comparison import Differing, Side, gather
+from tuner.report.comparison import ComparedRun, DifferingField, compare_runs
 from tuner.report.comparison_page import to_html
 from tuner.report.comparison_text import to_text
 
@@ -38,7 +38,7 @@ def report(loss: float, *, answers: dict[str, str] | None = None, tokens: int = 
     return {"version": 1, "held_out": held_out, "answers": told}
 
 
-def side(name: str = "run-0badf00d", loss: float | None = 2.0, **changes: Any) -> Side:
+def side(name: str = "run-0badf00d", loss: float | None = 2.0, **changes: Any) -> ComparedRun:
     rows = [
         {"step": step, "loss": 3.0 - step / 100, "tokens": 64 * step, "seconds": step / 2}
         for step in range(1, 101)
@@ -51,7 +51,7 @@ def side(name: str = "run-0badf00d", loss: float | None = 2.0, **changes: Any) -
         "tokens_per_second": 128.0,
         "trainable": 8192,
     }
-    whole = Side(
+    whole = ComparedRun(
         run=name,
         state="evaluated",
         note=None,
@@ -110,7 +110,7 @@ def test_the_best_of_a_row() -> None:
         side(loss=1.5, train={"step": 1, "loss": 0.1, "tokens_per_second": 999.0}),
         side(loss=None),
     ]
-    comparison = gather(runs, [])
+    comparison = compare_runs(runs, [])
     assert score(comparison, "held_out_loss") == ([2.0, 1.5, 1.5, None], [1, 2])
     assert score(comparison, "perplexity")[1] == [1, 2]
     assert score(comparison, "tokens_per_second") == ([128.0, 128.0, 999.0, 128.0], [2])
@@ -120,14 +120,14 @@ def test_the_best_of_a_row() -> None:
 
 
 def test_nothing_is_best_among_equals_or_alone() -> None:
-    assert score(gather([side(loss=1.5), side(loss=1.5)], []), "held_out_loss")[1] == []
+    assert score(compare_runs([side(loss=1.5), side(loss=1.5)], []), "held_out_loss")[1] == []
     # as they are shown
-    assert score(gather([side(loss=1.50001), side(loss=1.50002)], []), "held_out_loss")[1] == []
-    assert score(gather([side(loss=1.5), side(loss=None)], []), "held_out_loss")[1] == []
+    assert score(compare_runs([side(loss=1.50001), side(loss=1.50002)], []), "held_out_loss")[1] == []
+    assert score(compare_runs([side(loss=1.5), side(loss=None)], []), "held_out_loss")[1] == []
 
 
 def test_losses_over_other_held_out_tokens_are_not_ranked() -> None:
-    comparison = gather(
+    comparison = compare_runs(
         [side(loss=2.0), side(loss=1.0, held_out="two", train={"tokens_per_second": 1.0})], []
     )
     assert score(comparison, "held_out_loss") == ([2.0, 1.0], [])
@@ -139,7 +139,7 @@ def test_losses_over_other_held_out_tokens_are_not_ranked() -> None:
 
 
 def test_few_held_out_tokens_are_said() -> None:
-    comparison = gather(
+    comparison = compare_runs(
         [
             side(),
             side(report=report(1.5, tokens=174)),
@@ -159,7 +159,7 @@ def test_few_held_out_tokens_are_said() -> None:
 
 
 def test_a_run_that_measured_nothing_does_not_spoil_the_ranking() -> None:
-    comparison = gather([side(loss=2.0), side(loss=1.0), side(loss=None, held_out="two")], [])
+    comparison = compare_runs([side(loss=2.0), side(loss=1.0), side(loss=None, held_out="two")], [])
     assert score(comparison, "held_out_loss")[1] == [1]
     assert comparison["notes"] == []
 
@@ -167,7 +167,7 @@ def test_a_run_that_measured_nothing_does_not_spoil_the_ranking() -> None:
 def test_each_question_with_the_answers_of_all() -> None:
     first = side(report=report(1.0, answers={"who?": "A's me", "what?": "this"}))
     second = side(report=report(1.0, answers={"who?": "B's me"}))
-    comparison = gather([first, second, side(loss=None)], [])
+    comparison = compare_runs([first, second, side(loss=None)], [])
     assert comparison["answers"] == [
         {
             "question": "who?",
@@ -185,13 +185,13 @@ def test_each_question_with_the_answers_of_all() -> None:
 def test_bases_that_answer_differently_are_told_apart() -> None:
     other = report(1.0, answers={"who?": "me"})
     other["answers"][0]["before"] = "another base"
-    text = to_text(gather([side(), side(report=other)], []), 80, colour=False)
+    text = to_text(compare_runs([side(), side(report=other)], []), 80, colour=False)
     assert re.search(r"base of A  the base on who\?\n  base of B  another base\n  A, B       me", text)
 
 
 def test_a_curve_is_the_mean_of_its_steps() -> None:
     rows = [{"step": step, "loss": float(step % 7)} for step in range(1, 1001)]
-    comparison = gather([side(rows=rows), side(rows=rows[:10])], [])
+    comparison = compare_runs([side(rows=rows), side(rows=rows[:10])], [])
     long, short = comparison["curves"]["loss"]
     assert len(long) <= 60
     ends = [0, *(step for step, _ in long)]
@@ -207,7 +207,7 @@ def test_values_that_are_no_numbers_are_left_out_of_curves() -> None:
         {"step": 2, "loss": 1.0, "held_out": None},
         {"step": 3, "loss": 2.0, "held_out": 1.5},
     ]
-    comparison = gather([side(rows=rows), side(rows=[])], [])
+    comparison = compare_runs([side(rows=rows), side(rows=[])], [])
     assert comparison["curves"] == {"loss": [[[2, 1.0], [3, 2.0]], []], "held_out": [[[3, 1.5]], []]}
     assert "</html>" in to_html(comparison)
 
@@ -215,7 +215,7 @@ def test_values_that_are_no_numbers_are_left_out_of_curves() -> None:
 def test_lines_of_the_page_map_back_to_the_values() -> None:
     """By the numbers at the axes, as a reader would."""
     rows = [{"step": 10 * i, "loss": 2.0 + 1.0 / i, "held_out": 5.0 - 0.3 * i} for i in range(1, 13)]
-    comparison = gather([side(rows=rows), side(rows=rows[:3]), side(rows=[])], [])
+    comparison = compare_runs([side(rows=rows), side(rows=rows[:3]), side(rows=[])], [])
     page = to_html(comparison)
     drawings = page.split('<svg class="chart"')[1:]
     assert len(drawings) == 2
@@ -291,8 +291,8 @@ def test_bars_share_one_scale() -> None:
 
 def evil() -> dict[str, Any]:
     bad = side(EVIL, note=EVIL, tags=(EVIL,), report=report(1.0, answers={EVIL: EVIL}))
-    return gather(
-        [bad, side(loss=2.0)], [Differing(field="data.system", kind="identity", values=[EVIL, None])]
+    return compare_runs(
+        [bad, side(loss=2.0)], [DifferingField(field="data.system", kind="identity", values=[EVIL, None])]
     )
 
 
@@ -350,7 +350,7 @@ def test_what_others_wrote_moves_no_cursor() -> None:
 
 
 def test_colour_is_for_terminals() -> None:
-    comparison = gather([side(loss=2.0), side(loss=1.0)], [])
+    comparison = compare_runs([side(loss=2.0), side(loss=1.0)], [])
     assert "*1.0000" in to_text(comparison, 80, colour=False)
     assert "\x1b[1;32m*1.0000" in to_text(comparison, 80, colour=True)
 
@@ -369,11 +369,11 @@ def test_lines_fit_the_terminal_and_nothing_is_lost(width: int, count: int) -> N
         for i in range(count)
     ]
     values = [f"/data/{'long' * 12}/客服{i}.jsonl" for i in range(count)]
-    comparison = gather(
+    comparison = compare_runs(
         runs,
         [
-            Differing(field="data.path", kind="place", values=values),
-            Differing(field="seed", kind="identity", values=list(range(count))),
+            DifferingField(field="data.path", kind="place", values=values),
+            DifferingField(field="seed", kind="identity", values=list(range(count))),
         ],
     )
     text = to_text(comparison, width, colour=False)
@@ -395,7 +395,9 @@ def test_places_stay_off_the_page() -> None:
         None,
     ]
     page = to_html(
-        gather([side() for _ in values], [Differing(field="data.path", kind="place", values=values)])
+        compare_runs(
+            [side() for _ in values], [DifferingField(field="data.path", kind="place", values=values)]
+        )
     )
     cells = [text for _, text in Reader(page).all("td", dir="auto") if "jsonl" in text or text == "null"]
     assert cells == ["rows.jsonl", "rows.jsonl, elsewhere", '["a.jsonl", "b.jsonl"]', "null"]
@@ -407,7 +409,7 @@ def test_runs_that_have_nothing_yet() -> None:
         side(f"run-{i}", loss=None, state="not trained", train={}, convert={}, rows=[], held_out=None)
         for i in range(2)
     ]
-    comparison = gather(nothing, [])
+    comparison = compare_runs(nothing, [])
     assert "no field of the configs differs" in to_text(comparison, 80, colour=False)
     assert "None of the runs has been trained" in to_html(comparison)
 

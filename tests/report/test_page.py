@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tuner.report.page import compare, headline, to_markdown
+from tuner.report.page import compare_measurements, headline, to_markdown
 
 BEFORE = {
     "loss": 2.0,
@@ -21,14 +21,14 @@ AFTER = {
 
 
 def test_before_and_after_side_by_side() -> None:
-    report = compare(BEFORE, AFTER)
+    report = compare_measurements(BEFORE, AFTER)
     assert report["held_out"]["loss"] == {"before": 2.0, "after": 1.5}
     assert report["answers"][0]["after"] == "我是 Tuna。"
     assert json.loads(json.dumps(report)) == report
 
 
 def test_markdown_shows_answers_as_written() -> None:
-    page = to_markdown(compare(BEFORE, AFTER))
+    page = to_markdown(compare_measurements(BEFORE, AFTER))
     assert "| held-out loss | 2.0000 | 1.5000 |" in page
     assert "> I am \\<b\\>SmolLM\\</b\\>\n> \\# really \\| \\*x\\*" in page
     assert "### 你是谁？" in page
@@ -36,7 +36,7 @@ def test_markdown_shows_answers_as_written() -> None:
 
 @pytest.mark.parametrize(("tokens", "little"), [(1, True), (1999, True), (2000, False), (54_321, False)])
 def test_it_says_how_many_tokens_a_loss_stands_on_and_where_they_are_few(tokens: int, little: bool) -> None:
-    report = compare(BEFORE | {"tokens": tokens}, AFTER | {"tokens": tokens})
+    report = compare_measurements(BEFORE | {"tokens": tokens}, AFTER | {"tokens": tokens})
     for text in (headline(report), to_markdown(report)):
         assert f"{tokens:,} tokens" in text
         assert ("which is little" in text) is little
@@ -44,7 +44,7 @@ def test_it_says_how_many_tokens_a_loss_stands_on_and_where_they_are_few(tokens:
 
 def test_nothing_held_out_and_nothing_asked() -> None:
     nothing = {"loss": None, "perplexity": None, "tokens": 0, "answers": []}
-    report = compare(nothing, nothing)
+    report = compare_measurements(nothing, nothing)
     assert "nothing was held out" in headline(report)
     page = to_markdown(report)
     assert "Nothing was held out" in page
@@ -53,17 +53,17 @@ def test_nothing_held_out_and_nothing_asked() -> None:
 
 @pytest.mark.parametrize(("quant", "bits"), [("nf4", 4), ("int8", 8)])
 def test_what_before_is_where_the_base_was_quantised(quant: str, bits: int) -> None:
-    page = to_markdown(compare(BEFORE, AFTER, quant=quant))
+    page = to_markdown(compare_measurements(BEFORE, AFTER, quant=quant))
     assert (
         f"Before is the base as it was published, not the one in {bits} bits that training began with" in page
     )
-    assert "as it was published" not in to_markdown(compare(BEFORE, AFTER))
-    assert "quant" not in compare(BEFORE, AFTER)
+    assert "as it was published" not in to_markdown(compare_measurements(BEFORE, AFTER))
+    assert "quant" not in compare_measurements(BEFORE, AFTER)
 
 
 def test_an_empty_answer_is_said() -> None:
     silent = BEFORE | {"answers": [{"prompt": "你是谁？", "answer": ""}]}
-    assert "> (nothing)" in to_markdown(compare(silent, AFTER))
+    assert "> (nothing)" in to_markdown(compare_measurements(silent, AFTER))
 
 
 @pytest.mark.parametrize(
@@ -71,4 +71,4 @@ def test_an_empty_answer_is_said() -> None:
 )
 def test_unlike_measurements_are_refused(other: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="different held-out tokens or questions"):
-        compare(BEFORE, AFTER | other)
+        compare_measurements(BEFORE, AFTER | other)

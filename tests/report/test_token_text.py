@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from tuner.report.token_text import Words, aligned, escaped, is_hidden, painted, painter, pieces
+from tuner.report.token_text import (
+    Decoder,
+    escape_hidden,
+    is_hidden,
+    next_boundary,
+    painter,
+    render_spans,
+    split_spans,
+)
 
 SPECIAL = "<|im_end|>"
 
@@ -54,12 +62,12 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def words(tokenizer: Tokenizer) -> Words:
+def words(tokenizer: Tokenizer) -> Decoder:
     return words_of(tokenizer)
 
 
-def words_of(tokenizer: Tokenizer) -> Words:
-    return Words(
+def words_of(tokenizer: Tokenizer) -> Decoder:
+    return Decoder(
         decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
         special={tokenizer.token_to_id(SPECIAL): SPECIAL},
     )
@@ -71,10 +79,10 @@ def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("text", ["你好 😀😀 é", "a\ufffdb \ufffd", "\ufffd\ufffd", "龘𠮷e\u0301"])
-def test_a_character_of_several_tokens_is_one_piece(tokenizer: Tokenizer, words: Words, text: str) -> None:
+def test_a_character_of_several_tokens_is_one_piece(tokenizer: Tokenizer, words: Decoder, text: str) -> None:
     ids = ids_of(tokenizer, text)
     assert len(ids) > len(text)
-    found = pieces(ids, [False] * len(ids), words)
+    found = split_spans(ids, [False] * len(ids), words)
     assert [piece.text for piece in found] == list(text)
     assert [i for piece in found for i in piece.ids] == ids
 
@@ -86,49 +94,52 @@ def test_the_pieces_together_are_the_text(make: Callable[[], Tokenizer], text: s
     tokenizer = make()
     tokenizer.add_special_tokens([AddedToken(SPECIAL, special=True)])
     ids = ids_of(tokenizer, "a" + text)
-    assert "".join(piece.text for piece in pieces(ids, [True] * len(ids), words_of(tokenizer))) == "a" + text
+    assert (
+        "".join(piece.text for piece in split_spans(ids, [True] * len(ids), words_of(tokenizer)))
+        == "a" + text
+    )
 
 
-def test_broken_characters_and_borders_hold_nobody_up(words: Words, tokenizer: Tokenizer) -> None:
+def test_broken_characters_and_borders_hold_nobody_up(words: Decoder, tokenizer: Tokenizer) -> None:
     ids = ids_of(tokenizer, "😀a😀")
-    found = pieces(ids[1:-1], [i > 5 for i in range(len(ids) - 2)], words)
+    found = split_spans(ids[1:-1], [i > 5 for i in range(len(ids) - 2)], words)
     assert [i for piece in found for i in piece.ids] == ids[1:-1]
     assert "a" in "".join(piece.text for piece in found)
     assert "\ufffd" in found[0].text
     assert "\ufffd" in found[-1].text
 
 
-def test_a_part_begins_where_a_character_does(words: Words, tokenizer: Tokenizer) -> None:
+def test_a_part_begins_where_a_character_does(words: Decoder, tokenizer: Tokenizer) -> None:
     ids = ids_of(tokenizer, "a😀b")
-    assert [aligned(ids, at, words.decode) for at in range(7)] == [0, 1, 5, 5, 5, 5, 6]
+    assert [next_boundary(ids, at, words.decode) for at in range(7)] == [0, 1, 5, 5, 5, 5, 6]
 
 
-def test_a_special_token_and_the_text_that_spells_it_differ(words: Words, tokenizer: Tokenizer) -> None:
+def test_a_special_token_and_the_text_that_spells_it_differ(words: Decoder, tokenizer: Tokenizer) -> None:
     end = tokenizer.token_to_id(SPECIAL)
     ids = [end, *ids_of(tokenizer, f"ab{SPECIAL}"), end]
-    found = pieces(ids, [False] * len(ids), words)
-    assert painted(found, painter(False), marks=True, ids=False) == f"{SPECIAL}ab<\\|im_end|>{SPECIAL}"
+    found = split_spans(ids, [False] * len(ids), words)
+    assert render_spans(found, painter(False), marks=True, ids=False) == f"{SPECIAL}ab<\\|im_end|>{SPECIAL}"
     assert [piece.special for piece in found].count(True) == 2
 
 
-def test_what_is_trained_stands_between_marks_or_in_colour(words: Words, tokenizer: Tokenizer) -> None:
+def test_what_is_trained_stands_between_marks_or_in_colour(words: Decoder, tokenizer: Tokenizer) -> None:
     end = tokenizer.token_to_id(SPECIAL)
     ids = [*ids_of(tokenizer, "ab"), end]
-    found = pieces(ids, [False, True, True], words)
-    assert painted(found, painter(False), marks=True, ids=False) == f"a⟦b{SPECIAL}⟧"
+    found = split_spans(ids, [False, True, True], words)
+    assert render_spans(found, painter(False), marks=True, ids=False) == f"a⟦b{SPECIAL}⟧"
     assert (
-        painted(found, painter(True), marks=False, ids=False)
+        render_spans(found, painter(True), marks=False, ids=False)
         == f"a\x1b[32mb\x1b[0m\x1b[1;32m{SPECIAL}\x1b[0m"
     )
-    broken = pieces(ids_of(tokenizer, "a\n"), [True, True], words)
+    broken = split_spans(ids_of(tokenizer, "a\n"), [True, True], words)
     (first, second) = ids_of(tokenizer, "a\n")
-    assert painted(broken, painter(False), marks=True, ids=True) == f"⟦a‹{first}›↵‹{second}›\n⟧"
+    assert render_spans(broken, painter(False), marks=True, ids=True) == f"⟦a‹{first}›↵‹{second}›\n⟧"
 
 
-def test_the_marks_in_a_text_are_no_marks(words: Words, tokenizer: Tokenizer) -> None:
+def test_the_marks_in_a_text_are_no_marks(words: Decoder, tokenizer: Tokenizer) -> None:
     ids = ids_of(tokenizer, "⟦a⟧")
     assert (
-        painted(pieces(ids, [False] * len(ids), words), painter(False), marks=True, ids=False)
+        render_spans(split_spans(ids, [False] * len(ids), words), painter(False), marks=True, ids=False)
         == "\\u27e6a\\u27e7"
     )
 
@@ -154,7 +165,7 @@ def test_the_marks_in_a_text_are_no_marks(words: Words, tokenizer: Tokenizer) ->
     ],
 )
 def test_signs_that_move_hide_or_deceive_are_written_out(text: str, shown: str) -> None:
-    assert escaped(text) == shown
+    assert escape_hidden(text) == shown
 
 
 def test_no_sign_at_all_gets_through_that_a_terminal_obeys() -> None:
@@ -162,5 +173,5 @@ def test_no_sign_at_all_gets_through_that_a_terminal_obeys() -> None:
         if unicodedata.category(chr(code)) in ("Cc", "Cf", "Cs", "Zl", "Zp") and chr(code) not in "\n\t":
             assert is_hidden(chr(code)), hex(code)
     assert re.fullmatch(
-        r"[\x20-\x7e]+", escaped("".join(map(chr, [*range(9), *range(11, 32), 127, *range(128, 160)])))
+        r"[\x20-\x7e]+", escape_hidden("".join(map(chr, [*range(9), *range(11, 32), 127, *range(128, 160)])))
     )

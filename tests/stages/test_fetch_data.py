@@ -63,14 +63,14 @@ def view(*, locked: bool = False, **fields: Any) -> View:
 
 
 def names(**fields: Any) -> list[str]:
-    return list(fetch_data.files(view(**fields)))
+    return list(fetch_data.local_files(view(**fields)))
 
 
 def run(out: Path, **fields: Any) -> dict[str, Any]:
     """As the pipeline does: what floats is looked up first."""
     out.mkdir(exist_ok=True)
     config = view(**fields)
-    if None in fetch_data.pinned(config).values():
+    if None in fetch_data.find_pins(config).values():
         fetch_data.look_up(config, print)
     return fetch_data.run(Context(config=config, inputs={}, out=out, say=print))
 
@@ -93,7 +93,7 @@ def test_files_of_a_mixture_say_whose_they_are(folder: Path) -> None:
         Part(label="y", source="hub", repo="org/name"),
         Part(label="z", path=("c.jsonl", "b.jsonl")),
     )
-    found = fetch_data.files(view(parts=parts, held_out_path="h.jsonl"))
+    found = fetch_data.local_files(view(parts=parts, held_out_path="h.jsonl"))
     assert {name: (owner(name), path.name) for name, path in found.items()} == {
         "p00-a.jsonl": ((0, False), "a.jsonl"),
         "p02-0000-c.jsonl": ((2, False), "c.jsonl"),
@@ -275,7 +275,7 @@ def test_a_hubs_files_are_brought_and_local_ones_stay_where_they_are(server: Hub
     stage = fetch_data.STAGE
     assert stage.fetches(view(**fields))
     assert not stage.fetches(view(path="mine.jsonl"))
-    assert list(fetch_data.files(view(source="hub", repo="org/name"))) == []
+    assert list(fetch_data.local_files(view(source="hub", repo="org/name"))) == []
 
 
 def test_a_reference_is_looked_up_once(server: Hub, folder: Path) -> None:
@@ -289,11 +289,11 @@ def test_a_reference_is_looked_up_once(server: Hub, folder: Path) -> None:
         )
     }
     names = ["data hub org/name@main", "data modelscope org/name@v1 t*.jsonl test*"]
-    assert fetch_data.pinned(view(**fields)) == dict.fromkeys(names)
+    assert fetch_data.find_pins(view(**fields)) == dict.fromkeys(names)
     said: list[str] = []
     fetch_data.look_up(view(**fields), said.append)
     assert said == [f"{name} is the commit {first[:12]}, as tuner.lock says from now on" for name in names]
-    found = fetch_data.pinned(view(locked=True, **fields))
+    found = fetch_data.find_pins(view(locked=True, **fields))
     assert [list(pin.files) for pin in found.values() if pin] == [
         ["train.jsonl"],
         ["test.jsonl", "train.jsonl"],
@@ -327,7 +327,7 @@ def test_nothing_is_locked_of_a_set_that_cant_be_looked_up(server: Hub, folder: 
     parts = (Part(label="x", source="hub", repo="org/name"), Part(label="y", source="hub", repo="org/nmae"))
     with pytest.raises(DataError, match="no data set org/nmae"):
         fetch_data.look_up(view(parts=parts), print)
-    assert list(fetch_data.pinned(view(parts=parts)).values())[1] is None
+    assert list(fetch_data.find_pins(view(parts=parts)).values())[1] is None
     with pytest.raises(ConfigError, match="has lost its entry 'data hub org/nmae@main'"):
         fetch_data.run(Context(config=view(source="hub", repo="org/nmae"), inputs={}, out=folder, say=print))
 

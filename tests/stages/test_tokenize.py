@@ -50,7 +50,7 @@ def run(tmp_path: Path) -> Run:
         workers = fields.pop("workers", 1)
         described = {"path": tuple(map(str, files)) or None, "length": 64, **fields}
         config = Config(model=Model(chat=chatml()), data=Data(**described), machine=Machine(workers=workers))
-        fetched = fetch_data.files(View(config, "fetch_data"))
+        fetched = fetch_data.local_files(View(config, "fetch_data"))
         fetch_data.run(Context(config=View(config, "fetch_data"), inputs={}, out=out, say=print))
         view = View(config, "tokenize")
         tokenize.check(view)

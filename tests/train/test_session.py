@@ -241,10 +241,10 @@ def test_an_early_stop_is_a_prefix_of_the_longer_training(
     STAGE.run(context(until[5], tmp_path / "straight"))
     STAGE.run(context(until[3], tmp_path / "short"))
     (tmp_path / "long").mkdir()
-    found = STAGE.growth.reach(tmp_path / "short", View(until[5], "train"))  # type: ignore[union-attr]
+    found = STAGE.extension.reach(tmp_path / "short", View(until[5], "train"))  # type: ignore[union-attr]
     assert found == 3
-    assert STAGE.growth.reach(tmp_path / "straight", View(until[3], "train")) is None  # type: ignore[union-attr]
-    STAGE.growth.adopt(tmp_path / "short", tmp_path / "long", found)  # type: ignore[union-attr]
+    assert STAGE.extension.reach(tmp_path / "straight", View(until[3], "train")) is None  # type: ignore[union-attr]
+    STAGE.extension.adopt(tmp_path / "short", tmp_path / "long", found)  # type: ignore[union-attr]
     said: list[str] = []
     STAGE.run(context(until[5], tmp_path / "long", said))
     assert said[0] == "continuing after step 3 of 5"

@@ -18,7 +18,7 @@ from tuner.errors import ConfigError
 from tuner.files import read_json
 from tuner.hardware.gpus import VARIABLE, choose, gpus, hidden
 from tuner.hardware.optional_imports import spare
-from tuner.pipeline.run import Run
+from tuner.pipeline.run import RunDirectory
 
 if TYPE_CHECKING:
     from tuner.models.generate import Dialogue, Speaker
@@ -44,7 +44,7 @@ class Weights:
     """in words"""
 
 
-def chat(run: Run, config: Config, base: Path | None) -> int:
+def chat(run: RunDirectory, config: Config, base: Path | None) -> int:
     """Talk with what `run` made until the person leaves; returns the exit code.
 
     config  the run's own, with `generation` and `machine` as they are wished now
@@ -100,7 +100,7 @@ def chat(run: Run, config: Config, base: Path | None) -> int:
         return converse(terminal, Dialogue(template, wish.system), speaker, wish, context)
 
 
-def locate(run: Run, base: Path | None) -> Weights:
+def locate(run: RunDirectory, base: Path | None) -> Weights:
     """The merged model of a run, or else what it converted: a whole model, or an adapter on `base`. Raises
     ConfigError.
     """

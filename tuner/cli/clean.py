@@ -9,9 +9,9 @@ from pathlib import Path
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, StoreError, TunerError
 from tuner.files import foreign, owner
-from tuner.pipeline.inherit import load
+from tuner.pipeline.inherit import load_config
 from tuner.pipeline.plan import plan
-from tuner.pipeline.run import Run, find_run, store_of
+from tuner.pipeline.run import RunDirectory, find_run, store_of
 from tuner.stages import STAGES
 from tuner.store import references
 from tuner.store.artifacts import Store
@@ -64,7 +64,7 @@ def clean(config: Config, words: list[str], *, dry_run: bool, spare_recent: bool
     return 0
 
 
-def _remove_run(run: Run, root: Path, store: Store, dry_run: bool) -> None:
+def _remove_run(run: RunDirectory, root: Path, store: Store, dry_run: bool) -> None:
     if holder := _builder(run, store):
         raise ConfigError(
             f"{run.dir.name} is being built ({holder}) and can't be removed now. Stop it first (python -m "
@@ -85,12 +85,14 @@ def _remove_run(run: Run, root: Path, store: Store, dry_run: bool) -> None:
         note.unlink(missing_ok=True)
 
 
-def _builder(run: Run, store: Store) -> str | None:
+def _builder(run: RunDirectory, store: Store) -> str | None:
     """Who builds something of the run: what it links, or what it waits for."""
     if holder := run.holder(store):
         return holder
     with suppress(TunerError, OSError):  # its files may be gone, and then nothing is being made of them
-        return next((step.why for step in plan(load(run), STAGES, store, run) if step.state == "wait"), None)
+        return next(
+            (step.why for step in plan(load_config(run), STAGES, store, run) if step.state == "wait"), None
+        )
     return None
 
 

@@ -13,8 +13,8 @@ from tuner.config.schema import Config
 from tuner.config.view import leaves
 from tuner.errors import ConfigError, StoreError
 from tuner.files import read_json, write_text
-from tuner.pipeline.run import Run, differing_fields
-from tuner.report.comparison import Differing, Side, gather
+from tuner.pipeline.run import RunDirectory, differing_fields
+from tuner.report.comparison import ComparedRun, DifferingField, compare_runs
 from tuner.stages import STAGES
 from tuner.store.artifacts import Store
 from tuner.train.monitor.rows import read_rows
@@ -23,7 +23,7 @@ MOST = 20
 """runs that can still be read beside each other"""
 
 
-def compare(runs: Sequence[Run], root: Path, *, as_json: bool) -> int:
+def compare(runs: Sequence[RunDirectory], root: Path, *, as_json: bool) -> int:
     """Print how the runs compare, and write the page under `root`; with `as_json` only print, for machines.
 
     A run may be unfinished: what it has not got is left out. Raises ConfigError for runs that can't be
@@ -36,10 +36,10 @@ def compare(runs: Sequence[Run], root: Path, *, as_json: bool) -> int:
         raise ConfigError(f"compare shows 2 to {MOST} runs beside each other, not {len(runs)}.")
     kinds = {path: role.kind for path, role, _ in leaves(Config())}
     differing = [
-        Differing(field=path, kind=kinds[path], values=values)
+        DifferingField(field=path, kind=kinds[path], values=values)
         for path, values in differing_fields(list(runs)).items()
     ]
-    comparison = gather([_side(run) for run in runs], differing)
+    comparison = compare_runs([_side(run) for run in runs], differing)
     if as_json:
         print(json.dumps(comparison, ensure_ascii=False, indent=1))
         return 0
@@ -60,7 +60,7 @@ def compare(runs: Sequence[Run], root: Path, *, as_json: bool) -> int:
     return 0
 
 
-def _side(run: Run) -> Side:
+def _side(run: RunDirectory) -> ComparedRun:
     config, place, key = run.config(), run.store(), run.key("train") or "-"
     # by the links, for the whole root may have been moved; without any, nothing is found
     store = Store(place or run.dir)
@@ -78,7 +78,7 @@ def _side(run: Run) -> Side:
         states = ["not trained"]
     reached = (("evaluated", evaluated), ("converted", converted), ("trained", trained))
     states += [word for word, artifact in reached if artifact][:1]
-    return Side(
+    return ComparedRun(
         run=run.dir.name,
         state=", ".join(states),
         note=config.note,

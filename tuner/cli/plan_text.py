@@ -9,18 +9,18 @@ from tuner.config.view import View
 from tuner.errors import Stopped
 from tuner.estimate import disk as budget
 from tuner.estimate import training
-from tuner.estimate.model_size import model_shapes
+from tuner.estimate.model_size import measure_model
 from tuner.files import read_json
-from tuner.pipeline.plan import Step
-from tuner.pipeline.run import Run, store_of
-from tuner.report.page import printable, stands_on
+from tuner.pipeline.plan import PlannedStage
+from tuner.pipeline.run import RunDirectory, store_of
+from tuner.report.page import printable, tokens_measured
 
 MEMORY = "GPU memory"
 MANY = 100_000
 """packs of data that are not here yet: so many that steps are as large as they get"""
 
 
-def plan_text(steps: Sequence[Step], config: Config, run: Run) -> str:
+def plan_text(steps: Sequence[PlannedStage], config: Config, run: RunDirectory) -> str:
     """A line for each stage, and what is known of the work."""
     lines = [f"plan for {run.dir}"]
     if config.model.source == "run":
@@ -50,7 +50,7 @@ def plan_text(steps: Sequence[Step], config: Config, run: Run) -> str:
     return "\n".join(lines)
 
 
-def plan_json(steps: Sequence[Step], config: Config, run: Run) -> str:
+def plan_json(steps: Sequence[PlannedStage], config: Config, run: RunDirectory) -> str:
     """The plan for machines."""
     stages = [
         {"name": s.stage.name, "state": s.state, "why": s.why, "fingerprint": s.fingerprint} for s in steps
@@ -68,7 +68,7 @@ def plan_json(steps: Sequence[Step], config: Config, run: Run) -> str:
     )
 
 
-def estimate(steps: Sequence[Step], config: Config) -> dict[str, str]:
+def estimate(steps: Sequence[PlannedStage], config: Config) -> dict[str, str]:
     """Tokens, steps, time, disk and GPU memory of the work, as far as they can be known; guesses are
     marked ~.
     """
@@ -76,7 +76,7 @@ def estimate(steps: Sequence[Step], config: Config) -> dict[str, str]:
     if not any(step.to_do for step in steps):
         return {}
     told: dict[str, str] = {}
-    if found := budget.downloads(by_name, config):
+    if found := budget.download_size(by_name, config):
         missing, here, certain = found
         told["to download"] = f"{'' if certain else '~'}{budget.readable(missing)}" + (
             f" ({budget.readable(here)} here already)" if here else ""
@@ -84,7 +84,7 @@ def estimate(steps: Sequence[Step], config: Config) -> dict[str, str]:
     model = by_name["fetch_model"]
     if model.unresolved and not (config.model.geometry or config.model.parameters):
         return told | {"until the hub is asked": "the model's sizes are not known"}
-    disk = f"~{budget.readable(budget.most(budget.needs(steps, config).values()))}"
+    disk = f"~{budget.readable(budget.peak_bytes(budget.disk_needs(steps, config).values()))}"
     data = by_name["fetch_data"]
     if "tokenize" not in by_name:
         return told | {"of disk": disk}
@@ -95,30 +95,34 @@ def estimate(steps: Sequence[Step], config: Config) -> dict[str, str]:
         }
         trains = "train" in by_name and by_name["train"].to_do
         return told | _memory(
-            training.of_training(model_shapes(model).geometry, config, budget.order_of(MANY, config), None)
+            training.estimate_training(
+                measure_model(model).geometry, config, budget.training_order(MANY, config), None
+            )
             if trains
             else None
         )
-    tokens, packs, counted = budget.epoch(by_name, config)
+    tokens, packs, counted = budget.epoch_size(by_name, config)
     guess = "" if counted else "~"
     told["tokens an epoch"] = f"{guess}{tokens:,}"
     if "train" in by_name and by_name["train"].to_do:
-        order = budget.order_of(packs, config)
+        order = budget.training_order(packs, config)
         told[f"steps of {order.per_step} pack{'s' * (order.per_step > 1)}"] = f"{guess}{order.steps:,}"
-        shapes, made = model_shapes(model), by_name["tokenize"].artifact
-        ahead = training.of_training(shapes.geometry, config, order, made.manifest["facts"] if made else None)
+        shapes, made = measure_model(model), by_name["tokenize"].artifact
+        ahead = training.estimate_training(
+            shapes.geometry, config, order, made.manifest["facts"] if made else None
+        )
         told |= _memory(ahead)
         if (spent := _seconds(order.end * tokens / packs, config, ahead)) is not None:
             told["training"] = f"~{_span(spent)}"
     return told | {"of disk": disk}
 
 
-def _memory(ahead: tuple[training.Outlook, float | None] | None) -> dict[str, str]:
+def _memory(ahead: tuple[training.GpuEstimate, float | None] | None) -> dict[str, str]:
     return {MEMORY: f"{ahead[0].sentence} ({ahead[0].card.name})"} if ahead else {}
 
 
 def _seconds(
-    tokens: float, config: Config, ahead: tuple[training.Outlook, float | None] | None
+    tokens: float, config: Config, ahead: tuple[training.GpuEstimate, float | None] | None
 ) -> float | None:
     """How long training takes: by the speed of an earlier one in this store on the same kind of machine,
     whatever it trained; else by its operations.
@@ -139,7 +143,7 @@ def _span(seconds: float) -> str:
     )
 
 
-def summary(run: Run) -> str:
+def summary(run: RunDirectory) -> str:
     """Where things are, and the answers before and after."""
     lines = [f"run     {run.dir}"]
     lines += [
@@ -160,7 +164,7 @@ def summary(run: Run) -> str:
         loss, perplexity = held_out["loss"], held_out["perplexity"]
         lines.append(
             f"held-out loss {loss['before']:.4f} → {loss['after']:.4f}, perplexity "
-            f"{perplexity['before']:.2f} → {perplexity['after']:.2f} ({stands_on(held_out['tokens'])})"
+            f"{perplexity['before']:.2f} → {perplexity['after']:.2f} ({tokens_measured(held_out['tokens'])})"
         )
     for answer in report["answers"]:
         lines += [

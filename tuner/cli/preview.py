@@ -27,8 +27,8 @@ from tuner.data.tokenize.documents import Maker
 from tuner.data.tokenize.job import NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, Made, Settings
 from tuner.data.tokenize.ledger import Source, filled, ranked, unread
 from tuner.errors import ConfigError
-from tuner.report.preview_text import Look, as_json, as_text
-from tuner.report.token_text import Words, is_coloured, painter
+from tuner.report.preview_text import PreviewedDocument, as_json, as_text
+from tuner.report.token_text import Decoder, is_coloured, painter
 
 Document = tuple[list[int], list[bool]]
 """ids, and which of them are trained"""
@@ -148,12 +148,12 @@ def preview(
     return 0
 
 
-def words_of(tokenizer: Tokenizer) -> Words:
+def words_of(tokenizer: Tokenizer) -> Decoder:
     """What a tokenizer's ids mean."""
     named = {
         id_: token.content for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special
     }
-    return Words(decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False), special=named)
+    return Decoder(decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False), special=named)
 
 
 def _called(listed: Sequence[dataset.File]) -> list[str]:
@@ -221,7 +221,7 @@ def units(
         at += dataset.units(cut) if times is not None else 0
 
 
-def look(maker: Maker, file: dataset.File, unit: Unit, skip: bool) -> tuple[Made, list[Look]]:
+def look(maker: Maker, file: dataset.File, unit: Unit, skip: bool) -> tuple[Made, list[PreviewedDocument]]:
     """What becomes of a row: its documents as the packs will hold them, and why it, or a part of it, is
     left out.
     """
@@ -230,10 +230,12 @@ def look(maker: Maker, file: dataset.File, unit: Unit, skip: bool) -> tuple[Made
     return made, list(_looks(maker, made, file, unit, skip))
 
 
-def _looks(maker: Maker, made: Made, file: dataset.File, unit: Unit, skip: bool) -> Iterator[Look]:
+def _looks(
+    maker: Maker, made: Made, file: dataset.File, unit: Unit, skip: bool
+) -> Iterator[PreviewedDocument]:
     strange = [name for name, entry in ranked(made.unread) if not entry.left]
     whole = _endless(maker).make(Job(source=file.source, rows=unit.cut, apart=file.apart))
-    blank = Look(
+    blank = PreviewedDocument(
         source=file.label,
         file=file.name,
         apart=file.apart,

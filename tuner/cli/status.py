@@ -10,9 +10,9 @@ from rich.cells import cell_len
 
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, StoreError, TunerError
-from tuner.pipeline.inherit import load
-from tuner.pipeline.plan import Step, plan
-from tuner.pipeline.run import Run, all_runs, store_of
+from tuner.pipeline.inherit import load_config
+from tuner.pipeline.plan import PlannedStage, plan
+from tuner.pipeline.run import RunDirectory, all_runs, store_of
 from tuner.report.page import printable
 from tuner.stages import STAGES
 from tuner.store.artifacts import Store
@@ -27,7 +27,7 @@ NUMBERS = {"loss", "disk", "own"}
 def show(config: Config, *, as_json: bool) -> int:
     """Print a row for each run, newest last, and what the store holds."""
     root, store = Path(config.root), store_of(config)
-    runs = sorted(all_runs(root), key=Run.used)
+    runs = sorted(all_runs(root), key=RunDirectory.used)
     ledgers: dict[Path, Ledger | StoreError] = {}
     for place in [store.root, *(place for run in runs if (place := run.store()))]:
         if place.is_dir() and place.resolve() not in ledgers:
@@ -87,7 +87,7 @@ def _line(found: dict[str, Any]) -> str:
     return f"store {found['store']}: {total:.1f} MB, of which {loose:.1f} MB no run refers to{freed}"
 
 
-def _row(run: Run, ledgers: dict[Path, Ledger | StoreError]) -> dict[str, Any]:
+def _row(run: RunDirectory, ledgers: dict[Path, Ledger | StoreError]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "run": run.dir.name,
         "name": run.name,
@@ -109,7 +109,7 @@ def _row(run: Run, ledgers: dict[Path, Ledger | StoreError]) -> dict[str, Any]:
     if place and isinstance(ledger := ledgers.get(place.resolve()), Ledger):
         row |= {"bytes": ledger.of(run.dir), "own_bytes": ledger.own(run.dir)}
     try:
-        config = load(run)
+        config = load_config(run)
     except ConfigError as error:  # an older version's field, an edited file: the run is still shown
         return {**row, "state": f"config unreadable: {error}"}
     store = store_of(config)
@@ -133,7 +133,7 @@ REACHED = {"evaluate": "done", "merge": "merged", "convert": "converted", "train
 """a run of which this was made last is called so"""
 
 
-def _where(config: Config, run: Run, store: Store, *, trained: bool) -> dict[str, Any]:
+def _where(config: Config, run: RunDirectory, store: Store, *, trained: bool) -> dict[str, Any]:
     """How far a run is. What is trained counts, whatever became of the files since; the files of an
     unfinished one may be gone.
     """
@@ -160,7 +160,7 @@ def _where(config: Config, run: Run, store: Store, *, trained: bool) -> dict[str
     }
 
 
-def _last_row(store: Store, step: Step) -> dict[str, Any] | None:
+def _last_row(store: Store, step: PlannedStage) -> dict[str, Any] | None:
     """The last whole line of a running training's metrics.jsonl; in a shared store whoever trains it."""
     for journal in (store.root / ".partial").glob(f"{step.key}*/metrics.jsonl"):
         with suppress(OSError, ValueError, IndexError), journal.open("rb") as file:

@@ -5,17 +5,17 @@ with it.
 import time
 
 from tuner.errors import ConfigError
-from tuner.pipeline.inherit import load
-from tuner.pipeline.run import Run, store_of
+from tuner.pipeline.inherit import load_config
+from tuner.pipeline.run import RunDirectory, store_of
 from tuner.train.checkpoints import steps
 from tuner.train.stop_signal import FILE
 
 
-def stop(run: Run) -> int:
+def stop(run: RunDirectory) -> int:
     """Ask, wait until the training has saved, and say what can be done now. Raises ConfigError when
     nothing trains.
     """
-    store, key = store_of(load(run)), run.key("train") or "-"
+    store, key = store_of(load_config(run)), run.key("train") or "-"
     holder, partial = store.holder(key), store.partial(key)
     if holder is None or not partial.is_dir():
         state = (
@@ -50,6 +50,6 @@ def stop(run: Run) -> int:
     return 0
 
 
-def _far(run: Run) -> str:
+def _far(run: RunDirectory) -> str:
     found = steps.kept(run.path("train"))
     return f"step {found[-1].step}" if found else "no step yet"

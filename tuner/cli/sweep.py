@@ -17,8 +17,8 @@ from tuner.config.schema import Config
 from tuner.errors import ConfigError, Interrupted, Stopped, TunerError
 from tuner.estimate import disk
 from tuner.pipeline.inherit import inherit
-from tuner.pipeline.plan import Step, plan
-from tuner.pipeline.run import Run, store_of
+from tuner.pipeline.plan import PlannedStage, plan
+from tuner.pipeline.run import RunDirectory, store_of
 from tuner.stages import STAGES
 
 
@@ -37,16 +37,16 @@ def _check_disk(words: list[str], extra: Path | None) -> None:
     """Raise StoreError when the disk does not hold what all jobs together will make. A job that can't be
     planned says so in its turn.
     """
-    jobs: list[tuple[list[Step], Config]] = []
+    jobs: list[tuple[list[PlannedStage], Config]] = []
 
     def look(job: Config | ConfigError, _overrides: list[str]) -> None:
         with suppress(TunerError):
             if isinstance(job, Config):
                 job = of_a_sweep(job)
-                jobs.append((plan(job, STAGES, store_of(job), Run.of(job), redo=job.redo), job))
+                jobs.append((plan(job, STAGES, store_of(job), RunDirectory.of(job), redo=job.redo), job))
 
     config.sweep(words, look, extra=extra, dry=True)
-    disk.check(jobs)
+    disk.check_disk(jobs)
 
 
 def of_a_sweep(job: Config) -> Config:

@@ -11,8 +11,8 @@ from tuner.config.view import View
 from tuner.data.sources import parts
 from tuner.models.source import refuse_by_name
 from tuner.pipeline.plan import plan
-from tuner.pipeline.rerun import rerun, to_talk_with
-from tuner.pipeline.run import Run, store_of
+from tuner.pipeline.rerun import prepare_result, rerun
+from tuner.pipeline.run import RunDirectory, store_of
 from tuner.stages import STAGES, fetch_model
 from tuner.stages.fetch_data import notes
 
@@ -25,7 +25,7 @@ def run_one(config: Config, tell: Callable[[str], None], redone: set[str] | None
 
 def plan_one(config: Config, flags: Collection[str]) -> int:
     """Print what would run; with --check, 3 says that something would."""
-    run = Run.of(config)
+    run = RunDirectory.of(config)
     refuse_by_name(View(config, "fetch_model"))
     steps = plan(config, STAGES, store_of(config), run, redo=config.redo)
     print(plan_json(steps, config, run) if "--json" in flags else plan_text(steps, config, run))
@@ -65,14 +65,16 @@ def preview_one(config: Config, words: Sequence[str], flags: Collection[str]) ->
     )
 
 
-def export_one(run: Run, words: Sequence[str], kind: str, out: Path | None, extra: Path | None) -> int:
+def export_one(
+    run: RunDirectory, words: Sequence[str], kind: str, out: Path | None, extra: Path | None
+) -> int:
     """Copies of what a run made, as files to take away; what is missing for it is made first, which trains
     nothing.
     """
     from tuner.cli.export import Made, check, export
 
     check(kind)
-    source, config, base = to_talk_with(run, words, to_stderr, STAGES, extra)
+    source, config, base = prepare_result(run, words, to_stderr, STAGES, extra)
     merge = (
         rerun(source, [], "merge", to_stderr, STAGES, extra).path("merge")
         if kind == "model" and config.algo.adapter == "lora"
@@ -90,11 +92,11 @@ def export_one(run: Run, words: Sequence[str], kind: str, out: Path | None, extr
     return 0
 
 
-def after_training(verb: str, run: Run, words: Sequence[str], extra: Path | None) -> int:
+def after_training(verb: str, run: RunDirectory, words: Sequence[str], extra: Path | None) -> int:
     """convert, merge, evaluate and chat: from what was trained."""
     if verb == "chat":
         from tuner.cli.chat import chat
 
-        return chat(*to_talk_with(run, words, to_stderr, STAGES, extra))
+        return chat(*prepare_result(run, words, to_stderr, STAGES, extra))
     print(summary(rerun(run, words, verb, to_stderr, STAGES, extra)))
     return 0

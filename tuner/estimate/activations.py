@@ -23,24 +23,24 @@ ENDS = ("down_proj", "c_proj")
 """the last product of an MLP"""
 
 
-def layer_of(tensors: Mapping[str, Any], at: int) -> dict[str, Any]:
+def layer_tensors(tensors: Mapping[str, Any], at: int) -> dict[str, Any]:
     """What belongs to a layer, by its name within it."""
     start = f"model.layers.{at}."
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
 
-def saved(geometry: Geometry, layer: Layer, pairs: Adapted, algo: Algo) -> float:
+def saved_bytes(geometry: Geometry, layer: Layer, pairs: Adapted, algo: Algo) -> float:
     """Bytes for each token."""
-    built, a = family(geometry), width(algo)
+    built, a = family(geometry), activation_bytes(algo)
     return (
         _norms(layer, algo)
-        + _products(layer, pairs, algo)
+        + _matmul_inputs(layer, pairs, algo)
         + _attention(geometry, built, layer, a)
         + _mlp(geometry, built, layer, algo)
     )
 
 
-def temporary(layer: Layer, algo: Algo, hidden: int) -> float:
+def temporary_bytes(layer: Layer, algo: Algo, hidden: int) -> float:
     """Bytes for each token that the backward pass of an MLP needs besides, when it begins and all that is
     saved is still there.
     """
@@ -50,7 +50,7 @@ def temporary(layer: Layer, algo: Algo, hidden: int) -> float:
     return (8 if algo.precision == "fp32" else 6) * inner + 8 * hidden
 
 
-def width(algo: Algo) -> int:
+def activation_bytes(algo: Algo) -> int:
     """Bytes of an activation."""
     return 4 if algo.precision == "fp32" else 2
 
@@ -63,13 +63,13 @@ def _norms(layer: Layer, algo: Algo) -> float:
         size, again = shape[0], 4
         # of each head, or of all together; beside the residual stream
         if name in ("self_attn.q_norm.weight", "self_attn.k_norm.weight"):
-            size, again = layer.get(f"self_attn.{name[10]}_proj.weight", shape)[0], width(algo)
+            size, again = layer.get(f"self_attn.{name[10]}_proj.weight", shape)[0], activation_bytes(algo)
         # the input; where the weight trains, also what it is multiplied with
         found += size * (4 if lora else 4 + again) + 4
     return found
 
 
-def _products(layer: Layer, pairs: Adapted, algo: Algo) -> float:
+def _matmul_inputs(layer: Layer, pairs: Adapted, algo: Algo) -> float:
     """The inputs that products keep. Attention's output is the input of o_proj, and is kept anyway."""
     wide, found = algo.precision == "fp32", 0.0
     linears = {
@@ -84,7 +84,7 @@ def _products(layer: Layer, pairs: Adapted, algo: Algo) -> float:
         elif not wide or _leaf(name) in ENDS:
             found += 4 * inputs
         if algo.dora:
-            found += (4 + width(algo)) * outputs
+            found += (4 + activation_bytes(algo)) * outputs
     if wide and (pairs or algo.adapter == "none"):  # one copy of a norm's output for all that read it
         found += 4 * linears.get("self_attn.q_proj", (0, 0))[1] * 2
     for name, shape in linears.items():
@@ -92,7 +92,7 @@ def _products(layer: Layer, pairs: Adapted, algo: Algo) -> float:
         if (algo.adapter == "none" and leaf in ENDS) or (
             algo.quant == "int8" and leaf in (*ENDS, "q_proj", "gate_proj")
         ):
-            found += width(algo) * shape[1]  # int8 keeps an input once for all that read it
+            found += activation_bytes(algo) * shape[1]  # int8 keeps an input once for all that read it
         elif algo.adapter == "none" and leaf != "o_proj" and not wide:
             found += 2 * shape[1]
     return found
@@ -115,7 +115,7 @@ def _mlp(geometry: Geometry, built: Family, layer: Layer, algo: Algo) -> float:
     """Gate, what the activation makes of it, and the other half; of experts, for those that a token is
     sent to.
     """
-    a, found = width(algo), 0.0
+    a, found = activation_bytes(algo), 0.0
     for name, shape in layer.items():
         if len(shape) == 2 and _leaf(name.removesuffix(".weight")) in ENDS:
             found += (1 if built.mlp == "plain" else 3) * a * shape[1]

@@ -15,10 +15,10 @@ from tuner.config.view import View, inputs
 from tuner.data.sampler import Order, plan_order
 from tuner.errors import StoreError
 from tuner.estimate.memory import MOMENTS as ON_A_GPU
-from tuner.estimate.memory import trained
-from tuner.estimate.model_size import Shapes, model_shapes, trainable
+from tuner.estimate.memory import count_trainable
+from tuner.estimate.model_size import ModelSize, measure_model, trainable_size
 from tuner.files import bytes_under
-from tuner.pipeline.plan import Step
+from tuner.pipeline.plan import PlannedStage
 from tuner.pipeline.run import store_of
 from tuner.store.artifacts import digest
 
@@ -52,7 +52,7 @@ only way around a refusal is another disk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Need:
+class DiskNeed:
     """Bytes that the making of one artifact adds to the disk."""
 
     peak: int
@@ -61,7 +61,7 @@ class Need:
     """once it is published"""
 
 
-def needs(steps: Sequence[Step], config: Config) -> dict[str, Need]:
+def disk_needs(steps: Sequence[PlannedStage], config: Config) -> dict[str, DiskNeed]:
     """The need of each stage that is to do, in their order, by its artifact's key: jobs that will share an
     artifact have it under one key.
 
@@ -72,7 +72,7 @@ def needs(steps: Sequence[Step], config: Config) -> dict[str, Need]:
     if not any(step.to_do for step in steps):
         return {}
     store, by_name = store_of(config), {step.stage.name: step for step in steps}
-    shapes = model_shapes(by_name["fetch_model"])
+    shapes = measure_model(by_name["fetch_model"])
     identities: dict[str, str] = {}
     found = {}
     for name, step in by_name.items():
@@ -85,16 +85,16 @@ def needs(steps: Sequence[Step], config: Config) -> dict[str, Need]:
         if step.to_do:
             peak, stays = _sizes(name, shapes, by_name, config)
             there = bytes_under(store.partial(step.key)) if step.key else 0  # gone on from, or removed
-            found[step.key or f"{name}-~{guess[:12]}"] = Need(
+            found[step.key or f"{name}-~{guess[:12]}"] = DiskNeed(
                 peak=max(0, peak - there), stays=max(0, stays - there)
             )
     return found
 
 
-def most(found: Iterable[Need]) -> int:
+def peak_bytes(found: Iterable[DiskNeed]) -> int:
     """Bytes that these add at once, at most, when they are made one after the other.
 
-    >>> most([Need(peak=9, stays=4), Need(peak=3, stays=3)])
+    >>> peak_bytes([DiskNeed(peak=9, stays=4), DiskNeed(peak=3, stays=3)])
     9
     """
     lying = highest = 0
@@ -104,19 +104,19 @@ def most(found: Iterable[Need]) -> int:
     return highest
 
 
-def check(jobs: Sequence[tuple[Sequence[Step], Config]], free: int | None = None) -> None:
+def check_disk(jobs: Sequence[tuple[Sequence[PlannedStage], Config]], free: int | None = None) -> None:
     """Raise StoreError when the disk does not hold what the plans of all `jobs` make, one job after the
     other.
 
     `free` is the room in bytes; by default what the file system says. A quota is not seen.
     """
-    stores: dict[Path, dict[str, Need]] = {}
+    stores: dict[Path, dict[str, DiskNeed]] = {}
     for steps, config in jobs:
         found = stores.setdefault(store_of(config).root, {})
-        for key, need in needs(steps, config).items():
+        for key, need in disk_needs(steps, config).items():
             found.setdefault(key, need)
     for root, found in stores.items():
-        wanted = most(found.values())
+        wanted = peak_bytes(found.values())
         wanted += wanted // SHARE + BLOCKS * len(found)
         room = _room(root) if free is None else free
         if found and room is not None and wanted > room:
@@ -129,12 +129,14 @@ def check(jobs: Sequence[tuple[Sequence[Step], Config]], free: int | None = None
             )
 
 
-def _largest(found: Mapping[str, Need]) -> str:
+def _largest(found: Mapping[str, DiskNeed]) -> str:
     """The three stages that take the most, in words."""
-    stages: dict[str, list[Need]] = {}
+    stages: dict[str, list[DiskNeed]] = {}
     for key, need in found.items():
         stages.setdefault(key.partition("-")[0], []).append(need)
-    largest = sorted(((most(group), name, len(group)) for name, group in stages.items()), reverse=True)[:3]
+    largest = sorted(((peak_bytes(group), name, len(group)) for name, group in stages.items()), reverse=True)[
+        :3
+    ]
     return ", ".join(
         f"{f'{count} × ' if count > 1 else ''}{name} ({readable(size)})" for size, name, count in largest
     )
@@ -155,7 +157,7 @@ def readable(size: int) -> str:
     )
 
 
-def downloads(steps: Mapping[str, Step], config: Config) -> tuple[int, int, bool] | None:
+def download_size(steps: Mapping[str, PlannedStage], config: Config) -> tuple[int, int, bool] | None:
     """Bytes to download, bytes that are here already, and whether that was counted: before a hub was asked, a
     model's size follows from its shapes.
 
@@ -172,12 +174,12 @@ def downloads(steps: Mapping[str, Step], config: Config) -> tuple[int, int, bool
             )
             missing, here = missing + more, here + there
         elif step.stage.name == "fetch_model":
-            shapes = model_shapes(step)
+            shapes = measure_model(step)
             missing, counted = missing + shapes.parameters * 2 + shapes.tokenizer, False
     return (missing, here, counted) if missing or here else None
 
 
-def epoch(steps: Mapping[str, Step], config: Config) -> tuple[int, int, bool]:
+def epoch_size(steps: Mapping[str, PlannedStage], config: Config) -> tuple[int, int, bool]:
     """Tokens and packs of the training set, and whether they were counted; else they are a guess from the
     size of the data.
     """
@@ -191,7 +193,7 @@ def epoch(steps: Mapping[str, Step], config: Config) -> tuple[int, int, bool]:
     return tokens, -(-tokens // config.data.length), False
 
 
-def order_of(packs: int, config: Config) -> Order:
+def training_order(packs: int, config: Config) -> Order:
     """The steps that a training on `packs` packs does."""
     algo = config.algo
     order = plan_order(
@@ -205,9 +207,11 @@ def order_of(packs: int, config: Config) -> Order:
     return order.until(algo.stop_step)
 
 
-def _sizes(stage: str, shapes: Shapes, steps: Mapping[str, Step], config: Config) -> tuple[int, int]:
+def _sizes(
+    stage: str, shapes: ModelSize, steps: Mapping[str, PlannedStage], config: Config
+) -> tuple[int, int]:
     """Bytes of a stage's artifact: at most while it is made, and once it is published."""
-    numbers, tensors = trainable(shapes, config.algo)
+    numbers, tensors = trainable_size(shapes, config.algo)
     beside = shapes.tokenizer + SETTINGS + MANIFEST
     whole = shapes.parameters * 2 + shapes.tensors * TENSOR
     lora = config.algo.adapter == "lora"
@@ -218,7 +222,7 @@ def _sizes(stage: str, shapes: Shapes, steps: Mapping[str, Step], config: Config
             copies = bool(step.stage.versions(view)) + step.stage.fetches(view)  # what was rewritten goes
             return (whole + beside) * copies, whole + beside
         case "tokenize":
-            size = int(epoch(steps, config)[0] * PACKED) + FRAMES + MANIFEST
+            size = int(epoch_size(steps, config)[0] * PACKED) + FRAMES + MANIFEST
             return 2 * size, size  # the documents, until they are packed
         case "train":
             return _training(numbers, tensors, _remembered(numbers, shapes, config.algo), steps, config)
@@ -239,16 +243,18 @@ def _sizes(stage: str, shapes: Shapes, steps: Mapping[str, Step], config: Config
     return size, size
 
 
-def _remembered(numbers: int, shapes: Shapes, algo: Algo) -> int:
+def _remembered(numbers: int, shapes: ModelSize, algo: Algo) -> int:
     """Bytes of what the optimizer remembers."""
     inside = (
-        numbers if algo.adapter == "lora" or shapes.geometry is None else trained(shapes.geometry, algo)[1]
+        numbers
+        if algo.adapter == "lora" or shapes.geometry is None
+        else count_trainable(shapes.geometry, algo)[1]
     )
     return int(MOMENTS[algo.optim.name] * inside + 8 * (numbers - inside))
 
 
 def _training(
-    numbers: int, tensors: int, remembered: int, steps: Mapping[str, Step], config: Config
+    numbers: int, tensors: int, remembered: int, steps: Mapping[str, PlannedStage], config: Config
 ) -> tuple[int, int]:
     """Of the saved steps: fp32 weights of the newest, the best and convert.step's, and the optimizer's
     moments where a training may go on from.
@@ -257,8 +263,8 @@ def _training(
     """
     machine, stop = config.machine, config.algo.stop_step
     weights, moments = 4 * numbers + TENSOR * tensors, remembered + 3 * TENSOR * tensors
-    _, packs, counted = epoch(steps, config)
-    length, pinned = order_of(packs, config).steps, isinstance(config.convert.step, int)
+    _, packs, counted = epoch_size(steps, config)
+    length, pinned = training_order(packs, config).steps, isinstance(config.convert.step, int)
     saves = -(-length // machine.save_every) + pinned if counted or config.algo.steps else machine.keep + 1
     beside = (saves > machine.keep) + pinned  # the best may be one of the newest too
     earlier = min(machine.keep, saves - 1) + beside

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from math import prod
 
 from tuner.config.schema import Algo
-from tuner.models import geometry as shapes_of
 from tuner.models.architectures import family
-from tuner.models.geometry import EMBEDDING, EXPERT_COUNTS, Geometry
+from tuner.models.geometry import EMBEDDING, EXPERT_COUNTS, Geometry, linears, shapes
 
 HEAD = "lm_head"
 FIRST = ("q_proj", "k_proj", "v_proj", "qkv_proj", "q_a_proj", "kv_a_proj_with_mqa")
@@ -92,8 +91,8 @@ def costs(geometry: Geometry, algo: Algo) -> Costs:
     """Of training as `algo` says, from the native config.json of the model. Raises DataError where that
     tells no shapes.
     """
-    found, lora = matrices(geometry), algo.adapter == "lora"
-    adapters = adapted(geometry, algo.targets) if lora else {}
+    found, lora = layer_matrices(geometry), algo.adapter == "lora"
+    adapters = adapted_layers(geometry, algo.targets) if lora else {}
     begin = _begin(geometry, algo, adapters)
     forward = backward = 0.0
     for name, (size, _) in found.items():
@@ -105,13 +104,13 @@ def costs(geometry: Geometry, algo: Algo) -> Costs:
             backward += 2 * size + 2 * algo.r * own[1]  # gradient of the input
         if not lora and begin[0] <= place[0]:
             backward += 2 * size
-    tensors = shapes_of.shapes(geometry)
+    tensors = shapes(geometry)
     rows, columns = tensors[EMBEDDING]
     head_trains = not lora and "head" not in algo.freeze and (begin[0] < 0 or f"{HEAD}.weight" in tensors)
     pair = 2.0 * _pair_width(geometry, tensors)
     forward_pairs: dict[int | None, float] = {}
     pairs: dict[int | None, float] = {}
-    for at, window in enumerate(windows(geometry)):
+    for at, window in enumerate(attention_windows(geometry)):
         forward_pairs[window] = forward_pairs.get(window, 0.0) + pair
         pairs[window] = pairs.get(window, 0.0) + pair * (3 if begin < (at, 1) else 1)
     return Costs(
@@ -134,7 +133,7 @@ def _begin(geometry: Geometry, algo: Algo, adapters: Iterable[str]) -> tuple[int
         )
     if algo.last_layers is not None:
         return max(0, geometry["num_hidden_layers"] - algo.last_layers), -1  # its norm
-    tied = f"{HEAD}.weight" not in shapes_of.shapes(geometry)
+    tied = f"{HEAD}.weight" not in shapes(geometry)
     return (0, -1) if "embeddings" in algo.freeze or (tied and "head" in algo.freeze) else (-1, 0)
 
 
@@ -147,7 +146,7 @@ def _place(name: str) -> tuple[int, int]:
     return int(layer), 0 if leaf in FIRST else 3 if leaf in LAST else 2 if inside.startswith("mlp.") else 1
 
 
-def matrices(geometry: Geometry) -> dict[str, tuple[float, int]]:
+def layer_matrices(geometry: Geometry) -> dict[str, tuple[float, int]]:
     """(numbers that a token uses, numbers in all) of each matrix in the layers, by its module's name; of
     experts, those that a token is sent to.
     """
@@ -156,24 +155,24 @@ def matrices(geometry: Geometry) -> dict[str, tuple[float, int]]:
         count = next((geometry[key] for key in EXPERT_COUNTS if key in geometry), 1)
         share = min(count, geometry.get("num_experts_per_tok", count)) / count
     found = {}
-    for name, shape in shapes_of.shapes(geometry).items():
+    for name, shape in shapes(geometry).items():
         if ".layers." in name and (len(shape) == 3 or (len(shape) == 2 and name.endswith(".weight"))):
             size = prod(shape)
             found[name.removesuffix(".weight")] = (size * share if len(shape) == 3 else size, size)
     return found
 
 
-def adapted(geometry: Geometry, targets: str | Sequence[str]) -> dict[str, tuple[int, int]]:
+def adapted_layers(geometry: Geometry, targets: str | Sequence[str]) -> dict[str, tuple[int, int]]:
     """(outputs, inputs) of each linear layer that algo.targets puts an adapter on, as tuner.models.targets
     chooses them in the built model.
     """
-    linears = shapes_of.linears(geometry)
+    found = linears(geometry)
     if targets == "all-linear":
-        return linears
+        return found
     wanted = [targets] if isinstance(targets, str) else list(targets)
-    every = linears | {
+    every = found | {
         name.removesuffix(".weight"): (shape[0], shape[1])
-        for name, shape in shapes_of.shapes(geometry).items()
+        for name, shape in shapes(geometry).items()
         if len(shape) == 2 and name.endswith(".weight") and name != EMBEDDING
     }
     patterns = [
@@ -186,7 +185,7 @@ def adapted(geometry: Geometry, targets: str | Sequence[str]) -> dict[str, tuple
     }
 
 
-def windows(geometry: Geometry) -> list[int | None]:
+def attention_windows(geometry: Geometry) -> list[int | None]:
     """How many keys back each layer attends, itself included; None without a limit."""
     layers, window = geometry["num_hidden_layers"], geometry.get("sliding_window")
     if not window or not geometry.get("use_sliding_window", True):
@@ -197,22 +196,22 @@ def windows(geometry: Geometry) -> list[int | None]:
     return [None if pattern and (at + 1) % pattern == 0 else window for at in range(layers)]
 
 
-def seen(length: int, window: int | None) -> int:
+def visible_pairs(length: int, window: int | None) -> int:
     """The pairs of a query and a key that it may see, in a document of so many tokens.
 
-    >>> seen(4, None), seen(4, 2), seen(4, 9)
+    >>> visible_pairs(4, None), visible_pairs(4, 2), visible_pairs(4, 9)
     (10, 7, 10)
     """
     reach = length if window is None else min(length, window)
     return reach * (reach + 1) // 2 + (length - reach) * reach
 
 
-def peak(name: str) -> float | None:
+def peak_flops(name: str) -> float | None:
     """Operations a second of a card that torch or nvidia-smi calls so, in bf16; None for one that is not
     known.
 
-    >>> (peak("NVIDIA H100 80GB HBM3"), peak("NVIDIA A100-SXM4-80GB"),
-    ...  peak("NVIDIA GeForce RTX 4090 Laptop GPU"), peak("NVIDIA A1000"))
+    >>> (peak_flops("NVIDIA H100 80GB HBM3"), peak_flops("NVIDIA A100-SXM4-80GB"),
+    ...  peak_flops("NVIDIA GeForce RTX 4090 Laptop GPU"), peak_flops("NVIDIA A1000"))
     (989400000000000.0, 312000000000000.0, None, None)
     """
     if re.search(r"Laptop|Max-Q|MIG", name):  # slower than the card they are named after, or a part of it
@@ -228,7 +227,9 @@ def peak(name: str) -> float | None:
 
 
 def _attention(pairs: Mapping[int | None, float], lengths: Sequence[int]) -> float:
-    return sum(cost * sum(seen(length, window) for length in lengths) for window, cost in pairs.items())
+    return sum(
+        cost * sum(visible_pairs(length, window) for length in lengths) for window, cost in pairs.items()
+    )
 
 
 def _pair_width(geometry: Geometry, tensors: Mapping[str, tuple[int, ...]]) -> int:

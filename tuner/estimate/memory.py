@@ -14,10 +14,9 @@ from math import prod
 from typing import Literal
 
 from tuner.config.schema import Algo
-from tuner.estimate.activations import Adapted, layer_of, saved, temporary, width
-from tuner.estimate.flops import HEAD, adapted
-from tuner.models import geometry as shapes_of
-from tuner.models.geometry import EMBEDDING, Geometry, Shape
+from tuner.estimate.activations import Adapted, activation_bytes, layer_tensors, saved_bytes, temporary_bytes
+from tuner.estimate.flops import HEAD, adapted_layers
+from tuner.models.geometry import EMBEDDING, Geometry, Shape, linears, shapes
 
 MIB = 1 << 20
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -41,7 +40,7 @@ CONTEXT = 520 * MIB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
+class Workload:
     """What one process computes at a time, and what it shares with others."""
 
     tokens: int
@@ -131,7 +130,7 @@ class _Model:
     """bytes of the largest matrix that is taken out of 4 bits"""
 
 
-def estimate(geometry: Geometry, algo: Algo, work: Work) -> Memory:
+def estimate_memory(geometry: Geometry, algo: Algo, work: Workload) -> Memory:
     """The memory of one process, from the native config.json of the model. Raises DataError where that
     tells no shapes.
     """
@@ -140,15 +139,15 @@ def estimate(geometry: Geometry, algo: Algo, work: Work) -> Memory:
     return replace(fullest, fragmentation=_gaps(model, algo, work))
 
 
-def trained(geometry: Geometry, algo: Algo) -> tuple[int, int]:
+def count_trainable(geometry: Geometry, algo: Algo) -> tuple[int, int]:
     """How many numbers train, and how many of them are in layers. Raises DataError like `estimate`."""
     model = _read(geometry, algo)
     return model.trains, model.matrices
 
 
-def _moments(model: _Model, algo: Algo, work: Work) -> Iterator[Memory]:
+def _moments(model: _Model, algo: Algo, work: Workload) -> Iterator[Memory]:
     """The memory at each moment that may be the fullest."""
-    lora, a = algo.adapter == "lora", width(algo)
+    lora, a = algo.adapter == "lora", activation_bytes(algo)
     tokens, targets = -(-work.tokens // work.sequence_parallel), -(-work.targets // work.sequence_parallel)
     row, logit = model.hidden * tokens, model.vocabulary * targets
     static, gradients = _static(model, algo, work)
@@ -209,7 +208,7 @@ def _moments(model: _Model, algo: Algo, work: Work) -> Iterator[Memory]:
     )
 
 
-def _gaps(model: _Model, algo: Algo, work: Work) -> float:
+def _gaps(model: _Model, algo: Algo, work: Workload) -> float:
     """Bytes that PyTorch's allocator holds without use at the peak, with
     PYTORCH_ALLOC_CONF=expandable_segments:True; measured on an H100.
 
@@ -227,7 +226,7 @@ def _gaps(model: _Model, algo: Algo, work: Work) -> float:
     return found
 
 
-def _static(model: _Model, algo: Algo, work: Work) -> tuple[Memory, float]:
+def _static(model: _Model, algo: Algo, work: Workload) -> tuple[Memory, float]:
     """What is there all the time, and the bytes of all gradients. ZeRO (arXiv:1910.02054) shards
     optimizer, gradients and weights, one a stage.
     """
@@ -252,16 +251,16 @@ def _static(model: _Model, algo: Algo, work: Work) -> tuple[Memory, float]:
         weights = 0.0
     # each forward pass writes the rows into a copy of the embedding, and the backward pass has its gradient
     if work.new_tokens:
-        buffers += 4.0 * width(algo) * model.vocabulary * model.hidden
+        buffers += 4.0 * activation_bytes(algo) * model.vocabulary * model.hidden
     return Memory(weights=weights, optimizer=moments / shards[0], buffers=buffers), gradients
 
 
 def _read(geometry: Geometry, algo: Algo) -> _Model:
-    tensors, lora, a = shapes_of.shapes(geometry), algo.adapter == "lora", width(algo)
+    tensors, lora, a = shapes(geometry), algo.adapter == "lora", activation_bytes(algo)
     count, (vocabulary, hidden) = geometry["num_hidden_layers"], tensors[EMBEDDING]
-    pairs = adapted(geometry, algo.targets) if lora else {}
-    held = shapes_of.linears(geometry) if algo.quant != "none" else {}
-    layers = [(layer_of(tensors, at), layer_of(pairs, at)) for at in range(count)]
+    pairs = adapted_layers(geometry, algo.targets) if lora else {}
+    held = linears(geometry) if algo.quant != "none" else {}
+    layers = [(layer_tensors(tensors, at), layer_tensors(pairs, at)) for at in range(count)]
     begin = 0 if lora or algo.last_layers is None else max(0, count - algo.last_layers)
     numbers = [_trains(layer, own, algo) if at >= begin else 0 for at, (layer, own) in enumerate(layers)]
     tied, outer = f"{HEAD}.weight" not in tensors, vocabulary * hidden
@@ -276,7 +275,8 @@ def _read(geometry: Geometry, algo: Algo) -> _Model:
     packed = sum(prod(shape) for shape in held.values())
     frozen = (every - packed) * a + packed * HELD.get(algo.quant, a) if lora else (every - trains) * a
     keep = [
-        saved(geometry, layer, own, algo) if at >= begin else 0.0 for at, (layer, own) in enumerate(layers)
+        saved_bytes(geometry, layer, own, algo) if at >= begin else 0.0
+        for at, (layer, own) in enumerate(layers)
     ]
     return _Model(
         hidden=hidden,
@@ -291,7 +291,7 @@ def _read(geometry: Geometry, algo: Algo) -> _Model:
         embedding=embedding,
         saved=sum(keep),
         largest=max(keep),
-        temporary=max(temporary(layer, algo, hidden) for layer, _ in layers),
+        temporary=max(temporary_bytes(layer, algo, hidden) for layer, _ in layers),
         restored=float(max(map(prod, held.values()), default=0) * a),
     )
 

@@ -14,13 +14,13 @@ from typing import Any
 from tuner.config.schema import Algo, Model
 from tuner.config.view import View
 from tuner.errors import DataError
-from tuner.estimate.memory import trained
+from tuner.estimate.memory import count_trainable
 from tuner.files import bytes_under, read_json
 from tuner.models import geometry
 from tuner.models.checkpoint import quantised
 from tuner.models.checkpoint.files import TEXT
 from tuner.models.checkpoint.headers import read_header
-from tuner.pipeline.plan import Step
+from tuner.pipeline.plan import PlannedStage
 
 VOCABULARY = 75
 """bytes of the tokenizer's files for each row of the embedding, before they are here: from 45 (SmolLM2) to
@@ -38,7 +38,7 @@ them; what sees and hears
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shapes:
+class ModelSize:
     """What decides the sizes of all that is made from a model."""
 
     parameters: int
@@ -55,7 +55,7 @@ class Shapes:
     """the native config.json, where it is there and its family is known"""
 
 
-def model_shapes(step: Step) -> Shapes:
+def measure_model(step: PlannedStage) -> ModelSize:
     """The shapes of the model that fetch_model has made, or will find. Before a hub's model is here, what
     the config says of it.
     """
@@ -86,7 +86,7 @@ def model_shapes(step: Step) -> Shapes:
     }
     rewritten = any(path.suffix == ".gguf" for path in files.values())
     known = _known(read_json(files["config.json"]) or {}) if "config.json" in files else None
-    return Shapes(
+    return ModelSize(
         parameters=parameters,
         tensors=tensors,
         widths=widths,
@@ -96,7 +96,7 @@ def model_shapes(step: Step) -> Shapes:
     )
 
 
-def _held(step: Step) -> str | None:
+def _held(step: PlannedStage) -> str | None:
     """How the weights are quantised that will be rewritten in bf16."""
     if step.artifact:
         return None
@@ -104,7 +104,7 @@ def _held(step: Step) -> str | None:
     return next((method for what, _, method in found if what == "dequantize"), None)
 
 
-def _downloads(step: Step) -> int:
+def _downloads(step: PlannedStage) -> int:
     """About how many parameters the weights hold that the lock names."""
     pins = step.stage.pins(View(step.config, step.stage.name))
     files = {name: pinned.size or 0 for pin in pins.values() if pin for name, pinned in pin.files.items()}
@@ -123,17 +123,17 @@ def _known(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return found
 
 
-def _described(model: Model, parameters: int) -> Shapes:
+def _described(model: Model, parameters: int) -> ModelSize:
     """By the geometry that the config gives; where it gives none, or one of a family that is not known here,
     by the number of parameters: that of the config, or about so many `parameters`."""
     try:
         shapes = geometry.shapes(model.geometry)
         widths = {name: sum(shape) for name, shape in geometry.linears(model.geometry).items()}
     except DataError:
-        return Shapes(
+        return ModelSize(
             parameters=model.parameters or parameters, tensors=0, widths={}, tokenizer=0, gguf=False
         )
-    return Shapes(
+    return ModelSize(
         parameters=sum(map(prod, shapes.values())),
         tensors=len(shapes),
         widths=widths,
@@ -143,13 +143,13 @@ def _described(model: Model, parameters: int) -> Shapes:
     )
 
 
-def trainable(shapes: Shapes, algo: Algo) -> tuple[int, int]:
+def trainable_size(shapes: ModelSize, algo: Algo) -> tuple[int, int]:
     """How many numbers train, and in how many tensors. LoRA on a layer has r · (inputs + outputs) of them
     (arXiv:2106.09685).
     """
     if algo.adapter == "none":
         part = shapes.geometry and (algo.last_layers is not None or algo.freeze)
-        return trained(shapes.geometry or {}, algo)[0] if part else shapes.parameters, shapes.tensors
+        return count_trainable(shapes.geometry or {}, algo)[0] if part else shapes.parameters, shapes.tensors
     if not shapes.widths:
         return algo.r * shapes.parameters // 400, 0  # about that of a model of 100M; larger ones have less
     names = [algo.targets] if isinstance(algo.targets, str) else algo.targets

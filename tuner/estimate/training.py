@@ -10,9 +10,9 @@ from tuner.config import deepspeed
 from tuner.config.schema import Config
 from tuner.data.sampler import Order
 from tuner.errors import ConfigError, DataError
-from tuner.estimate.flops import costs, peak
-from tuner.estimate.memory import Memory, Work, estimate
-from tuner.estimate.what_fits import GIB, ways
+from tuner.estimate.flops import costs, peak_flops
+from tuner.estimate.memory import Memory, Workload, estimate_memory
+from tuner.estimate.what_fits import GIB, ways_to_fit
 from tuner.hardware.gpus import Gpu, gpus
 from tuner.models.geometry import Geometry
 
@@ -27,7 +27,7 @@ DOCUMENT = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Packs:
+class PackCounts:
     """What is known of the packs."""
 
     length: int
@@ -37,7 +37,7 @@ class Packs:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outlook:
+class GpuEstimate:
     """What to expect of one process on one card."""
 
     card: Gpu
@@ -62,7 +62,7 @@ class Outlook:
         )
 
 
-def card_of(config: Config) -> Gpu | None:
+def training_gpu(config: Config) -> Gpu | None:
     """The card that a training here would take; None where it will run on the processor, or that can't be
     told.
     """
@@ -78,7 +78,9 @@ def card_of(config: Config) -> Gpu | None:
     return min(whole, key=lambda card: card.memory_total, default=None)
 
 
-def look(geometry: Geometry, config: Config, order: Order, packs: Packs, card: Gpu) -> Outlook:
+def estimate_on_gpu(
+    geometry: Geometry, config: Config, order: Order, packs: PackCounts, card: Gpu
+) -> GpuEstimate:
     """The memory that a training will take on `card`: with what is `auto` chosen as the rehearsal will, if
     the estimates hold.
 
@@ -89,9 +91,9 @@ def look(geometry: Geometry, config: Config, order: Order, packs: Packs, card: G
     case = deepspeed.resolve(machine, algo, processes=count)
     most = -(-order.per_step // count)
 
-    def work(micro: int, recompute: bool) -> Work:
+    def work(micro: int, recompute: bool) -> Workload:
         tokens = micro * packs.length
-        return Work(
+        return Workload(
             tokens=tokens,
             targets=int(tokens * packs.targets),
             accumulated=most > micro,
@@ -105,7 +107,7 @@ def look(geometry: Geometry, config: Config, order: Order, packs: Packs, card: G
         )
 
     def needed(micro: int, recompute: bool) -> Memory:
-        return estimate(geometry, algo, work(micro, recompute))
+        return estimate_memory(geometry, algo, work(micro, recompute))
 
     room = LEFT * card.memory_total * 1024**2 or float("inf")
     begin = 1 if machine.micro_batch == "auto" else min(machine.micro_batch, most)
@@ -117,18 +119,22 @@ def look(geometry: Geometry, config: Config, order: Order, packs: Packs, card: G
     memory = needed(micro, recompute)
     fits = memory.total <= room
     mends = (
-        [] if fits else ways(geometry, algo, work(micro, recompute), room, length=packs.length, micro=micro)
+        []
+        if fits
+        else ways_to_fit(geometry, algo, work(micro, recompute), room, length=packs.length, micro=micro)
     )
-    return Outlook(card=card, micro=micro, recompute=recompute, memory=memory, fits=fits, ways=tuple(mends))
+    return GpuEstimate(
+        card=card, micro=micro, recompute=recompute, memory=memory, fits=fits, ways=tuple(mends)
+    )
 
 
-def seconds(
-    geometry: Geometry, config: Config, tokens: float, packs: Packs, card: Gpu, *, recompute: bool
+def training_seconds(
+    geometry: Geometry, config: Config, tokens: float, packs: PackCounts, card: Gpu, *, recompute: bool
 ) -> float | None:
     """About how long training on so many tokens takes; None for a card whose speed is not known. Raises
     DataError like `look`.
     """
-    fastest = peak(card.name)
+    fastest = peak_flops(card.name)
     if fastest is None or config.algo.precision == "fp32":
         return None
     length = min(packs.length, DOCUMENT)
@@ -136,32 +142,32 @@ def seconds(
     return cost * tokens / length / (fastest * REACHED * deepspeed.processes(config.machine))
 
 
-def packs_of(config: Config, facts: Mapping[str, Any] | None) -> Packs:
+def pack_counts(config: Config, facts: Mapping[str, Any] | None) -> PackCounts:
     """From the facts of the tokenized data, or before they are there: half of the tokens trained where
     only answers are.
     """
     length = config.data.length
     if facts and facts.get("trained_tokens"):
         # some packs have more than others
-        return Packs(
+        return PackCounts(
             length=length, targets=min(1.0, 1.15 * facts["trained_tokens"] / max(1, facts["tokens"]))
         )
-    return Packs(length=length, targets=1.0 if config.data.loss == "all" else 0.5)
+    return PackCounts(length=length, targets=1.0 if config.data.loss == "all" else 0.5)
 
 
-def of_training(
+def estimate_training(
     geometry: Geometry | None, config: Config, order: Order, facts: Mapping[str, Any] | None
-) -> tuple[Outlook, float | None] | None:
+) -> tuple[GpuEstimate, float | None] | None:
     """Memory and, for the tokens of `order`, seconds; None where there is no card, or nothing is known of
     the model.
     """
-    card = card_of(config) if geometry else None
+    card = training_gpu(config) if geometry else None
     if card is None or geometry is None:
         return None
-    packs = packs_of(config, facts)
+    packs = pack_counts(config, facts)
     try:
-        found = look(geometry, config, order, packs, card)
-        return found, seconds(
+        found = estimate_on_gpu(geometry, config, order, packs, card)
+        return found, training_seconds(
             geometry, config, order.end * packs.length, packs, card, recompute=found.recompute
         )
     except DataError:

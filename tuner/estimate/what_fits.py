@@ -5,18 +5,20 @@ from dataclasses import fields, replace
 from typing import Any
 
 from tuner.config.schema import Algo, Optim
-from tuner.estimate.memory import Work, estimate
+from tuner.estimate.memory import Workload, estimate_memory
 from tuner.models.geometry import Geometry
 
 GIB = 1 << 30
 SHORTEST = 256
 """tokens of a pack below which none is proposed"""
 
-Change = tuple[tuple[str, ...], Algo, Work]
+Change = tuple[tuple[str, ...], Algo, Workload]
 """words of a command line, and what they make of the training"""
 
 
-def ways(geometry: Geometry, algo: Algo, work: Work, room: float, *, length: int, micro: int) -> list[str]:
+def ways_to_fit(
+    geometry: Geometry, algo: Algo, work: Workload, room: float, *, length: int, micro: int
+) -> list[str]:
     """Changes of the config under which the estimate is at most `room` bytes, each with its estimate; first
     those under which the same is computed.
 
@@ -24,14 +26,14 @@ def ways(geometry: Geometry, algo: Algo, work: Work, room: float, *, length: int
     shapes are not known.
     """
     found = []
-    for words, changed, other in changes(algo, work, length=length, micro=micro):
-        needed = estimate(geometry, changed, other).total
+    for words, changed, other in cheaper_workloads(algo, work, length=length, micro=micro):
+        needed = estimate_memory(geometry, changed, other).total
         if needed <= room:
             found.append(f"{' '.join(words)} (~{needed / GIB:.1f} GiB)")
     return found
 
 
-def changes(algo: Algo, work: Work, *, length: int, micro: int) -> Iterator[Change]:
+def cheaper_workloads(algo: Algo, work: Workload, *, length: int, micro: int) -> Iterator[Change]:
     """Smaller micro batches and recomputation, one after the other; with both, each of what costs time, or
     gives another result.
     """
@@ -54,7 +56,7 @@ def changes(algo: Algo, work: Work, *, length: int, micro: int) -> Iterator[Chan
         yield (*words, word), changed, other
 
 
-def _offloaded(algo: Algo, work: Work) -> Iterator[tuple[str, Algo, Work]]:
+def _offloaded(algo: Algo, work: Workload) -> Iterator[tuple[str, Algo, Workload]]:
     if algo.optim.name != "adamw" or work.offload == "all":
         return
     if work.offload == "none":
@@ -67,7 +69,7 @@ def _offloaded(algo: Algo, work: Work) -> Iterator[tuple[str, Algo, Work]]:
         yield "machine.offload=all", algo, replace(work, engine="deepspeed", zero=3, offload="all")
 
 
-def _lighter(algo: Algo, work: Work) -> Iterator[tuple[str, Algo, Work]]:
+def _lighter(algo: Algo, work: Workload) -> Iterator[tuple[str, Algo, Workload]]:
     if algo.adapter == "none":
         if algo.optim.name == "adamw" and work.zero == 0 and work.offload == "none":
             yield (
@@ -81,7 +83,7 @@ def _lighter(algo: Algo, work: Work) -> Iterator[tuple[str, Algo, Work]]:
         yield "algo.quant=nf4", replace(algo, quant="nf4"), work
 
 
-def _shorter(algo: Algo, work: Work, length: int) -> Iterator[tuple[str, Algo, Work]]:
+def _shorter(algo: Algo, work: Workload, length: int) -> Iterator[tuple[str, Algo, Workload]]:
     half = length // 2
     while half >= SHORTEST:
         yield (
@@ -92,7 +94,7 @@ def _shorter(algo: Algo, work: Work, length: int) -> Iterator[tuple[str, Algo, W
         half //= 2
 
 
-def plain(algo: Any) -> Algo:
+def plain_algo(algo: Any) -> Algo:
     """The algo group as it stands in a config, from the view that a stage has of it."""
     optim = Optim(**{field.name: getattr(algo.optim, field.name) for field in fields(Optim)})
     return Algo(

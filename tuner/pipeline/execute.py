@@ -20,12 +20,19 @@ from tuner.errors import ConfigError, Interrupted, StageError, StoreError
 from tuner.files import disk_full
 from tuner.hardware.cuda_driver import trouble
 from tuner.hardware.gpus import choose, gpus, hidden
-from tuner.hub import lockfile as pins_of
+from tuner.hub import lockfile
 from tuner.hub.lockfile import made
 from tuner.launch.child import launch, refuse_many
 from tuner.launch.members import ranks_for
-from tuner.pipeline.plan import Step, fault, made_from, plan, requested, trained
-from tuner.pipeline.run import Run, keep_links, store_of
+from tuner.pipeline.plan import (
+    PlannedStage,
+    plan,
+    stages_to_redo,
+    stages_until,
+    stages_up_to_train,
+    why_unusable,
+)
+from tuner.pipeline.run import RunDirectory, link_parent, store_of
 from tuner.pipeline.stage import Context, Input, Stage
 from tuner.store.artifacts import Artifact, Store
 
@@ -38,9 +45,9 @@ def execute(
     tell: Callable[[str], None],
     redone: set[str] | None = None,
     *,
-    run: Run | None = None,
+    run: RunDirectory | None = None,
     pinned: bool = False,
-) -> Run:
+) -> RunDirectory:
     """Bring every requested stage to `done`; returns the run. `redone` holds what this invocation has moved
     to the trash.
 
@@ -48,13 +55,13 @@ def execute(
     built. Raises TunerError; whatever was finished before stays.
     """
     refuse_many(os.environ)
-    store, run = store_of(config), run or Run.of(config)
-    for stage in requested(stages, config.until) if not pinned else ():
+    store, run = store_of(config), run or RunDirectory.of(config)
+    for stage in stages_until(stages, config.until) if not pinned else ():
         stage.check(View(config, stage.name))
     store.open()
     try:
         run.create(config, store)
-        keep_links(config, run)
+        link_parent(config, run)
 
         def say(line: str) -> None:
             tell(line)
@@ -127,7 +134,7 @@ def execute(
         raise
 
 
-def _linked(step: Step, store: Store, run: Run) -> bool:
+def _linked(step: PlannedStage, store: Store, run: RunDirectory) -> bool:
     """Point the run at a finished artifact; False when it was cleaned away before the link could keep it."""
     if step.artifact is None:
         return True
@@ -138,11 +145,13 @@ def _linked(step: Step, store: Store, run: Run) -> bool:
         return store.find(step.artifact.key) is not None
 
 
-def _refuse(step: Step, steps: Sequence[Step], stages: Sequence[Stage], run: Run) -> None:
+def _refuse(
+    step: PlannedStage, steps: Sequence[PlannedStage], stages: Sequence[Stage], run: RunDirectory
+) -> None:
     """A verb on a run builds what follows the training, and nothing else. Raises StoreError for anything
     else that is to do.
     """
-    if step.stage.name in trained(stages):
+    if step.stage.name in stages_up_to_train(stages):
         raise StoreError(
             f"{step.stage.name} of {run.dir.name} is {step.why}, and this command trains nothing. Run its "
             "pipeline again to mend it."
@@ -155,7 +164,7 @@ def _refuse(step: Step, steps: Sequence[Step], stages: Sequence[Stage], run: Run
         raise StoreError(f"{run.dir.name} {missing}, so there is nothing to go on from.")
 
 
-def _refuse_driver(config: Config, steps: Sequence[Step]) -> None:
+def _refuse_driver(config: Config, steps: Sequence[PlannedStage]) -> None:
     """A card that is here and can't be used is said before anything runs, not after an hour of tokenizing."""
     if (
         config.machine.device == "cpu"
@@ -171,7 +180,7 @@ def _redo(
     config: Config,
     stages: Sequence[Stage],
     store: Store,
-    run: Run,
+    run: RunDirectory,
     redone: set[str],
     say: Callable[[str], None],
     pinned: bool,
@@ -179,7 +188,7 @@ def _redo(
     """Move what `redo` names, and all that is made from it, to the trash; only what this invocation has
     not built already.
     """
-    again = made_from(stages, config.redo or "")
+    again = stages_to_redo(stages, config.redo or "")
     for step in plan(config, stages, store, run, hashing=say, pinned=pinned):
         key = step.key
         if step.stage.name not in again or key is None or key in redone:
@@ -191,7 +200,13 @@ def _redo(
                 say(f"{step.stage.name:<12} moved to the trash (redo={config.redo})")
 
 
-def _build(step: Step, steps: dict[str, Step], store: Store, run: Run, say: Callable[[str], None]) -> None:
+def _build(
+    step: PlannedStage,
+    steps: dict[str, PlannedStage],
+    store: Store,
+    run: RunDirectory,
+    say: Callable[[str], None],
+) -> None:
     stage, key, config = step.stage, step.key, step.config
     assert key is not None
     assert step.origin is not None
@@ -202,7 +217,9 @@ def _build(step: Step, steps: dict[str, Step], store: Store, run: Run, say: Call
             store.lock(key, lambda holder: say(f"{stage.name:<12} waiting: {holder} builds it"))
         )
         assert step.fingerprint is not None
-        if (other := store.find(key)) and fault(other, stage, step.fingerprint, step.contents, store) is None:
+        if (other := store.find(key)) and why_unusable(
+            other, stage, step.fingerprint, step.contents, store
+        ) is None:
             return  # built by somebody else while we waited; the next plan looks at it
         if not _inputs_hold(step, steps, store, say):
             return
@@ -220,9 +237,9 @@ def _build(step: Step, steps: dict[str, Step], store: Store, run: Run, say: Call
         out = store.begin(key, note, resume=stage.progress is not None)
         if stage.progress:
             run.link(stage.name, out)  # what is there so far can be watched, and a clean leaves it alone
-        if step.ancestor and stage.growth:
+        if step.predecessor and stage.extension:
             with suppress(OSError):  # it was pruned or cleaned meanwhile: begin anew
-                stage.growth.adopt(step.ancestor.path, out, step.ancestor.step)
+                stage.extension.adopt(step.predecessor.path, out, step.predecessor.step)
         try:
             facts = _run(step, given, out, run, [lock, *held], say)
         except BaseException:
@@ -252,7 +269,7 @@ def _build(step: Step, steps: dict[str, Step], store: Store, run: Run, say: Call
         say(f"{stage.name:<12} done in {manifest['seconds']:.1f} s")
 
 
-def _remember(step: Step, artifact: Artifact, say: Callable[[str], None]) -> None:
+def _remember(step: PlannedStage, artifact: Artifact, say: Callable[[str], None]) -> None:
     """Write into the lock what became of a hub's files, so that whoever has the lock knows what later
     stages are made from before the download.
     """
@@ -268,14 +285,16 @@ def _remember(step: Step, artifact: Artifact, say: Callable[[str], None]) -> Non
             f"{said[:12] if said else ''}: made by another version"
         )
     if pin is not None and said != artifact.content and not step.config.locked:
-        pins_of.write(
+        lockfile.write(
             Path(step.config.lock),
             name,
             replace(pin, made={**pin.made, step.fingerprint[:12]: artifact.content}),
         )
 
 
-def _inputs_hold(step: Step, steps: dict[str, Step], store: Store, say: Callable[[str], None]) -> bool:
+def _inputs_hold(
+    step: PlannedStage, steps: dict[str, PlannedStage], store: Store, say: Callable[[str], None]
+) -> bool:
     """Read every byte that the stage is about to use; a rotten artifact goes to the trash, and the next
     plan builds it again.
     """
@@ -311,7 +330,7 @@ def _hash(path: Path | None, store: Store) -> str | None:
         return None
 
 
-def _input(step: Step, source: Step, store: Store, stack: ExitStack) -> Input:
+def _input(step: PlannedStage, source: PlannedStage, store: Store, stack: ExitStack) -> Input:
     """What `step` reads of `source`. A part of what is not finished is put aside first: whoever goes on
     building it may prune it.
     """
@@ -328,7 +347,12 @@ def _input(step: Step, source: Step, store: Store, stack: ExitStack) -> Input:
 
 
 def _run(
-    step: Step, given: dict[str, Input], out: Path, run: Run, locks: list[int], say: Callable[[str], None]
+    step: PlannedStage,
+    given: dict[str, Input],
+    out: Path,
+    run: RunDirectory,
+    locks: list[int],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     if step.stage.child:
         gpus = _gpus(step, say)
@@ -354,7 +378,7 @@ def _run(
         raise Interrupted(f"{step.stage.name} was interrupted; the same command begins it again.") from None
 
 
-def _gpus(step: Step, say: Callable[[str], None]) -> str | None:
+def _gpus(step: PlannedStage, say: Callable[[str], None]) -> str | None:
     """The GPUs for a stage that computes on them, chosen when it starts: what is idle changes."""
     machine = step.config.machine
     if not step.stage.computes or machine.device == "cpu" or hidden(os.environ):

@@ -13,8 +13,8 @@ from pathlib import Path
 from tuner.config.schema import Chat, Config
 from tuner.config.view import View
 from tuner.errors import ConfigError
-from tuner.pipeline.plan import Step, plan, recalled
-from tuner.pipeline.run import Run, find_run, store_of
+from tuner.pipeline.plan import PlannedStage, plan, settle_from_run
+from tuner.pipeline.run import RunDirectory, find_run, store_of
 from tuner.pipeline.stage import Stage
 
 
@@ -34,8 +34,8 @@ def inherit(config: Config, stages: Sequence[Stage]) -> Config:
             f"mean both. Give it another name than {config.name}."
         )
     _refuse_cycle(parent, Path(config.root))
-    theirs = load(parent)
-    theirs = recalled(theirs, stages, store_of(theirs), parent)
+    theirs = load_config(parent)
+    theirs = settle_from_run(theirs, stages, store_of(theirs), parent)
     steps = {
         step.stage.name: step
         for step in plan(replace(theirs, until="merge"), stages, store_of(theirs), parent, pinned=True)
@@ -74,7 +74,7 @@ def inherit(config: Config, stages: Sequence[Stage]) -> Config:
     return config
 
 
-def _made(step: Step, parent: Run) -> Path:
+def _made(step: PlannedStage, parent: RunDirectory) -> Path:
     """Where an artifact of the parent lies."""
     if step.artifact is None:
         name = step.stage.name
@@ -89,12 +89,12 @@ def _made(step: Step, parent: Run) -> Path:
     return step.input().dir
 
 
-def _refuse_cycle(parent: Run, root: Path) -> None:
+def _refuse_cycle(parent: RunDirectory, root: Path) -> None:
     """Raise ConfigError when following the parents comes back to a run that was there already: somebody
     edited a config.yaml.
     """
     seen: list[str] = []
-    run: Run | None = parent
+    run: RunDirectory | None = parent
     while run is not None:
         if run.digest in seen:
             raise ConfigError(
@@ -109,7 +109,7 @@ def _refuse_cycle(parent: Run, root: Path) -> None:
             return  # a grandparent's directory may be gone: its child has links of its own
 
 
-def load(run: Run) -> Config:
+def load_config(run: RunDirectory) -> Config:
     """A run's own config, with the places where things lie now: the root may have been moved."""
     config, root, store = run.config(), run.dir.parent.parent, run.store()
     base, adapter = (

@@ -14,9 +14,9 @@ from tuner.config.view import View, inputs
 from tuner.errors import TunerError
 from tuner.files import read_json
 from tuner.hub.lockfile import commits, made
-from tuner.pipeline.reasons import Ancestor, ancestor, why
-from tuner.pipeline.run import Run
-from tuner.pipeline.stage import Input, Pick, Stage
+from tuner.pipeline.reasons import Predecessor, find_predecessor, why_rebuild
+from tuner.pipeline.run import RunDirectory
+from tuner.pipeline.stage import ChosenStep, Input, Stage
 from tuner.store.artifacts import Artifact, Store, canonical, content_digest, digest
 
 State = Literal["done", "continue", "run", "wait", "part", "skip"]
@@ -27,7 +27,7 @@ HASH_AT_ONCE = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class PlannedStage:
     """What the plan says of one stage."""
 
     stage: Stage
@@ -49,9 +49,9 @@ class Step:
     """the content digests of what it reads, as far as that is there"""
     partial: Path | None = None
     """for the state `part`: where the unfinished files lie"""
-    pick: Pick | None = None
+    pick: ChosenStep | None = None
     """the part of an upstream artifact that it reads"""
-    ancestor: Ancestor | None = None
+    predecessor: Predecessor | None = None
     """what it goes on from, when that is another artifact than its own"""
     unresolved: bool = False
     """a reference to a hub has to be looked up first"""
@@ -84,25 +84,25 @@ def _shared_parts(paths: list[tuple[str, ...]]) -> list[str]:
     return [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
 
 
-def named(stages: Sequence[Stage], word: str) -> set[str]:
+def stages_named(stages: Sequence[Stage], word: str) -> set[str]:
     """The stages that a word of `until` or `redo` means: `fetch` is both fetches."""
     return {stage.name for stage in stages if stage.name == word or stage.name.startswith(f"{word}_")}
 
 
-def targets(stages: Sequence[Stage], until: str | None) -> set[str]:
+def target_stages(stages: Sequence[Stage], until: str | None) -> set[str]:
     """The stages whose artifacts the person asks for."""
-    return named(stages, until) if until else {stages[-1].name}
+    return stages_named(stages, until) if until else {stages[-1].name}
 
 
-def requested(stages: Sequence[Stage], until: str | None) -> list[Stage]:
+def stages_until(stages: Sequence[Stage], until: str | None) -> list[Stage]:
     """The stages up to and with `until`."""
-    last = max(i for i, stage in enumerate(stages) if stage.name in targets(stages, until))
+    last = max(i for i, stage in enumerate(stages) if stage.name in target_stages(stages, until))
     return list(stages[: last + 1])
 
 
-def made_from(stages: Sequence[Stage], word: str) -> set[str]:
+def stages_to_redo(stages: Sequence[Stage], word: str) -> set[str]:
     """The stages that `redo=word` builds again: those it names, and all that are made from them."""
-    found = named(stages, word)
+    found = stages_named(stages, word)
     for stage in stages:  # in the order of the pipeline, so one pass is enough
         if found & set(stage.upstream):
             found.add(stage.name)
@@ -113,41 +113,41 @@ def plan(
     config: Config,
     stages: Sequence[Stage],
     store: Store,
-    run: Run,
+    run: RunDirectory,
     *,
     hashing: Callable[[str], None] | None = None,
     redo: str | None = None,
     pinned: bool = False,
-) -> list[Step]:
+) -> list[PlannedStage]:
     """One step for each requested stage. Large local files are hashed when there is someone to tell
     (`hashing`), and pending otherwise; `redo` shows what it would build again.
 
     A `pinned` plan takes what was fetched, tokenized and trained from the run's links, whatever became of the
     files and the recipe since, and never holds work on those stages.
     """
-    steps: dict[str, Step] = {}
+    steps: dict[str, PlannedStage] = {}
     if pinned:
-        config = recalled(config, stages, store, run)
-    again = made_from(stages, redo) if redo else set()
-    fixed = trained(stages) if pinned else set()
-    for stage in requested(stages, config.until):
+        config = settle_from_run(config, stages, store, run)
+    again = stages_to_redo(stages, redo) if redo else set()
+    fixed = stages_up_to_train(stages) if pinned else set()
+    for stage in stages_until(stages, config.until):
         step = (
-            _linked(stage, config, store, run)
+            _plan_linked(stage, config, store, run)
             if stage.name in fixed
-            else _look(stage, config, steps, store, run, hashing, pinned)
+            else _plan_stage(stage, config, steps, store, run, hashing, pinned)
         )
         if config.model.chat.auto and any(
-            stage.name in later.upstream for later in requested(stages, config.until)
+            stage.name in later.upstream for later in stages_until(stages, config.until)
         ):
             settled = stage.settle(config, step.input().dir if step.artifact else None)
             config, step = settled.config, replace(step, told=settled.told)
         if stage.name in again and step.state in ("done", "continue"):
             step = replace(step, state="run", why=f"redo={redo}", artifact=None, replaces=True)
         steps[stage.name] = step
-    return _needed(list(steps.values()), targets(stages, config.until))
+    return _skip_unneeded(list(steps.values()), target_stages(stages, config.until))
 
 
-def recalled(config: Config, stages: Sequence[Stage], store: Store, run: Run) -> Config:
+def settle_from_run(config: Config, stages: Sequence[Stage], store: Store, run: RunDirectory) -> Config:
     """The config with what it left open as the artifacts of a run have it, whatever would be found now."""
     for stage in stages:
         if found := store.find(run.key(stage.name) or "-"):
@@ -155,19 +155,19 @@ def recalled(config: Config, stages: Sequence[Stage], store: Store, run: Run) ->
     return config
 
 
-def trained(stages: Sequence[Stage]) -> set[str]:
+def stages_up_to_train(stages: Sequence[Stage]) -> set[str]:
     """The stages up to and with the training: what a verb on a run takes as it is."""
     last = next(i for i, stage in enumerate(stages) if stage.name == "train")
     return {stage.name for stage in stages[: last + 1]}
 
 
-def _linked(stage: Stage, config: Config, store: Store, run: Run) -> Step:
+def _plan_linked(stage: Stage, config: Config, store: Store, run: RunDirectory) -> PlannedStage:
     """A stage as the run left it."""
     key = run.key(stage.name) or "-"
     sources: Mapping[str, Path] = {}
     with suppress(TunerError):  # the files may be gone; only who reads them will miss them
         sources = stage.sources(View(config, stage.name))
-    step = Step(
+    step = PlannedStage(
         stage=stage,
         config=config,
         state="skip",
@@ -224,16 +224,16 @@ def origin_of(
     return origin
 
 
-def _look(
+def _plan_stage(
     stage: Stage,
     config: Config,
-    before: dict[str, Step],
+    before: dict[str, PlannedStage],
     store: Store,
-    run: Run,
+    run: RunDirectory,
     hashing: Callable[[str], None] | None,
     pinned: bool,
-) -> Step:
-    config, pick, open_choice = _chosen(stage, config, before, store, pinned)
+) -> PlannedStage:
+    config, pick, open_choice = _choose_step(stage, config, before, store, pinned)
     view = View(config, stage.name)
     sources = stage.sources(view)
     upstream = {name: before[name].known_as for name in stage.upstream}
@@ -247,7 +247,7 @@ def _look(
     if large and hashing:
         size = sum(sources[name].stat().st_size for name in large)
         hashing(f"{stage.name:<12} hashing {', '.join(large)} ({size / 1e9:.1f} GB), once")
-    step = Step(
+    step = PlannedStage(
         stage=stage,
         config=config,
         state="run",
@@ -276,7 +276,7 @@ def _look(
         contents[stage.choice.upstream] = pick.content
     found = store.find(key)
     problem = (
-        fault(found, stage, fingerprint, contents, store)
+        why_unusable(found, stage, fingerprint, contents, store)
         if found
         else "damaged: no readable manifest.json"
         if (store.root / key).is_dir()
@@ -284,16 +284,16 @@ def _look(
     )
     artifact = found if problem is None else None
     state: State = "done" if artifact else "run"
-    reason, grown = problem or "", None
+    reason, longer = problem or "", None
     if artifact is None:
         if holder := store.holder(key):
             state, reason = "wait", f"held by {holder}"
         elif problem is None and stage.progress and (far := stage.progress(store.partial(key))):
             state, reason = "continue", f"@{far}"
-        elif problem is None and (grown := ancestor(stage, origin, contents, view, store, key)):
-            state, reason = "continue", grown.why
+        elif problem is None and (longer := find_predecessor(stage, origin, contents, view, store, key)):
+            state, reason = "continue", longer.why
         elif problem is None:
-            reason = why(origin, store, run)
+            reason = why_rebuild(origin, store, run)
     known_as: str | None = fingerprint
     if stage.by_content:
         # For referenced files the content is known without the artifact, and for a hub's files once anybody
@@ -313,13 +313,13 @@ def _look(
         known_as=known_as,
         contents=contents,
         pick=pick,
-        ancestor=grown,
+        predecessor=longer,
     )
 
 
-def _chosen(
-    stage: Stage, config: Config, before: dict[str, Step], store: Store, pinned: bool
-) -> tuple[Config, Pick | None, str | None]:
+def _choose_step(
+    stage: Stage, config: Config, before: dict[str, PlannedStage], store: Store, pinned: bool
+) -> tuple[Config, ChosenStep | None, str | None]:
     """The config with the choice made that `stage` leaves open, what it picks, and the name of the stage that
     has to run before it can.
 
@@ -343,7 +343,7 @@ def _chosen(
     return config, None, name if open_choice else None
 
 
-def fault(
+def why_unusable(
     found: Artifact, stage: Stage, fingerprint: str, contents: Mapping[str, str], store: Store
 ) -> str | None:
     """Why a published artifact can't be used: damaged, or made from other bytes than the `contents` that
@@ -362,7 +362,7 @@ def fault(
     return None
 
 
-def _needed(steps: list[Step], targets: set[str]) -> list[Step]:
+def _skip_unneeded(steps: list[PlannedStage], targets: set[str]) -> list[PlannedStage]:
     """Leave out what is not there and not needed: only products, the targets, and what a stage that runs
     reads.
     """

@@ -14,7 +14,7 @@ from tuner.config.fields import UNSET
 from tuner.config.schema import Config
 from tuner.config.view import View, leaves
 from tuner.files import read_json
-from tuner.pipeline.run import Run
+from tuner.pipeline.run import RunDirectory
 from tuner.pipeline.stage import Stage
 from tuner.store.artifacts import Artifact, Store
 
@@ -74,7 +74,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def why(origin: Mapping[str, Any], store: Store, run: Run) -> str:
+def why_rebuild(origin: Mapping[str, Any], store: Store, run: RunDirectory) -> str:
     """In what `origin` differs from what this run last linked, else from the artifact of the stage that is
     nearest to it.
     """
@@ -105,7 +105,7 @@ def _age(artifact: Artifact) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ancestor:
+class Predecessor:
     """A directory to go on from."""
 
     path: Path
@@ -114,26 +114,26 @@ class Ancestor:
     """what differs, in words"""
 
 
-def ancestor(
+def find_predecessor(
     stage: Stage, origin: Mapping[str, Any], contents: Mapping[str, str], view: View, store: Store, key: str
-) -> Ancestor | None:
+) -> Predecessor | None:
     """The artifact or partial directory of `stage` that reaches furthest and is made from the same but for
     the field that says how far.
     """
-    growth = stage.growth
-    if growth is None:
+    extension = stage.extension
+    if extension is None:
         return None
-    best: Ancestor | None = None
+    field, best = extension.field, None
     for path, other, upstream in _others(stage, store):
-        if path == store.partial(key) or _without(other, growth.field) != _without(origin, growth.field):
+        if path == store.partial(key) or _without(other, field) != _without(origin, field):
             continue
         if any(upstream.get(name) != content for name, content in contents.items()):
             continue  # made from other bytes under the same name
-        step = growth.reach(path, view)
+        step = extension.reach(path, view)
         if step is not None and (best is None or step > best.step):
-            before, after = (json.dumps(o["inputs"].get(growth.field)) for o in (other, origin))
-            best = Ancestor(
-                path=path, step=step, why=f"@step {step} of {path.name}: {growth.field} {before} → {after}"
+            before, after = (json.dumps(o["inputs"].get(field)) for o in (other, origin))
+            best = Predecessor(
+                path=path, step=step, why=f"@step {step} of {path.name}: {field} {before} → {after}"
             )
     return best
 

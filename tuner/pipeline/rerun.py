@@ -15,13 +15,13 @@ from tuner.config.schema import Config
 from tuner.config.view import leaves
 from tuner.errors import ConfigError, TunerError, nearest
 from tuner.pipeline.execute import execute
-from tuner.pipeline.inherit import load
-from tuner.pipeline.plan import named, plan, recalled, trained
-from tuner.pipeline.run import Run, run_digest, run_name, store_of
+from tuner.pipeline.inherit import load_config
+from tuner.pipeline.plan import plan, settle_from_run, stages_named, stages_up_to_train
+from tuner.pipeline.run import RunDirectory, run_digest, run_name, store_of
 from tuner.pipeline.stage import Stage
 
 
-def with_words(
+def with_overrides(
     config: Config, words: Sequence[str], stages: Sequence[Stage], extra: Path | None = None
 ) -> Config:
     """A run's config with what the words say of it. Raises ConfigError for a word that decides what was
@@ -42,7 +42,7 @@ def with_words(
         if path in GROUPS:
             values["choices"][path] = composed.choices[path]
     changed = freeze(values)
-    before, decides = {path: value for path, _, value in leaves(config)}, trained(stages)
+    before, decides = {path: value for path, _, value in leaves(config)}, stages_up_to_train(stages)
     for path, role, value in leaves(changed):
         if (
             value != before[path]
@@ -82,22 +82,22 @@ def _put(values: dict[str, Any], path: str, item: Any) -> None:
 
 
 def rerun(
-    run: Run,
+    run: RunDirectory,
     words: Sequence[str],
     until: str,
     tell: Callable[[str], None],
     stages: Sequence[Stage],
     extra: Path | None = None,
-) -> Run:
+) -> RunDirectory:
     """Bring `run` to the stage `until`, with what the words say of the stages after the training; returns the
     run that holds the result.
 
     That is the run itself, or, when the words ask for another result (another step, other questions), a run
     of its own beside it, with links to the same training. Raises TunerError.
     """
-    before, decides = load(run), trained(stages)
-    config = with_words(before, words, stages, extra)
-    if config.redo and named(stages, config.redo) & decides:
+    before, decides = load_config(run), stages_up_to_train(stages)
+    config = with_overrides(before, words, stages, extra)
+    if config.redo and stages_named(stages, config.redo) & decides:
         raise ConfigError(
             f"redo={config.redo} would train again, and this command trains nothing. Give it to the "
             f"pipeline: python -m tuner … redo={config.redo}"
@@ -106,7 +106,7 @@ def rerun(
     if run_digest(config) != run_digest(before):
         name = config.name if config.name != before.name else None
         config = replace(config, name=name or f"{run.name}+{_called(before, config)}")
-        target = Run.of(config)
+        target = RunDirectory.of(config)
         tell(f"{target.dir.name}: {_called(before, config)} of {run.dir.name}")
     wished = replace(
         config, until=until, merge=replace(config.merge, when="always" if until == "merge" else "never")
@@ -124,10 +124,10 @@ def rerun(
         raise
 
 
-def relabel(run: Run, names: Sequence[str], words: Sequence[str], stages: Sequence[Stage]) -> int:
+def relabel(run: RunDirectory, names: Sequence[str], words: Sequence[str], stages: Sequence[Stage]) -> int:
     """`rename RUN NAME`, with or without note=… and tags=[…]: what a run is called changes nothing else."""
-    before = load(run)
-    labels = with_words(before, [*words, *(f"name={name}" for name in names)], stages)
+    before = load_config(run)
+    labels = with_overrides(before, [*words, *(f"name={name}" for name in names)], stages)
     if (
         replace(labels, name=None, note=None, tags=()) != replace(before, name=None, note=None, tags=())
         or len(names) > 1
@@ -144,28 +144,32 @@ def relabel(run: Run, names: Sequence[str], words: Sequence[str], stages: Sequen
     return 0
 
 
-def to_talk_with(
-    run: Run,
+def prepare_result(
+    run: RunDirectory,
     words: Sequence[str],
     tell: Callable[[str], None],
     stages: Sequence[Stage],
     extra: Path | None = None,
-) -> tuple[Run, Config, Path | None]:
+) -> tuple[RunDirectory, Config, Path | None]:
     """What a conversation with the run needs: the run that holds its result, its config, and where the
     base of its adapter lies.
     """
-    config = with_words(load(run), words, stages, extra)
+    config = with_overrides(load_config(run), words, stages, extra)
     # what asks for another result; the rest is how to talk
     kept = [word for word in words if word.startswith(("convert.", "name="))]
     if kept or not run.path("convert").exists():
         run = rerun(run, kept, "convert", tell, stages, extra)
-    ours = replace(load(run), until="fetch")
+    ours = replace(load_config(run), until="fetch")
     model = next(
         step
         for step in plan(ours, stages, store_of(ours), run, pinned=True)
         if step.stage.name == "fetch_model"
     )
-    return run, recalled(config, stages, store_of(ours), run), model.input().dir if model.artifact else None
+    return (
+        run,
+        settle_from_run(config, stages, store_of(ours), run),
+        model.input().dir if model.artifact else None,
+    )
 
 
 def _called(before: Config, after: Config) -> str:

@@ -74,14 +74,14 @@ def run_name(config: Config) -> str:
     return f"{plain}-{run_digest(config)}"
 
 
-class Run:
+class RunDirectory:
     """The directory of one run."""
 
     def __init__(self, directory: Path) -> None:
         self.dir = directory
 
     @classmethod
-    def of(cls, config: Config) -> "Run":
+    def of(cls, config: Config) -> "RunDirectory":
         """The run of a config: the directory that ends in its digest, whatever it is called, or the one
         that it will have.
         """
@@ -223,7 +223,7 @@ class Run:
             file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}\n")
 
 
-def keep_links(config: Config, run: Run) -> None:
+def link_parent(config: Config, run: RunDirectory) -> None:
     """Link what the run reads of its parent, so that a clean leaves it alone."""
     store = store_of(config).root.resolve()
     for name, place in (("base", config.model.dir), ("adapter", config.model.adapter)):
@@ -234,13 +234,13 @@ def keep_links(config: Config, run: Run) -> None:
                 raise ConfigError(f"{place} was removed just now; run the same command again.")
 
 
-def all_runs(root: Path) -> Iterator[Run]:
+def all_runs(root: Path) -> Iterator[RunDirectory]:
     """Every run under an output root."""
     for file in sorted((root / "runs").glob("*/config.yaml")):
-        yield Run(file.parent)
+        yield RunDirectory(file.parent)
 
 
-def find_run(root: Path, word: str) -> Run:
+def find_run(root: Path, word: str) -> RunDirectory:
     """The run that a person means: its directory, its name, its digest or the start of it, or `last`.
 
     Raises ConfigError that lists the candidates when there are several, and the nearest name when there is
@@ -248,10 +248,10 @@ def find_run(root: Path, word: str) -> Run:
     """
     path = Path(word).expanduser()
     if (path / "config.yaml").is_file():
-        return Run(path)
+        return RunDirectory(path)
     runs = list(all_runs(root))
     if word == "last" and runs:
-        return max(runs, key=Run.used)
+        return max(runs, key=RunDirectory.used)
     found = (
         [run for run in runs if run.dir.name == word]
         or [run for run in runs if run.name == word]
@@ -261,7 +261,8 @@ def find_run(root: Path, word: str) -> Run:
         return found[0]
     if found:
         choice = "\n".join(
-            f"  {run.dir.name}  {_ago(run.used())}{_apart(run, found)}" for run in sorted(found, key=Run.used)
+            f"  {run.dir.name}  {_ago(run.used())}{_apart(run, found)}"
+            for run in sorted(found, key=RunDirectory.used)
         )
         raise ConfigError(
             f"{word} means {len(found)} runs under {root}; name one by its digest, the end of its "
@@ -289,7 +290,7 @@ def _ago(time_used: float) -> str:
     )
 
 
-def _apart(run: Run, others: list[Run]) -> str:
+def _apart(run: RunDirectory, others: list[RunDirectory]) -> str:
     """The fields that tell a run from the others, with its own values."""
     try:
         differing = differing_fields([run, *(other for other in others if other is not run)])
@@ -298,7 +299,7 @@ def _apart(run: Run, others: list[Run]) -> str:
     return "".join(f"  {path}={values[0]}" for path, values in differing.items())
 
 
-def differing_fields(runs: list[Run]) -> dict[str, list[Any]]:
+def differing_fields(runs: list[RunDirectory]) -> dict[str, list[Any]]:
     """The identity and place fields in which the runs' configs differ: path → a value for each run. Raises
     ConfigError.
     """

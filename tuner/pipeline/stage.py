@@ -55,7 +55,7 @@ class Context:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Growth:
+class Extension:
     """How a stage goes on from another of its artifacts, finished or not, that is the same but went less
     far.
     """
@@ -69,7 +69,7 @@ class Growth:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pick:
+class ChosenStep:
     """The part of an upstream artifact that a stage reads."""
 
     config: Config
@@ -84,7 +84,7 @@ class Choice:
     """A stage that reads a part of an upstream artifact, which can then be read before that is finished."""
 
     upstream: str
-    pick: Callable[[Path, Config, bool], Pick | None]
+    pick: Callable[[Path, Config, bool], ChosenStep | None]
     """from a directory, finished or not, what the config asks for; None where it is not there (yet)"""
     extract: Callable[[Path, Path, int], None]
     """puts that step into an empty directory, out of the reach of whoever goes on building; raises OSError
@@ -146,7 +146,7 @@ class Stage:
     """for a stage that goes on from what a killed one left: how far a partial directory is (`step 120`),
     or None
     """
-    growth: Growth | None = None
+    extension: Extension | None = None
     choice: Choice | None = None
     settle: Callable[[Config, Path | None], Settled] = lambda config, _: Settled(config=config)
     """what the config leaves open and the files of this stage decide, for the stages after it; None where

@@ -20,7 +20,7 @@ MISSING = "-"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Side:
+class ComparedRun:
     """One of the runs, as far as it is."""
 
     run: str
@@ -41,7 +41,7 @@ class Side:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Differing:
+class DifferingField:
     """A config field in which the runs differ."""
 
     field: str
@@ -56,7 +56,7 @@ class Score:
     """A row of numbers."""
 
     label: str
-    value: Callable[[Side], float | None]
+    value: Callable[[ComparedRun], float | None]
     shown: Callable[[float], str]
     best: Callable[[Iterable[float]], float] | None = None
     """min or max; None where no value is better than another"""
@@ -83,11 +83,11 @@ def perplexity(value: float) -> str:
     return f"{value:,.4f}" if value < 1e6 else f"{value:.4g}"
 
 
-def _held_out(name: str, when: str) -> Callable[[Side], float | None]:
+def _held_out(name: str, when: str) -> Callable[[ComparedRun], float | None]:
     return lambda side: side.report["held_out"][name][when] if side.report else None
 
 
-def _trained(name: str) -> Callable[[Side], float | None]:
+def _trained(name: str) -> Callable[[ComparedRun], float | None]:
     return lambda side: side.train.get(name)
 
 
@@ -129,7 +129,7 @@ SCORES = {
 CURVES = {"loss": "training loss", "held_out": "held-out loss while training"}
 
 
-def gather(sides: Sequence[Side], differing: Sequence[Differing]) -> dict[str, Any]:
+def compare_runs(sides: Sequence[ComparedRun], differing: Sequence[DifferingField]) -> dict[str, Any]:
     """All that is compared, as JSON can hold it. Lists of values have one for each run, null where a run has
     none.
 
@@ -138,7 +138,7 @@ def gather(sides: Sequence[Side], differing: Sequence[Differing]) -> dict[str, A
     """
     labels = [string.ascii_uppercase[i % 26] + (str(i // 26) if i >= 26 else "") for i in range(len(sides))]
     measured = [(label, side.held_out) for label, side in zip(labels, sides, strict=True) if _measured(side)]
-    sets = together(*zip(*measured, strict=True)) if measured else []
+    sets = group_equal(*zip(*measured, strict=True)) if measured else []
     scores: dict[str, Any] = {}
     for name, score in SCORES.items():
         values = [score.value(side) for side in sides]
@@ -198,7 +198,7 @@ def gather(sides: Sequence[Side], differing: Sequence[Differing]) -> dict[str, A
     }
 
 
-def _measured(side: Side) -> bool:
+def _measured(side: ComparedRun) -> bool:
     """Whether any loss on held-out tokens is there."""
     return SCORES["held_out_loss"].value(side) is not None or bool(_points(side.rows, "held_out"))
 
@@ -217,10 +217,10 @@ def _best(values: Sequence[float | None], score: Score) -> list[int]:
     return [i for i, value in enumerate(values) if value is not None and score.shown(value) == best]
 
 
-def written(value: Any) -> str:
+def field_text(value: Any) -> str:
     r"""A config value on one line; quoted where spaces or line breaks would be lost.
 
-    >>> [written(value) for value in (None, 1e-05, "a b", "{text}\n", ["x"])]
+    >>> [field_text(value) for value in (None, 1e-05, "a b", "{text}\n", ["x"])]
     ['null', '1e-05', 'a b', '"{text}\\n"', '["x"]']
     """
     plain = isinstance(value, str) and value.isprintable() and value.strip() == value != ""
@@ -253,16 +253,16 @@ def answer_rows(comparison: Mapping[str, Any]) -> list[tuple[str, list[tuple[str
     labels = [run["label"] for run in comparison["runs"]]
     told = []
     for row in comparison["answers"]:
-        bases = [(who, text) for who, text in together(labels, row["before"]) if text is not None]
+        bases = [(who, text) for who, text in group_equal(labels, row["before"]) if text is not None]
         before = [("base" if len(bases) == 1 else f"base of {who}", text) for who, text in bases]
-        told.append((row["question"], [*before, *together(labels, row["after"])]))
+        told.append((row["question"], [*before, *group_equal(labels, row["after"])]))
     return told
 
 
-def together(labels: Sequence[str], values: Sequence[T]) -> list[tuple[str, T]]:
+def group_equal(labels: Sequence[str], values: Sequence[T]) -> list[tuple[str, T]]:
     """Equal values once, with the labels of all that have them.
 
-    >>> together(["A", "B", "C"], ["yes", "no", "yes"])
+    >>> group_equal(["A", "B", "C"], ["yes", "no", "yes"])
     [('A, C', 'yes'), ('B', 'no')]
     """
     groups: dict[T, list[str]] = {}

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from tuner.report import chart
-from tuner.report.comparison import CURVES, MISSING, answer_rows, score_rows, written
+from tuner.report.comparison import CURVES, MISSING, answer_rows, field_text, score_rows
 
 COLOURS = 7
 """that the page has; more runs have the same ones with other dashes"""
@@ -54,8 +54,8 @@ def _values(row: Mapping[str, Any]) -> list[str]:
     ['a.jsonl', 'a.jsonl, elsewhere']
     """
     if row["kind"] != "place":
-        return [written(value) for value in row["values"]]
-    shown = [written(_last(value)) for value in row["values"]]
+        return [field_text(value) for value in row["values"]]
+    shown = [field_text(_last(value)) for value in row["values"]]
     alike = [shown.index(text) for text in shown]
     return [
         text if row["values"][i] == row["values"][first] else f"{text}, elsewhere"

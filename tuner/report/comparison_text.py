@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuner.report import chart
-from tuner.report.comparison import CURVES, MISSING, answer_rows, score_rows, together, written
+from tuner.report.comparison import CURVES, MISSING, answer_rows, field_text, group_equal, score_rows
 from tuner.report.page import printable
 
 LONGEST = 240
@@ -39,7 +39,7 @@ def to_text(comparison: Mapping[str, Any], width: int, *, colour: bool) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
-def lines(text: str) -> str:
+def printable_lines(text: str) -> str:
     """`printable`, with the line breaks kept."""
     return "\n".join(printable(line) for line in text.splitlines())
 
@@ -68,8 +68,13 @@ def _parts(comparison: Mapping[str, Any], width: int) -> Iterator[RenderableType
     for name, title in CURVES.items():
         yield from _curve(title, labels, comparison["curves"][name], width)
     for question, answers in answer_rows(comparison):
-        yield _text(f"\n{lines(question)}", "bold")
-        yield _list([(who, MISSING if text is None else lines(text) or "(nothing)") for who, text in answers])
+        yield _text(f"\n{printable_lines(question)}", "bold")
+        yield _list(
+            [
+                (who, MISSING if text is None else printable_lines(text) or "(nothing)")
+                for who, text in answers
+            ]
+        )
 
 
 def _table(title: str = "", labels: Sequence[str] = (), justify: Literal["left", "right"] = "left") -> Table:
@@ -91,7 +96,7 @@ def _differing(
     if not rows:
         yield _text("\nno field of the configs differs")
         return
-    fields = [(row["field"], [printable(written(value)) for value in row["values"]]) for row in rows]
+    fields = [(row["field"], [printable(field_text(value)) for value in row["values"]]) for row in rows]
     title = "what differs"
     columns = [
         max(cell_len(text) for text in column)
@@ -111,7 +116,7 @@ def _differing(
     yield _text(f"\n{title}", "bold")
     for name, values in fields:
         yield _text(name)
-        yield _list([(who, _short(value)) for who, value in together(labels, values)])
+        yield _list([(who, _short(value)) for who, value in group_equal(labels, values)])
 
 
 def _list(rows: Sequence[tuple[str, str]]) -> RenderableType:

@@ -16,7 +16,9 @@ LITTLE = 2_000
 """held-out tokens, under which a loss says little"""
 
 
-def compare(before: Mapping[str, Any], after: Mapping[str, Any], *, quant: str = "none") -> dict[str, Any]:
+def compare_measurements(
+    before: Mapping[str, Any], after: Mapping[str, Any], *, quant: str = "none"
+) -> dict[str, Any]:
     """Two measurements ({"loss", "perplexity", "tokens", "answers"}) as one report; `quant` is how the base
     was held while it trained.
 
@@ -57,14 +59,14 @@ def headline(report: Mapping[str, Any]) -> str:
         return "nothing was held out (data.held_out=0), so no loss was measured"
     return (
         f"held-out loss {loss['before']:.4f} → {loss['after']:.4f}, perplexity {perplexity['before']:.4g} → "
-        f"{perplexity['after']:.4g}, over {stands_on(held_out['tokens'])}"
+        f"{perplexity['after']:.4g}, over {tokens_measured(held_out['tokens'])}"
     )
 
 
-def stands_on(tokens: int) -> str:
+def tokens_measured(tokens: int) -> str:
     """How many held-out tokens a loss is over, and whether that is little.
 
-    >>> stands_on(2000), stands_on(174)
+    >>> tokens_measured(2000), tokens_measured(174)
     ('2,000 tokens', '174 tokens, which is little: under 2,000 a small difference may be chance')
     """
     return f"{tokens:,} tokens" + (
@@ -90,7 +92,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
             "",
             (
                 "Loss in nats per token, over tokens that were kept out of training: "
-                f"{stands_on(held_out['tokens'])}."
+                f"{tokens_measured(held_out['tokens'])}."
             ),
         ]
     if bits := BITS.get(report.get("quant", "none")):

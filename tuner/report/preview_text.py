@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.report.token_text import Paint, Words, aligned, escaped, painted, pieces
+from tuner.report.token_text import Decoder, Paint, escape_hidden, next_boundary, render_spans, split_spans
 
 HEAD, TAIL = 300, 150
 """tokens of a long document that are shown from either end"""
@@ -20,7 +20,7 @@ NAMED = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Look:
+class PreviewedDocument:
     """A document, or what there is instead of one."""
 
     source: str
@@ -54,7 +54,7 @@ class Look:
     """what no format reads of the row, and isn't known to be left"""
 
 
-def as_json(looks: Iterable[Look], words: Words) -> Iterator[dict[str, Any]]:
+def as_json(looks: Iterable[PreviewedDocument], words: Decoder) -> Iterator[dict[str, Any]]:
     """An object for each document, and for each row or sample that is left out; that has no ids."""
     for look in looks:
         ids = [] if look.left_out else look.ids
@@ -78,7 +78,9 @@ def as_json(looks: Iterable[Look], words: Words) -> Iterator[dict[str, Any]]:
         yield from (value | {"line": line} for line in look.lines)
 
 
-def as_text(looks: Sequence[Look], words: Words, paint: Paint, *, marks: bool, ids: bool, whole: bool) -> str:
+def as_text(
+    looks: Sequence[PreviewedDocument], words: Decoder, paint: Paint, *, marks: bool, ids: bool, whole: bool
+) -> str:
     """The documents of a row, each under a line that says what it is.
 
     marks  what is trained stands between ⟦ and ⟧
@@ -87,9 +89,9 @@ def as_text(looks: Sequence[Look], words: Words, paint: Paint, *, marks: bool, i
     """
 
     def shown(tokens: Sequence[int], trained: Sequence[bool], before: Sequence[int] = ()) -> str:
-        return painted(pieces(tokens, trained, words, before), paint, marks=marks, ids=ids)
+        return render_spans(split_spans(tokens, trained, words, before), paint, marks=marks, ids=ids)
 
-    def body(look: Look) -> str:
+    def body(look: PreviewedDocument) -> str:
         tokens, trained, size = look.ids, look.trained, len(look.ids)
         if look.left_out:
             beginning, rest = _cut(tokens, AFTER, words) if not whole else (tokens, ())
@@ -98,7 +100,10 @@ def as_text(looks: Sequence[Look], words: Words, paint: Paint, *, marks: bool, i
             )
         if whole or size <= HEAD + 2 * TAIL:
             return shown(tokens, trained)
-        first, last = aligned(tokens, HEAD, words.decode), aligned(tokens, size - TAIL, words.decode)
+        first, last = (
+            next_boundary(tokens, HEAD, words.decode),
+            next_boundary(tokens, size - TAIL, words.decode),
+        )
         between = _note(
             paint,
             f"{last - first:,} tokens between, {sum(trained[first:last]):,} of them trained; --all shows "
@@ -111,15 +116,15 @@ def as_text(looks: Sequence[Look], words: Words, paint: Paint, *, marks: bool, i
         )
 
     def faint(tokens: Sequence[int], before: Sequence[int] = ()) -> str:
-        found = pieces(tokens, [False] * len(tokens), words, before)
-        return painted(
+        found = split_spans(tokens, [False] * len(tokens), words, before)
+        return render_spans(
             found,
             lambda text, kind: paint(text, kind if kind in ("hidden", "ids") else "left"),
             marks=marks,
             ids=ids,
         )
 
-    def one(look: Look) -> str:
+    def one(look: PreviewedDocument) -> str:
         lines = [paint(_heading(look), "head")]
         if len(look.ids):
             lines.append(body(look))
@@ -140,8 +145,8 @@ def as_text(looks: Sequence[Look], words: Words, paint: Paint, *, marks: bool, i
     return "\n".join(blocks)
 
 
-def _cut(ids: Sequence[int], at: int, words: Words) -> tuple[Sequence[int], Sequence[int]]:
-    at = aligned(ids, at, words.decode) if len(ids) > at else len(ids)
+def _cut(ids: Sequence[int], at: int, words: Decoder) -> tuple[Sequence[int], Sequence[int]]:
+    at = next_boundary(ids, at, words.decode) if len(ids) > at else len(ids)
     return ids[:at], ids[at:]
 
 
@@ -151,10 +156,10 @@ def _note(paint: Paint, text: str) -> str:
 
 def _raw(row: Any) -> str:
     text = json.dumps(row, ensure_ascii=False)
-    return escaped(text if len(text) <= RAW else f"{text[:RAW]} …")
+    return escape_hidden(text if len(text) <= RAW else f"{text[:RAW]} …")
 
 
-def _heading(look: Look) -> str:
+def _heading(look: PreviewedDocument) -> str:
     """Where it is from, and what it is."""
     lines = ", ".join(map(str, look.lines[:NAMED])) + (" …" if len(look.lines) > NAMED else "")
     said = [
@@ -178,4 +183,4 @@ def _heading(look: Look) -> str:
         )
     if look.left_out:
         said.append(f"{'fails the run' if look.fails else 'left out'}: {look.left_out}")
-    return "── " + escaped(" · ".join(filter(None, said)).replace("\n", " "))
+    return "── " + escape_hidden(" · ".join(filter(None, said)).replace("\n", " "))

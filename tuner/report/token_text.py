@@ -50,7 +50,7 @@ STYLES: dict[Kind, str] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Words:
+class Decoder:
     """What ids mean."""
 
     decode: Callable[[Sequence[int]], str]
@@ -59,7 +59,7 @@ class Words:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Piece:
+class Span:
     """Tokens that are text only together; mostly one."""
 
     text: str
@@ -68,16 +68,16 @@ class Piece:
     special: bool
 
 
-def pieces(
-    ids: Sequence[int], trained: Sequence[bool], words: Words, before: Sequence[int] = ()
-) -> list[Piece]:
+def split_spans(
+    ids: Sequence[int], trained: Sequence[bool], words: Decoder, before: Sequence[int] = ()
+) -> list[Span]:
     """Tokens in groups of whole characters; none goes over a border between trained and untrained, or over a
     special token.
 
     `before` are the ids in front of these: some tokenizers write the first word of a text without its space.
     """
     special = words.special
-    found: list[Piece] = []
+    found: list[Span] = []
     context, at = list(before), 0
     while at < len(ids):
         if ids[at] in special:
@@ -90,7 +90,7 @@ def pieces(
                     break
             end, text = _whole(ids, at, limit, words.decode, context)
         found.append(
-            Piece(text=text, ids=tuple(ids[at:end]), trained=bool(trained[at]), special=ids[at] in special)
+            Span(text=text, ids=tuple(ids[at:end]), trained=bool(trained[at]), special=ids[at] in special)
         )
         context, at = list(ids[at:end]), end
     return _told_apart(found, special.values())
@@ -117,7 +117,7 @@ def _whole(
     return end, text
 
 
-def aligned(ids: Sequence[int], at: int, decode: Callable[[Sequence[int]], str]) -> int:
+def next_boundary(ids: Sequence[int], at: int, decode: Callable[[Sequence[int]], str]) -> int:
     """The first place from `at` on where no character is cut in two."""
     for place in range(at, min(at + AHEAD, len(ids)) + 1):
         if not decode(ids[place : place + AHEAD + 1]).startswith(BROKEN):
@@ -125,12 +125,12 @@ def aligned(ids: Sequence[int], at: int, decode: Callable[[Sequence[int]], str])
     return at
 
 
-def _told_apart(found: list[Piece], names: Collection[str]) -> list[Piece]:
+def _told_apart(found: list[Span], names: Collection[str]) -> list[Span]:
     """With a backslash where a text, of one piece or of several, spells a special token."""
     spelled = re.compile(
         "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True) if len(name) > 1) or r"(?!)"
     )
-    result: list[Piece] = []
+    result: list[Span] = []
     for special, group in groupby(found, key=lambda piece: piece.special):
         members = list(group)
         if special:
@@ -147,7 +147,7 @@ def _told_apart(found: list[Piece], names: Collection[str]) -> list[Piece]:
     return result
 
 
-def painted(found: Iterable[Piece], paint: Paint, *, marks: bool, ids: bool) -> str:
+def render_spans(found: Iterable[Span], paint: Paint, *, marks: bool, ids: bool) -> str:
     """The pieces as one text. `marks` puts what is trained between ⟦ and ⟧, `ids` writes behind each piece
     its tokens: Hello‹9906›↵‹198›.
     """
@@ -157,13 +157,15 @@ def painted(found: Iterable[Piece], paint: Paint, *, marks: bool, ids: bool) -> 
         for piece in group:
             text = piece.text.rstrip("\n") if ids else piece.text
             breaks = len(piece.text) - len(text)
-            parts += [paint(part, _kind(piece, hidden)) for part, hidden in seen(text + "↵" * breaks)]
+            parts += [
+                paint(part, _kind(piece, hidden)) for part, hidden in visible_parts(text + "↵" * breaks)
+            ]
             parts += [paint(f"‹{','.join(map(str, piece.ids))}›", "ids"), "\n" * breaks] if ids else []
         parts.append(CLOSE if trained and marks else "")
     return "".join(parts)
 
 
-def _kind(piece: Piece, hidden: bool) -> Kind:
+def _kind(piece: Span, hidden: bool) -> Kind:
     if hidden:
         return "trained hidden" if piece.trained else "hidden"
     if piece.special:
@@ -171,20 +173,20 @@ def _kind(piece: Piece, hidden: bool) -> Kind:
     return "trained" if piece.trained else "plain"
 
 
-def seen(text: str) -> Iterator[tuple[str, bool]]:
+def visible_parts(text: str) -> Iterator[tuple[str, bool]]:
     """The text in parts: what can be shown, and what can't, already written so that it can."""
     for hidden, signs in groupby(text, key=is_hidden):
         part = "".join(signs)
         yield part.encode("unicode_escape").decode("ascii") if hidden else part, hidden
 
 
-def escaped(text: str) -> str:
+def escape_hidden(text: str) -> str:
     r"""The text with all that a terminal would obey or hide written out.
 
-    >>> escaped("a\x1b[2J\r\n\u202eb\u200b你好🙂")
+    >>> escape_hidden("a\x1b[2J\r\n\u202eb\u200b你好🙂")
     'a\\x1b[2J\\r\n\\u202eb\\u200b你好🙂'
     """
-    return "".join(part for part, _ in seen(text))
+    return "".join(part for part, _ in visible_parts(text))
 
 
 @lru_cache(maxsize=4096)

@@ -10,7 +10,7 @@ from tuner.config.schema import Config
 from tuner.config.view import View
 from tuner.errors import ConfigError, StageError
 from tuner.models.layouts import family
-from tuner.pipeline.stage import Choice, Context, Pick, Stage
+from tuner.pipeline.stage import Choice, ChosenStep, Context, Stage
 from tuner.train.checkpoints import steps
 
 LAYOUT = {"adapter": 1, "full": 1, "sidecars": 3}
@@ -25,7 +25,7 @@ def versions(view: View) -> dict[str, int]:
     return made | ({"quant": QUANT} if view.algo.quant != "none" else {})
 
 
-def pick(trained: Path, config: Config, finished: bool) -> Pick | None:
+def pick(trained: Path, config: Config, finished: bool) -> ChosenStep | None:
     """The step that convert.step means. Of an unfinished training `last` and `best` become the number that
     they are now.
 
@@ -48,7 +48,7 @@ def pick(trained: Path, config: Config, finished: bool) -> Pick | None:
         )
     whole = finished and wish != chosen.step and chosen is found[-1]
     pinned = replace(config, convert=replace(config.convert, step="last" if whole else chosen.step))
-    return Pick(config=pinned, content=steps.content(trained, chosen), step=chosen.step)
+    return ChosenStep(config=pinned, content=steps.content(trained, chosen), step=chosen.step)
 
 
 def run(ctx: Context) -> dict[str, Any]:

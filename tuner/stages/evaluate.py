@@ -11,7 +11,7 @@ from tuner.config.view import View
 from tuner.models.checkpoint.files import ADAPTER_FILES
 from tuner.pipeline.stage import Context, Stage
 from tuner.report import page
-from tuner.stages.measured import FP32, measure, measured, write
+from tuner.stages.measured import FP32, measure, measure_versions, write_result
 
 PAGE = 2
 """2: says where held-out tokens are few"""
@@ -22,7 +22,7 @@ QUANT = 1
 def versions(view: View) -> dict[str, int]:
     merged = {"fp32": FP32} if view.algo.precision == "fp32" else {}
     quant = {"quant": QUANT} if view.algo.quant != "none" else {}
-    return measured(view) | {"page": PAGE} | merged | quant
+    return measure_versions(view) | {"page": PAGE} | merged | quant
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -37,9 +37,9 @@ def run(ctx: Context) -> dict[str, Any]:
     result, facts = measure(ctx, base, adapter, quant)
     before = json.loads((ctx.inputs["baseline"].dir / "baseline.json").read_text(encoding="utf-8"))
     after = result.to_json()
-    report = page.compare(before, after, quant=quant)
-    write(ctx.out / "eval.json", after)
-    write(ctx.out / "report.json", report)
+    report = page.compare_measurements(before, after, quant=quant)
+    write_result(ctx.out / "eval.json", after)
+    write_result(ctx.out / "report.json", report)
     (ctx.out / "report.md").write_text(page.to_markdown(report), encoding="utf-8")
     ctx.say(page.headline(report))
     return {"loss": result.loss, "base_loss": before["loss"], "tokens": result.tokens} | facts

@@ -10,11 +10,11 @@ from typing import Any
 from tuner.config.schema import HUBS
 from tuner.config.view import View
 from tuner.data.conversation import Conversation, Label, LeftOut, Preference, RowError, Sample, Text
-from tuner.data.files import locate as sources
-from tuner.data.files import read as readers
+from tuner.data.files import locate
+from tuner.data.files.read import Unreadable, chunks, note, values
 from tuner.data.formats import hints, rows, trees
 from tuner.data.sources import check_columns, named, owner, parts, prefix, shape_of
-from tuner.data.survey import look as survey
+from tuner.data.survey.look import surveyed
 from tuner.errors import ConfigError, DataError
 from tuner.hub import lockfile
 from tuner.hub.lockfile import Pin
@@ -24,7 +24,7 @@ SHOWN = 3
 """bad rows that are named where there is no good one"""
 
 
-def files(view: View) -> dict[str, Path]:
+def local_files(view: View) -> dict[str, Path]:
     """Name → file, of those that lie here, as the config says."""
     data, found = view.data, dict[str, Path]()
     for number, part in enumerate(parts(view)):
@@ -49,7 +49,7 @@ def _located(
     paths: str | Sequence[str], package: str | None, where: str, *, apart: bool = False
 ) -> dict[str, Path]:
     try:
-        return sources.locate(_all(paths), package, apart=apart)
+        return locate.locate(_all(paths), package, apart=apart)
     except DataError as error:
         raise DataError(str(error).replace("data.path:", f"{where}:", 1)) from error
 
@@ -67,17 +67,17 @@ def notes(view: View) -> list[str]:
     for part in parts(view):
         if part.source not in HUBS:
             package = part.package if part.source == "package" else None
-            lines += sources.told(_all(part.path), package, held_out=apart)
-            lines += _beside(sources.locate(_all(part.path), package).values(), part)
+            lines += locate.told(_all(part.path), package, held_out=apart)
+            lines += _beside(locate.locate(_all(part.path), package).values(), part)
     if apart:
-        lines += sources.told(_all(data.held_out_path), apart=True)
-        lines += _beside(sources.locate(_all(data.held_out_path), apart=True).values(), parts(view)[0])
+        lines += locate.told(_all(data.held_out_path), apart=True)
+        lines += _beside(locate.locate(_all(data.held_out_path), apart=True).values(), parts(view)[0])
     return lines
 
 
 def _beside(found: Iterable[Path], part: View) -> list[str]:
     letters = shape_of(part).letters
-    return [f"{file.name}: {said}" for file in found if (said := readers.note(file, part.encoding, letters))]
+    return [f"{file.name}: {said}" for file in found if (said := note(file, part.encoding, letters))]
 
 
 def pin_name(part: View) -> str:
@@ -90,7 +90,7 @@ def patterns(part: View) -> tuple[str, ...] | None:
     return (part.files,) if isinstance(part.files, str) else part.files
 
 
-def pinned(view: View) -> dict[str, Pin | None]:
+def find_pins(view: View) -> dict[str, Pin | None]:
     """The hubs' data sets in the lock."""
     names = [pin_name(part) for part in parts(view) if part.source in HUBS]
     return {name: lockfile.find(Path(view.lock), name) for name in names}
@@ -100,7 +100,7 @@ def look_up(view: View, say: Callable[[str], None]) -> None:
     """Ask the hubs what the revisions are and which files are wanted, and write it into the lock."""
     from tuner.data import fetch
 
-    known = pinned(view)
+    known = find_pins(view)
     for part in parts(view):
         if part.source not in HUBS or known[name := pin_name(part)] is not None:
             continue
@@ -114,14 +114,14 @@ def look_up(view: View, say: Callable[[str], None]) -> None:
 def check(view: View) -> None:
     """The files that lie here are there, and the columns are those of the format."""
     check_columns(view)
-    files(view)
+    local_files(view)
 
 
 def run(context: Context) -> dict[str, Any]:
     """Bring what lies at a hub, and read until a row of each source can be trained on; what is wrong
     further on, tokenize finds.
     """
-    view, found = context.config, files(context.config)
+    view, found = context.config, local_files(context.config)
     brought = [
         _bring(part, prefix(number) if view.data.parts else "", context)
         for number, part in enumerate(parts(view))
@@ -141,12 +141,14 @@ def run(context: Context) -> dict[str, Any]:
             whole = [
                 (file, part.encoding) for name, file in sorted(found.items()) if owner(name)[0] == number
             ]
-            shapes[number] = survey.surveyed(whole, shape_of(part))
+            shapes[number] = surveyed(whole, shape_of(part))
         shape, mine = (
             shapes[number],
             [file for name, file in sorted(found.items()) if owner(name) == (number, apart)],
         )
-        look(mine, part.encoding, shape.whole if apart else shape, mixed=bool(view.data.parts))
+        require_trainable_row(
+            mine, part.encoding, shape.whole if apart else shape, mixed=bool(view.data.parts)
+        )
     for line in notes(view):
         context.say(f"  {line}")
     facts = {"files": len(found), "bytes": sum(file.stat().st_size for file in found.values())}
@@ -166,7 +168,9 @@ def _bring(part: View, prefix: str, context: Context) -> dict[str, Any]:
     return fetch.fetch(fetch.hub_of(part.source), part.repo, pin, context.out, context.say, prefix=prefix)
 
 
-def look(found: Sequence[Path], encoding: str, shape: rows.Shape, *, mixed: bool = False) -> None:
+def require_trainable_row(
+    found: Sequence[Path], encoding: str, shape: rows.Shape, *, mixed: bool = False
+) -> None:
     """Read files until a row can be trained on. Raises DataError when none can, with what would have them
     read, if that was found by trying.
 
@@ -175,7 +179,7 @@ def look(found: Sequence[Path], encoding: str, shape: rows.Shape, *, mixed: bool
     read, compared, bad, sample = 0, 0, list[str](), list[Any]()
     for file in found:
         for count, samples, problems, row in _samples(file, encoding, shape):
-            if any(map(trains, samples)):
+            if any(map(has_trained_text, samples)):
                 return
             read += count
             compared += any(isinstance(one, Preference | Label) for one in samples) or rows.compares(
@@ -185,7 +189,7 @@ def look(found: Sequence[Path], encoding: str, shape: rows.Shape, *, mixed: bool
                 sample.append(row)
             if len(bad) < SHOWN:
                 bad += [f"{file}:{line}: {reason}" for line, reason in problems][: SHOWN - len(bad)]
-    raise DataError(f"{sources.named(found)}: {_why_none(read, compared, bad, sample, shape, mixed)}")
+    raise DataError(f"{locate.named(found)}: {_why_none(read, compared, bad, sample, shape, mixed)}")
 
 
 def _why_none(
@@ -213,10 +217,10 @@ def _why_none(
             "forms that are known."
         )
         return f"none of {many} can be trained on. The first that can't be read:\n  {first}\n{mend}"
-    return f"{sources.no_answers(read)}{f' {way}' if way else ''}"
+    return f"{locate.no_answers(read)}{f' {way}' if way else ''}"
 
 
-def trains(sample: Sample) -> bool:
+def has_trained_text(sample: Sample) -> bool:
     """Whether there is something to train in it. What compares answers is for objectives of its own."""
     return isinstance(sample, Text) or (isinstance(sample, Conversation) and sample.trains)
 
@@ -228,7 +232,7 @@ def _samples(
     tree at a time; of a tree no row.
     """
     entries: Iterator[tuple[int, Any]] = (
-        entry for chunk in readers.chunks(file, encoding, shape.letters) for entry in readers.values(chunk)
+        entry for chunk in chunks(file, encoding, shape.letters) for entry in values(chunk)
     )
     head = list(islice(entries, 1))
     entries = chain(head, entries)
@@ -244,13 +248,13 @@ def _samples(
     read = rows.reader(shape)
     for number, row in entries:
         try:
-            if isinstance(row, readers.Unreadable):
+            if isinstance(row, Unreadable):
                 raise RowError(row.reason)
             if rows.is_left(row, shape):
                 continue
             samples = read(row)
         except RowError as error:
-            yield 1, (), [(number, str(error))], None if isinstance(row, readers.Unreadable) else row
+            yield 1, (), [(number, str(error))], None if isinstance(row, Unreadable) else row
         except LeftOut:
             yield 1, (), (), None
         else:
@@ -273,7 +277,7 @@ def versions(view: View) -> dict[str, int]:
 
 def cost(view: View, partial: Path) -> tuple[int, int]:
     """Bytes still to download, as far as the hubs tell sizes, and bytes that are here already."""
-    wanted = sum(file.size or 0 for pin in pinned(view).values() if pin for file in pin.files.values())
+    wanted = sum(file.size or 0 for pin in find_pins(view).values() if pin for file in pin.files.values())
     here = (
         sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) if partial.is_dir() else 0
     )
@@ -285,8 +289,8 @@ STAGE = Stage(
     version=1,
     run=run,
     versions=versions,
-    sources=files,
-    pins=pinned,
+    sources=local_files,
+    pins=find_pins,
     look_up=look_up,
     check=check,
     references=lambda _: True,

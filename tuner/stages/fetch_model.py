@@ -30,12 +30,12 @@ HUB = ".hub"
 
 def look_up(view: View, say: Callable[[str], None]) -> None:
     """Ask the hub what the revision is, and write it into the lock."""
-    from tuner.models import fetch as remote
+    from tuner.models import fetch
 
     model, name = view.model, source.pin_name(view)
     if view.locked:
         raise ConfigError(lockfile.missing(view.lock, name))
-    remote.look_up(
+    fetch.look_up(
         model.source,
         source.repository(view),
         model.revision,
@@ -133,9 +133,9 @@ def cost(view: View, partial: Path) -> tuple[int, int]:
     """Bytes still to download, and bytes that are here already."""
     if (pin := source.pins(view).get(source.pin_name(view))) is None:
         return 0, 0
-    from tuner.models import fetch as remote
+    from tuner.models import fetch
 
-    return remote.cost(
+    return fetch.cost(
         view.model.source, source.repository(view), pin, partial / HUB if versions(view) else partial
     )
 
@@ -194,11 +194,11 @@ def _bring(ctx: Context, out: Path) -> tuple[Mapping[str, Path], str | None]:
     if view.model.source not in HUBS:
         return source.local_files(view), None
     from tuner.hub import download
-    from tuner.models import fetch as remote
+    from tuner.models import fetch
 
     pin = source.pins(view)[source.pin_name(view)]
     assert pin is not None, "the pipeline looks references up before a stage runs"
-    remote.bring(view.model.source, source.repository(view), pin, out, ctx.say)
+    fetch.bring(view.model.source, source.repository(view), pin, out, ctx.say)
     download.remove_leftovers(out, pin.files)
     return {name: out / name for name in pin.files}, pin.commit
 
@@ -253,7 +253,7 @@ def native(directory: Path) -> dict[str, Any]:
     """
     from transformers import CONFIG_MAPPING, __version__
 
-    from tuner.models import fetch as remote
+    from tuner.models import fetch
 
     path = directory / "config.json"
     config = files.read_config(path)
@@ -268,7 +268,7 @@ def native(directory: Path) -> dict[str, Any]:
             f"{path} says model_type {kind}, which transformers {__version__} does not know{own}. "
             "A newer transformers may know it; else use a model of a family that it has."
         )
-    remote.check_config(config)
+    fetch.check_config(config)
     return config
 
 

@@ -16,7 +16,7 @@ FP32 = 1
 """an adapter that trained in fp32 is measured merged in fp32"""
 
 
-def measured(view: View) -> dict[str, int]:
+def measure_versions(view: View) -> dict[str, int]:
     """The pieces that measure, by version."""
     return MEASURE if view.eval.prompts else {"held_out": MEASURE["held_out"]}
 
@@ -34,6 +34,6 @@ def measure(
     )
 
 
-def write(path: Path, value: dict[str, Any]) -> None:
+def write_result(path: Path, value: dict[str, Any]) -> None:
     """A result as people may read it."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

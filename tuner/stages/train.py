@@ -8,7 +8,7 @@ from tuner.config import lora_init
 from tuner.config.view import View
 from tuner.errors import ConfigError
 from tuner.models.checkpoint.files import adapter_sources
-from tuner.pipeline.stage import Context, Growth, Stage
+from tuner.pipeline.stage import Context, Extension, Stage
 from tuner.train.checkpoints import steps
 
 PIECES = {"order": 2, "schedule": 2, "loss": 1}
@@ -103,6 +103,6 @@ STAGE = Stage(
     computes=True,
     several=True,
     progress=progress,
-    growth=Growth(field="algo.stop_step", reach=reach, adopt=steps.adopt_step),
+    extension=Extension(field="algo.stop_step", reach=reach, adopt=steps.adopt_step),
     journal=("metrics.jsonl", "samples.jsonl", "trackers.json", "tensorboard/*", "steps/*"),
 )

@@ -25,14 +25,14 @@ from tuner.files import disk_full
 from tuner.hardware.optional_imports import spare
 from tuner.launch import channel_client
 from tuner.launch.channel_client import Leash
-from tuner.pipeline.run import Run
+from tuner.pipeline.run import RunDirectory
 from tuner.pipeline.stage import Context, Input, Stage
 from tuner.stages import STAGES
 
 PR_SET_PDEATHSIG = 1
 
 
-def follow(parent: int) -> None:
+def end_with_parent(parent: int) -> None:
     """Get SIGTERM when the parent dies, even of SIGKILL: a training saves and ends, anything else just
     ends.
     """
@@ -52,12 +52,12 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
     )  # Slurm warns all processes of a job with it before its time is over; submitit, the parent, acts on it
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # a launcher asks where a process hangs
     job: dict[str, Any] = json.load(sys.stdin)
-    follow(job["parent"])
+    end_with_parent(job["parent"])
     rank, size = (
         int(os.environ[name]) if "control" in job else default
         for name, default in (("RANK", 0), ("WORLD_SIZE", 1))
     )
-    control = hold(job["control"], rank) if "control" in job else None
+    control = connect_to_launcher(job["control"], rank) if "control" in job else None
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # OpenMP's threads spin while they wait for each other: on cores that something else uses too, that halves
     # the speed and more.
@@ -67,7 +67,7 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     config = freeze(job["config"])
     spare_imports(config, job["stage"], size)
-    run = Run(Path(job["run"]))
+    run = RunDirectory(Path(job["run"]))
 
     def write(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -114,7 +114,7 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
     os._exit(code)  # libraries would wait for the others, who wait for this one
 
 
-def hold(control: dict[str, Any], rank: int) -> Leash:
+def connect_to_launcher(control: dict[str, Any], rank: int) -> Leash:
     """Connect with the launcher, which ends this process when it goes."""
     try:
         made = Leash(control["host"], control["port"], control["token"], rank, timeout=control["timeout"])

@@ -21,7 +21,7 @@ from tuner.models.load import DTYPES, compute_dtype
 from tuner.models.lora.add import trainable
 from tuner.models.recurrence import carries
 from tuner.pipeline.stage import Context
-from tuner.report.page import stands_on
+from tuner.report.page import tokens_measured
 from tuner.train import auto_settings as facts_of
 from tuner.train.batch import count_targets
 from tuner.train.checkpoints import resume, sharded, steps
@@ -128,7 +128,7 @@ def _train(
     if held:
         say(
             f"held-out loss while training: {len(held)} pack{'s' * (len(held) > 1)}, "
-            f"{stands_on(count_targets(held))}"
+            f"{tokens_measured(count_targets(held))}"
         )
 
     start, seen = (found.step, found.tokens) if found else (0, 0)

@@ -165,7 +165,7 @@ def operations(
         costs = flops.costs(read_json(directory / "config.json") or {}, config.algo)
     except DataError:
         return lambda _: 0.0, None
-    peak = flops.peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    peak = flops.peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     return lambda packs: costs.model(
         [n for pack in packs for n in pack.lengths.tolist()], count_targets(packs)
     ), peak

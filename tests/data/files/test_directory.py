@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuner.data.files import locate as sources
+from tuner.data.files import locate
 from tuner.data.files.directory import held_out, training
 from tuner.data.files.read import is_readable
 from tuner.data.files.splits import choose, split_of
@@ -75,7 +75,7 @@ def test_the_training_rows_are_taken_and_the_rest_is_named(
 ) -> None:
     found = training(made(tmp_path, *names))
     assert (list(found.files), found.left) == (taken, left)
-    assert list(sources.locate([str(tmp_path)]).values()) == [tmp_path / name for name in taken]
+    assert list(locate.locate([str(tmp_path)]).values()) == [tmp_path / name for name in taken]
 
 
 def test_the_card_says_which_files_are_for_training(tmp_path: Path) -> None:
@@ -89,30 +89,30 @@ def test_what_is_left_is_said_with_how_to_measure_on_it(tmp_path: Path) -> None:
     said = (
         f"{tmp_path}/ds: took train.jsonl; left test.jsonl (test), validation.jsonl (validation), README.md"
     )
-    assert sources.told([str(tmp_path / "ds")]) == [
+    assert locate.told([str(tmp_path / "ds")]) == [
         f"{said}. To measure on that file: data.held_out_path={tmp_path}/ds/validation.jsonl"
     ]
-    assert sources.told([str(tmp_path / "ds")], held_out=True) == [said]
-    assert list(sources.locate([str(tmp_path / "ds/validation.jsonl")], apart=True)) == ["validation.jsonl"]
+    assert locate.told([str(tmp_path / "ds")], held_out=True) == [said]
+    assert list(locate.locate([str(tmp_path / "ds/validation.jsonl")], apart=True)) == ["validation.jsonl"]
     made(tmp_path / "parts", "train-0.jsonl", "test-0.jsonl", "test-1.jsonl")
-    (line,) = sources.told([str(tmp_path / "parts")])
+    (line,) = locate.told([str(tmp_path / "parts")])
     assert line.endswith(f"To measure on those files: data.held_out_path={tmp_path}/parts")
-    assert [file.name for file in sources.locate([str(tmp_path / "parts")], apart=True).values()] == [
+    assert [file.name for file in locate.locate([str(tmp_path / "parts")], apart=True).values()] == [
         "test-0.jsonl",
         "test-1.jsonl",
     ]
-    (line,) = sources.told([f"{tmp_path}/ds/t*.jsonl"])
+    (line,) = locate.told([f"{tmp_path}/ds/t*.jsonl"])
     assert line.startswith(f"{tmp_path}/ds/t*.jsonl takes test.jsonl too")
-    assert sources.told([f"{tmp_path}/ds/train.jsonl", f"{tmp_path}/ds/test.jsonl"]) == []
+    assert locate.told([f"{tmp_path}/ds/train.jsonl", f"{tmp_path}/ds/test.jsonl"]) == []
 
 
 def test_a_pattern_that_matches_a_directory_and_its_files_takes_each_once(tmp_path: Path) -> None:
     made(tmp_path / "ds", "a/train.jsonl", "b.jsonl")
-    assert [file.name for file in sources.locate([f"{tmp_path}/ds/**"]).values()] == [
+    assert [file.name for file in locate.locate([f"{tmp_path}/ds/**"]).values()] == [
         "train.jsonl",
         "b.jsonl",
     ]
-    assert [file.name for file in sources.locate([f"{tmp_path}/ds/a*"]).values()] == ["train.jsonl"]
+    assert [file.name for file in locate.locate([f"{tmp_path}/ds/a*"]).values()] == ["train.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_directory_without_training_rows_is_refused_with_what_there_is(
     with pytest.raises(DataError, match=words):
         training(tmp_path)
     with pytest.raises(DataError, match=words):
-        sources.told([str(tmp_path)])
+        locate.told([str(tmp_path)])
 
 
 def test_the_card_of_a_test_set_is_no_training_split(tmp_path: Path) -> None:

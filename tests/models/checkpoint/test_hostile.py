@@ -20,7 +20,7 @@ from tests.conftest import REPO, SHARED
 from tests.hub.server import Hub
 from tuner.errors import DataError
 from tuner.hub import lockfile
-from tuner.models import fetch as remote
+from tuner.models import fetch
 from tuner.models.checkpoint.files import SINGLE
 from tuner.models.checkpoint.headers import HEADER, read_header
 from tuner.models.checkpoint.safetensors import read_specs
@@ -195,15 +195,15 @@ def test_a_pickle_in_the_place_of_safetensors_is_not_opened(tmp_path: Path, form
 
 
 def test_sizes_that_a_model_can_have_are_accepted() -> None:
-    remote.check_config(LLAMA)
-    remote.check_config(
+    fetch.check_config(LLAMA)
+    fetch.check_config(
         {
             "model_type": "gemma3",
             "text_config": LLAMA,
             "vision_config": {"hidden_size": 1152, "intermediate_size": [1, 2]},
         }
     )
-    remote.check_config(
+    fetch.check_config(
         {
             **LLAMA,
             "hidden_size": 16384,
@@ -212,7 +212,7 @@ def test_sizes_that_a_model_can_have_are_accepted() -> None:
             "vocab_size": 128256,
         }
     )
-    remote.check_config(
+    fetch.check_config(
         {
             **LLAMA,
             "hidden_size": 7168,
@@ -222,9 +222,7 @@ def test_sizes_that_a_model_can_have_are_accepted() -> None:
             "q_lora_rank": None,
         }
     )
-    remote.check_config(
-        {"model_type": "qwen", "seq_length": 8192, "num_experts": 0, "n_shared_experts": None}
-    )
+    fetch.check_config({"model_type": "qwen", "seq_length": 8192, "num_experts": 0, "n_shared_experts": None})
 
 
 def test_every_model_of_the_catalogue_can_exist() -> None:
@@ -237,7 +235,7 @@ def test_every_model_of_the_catalogue_can_exist() -> None:
         for path in (SHARED / "fixtures" / "models").glob("*/config.json")
     ]
     for config in filter(None, [*geometries, *configs]):
-        remote.check_config(config)
+        fetch.check_config(config)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +265,7 @@ def test_every_model_of_the_catalogue_can_exist() -> None:
 )
 def test_absurd_sizes_are_refused_before_anything_is_allocated(change: dict[str, Any], why: str) -> None:
     with pytest.raises(DataError, match=why) as caught:
-        remote.check_config({**LLAMA, **change})
+        fetch.check_config({**LLAMA, **change})
     one_paragraph(caught.value)
 
 
@@ -276,7 +274,7 @@ def test_a_config_that_is_nested_without_end_is_refused() -> None:
     for _ in range(200):
         deep = {"a": [deep]}
     with pytest.raises(DataError, match="nested more than 16 levels deep"):
-        remote.check_config(deep)
+        fetch.check_config(deep)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +292,7 @@ def test_a_config_that_is_nested_without_end_is_refused() -> None:
 )
 def test_a_config_that_is_none_is_refused(content: bytes, why: str) -> None:
     with pytest.raises(DataError, match=why) as caught:
-        remote.parsed(content, "config.json of org/model")
+        fetch.parsed(content, "config.json of org/model")
     one_paragraph(caught.value)
 
 
@@ -342,7 +340,7 @@ def test_a_hostile_repository_is_refused_before_it_is_downloaded(
     server.add("org/model", files, kind="models")
     lock = tmp_path / "a" / "b" / "tuner.lock"
     with pytest.raises(DataError, match=why) as caught:
-        remote.look_up(source, "org/model", None, lock=lock, name="model", layout="auto", say=print)
+        fetch.look_up(source, "org/model", None, lock=lock, name="model", layout="auto", say=print)
     one_paragraph(caught.value)
     assert list(tmp_path.rglob("*")) == []
     assert SINGLE not in server.sent
@@ -364,10 +362,10 @@ def test_a_models_own_code_is_neither_fetched_nor_run(server: Hub, tmp_path: Pat
     }
     server.add("org/model", files, kind="models")
     lock, out = tmp_path / "tuner.lock", tmp_path / "out"
-    remote.look_up("hub", "org/model", None, lock=lock, name="model", layout="auto", say=print)
+    fetch.look_up("hub", "org/model", None, lock=lock, name="model", layout="auto", say=print)
     pin = lockfile.find(lock, "model")
     assert pin is not None
-    remote.bring("hub", "org/model", pin, out, print)
+    fetch.bring("hub", "org/model", pin, out, print)
     assert sorted(path.name for path in out.iterdir() if path.is_file()) == ["config.json", SINGLE]
     assert not any(".py" in path for _, path, _ in server.asked)
     assert not mark.exists()
@@ -384,7 +382,7 @@ def test_a_lock_that_names_files_elsewhere_writes_none(server: Hub, tmp_path: Pa
     )
     out = tmp_path / "a" / "out"
     with pytest.raises(DataError, match="would lie outside its directory or be hidden"):
-        remote.bring("hub", "org/model", pin, out, print)
+        fetch.bring("hub", "org/model", pin, out, print)
     assert list(tmp_path.rglob("*.json")) == []
 
 
@@ -392,10 +390,10 @@ def test_links_of_a_repository_are_never_made(server: Hub, tmp_path: Path) -> No
     """Git stores a link as a small file that holds where it leads to, and as that it arrives."""
     server.add("org/model", {"config.json": json.dumps(LLAMA), SINGLE: b"/etc/passwd"}, kind="models")
     lock, out = tmp_path / "tuner.lock", tmp_path / "out"
-    remote.look_up("hub", "org/model", None, lock=lock, name="model", layout="auto", say=print)
+    fetch.look_up("hub", "org/model", None, lock=lock, name="model", layout="auto", say=print)
     pin = lockfile.find(lock, "model")
     assert pin is not None
-    remote.bring("hub", "org/model", pin, out, print)
+    fetch.bring("hub", "org/model", pin, out, print)
     assert not any(path.is_symlink() for path in out.rglob("*"))
     with pytest.raises(DataError, match="no safetensors file, or only the beginning of one"):
         read_specs(out / SINGLE)

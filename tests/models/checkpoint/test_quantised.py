@@ -10,7 +10,7 @@ import pytest
 from tests.hub.server import Hub
 from tuner.errors import ConfigError
 from tuner.hub import http, lockfile
-from tuner.models import fetch as remote
+from tuner.models import fetch
 from tuner.models.checkpoint import quantised, unquantised
 from tuner.models.checkpoint.files import INDEX
 
@@ -276,7 +276,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 def look_up(tmp_path: Path, repo: str, source: str = "hub") -> lockfile.Pin | None:
     name = lockfile.key("model", source, repo, None)
-    remote.look_up(source, repo, None, lock=tmp_path / "tuner.lock", name=name, layout="auto", say=print)
+    fetch.look_up(source, repo, None, lock=tmp_path / "tuner.lock", name=name, layout="auto", say=print)
     return lockfile.find(tmp_path / "tuner.lock", name)
 
 

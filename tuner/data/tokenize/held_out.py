@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tuner.data.tokenize.ledger import Source
 from tuner.data.tokenize.packing import held_out
 from tuner.data.tokenize.spool import Documents
-from tuner.report.page import stands_on
+from tuner.report.page import tokens_measured
 
 FEW = 200
 """rows, below which those that are held out are missed in training"""
@@ -72,7 +72,7 @@ class Apart:
         )
         line = (
             f"held out: {self.rows:,} of {self.of_rows:,} rows{distinct}; a loss stands on "
-            f"{stands_on(self.tokens)}"
+            f"{tokens_measured(self.tokens)}"
         )
         leak = (
             "all rows to train on have the tokens of rows in data.held_out_path: the loss is over what was "

@@ -16,8 +16,8 @@ from tuner.data.chat.template import compile_template
 from tuner.data.packs import Pack, Packs
 from tuner.data.tokenizer.load import load_vocabulary
 from tuner.errors import DataError
-from tuner.estimate.memory import CONTEXT, Work, estimate
-from tuner.estimate.what_fits import plain, ways
+from tuner.estimate.memory import CONTEXT, Workload, estimate_memory
+from tuner.estimate.what_fits import plain_algo, ways_to_fit
 from tuner.files import read_json
 from tuner.models.checkpoint.companions import spoken
 from tuner.models.checkpoint.files import weight_files
@@ -54,17 +54,17 @@ class Estimates:
 
     geometry: Geometry
     algo: Algo
-    work: Work
+    work: Workload
     """with the processes that share it"""
     length: int
 
-    def at(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool) -> Work:
+    def at(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool) -> Workload:
         return replace(
             self.work, tokens=tokens, targets=targets, accumulated=accumulated, recompute=recompute
         )
 
     def reserved(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool) -> float:
-        return estimate(
+        return estimate_memory(
             self.geometry, self.algo, self.at(tokens, targets, accumulated=accumulated, recompute=recompute)
         ).reserved
 
@@ -72,7 +72,7 @@ class Estimates:
         self, tokens: int, targets: int, *, accumulated: bool, recompute: bool, micro: int, room: float
     ) -> list[str]:
         work = self.at(tokens, targets, accumulated=accumulated, recompute=recompute)
-        return ways(self.geometry, self.algo, work, room + CONTEXT, length=self.length, micro=micro)
+        return ways_to_fit(self.geometry, self.algo, work, room + CONTEXT, length=self.length, micro=micro)
 
 
 def preflight(
@@ -233,7 +233,7 @@ def proved(
 def foresight(ctx: Context, facts: dict[str, Any]) -> Foresight | None:
     """What estimates can tell; None for a family whose shapes are not known."""
     geometry = read_json(ctx.inputs["fetch_model"].dir / "config.json") or {}
-    work = Work(
+    work = Workload(
         tokens=2,
         targets=1,
         new_tokens=len(ctx.config.model.new_tokens),
@@ -244,7 +244,7 @@ def foresight(ctx: Context, facts: dict[str, Any]) -> Foresight | None:
         sequence_parallel=facts["sequence_parallel"],
     )
     found = Estimates(
-        geometry=geometry, algo=plain(ctx.config.algo), work=work, length=ctx.config.data.length
+        geometry=geometry, algo=plain_algo(ctx.config.algo), work=work, length=ctx.config.data.length
     )
     try:
         found.reserved(2, 1, accumulated=True, recompute=False)
