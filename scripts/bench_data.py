@@ -72,14 +72,14 @@ def stage(data: Path, tokenizer: str, out: Path, workers: int | str = "auto") ->
     """Our stage: read, template, mask, pack, write."""
     import yaml
 
-    from tuner.config.build import freeze
+    from tuner.config.build import build_config
     from tuner.config.view import View
     from tuner.pipeline.stage import Context, Input
     from tuner.stages import tokenize
 
     chat = yaml.safe_load((ROOT / "conf/model/chat/chatml.yaml").read_text(encoding="utf-8"))
     described = {"path": str(data), "length": LENGTH, "held_out": 0.0}
-    config = freeze(
+    config = build_config(
         {"model": {"path": tokenizer, "chat": chat}, "data": described, "machine": {"workers": workers}}
     )
     inputs = {

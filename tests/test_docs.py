@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tuner.cli.main import VERBS, parse
-from tuner.config.compose import compose, options
+from tuner.config.compose import compose, group_options
 from tuner.config.overrides import translate
 
 REPO = Path(__file__).resolve().parents[1]
@@ -109,11 +109,11 @@ def test_there_are_commands_to_check(readme: str) -> None:
 def test_commands_parse_and_compose(page: str, command: str, desk: Path) -> None:
     line = parse(shlex.split(command, comments=True)[3:])
     if "-m" in line.flags:
-        assert translate(line.words, options(line.extra), sweep=True)
+        assert translate(line.words, group_options(line.extra), sweep=True)
     elif line.verb != "list":
         compose(line.words, extra=line.extra)
     if line.verb == "list" and line.bare:
-        assert line.bare[0] in {group.split("/")[-1] for group in options(line.extra)}
+        assert line.bare[0] in {group.split("/")[-1] for group in group_options(line.extra)}
 
 
 @pytest.mark.parametrize("page", PAGES)

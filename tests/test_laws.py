@@ -156,9 +156,9 @@ def test_only_config_knows_hydra(name: str) -> None:
 
 def test_every_field_is_declared_for_stages_that_exist() -> None:
     names = {stage.name for stage in STAGES}
-    for path, role, _ in leaves(Config()):
-        assert role.stages <= names, path
-        assert role.kind != "identity" or role.stages, f"{path} is identity, but no stage has it"
+    for path, declared, _ in leaves(Config()):
+        assert declared.stages <= names, path
+        assert declared.kind != "identity" or declared.stages, f"{path} is identity, but no stage has it"
 
 
 def reads(path: Path) -> set[str]:
@@ -204,8 +204,8 @@ def test_every_field_of_a_stage_is_read_by_it(stage: str) -> None:
     read = set().union(*(reads(path) for path in reached(REPO / "tuner" / "stages" / f"{stage}.py")))
     unread = [
         path
-        for path, role, _ in leaves(Config())
-        if stage in role.stages and path.rsplit(".", 1)[-1] not in read
+        for path, declared, _ in leaves(Config())
+        if stage in declared.stages and path.rsplit(".", 1)[-1] not in read
     ]
     if stage == "train":
         unread.remove("variant")  # only there to be part of the identity
@@ -218,5 +218,7 @@ def test_top_fields_are_read() -> None:
         *(reads(path) for path in modules() if path.relative_to(REPO / "tuner").parts[0] not in below)
     )
     assert not [
-        path for path, role, _ in leaves(Config()) if not role.stages and path.rsplit(".", 1)[-1] not in read
+        path
+        for path, declared, _ in leaves(Config())
+        if not declared.stages and path.rsplit(".", 1)[-1] not in read
     ]

@@ -16,7 +16,7 @@ import yaml
 from tests.conftest import Tuner, environment
 from tests.store.test_artifacts import publish
 from tuner.cli.clean import clean
-from tuner.config.build import thaw
+from tuner.config.build import dump_config
 from tuner.config.schema import Config, Data, Model
 from tuner.errors import ConfigError, StoreError
 from tuner.files import read_json, write_json
@@ -47,7 +47,7 @@ def config_in(root: Path) -> Config:
 def run_in(root: Path, name: str = "a-00000001") -> RunDirectory:
     run = RunDirectory(root / "runs" / name)
     run.dir.mkdir(parents=True)
-    (run.dir / "config.yaml").write_text(yaml.dump(thaw(config_in(root))), encoding="utf-8")
+    (run.dir / "config.yaml").write_text(yaml.dump(dump_config(config_in(root))), encoding="utf-8")
     return run
 
 
@@ -371,7 +371,9 @@ def test_status_shows_names_tags_and_sizes_under_each_other(root: Path, store: S
     for name, tags in (("客服-00000001", ("一", "二")), ("support-00000002", ())):
         run = run_in(root, name)
         config = replace(config_in(root), tags=tags, note="第三次" if tags else None)
-        (run.dir / "config.yaml").write_text(yaml.dump(thaw(config), allow_unicode=True), encoding="utf-8")
+        (run.dir / "config.yaml").write_text(
+            yaml.dump(dump_config(config), allow_unicode=True), encoding="utf-8"
+        )
         run.link("fetch_data", store.root / KEYS[0])
     out = tuner("status", f"root={root}").out.splitlines()
     assert [line.split()[0] for line in out[:3]] == ["run", "客服-00000001", "support-00000002"]

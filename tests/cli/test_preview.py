@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import ROWS, Tuner, environment, linked, write_rows
 from tests.models.tiny import CHATML
 from tuner.cli.preview import places, preview
-from tuner.config.schema import Config, Data, Machine, Model, Part
+from tuner.config.schema import Config, Data, DataSource, Machine, Model
 from tuner.config.view import View
 from tuner.data.packs import Packs
 from tuner.data.sources import parts
@@ -179,8 +179,8 @@ def test_the_documents_of_a_mixture_are_those_of_the_packs(
     )
     written(tmp_path / "apart.jsonl", row("held", "out"))
     parts = (
-        Part(label="chats", path=str(tmp_path / "one.jsonl"), take=2.0),
-        Part(
+        DataSource(label="chats", path=str(tmp_path / "one.jsonl"), take=2.0),
+        DataSource(
             label="tasks",
             path=str(tmp_path / "two.jsonl"),
             take=7,
@@ -353,7 +353,7 @@ def test_rows_are_named_by_number_range_file_and_source(show: Show, tmp_path: Pa
     assert shown() == ["a1", "a2", "a3"]
     assert shown("2", "2990-2991") == ["a2", "a2990", "a2991", "b2", "b2990", "b2991"]
     assert shown("b.jsonl:7", f"{tmp_path}/a.jsonl:3", "0001-b.jsonl:5-6") == ["a3", "b5", "b6", "b7"]
-    parts = tuple(Part(label=name, path=str(tmp_path / f"{name}.jsonl")) for name in ("a", "b"))
+    parts = tuple(DataSource(label=name, path=str(tmp_path / f"{name}.jsonl")) for name in ("a", "b"))
     mixed = config_of(None, parts=parts)
     assert [(v["source"], v["line"]) for v in objects(show(mixed, "--json"))] == [
         (name, n) for name in ("a", "b") for n in (1, 2, 3)

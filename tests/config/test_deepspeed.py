@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from tuner.config.deepspeed import Case, nearest_legal, problem, processes, resolve
+from tuner.config.deepspeed import Combination, combination_of, nearest_legal, process_count, why_refused
 from tuner.config.schema import Algo, Machine, Optim
 from tuner.errors import ConfigError
 from tuner.train.deepspeed.settings import deepspeed_json, read_own
 
-CASE = Case(
+DEFAULT = Combination(
     engine="deepspeed",
     processes=1,
     zero=0,
@@ -38,23 +38,23 @@ GRID = {
     "optimizer": ("adamw", "adamw_8bit", "muon"),
     "dora": (False, True),
 }
-EVERY = [Case(**dict(zip(GRID, values, strict=True))) for values in itertools.product(*GRID.values())]  # type: ignore[arg-type]
+EVERY = [Combination(**dict(zip(GRID, values, strict=True))) for values in itertools.product(*GRID.values())]  # type: ignore[arg-type]
 
 
-def make(case: Case, **more: Any) -> dict[str, Any]:
-    return deepspeed_json(case, device="cuda", trainable=10**9, hidden=4096, largest=10**8, **more)
+def make(combination: Combination, **more: Any) -> dict[str, Any]:
+    return deepspeed_json(combination, device="cuda", trainable=10**9, hidden=4096, largest=10**8, **more)
 
 
 def test_the_grid_has_every_field() -> None:
-    assert list(GRID) == [f.name for f in fields(Case)]
+    assert list(GRID) == [f.name for f in fields(Combination)]
 
 
 def test_a_combination_is_legal_or_names_a_legal_one() -> None:
-    legal = [case for case in EVERY if problem(case) is None]
+    legal = [combination for combination in EVERY if why_refused(combination) is None]
     assert len(legal) > 100
-    assert all(nearest_legal(case) == case for case in legal)
-    for case in set(EVERY) - set(legal):
-        said = problem(case)
+    assert all(nearest_legal(combination) == combination for combination in legal)
+    for combination in set(EVERY) - set(legal):
+        said = why_refused(combination)
         assert said
         words = dict(re.findall(r"machine\.(\w+)=(\S+)", said.rpartition(": set ")[2].removesuffix(".")))
         assert words, said
@@ -62,9 +62,9 @@ def test_a_combination_is_legal_or_names_a_legal_one() -> None:
             name: None if word == "null" else int(word) if word.isdecimal() else word
             for name, word in words.items()
         }
-        changed = replace(case, **typed)
-        assert problem(changed) is None, f"{said} is no help for {case}"
-        assert changed == nearest_legal(case)
+        changed = replace(combination, **typed)
+        assert why_refused(changed) is None, f"{said} is no help for {combination}"
+        assert changed == nearest_legal(combination)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_the_documentation_has_the_rules_as_a_table(row: str, kinds: list[dict[s
         cells = []
         for places in columns:
             (legal,) = {
-                tuple(n for n in range(4) if problem(replace(CASE, zero=n, **kind, **where)) is None)
+                tuple(n for n in range(4) if why_refused(replace(DEFAULT, zero=n, **kind, **where)) is None)
                 for where in places
             }
             cells.append(
@@ -120,7 +120,7 @@ def test_the_documentation_has_the_rules_as_a_table(row: str, kinds: list[dict[s
     ],
 )
 def test_the_answer_says_why_and_what(changes: dict[str, Any], said: str) -> None:
-    assert re.search(said, problem(replace(CASE, **changes)) or "")
+    assert re.search(said, why_refused(replace(DEFAULT, **changes)) or "")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_the_answer_says_why_and_what(changes: dict[str, Any], said: str) -> Non
     ],
 )
 def test_legal(changes: dict[str, Any]) -> None:
-    assert problem(replace(CASE, **changes)) is None
+    assert why_refused(replace(DEFAULT, **changes)) is None
 
 
 @pytest.mark.parametrize(
@@ -158,14 +158,14 @@ def test_legal(changes: dict[str, Any]) -> None:
 def test_auto_is_legal_and_as_documented(
     machine: Machine, algo: Algo, count: int, found: tuple[str, int]
 ) -> None:
-    case = resolve(machine, algo, processes=count)
-    assert (case.engine, case.zero) == found
-    assert problem(case) is None
+    combination = combination_of(machine, algo, processes=count)
+    assert (combination.engine, combination.zero) == found
+    assert why_refused(combination) is None
 
 
 def test_a_wish_that_can_not_be_met_stays_a_wish() -> None:
-    assert problem(resolve(Machine(engine="torch"), Algo(), processes=2))
-    assert problem(resolve(Machine(zero=3), Algo(optim=Optim(name="adafactor")), processes=2))
+    assert why_refused(combination_of(Machine(engine="torch"), Algo(), processes=2))
+    assert why_refused(combination_of(Machine(zero=3), Algo(optim=Optim(name="adafactor")), processes=2))
 
 
 @pytest.mark.parametrize(
@@ -180,24 +180,26 @@ def test_a_wish_that_can_not_be_met_stays_a_wish() -> None:
     ],
 )
 def test_processes(machine: Machine, count: int) -> None:
-    assert processes(machine) == count
+    assert process_count(machine) == count
 
 
 DISTINCT = {
-    (case.zero, case.offload, case.offload_path): case
-    for case in EVERY
-    if problem(case) is None and case.engine == "deepspeed"
+    (combination.zero, combination.offload, combination.offload_path): combination
+    for combination in EVERY
+    if why_refused(combination) is None and combination.engine == "deepspeed"
 }
 
 
 @pytest.mark.parametrize(
-    "case", DISTINCT.values(), ids=lambda c: f"{c.zero}-{c.offload}-{'disk' if c.offload_path else 'memory'}"
+    "combination",
+    DISTINCT.values(),
+    ids=lambda c: f"{c.zero}-{c.offload}-{'disk' if c.offload_path else 'memory'}",
 )
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_deepspeed_takes_the_json_and_fills_in_nothing(case: Case, device: str) -> None:
+def test_deepspeed_takes_the_json_and_fills_in_nothing(combination: Combination, device: str) -> None:
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    made = deepspeed_json(case, device=device, trainable=1001, hidden=64, largest=999)
+    made = deepspeed_json(combination, device=device, trainable=1001, hidden=64, largest=999)
     assert json.loads(json.dumps(made)) == made
     assert '"auto"' not in json.dumps(made)
     config = DeepSpeedConfig(made)
@@ -214,7 +216,7 @@ def test_deepspeed_takes_the_json_and_fills_in_nothing(case: Case, device: str) 
 
 def test_buckets_follow_the_model() -> None:
     small, large = (
-        deepspeed_json(replace(CASE, zero=3), device="cuda", trainable=n, hidden=h, largest=1)
+        deepspeed_json(replace(DEFAULT, zero=3), device="cuda", trainable=n, hidden=h, largest=1)
         for n, h in ((10**6, 2048), (10**10, 8192))
     )
     assert small["zero_optimization"]["reduce_bucket_size"] == 10**6  # no more than there is to reduce
@@ -228,7 +230,7 @@ def test_buckets_follow_the_model() -> None:
 def test_only_the_gpu_overlaps_and_pins() -> None:
     for device in ("cpu", "cuda"):
         section = deepspeed_json(
-            replace(CASE, zero=3, offload="all"), device=device, trainable=9, hidden=9, largest=9
+            replace(DEFAULT, zero=3, offload="all"), device=device, trainable=9, hidden=9, largest=9
         )["zero_optimization"]
         assert (
             section["overlap_comm"]
@@ -239,8 +241,10 @@ def test_only_the_gpu_overlaps_and_pins() -> None:
 
 
 def test_a_disk_is_read_in_parts_that_buffers_hold() -> None:
-    case = replace(CASE, zero=3, offload="all", offload_path="/nvme", processes=8)
-    memory, disk = (make(c)["zero_optimization"] for c in (replace(case, offload_path=None), case))
+    combination = replace(DEFAULT, zero=3, offload="all", offload_path="/nvme", processes=8)
+    memory, disk = (
+        make(c)["zero_optimization"] for c in (replace(combination, offload_path=None), combination)
+    )
     assert disk["offload_param"]["buffer_size"] == 10**8 // 8  # of the largest tensor, what this process has
     assert disk["offload_param"]["nvme_path"] == disk["offload_optimizer"]["nvme_path"] == "/nvme"
     assert disk["sub_group_size"] < memory["sub_group_size"]
@@ -268,7 +272,7 @@ def test_an_own_json_is_merged_over(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     plain, merged = (
-        make(replace(CASE, zero=2), own=own) for own in (None, read_own(str(tmp_path / "own.json")))
+        make(replace(DEFAULT, zero=2), own=own) for own in (None, read_own(str(tmp_path / "own.json")))
     )
     expected = json.loads(json.dumps(plain)) | {
         "wall_clock_breakdown": True,
@@ -297,7 +301,7 @@ def test_an_own_json_is_merged_over(tmp_path: Path) -> None:
 )
 def test_what_fields_say_is_refused_in_the_own_json(own: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
-        make(replace(CASE, zero=2), own=own)
+        make(replace(DEFAULT, zero=2), own=own)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.config.compose import compose, options
-from tuner.config.overrides import quote, split, translate
+from tuner.config.compose import compose, group_options
+from tuner.config.overrides import quote, split_at_commas, translate
 from tuner.errors import ConfigError
 
 AWKWARD = [
@@ -80,7 +80,7 @@ def test_quote_is_undone_by_the_grammar(text: str) -> None:
     )
 )
 def test_split_undoes_join(parts: list[str]) -> None:
-    assert split(",".join(parts)) == parts
+    assert split_at_commas(",".join(parts)) == parts
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_secrets_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_option_is_known() -> None:
-    found = options()
+    found = group_options()
     assert {"smollm2_135m_q4", "local"} <= set(found["model"])
     assert translate(["algo=full"], found, sweep=False) == ["algo=full"]
     assert translate(["algo=lora,full", "note=a b,c"], found, sweep=True) == [

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tuner.config.compose import check_directory, compose
-from tuner.config.recipes import documentation, read_recipe, write_recipe
+from tuner.config.recipes import field_documentation, read_recipe, write_recipe
 from tuner.config.schema import Config
 from tuner.config.view import leaves
 from tuner.errors import ConfigError
@@ -85,5 +85,5 @@ def test_own_directory_wins_and_adds(tmp_path: Path) -> None:
 
 
 def test_every_field_is_documented() -> None:
-    docs = dict(documentation(Config))
+    docs = dict(field_documentation(Config))
     assert not [path for path, _, _ in leaves(Config()) if not docs[path]]

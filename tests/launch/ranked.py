@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import REPO, environment
-from tuner.config.build import thaw
+from tuner.config.build import dump_config
 from tuner.config.schema import Config, Data, Machine, Model
 from tuner.errors import Interrupted, StageError, TunerError
 from tuner.launch.group import Group
@@ -105,7 +105,7 @@ def group(
     job = {
         "module": "tests.launch.ranked",
         "stage": "train",
-        "config": thaw(config),
+        "config": dump_config(config),
         "inputs": {},
         "out": str(directory),
         "run": str(directory),

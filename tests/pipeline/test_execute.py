@@ -11,7 +11,7 @@ import pytest
 
 from tuner.config.fields import identity
 from tuner.config.schema import Algo, Config, Data, Machine, Model, Optim
-from tuner.config.view import View, inputs
+from tuner.config.view import View, identity_fields
 from tuner.errors import StageError
 from tuner.pipeline.execute import execute
 from tuner.pipeline.plan import plan
@@ -305,13 +305,13 @@ def test_a_left_out_value_keeps_fingerprints() -> None:
         kw_only=True,
     )
     old, new = Config(), replace(Config(), algo=wider())
-    assert digest(inputs(old, "train")) == digest(inputs(new, "train"))
+    assert digest(identity_fields(old, "train")) == digest(identity_fields(new, "train"))
     assert run_digest(old) == run_digest(new)
     louder = replace(Config(), algo=wider(noise=5.0))
-    assert digest(inputs(louder, "train")) != digest(inputs(old, "train"))
-    assert differences({"inputs": inputs(old, "train")}, {"inputs": inputs(louder, "train")}) == [
-        "algo.noise (none) → 5"
-    ]
+    assert digest(identity_fields(louder, "train")) != digest(identity_fields(old, "train"))
+    assert differences(
+        {"inputs": identity_fields(old, "train")}, {"inputs": identity_fields(louder, "train")}
+    ) == ["algo.noise (none) → 5"]
 
 
 def test_a_version_bump_is_explained(config: Config, stages: list[Stage]) -> None:

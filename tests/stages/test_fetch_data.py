@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import ROWS, Tuner, environment, linked, reasons, states
 from tests.hub.server import Busy, Cut, Hold, Hub, Instead, jsonl
-from tuner.config.schema import Config, Data, Part
+from tuner.config.schema import Config, Data, DataSource
 from tuner.config.view import View
 from tuner.data.sources import named, owner
 from tuner.errors import ConfigError, DataError
@@ -89,9 +89,9 @@ def test_files_of_a_mixture_say_whose_they_are(folder: Path) -> None:
     for name in ("a.jsonl", "b.jsonl", "c.jsonl", "h.jsonl"):
         write(folder / name)
     parts = (
-        Part(label="x", path="a.jsonl"),
-        Part(label="y", source="hub", repo="org/name"),
-        Part(label="z", path=("c.jsonl", "b.jsonl")),
+        DataSource(label="x", path="a.jsonl"),
+        DataSource(label="y", source="hub", repo="org/name"),
+        DataSource(label="z", path=("c.jsonl", "b.jsonl")),
     )
     found = fetch_data.local_files(view(parts=parts, held_out_path="h.jsonl"))
     assert {name: (owner(name), path.name) for name, path in found.items()} == {
@@ -116,7 +116,7 @@ def test_what_is_missing_is_said_by_the_field_that_names_it(folder: Path) -> Non
     with pytest.raises(DataError, match=r"data\.held_out_path: no file 'b\.jsonl'"):
         fetch_data.check(view(path="a.jsonl", held_out_path="b.jsonl"))
     with pytest.raises(DataError, match=r"data\.of \(mine\): no file 'b\.jsonl'"):
-        fetch_data.check(view(parts=(Part(label="mine", path="b.jsonl"),)))
+        fetch_data.check(view(parts=(DataSource(label="mine", path="b.jsonl"),)))
     with pytest.raises(DataError, match=r"data\.held_out_path names .*a\.jsonl, which is trained on too"):
         fetch_data.check(view(path="*.jsonl", held_out_path="a.jsonl"))
 
@@ -147,7 +147,10 @@ def test_rows_are_read_until_one_can_be_trained_on(folder: Path) -> None:
     with pytest.raises(DataError, match=r"d\.jsonl: found no rows\."):
         run(folder / "out", path="b.jsonl", held_out_path="d.jsonl")
     with pytest.raises(DataError, match=r"c\.jsonl: found 2 rows"):
-        run(folder / "out", parts=(Part(label="b", path="b.jsonl"), Part(label="c", path="c.jsonl")))
+        run(
+            folder / "out",
+            parts=(DataSource(label="b", path="b.jsonl"), DataSource(label="c", path="c.jsonl")),
+        )
 
 
 def test_rows_that_compare_answers_say_how_to_train_on_the_better_ones(folder: Path) -> None:
@@ -168,7 +171,10 @@ def test_rows_that_compare_answers_say_how_to_train_on_the_better_ones(folder: P
     ):
         run(folder / "out", path="labels.jsonl")
     run(folder / "out", path="labels.jsonl", format="chosen")
-    parts = (Part(label="a", path="texts.jsonl"), Part(label="b", path="turns.jsonl", format="chosen"))
+    parts = (
+        DataSource(label="a", path="texts.jsonl"),
+        DataSource(label="b", path="turns.jsonl", format="chosen"),
+    )
     with pytest.raises(
         DataError, match=r'better answers alone, in the YAML of that source .*: format: "chosen"$'
     ):
@@ -223,8 +229,8 @@ def test_an_error_names_a_few_of_many_files(folder: Path) -> None:
 def test_each_source_is_read_as_it_says(folder: Path) -> None:
     write(folder / "faq.jsonl", {"ask": "q", "answer": "a"})
     (folder / "zh.jsonl").write_bytes('{"text": "你好"}\n'.encode("gb18030"))
-    faq = Part(label="faq", path="faq.jsonl", columns={"instruction": "ask", "output": "answer"})
-    run(folder / "out", parts=(faq, Part(label="zh", path="zh.jsonl", encoding="gb18030")))
+    faq = DataSource(label="faq", path="faq.jsonl", columns={"instruction": "ask", "output": "answer"})
+    run(folder / "out", parts=(faq, DataSource(label="zh", path="zh.jsonl", encoding="gb18030")))
     with pytest.raises(DataError, match=r"faq\.jsonl:1: no known format has these keys"):
         run(folder / "out", path="faq.jsonl")
     write(
@@ -255,10 +261,10 @@ def test_a_hubs_files_are_brought_and_local_ones_stay_where_they_are(server: Hub
     commit = server.add("org/name", {"train.jsonl": jsonl([GOOD]), "test.jsonl": b"no"})
     server.add("org/other", {"a.jsonl": jsonl([GOOD] * 2)})
     write(folder / "mine.jsonl")
-    hub = Part(label="x", source="hub", repo="org/name")
-    scope = Part(label="z", source="modelscope", repo="org/other", files="a.*")
+    hub = DataSource(label="x", source="hub", repo="org/name")
+    scope = DataSource(label="z", source="modelscope", repo="org/other", files="a.*")
     fields: dict[str, Any] = {
-        "parts": (hub, Part(label="y", path="mine.jsonl"), scope),
+        "parts": (hub, DataSource(label="y", path="mine.jsonl"), scope),
         "held_out_path": str(write(folder / "h.jsonl")),
     }
     facts = run(folder / "out", **fields)
@@ -280,12 +286,14 @@ def test_a_hubs_files_are_brought_and_local_ones_stay_where_they_are(server: Hub
 
 def test_a_reference_is_looked_up_once(server: Hub, folder: Path) -> None:
     first = server.add("org/name", {"train.jsonl": jsonl([GOOD]), "test.jsonl": b"no"}, refs=("main", "v1"))
-    scope = Part(label="z", source="modelscope", repo="org/name", revision="v1", files=("t*.jsonl", "test*"))
+    scope = DataSource(
+        label="z", source="modelscope", repo="org/name", revision="v1", files=("t*.jsonl", "test*")
+    )
     fields: dict[str, Any] = {
         "parts": (
-            Part(label="x", source="hub", repo="org/name"),
+            DataSource(label="x", source="hub", repo="org/name"),
             scope,
-            Part(label="y", path=str(write(folder / "y.jsonl"))),
+            DataSource(label="y", path=str(write(folder / "y.jsonl"))),
         )
     }
     names = ["data hub org/name@main", "data modelscope org/name@v1 t*.jsonl test*"]
@@ -324,7 +332,10 @@ def test_a_locked_run_takes_nothing_that_is_not_in_the_lock(server: Hub, folder:
 
 def test_nothing_is_locked_of_a_set_that_cant_be_looked_up(server: Hub, folder: Path) -> None:
     server.add("org/name", {"train.jsonl": jsonl([GOOD])})
-    parts = (Part(label="x", source="hub", repo="org/name"), Part(label="y", source="hub", repo="org/nmae"))
+    parts = (
+        DataSource(label="x", source="hub", repo="org/name"),
+        DataSource(label="y", source="hub", repo="org/nmae"),
+    )
     with pytest.raises(DataError, match="no data set org/nmae"):
         fetch_data.look_up(view(parts=parts), print)
     assert list(fetch_data.find_pins(view(parts=parts)).values())[1] is None

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.conftest import REPO, SHARED
-from tuner.config.build import freeze
+from tuner.config.build import build_config
 from tuner.config.view import View
 from tuner.data.packs import Packs
 from tuner.data.tokenizer.load import load_vocabulary
@@ -54,7 +54,7 @@ def counts() -> dict[str, int]:
 def ledger_of(names: Sequence[str], out: Path, **data: Any) -> dict[str, Any]:
     chat = yaml.safe_load((REPO / "conf" / "model" / "chat" / "qwen3.yaml").read_text(encoding="utf-8"))
     files = {Path(name).name: SHARED / "data" / name for name in names}
-    config = freeze(
+    config = build_config(
         {
             "model": {"path": "-", "chat": chat},
             "data": {"path": [*map(str, files.values())], **data},

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tuner.config.schema import Chat, Config, Data, Machine, Model, Part
+from tuner.config.schema import Chat, Config, Data, DataSource, Machine, Model
 from tuner.config.view import View
 from tuner.data import packs as tokens
 from tuner.data.chat import template
@@ -262,8 +262,8 @@ def test_a_mixture_takes_of_each_what_it_says(run: Run, tmp_path: Path) -> None:
     chats = rows(tmp_path / "chats.jsonl", *(row(f"question {i}", f"answer {i}") for i in range(20)))
     tasks = rows(tmp_path / "tasks.jsonl", *({"q": f"task {i}", "a": f"done {i}"} for i in range(20)))
     parts = (
-        Part(label="chats", path=str(chats), take=0.5, system="Chat."),
-        Part(
+        DataSource(label="chats", path=str(chats), take=0.5, system="Chat."),
+        DataSource(
             label="tasks",
             path=str(tasks),
             take=5,
@@ -291,7 +291,10 @@ def test_what_is_not_read_of_a_mixture_is_named_for_each_source(
     other = rows(
         tmp_path / "b.jsonl", *({**row(f"question {i}", "answer"), "id": f"i{i}"} for i in range(20))
     )
-    parts = (Part(label="a", path=str(named), take=0.5), Part(label="b", path=str(other), leave="id"))
+    parts = (
+        DataSource(label="a", path=str(named), take=0.5),
+        DataSource(label="b", path=str(other), leave="id"),
+    )
     run(parts=parts)
     assert "a: not read: note, text in 10 of 10 rows; id in 10 of 10 rows\n" in (
         said := capsys.readouterr().out
@@ -470,5 +473,5 @@ def test_versions_are_those_of_the_pieces() -> None:
     )
     names = {"format.alpaca", "chat", "packing", "packs", "prepare"}
     assert tokenize.versions(View(Config(data=Data(format="alpaca")), "tokenize")).keys() == names
-    mixed = Data(parts=(Part(format="alpaca"), Part(format="text")))
+    mixed = Data(parts=(DataSource(format="alpaca"), DataSource(format="text")))
     assert tokenize.versions(View(Config(data=mixed), "tokenize")).keys() == names | {"format.text"}

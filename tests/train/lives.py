@@ -224,8 +224,8 @@ def make_settings(
     stage: int, world: World, offload: str = "none", device: str = "cpu", disk: Path | None = None
 ) -> dict[str, Any]:
     machine = Machine(engine="deepspeed", zero=stage, offload=offload, offload_path=disk and str(disk))  # type: ignore[arg-type]
-    case = deepspeed.resolve(machine, Algo(optim=OPTIM), processes=world.size)
-    assert deepspeed.problem(case) is None
+    case = deepspeed.combination_of(machine, Algo(optim=OPTIM), processes=world.size)
+    assert deepspeed.why_refused(case) is None
     # several groups even of a small model
     own = {"zero_optimization": {"sub_group_size": 10**6}} if disk else None
     return deepspeed_json(case, device=device, trainable=10**6, hidden=HIDDEN, largest=10**6, own=own)

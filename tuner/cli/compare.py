@@ -34,7 +34,7 @@ def compare(runs: Sequence[RunDirectory], root: Path, *, as_json: bool) -> int:
         raise ConfigError(f"{twice[0]} is named twice. compare needs different runs; status lists them.")
     if not 2 <= len(runs) <= MOST:
         raise ConfigError(f"compare shows 2 to {MOST} runs beside each other, not {len(runs)}.")
-    kinds = {path: role.kind for path, role, _ in leaves(Config())}
+    kinds = {path: declared.kind for path, declared, _ in leaves(Config())}
     differing = [
         DifferingField(field=path, kind=kinds[path], values=values)
         for path, values in differing_fields(list(runs)).items()

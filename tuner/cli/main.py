@@ -190,9 +190,9 @@ def _dispatch(line: Line) -> int:
 
         return preview_one(prepare(line.words, line.extra), line.bare, line.flags)
     if line.verb == "list":
-        from tuner.config.options import show
+        from tuner.config.options import show_options
 
-        return show(line.bare, line.extra, as_json="--json" in line.flags)
+        return show_options(line.bare, line.extra, as_json="--json" in line.flags)
     if line.verb == "copy":
         from tuner.config.recipes import write_recipe
 

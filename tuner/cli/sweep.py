@@ -12,7 +12,7 @@ from pathlib import Path
 from tuner.api import to_stderr
 from tuner.cli.plan_text import sweep_summary
 from tuner.cli.verbs import plan_one, run_one
-from tuner.config import compose as config
+from tuner.config.compose import compose_sweep
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, Interrupted, Stopped, TunerError
 from tuner.estimate import disk
@@ -27,7 +27,7 @@ def sweep(verb: str, words: list[str], flags: Collection[str], extra: Path | Non
     dry = verb == "plan"
     if not dry:
         _check_disk(words, extra)
-    results = config.sweep(words, partial(_job, verb, frozenset(flags), set()), extra=extra, dry=dry)
+    results = compose_sweep(words, partial(_job, verb, frozenset(flags), set()), extra=extra, dry=dry)
     if not dry:
         print(sweep_summary(results))
     return max((code for _, code, _ in results), default=0)
@@ -45,7 +45,7 @@ def _check_disk(words: list[str], extra: Path | None) -> None:
                 job = of_a_sweep(job)
                 jobs.append((plan(job, STAGES, store_of(job), RunDirectory.of(job), redo=job.redo), job))
 
-    config.sweep(words, look, extra=extra, dry=True)
+    compose_sweep(words, look, extra=extra, dry=True)
     disk.check_disk(jobs)
 
 

@@ -35,7 +35,7 @@ def _node_of(hint: Any) -> Any:
     return get_args(hint)[0] if get_origin(hint) is tuple and is_dataclass(get_args(hint)[0]) else None
 
 
-def freeze(values: Mapping[str, Any], *, whole: bool = True) -> Config:
+def build_config(values: Mapping[str, Any], *, whole: bool = True) -> Config:
     """The config that `values` describe, a nested mapping in which every field is optional. Raises
     ConfigError.
 
@@ -47,10 +47,10 @@ def freeze(values: Mapping[str, Any], *, whole: bool = True) -> Config:
     return config
 
 
-def thaw(config: Config) -> dict[str, Any]:
-    """The nested mapping that freezes to an equal config: JSON and YAML can hold it.
+def dump_config(config: Config) -> dict[str, Any]:
+    """The nested mapping that builds an equal config: JSON and YAML can hold it.
 
-    >>> freeze(thaw(Config(seed=3)), whole=False) == Config(seed=3)
+    >>> build_config(dump_config(Config(seed=3)), whole=False) == Config(seed=3)
     True
     """
     values: dict[str, Any] = _plain(asdict(config))

@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
-from tuner.config.build import freeze
+from tuner.config.build import build_config
 from tuner.config.overrides import GROUPS, Override, quote, translate
-from tuner.config.schema import Config, Part
+from tuner.config.schema import Config, DataSource
 from tuner.errors import ConfigError, nearest
 
 LAUNCHER = re.compile(r"[+~]*hydra[./]launcher[=.]")
@@ -31,7 +31,7 @@ def conf_dir() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
-def options(extra: Path | None = None) -> dict[str, list[str]]:
+def group_options(extra: Path | None = None) -> dict[str, list[str]]:
     """Each group's choices, by name."""
     if extra is not None:
         check_directory(extra)
@@ -43,10 +43,10 @@ def options(extra: Path | None = None) -> dict[str, list[str]]:
 
 
 def compose(words: list[str], *, extra: Path | None = None, whole: bool = True) -> Config:
-    """The config that the words name; `whole` as in `freeze`. Raises ConfigError."""
+    """The config that the words name; `whole` as in `build_config`. Raises ConfigError."""
     from hydra.types import RunMode
 
-    overrides = translate(words, options(extra), sweep=False)
+    overrides = translate(words, group_options(extra), sweep=False)
     hydra = _hydra(extra)
     with _one_paragraph():
         composed = hydra.compose_config(
@@ -57,7 +57,7 @@ def compose(words: list[str], *, extra: Path | None = None, whole: bool = True) 
         return _freeze(composed, dict(composed.hydra.runtime.choices), extra, whole=whole)
 
 
-def sweep(
+def compose_sweep(
     words: list[str],
     job: Callable[[Config | ConfigError, list[str]], Any],
     *,
@@ -71,7 +71,7 @@ def sweep(
     at all jobs in this process, whatever launcher is to run them, and leaves nothing under the root, where
     Hydra otherwise notes what it multiplied out and launchers keep their logs.
     """
-    overrides = translate(words, options(extra), sweep=True)
+    overrides = translate(words, group_options(extra), sweep=True)
     hydra = _hydra(extra)
     task = _Task(
         job, extra, frozenset(word.removeprefix("++") for word in overrides if isinstance(word, Override))
@@ -126,7 +126,7 @@ def _freeze(composed: Any, choices: dict[str, Any], extra: Path | None, *, whole
     if isinstance(of := values.get("data", {}).get("of"), dict):
         values["data"]["parts"] = [_part(str(name), take, extra) for name, take in of.items()]
     chosen = {group: str(choices[group]) for group in GROUPS if choices.get(group)}
-    return freeze({**values, "choices": chosen}, whole=whole)
+    return build_config({**values, "choices": chosen}, whole=whole)
 
 
 def _part(name: str, take: Any, extra: Path | None) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _part(name: str, take: Any, extra: Path | None) -> dict[str, Any]:
             raise ConfigError(
                 f"data.of names {name}, which is made of others itself ({file}): name its sources instead."
             )
-        return {f.name: values[f.name] for f in fields(Part) if f.name in values} | {
+        return {f.name: values[f.name] for f in fields(DataSource) if f.name in values} | {
             "label": name,
             "take": take,
         }
@@ -148,7 +148,7 @@ def _part(name: str, take: Any, extra: Path | None) -> dict[str, Any]:
         return {"source": "path", "path": name, "label": Path(name).name, "take": take}
     raise ConfigError(
         f"data.of names {name}, which is neither an option of `data` nor a "
-        f"file.{nearest(name, options(extra)['data'])}"
+        f"file.{nearest(name, group_options(extra)['data'])}"
     )
 
 
@@ -200,7 +200,7 @@ def check_directory(directory: Path) -> None:
     if not directory.is_dir():
         raise ConfigError(f"The config directory {directory} does not exist.")
     for file in sorted(directory.rglob("*.yaml")):
-        check_outside(file, load_yaml(file))
+        refuse_hydra_keys(file, load_yaml(file))
 
 
 def load_yaml(file: Path) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def load_yaml(file: Path) -> dict[str, Any]:
     return values
 
 
-def check_outside(file: Path, values: Any, path: str = "") -> None:
+def refuse_hydra_keys(file: Path, values: Any, path: str = "") -> None:
     """Refuse YAML that is not ours and names Hydra's node, `_target_` or a resolver. Raises ConfigError."""
     reason = (
         "YAML from outside the package may not reach Hydra, since it could run code or set the environment; "
@@ -235,10 +235,10 @@ def check_outside(file: Path, values: Any, path: str = "") -> None:
                 "_recursive_",
             ):
                 raise ConfigError(f"{file} contains {path}{key}: {reason}")
-            check_outside(file, item, f"{path}{key}.")
+            refuse_hydra_keys(file, item, f"{path}{key}.")
     elif isinstance(values, list):
         for item in values:
-            check_outside(file, item, path)
+            refuse_hydra_keys(file, item, path)
     elif isinstance(values, str) and (
         found := re.search(r"\$\{[^}]*:", values) or re.match(r"(override\s+)?hydra\b[/.@]", values)
     ):

@@ -15,7 +15,7 @@ Engine = Literal["torch", "deepspeed"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
+class Combination:
     """What decides whether a combination is legal; `auto` is settled."""
 
     engine: Engine
@@ -39,9 +39,9 @@ class Rule:
     """as the documentation has it"""
     why: str
     """ends before `: set FIELD=VALUE`"""
-    refused: Callable[[Case], bool]
-    nearest: Callable[[Case], Case]
-    """the same case, with what this rule asks for; other rules may refuse that"""
+    refused: Callable[[Combination], bool]
+    mended: Callable[[Combination], Combination]
+    """the same, with what this rule asks for; other rules may refuse that"""
 
 
 RULES = (
@@ -58,7 +58,7 @@ RULES = (
             c.engine == "torch"
             and (c.processes > 1 or c.zero > 0 or c.sequence_parallel > 1 or c.own_json or _offloads(c))
         ),
-        nearest=lambda c: replace(c, engine="deepspeed"),
+        mended=lambda c: replace(c, engine="deepspeed"),
     ),
     Rule(
         what="an optimizer other than adamw with ZeRO 1 to 3 or offload",
@@ -68,7 +68,7 @@ RULES = (
             "optimizer"
         ),
         refused=lambda c: c.optimizer != "adamw" and (c.zero > 0 or _offloads(c)),
-        nearest=lambda c: replace(c, zero=0, offload="none", offload_path=None),
+        mended=lambda c: replace(c, zero=0, offload="none", offload_path=None),
     ),
     Rule(
         what=(
@@ -81,7 +81,7 @@ RULES = (
             "(algo.quant), and DoRA reads quantised weights where they are not gathered (algo.dora)"
         ),
         refused=lambda c: _unsharded(c) and (c.zero == 3 or c.offload == "all" or c.offload_path is not None),
-        nearest=lambda c: replace(
+        mended=lambda c: replace(
             c, zero=min(c.zero, 2), offload="none" if c.offload == "none" else "optimizer", offload_path=None
         ),
     ),
@@ -91,7 +91,7 @@ RULES = (
             "machine.offload_path says where offloaded tensors lie, and machine.offload=none offloads nothing"
         ),
         refused=lambda c: c.offload_path is not None and c.offload == "none",
-        nearest=lambda c: replace(c, offload="optimizer"),
+        mended=lambda c: replace(c, offload="optimizer"),
     ),
     Rule(
         what="machine.offload=all or machine.offload_path with ZeRO 0 to 2",
@@ -100,13 +100,13 @@ RULES = (
             "(machine.offload=all) or anything to a disk (machine.offload_path)"
         ),
         refused=lambda c: c.zero < 3 and (c.offload == "all" or c.offload_path is not None),
-        nearest=lambda c: replace(c, zero=3),
+        mended=lambda c: replace(c, zero=3),
     ),
     Rule(
         what="machine.offload=optimizer with ZeRO 0",
         why="what is offloaded is a shard of the optimizer's state, which ZeRO 0 does not make",
         refused=lambda c: c.offload == "optimizer" and c.zero == 0,
-        nearest=lambda c: replace(c, zero=2),
+        mended=lambda c: replace(c, zero=2),
     ),
     Rule(
         what="machine.sequence_parallel that does not divide the number of processes",
@@ -115,22 +115,22 @@ RULES = (
             "equal groups"
         ),
         refused=lambda c: c.processes % c.sequence_parallel != 0,
-        nearest=lambda c: replace(
+        mended=lambda c: replace(
             c, sequence_parallel=max(n for n in range(1, c.sequence_parallel + 1) if c.processes % n == 0)
         ),
     ),
 )
 
 
-def _offloads(case: Case) -> bool:
-    return case.offload != "none" or case.offload_path is not None
+def _offloads(combination: Combination) -> bool:
+    return combination.offload != "none" or combination.offload_path is not None
 
 
-def _unsharded(case: Case) -> bool:
-    return case.quant == "int8" or (case.dora and case.quant != "none")
+def _unsharded(combination: Combination) -> bool:
+    return combination.quant == "int8" or (combination.dora and combination.quant != "none")
 
 
-def processes(machine: Machine) -> int:
+def process_count(machine: Machine) -> int:
     """How many processes train together, as far as the config alone says it."""
     gpus = (
         len(machine.gpus)
@@ -143,11 +143,11 @@ def processes(machine: Machine) -> int:
     return here * machine.nodes
 
 
-def resolve(machine: Machine, algo: Algo, *, processes: int) -> Case:
+def combination_of(machine: Machine, algo: Algo, *, processes: int) -> Combination:
     """The combination that the fields mean for so many processes: `auto` becomes the engine and the stage
     that suit it best.
     """
-    case = Case(
+    combination = Combination(
         engine="torch" if machine.engine == "auto" else machine.engine,
         processes=max(1, processes),
         zero=0 if machine.zero == "auto" else machine.zero,
@@ -159,31 +159,37 @@ def resolve(machine: Machine, algo: Algo, *, processes: int) -> Case:
         optimizer=algo.optim.name,
         dora=algo.dora,
     )
-    if machine.zero == "auto" and case.optimizer == "adamw" and (processes > 1 or _offloads(case)):
-        stage_3 = (case.offload == "all" or case.offload_path is not None) and not _unsharded(case)
-        case = replace(case, zero=3 if stage_3 else 2)
-    if machine.engine == "auto" and RULES[0].refused(case):
-        case = RULES[0].nearest(case)
-    return case
+    if (
+        machine.zero == "auto"
+        and combination.optimizer == "adamw"
+        and (processes > 1 or _offloads(combination))
+    ):
+        stage_3 = (combination.offload == "all" or combination.offload_path is not None) and not _unsharded(
+            combination
+        )
+        combination = replace(combination, zero=3 if stage_3 else 2)
+    if machine.engine == "auto" and RULES[0].refused(combination):
+        combination = RULES[0].mended(combination)
+    return combination
 
 
-def nearest_legal(case: Case) -> Case:
-    """The case itself, or the legal one that is nearest: the rules' wishes, one after the other."""
+def nearest_legal(combination: Combination) -> Combination:
+    """The combination itself, or the legal one that is nearest: the rules' wishes, one after the other."""
     for _ in RULES:  # each wish is met once at most
-        broken = next((rule for rule in RULES if rule.refused(case)), None)
+        broken = next((rule for rule in RULES if rule.refused(combination)), None)
         if broken is None:
-            return case
-        case = broken.nearest(case)
-    raise AssertionError(f"the rules don't come to rest at {case}")
+            return combination
+        combination = broken.mended(combination)
+    raise AssertionError(f"the rules don't come to rest at {combination}")
 
 
-def problem(case: Case) -> str | None:
+def why_refused(combination: Combination) -> str | None:
     """Why a combination is refused, and which fields make the nearest legal one; None where it is legal."""
-    broken = next((rule for rule in RULES if rule.refused(case)), None)
+    broken = next((rule for rule in RULES if rule.refused(combination)), None)
     if broken is None:
         return None
-    legal = nearest_legal(case)
-    changed = [f.name for f in fields(case) if getattr(case, f.name) != getattr(legal, f.name)]
+    legal = nearest_legal(combination)
+    changed = [f.name for f in fields(combination) if getattr(combination, f.name) != getattr(legal, f.name)]
     words = [
         f"machine.{name}={'null' if getattr(legal, name) is None else getattr(legal, name)}"
         for name in changed

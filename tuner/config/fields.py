@@ -18,7 +18,7 @@ Kind = Literal["identity", "place", "neutral"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Role:
+class Declaration:
     """What a field decides, and for whom."""
 
     kind: Kind
@@ -33,7 +33,9 @@ def _declare(
     kind: Kind, stages: tuple[str, ...], default: Any, left_out: Any = UNSET, seen_by: tuple[str, ...] = ()
 ) -> Any:
     metadata = {
-        "role": Role(kind=kind, stages=frozenset(stages), seen_by=frozenset(seen_by), left_out=left_out)
+        "declared": Declaration(
+            kind=kind, stages=frozenset(stages), seen_by=frozenset(seen_by), left_out=left_out
+        )
     }
     if callable(default):
         return field(default_factory=default, metadata=metadata)

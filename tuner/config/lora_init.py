@@ -11,14 +11,14 @@ NAMES = ("default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_4")
 """one of each kind"""
 
 
-def complaint(name: str, *, r: int) -> str | None:
+def lora_init_problem(name: str, *, r: int) -> str | None:
     """What is wrong with algo.lora_init for adapters of rank r, in a sentence; None where nothing is.
 
-    >>> complaint("pissa_niter_16", r=8)
-    >>> complaint("orthogonal", r=7)
+    >>> lora_init_problem("pissa_niter_16", r=8)
+    >>> lora_init_problem("orthogonal", r=7)
     'algo.lora_init=orthogonal begins with two halves of the rank, and algo.r is 7: make it even.'
     """
-    if name not in NAMES and niter(name) is None:
+    if name not in NAMES and pissa_iterations(name) is None:
         return (
             f"algo.lora_init is {name!r}, but must be one of {', '.join(NAMES[:-1])}, "
             f"pissa_niter_N.{nearest(name, NAMES)}"
@@ -39,10 +39,10 @@ def changes_base(name: str) -> bool:
     return name == "olora" or name.startswith("pissa")
 
 
-def niter(name: str) -> int | None:
+def pissa_iterations(name: str) -> int | None:
     """The iterations of `pissa_niter_N`.
 
-    >>> niter("pissa_niter_16"), niter("pissa")
+    >>> pissa_iterations("pissa_niter_16"), pissa_iterations("pissa")
     (16, None)
     """
     match = re.fullmatch(r"pissa_niter_([0-9]+)", name)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from tuner.config.build import freeze
-from tuner.config.compose import conf_dir, load_yaml, options
+from tuner.config.build import build_config
+from tuner.config.compose import conf_dir, group_options, load_yaml
 from tuner.config.overrides import GROUPS
 from tuner.config.schema import Chat
 from tuner.errors import ConfigError, nearest
@@ -31,7 +31,7 @@ def file_of(group: str, option: str, extra: Path | None) -> Path:
 
 
 @cache
-def vendors() -> Mapping[str, str]:
+def vendor_templates() -> Mapping[str, str]:
     """Digest of a vendor's own Jinja (tuner.data.chat.choice) → the option of model/chat that writes the
     same.
     """
@@ -39,14 +39,14 @@ def vendors() -> Mapping[str, str]:
 
 
 @cache
-def chat_of(option: str) -> Chat:
+def catalogue_template(option: str) -> Chat:
     """A chat template of the catalogue."""
-    return freeze(
+    return build_config(
         {"model": {"chat": load_yaml(conf_dir() / "model" / "chat" / f"{option}.yaml")}}, whole=False
     ).model.chat
 
 
-def about(file: Path) -> str:
+def first_comment(file: Path) -> str:
     """The comment on the first line of a YAML file."""
     first = file.read_text(encoding="utf-8").partition("\n")[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""
@@ -60,7 +60,7 @@ def group_lines(extra: Path | None) -> list[str]:
         if isinstance(entry, dict)
         for k, v in entry.items()
     }
-    found = options(extra)
+    found = group_options(extra)
     lines = []
     for group in GROUPS:
         shown = ", ".join(found[group][:6]) + (" …" if len(found[group]) > 6 else "")
@@ -69,16 +69,16 @@ def group_lines(extra: Path | None) -> list[str]:
     return lines
 
 
-def show(words: list[str], extra: Path | None, *, as_json: bool) -> int:
+def show_options(words: list[str], extra: Path | None, *, as_json: bool) -> int:
     """Print the options; the first word may be a group, the others filter."""
     words = list(words)
     groups: tuple[str, ...] = GROUPS
     if words and (group := PLURALS.get(words[0], words[0])) in GROUPS:
         groups, words = (group,), words[1:]
     found = [
-        (group, option, about(file_of(group, option, extra)))
+        (group, option, first_comment(file_of(group, option, extra)))
         for group in groups
-        for option in options(extra)[group]
+        for option in group_options(extra)[group]
     ]
     shown = [entry for entry in found if all(word.lower() in " ".join(entry).lower() for word in words)]
     if not shown:

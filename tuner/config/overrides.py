@@ -118,7 +118,9 @@ def _value(key: str, value: str, kind: Any, sweep: bool) -> str:
     if value == "null" and NoneType in kinds:
         return value
     if listed and value.startswith("[") and value.endswith("]"):
-        return f"[{','.join(quote(item) for item in split(value[1:-1]))}]" if _texts(kinds) else value
+        return (
+            f"[{','.join(quote(item) for item in split_at_commas(value[1:-1]))}]" if _texts(kinds) else value
+        )
     if not text:
         if (
             "," in value
@@ -135,7 +137,7 @@ def _value(key: str, value: str, kind: Any, sweep: bool) -> str:
         return value if plain else quote(value)
     if sweep and _SWEEP_CALL.match(value):
         return value
-    return ",".join(quote(part) for part in split(value)) if sweep else quote(value)
+    return ",".join(quote(part) for part in split_at_commas(value)) if sweep else quote(value)
 
 
 def _texts(kinds: tuple[Any, ...]) -> bool:
@@ -144,10 +146,10 @@ def _texts(kinds: tuple[Any, ...]) -> bool:
     )
 
 
-def split(text: str) -> list[str]:
+def split_at_commas(text: str) -> list[str]:
     """Cut at the commas that stand outside quotes and brackets.
 
-    >>> split("a,'b,c',[d,e]")
+    >>> split_at_commas("a,'b,c',[d,e]")
     ['a', "'b,c'", '[d,e]']
     """
     parts, depth, mark = [""], 0, ""

@@ -14,8 +14,8 @@ from typing import Any, get_type_hints
 import yaml
 
 from tuner.config import schema
-from tuner.config.build import thaw
-from tuner.config.compose import check_outside, compose, load_yaml
+from tuner.config.build import dump_config
+from tuner.config.compose import compose, load_yaml, refuse_hydra_keys
 from tuner.config.overrides import GROUPS, Override, quote
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, nearest
@@ -34,7 +34,7 @@ def read_recipe(file: Path) -> list[str]:
     Words after the file on the line win.
     """
     values = load_yaml(file)
-    check_outside(file, values)
+    refuse_hydra_keys(file, values)
     words = []
     for entry in values.pop("defaults", []):
         if entry in ("_self_", "tuner"):
@@ -93,9 +93,9 @@ def write_recipe(file: Path, config: Config) -> int:
     if file.exists():
         raise ConfigError(f"{file} is there already; copy does not overwrite.")
     base = compose([f"{group}={option}" for group, option in config.choices.items()], whole=False)
-    before, after = dict(_flat(thaw(base))), dict(_flat(thaw(config)))
+    before, after = dict(_flat(dump_config(base))), dict(_flat(dump_config(config)))
     changed = {path: value for path, value in after.items() if before.get(path) != value}
-    about = dict(documentation(Config))
+    about = dict(field_documentation(Config))
     options = [
         f"  - {group}: {option}"
         for group, option in config.choices.items()
@@ -155,7 +155,7 @@ def _tree(entries: dict[str, tuple[Any, str, bool]]) -> list[str]:
     return lines
 
 
-def documentation(cls: type, path: str = "") -> Iterator[tuple[str, str]]:
+def field_documentation(cls: type, path: str = "") -> Iterator[tuple[str, str]]:
     """The string under each field, by dotted path. Python throws them away, so they are read from the
     source.
     """
@@ -178,6 +178,6 @@ def documentation(cls: type, path: str = "") -> Iterator[tuple[str, str]]:
     hints = get_type_hints(cls)
     for f in fields(cls):
         if is_dataclass(hints[f.name]):
-            yield from documentation(hints[f.name], f"{path}{f.name}.")
+            yield from field_documentation(hints[f.name], f"{path}{f.name}.")
         else:
             yield f"{path}{f.name}", " ".join(str(after.get(f.name, "")).split())

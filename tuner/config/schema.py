@@ -293,7 +293,7 @@ class Algo:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
+class DataSource:
     """Where rows come from, and how they are read: one source of a mixture."""
 
     label: str = identity("tokenize", default="", left_out="", seen_by=("fetch_data",))
@@ -365,12 +365,12 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Data(Part):
+class Data(DataSource):
     """Which rows, and how they become packs of tokens."""
 
     of: dict[str, int | float] = neutral(default=dict)
     """the sources of a mixture (data=mix): an option of `data` or a file → `take`"""
-    parts: tuple[Part, ...] = field(default=())
+    parts: tuple[DataSource, ...] = field(default=())
     """what `of` names: filled by the tool"""
     length: int = identity("tokenize", "train", default=2048)
     """the length of a pack, in tokens"""

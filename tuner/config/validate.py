@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any
 
 from tuner.config import deepspeed, lora_init
-from tuner.config.schema import HUBS, Algo, Chat, Config, Data, Model, Part
+from tuner.config.schema import HUBS, Algo, Chat, Config, Data, DataSource, Model
 from tuner.config.view import leaves
 from tuner.errors import ConfigError, nearest
 
@@ -113,7 +113,9 @@ def validate(config: Config) -> None:
         problems.append(
             f"machine.zero is {machine.zero}, but ZeRO has the stages 1, 2 and 3; 0 shards nothing."
         )
-    elif why := deepspeed.problem(deepspeed.resolve(machine, algo, processes=deepspeed.processes(machine))):
+    elif why := deepspeed.why_refused(
+        deepspeed.combination_of(machine, algo, processes=deepspeed.process_count(machine))
+    ):
         problems.append(why)
     if algo.init == "continue" and (model.source != "run" or algo.adapter != "lora"):
         problems.append(
@@ -256,8 +258,8 @@ def _algo(algo: Algo) -> list[str]:
         problems.append(
             f"algo.decay is {algo.decay}, but must be a share of the steps, more than 0 and at most 1."
         )
-    if complaint := lora_init.complaint(algo.lora_init, r=algo.r):
-        problems.append(complaint)
+    if problem := lora_init.lora_init_problem(algo.lora_init, r=algo.r):
+        problems.append(problem)
     elif lora_init.changes_base(algo.lora_init) and (algo.quant != "none" or algo.init == "continue"):
         other = f"algo.quant={algo.quant}" if algo.quant != "none" else "algo.init=continue"
         problems.append(
@@ -318,9 +320,9 @@ def _data(data: Data) -> list[str]:
             "data.of is set, but its sources were not looked up: a mixture is composed on the command line "
             "or in a recipe."
         )
-    own = {f.name for f in fields(Part)} - {"label", "system", "leave", "unread"}
+    own = {f.name for f in fields(DataSource)} - {"label", "system", "leave", "unread"}
     if data.parts and (
-        set_ := [name for name in sorted(own) if getattr(data, name) != getattr(Part(), name)]
+        set_ := [name for name in sorted(own) if getattr(data, name) != getattr(DataSource(), name)]
     ):
         problems.append(
             f"data.{set_[0]} describes one source, and data.of names {len(data.parts)}: write it into the "

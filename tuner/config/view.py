@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from tuner.config.fields import Role
+from tuner.config.fields import Declaration
 from tuner.config.schema import Config
 
 
@@ -23,12 +23,17 @@ class View:
         path = f"{self._path}{name}"
         if is_dataclass(value):
             return View(value, self._stage, f"{path}.")
-        if nodes(value):
+        if is_node_list(value):
             return tuple(View(node, self._stage, f"{path}.{i}.") for i, node in enumerate(value))
-        role = next(
-            (f.metadata["role"] for f in fields(self._node) if f.name == name and "role" in f.metadata), None
+        declared = next(
+            (
+                f.metadata["declared"]
+                for f in fields(self._node)
+                if f.name == name and "declared" in f.metadata
+            ),
+            None,
         )
-        if role is not None and self._stage not in role.stages | role.seen_by:
+        if declared is not None and self._stage not in declared.stages | declared.seen_by:
             raise AttributeError(
                 f"{path} is not declared for the stage {self._stage}; declare it in tuner/config/schema.py, "
                 "so that it enters the fingerprint"
@@ -36,37 +41,37 @@ class View:
         return value
 
 
-def nodes(value: Any) -> bool:
+def is_node_list(value: Any) -> bool:
     """Whether a field holds a list of nodes, as `data.parts` does."""
     return isinstance(value, tuple) and bool(value) and all(is_dataclass(item) for item in value)
 
 
-def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Role, Any]]:
-    """All fields of a config tree as (dotted path, role, value).
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Declaration, Any]]:
+    """All fields of a config tree as (dotted path, declaration, value).
 
-    >>> [path for path, role, _ in leaves(Config()) if path.startswith("algo.optim.")][:2]
+    >>> [path for path, declared, _ in leaves(Config()) if path.startswith("algo.optim.")][:2]
     ['algo.optim.name', 'algo.optim.lr']
     """
     for f in fields(node):
         value = getattr(node, f.name)
         if is_dataclass(value):
             yield from leaves(value, f"{path}{f.name}.")
-        elif nodes(value):
+        elif is_node_list(value):
             for i, item in enumerate(value):
                 yield from leaves(item, f"{path}{f.name}.{i}.")
-        elif "role" in f.metadata:  # an empty list of nodes has none
-            yield f"{path}{f.name}", f.metadata["role"], value
+        elif "declared" in f.metadata:  # an empty list of nodes has none
+            yield f"{path}{f.name}", f.metadata["declared"], value
 
 
-def inputs(config: Config, stage: str) -> dict[str, Any]:
+def identity_fields(config: Config, stage: str) -> dict[str, Any]:
     """The identity fields that enter `stage`, by dotted path; fields at their left-out value stay out."""
     return {
         path: value
-        for path, role, value in leaves(config)
-        if role.kind == "identity" and stage in role.stages and value != role.left_out
+        for path, declared, value in leaves(config)
+        if declared.kind == "identity" and stage in declared.stages and value != declared.left_out
     }
 
 
 def identity_of(view: View) -> dict[str, Any]:
     """The identity fields that enter the view's own stage, by dotted path: what decides its result."""
-    return inputs(view._node, view._stage)
+    return identity_fields(view._node, view._stage)

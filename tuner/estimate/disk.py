@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuner.config.schema import Algo, Config
-from tuner.config.view import View, inputs
+from tuner.config.view import View, identity_fields
 from tuner.data.sampler import Order, plan_order
 from tuner.errors import StoreError
 from tuner.estimate.memory import MOMENTS as ON_A_GPU
@@ -79,7 +79,7 @@ def disk_needs(steps: Sequence[PlannedStage], config: Config) -> dict[str, DiskN
         places = {file: str(path.absolute()) for file, path in step.sources.items()}
         upstream = [identities[before] for before in step.stage.upstream]
         guess = digest(
-            {"stage": name, "inputs": inputs(config, name), "sources": places, "upstream": upstream}
+            {"stage": name, "inputs": identity_fields(config, name), "sources": places, "upstream": upstream}
         )
         identities[name] = step.known_as or guess
         if step.to_do:

@@ -87,8 +87,8 @@ def estimate_on_gpu(
     Raises DataError for a family whose shapes are not known.
     """
     machine, algo = config.machine, config.algo
-    count = deepspeed.processes(machine)
-    case = deepspeed.resolve(machine, algo, processes=count)
+    count = deepspeed.process_count(machine)
+    combination = deepspeed.combination_of(machine, algo, processes=count)
     most = -(-order.per_step // count)
 
     def work(micro: int, recompute: bool) -> Workload:
@@ -98,11 +98,11 @@ def estimate_on_gpu(
             targets=int(tokens * packs.targets),
             accumulated=most > micro,
             recompute=recompute,
-            engine=case.engine,
-            zero=case.zero,
+            engine=combination.engine,
+            zero=combination.zero,
             processes=count,
-            offload=case.offload,
-            sequence_parallel=case.sequence_parallel,
+            offload=combination.offload,
+            sequence_parallel=combination.sequence_parallel,
             new_tokens=len(config.model.new_tokens),
         )
 
@@ -139,7 +139,7 @@ def training_seconds(
         return None
     length = min(packs.length, DOCUMENT)
     cost = costs(geometry, config.algo).hardware([length], int(length * packs.targets), recompute=recompute)
-    return cost * tokens / length / (fastest * REACHED * deepspeed.processes(config.machine))
+    return cost * tokens / length / (fastest * REACHED * deepspeed.process_count(config.machine))
 
 
 def pack_counts(config: Config, facts: Mapping[str, Any] | None) -> PackCounts:

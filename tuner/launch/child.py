@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tuner.config.build import thaw
+from tuner.config.build import dump_config
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, Interrupted
 from tuner.launch.group import Group
@@ -55,7 +55,7 @@ def launch(
     job = {
         "module": WORKER,
         "stage": stage,
-        "config": thaw(config),
+        "config": dump_config(config),
         "inputs": inputs,
         "out": str(out.absolute()),
         "run": str(run.absolute()),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuner.config.schema import Config
-from tuner.config.view import View, inputs
+from tuner.config.view import View, identity_fields
 from tuner.errors import TunerError
 from tuner.files import read_json
 from tuner.hub.lockfile import commits, made
@@ -215,7 +215,7 @@ def origin_of(
     value = {
         "stage": stage.name,
         "versions": versions,
-        "inputs": inputs(config, stage.name),
+        "inputs": identity_fields(config, stage.name),
         "sources": sources,
         "upstream": upstream,
     }

@@ -60,7 +60,7 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any], part: str) -> list[
 def _meant(path: str, value: Any) -> Any:
     """What a field that is not in the hash stands for: the value at which it is left out."""
     left_out = (
-        {name: role.left_out for name, role, _ in leaves(Config())}.get(path, UNSET)
+        {name: declared.left_out for name, declared, _ in leaves(Config())}.get(path, UNSET)
         if value is MISSING
         else UNSET
     )

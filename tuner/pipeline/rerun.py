@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tuner.config.build import freeze, thaw
+from tuner.config.build import build_config, dump_config
 from tuner.config.compose import compose
 from tuner.config.overrides import GROUPS
 from tuner.config.schema import Config
@@ -30,7 +30,7 @@ def with_overrides(
     if not words:
         return config
     composed = compose(list(words), extra=extra, whole=False)
-    said, values = thaw(composed), thaw(config)
+    said, values = dump_config(composed), dump_config(config)
     for word in words:
         path = word.lstrip("+").partition("=")[0]
         for key in [
@@ -41,13 +41,13 @@ def with_overrides(
             _put(values, key, _get(said, key))
         if path in GROUPS:
             values["choices"][path] = composed.choices[path]
-    changed = freeze(values)
+    changed = build_config(values)
     before, decides = {path: value for path, _, value in leaves(config)}, stages_up_to_train(stages)
-    for path, role, value in leaves(changed):
+    for path, declared, value in leaves(changed):
         if (
             value != before[path]
-            and role.kind != "neutral"
-            and (role.kind == "place" or role.stages & decides)
+            and declared.kind != "neutral"
+            and (declared.kind == "place" or declared.stages & decides)
         ):
             raise ConfigError(
                 f"{path} decides what was trained, and this command takes that as it is. To train with "
@@ -181,7 +181,7 @@ def _called(before: Config, after: Config) -> str:
     return "-".join(
         dict.fromkeys(
             path.partition(".")[0]
-            for path, role, value in leaves(after)
-            if role.kind == "identity" and value != old[path]
+            for path, declared, value in leaves(after)
+            if declared.kind == "identity" and value != old[path]
         )
     )

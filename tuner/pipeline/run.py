@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from tuner.config.build import freeze, thaw
+from tuner.config.build import build_config, dump_config
 from tuner.config.schema import Config
 from tuner.config.view import leaves
 from tuner.errors import ConfigError, nearest
@@ -42,8 +42,8 @@ def run_digest(config: Config) -> str:
     return digest(
         {
             path: value
-            for path, role, value in leaves(config)
-            if role.kind != "neutral" and value != role.left_out
+            for path, declared, value in leaves(config)
+            if declared.kind != "neutral" and value != declared.left_out
         }
     )[:8]
 
@@ -114,7 +114,7 @@ class RunDirectory:
     def write(self, config: Config) -> None:
         """Write the config down, without what was a wish of one invocation."""
         whole = replace(config, until=None, redo=None, merge=replace(config.merge, when="auto"))
-        text = yaml.dump(thaw(whole), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+        text = yaml.dump(dump_config(whole), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
         file = self.dir / "config.yaml"
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             part = self.dir / f".config.yaml.{os.getpid()}"
@@ -152,7 +152,7 @@ class RunDirectory:
         """The config that the run was made with. Raises ConfigError when the file is not one."""
         file = self.dir / "config.yaml"
         try:
-            return freeze(yaml.load(file.read_text(encoding="utf-8"), Loader=Loader))
+            return build_config(yaml.load(file.read_text(encoding="utf-8"), Loader=Loader))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{file} can't be read: {' '.join(str(error).split())}") from error
 
@@ -304,7 +304,8 @@ def differing_fields(runs: list[RunDirectory]) -> dict[str, list[Any]]:
     ConfigError.
     """
     written = [
-        {path: value for path, role, value in leaves(run.config()) if role.kind != "neutral"} for run in runs
+        {path: value for path, declared, value in leaves(run.config()) if declared.kind != "neutral"}
+        for run in runs
     ]
     return {
         path: [fields[path] for fields in written]

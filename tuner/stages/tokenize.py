@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tuner.config.build import freeze
+from tuner.config.build import build_config
 from tuner.config.schema import Config
 from tuner.config.view import View
 from tuner.data.formats import rows
@@ -162,7 +162,8 @@ def recall(config: Config, origin: Mapping[str, Any]) -> Config:
         if path.startswith("model.chat.")
     }
     return replace(
-        config, model=replace(config.model, chat=freeze({"model": {"chat": said}}, whole=False).model.chat)
+        config,
+        model=replace(config.model, chat=build_config({"model": {"chat": said}}, whole=False).model.chat),
     )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.config import deepspeed
-from tuner.config.build import freeze
+from tuner.config.build import build_config
 from tuner.config.schema import BITSANDBYTES, Config
 from tuner.config.view import View
 from tuner.errors import Interrupted, StoreError, TunerError
@@ -65,7 +65,7 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
     # Packs of other lengths leave gaps in fixed segments; segments that grow hold up to 17 % less, and
     # estimates are made for them.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    config = freeze(job["config"])
+    config = build_config(job["config"])
     spare_imports(config, job["stage"], size)
     run = RunDirectory(Path(job["run"]))
 
@@ -132,7 +132,7 @@ def spare_imports(config: Config, stage: str, processes: int) -> None:
     spare(
         bitsandbytes=algo.quant != "none" or (trains and algo.optim.name in BITSANDBYTES),
         deepspeed=trains
-        and deepspeed.resolve(config.machine, algo, processes=processes).engine == "deepspeed",
+        and deepspeed.combination_of(config.machine, algo, processes=processes).engine == "deepspeed",
     )
 
 

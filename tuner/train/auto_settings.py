@@ -33,15 +33,15 @@ def resolve(
     together.
     """
     machine = config.machine
-    case = deepspeed.resolve(machine, config.algo, processes=processes)
-    if why := deepspeed.problem(case):
+    combination = deepspeed.combination_of(machine, config.algo, processes=processes)
+    if why := deepspeed.why_refused(combination):
         raise ConfigError(why)
     facts = {
         "device": device.type,
         "torch": torch.__version__,
-        "engine": case.engine,
-        "zero": case.zero,
-        "offload": case.offload,
+        "engine": combination.engine,
+        "zero": combination.zero,
+        "offload": combination.offload,
         "processes": processes,
         "sequence_parallel": machine.sequence_parallel,
         "deterministic": machine.deterministic,

@@ -130,10 +130,10 @@ def build_engine(
     if shared > 1:
         sequence_parallel.refuse(model.config, shared, carries(model))
 
-    case = deepspeed.resolve(machine, algo, processes=world.size)
+    combination = deepspeed.combination_of(machine, algo, processes=world.size)
     hidden = model.config.get_text_config().hidden_size
     settings = deepspeed_json(
-        case,
+        combination,
         device=world.device.type,
         trainable=trainable(model),
         hidden=hidden,

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import SHARED
 from tuner.config.compose import compose, conf_dir
-from tuner.config.options import chat_of, vendors
+from tuner.config.options import catalogue_template, vendor_templates
 from tuner.config.schema import Chat
 from tuner.data.chat import choice
 from tuner.data.tokenizer.load import load_vocabulary
@@ -43,18 +43,18 @@ def directory(
 
 def test_the_table_names_templates_of_the_catalogue() -> None:
     options = {path.stem for path in (conf_dir() / "model" / "chat").glob("*.yaml")}
-    assert len(vendors()) > 30
-    for digest, option in vendors().items():
+    assert len(vendor_templates()) > 30
+    for digest, option in vendor_templates().items():
         assert len(digest) == 64
         assert int(digest, 16)
         assert option in options - {"auto", "tokenizer"}
-        assert chat_of(option) == compose([f"model/chat={option}"], whole=False).model.chat
+        assert catalogue_template(option) == compose([f"model/chat={option}"], whole=False).model.chat
 
 
 def test_every_line_of_the_table_says_whose_text_it_is() -> None:
     lines = (conf_dir() / "vendors.yaml").read_text(encoding="utf-8").splitlines()
     entries = [line for line in lines if not line.startswith("#")]
-    assert len(entries) == len(vendors())
+    assert len(entries) == len(vendor_templates())
     assert all("/" in line.partition("  # ")[2] for line in entries)
 
 
@@ -138,7 +138,7 @@ def test_what_was_found_is_what_later_stages_see(tmp_path: Path) -> None:
     asked = settle(compose([*words, "model.chat.default_system=Be brief."]), None)
     assert asked.config.model.chat == Chat(jinja=True, default_system="Be brief.")
     named = settle(compose([*words, "model/chat=llama3"]), None)
-    assert (named.config.model.chat, named.told) == (chat_of("llama3"), "")
+    assert (named.config.model.chat, named.told) == (catalogue_template("llama3"), "")
 
 
 def test_other_fields_are_not_set_beside_auto() -> None:
@@ -170,7 +170,7 @@ def test_a_hubs_is_known_by_the_lock_and_stays_what_it_was(tmp_path: Path) -> No
     name, files = key("model", "hub", "org/name", None), {"config.json": Pinned(size=2)}
     write(lock, name, Pin(commit="0" * 40, files=files, template="qwen2_5"))
     found = settle(config, directory(tmp_path / "made", "{{ own }}"))
-    assert found.config.model.chat == chat_of("qwen2_5")
+    assert found.config.model.chat == catalogue_template("qwen2_5")
     assert found.told == f"chat template qwen2_5: as {lock} says of its tokenizer"
     write(lock, name, Pin(commit="0" * 40, files=files))  # written before the lock said it
     assert settle(config, tmp_path / "made").config.model.chat == Chat(jinja=True)

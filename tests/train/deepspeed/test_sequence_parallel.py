@@ -21,7 +21,7 @@ from transformers import (
 
 from tests.train.conftest import make_pack
 from tests.train.ranks import in_processes
-from tuner.config.deepspeed import resolve
+from tuner.config.deepspeed import combination_of
 from tuner.config.schema import Algo, Machine, Optim
 from tuner.data.packs import Packs
 from tuner.errors import ConfigError
@@ -94,7 +94,7 @@ def shared(world: World, given: dict[str, Any]) -> dict[str, Any]:
     made = {}
     for name in given["names"]:
         model = make_model(name)
-        case = resolve(
+        case = combination_of(
             Machine(
                 engine="deepspeed", processes=world.size, zero=given["zero"], sequence_parallel=world.size
             ),

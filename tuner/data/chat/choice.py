@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tuner.config.options import chat_of, vendors
+from tuner.config.options import catalogue_template, vendor_templates
 from tuner.config.schema import Chat
 from tuner.errors import ConfigError
 
@@ -33,7 +33,7 @@ class Choice:
 
     def chat(self, default_system: str | None) -> Chat:
         """The template; a system prompt that the config gives stands in for its own."""
-        chat = chat_of(self.option)
+        chat = catalogue_template(self.option)
         return chat if default_system is None else replace(chat, default_system=default_system)
 
     @property
@@ -55,7 +55,7 @@ def by_template(template: str | None) -> Choice | None:
     """What a tokenizer's own template decides; None where it has none."""
     if not template:
         return None
-    if option := vendors().get(digest(template)):
+    if option := vendor_templates().get(digest(template)):
         return Choice(option=option, why="the tokenizer's own is that vendor's text")
     return Choice(option=OWN, why="the tokenizer's own Jinja")
 

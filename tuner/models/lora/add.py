@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tuner.config.lora_init import changes_base, complaint, niter
+from tuner.config.lora_init import changes_base, lora_init_problem, pissa_iterations
 from tuner.errors import ConfigError, DataError
 from tuner.files import read_json
 from tuner.models.finite import count
@@ -58,7 +58,7 @@ def add_lora(
     Raises ConfigError when no module of the model is called as `targets` says, when PEFT has no adapter for
     one that is, and for an `init` that the base doesn't allow.
     """
-    if wrong := complaint(init, r=r):
+    if wrong := lora_init_problem(init, r=r):
         raise ConfigError(wrong)
     names = chosen(model, targets)
     torch.manual_seed(seed)
@@ -217,7 +217,7 @@ def parts(
         a_RI, b_OR = r_KI[:r], q_OK[:, :r]
         sign_R = torch.where(a_RI.diagonal() < 0, -1.0, 1.0)
     else:
-        iterations = niter(init)
+        iterations = pissa_iterations(init)
         u_OK, s_K, v_KI = (
             torch.linalg.svd(weight_OI, full_matrices=False)
             if iterations is None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tuner.config.deepspeed import Case
+from tuner.config.deepspeed import Combination
 from tuner.errors import ConfigError
 
 OURS = {
@@ -42,7 +42,7 @@ its latency decides
 
 
 def deepspeed_json(
-    case: Case,
+    combination: Combination,
     *,
     device: str,
     trainable: int,
@@ -64,7 +64,7 @@ def deepspeed_json(
     layer = 12 * hidden**2  # about what a block of a decoder holds: 4 in attention, 8 in the gated MLP
     bucket = _even(min(trainable, max(BUCKET, hidden**2)))
     zero: dict[str, Any] = {
-        "stage": case.zero,
+        "stage": combination.zero,
         "contiguous_gradients": True,  # in one buffer as they appear, which does not fragment the memory
         "reduce_scatter": True,
         "reduce_bucket_size": bucket,
@@ -72,14 +72,14 @@ def deepspeed_json(
         "allgather_bucket_size": bucket,
         # Reduction beside the backward pass costs a second bucket. ZeRO 1 reduces when the step's last
         # backward pass is over, gloo has no streams.
-        "overlap_comm": cuda and case.zero >= 2,
+        "overlap_comm": cuda and combination.zero >= 2,
         "round_robin_gradients": False,
         "ignore_unused_parameters": True,
     }
-    if case.zero == 3:
+    if combination.zero == 3:
         zero |= {
             # A step takes so many numbers at a time: from a disk through four buffers of that size.
-            "sub_group_size": 10**8 if case.offload_path else 10**9,
+            "sub_group_size": 10**8 if combination.offload_path else 10**9,
             "stage3_prefetch_bucket_size": layer,  # the next block, while this one computes
             # norms and biases are whole everywhere: fetching them would be all latency
             "stage3_param_persistence_threshold": 10 * hidden,
@@ -88,21 +88,21 @@ def deepspeed_json(
             "stage3_gather_16bit_weights_on_model_save": False,  # a step is saved in shards
             "memory_efficient_linear": False,  # it replaces torch.nn.functional.linear, for everybody
         }
-    if case.offload != "none":
-        disk = {"nvme_path": case.offload_path} if case.offload_path else {}
-        there = {"device": "nvme" if case.offload_path else "cpu", "pin_memory": cuda} | disk
+    if combination.offload != "none":
+        disk = {"nvme_path": combination.offload_path} if combination.offload_path else {}
+        there = {"device": "nvme" if combination.offload_path else "cpu", "pin_memory": cuda} | disk
         zero["offload_optimizer"] = there | (
             {"buffer_count": 4, "fast_init": False, "pipeline_read": False, "pipeline_write": False}
             if disk
             else {}
         )
-        if case.offload == "all":
+        if combination.offload == "all":
             zero["offload_param"] = there
             if disk:
                 # A buffer takes this process's part of the largest tensor, and a tensor has one as long as it
                 # is whole. DeepSpeed ends where none is
                 # free: so no tensor is read ahead, or kept for its next use.
-                part = _even(-(-largest // case.processes))
+                part = _even(-(-largest // combination.processes))
                 zero["offload_param"] = there | {"buffer_count": 5, "buffer_size": part, "max_in_cpu": 0}
                 zero |= {"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0}
     found: dict[str, Any] = {
@@ -125,7 +125,7 @@ def deepspeed_json(
         "timers": {"throughput": {"enabled": False, "synchronized": False}},
         "zero_optimization": zero,
     }
-    if case.offload_path:
+    if combination.offload_path:
         found["aio"] = {
             "block_size": 2**20,
             "queue_depth": 8,
