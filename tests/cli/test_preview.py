@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import ROWS, Tuner, environment, linked, write_rows
 from tests.models.tiny import CHATML
-from tuner.cli.preview import places, preview
+from tuner.cli.preview import parse_row_ranges, preview
 from tuner.config.schema import Config, Data, DataSource, Machine, Model
 from tuner.config.view import View
 from tuner.data.packs import Packs
@@ -91,7 +91,7 @@ def show(tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
         done = preview(
             settings_of(view, tiny_model),
             listed_files(view, fetch_data.local_files(View(config, "fetch_data"))),
-            places([word for word in words if word not in flags]),
+            parse_row_ranges([word for word in words if word not in flags]),
             takes=[part.take for part in parts(view)],
             seed=view.data.seed,
             skip=view.data.bad_rows == "skip",
@@ -374,7 +374,7 @@ def test_rows_are_named_by_number_range_file_and_source(show: Show, tmp_path: Pa
 @pytest.mark.parametrize("word", ["0", "-", "x", "a.jsonl", "1-", "1.5", ":3"])
 def test_other_words_name_no_row(word: str) -> None:
     with pytest.raises(ConfigError, match="names no row"):
-        places([word])
+        parse_row_ranges([word])
 
 
 def test_a_truncation_shows_where_it_fell_and_what_follows(show: Show, tmp_path: Path) -> None:

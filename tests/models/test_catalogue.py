@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tests.conftest import ROWS, write_rows
 from tuner.cli.main import main
-from tuner.cli.verbs import plan_one
+from tuner.cli.verbs import plan_config
 from tuner.config.compose import compose, conf_dir
 from tuner.config.schema import Algo, Config, Model
 from tuner.estimate import model_size as sizes
@@ -302,7 +302,7 @@ def test_every_model_is_planned_in_a_moment_with_its_sizes_and_without_a_network
     for name in NAMES:
         known = config(name)
         began = time.monotonic()
-        assert plan_one(known, {"--json"}) == 0
+        assert plan_config(known, {"--json"}) == 0
         assert time.monotonic() - began < 1, name
         weights = 2e-9 * (known.model.parameters or 0)
         assert weights < gigabytes(json.loads(capsys.readouterr().out)["estimate"]) < 4 * weights + 1, name

@@ -23,7 +23,7 @@ from tuner.pipeline.run import RunDirectory
 if TYPE_CHECKING:
     from tuner.models.generate import Dialogue, Speaker
 
-HELP = """\
+COMMANDS = """\
 /undo         forget the last question and its answer
 /reset        forget the whole conversation
 /system TEXT  another system prompt, from the next question on; without TEXT, show it
@@ -152,7 +152,7 @@ def converse(
         if word == "/exit":
             break
         if word == "/help":
-            terminal.hint(HELP)
+            terminal.hint(COMMANDS)
         elif word == "/reset":
             dialogue.turns.clear()
             terminal.hint("a new conversation")
@@ -169,7 +169,7 @@ def converse(
                 f"{'that of the training' if dialogue.system is None else visible(dialogue.system)}"
             )
         elif word.startswith("/"):
-            terminal.hint(f"{visible(word)} is no command. There are:\n{HELP}")
+            terminal.hint(f"{visible(word)} is no command. There are:\n{COMMANDS}")
         else:
             _answer(line, terminal, dialogue, speaker, wish, context)
     return 0

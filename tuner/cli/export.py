@@ -22,7 +22,7 @@ KINDS = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Made:
+class ExportSource:
     """What there is of a run."""
 
     called: str
@@ -41,14 +41,14 @@ class Made:
         return (self.convert / ADAPTER_FILES[0]).is_file()
 
 
-def check(kind: str) -> None:
+def check_kind(kind: str) -> None:
     """Raise ConfigError for a kind that there is not."""
     if kind not in KINDS:
         known = "; ".join(f"{name}, {about}" for name, about in KINDS.items())
         raise ConfigError(f"export knows no {kind!r}.{nearest(kind, KINDS)} There are: {known}.")
 
 
-def export(made: Made, kind: str, out: Path, tell: Callable[[str], None]) -> None:
+def export(made: ExportSource, kind: str, out: Path, tell: Callable[[str], None]) -> None:
     """Write `kind` to the directory `out`, whole or not at all. Raises ConfigError for what this run can't
     give, StoreError for a full disk.
     """
@@ -76,7 +76,7 @@ def export(made: Made, kind: str, out: Path, tell: Callable[[str], None]) -> Non
     print(out)
 
 
-def _write(made: Made, kind: str, out: Path, tell: Callable[[str], None]) -> None:
+def _write(made: ExportSource, kind: str, out: Path, tell: Callable[[str], None]) -> None:
     if kind == "adapter":
         if not made.adapted:
             raise ConfigError(
@@ -98,7 +98,7 @@ def _write(made: Made, kind: str, out: Path, tell: Callable[[str], None]) -> Non
         _write_original(made, out, tell)
 
 
-def _write_original(made: Made, out: Path, tell: Callable[[str], None]) -> None:
+def _write_original(made: ExportSource, out: Path, tell: Callable[[str], None]) -> None:
     from tuner.models.checkpoint.files import weight_files
     from tuner.models.checkpoint.safetensors import Checkpoint
     from tuner.models.lora.merge import CODES, merge_original
@@ -129,7 +129,7 @@ def _write_original(made: Made, out: Path, tell: Callable[[str], None]) -> None:
         )
 
 
-def _base(made: Made) -> Path:
+def _base(made: ExportSource) -> Path:
     if made.base is None:
         raise ConfigError(
             f"The model that {made.called} was trained on is gone. Run its pipeline again: what is trained "

@@ -71,7 +71,7 @@ ON_A_RUN = ("chat", "compare", "stop", "convert", "merge", "evaluate", "export",
 
 
 @dataclass
-class Line:
+class CommandLine:
     """A command line, taken apart."""
 
     verb: str = "run"
@@ -94,9 +94,9 @@ FLAGS = {
 }
 
 
-def parse(argv: Sequence[str]) -> Line:
+def parse(argv: Sequence[str]) -> CommandLine:
     """Take a command line apart. Raises ConfigError."""
-    line, typed, rest = Line(), [], list(argv)
+    line, typed, rest = CommandLine(), [], list(argv)
     while rest:
         word = rest.pop(0)
         word = "-m" if word == "--multirun" else word
@@ -130,7 +130,7 @@ def parse(argv: Sequence[str]) -> Line:
     return line
 
 
-def _take_recipes(line: Line) -> None:
+def _take_recipes(line: CommandLine) -> None:
     from tuner.config.recipes import read_recipe
 
     target = 1 if line.verb == "copy" else 0  # copy's last bare word is the file it writes
@@ -167,7 +167,7 @@ def _stop(_number: int, _frame: Any) -> NoReturn:
     raise Interrupted("stopped by SIGTERM; run the same command again to go on.")
 
 
-def _dispatch(line: Line) -> int:
+def _dispatch(line: CommandLine) -> int:
     if "--version" in line.flags:
         from tuner import __version__
 
@@ -186,9 +186,9 @@ def _dispatch(line: Line) -> int:
         return sweep(line.verb, line.words, line.flags, line.extra)
     if line.verb == "preview":
         from tuner.api import prepare
-        from tuner.cli.verbs import preview_one
+        from tuner.cli.verbs import preview_config
 
-        return preview_one(prepare(line.words, line.extra), line.bare, line.flags)
+        return preview_config(prepare(line.words, line.extra), line.bare, line.flags)
     if line.verb == "list":
         from tuner.config.options import show_options
 
@@ -212,18 +212,18 @@ def _dispatch(line: Line) -> int:
         return clean(
             config, line.bare, dry_run="--dry-run" in line.flags, spare_recent="--all" not in line.flags
         )
-    from tuner.cli.status import show as show_status
+    from tuner.cli.status import show_status
 
     return show_status(config, as_json="--json" in line.flags)
 
 
-def _compose(line: Line) -> Config:
+def _compose(line: CommandLine) -> Config:
     from tuner.config.compose import compose
 
     return compose(line.words, extra=line.extra)
 
 
-def _on_a_run(line: Line) -> int:
+def _on_a_run(line: CommandLine) -> int:
     """A verb on one run, or on several."""
     from tuner.config.compose import compose
     from tuner.pipeline.run import find_run
@@ -252,7 +252,7 @@ def _on_a_run(line: Line) -> int:
         from tuner.stages import STAGES
 
         return relabel(runs[0], line.bare[1:], words, STAGES)
-    from tuner.cli.verbs import after_training, export_one
+    from tuner.cli.verbs import after_training, export_run
 
     if line.verb == "export":
         if len(line.bare) not in (2, 3):
@@ -260,7 +260,7 @@ def _on_a_run(line: Line) -> int:
                 "export takes a run, what of it, and where to, if not under the root: python -m tuner export "
                 "RUN adapter DIR"
             )
-        return export_one(
+        return export_run(
             runs[0],
             words,
             line.bare[1],
@@ -270,9 +270,9 @@ def _on_a_run(line: Line) -> int:
     return after_training(line.verb, runs[0], words, line.extra)
 
 
-def _single(line: Line) -> int:
+def _single(line: CommandLine) -> int:
     from tuner.api import prepare, to_stderr
-    from tuner.cli.verbs import plan_one, run_one
+    from tuner.cli.verbs import plan_config, run_config
 
     config = prepare(line.words, line.extra)
-    return plan_one(config, line.flags) if line.verb == "plan" else run_one(config, to_stderr)
+    return plan_config(config, line.flags) if line.verb == "plan" else run_config(config, to_stderr)

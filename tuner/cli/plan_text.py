@@ -7,8 +7,7 @@ from typing import Any
 from tuner.config.schema import Config
 from tuner.config.view import View
 from tuner.errors import Stopped
-from tuner.estimate import disk as budget
-from tuner.estimate import training
+from tuner.estimate import disk, training
 from tuner.estimate.model_size import measure_model
 from tuner.files import read_json
 from tuner.pipeline.plan import PlannedStage
@@ -76,36 +75,36 @@ def estimate(steps: Sequence[PlannedStage], config: Config) -> dict[str, str]:
     if not any(step.to_do for step in steps):
         return {}
     told: dict[str, str] = {}
-    if found := budget.download_size(by_name, config):
+    if found := disk.download_size(by_name, config):
         missing, here, certain = found
-        told["to download"] = f"{'' if certain else '~'}{budget.readable(missing)}" + (
-            f" ({budget.readable(here)} here already)" if here else ""
+        told["to download"] = f"{'' if certain else '~'}{disk.readable(missing)}" + (
+            f" ({disk.readable(here)} here already)" if here else ""
         )
     model = by_name["fetch_model"]
     if model.unresolved and not (config.model.geometry or config.model.parameters):
         return told | {"until the hub is asked": "the model's sizes are not known"}
-    disk = f"~{budget.readable(budget.peak_bytes(budget.disk_needs(steps, config).values()))}"
+    size = f"~{disk.readable(disk.peak_bytes(disk.disk_needs(steps, config).values()))}"
     data = by_name["fetch_data"]
     if "tokenize" not in by_name:
-        return told | {"of disk": disk}
+        return told | {"of disk": size}
     if data.artifact is None and data.stage.fetches(View(data.config, data.stage.name)):
         told |= {
-            "of disk without the data": disk,
+            "of disk without the data": size,
             "until the data is downloaded": "tokens and steps are not known",
         }
         trains = "train" in by_name and by_name["train"].to_do
         return told | _memory(
             training.estimate_training(
-                measure_model(model).geometry, config, budget.training_order(MANY, config), None
+                measure_model(model).geometry, config, disk.training_order(MANY, config), None
             )
             if trains
             else None
         )
-    tokens, packs, counted = budget.epoch_size(by_name, config)
+    tokens, packs, counted = disk.epoch_size(by_name, config)
     guess = "" if counted else "~"
     told["tokens an epoch"] = f"{guess}{tokens:,}"
     if "train" in by_name and by_name["train"].to_do:
-        order = budget.training_order(packs, config)
+        order = disk.training_order(packs, config)
         told[f"steps of {order.per_step} pack{'s' * (order.per_step > 1)}"] = f"{guess}{order.steps:,}"
         shapes, made = measure_model(model), by_name["tokenize"].artifact
         ahead = training.estimate_training(
@@ -114,7 +113,7 @@ def estimate(steps: Sequence[PlannedStage], config: Config) -> dict[str, str]:
         told |= _memory(ahead)
         if (spent := _seconds(order.end * tokens / packs, config, ahead)) is not None:
             told["training"] = f"~{_span(spent)}"
-    return told | {"of disk": disk}
+    return told | {"of disk": size}
 
 
 def _memory(ahead: tuple[training.GpuEstimate, float | None] | None) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """`preview`: rows as the model will see them, and what of them is trained. Nothing is tokenized for good, and
 nothing is trained.
 
-    the rows that are wished → Maker, as in the tokenize stage → documents, and why a row gives none → text in
+    the requested rows → Maker, as in the tokenize stage → documents, and why a row gives none → text in
     colours, or JSON
 
 What depends on all rows together is not looked at: duplicates, and the held-out share.
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tuner.data.files import read as files
+from tuner.data.files.read import Chunk, Unreadable, values
 from tuner.data.formats.rows import Shape
 from tuner.data.tokenize import dataset
 from tuner.data.tokenize.documents import Maker
@@ -36,11 +36,11 @@ Document = tuple[list[int], list[bool]]
 FIRST = 3
 """rows of each source that are shown where none were named"""
 
-PLACE = re.compile(r"(?:(?P<file>.+):)?(?P<first>[1-9]\d*)(?:-(?P<last>[1-9]\d*))?")
+ROW_RANGE = re.compile(r"(?:(?P<file>.+):)?(?P<first>[1-9]\d*)(?:-(?P<last>[1-9]\d*))?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class RowRange:
     """Rows that a person names: `12`, `3-17`, `support.jsonl:12`."""
 
     word: str
@@ -53,9 +53,12 @@ class Place:
         """Whether it is about this file."""
         return self.file is None or self.file in (file.name, file.label, file.path.name, str(file.path))
 
+    def holds(self, number: int) -> bool:
+        return self.first <= number <= self.last
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Unit:
+class RowOrTree:
     """A row, or a tree of rows."""
 
     numbers: tuple[int, ...]
@@ -69,52 +72,52 @@ class Unit:
     def row(self) -> Any:
         """The row itself; None where it is a tree, or no value."""
         value = None if isinstance(self.cut, tuple) or not self.cut.values else self.cut.values[0]
-        return None if isinstance(value, files.Unreadable) else value
+        return None if isinstance(value, Unreadable) else value
 
 
-def places(words: Sequence[str]) -> list[Place]:
+def parse_row_ranges(words: Sequence[str]) -> list[RowRange]:
     """What the bare words of the command line name. Raises ConfigError."""
     found = []
     for word in words:
-        match = PLACE.fullmatch(word)
+        match = ROW_RANGE.fullmatch(word)
         if not match or (last := int(match["last"] or match["first"])) < int(match["first"]):
             raise ConfigError(
                 f"{word!r} names no row. preview takes the number of a row (12), several (3-17), the same of "
                 "one file or source (support.jsonl:12), and, as any run, recipes that end in .yaml and "
                 "fields."
             )
-        found.append(Place(word=word, first=int(match["first"]), last=last, file=match["file"]))
+        found.append(RowRange(word=word, first=int(match["first"]), last=last, file=match["file"]))
     return found
 
 
 def preview(
     settings: Settings,
     listed: Sequence[dataset.File],
-    wished: Sequence[Place],
+    requested: Sequence[RowRange],
     *,
     takes: Sequence[int | float | None],
     seed: int,
     skip: bool,
     flags: Collection[str],
 ) -> int:
-    """Show the rows that are `wished`, or the first of each source; returns the exit code.
+    """Show the rows that are `requested`, or the first of each source; returns the exit code.
 
     settings, listed, takes, seed, skip  as `dataset.read` takes them
     flags                                --json, --ids, --all
     Raises ConfigError for a row that is not there.
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    for place in wished:
-        if not any(place.means(file) for file in listed):
+    for request in requested:
+        if not any(request.means(file) for file in listed):
             raise ConfigError(
-                f"{place.word}: no file or source of the data is called {place.file}. There are: "
+                f"{request.word}: no file or source of the data is called {request.file}. There are: "
                 f"{', '.join(_called(listed))}."
             )
     settings = dataset.surveyed(settings, listed)
     for line in dataset.notes(settings, listed):
         print(f"  {line}", file=sys.stderr)
     maker = Maker(settings)
-    words = words_of(maker.template.tokenizer)
+    words = token_words(maker.template.tokenizer)
     drawn = dataset.draws(settings, listed, takes, seed)
     coloured = "--json" not in flags and is_coloured()
     if "--json" not in flags:
@@ -124,8 +127,8 @@ def preview(
             flush=True,
         )
     counted: dict[str, Source] = {}
-    for file, unit in _chosen(settings, listed, wished, drawn):
-        made, looks = look(maker, file, unit, skip)
+    for file, unit in _chosen(settings, listed, requested, drawn):
+        made, looks = inspect_row(maker, file, unit, skip)
         shown = counted.setdefault(file.label, Source(source=file.label, file=file.name))
         shown.rows += made.read
         shown.not_read(made.unread)
@@ -148,7 +151,7 @@ def preview(
     return 0
 
 
-def words_of(tokenizer: Tokenizer) -> Decoder:
+def token_words(tokenizer: Tokenizer) -> Decoder:
     """What a tokenizer's ids mean."""
     named = {
         id_: token.content for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special
@@ -163,65 +166,67 @@ def _called(listed: Sequence[dataset.File]) -> list[str]:
 def _chosen(
     settings: Settings,
     listed: Sequence[dataset.File],
-    wished: Sequence[Place],
+    requested: Sequence[RowRange],
     drawn: Sequence[NDArray[np.int64] | None],
-) -> Iterator[tuple[dataset.File, Unit]]:
-    found: set[Place] = set()
+) -> Iterator[tuple[dataset.File, RowOrTree]]:
+    found: set[RowRange] = set()
     shown: dict[tuple[int, bool], int] = {}
     for number, file in enumerate(listed):
         shape, times = settings.sources[file.source].shape, drawn[number]
-        if wished:
-            mine = [place for place in wished if place.means(file)]
-            for unit in units(file, shape, times, mine) if mine else ():
-                hit = [
-                    place for place in mine if any(place.first <= line <= place.last for line in unit.numbers)
-                ]
+        if requested:
+            mine = [request for request in requested if request.means(file)]
+            for unit in rows_of(file, shape, times, mine) if mine else ():
+                hit = [request for request in mine if any(request.holds(number) for number in unit.numbers)]
                 if hit:
                     found.update(hit)
                     yield file, unit
             continue
         source = (file.source, file.apart)
-        for unit in units(file, shape, times, ()) if shown.get(source, 0) < FIRST else ():
+        for unit in rows_of(file, shape, times, ()) if shown.get(source, 0) < FIRST else ():
             if unit.times:
                 yield file, unit
                 shown[source] = shown.get(source, 0) + 1
                 if shown[source] == FIRST:
                     break
-    if lost := [place for place in wished if place not in found]:
+    if lost := [request for request in requested if request not in found]:
         raise ConfigError(
-            f"{', '.join(place.word for place in lost)}: the data has no such row. The first row is 1, and "
-            "blank lines are none."
+            f"{', '.join(request.word for request in lost)}: the data has no such row. The first row is 1, "
+            "and blank lines are none."
         )
 
 
-def units(
-    file: dataset.File, shape: Shape, times: NDArray[np.int64] | None, near: Sequence[Place]
-) -> Iterator[Unit]:
+def rows_of(
+    file: dataset.File, shape: Shape, times: NDArray[np.int64] | None, near: Sequence[RowRange]
+) -> Iterator[RowOrTree]:
     """The rows of a file, or its trees; with `near`, pieces of it that hold none of those rows are passed
     over unread.
     """
     at = 0  # among the units of the file
     for cut in dataset.cuts(file, shape):
         if isinstance(cut, tuple):
-            for place, tree in enumerate(cut, at):
-                yield Unit(numbers=tree.numbers, cut=(tree,), times=1 if times is None else int(times[place]))
+            for index, tree in enumerate(cut, at):
+                yield RowOrTree(
+                    numbers=tree.numbers, cut=(tree,), times=1 if times is None else int(times[index])
+                )
         else:
             last = cut.first + (
                 cut.lines.count(b"\n") if cut.lines is not None else len(cut.values or ()) - 1
             )
-            if not near or any(place.first <= last and cut.first <= place.last for place in near):
-                for place, (number, row) in enumerate(files.values(cut), at):
-                    yield Unit(
+            if not near or any(request.first <= last and cut.first <= request.last for request in near):
+                for index, (number, row) in enumerate(values(cut), at):
+                    yield RowOrTree(
                         numbers=(number,),
-                        cut=files.Chunk(first=number, values=[row]),
-                        times=1 if times is None else int(times[place]),
+                        cut=Chunk(first=number, values=[row]),
+                        times=1 if times is None else int(times[index]),
                     )
-            if near and all(place.last <= last for place in near):
+            if near and all(request.last <= last for request in near):
                 return
         at += dataset.units(cut) if times is not None else 0
 
 
-def look(maker: Maker, file: dataset.File, unit: Unit, skip: bool) -> tuple[Made, list[PreviewedDocument]]:
+def inspect_row(
+    maker: Maker, file: dataset.File, unit: RowOrTree, skip: bool
+) -> tuple[Made, list[PreviewedDocument]]:
     """What becomes of a row: its documents as the packs will hold them, and why it, or a part of it, is
     left out.
     """
@@ -231,7 +236,7 @@ def look(maker: Maker, file: dataset.File, unit: Unit, skip: bool) -> tuple[Made
 
 
 def _looks(
-    maker: Maker, made: Made, file: dataset.File, unit: Unit, skip: bool
+    maker: Maker, made: Made, file: dataset.File, unit: RowOrTree, skip: bool
 ) -> Iterator[PreviewedDocument]:
     strange = [name for name, entry in ranked(made.unread) if not entry.left]
     whole = _endless(maker).make(Job(source=file.source, rows=unit.cut, apart=file.apart))

@@ -24,7 +24,7 @@ NUMBERS = {"loss", "disk", "own"}
 """columns with their text on the right"""
 
 
-def show(config: Config, *, as_json: bool) -> int:
+def show_status(config: Config, *, as_json: bool) -> int:
     """Print a row for each run, newest last, and what the store holds."""
     root, store = Path(config.root), store_of(config)
     runs = sorted(all_runs(root), key=RunDirectory.used)

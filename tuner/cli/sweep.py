@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tuner.api import to_stderr
 from tuner.cli.plan_text import sweep_summary
-from tuner.cli.verbs import plan_one, run_one
+from tuner.cli.verbs import plan_config, run_config
 from tuner.config.compose import compose_sweep
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, Interrupted, Stopped, TunerError
@@ -42,14 +42,14 @@ def _check_disk(words: list[str], extra: Path | None) -> None:
     def look(job: Config | ConfigError, _overrides: list[str]) -> None:
         with suppress(TunerError):
             if isinstance(job, Config):
-                job = of_a_sweep(job)
+                job = sweep_job_config(job)
                 jobs.append((plan(job, STAGES, store_of(job), RunDirectory.of(job), redo=job.redo), job))
 
     compose_sweep(words, look, extra=extra, dry=True)
     disk.check_disk(jobs)
 
 
-def of_a_sweep(job: Config) -> Config:
+def sweep_job_config(job: Config) -> Config:
     """A job's config: with what it takes from an earlier run, and without a merged model that nobody asked
     for.
     """
@@ -67,8 +67,8 @@ def _job(
     try:
         if isinstance(job, ConfigError):
             raise job
-        job = of_a_sweep(job)
-        return title, plan_one(job, flags) if verb == "plan" else run_one(job, to_stderr, redone), ""
+        job = sweep_job_config(job)
+        return title, plan_config(job, flags) if verb == "plan" else run_config(job, to_stderr, redone), ""
     except Stopped as stopped:  # this training only, and on purpose
         to_stderr(f"tuner: {stopped}")
         return title, stopped.exit_code, str(stopped)

@@ -17,13 +17,13 @@ from tuner.stages import STAGES, fetch_model
 from tuner.stages.fetch_data import notes
 
 
-def run_one(config: Config, tell: Callable[[str], None], redone: set[str] | None = None) -> int:
+def run_config(config: Config, tell: Callable[[str], None], redone: set[str] | None = None) -> int:
     """Run the pipeline; its end goes to standard output."""
     print(summary(execute_config(config, tell, redone)))
     return 0
 
 
-def plan_one(config: Config, flags: Collection[str]) -> int:
+def plan_config(config: Config, flags: Collection[str]) -> int:
     """Print what would run; with --check, 3 says that something would."""
     run = RunDirectory.of(config)
     refuse_by_name(View(config, "fetch_model"))
@@ -32,14 +32,14 @@ def plan_one(config: Config, flags: Collection[str]) -> int:
     return 3 if "--check" in flags and any(step.to_do for step in steps) else 0
 
 
-def preview_one(config: Config, words: Sequence[str], flags: Collection[str]) -> int:
+def preview_config(config: Config, words: Sequence[str], flags: Collection[str]) -> int:
     """Fetch what is not here yet, and show rows as the model will see them: those that the words name, or
     the first.
     """
-    from tuner.cli.preview import places, preview
+    from tuner.cli.preview import parse_row_ranges, preview
     from tuner.data.tokenize.settings import listed_files, settings_of
 
-    wished, config = places(words), replace(config, until="fetch")
+    wished, config = parse_row_ranges(words), replace(config, until="fetch")
     said: list[str] = []
 
     def say(line: str) -> None:
@@ -65,22 +65,22 @@ def preview_one(config: Config, words: Sequence[str], flags: Collection[str]) ->
     )
 
 
-def export_one(
+def export_run(
     run: RunDirectory, words: Sequence[str], kind: str, out: Path | None, extra: Path | None
 ) -> int:
     """Copies of what a run made, as files to take away; what is missing for it is made first, which trains
     nothing.
     """
-    from tuner.cli.export import Made, check, export
+    from tuner.cli.export import ExportSource, check_kind, export
 
-    check(kind)
+    check_kind(kind)
     source, config, base = prepare_result(run, words, to_stderr, STAGES, extra)
     merge = (
         rerun(source, [], "merge", to_stderr, STAGES, extra).path("merge")
         if kind == "model" and config.algo.adapter == "lora"
         else None
     )
-    made = Made(
+    made = ExportSource(
         called=run.name,
         base=base,
         convert=source.path("convert").resolve(),
