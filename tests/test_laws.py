@@ -161,12 +161,28 @@ def test_every_field_is_declared_for_stages_that_exist() -> None:
         assert declared.kind != "identity" or declared.stages, f"{path} is identity, but no stage has it"
 
 
+def properties() -> dict[str, set[str]]:
+    """What each property of a node of the config takes from it, by the property's name."""
+    return {
+        node.name: {inner.attr for inner in ast.walk(node) if isinstance(inner, ast.Attribute)}
+        for node in ast.walk(ast.parse((REPO / "tuner/config/schema.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+        and any(isinstance(word, ast.Name) and word.id == "property" for word in node.decorator_list)
+    }
+
+
 def reads(path: Path) -> set[str]:
-    """Names that a module takes from an object: `x.name`, and the words of `getattr(x, "name")`."""
+    """Names that a module takes from an object: `x.name`, and the words of `getattr(x, "name")`; of a
+    property of the config, the fields that it takes too.
+    """
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-    return {node.attr for node in nodes if isinstance(node, ast.Attribute)} | {
+    found = {node.attr for node in nodes if isinstance(node, ast.Attribute)} | {
         str(node.value) for node in nodes if isinstance(node, ast.Constant)
     }
+    known = properties()
+    while more := set().union(*(known.get(name, set()) for name in found)) - found:
+        found |= more
+    return found
 
 
 def reached(start: Path) -> set[Path]:
@@ -190,6 +206,7 @@ def reached(start: Path) -> set[Path]:
         REPO / "tuner" / f"{name}.py"
         for name in (
             "config/fields",
+            "config/methods",
             "config/schema",
             "config/view",
             "config/validate",

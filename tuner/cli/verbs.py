@@ -77,7 +77,7 @@ def export_run(
     source, config, base = prepare_result(run, words, to_stderr, STAGES, extra)
     merge = (
         rerun(source, [], "merge", to_stderr, STAGES, extra).path("merge")
-        if kind == "model" and config.algo.adapter == "lora"
+        if kind == "model" and config.algo.uses_adapter
         else None
     )
     made = ExportSource(

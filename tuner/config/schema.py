@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tuner.config.fields import UNSET, identity, neutral, place
+from tuner.config.methods import METHODS, Adapter, Method
 
 TEXT_STAGES = ("tokenize", "convert", "baseline", "evaluate")
 HUBS = {"hub": "main", "modelscope": "master"}
@@ -215,7 +216,7 @@ class Optim:
 class Algo:
     """What is trained, and by which rule."""
 
-    adapter: Literal["none", "lora"] = identity("train", "convert", "merge", default="lora")
+    adapter: Adapter = identity("train", "convert", "merge", default="lora")
     """`lora`: low-rank adapters on a frozen base (arXiv:2106.09685); `none`: full fine-tuning"""
     quant: Literal["none", "nf4", "int8"] = identity(
         "train", "merge", "evaluate", default="none", left_out="none", seen_by=("convert",)
@@ -290,6 +291,16 @@ class Algo:
     clip: float | None = identity("train", default=1.0)
     """the largest 2-norm of all gradients together; null for none"""
     optim: Optim = field(default_factory=Optim)
+
+    @property
+    def method(self) -> Method:
+        """What `adapter` stands for."""
+        return METHODS[self.adapter]
+
+    @property
+    def uses_adapter(self) -> bool:
+        """Whether an adapter trains on a frozen base, and not the model's own weights."""
+        return self.method.trains == "adapter"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -117,7 +117,7 @@ def validate(config: Config) -> None:
         deepspeed.combination_of(machine, algo, processes=deepspeed.process_count(machine))
     ):
         problems.append(why)
-    if algo.init == "continue" and (model.source != "run" or algo.adapter != "lora"):
+    if algo.init == "continue" and (model.source != "run" or not algo.uses_adapter):
         problems.append(
             "algo.init=continue goes on with the adapter of an earlier run: it needs model=run model.run=RUN "
             "and algo=lora."
@@ -221,7 +221,7 @@ def _model(model: Model) -> list[str]:
 def _algo(algo: Algo) -> list[str]:
     """What is trained, and whether its parts go together."""
     problems = []
-    full = algo.adapter == "none"
+    full = not algo.uses_adapter
     if algo.quant != "none" and full:
         problems.append(
             f"algo.quant={algo.quant} holds a frozen base, and algo.adapter=none trains all of it: leave one "

@@ -19,6 +19,9 @@ class View:
         self._node, self._stage, self._path = node, stage, path
 
     def __getattr__(self, name: str) -> Any:
+        derived = getattr(type(self._node), name, None)
+        if isinstance(derived, property):  # what it reads of the node is read through this view
+            return derived.fget(self)  # type: ignore[misc]
         value = getattr(self._node, name)
         path = f"{self._path}{name}"
         if is_dataclass(value):

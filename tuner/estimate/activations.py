@@ -45,7 +45,7 @@ def temporary_bytes(layer: Layer, algo: Algo, hidden: int) -> float:
     saved is still there.
     """
     inner = max((shape[1] for name, shape in layer.items() if _leaf(name) in ENDS), default=hidden)
-    if algo.adapter == "lora":
+    if algo.uses_adapter:
         return (8 if algo.dropout else 4) * inner + 12 * hidden
     return (8 if algo.precision == "fp32" else 6) * inner + 8 * hidden
 
@@ -56,7 +56,7 @@ def activation_bytes(algo: Algo) -> int:
 
 
 def _norms(layer: Layer, algo: Algo) -> float:
-    lora, found = algo.adapter == "lora", 0.0
+    adapter, found = algo.uses_adapter, 0.0
     for name, shape in layer.items():
         if "norm" not in name or not name.endswith(".weight"):
             continue
@@ -65,7 +65,7 @@ def _norms(layer: Layer, algo: Algo) -> float:
         if name in ("self_attn.q_norm.weight", "self_attn.k_norm.weight"):
             size, again = layer.get(f"self_attn.{name[10]}_proj.weight", shape)[0], activation_bytes(algo)
         # the input; where the weight trains, also what it is multiplied with
-        found += size * (4 if lora else 4 + again) + 4
+        found += size * (4 if adapter else 4 + again) + 4
     return found
 
 
@@ -85,15 +85,15 @@ def _matmul_inputs(layer: Layer, pairs: Adapted, algo: Algo) -> float:
             found += 4 * inputs
         if algo.dora:
             found += (4 + activation_bytes(algo)) * outputs
-    if wide and (pairs or algo.adapter == "none"):  # one copy of a norm's output for all that read it
+    if wide and (pairs or not algo.uses_adapter):  # one copy of a norm's output for all that read it
         found += 4 * linears.get("self_attn.q_proj", (0, 0))[1] * 2
     for name, shape in linears.items():
         leaf = _leaf(name)
-        if (algo.adapter == "none" and leaf in ENDS) or (
+        if (not algo.uses_adapter and leaf in ENDS) or (
             algo.quant == "int8" and leaf in (*ENDS, "q_proj", "gate_proj")
         ):
             found += activation_bytes(algo) * shape[1]  # int8 keeps an input once for all that read it
-        elif algo.adapter == "none" and leaf != "o_proj" and not wide:
+        elif not algo.uses_adapter and leaf != "o_proj" and not wide:
             found += 2 * shape[1]
     return found
 
@@ -122,7 +122,7 @@ def _mlp(geometry: Geometry, built: Family, layer: Layer, algo: Algo) -> float:
         elif name.endswith("experts.down_proj"):
             inner = shape[1] if built.experts and built.experts.biased else shape[2]
             once = 3 * inner + geometry["hidden_size"]  # and the output, which is weighted
-            again = inner + geometry["hidden_size"] if algo.adapter == "none" else 0
+            again = inner + geometry["hidden_size"] if not algo.uses_adapter else 0
             found += geometry.get("num_experts_per_tok", 1) * a * (once + again)
     return found
 

@@ -214,7 +214,7 @@ def _sizes(
     numbers, tensors = trainable_size(shapes, config.algo)
     beside = shapes.tokenizer + SETTINGS + MANIFEST
     whole = shapes.parameters * 2 + shapes.tensors * TENSOR
-    lora = config.algo.adapter == "lora"
+    adapter = config.algo.uses_adapter
     match stage:
         case "fetch_model" if shapes.gguf:
             return whole + beside + shapes.tokenizer, whole + beside  # the tokenizer is written twice
@@ -228,14 +228,14 @@ def _sizes(
             return _training(numbers, tensors, _remembered(numbers, shapes, config.algo), steps, config)
         case "convert":
             size = (
-                (numbers if lora else shapes.parameters)
-                * (4 if lora or config.algo.precision == "fp32" else 2)
+                (numbers if adapter else shapes.parameters)
+                * (4 if adapter or config.algo.precision == "fp32" else 2)
                 + tensors * TENSOR
                 + beside
             )
         case "merge":
             wide = shapes.parameters * (4 if config.algo.precision == "fp32" else 2) + shapes.tensors * TENSOR
-            size = wide + beside if lora else MANIFEST  # else hard links
+            size = wide + beside if adapter else MANIFEST  # else hard links
         case "baseline" | "evaluate":
             size = MEASURED
         case _:
@@ -246,9 +246,7 @@ def _sizes(
 def _remembered(numbers: int, shapes: ModelSize, algo: Algo) -> int:
     """Bytes of what the optimizer remembers."""
     inside = (
-        numbers
-        if algo.adapter == "lora" or shapes.geometry is None
-        else count_trainable(shapes.geometry, algo)[1]
+        numbers if algo.uses_adapter or shapes.geometry is None else count_trainable(shapes.geometry, algo)[1]
     )
     return int(MOMENTS[algo.optim.name] * inside + 8 * (numbers - inside))
 

@@ -91,8 +91,8 @@ def costs(geometry: Geometry, algo: Algo) -> Costs:
     """Of training as `algo` says, from the native config.json of the model. Raises DataError where that
     tells no shapes.
     """
-    found, lora = layer_matrices(geometry), algo.adapter == "lora"
-    adapters = adapted_layers(geometry, algo.targets) if lora else {}
+    found, adapter = layer_matrices(geometry), algo.uses_adapter
+    adapters = adapted_layers(geometry, algo.targets) if adapter else {}
     begin = _begin(geometry, algo, adapters)
     forward = backward = 0.0
     for name, (size, _) in found.items():
@@ -102,11 +102,11 @@ def costs(geometry: Geometry, algo: Algo) -> Costs:
         backward += 2 * algo.r * sum(own) + 2 * algo.r * own[0]
         if begin < place:
             backward += 2 * size + 2 * algo.r * own[1]  # gradient of the input
-        if not lora and begin[0] <= place[0]:
+        if not adapter and begin[0] <= place[0]:
             backward += 2 * size
     tensors = shapes(geometry)
     rows, columns = tensors[EMBEDDING]
-    head_trains = not lora and "head" not in algo.freeze and (begin[0] < 0 or f"{HEAD}.weight" in tensors)
+    head_trains = not adapter and "head" not in algo.freeze and (begin[0] < 0 or f"{HEAD}.weight" in tensors)
     pair = 2.0 * _pair_width(geometry, tensors)
     forward_pairs: dict[int | None, float] = {}
     pairs: dict[int | None, float] = {}
@@ -127,7 +127,7 @@ def _begin(geometry: Geometry, algo: Algo, adapters: Iterable[str]) -> tuple[int
     """The place of the first matrix that trains, or before it: what lies behind needs the gradient of its
     input.
     """
-    if algo.adapter == "lora":
+    if algo.uses_adapter:
         return min(
             (_place(name) for name in adapters if name != HEAD), default=(geometry["num_hidden_layers"], 0)
         )

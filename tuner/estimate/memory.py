@@ -147,18 +147,18 @@ def count_trainable(geometry: Geometry, algo: Algo) -> tuple[int, int]:
 
 def _moments(model: _Model, algo: Algo, work: Workload) -> Iterator[Memory]:
     """The memory at each moment that may be the fullest."""
-    lora, a = algo.adapter == "lora", activation_bytes(algo)
+    adapter, a = algo.uses_adapter, activation_bytes(algo)
     tokens, targets = -(-work.tokens // work.sequence_parallel), -(-work.targets // work.sequence_parallel)
     row, logit = model.hidden * tokens, model.vocabulary * targets
     static, gradients = _static(model, algo, work)
     present = gradients if work.accumulated or work.engine == "deepspeed" else 0.0
-    copies = 0.0 if lora or a == 4 else 2.0 * (model.matrices + model.head)
+    copies = 0.0 if adapter or a == 4 else 2.0 * (model.matrices + model.head)
     head = 0.0 if a == 4 else 2.0 * model.head  # the head's copy, which no recomputation drops
     backward = head if work.recompute else copies
-    stream = a if lora else 4  # bytes of the residual stream
+    stream = a if adapter else 4  # bytes of the residual stream
     kept = stream * row * model.layers if work.recompute else model.saved * tokens
     one = model.largest * tokens if work.recompute else 0.0
-    final = (4 if lora else 8) * row + a * model.hidden * targets * (model.head > 0)
+    final = (4 if adapter else 8) * row + a * model.hidden * targets * (model.head > 0)
     # The loss: log-probabilities, and the gradients of these and of the logits, all in fp32; before, the
     # logits and the log-probabilities.
     yield replace(static, copies=copies, gradients=present, activations=kept + final, logits=8.0 * logit)
@@ -178,7 +178,7 @@ def _moments(model: _Model, algo: Algo, work: Workload) -> Iterator[Memory]:
         copies=backward - head,
         gradients=present + waits,
         activations=kept + final,
-        buffers=static.buffers + (20 if lora else 12) * row,
+        buffers=static.buffers + (20 if adapter else 12) * row,
     )
     # The last layer, with all that the others keep; the first, with all gradients but its own.
     inside = static.buffers + model.temporary * tokens + model.restored
@@ -219,7 +219,7 @@ def _gaps(model: _Model, algo: Algo, work: Workload) -> float:
     tokens, targets = -(-work.tokens // work.sequence_parallel), -(-work.targets // work.sequence_parallel)
     kept = 0.0 if work.recompute else model.saved * tokens
     found = 16 * MIB + 2.4 * targets * model.vocabulary + 0.01 * kept + 2 * model.restored
-    if algo.adapter == "none":
+    if not algo.uses_adapter:
         found += (1.4 if work.recompute else 0.9) * model.trains
     if algo.dropout and kept:
         found += 40 * MIB + 0.03 * kept
@@ -256,24 +256,24 @@ def _static(model: _Model, algo: Algo, work: Workload) -> tuple[Memory, float]:
 
 
 def _read(geometry: Geometry, algo: Algo) -> _Model:
-    tensors, lora, a = shapes(geometry), algo.adapter == "lora", activation_bytes(algo)
+    tensors, adapter, a = shapes(geometry), algo.uses_adapter, activation_bytes(algo)
     count, (vocabulary, hidden) = geometry["num_hidden_layers"], tensors[EMBEDDING]
-    pairs = adapted_layers(geometry, algo.targets) if lora else {}
+    pairs = adapted_layers(geometry, algo.targets) if adapter else {}
     held = linears(geometry) if algo.quant != "none" else {}
     layers = [(layer_tensors(tensors, at), layer_tensors(pairs, at)) for at in range(count)]
-    begin = 0 if lora or algo.last_layers is None else max(0, count - algo.last_layers)
+    begin = 0 if adapter or algo.last_layers is None else max(0, count - algo.last_layers)
     numbers = [_trains(layer, own, algo) if at >= begin else 0 for at, (layer, own) in enumerate(layers)]
     tied, outer = f"{HEAD}.weight" not in tensors, vocabulary * hidden
-    high = not lora and "head" not in algo.freeze
-    low = not lora and algo.last_layers is None and "embeddings" not in algo.freeze and (high or not tied)
+    high = not adapter and "head" not in algo.freeze
+    low = not adapter and algo.last_layers is None and "embeddings" not in algo.freeze and (high or not tied)
     head = outer * (high and (low or not tied))
     embedding = outer * (low and not tied)
     on_head = algo.r * sum(pairs.get(HEAD, (0, 0)))
     every = sum(map(prod, tensors.values()))
-    norm = hidden * (not lora and "norms" not in algo.freeze)
+    norm = hidden * (not adapter and "norms" not in algo.freeze)
     trains = sum(numbers) + head + embedding + on_head + norm
     packed = sum(prod(shape) for shape in held.values())
-    frozen = (every - packed) * a + packed * HELD.get(algo.quant, a) if lora else (every - trains) * a
+    frozen = (every - packed) * a + packed * HELD.get(algo.quant, a) if adapter else (every - trains) * a
     keep = [
         saved_bytes(geometry, layer, own, algo) if at >= begin else 0.0
         for at, (layer, own) in enumerate(layers)
@@ -298,7 +298,7 @@ def _read(geometry: Geometry, algo: Algo) -> _Model:
 
 def _trains(layer: Mapping[str, Shape], pairs: Adapted, algo: Algo) -> int:
     """Numbers of a layer that train."""
-    if algo.adapter == "lora":
+    if algo.uses_adapter:
         return sum(algo.r * sum(shape) + (shape[0] if algo.dora else 0) for shape in pairs.values())
     return sum(
         prod(shape) for name, shape in layer.items() if "norm" not in name or "norms" not in algo.freeze

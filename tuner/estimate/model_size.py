@@ -147,7 +147,7 @@ def trainable_size(shapes: ModelSize, algo: Algo) -> tuple[int, int]:
     """How many numbers train, and in how many tensors. LoRA on a layer has r · (inputs + outputs) of them
     (arXiv:2106.09685).
     """
-    if algo.adapter == "none":
+    if not algo.uses_adapter:
         part = shapes.geometry and (algo.last_layers is not None or algo.freeze)
         return count_trainable(shapes.geometry or {}, algo)[0] if part else shapes.parameters, shapes.tensors
     if not shapes.widths:

@@ -70,7 +70,7 @@ def _offloaded(algo: Algo, work: Workload) -> Iterator[tuple[str, Algo, Workload
 
 
 def _lighter(algo: Algo, work: Workload) -> Iterator[tuple[str, Algo, Workload]]:
-    if algo.adapter == "none":
+    if not algo.uses_adapter:
         if algo.optim.name == "adamw" and work.zero == 0 and work.offload == "none":
             yield (
                 "algo.optim.name=adamw_8bit",

@@ -41,7 +41,7 @@ def inherit(config: Config, stages: Sequence[Stage]) -> Config:
         for step in plan(replace(theirs, until="merge"), stages, store_of(theirs), parent, pinned=True)
     }
     adapter, base = None, _made(steps["fetch_model"], parent)
-    if theirs.algo.adapter == "none":
+    if not theirs.algo.uses_adapter:
         if config.algo.init == "continue":
             raise ConfigError(
                 f"algo.init=continue goes on with an adapter, and {parent.dir.name} has none: all its "

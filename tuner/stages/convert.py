@@ -21,7 +21,7 @@ QUANT = 1
 
 
 def versions(view: View) -> dict[str, int]:
-    made = {name: LAYOUT[name] for name in ("adapter" if view.algo.adapter == "lora" else "full", "sidecars")}
+    made = {name: LAYOUT[name] for name in ("adapter" if view.algo.uses_adapter else "full", "sidecars")}
     return made | ({"quant": QUANT} if view.algo.quant != "none" else {})
 
 
@@ -80,7 +80,7 @@ def run(ctx: Context) -> dict[str, Any]:
             f"The training's files of the step to convert are damaged{which}. Train again with redo=train."
         )
     weights = sharded.read(found).weights
-    if algo.adapter == "lora":
+    if algo.uses_adapter:
         initial = trained / steps.INITIAL
         tie = tie_in(base, [name.removeprefix("base_model.model.") for name in weights.specs])
         write_adapter(
@@ -101,7 +101,7 @@ def run(ctx: Context) -> dict[str, Any]:
     write_generation_config(base, out, template.end_id, template.stops, pad)
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     ctx.say(
-        f"step {found.step} as {'an adapter for PEFT' if algo.adapter == 'lora' else 'a full checkpoint'}, "
+        f"step {found.step} as {'an adapter for PEFT' if algo.uses_adapter else 'a full checkpoint'}, "
         f"{size / 1e6:,.0f} MB"
     )
     return {"step": found.step, "bytes": size}

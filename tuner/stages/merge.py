@@ -13,7 +13,6 @@ from tuner.models.checkpoint.files import SETTINGS, TEXT, read_config, weight_fi
 from tuner.models.layouts import family
 from tuner.pipeline.stage import Context, Stage
 
-MERGE = {"lora": 1, "none": 1}
 ORIGINAL, QUANT = 1, 1
 FP32 = 1
 """an adapter that trained in fp32 is merged in fp32"""
@@ -21,9 +20,9 @@ FP32 = 1
 
 def versions(view: View) -> dict[str, int]:
     original = {"original": ORIGINAL} if view.merge.layout == "original" else {}
-    whole = {"fp32": FP32} if view.algo.precision == "fp32" and view.algo.adapter == "lora" else {}
+    whole = {"fp32": FP32} if view.algo.precision == "fp32" and view.algo.uses_adapter else {}
     return (
-        {view.algo.adapter: MERGE[view.algo.adapter]}
+        {view.algo.adapter: view.algo.method.merge_version}
         | original
         | whole
         | ({"quant": QUANT} if view.algo.quant != "none" else {})
@@ -33,7 +32,7 @@ def versions(view: View) -> dict[str, int]:
 def run(ctx: Context) -> dict[str, Any]:
     """Write the model; facts: its files' bytes, whether they are links, and the layout."""
     base, convert, config = ctx.inputs["fetch_model"].dir, ctx.inputs["convert"], ctx.config
-    adapted = config.algo.adapter == "lora"
+    adapted = config.algo.uses_adapter
     aside = base / family.ASIDE
     # a class of tuner's own is for no other tool to read
     original = (

@@ -18,10 +18,6 @@ NOISE = 1
 """dropout and noise on embeddings: drawn for each pack, whatever micro batch it is in"""
 EARLY_STOP = 2
 """2: decided by up to 64 held-out packs, whatever machine.measure_every and save_every are"""
-METHODS = {"lora": {"lora": 1}, "none": {"full": 2}}
-"""by algo.adapter. full 2: the padding token's row of the embedding trains too, which ends an answer in
-some families
-"""
 QUANT = 2
 """2: with products in fp32, gradients through a base in 4 bits are of the weights that the forward pass
 multiplies with
@@ -43,7 +39,7 @@ def versions(config: View) -> dict[str, int]:
     return (
         PIECES
         | {algo.optim.name: OPTIMIZERS[algo.optim.name]}
-        | METHODS[algo.adapter]
+        | {algo.method.name: algo.method.version}
         | noise
         | quant
         | stopping

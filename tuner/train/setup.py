@@ -37,7 +37,7 @@ def build_model(
     values lie there once it has begun.
     """
     algo = config.algo
-    if algo.adapter == "none":
+    if not algo.uses_adapter:
         if "head" not in algo.freeze:
             refuse_fixed_head(directory, "algo.adapter=none trains the output head", config.merge.layout)
         return load_trainable(
@@ -81,7 +81,7 @@ def build_model(
 
 def describe(config: View, model: Any, out: Path) -> None:
     """What of an adapter is the same at every step, beside the steps."""
-    if config.algo.adapter != "lora":
+    if not config.algo.uses_adapter:
         return
     write_json(out / steps.ADAPTER, adapter_config(model), indent=2)
     if lora_init.changes_base(config.algo.lora_init) and not (out / steps.INITIAL).exists():
@@ -101,7 +101,7 @@ def autocast_of(algo: View, compute: torch.dtype) -> torch.dtype | None:
     """The dtype of matrix products on weights that train in fp32; None where the weights have it
     themselves.
     """
-    return compute if algo.adapter == "none" and compute != torch.float32 else None
+    return compute if not algo.uses_adapter and compute != torch.float32 else None
 
 
 def build_engine(

@@ -208,7 +208,7 @@ def proved(
         spoken(config.model.chat, config.data.system), load_vocabulary(ctx.inputs["fetch_model"].dir)
     )
     fresh = (
-        algo.adapter == "lora"
+        algo.uses_adapter
         and algo.init != "continue"
         and not lora_init.changes_base(algo.lora_init)
         and algo.lora_init != "orthogonal"
