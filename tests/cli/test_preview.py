@@ -19,7 +19,7 @@ from tuner.cli.preview import parse_row_ranges, preview
 from tuner.config.schema import Config, Data, DataSource, Machine, Model
 from tuner.config.view import View
 from tuner.data.packs import Packs
-from tuner.data.sources import parts
+from tuner.data.sources import sources_of
 from tuner.data.tokenize.settings import listed_files, settings_of
 from tuner.errors import ConfigError, DataError
 from tuner.pipeline.stage import Context, Input
@@ -92,7 +92,7 @@ def show(tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
             settings_of(view, tiny_model),
             listed_files(view, fetch_data.local_files(View(config, "fetch_data"))),
             parse_row_ranges([word for word in words if word not in flags]),
-            takes=[part.take for part in parts(view)],
+            takes=[part.take for part in sources_of(view)],
             seed=view.data.seed,
             skip=view.data.bad_rows == "skip",
             flags=flags,

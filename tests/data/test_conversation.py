@@ -9,11 +9,11 @@ from tuner.data.conversation import (
     Conversation,
     Message,
     RowError,
-    apart,
     every_turn,
     exchanges,
     fill,
     last_only,
+    split_reasoning,
     with_system,
     without_reasoning,
 )
@@ -80,7 +80,7 @@ def test_a_call_without_text_is_trained() -> None:
 
 
 def test_a_thought_in_front_of_an_answer_is_taken_out_of_it() -> None:
-    split = apart(
+    split = split_reasoning(
         talk(
             "u <think>q</think>",
             "a <think>\nwhy\n\nnot\n</think>\n\nso",
@@ -93,7 +93,7 @@ def test_a_thought_in_front_of_an_answer_is_taken_out_of_it() -> None:
     assert texts(without_reasoning(split)) == texts(split)
     assert not any(message.reasoning for message in without_reasoning(split).messages)
     plain = talk("u q", "a b")
-    assert apart(plain) is plain
+    assert split_reasoning(plain) is plain
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_thought_in_front_of_an_answer_is_taken_out_of_it() -> None:
     ],
 )
 def test_a_thought_is_told_by_its_tags_also_where_none_opens_it(answer: str, thought: str, said: str) -> None:
-    (message,) = apart(
+    (message,) = split_reasoning(
         Conversation(messages=(Message(role="assistant", content=answer, trained=True),))
     ).messages
     assert (message.reasoning, message.content) == (thought, said)
@@ -139,14 +139,14 @@ def test_a_thought_is_told_by_its_tags_also_where_none_opens_it(answer: str, tho
 )
 def test_an_answer_that_speaks_of_the_tags_is_text(answer: str) -> None:
     alone = Conversation(messages=(Message(role="assistant", content=answer, trained=True),))
-    assert apart(alone).messages == alone.messages
+    assert split_reasoning(alone).messages == alone.messages
     asked = Conversation(
         messages=(
             Message(role="user", content="Easy.\n</think>\n1."),
             Message(role="assistant", content="1.", trained=True),
         )
     )
-    assert apart(asked) is asked
+    assert split_reasoning(asked) is asked
 
 
 @pytest.mark.parametrize("tag", TAGS)
@@ -159,18 +159,18 @@ def test_a_thought_that_never_ends_is_no_answer(tag: str) -> None:
             r" was cut off"
         ),
     ):
-        apart(Conversation(messages=(cut,)))
+        split_reasoning(Conversation(messages=(cut,)))
     with pytest.raises(RowError, match="never ends it"):
         without_reasoning(Conversation(messages=(cut,)))
     shown = Conversation(
         messages=(replace(cut, trained=False), Message(role="assistant", content="a", trained=True))
     )
-    assert apart(shown) == shown
+    assert split_reasoning(shown) == shown
 
 
 def test_a_thought_of_its_own_leaves_the_text_alone() -> None:
     both = Conversation(messages=(Message(role="assistant", content="<think>a</think>b", reasoning="c"),))
-    assert apart(both).messages == both.messages
+    assert split_reasoning(both).messages == both.messages
 
 
 def test_the_last_turn_that_trains_is_the_last_trained() -> None:

@@ -55,8 +55,8 @@ def take(
     **more: Any,
 ) -> dict[str, Any]:
     """Look up, or take the `pin` given, and download."""
-    pin = more.pop("pin", None) or data.look_up(module, repo, revision, patterns)
-    facts: dict[str, Any] = data.fetch(module, repo, pin, out, more.pop("say", print), **more)
+    pin = more.pop("pin", None) or data.pin_files(module, repo, revision, patterns)
+    facts: dict[str, Any] = data.download_files(module, repo, pin, out, more.pop("say", print), **more)
     return facts
 
 
@@ -145,7 +145,7 @@ def test_a_server_that_says_when_to_come_again_is_asked_then(
     monkeypatch.setattr(http, "PAUSES", (0.5, 0.5, 0.5, 0.5))
     server.add("org/name", {"train.jsonl": ROWS})
     server.fail("datasets/org/name", Busy(7), Busy(3600))
-    data.look_up(source, "org/name", None, None)
+    data.pin_files(source, "org/name", None, None)
     assert [seconds for seconds in waited if seconds > 1] == [7.0, http.LONGEST]
 
 
@@ -153,17 +153,17 @@ def test_a_card_that_is_cut_or_changed_on_the_way_chooses_nothing(server: Hub, s
     card = "---\nconfigs:\n- config_name: default\n  data_files: a.jsonl\n---\n"
     server.add("org/name", {"a.jsonl": ROWS, "b.jsonl": ROWS, "README.md": card})
     server.fail("README.md", Cut(10), Instead(card.replace("a.", "b.").encode()))
-    assert list(data.look_up(source, "org/name", None, None).files) == ["a.jsonl"]
+    assert list(data.pin_files(source, "org/name", None, None).files) == ["a.jsonl"]
     server.fail("README.md", Instead(b"short"), Instead(b"short"))
     with pytest.raises(DataError, match=r"README\.md was received as 5 bytes, twice"):
-        data.look_up(source, "org/name", None, None)
+        data.pin_files(source, "org/name", None, None)
 
 
 def test_an_attempt_that_failed_is_gone_on_from_at_the_commit_of_the_pin(
     server: Hub, source: Any, fetch: Fetch, out: Path
 ) -> None:
     commit = server.add("org/name", {"a.jsonl": ROWS, "b.jsonl": BIG})
-    pin = data.look_up(source, "org/name", None, None)
+    pin = data.pin_files(source, "org/name", None, None)
     assert (pin.commit, list(pin.files)) == (commit, ["a.jsonl", "b.jsonl"])
     server.fail("b.jsonl", Cut(700_000), *[503] * 5)
     with pytest.raises(DataError, match=r"http://.* can't be reached, after several attempts: .*503"):
@@ -188,7 +188,7 @@ def test_a_mirror_goes_on_from_what_another_server_gave(
     server: Hub, source: Any, fetch: Fetch, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add("org/name", {"a.jsonl": ROWS, "b.jsonl": BIG})
-    pin = data.look_up(source, "org/name", None, None)
+    pin = data.pin_files(source, "org/name", None, None)
     server.fail("b.jsonl", Cut(700_000), *[503] * 5)
     with pytest.raises(DataError, match="HF_ENDPOINT or MODELSCOPE_ENDPOINT a mirror"):
         fetch("org/name", pin=pin)
@@ -209,7 +209,7 @@ def test_a_mirror_goes_on_from_what_another_server_gave(
 
 def test_a_commit_that_is_gone_is_said_with_what_to_do(server: Hub, source: Any, fetch: Fetch) -> None:
     commit = server.add("org/name", {"train.jsonl": BIG})
-    pin = data.look_up(source, "org/name", None, None)
+    pin = data.pin_files(source, "org/name", None, None)
     server.repos["datasets", "org/name"].commits.clear()
     server.add("org/name", {"train.jsonl": ROWS, "README.md": "squashed"}, refs=("main", "master"))
     with pytest.raises(
@@ -226,7 +226,7 @@ def test_a_commit_that_is_gone_is_said_with_what_to_do(server: Hub, source: Any,
 def test_a_file_that_another_commit_changed_last_is_asked_for_at_that_one(server: Hub, out: Path) -> None:
     first = server.add("org/name", {"a.jsonl": ROWS, "b.jsonl": ROWS})
     last = server.add("org/name", {"a.jsonl": ROWS, "b.jsonl": BIG})
-    pin = data.look_up(modelscope, "org/name", None, None)
+    pin = data.pin_files(modelscope, "org/name", None, None)
     assert (pin.commit, pin.files["a.jsonl"].revision, pin.files["b.jsonl"].revision) == (last, first, None)
     take(modelscope, out, "org/name", pin=pin)
     asked = [path for _, path, _ in server.asked if "FilePath=a.jsonl" in path]
@@ -382,7 +382,7 @@ def test_the_environment_may_forbid_to_ask(server: Hub, out: Path, monkeypatch: 
     with pytest.raises(DataError, match="org/name has to be downloaded, and HF_HUB_OFFLINE forbids it"):
         take(huggingface, out, "org/name")
     with pytest.raises(DataError, match=r"HF_HUB_OFFLINE forbids it.*data=local"):
-        data.fetch(huggingface, "org/name", Pin(commit="0" * 40, files={}), out, print)
+        data.download_files(huggingface, "org/name", Pin(commit="0" * 40, files={}), out, print)
     with pytest.raises(DataError, match=r"HF_HUB_OFFLINE forbids it.*model=local"):
         huggingface.resolve("org/name", None, repo_type="model")
     assert server.asked == []

@@ -15,7 +15,7 @@ from tests.conftest import ROWS, Tuner, environment, linked, reasons, states
 from tests.hub.server import Busy, Cut, Hold, Hub, Instead, jsonl
 from tuner.config.schema import Config, Data, DataSource
 from tuner.config.view import View
-from tuner.data.sources import named, owner
+from tuner.data.sources import name_in_dataset, source_of_file
 from tuner.errors import ConfigError, DataError
 from tuner.hub import http
 from tuner.pipeline.stage import Context
@@ -82,7 +82,7 @@ def test_files_of_one_source_are_known_as_they_are_called(folder: Path) -> None:
     assert names(path=("b.jsonl", "a.jsonl")) == ["0000-b.jsonl", "0001-a.jsonl"]
     assert names(path="p01-x.jsonl") == ["0000-p01-x.jsonl"]
     assert names(path="held_out-x.jsonl") == ["0000-held_out-x.jsonl"]
-    assert all(owner(name) == (0, False) for name in names(path="[ph]*.jsonl"))
+    assert all(source_of_file(name) == (0, False) for name in names(path="[ph]*.jsonl"))
 
 
 def test_files_of_a_mixture_say_whose_they_are(folder: Path) -> None:
@@ -94,7 +94,7 @@ def test_files_of_a_mixture_say_whose_they_are(folder: Path) -> None:
         DataSource(label="z", path=("c.jsonl", "b.jsonl")),
     )
     found = fetch_data.local_files(view(parts=parts, held_out_path="h.jsonl"))
-    assert {name: (owner(name), path.name) for name, path in found.items()} == {
+    assert {name: (source_of_file(name), path.name) for name, path in found.items()} == {
         "p00-a.jsonl": ((0, False), "a.jsonl"),
         "p02-0000-c.jsonl": ((2, False), "c.jsonl"),
         "p02-0001-b.jsonl": ((2, False), "b.jsonl"),
@@ -105,8 +105,11 @@ def test_files_of_a_mixture_say_whose_they_are(folder: Path) -> None:
 @settings(derandomize=True, max_examples=200, deadline=None)
 @given(st.integers(0, 300), st.text(min_size=1, max_size=20), st.booleans())
 def test_owner_inverts_the_names_that_are_given(number: int, name: str, mixture: bool) -> None:
-    assert owner(named(name, number if mixture else None)) == (number if mixture else 0, False)
-    assert owner(f"held_out-{name}") == (0, True)
+    assert source_of_file(name_in_dataset(name, number if mixture else None)) == (
+        number if mixture else 0,
+        False,
+    )
+    assert source_of_file(f"held_out-{name}") == (0, True)
 
 
 def test_what_is_missing_is_said_by_the_field_that_names_it(folder: Path) -> None:

@@ -1,8 +1,8 @@
 """`preview`: rows as the model will see them, and what of them is trained. Nothing is tokenized for good, and
 nothing is trained.
 
-    the requested rows → Maker, as in the tokenize stage → documents, and why a row gives none → text in
-    colours, or JSON
+    the requested rows → DocumentMaker, as in the tokenize stage → documents, and why a row gives none →
+    text in colours, or JSON
 
 What depends on all rows together is not looked at: duplicates, and the held-out share.
 """
@@ -23,9 +23,9 @@ from tokenizers import Tokenizer
 from tuner.data.files.read import Chunk, Unreadable, values
 from tuner.data.formats.rows import Shape
 from tuner.data.tokenize import dataset
-from tuner.data.tokenize.documents import Maker
-from tuner.data.tokenize.job import NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, Made, Settings
-from tuner.data.tokenize.ledger import Source, filled, ranked, unread
+from tuner.data.tokenize.documents import DocumentMaker
+from tuner.data.tokenize.job import NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, TokenizedRows, TokenizeSettings
+from tuner.data.tokenize.ledger import FileCounts, most_texts_first, null_lines, unread_lines
 from tuner.errors import ConfigError
 from tuner.report.preview_text import PreviewedDocument, as_json, as_text
 from tuner.report.token_text import Decoder, is_coloured, painter
@@ -49,7 +49,7 @@ class RowRange:
     file: str | None
     """a file's name or path, or a source of a mixture; None for all"""
 
-    def means(self, file: dataset.File) -> bool:
+    def means(self, file: dataset.DataFile) -> bool:
         """Whether it is about this file."""
         return self.file is None or self.file in (file.name, file.label, file.path.name, str(file.path))
 
@@ -63,7 +63,7 @@ class RowOrTree:
 
     numbers: tuple[int, ...]
     """of the rows"""
-    cut: dataset.Cut
+    cut: dataset.JobRows
     """what holds just those"""
     times: int
     """how often it is drawn"""
@@ -91,8 +91,8 @@ def parse_row_ranges(words: Sequence[str]) -> list[RowRange]:
 
 
 def preview(
-    settings: Settings,
-    listed: Sequence[dataset.File],
+    settings: TokenizeSettings,
+    listed: Sequence[dataset.DataFile],
     requested: Sequence[RowRange],
     *,
     takes: Sequence[int | float | None],
@@ -102,7 +102,7 @@ def preview(
 ) -> int:
     """Show the rows that are `requested`, or the first of each source; returns the exit code.
 
-    settings, listed, takes, seed, skip  as `dataset.read` takes them
+    settings, listed, takes, seed, skip  as `read_dataset` takes them
     flags                                --json, --ids, --all
     Raises ConfigError for a row that is not there.
     """
@@ -113,12 +113,12 @@ def preview(
                 f"{request.word}: no file or source of the data is called {request.file}. There are: "
                 f"{', '.join(_called(listed))}."
             )
-    settings = dataset.surveyed(settings, listed)
-    for line in dataset.notes(settings, listed):
+    settings = dataset.survey_sources(settings, listed)
+    for line in dataset.source_notes(settings, listed):
         print(f"  {line}", file=sys.stderr)
-    maker = Maker(settings)
+    maker = DocumentMaker(settings)
     words = token_words(maker.template.tokenizer)
-    drawn = dataset.draws(settings, listed, takes, seed)
+    drawn = dataset.draw_rows(settings, listed, takes, seed)
     coloured = "--json" not in flags and is_coloured()
     if "--json" not in flags:
         print(
@@ -126,10 +126,10 @@ def preview(
             file=sys.stderr,
             flush=True,
         )
-    counted: dict[str, Source] = {}
+    counted: dict[str, FileCounts] = {}
     for file, unit in _chosen(settings, listed, requested, drawn):
         made, looks = inspect_row(maker, file, unit, skip)
-        shown = counted.setdefault(file.label, Source(source=file.label, file=file.name))
+        shown = counted.setdefault(file.label, FileCounts(source=file.label, file=file.name))
         shown.rows += made.read
         shown.not_read(made.unread)
         shown.nulls.add(made.nulls)
@@ -146,7 +146,9 @@ def preview(
                 whole="--all" in flags,
             )
             print(text, flush=True)
-    for line in unread(counted.values(), dataset.use(settings, listed)) + filled(counted.values()):
+    for line in unread_lines(counted.values(), dataset.reading_hints(settings, listed)) + null_lines(
+        counted.values()
+    ):
         print(line, file=sys.stderr, flush=True)
     return 0
 
@@ -159,16 +161,16 @@ def token_words(tokenizer: Tokenizer) -> Decoder:
     return Decoder(decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False), special=named)
 
 
-def _called(listed: Sequence[dataset.File]) -> list[str]:
+def _called(listed: Sequence[dataset.DataFile]) -> list[str]:
     return list(dict.fromkeys(name for file in listed for name in (file.label, file.name) if name))
 
 
 def _chosen(
-    settings: Settings,
-    listed: Sequence[dataset.File],
+    settings: TokenizeSettings,
+    listed: Sequence[dataset.DataFile],
     requested: Sequence[RowRange],
     drawn: Sequence[NDArray[np.int64] | None],
-) -> Iterator[tuple[dataset.File, RowOrTree]]:
+) -> Iterator[tuple[dataset.DataFile, RowOrTree]]:
     found: set[RowRange] = set()
     shown: dict[tuple[int, bool], int] = {}
     for number, file in enumerate(listed):
@@ -196,13 +198,13 @@ def _chosen(
 
 
 def rows_of(
-    file: dataset.File, shape: Shape, times: NDArray[np.int64] | None, near: Sequence[RowRange]
+    file: dataset.DataFile, shape: Shape, times: NDArray[np.int64] | None, near: Sequence[RowRange]
 ) -> Iterator[RowOrTree]:
     """The rows of a file, or its trees; with `near`, pieces of it that hold none of those rows are passed
     over unread.
     """
     at = 0  # among the units of the file
-    for cut in dataset.cuts(file, shape):
+    for cut in dataset.job_rows(file, shape):
         if isinstance(cut, tuple):
             for index, tree in enumerate(cut, at):
                 yield RowOrTree(
@@ -221,12 +223,12 @@ def rows_of(
                     )
             if near and all(request.last <= last for request in near):
                 return
-        at += dataset.units(cut) if times is not None else 0
+        at += dataset.count_units(cut) if times is not None else 0
 
 
 def inspect_row(
-    maker: Maker, file: dataset.File, unit: RowOrTree, skip: bool
-) -> tuple[Made, list[PreviewedDocument]]:
+    maker: DocumentMaker, file: dataset.DataFile, unit: RowOrTree, skip: bool
+) -> tuple[TokenizedRows, list[PreviewedDocument]]:
     """What becomes of a row: its documents as the packs will hold them, and why it, or a part of it, is
     left out.
     """
@@ -236,9 +238,9 @@ def inspect_row(
 
 
 def _looks(
-    maker: Maker, made: Made, file: dataset.File, unit: RowOrTree, skip: bool
+    maker: DocumentMaker, made: TokenizedRows, file: dataset.DataFile, unit: RowOrTree, skip: bool
 ) -> Iterator[PreviewedDocument]:
-    strange = [name for name, entry in ranked(made.unread) if not entry.left]
+    strange = [name for name, entry in most_texts_first(made.unread) if not entry.left]
     whole = _endless(maker).make(Job(source=file.source, rows=unit.cut, apart=file.apart))
     blank = PreviewedDocument(
         source=file.label,
@@ -280,13 +282,13 @@ def _looks(
             yield replace(blank, lines=tuple(some), left_out=reason)
 
 
-def _endless(maker: Maker) -> Maker:
+def _endless(maker: DocumentMaker) -> DocumentMaker:
     """One that cuts nothing."""
     other = copy.copy(maker)
     other.settings = replace(maker.settings, length=sys.maxsize)
     return other
 
 
-def _documents(made: Made) -> list[Document]:
+def _documents(made: TokenizedRows) -> list[Document]:
     ids, trained, ends = made.ids.tolist(), made.trained.tolist(), np.cumsum(made.lengths).tolist()
     return [(ids[start:end], trained[start:end]) for start, end in pairwise([0, *ends])]

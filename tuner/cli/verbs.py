@@ -8,7 +8,7 @@ from tuner.api import execute_config, to_stderr
 from tuner.cli.plan_text import plan_json, plan_text, summary
 from tuner.config.schema import Config
 from tuner.config.view import View
-from tuner.data.sources import parts
+from tuner.data.sources import sources_of
 from tuner.models.source import refuse_by_name
 from tuner.pipeline.plan import plan
 from tuner.pipeline.rerun import prepare_result, rerun
@@ -58,7 +58,7 @@ def preview_config(config: Config, words: Sequence[str], flags: Collection[str])
         settings_of(view, steps["fetch_model"].input().dir),
         listed_files(view, steps["fetch_data"].input().files),
         wished,
-        takes=[part.take for part in parts(view)],
+        takes=[part.take for part in sources_of(view)],
         seed=view.data.seed,
         skip=view.data.bad_rows == "skip",
         flags=flags,

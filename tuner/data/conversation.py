@@ -150,7 +150,7 @@ def fill(conversation: Conversation, words: Mapping[str, str]) -> Conversation:
     )
 
 
-def apart(conversation: Conversation) -> Conversation:
+def split_reasoning(conversation: Conversation) -> Conversation:
     """Take the thought that an answer's text begins with out of it, into its own field: `<think>…</think>`,
     or another of TAGS.
 
@@ -197,7 +197,9 @@ def without_reasoning(conversation: Conversation) -> Conversation:
     """The same, as if the assistant had not thought."""
     return replace(
         conversation,
-        messages=tuple(replace(message, reasoning=None) for message in apart(conversation).messages),
+        messages=tuple(
+            replace(message, reasoning=None) for message in split_reasoning(conversation).messages
+        ),
     )
 
 

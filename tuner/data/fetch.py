@@ -20,7 +20,7 @@ def hub_of(source: str) -> Any:
     return huggingface if source == "hub" else modelscope
 
 
-def look_up(hub: Any, repo: str, revision: str | None, patterns: Sequence[str] | None) -> Pin:
+def pin_files(hub: Any, repo: str, revision: str | None, patterns: Sequence[str] | None) -> Pin:
     """The files of a data set that are wanted, at the commit that its revision is now.
 
     revision   a branch, a tag or a commit; None for the hub's default
@@ -36,7 +36,7 @@ def look_up(hub: Any, repo: str, revision: str | None, patterns: Sequence[str] |
     return pin
 
 
-def fetch(
+def download_files(
     hub: Any, repo: str, pin: Pin, out: Path, say: Callable[[str], None], *, prefix: str = ""
 ) -> dict[str, Any]:
     """Download the pinned files of a data set into `out`, under names that begin with `prefix` and keep their

@@ -49,7 +49,7 @@ class Order:
         return self if step is None else replace(self, steps=step, end=min(self.end, step * self.per_step))
 
 
-def share(places: Sequence[int], micro: int, rank: int, size: int) -> list[list[int]]:
+def micro_batches_of_rank(places: Sequence[int], micro: int, rank: int, size: int) -> list[list[int]]:
     """The micro batches, of up to `micro` packs, that process `rank` of `size` takes of a step's packs: as
     many in each process, so that they keep pace.
 

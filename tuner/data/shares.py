@@ -6,7 +6,7 @@ import math
 from fractions import Fraction
 
 
-def exact(share: int | float) -> Fraction:
+def as_fraction(share: int | float) -> Fraction:
     """The number as it was typed: the shortest decimal that reads as this float.
 
     >>> exact(0.07), exact(1e-05), exact(3)
@@ -21,7 +21,7 @@ def ceil_of(count: int, share: int | float) -> int:
     >>> ceil_of(100, 0.07), ceil_of(100, 0.071), ceil_of(3, 0)
     (7, 8, 0)
     """
-    return math.ceil(exact(share) * count)
+    return math.ceil(as_fraction(share) * count)
 
 
 def round_of(count: int, share: int | float) -> int:
@@ -30,4 +30,4 @@ def round_of(count: int, share: int | float) -> int:
     >>> round_of(100, 0.285), round_of(50, 0.29), round_of(10, 0.25)
     (28, 14, 2)
     """
-    return round(exact(share) * count)
+    return round(as_fraction(share) * count)

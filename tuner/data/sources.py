@@ -14,13 +14,13 @@ from tuner.errors import ConfigError, nearest
 OWNED = re.compile(r"p(\d{2,})-|held_out-")
 
 
-def parts(view: View) -> tuple[View, ...]:
+def sources_of(view: View) -> tuple[View, ...]:
     """The sources: those of a mixture, or the only one."""
     data = view.data
     return tuple(data.parts) or (data,)
 
 
-def owner(name: str) -> tuple[int, bool]:
+def source_of_file(name: str) -> tuple[int, bool]:
     """Which source a file is of, and whether all its rows are held out; those are read as the first source's
     are.
 
@@ -39,21 +39,21 @@ def shape_of(part: View) -> rows.Shape:
     )
 
 
-def named(name: str, number: int | None) -> str:
+def name_in_dataset(name: str, number: int | None) -> str:
     """What a file is called among those of all sources; `number` is its source's in a mixture."""
     if number is not None:
-        return f"{prefix(number)}{name}"
+        return f"{source_prefix(number)}{name}"
     return f"0000-{name}" if OWNED.match(name) else name  # a file may well be called p01-x.jsonl
 
 
-def prefix(number: int) -> str:
+def source_prefix(number: int) -> str:
     """What names of a mixture's source begin with."""
     return f"p{number:02d}-"
 
 
 def check_columns(view: View) -> None:
     """Raises ConfigError for a column that the format of its source doesn't have."""
-    for part in parts(view):
+    for part in sources_of(view):
         known = rows.COLUMNS.get(part.format, set().union(*rows.COLUMNS.values()))
         if unknown := next((column for column in part.columns if column not in known), None):
             theirs = part.columns[unknown]

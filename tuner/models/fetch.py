@@ -110,7 +110,7 @@ def look_up(
         check_names(chosen)
         by_path = {remote.path: remote for remote in listing.files}
         found, method = None, None
-        template = choice.by_template(_template({name: by_path[name] for name in chosen}, read))
+        template = choice.choose_by_template(_template({name: by_path[name] for name in chosen}, read))
         if "config.json" in chosen:
             config = parsed(read(by_path["config.json"]), f"config.json of {repo}")
             check_config(config)
@@ -146,7 +146,7 @@ def _template(files: "Mapping[str, Remote]", read: "Callable[[Remote], bytes]") 
         settings = json.loads(read(files["tokenizer_config.json"]))
     except (KeyError, ValueError, RecursionError):
         return None
-    return choice.of_settings(settings)
+    return choice.template_in_settings(settings)
 
 
 def _held(

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from tuner.data.chat.template import Template
-from tuner.data.conversation import Conversation, Message, apart
+from tuner.data.conversation import Conversation, Message, split_reasoning
 from tuner.files import read_json
 from tuner.models.recurrence import carries
 
@@ -50,7 +50,11 @@ class Dialogue:
                 answered = f"<think>{answered}"  # a prompt may open the thought
             said += [Message(role="user", content=asked), Message(role="assistant", content=answered)]
         said.append(Message(role="user", content=question))
-        return list(apart(Conversation(messages=tuple(said))).messages) if self._template.reasons else said
+        return (
+            list(split_reasoning(Conversation(messages=tuple(said))).messages)
+            if self._template.reasons
+            else said
+        )
 
     def prompt(self, question: str) -> list[int]:
         """The ids up to where the answer begins."""

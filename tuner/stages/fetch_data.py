@@ -13,7 +13,14 @@ from tuner.data.conversation import Conversation, Label, LeftOut, Preference, Ro
 from tuner.data.files import locate
 from tuner.data.files.read import Unreadable, chunks, note, values
 from tuner.data.formats import hints, rows, trees
-from tuner.data.sources import check_columns, named, owner, parts, prefix, shape_of
+from tuner.data.sources import (
+    check_columns,
+    name_in_dataset,
+    shape_of,
+    source_of_file,
+    source_prefix,
+    sources_of,
+)
 from tuner.data.survey.look import surveyed
 from tuner.errors import ConfigError, DataError
 from tuner.hub import lockfile
@@ -27,12 +34,14 @@ SHOWN = 3
 def local_files(view: View) -> dict[str, Path]:
     """Name → file, of those that lie here, as the config says."""
     data, found = view.data, dict[str, Path]()
-    for number, part in enumerate(parts(view)):
+    for number, part in enumerate(sources_of(view)):
         if part.source in HUBS:
             continue
         where = f"data.of ({part.label})" if data.parts else "data.path"
         located = _located(part.path, part.package if part.source == "package" else None, where)
-        found |= {named(name, number if data.parts else None): file for name, file in located.items()}
+        found |= {
+            name_in_dataset(name, number if data.parts else None): file for name, file in located.items()
+        }
     if data.held_out_path is not None:
         apart = _located(data.held_out_path, None, "data.held_out_path", apart=True)
         trained = {file.resolve() for file in found.values()}
@@ -64,14 +73,14 @@ def notes(view: View) -> list[str]:
     """
     data, lines = view.data, list[str]()
     apart = data.held_out_path is not None
-    for part in parts(view):
+    for part in sources_of(view):
         if part.source not in HUBS:
             package = part.package if part.source == "package" else None
             lines += locate.told(_all(part.path), package, held_out=apart)
             lines += _beside(locate.locate(_all(part.path), package).values(), part)
     if apart:
         lines += locate.told(_all(data.held_out_path), apart=True)
-        lines += _beside(locate.locate(_all(data.held_out_path), apart=True).values(), parts(view)[0])
+        lines += _beside(locate.locate(_all(data.held_out_path), apart=True).values(), sources_of(view)[0])
     return lines
 
 
@@ -92,7 +101,7 @@ def patterns(part: View) -> tuple[str, ...] | None:
 
 def find_pins(view: View) -> dict[str, Pin | None]:
     """The hubs' data sets in the lock."""
-    names = [pin_name(part) for part in parts(view) if part.source in HUBS]
+    names = [pin_name(part) for part in sources_of(view) if part.source in HUBS]
     return {name: lockfile.find(Path(view.lock), name) for name in names}
 
 
@@ -101,12 +110,12 @@ def look_up(view: View, say: Callable[[str], None]) -> None:
     from tuner.data import fetch
 
     known = find_pins(view)
-    for part in parts(view):
+    for part in sources_of(view):
         if part.source not in HUBS or known[name := pin_name(part)] is not None:
             continue
         if view.locked:
             raise ConfigError(lockfile.missing(view.lock, name))
-        found = fetch.look_up(fetch.hub_of(part.source), part.repo, part.revision, patterns(part))
+        found = fetch.pin_files(fetch.hub_of(part.source), part.repo, part.revision, patterns(part))
         known[name] = pin = lockfile.add(Path(view.lock), name, found)
         say(lockfile.told(view.lock, name, pin))
 
@@ -123,8 +132,8 @@ def run(context: Context) -> dict[str, Any]:
     """
     view, found = context.config, local_files(context.config)
     brought = [
-        _bring(part, prefix(number) if view.data.parts else "", context)
-        for number, part in enumerate(parts(view))
+        _bring(part, source_prefix(number) if view.data.parts else "", context)
+        for number, part in enumerate(sources_of(view))
         if part.source in HUBS
     ]
     own = [name for facts in brought for name in facts["files"]]
@@ -133,18 +142,20 @@ def run(context: Context) -> dict[str, Any]:
 
         download.remove_leftovers(context.out, own)
     found |= {name: context.out / name for name in own}
-    described = parts(view)
+    described = sources_of(view)
     shapes: dict[int, rows.Shape] = {}
-    for number, apart in sorted({owner(name) for name in found}):
+    for number, apart in sorted({source_of_file(name) for name in found}):
         part = described[number]
         if number not in shapes:
             whole = [
-                (file, part.encoding) for name, file in sorted(found.items()) if owner(name)[0] == number
+                (file, part.encoding)
+                for name, file in sorted(found.items())
+                if source_of_file(name)[0] == number
             ]
             shapes[number] = surveyed(whole, shape_of(part))
         shape, mine = (
             shapes[number],
-            [file for name, file in sorted(found.items()) if owner(name) == (number, apart)],
+            [file for name, file in sorted(found.items()) if source_of_file(name) == (number, apart)],
         )
         require_trainable_row(
             mine, part.encoding, shape.whole if apart else shape, mixed=bool(view.data.parts)
@@ -165,7 +176,9 @@ def _bring(part: View, prefix: str, context: Context) -> dict[str, Any]:
             f"{context.config.lock} has lost its entry {name!r} since this run was planned. Run the same "
             "command again."
         )
-    return fetch.fetch(fetch.hub_of(part.source), part.repo, pin, context.out, context.say, prefix=prefix)
+    return fetch.download_files(
+        fetch.hub_of(part.source), part.repo, pin, context.out, context.say, prefix=prefix
+    )
 
 
 def require_trainable_row(
@@ -272,7 +285,9 @@ def progress(partial: Path) -> str | None:
 
 def versions(view: View) -> dict[str, int]:
     """The hub that each source comes from: two hubs may have different sets of one name."""
-    return {f"{part.source}.{number}": 1 for number, part in enumerate(parts(view)) if part.source in HUBS}
+    return {
+        f"{part.source}.{number}": 1 for number, part in enumerate(sources_of(view)) if part.source in HUBS
+    }
 
 
 def cost(view: View, partial: Path) -> tuple[int, int]:
@@ -295,7 +310,7 @@ STAGE = Stage(
     check=check,
     references=lambda _: True,
     cost=cost,
-    fetches=lambda view: any(part.source in HUBS for part in parts(view)),
+    fetches=lambda view: any(part.source in HUBS for part in sources_of(view)),
     progress=progress,
     by_content=True,
 )

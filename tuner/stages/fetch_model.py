@@ -95,11 +95,11 @@ def settle(config: Config, made: Path | None) -> Settled:
         return Settled(config=config)
     pin = source.pins(view).get(source.pin_name(view)) if view.model.source in HUBS else None
     if pin and pin.template:
-        found = choice.Choice(option=pin.template, why=f"as {view.lock} says of its tokenizer")
+        found = choice.TemplateChoice(option=pin.template, why=f"as {view.lock} says of its tokenizer")
     elif (directory := _tokenizer(view) or made) is not None:
         if not any((directory / name).is_file() for name in files.TOKENIZERS):
             return Settled(config=config)  # tokenize says that there is none
-        found = choice.choose(directory, view.model.new_tokens)
+        found = choice.choose_template(directory, view.model.new_tokens)
     else:
         return Settled(
             config=config,

@@ -9,7 +9,7 @@ from tuner.config.build import build_config
 from tuner.config.schema import Config
 from tuner.config.view import View
 from tuner.data.formats import rows
-from tuner.data.sources import check_columns, parts
+from tuner.data.sources import check_columns, sources_of
 from tuner.data.tokenize import packing
 from tuner.errors import DataError
 from tuner.models.checkpoint.files import TOKENIZERS
@@ -23,7 +23,9 @@ are too heavy for a plan; a test holds them equal
 
 def versions(view: View) -> dict[str, int]:
     """The pieces that this config uses."""
-    formats = {name: version for part in parts(view) for name, version in rows.versions(part.format).items()}
+    formats = {
+        name: version for part in sources_of(view) for name, version in rows.versions(part.format).items()
+    }
     return {**formats, "chat": CHAT, "packing": packing.VERSION, "packs": PACKS, "prepare": PREPARE}
 
 
@@ -48,30 +50,30 @@ def run(context: Context) -> dict[str, Any]:
     from tuner.data.tokenize.cuts import Cuts
     from tuner.data.tokenize.held_out import hold_out
     from tuner.data.tokenize.settings import listed_files, settings_of
-    from tuner.data.tokenize.spool import Documents
+    from tuner.data.tokenize.spool import Spool
 
     data, length = context.config.data, context.config.data.length
     settings = settings_of(context.config, context.inputs["fetch_model"].dir)
     check_vocabulary(settings)
     listed = listed_files(context.config, context.inputs["fetch_data"].files)
-    settings = dataset.surveyed(settings, listed)
-    for line in dataset.notes(settings, listed):
+    settings = dataset.survey_sources(settings, listed)
+    for line in dataset.source_notes(settings, listed):
         context.say(f"  {line}")
-    documents, cuts = Documents(context.out / ".documents"), Cuts()
+    documents, cuts = Spool(context.out / ".documents"), Cuts()
     try:
-        sources = dataset.read(
+        sources = dataset.read_dataset(
             settings,
             listed,
             documents,
             cuts,
-            takes=[part.take for part in parts(context.config)],
+            takes=[part.take for part in sources_of(context.config)],
             seed=data.seed,
             skip=data.bad_rows == "skip",
             workers=context.config.machine.workers,
             say=context.say,
         )
         dataset.drop_duplicates(documents, sources, drop=data.duplicates == "drop")
-        dataset.refuse_loss(sources, data.max_dropped)
+        dataset.refuse_dropped(sources, data.max_dropped)
         dataset.count_tokens(documents, sources)
         apart = hold_out(documents, [file.apart for file in listed], sources, data.held_out, data.seed)
         facts = {}
@@ -85,7 +87,7 @@ def run(context: Context) -> dict[str, Any]:
     finally:
         documents.close()
     usable = sum(source.usable for source in sources)
-    ledger.write(
+    ledger.write_ledger(
         context.out / "ledger.json",
         sources,
         length=length,
@@ -94,7 +96,7 @@ def run(context: Context) -> dict[str, Any]:
     )
     advice = cuts.advice(length, usable, longest(context.config, settings.model))
     for line in [
-        *ledger.table(sources, dataset.use(settings, listed)),
+        *ledger.ledger_table(sources, dataset.reading_hints(settings, listed)),
         _told(facts["train"], length),
         *apart.told(),
         *([advice] if advice else []),
@@ -134,14 +136,14 @@ def check_vocabulary(settings: Any) -> None:
     """Before any row is read: each special token of the template is one id, and no id that a document can
     hold is beyond the embedding.
     """
-    from tuner.data.chat.special_tokens import check_rows
+    from tuner.data.chat.special_tokens import check_embedding_rows
     from tuner.data.chat.template import compile_template
     from tuner.data.tokenizer.load import load_vocabulary
     from tuner.models.checkpoint.headers import embedding_rows
 
     template = compile_template(settings.chat, load_vocabulary(settings.model))
     if (rows := embedding_rows(settings.model)) is not None:
-        check_rows(template, settings.chat, rows)
+        check_embedding_rows(template, settings.chat, rows)
 
 
 def _told(train: dict[str, Any], length: int) -> str:

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from tuner.data.packs import Pack, Packs
-from tuner.data.sampler import Order, share
+from tuner.data.sampler import Order, micro_batches_of_rank
 from tuner.errors import Interrupted, Stopped
 from tuner.train.batch import Alone, Batch, collate, count_targets, empty_batch
 from tuner.train.checkpoints import steps
@@ -199,7 +199,7 @@ def micro_batches(
     """What this process computes of a step's packs; an empty batch where the others still have one.
     `shared` neighbours have slices of the same rows.
     """
-    parts = share(range(len(chosen)), micro, world.rank // shared, world.size // shared)
+    parts = micro_batches_of_rank(range(len(chosen)), micro, world.rank // shared, world.size // shared)
     rows = [
         collate([chosen[i] for i in part], indices=part, step=step) if part else empty_batch(step)
         for part in parts
@@ -221,7 +221,9 @@ def places_of(
     parts = [
         (rank, part)
         for rank in range(size)
-        for part in share(range(len(chosen)), recipe.micro_batch, rank // shared, size // shared)
+        for part in micro_batches_of_rank(
+            range(len(chosen)), recipe.micro_batch, rank // shared, size // shared
+        )
     ]
     return [Place(rank=rank, rows=partial(rows, part)) for rank, part in parts]
 

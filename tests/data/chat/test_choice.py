@@ -61,7 +61,7 @@ def test_every_line_of_the_table_says_whose_text_it_is() -> None:
 @pytest.mark.skipif(not TOKENIZERS.is_dir(), reason="the shared tokenizers are not here")
 @pytest.mark.parametrize("name", REAL)
 def test_real_tokenizers(name: str) -> None:
-    assert choice.choose(TOKENIZERS / name).option == REAL[name]
+    assert choice.choose_template(TOKENIZERS / name).option == REAL[name]
     assert choice.own_template(TOKENIZERS / name) == load_vocabulary(TOKENIZERS / name).template
 
 
@@ -69,9 +69,15 @@ def test_real_tokenizers(name: str) -> None:
 def test_a_text_that_differs_by_one_letter_is_the_tokenizers_own(tmp_path: Path) -> None:
     text = choice.own_template(TOKENIZERS / "qwen2_5")
     assert text is not None
-    assert choice.choose(directory(tmp_path / "a", text)).option == "qwen2_5"
-    assert choice.choose(directory(tmp_path / "b", text.replace("helpful", "kind"))).option == "tokenizer"
-    assert choice.choose(directory(tmp_path / "c", text.replace("\n", "\r\n") + "\n")).option == "qwen2_5"
+    assert choice.choose_template(directory(tmp_path / "a", text)).option == "qwen2_5"
+    assert (
+        choice.choose_template(directory(tmp_path / "b", text.replace("helpful", "kind"))).option
+        == "tokenizer"
+    )
+    assert (
+        choice.choose_template(directory(tmp_path / "c", text.replace("\n", "\r\n") + "\n")).option
+        == "qwen2_5"
+    )
 
 
 def test_where_a_template_stands(tmp_path: Path) -> None:
@@ -81,16 +87,16 @@ def test_where_a_template_stands(tmp_path: Path) -> None:
         "endif %}"
     )
     # a Qwen2 or a Llama by its config, and ChatML by its text
-    assert choice.choose(directory(tmp_path / "a", hermes)).option == "chatml"
-    assert choice.choose(directory(tmp_path / "b", hermes.replace("\n", "\\n"))).option == "chatml"
+    assert choice.choose_template(directory(tmp_path / "a", hermes)).option == "chatml"
+    assert choice.choose_template(directory(tmp_path / "b", hermes.replace("\n", "\\n"))).option == "chatml"
     # the file counts
-    assert choice.choose(directory(tmp_path / "c", "{{ other }}", jinja=hermes)).option == "chatml"
+    assert choice.choose_template(directory(tmp_path / "c", "{{ other }}", jinja=hermes)).option == "chatml"
     named = [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": hermes}]
-    assert choice.choose(directory(tmp_path / "d", named)).option == "chatml"
-    assert choice.choose(directory(tmp_path / "e", "{{ other }}")).option == "tokenizer"
-    assert choice.choose(directory(tmp_path / "f", "")).option == "chatml"
+    assert choice.choose_template(directory(tmp_path / "d", named)).option == "chatml"
+    assert choice.choose_template(directory(tmp_path / "e", "{{ other }}")).option == "tokenizer"
+    assert choice.choose_template(directory(tmp_path / "f", "")).option == "chatml"
     assert (
-        choice.choose(directory(tmp_path / "g")).words
+        choice.choose_template(directory(tmp_path / "g")).words
         == "chat template chatml: the tokenizer has none, and knows ChatML's tokens"
     )
 
@@ -104,8 +110,8 @@ def test_without_template_and_tokens_it_is_refused_with_what_to_type(tmp_path: P
             r" vocabulary.*model\.new_tokens=\[<\|im_end\|>\]'$"
         ),
     ):
-        choice.choose(base)
-    assert choice.choose(base, ("<|im_end|>",)).option == "chatml"
+        choice.choose_template(base)
+    assert choice.choose_template(base, ("<|im_end|>",)).option == "chatml"
 
 
 @pytest.mark.skipif(not TOKENIZERS.is_dir(), reason="the shared tokenizers are not here")
@@ -113,14 +119,14 @@ def test_a_file_of_another_library_is_asked_as_it_is_converted(tmp_path: Path) -
     (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     shutil.copyfile(TOKENIZERS / "tinystories_tok512" / "tokenizer.model", tmp_path / "tokenizer.model")
     with pytest.raises(ConfigError, match=r"<\|im_start\|> and <\|im_end\|> of ChatML"):
-        choice.choose(tmp_path)
+        choice.choose_template(tmp_path)
     (tmp_path / "tokenizer.model").unlink()
     ranks = "".join(
         f"{base64.b64encode(bytes([i])).decode()} {i}\n" for i in range(256)
     )  # a tiny one of the first Qwen, whose code adds ChatML's tokens
     (tmp_path / "qwen.tiktoken").write_text(ranks, encoding="utf-8")
     (tmp_path / "config.json").write_text('{"model_type": "qwen"}', encoding="utf-8")
-    assert choice.choose(tmp_path).option == "chatml"
+    assert choice.choose_template(tmp_path).option == "chatml"
 
 
 def test_what_was_found_is_what_later_stages_see(tmp_path: Path) -> None:

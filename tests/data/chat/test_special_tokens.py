@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 from tests.data.conftest import ROOT, read_chat
 from tests.data.tokenizer.test_load import load, tiny
 from tuner.config.schema import Chat
-from tuner.data.chat.special_tokens import check_rows, choose_pad, in_use
+from tuner.data.chat.special_tokens import check_embedding_rows, choose_pad, ids_in_use
 from tuner.data.chat.template import Template, compile_template
 from tuner.data.tokenizer.load import Vocabulary
 from tuner.errors import DataError
@@ -27,8 +27,8 @@ def made(tmp_path: Path, *special: str, chat: Chat = CHAT, **settings: object) -
 
 def test_a_special_token_of_the_template_has_a_row(tmp_path: Path) -> None:
     template = made(tmp_path, "<|x|>", "<|end|>")
-    assert in_use(template, CHAT) == {8}
-    check_rows(template, CHAT, 9)
+    assert ids_in_use(template, CHAT) == {8}
+    check_embedding_rows(template, CHAT, 9)
     with pytest.raises(
         DataError,
         match=(
@@ -36,18 +36,18 @@ def test_a_special_token_of_the_template_has_a_row(tmp_path: Path) -> None:
             r" rows"
         ),
     ):
-        check_rows(template, CHAT, 8)
+        check_embedding_rows(template, CHAT, 8)
 
 
 def test_a_special_token_that_nothing_uses_needs_none(tmp_path: Path) -> None:
-    check_rows(made(tmp_path, "<|end|>", "<pad>", pad_token="<pad>"), CHAT, 8)
+    check_embedding_rows(made(tmp_path, "<|end|>", "<pad>", pad_token="<pad>"), CHAT, 8)
 
 
 def test_the_end_of_plain_texts_and_what_begins_them_have_a_row(tmp_path: Path) -> None:
     for settings in ({"eos_token": "<|e|>"}, {"bos_token": "<|e|>", "add_bos_token": True}):
         template = made(tmp_path, "<|end|>", "<|e|>", **settings)
         with pytest.raises(DataError, match=r"special token <\|e\|>, which is the id 8"):
-            check_rows(template, CHAT, 8)
+            check_embedding_rows(template, CHAT, 8)
 
 
 def test_all_that_text_can_become_has_a_row(tmp_path: Path) -> None:
@@ -59,9 +59,9 @@ def test_all_that_text_can_become_has_a_row(tmp_path: Path) -> None:
         DataError,
         match="makes of text the token 'word', which is its id 8, and the model's embedding has 8 rows",
     ):
-        check_rows(template, CHAT, 8)
+        check_embedding_rows(template, CHAT, 8)
     with pytest.raises(DataError, match=r"makes of text the token '<s>', which is its id 6"):
-        check_rows(
+        check_embedding_rows(
             made(
                 tmp_path,
                 chat=replace(CHAT, special=("[UNUSED_TOKEN_1]",), assistant="{text}{eos}", end="{eos}"),
@@ -75,9 +75,9 @@ def test_all_that_text_can_become_has_a_row(tmp_path: Path) -> None:
 def test_a_borrowed_template_uses_what_it_spells(vocabulary: Callable[[str], Vocabulary]) -> None:
     chat = read_chat(ROOT / "conf" / "model" / "chat" / "tokenizer.yaml")
     template = compile_template(chat, vocabulary("minimind"))
-    used = {template.tokenizer.id_to_token(id_) for id_ in in_use(template, chat)}
+    used = {template.tokenizer.id_to_token(id_) for id_ in ids_in_use(template, chat)}
     assert {"<|im_start|>", "<|im_end|>"} <= used
-    check_rows(template, chat, 6400)
+    check_embedding_rows(template, chat, 6400)
 
 
 @pytest.mark.parametrize(

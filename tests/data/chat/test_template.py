@@ -25,7 +25,7 @@ from tests.data.chat.shapes import (
 )
 from tuner.config.schema import Chat, Config
 from tuner.config.view import View
-from tuner.data.chat.encode import Batch
+from tuner.data.chat.encode import Encoded
 from tuner.data.chat.template import VERSION, Template, compile_template
 from tuner.data.conversation import Call, Conversation, Message
 from tuner.data.tokenizer.load import Vocabulary, load_vocabulary
@@ -71,7 +71,7 @@ def row(*messages: Message, tools: tuple[Any, ...] = ()) -> Conversation:
     return Conversation(messages=messages, tools=tools)
 
 
-def document(batch: Batch, index: int = 0) -> tuple[list[int], list[bool]]:
+def document(batch: Encoded, index: int = 0) -> tuple[list[int], list[bool]]:
     """Its ids, and which of them are trained."""
     here = slice(int(batch.offsets[index]), int(batch.offsets[index + 1]))
     return batch.ids[here].tolist(), batch.trained[here].tolist()

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from tests.data.conftest import ROOT, SHARED, read_chat
 from tuner.data.files.read import Chunk
 from tuner.data.formats.rows import Shape
-from tuner.data.tokenize.documents import Maker
-from tuner.data.tokenize.job import Job, Made, Settings, Source
+from tuner.data.tokenize.documents import DocumentMaker
+from tuner.data.tokenize.job import Job, SourceSettings, TokenizedRows, TokenizeSettings
 
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared beside the repository")
 
@@ -220,9 +220,9 @@ def is_structure(way: tuple[str, ...]) -> bool:
     return len(way) > 1 and (way[-1] in NAMES or (way[-1] in IDS and len(way) > 2))
 
 
-def makers() -> dict[str, Maker]:
+def makers() -> dict[str, DocumentMaker]:
     chat = read_chat(ROOT / "conf" / "model" / "chat" / "qwen3.yaml")
-    base = Settings(
+    base = TokenizeSettings(
         model=SHARED / "tokenizers" / "qwen2_5",
         chat=chat,
         sources=(),
@@ -238,13 +238,13 @@ def makers() -> dict[str, Maker]:
         "templated": Shape(format="templated"),
     }
     return {
-        name: Maker(replace(base, sources=(Source(shape=shape, fill={}, system=None),)))
+        name: DocumentMaker(replace(base, sources=(SourceSettings(shape=shape, fill={}, system=None),)))
         for name, shape in shapes.items()
     }
 
 
 @pytest.fixture(scope="module", name="makers")
-def _makers() -> dict[str, Maker]:
+def _makers() -> dict[str, DocumentMaker]:
     return makers()
 
 
@@ -267,7 +267,7 @@ def objects(value: Any) -> Iterator[dict[str, Any]]:
         yield from objects(part)
 
 
-def lost(row: Any, shown: Any, maker: Maker) -> list[tuple[tuple[str, ...], str]]:
+def lost(row: Any, shown: Any, maker: DocumentMaker) -> list[tuple[tuple[str, ...], str]]:
     """The texts of a row that are nowhere; in `shown`, which is the same row, some columns may be JSON in a
     text.
 
@@ -301,7 +301,7 @@ def lost(row: Any, shown: Any, maker: Maker) -> list[tuple[tuple[str, ...], str]
     ]
 
 
-def seen(made: Made, maker: Maker) -> str:
+def seen(made: TokenizedRows, maker: DocumentMaker) -> str:
     text: str = maker.template.tokenizer.decode(made.ids.tolist(), skip_special_tokens=False)
     try:
         return text + json.loads(f'"{text}"')  # as it is, and as JSON spells it
@@ -317,7 +317,7 @@ def seen(made: Made, maker: Maker) -> str:
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 def test_no_text_of_a_row_vanishes(
-    makers: dict[str, Maker], data: st.DataObject, number: int, as_text: bool
+    makers: dict[str, DocumentMaker], data: st.DataObject, number: int, as_text: bool
 ) -> None:
     row = deepcopy(ROWS[number])
     for _ in range(data.draw(st.integers(1, 3))):

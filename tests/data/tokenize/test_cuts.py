@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner.data.conversation import Call, Conversation, Message
-from tuner.data.tokenize.cuts import ALLOWED, Cut, Cuts, cuts_calls, lengths
+from tuner.data.tokenize.cuts import ALLOWED, Cut, Cuts, cuts_calls, proposed_lengths
 
 
 def cuts(*found: Cut) -> Cuts:
@@ -136,7 +136,7 @@ def test_the_proposed_length_does_what_is_said_of_it(
         assert not lost
     assert ("would hold all but" in said) == bool(left)
     # And none that is tried before it would do.
-    for less in [n for n in lengths(64, 5000, context) if n < length]:
+    for less in [n for n in proposed_lengths(64, 5000, context) if n < length]:
         assert sum(cut.rows for cut in found if cut.whole > less) > ALLOWED * of or any(
             cut.calls and cut.whole > less for cut in found
         )

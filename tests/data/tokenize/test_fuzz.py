@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from tuner.config.schema import Chat
 from tuner.data.formats.rows import Shape
 from tuner.data.tokenize.cuts import Cuts
-from tuner.data.tokenize.dataset import File, read, surveyed
-from tuner.data.tokenize.job import Settings
-from tuner.data.tokenize.job import Source as Described
-from tuner.data.tokenize.ledger import Source
-from tuner.data.tokenize.spool import Documents
+from tuner.data.tokenize.dataset import DataFile, read_dataset, survey_sources
+from tuner.data.tokenize.job import SourceSettings, TokenizeSettings
+from tuner.data.tokenize.ledger import FileCounts
+from tuner.data.tokenize.spool import Spool
 from tuner.errors import DataError
 
 EXAMPLES = 4000 if os.environ.get("TUNER_TEST_ALL") else 120
@@ -120,9 +119,9 @@ ROWS = (
 
 
 @pytest.fixture(scope="module")
-def described(tiny_model: Path, chatml: Chat) -> Settings:
-    source = Described(shape=Shape(), fill={}, system=None)
-    return Settings(
+def described(tiny_model: Path, chatml: Chat) -> TokenizeSettings:
+    source = SourceSettings(shape=Shape(), fill={}, system=None)
+    return TokenizeSettings(
         model=tiny_model,
         chat=chatml,
         sources=(source,),
@@ -133,13 +132,13 @@ def described(tiny_model: Path, chatml: Chat) -> Settings:
     )
 
 
-def account(path: Path, described: Settings, out: Path) -> list[Source] | None:
+def account(path: Path, described: TokenizeSettings, out: Path) -> list[FileCounts] | None:
     """The counts of a file, all rows accounted for; None where the file was refused."""
-    documents = Documents(out / "spill")
-    listed = [File(name=path.name, path=path, source=0, label="", apart=False, encoding="auto")]
+    documents = Spool(out / "spill")
+    listed = [DataFile(name=path.name, path=path, source=0, label="", apart=False, encoding="auto")]
     try:
-        sources = read(
-            surveyed(described, listed),
+        sources = read_dataset(
+            survey_sources(described, listed),
             listed,
             documents,
             Cuts(),
@@ -169,7 +168,7 @@ def account(path: Path, described: Settings, out: Path) -> list[Source] | None:
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rows=st.lists(ROWS, max_size=6), form=st.sampled_from(["jsonl", "json", "gz", "csv"]))
 def test_every_row_is_accounted_for(
-    rows: list[Any], form: str, described: Settings, tmp_path_factory: pytest.TempPathFactory
+    rows: list[Any], form: str, described: TokenizeSettings, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     out = tmp_path_factory.mktemp("fuzz", numbered=True)
     path = out / f"rows.{'json' if form == 'gz' else form}"
@@ -188,7 +187,9 @@ def test_every_row_is_accounted_for(
 
 
 @pytest.mark.parametrize("number", range(EXAMPLES // 4))
-def test_damaged_bytes_are_refused_or_accounted_for(number: int, described: Settings, tmp_path: Path) -> None:
+def test_damaged_bytes_are_refused_or_accounted_for(
+    number: int, described: TokenizeSettings, tmp_path: Path
+) -> None:
     draw = random.Random(number)
     rows = [
         {

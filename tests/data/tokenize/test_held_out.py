@@ -9,16 +9,16 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuner.data.tokenize.held_out import Apart, contents, hold_out
-from tuner.data.tokenize.job import Made
-from tuner.data.tokenize.ledger import Source
-from tuner.data.tokenize.spool import Documents
+from tuner.data.tokenize.held_out import HeldOut, contents, hold_out
+from tuner.data.tokenize.job import TokenizedRows
+from tuner.data.tokenize.ledger import FileCounts
+from tuner.data.tokenize.spool import Spool
 
 ROWS = st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=3), min_size=1, max_size=60)
 """for each row, the words that its documents consist of"""
 
 
-class Told(Documents):
+class Told(Spool):
     """Documents of which only the numbers count: no file is behind them."""
 
     def __init__(self, rows: list[list[int]], files: list[int] | None = None) -> None:
@@ -33,9 +33,9 @@ class Told(Documents):
 
 def split(
     rows: list[list[int]], share: Any, *, files: list[int] | None = None, apart: tuple[bool, ...] = (False,)
-) -> tuple[Apart, Told]:
+) -> tuple[HeldOut, Told]:
     documents = Told(rows, files)
-    return hold_out(documents, apart, [Source(source="", file="a") for _ in apart], share, 0), documents
+    return hold_out(documents, apart, [FileCounts(source="", file="a") for _ in apart], share, 0), documents
 
 
 def components(rows: list[list[int]]) -> list[set[int]]:
@@ -110,7 +110,7 @@ def test_rows_that_are_left_out_move_nothing() -> None:
     kept = np.arange(100) % 7 != 3
     for name in ("units", "hashes", "files", "lengths", "trained"):
         setattr(some, name, getattr(some, name)[kept])
-    held = hold_out(some, [False], [Source(source="", file="a")], 0.1, 0)
+    held = hold_out(some, [False], [FileCounts(source="", file="a")], 0.1, 0)
     before, after = set(documents.units[all_.documents].tolist()), set(some.units[held.documents].tolist())
     assert len(after - before) <= len(before - after) + 1
     assert len(before & after) >= 7
@@ -147,7 +147,7 @@ def test_few_rows_are_told_what_it_costs() -> None:
 
 
 def test_documents_of_a_stage_are_read_as_they_were_added(tmp_path: Path) -> None:
-    made = Made(
+    made = TokenizedRows(
         read=3,
         kept=3,
         places=np.array([0, 1, 1, 2]),
@@ -156,7 +156,7 @@ def test_documents_of_a_stage_are_read_as_they_were_added(tmp_path: Path) -> Non
     )
     made.ids, made.trained = np.arange(4, dtype=np.int32), np.ones(4, dtype=np.bool_)
     made.hashes, made.weights = np.array([5, 5, 6, 7], dtype=np.uint64), np.ones(4, dtype=np.int32)
-    documents = Documents(tmp_path / "documents")
+    documents = Spool(tmp_path / "documents")
     documents.add(made, file=0, first=10)
     documents.done()
     assert contents(documents).tolist() == [10, 10, 10, 12]

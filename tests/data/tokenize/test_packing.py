@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuner.data.shares import round_of
-from tuner.data.tokenize.packing import draw, held_out, pack, shuffled
+from tuner.data.tokenize.packing import draw_held_out, draw_rows, pack, shuffled
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=80)
 
@@ -51,7 +51,7 @@ CONTENTS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 9)), max_size=1
 
 
 def drawn(contents: Sequence[tuple[int, int]], share: float | Literal["auto"], seed: int = 0) -> list[int]:
-    return held_out(
+    return draw_held_out(
         range(len(contents)),
         [rows for rows, _ in contents],
         [rows * size for rows, size in contents],
@@ -134,8 +134,8 @@ def test_shares_of_rows_are_of_the_decimals_that_were_typed(rows: int) -> None:
         typed = Decimal(thousandths) / 1000
         nearest = int((typed * rows).to_integral_value(ROUND_HALF_EVEN))
         assert len(drawn([(1, 1)] * rows, float(typed))) == min(max(1, nearest), rows - 1), typed
-        assert sum(draw(rows, float(typed), 0)) == nearest, typed
-        assert sum(draw(rows, float(typed + 2), 0)) == nearest + 2 * rows, typed
+        assert sum(draw_rows(rows, float(typed), 0)) == nearest, typed
+        assert sum(draw_rows(rows, float(typed + 2), 0)) == nearest + 2 * rows, typed
 
 
 def test_draws_are_pinned() -> None:

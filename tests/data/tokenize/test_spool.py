@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.data.tokenize.job import Made
-from tuner.data.tokenize.spool import Documents
+from tuner.data.tokenize.job import TokenizedRows
+from tuner.data.tokenize.spool import Spool
 
 IDS = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.booleans()), min_size=1, max_size=9)
 
@@ -19,7 +19,7 @@ def test_tokens_come_back_as_they_were(
         draw.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=6)), dtype=np.int64
     )
     path = Path(tmp_path_factory.mktemp("documents")) / "spill"  # type: ignore[attr-defined]
-    documents, first = Documents(path), 0
+    documents, first = Spool(path), 0
     for number, batch in enumerate(batches):
         flat = [token for document in batch for token in document]
         documents.add(made(batch, flat), file=number, first=first)
@@ -35,8 +35,8 @@ def test_tokens_come_back_as_they_were(
     assert not path.exists()
 
 
-def made(batch: list[list[tuple[int, bool]]], flat: list[tuple[int, bool]]) -> Made:
-    return Made(
+def made(batch: list[list[tuple[int, bool]]], flat: list[tuple[int, bool]]) -> TokenizedRows:
+    return TokenizedRows(
         places=np.arange(len(batch), dtype=np.int64),
         lines=np.arange(1, len(batch) + 1, dtype=np.int32),
         weights=np.ones(len(batch), dtype=np.int32),
@@ -48,7 +48,7 @@ def made(batch: list[list[tuple[int, bool]]], flat: list[tuple[int, bool]]) -> M
 
 
 def test_a_document_may_be_wanted_several_times_or_not_at_all(tmp_path: Path) -> None:
-    documents = Documents(tmp_path / "spill")
+    documents = Spool(tmp_path / "spill")
     batch = [[(7, True)], [(8, False), (9, True)], [(10, True)]]
     documents.add(
         made(batch, [token for document in batch for token in document]),

@@ -13,15 +13,15 @@ from tests.conftest import environment
 from tuner.config.schema import Chat
 from tuner.data.files.read import Chunk
 from tuner.data.formats.rows import Shape
-from tuner.data.tokenize.job import Job, Settings, Source
-from tuner.data.tokenize.workers import make_all
+from tuner.data.tokenize.job import Job, SourceSettings, TokenizeSettings
+from tuner.data.tokenize.workers import tokenize_jobs
 from tuner.errors import DataError, StageError
 
 
 @pytest.fixture
-def settings(tiny_model: Path, chatml: Chat) -> Settings:
-    source = Source(shape=Shape(), fill={}, system=None)
-    return Settings(
+def settings(tiny_model: Path, chatml: Chat) -> TokenizeSettings:
+    source = SourceSettings(shape=Shape(), fill={}, system=None)
+    return TokenizeSettings(
         model=tiny_model,
         chat=chatml,
         sources=(source,),
@@ -37,15 +37,16 @@ def job(number: int) -> Job:
     return Job(source=0, rows=Chunk(first=1, values=rows))
 
 
-def test_made_things_come_in_the_order_of_the_jobs(settings: Settings) -> None:
+def test_made_things_come_in_the_order_of_the_jobs(settings: TokenizeSettings) -> None:
     alone, apart = (
-        [made.ids.tolist() for made in make_all(settings, map(job, range(30)), workers)] for workers in (1, 3)
+        [made.ids.tolist() for made in tokenize_jobs(settings, map(job, range(30)), workers)]
+        for workers in (1, 3)
     )
     assert alone == apart
     assert len({tuple(ids) for ids in alone}) == 30
 
 
-def test_jobs_are_not_taken_far_ahead(settings: Settings) -> None:
+def test_jobs_are_not_taken_far_ahead(settings: TokenizeSettings) -> None:
     taken = []
 
     def jobs() -> object:
@@ -53,20 +54,20 @@ def test_jobs_are_not_taken_far_ahead(settings: Settings) -> None:
             taken.append(number)
             yield job(number)
 
-    made = make_all(settings, jobs(), 2)  # type: ignore[arg-type]
+    made = tokenize_jobs(settings, jobs(), 2)  # type: ignore[arg-type]
     next(made)
     assert len(taken) < 10
     made.close()  # type: ignore[attr-defined]
 
 
-def test_a_template_that_does_not_fit_is_said_once(settings: Settings) -> None:
+def test_a_template_that_does_not_fit_is_said_once(settings: TokenizeSettings) -> None:
     from dataclasses import replace
 
     broken = replace(
         settings, chat=replace(settings.chat, special=("<|im_start|>", "<|im_end|>", "<|nowhere|>"))
     )
     with pytest.raises(DataError, match="nowhere"):
-        next(make_all(broken, [job(0)], 2))
+        next(tokenize_jobs(broken, [job(0)], 2))
 
 
 def children(of: int) -> list[int]:
@@ -74,7 +75,7 @@ def children(of: int) -> list[int]:
     return [int(line) for line in done.stdout.split()]
 
 
-def test_a_worker_that_is_killed_is_named(settings: Settings) -> None:
+def test_a_worker_that_is_killed_is_named(settings: TokenizeSettings) -> None:
     def jobs() -> object:
         for number in range(40):
             if number == 8:
@@ -83,17 +84,17 @@ def test_a_worker_that_is_killed_is_named(settings: Settings) -> None:
             yield job(number)
 
     with pytest.raises(StageError, match=r"ended early \(signal 9\).*machine\.workers=1"):
-        list(make_all(settings, jobs(), 2))  # type: ignore[arg-type]
+        list(tokenize_jobs(settings, jobs(), 2))  # type: ignore[arg-type]
 
 
-def test_no_worker_outlives_a_killed_parent(settings: Settings, tmp_path: Path) -> None:
+def test_no_worker_outlives_a_killed_parent(settings: TokenizeSettings, tmp_path: Path) -> None:
     import pickle
 
     (tmp_path / "settings").write_bytes(pickle.dumps(settings))
     code = (
-        "import pickle, pathlib, time; from tuner.data.tokenize.workers import make_all; from "
+        "import pickle, pathlib, time; from tuner.data.tokenize.workers import tokenize_jobs; from "
         "tests.data.tokenize.test_workers import job\nfor made in "
-        f"make_all(pickle.loads(pathlib.Path({str(tmp_path / 'settings')!r}).read_bytes()), map(job, "
+        f"tokenize_jobs(pickle.loads(pathlib.Path({str(tmp_path / 'settings')!r}).read_bytes()), map(job, "
         "range(10**6)), 2):\n    print('made', flush=True)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE)

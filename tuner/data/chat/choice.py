@@ -25,7 +25,7 @@ VOCABULARY = ("tokenizer.json", "added_tokens.json", "vocab.json")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
+class TemplateChoice:
     """An option of model/chat, and why it is this one."""
 
     option: str
@@ -51,24 +51,24 @@ def digest(template: str) -> str:
     return hashlib.sha256(template.replace("\r\n", "\n").strip().encode()).hexdigest()
 
 
-def by_template(template: str | None) -> Choice | None:
+def choose_by_template(template: str | None) -> TemplateChoice | None:
     """What a tokenizer's own template decides; None where it has none."""
     if not template:
         return None
     if option := vendor_templates().get(digest(template)):
-        return Choice(option=option, why="the tokenizer's own is that vendor's text")
-    return Choice(option=OWN, why="the tokenizer's own Jinja")
+        return TemplateChoice(option=option, why="the tokenizer's own is that vendor's text")
+    return TemplateChoice(option=OWN, why="the tokenizer's own Jinja")
 
 
-def choose(directory: Path, new_tokens: tuple[str, ...] = ()) -> Choice:
+def choose_template(directory: Path, new_tokens: tuple[str, ...] = ()) -> TemplateChoice:
     """The template for the tokenizer in a directory. Raises ConfigError, with what to type, where there is
     none.
     """
-    found = by_template(own_template(directory))
-    return found or by_vocabulary(lambda token: token in new_tokens or names(directory, token))
+    found = choose_by_template(own_template(directory))
+    return found or choose_by_vocabulary(lambda token: token in new_tokens or has_token(directory, token))
 
 
-def by_vocabulary(has: Callable[[str], bool]) -> Choice:
+def choose_by_vocabulary(has: Callable[[str], bool]) -> TemplateChoice:
     """What is left for a tokenizer without a template: ChatML, if it has the tokens. Raises ConfigError."""
     if missing := [token for token in TOKENS if not has(token)]:
         raise ConfigError(
@@ -79,10 +79,10 @@ def by_vocabulary(has: Callable[[str], bool]) -> Choice:
             "or teach it ChatML with new tokens: model/chat=chatml "
             f"'model.new_tokens=[{','.join(missing)}]'"
         )
-    return Choice(option=CHATML, why="the tokenizer has none, and knows ChatML's tokens")
+    return TemplateChoice(option=CHATML, why="the tokenizer has none, and knows ChatML's tokens")
 
 
-def names(directory: Path, token: str) -> bool:
+def has_token(directory: Path, token: str) -> bool:
     """Whether a token is in a vocabulary: looked for in tokenizer.json as JSON spells it, not parsed; where
     there is only a file of another library, which its family may add tokens to, in what that is converted to.
     """
@@ -113,10 +113,10 @@ def own_template(directory: Path, settings: Mapping[str, Any] | None = None) -> 
             settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return None  # what is wrong with it is said by who loads it
-    return of_settings(settings)
+    return template_in_settings(settings)
 
 
-def of_settings(settings: Any) -> str | None:
+def template_in_settings(settings: Any) -> str | None:
     """The chat template in a tokenizer_config.json."""
     return next(_templates(settings.get("chat_template")), None) if isinstance(settings, Mapping) else None
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.data.chat.split_special import Fixed, Speller
+from tuner.data.chat.split_special import FixedText, SpecialTokens
 from tuner.data.tokenizer.load import Vocabulary, fitted
 from tuner.errors import ConfigError, DataError
 
@@ -17,40 +17,40 @@ RESULT = ("text", "json", "name", "id")
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class Placeholder:
     """A place in a text, where something of a row goes."""
 
     name: str
 
 
-Slots = tuple[Fixed | Slot, ...]
+TextWithPlaceholders = tuple[FixedText | Placeholder, ...]
 """a text of the template with places in it"""
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class TurnOpening:
     """How an assistant's turn begins."""
 
-    head: Fixed
+    head: FixedText
     """up to where the assistant starts to write"""
-    block: Fixed | None
+    block: FixedText | None
     """what is put in behind that, untrained: an empty thought"""
-    rest: Fixed | None
+    rest: FixedText | None
     """what of the turn's own text the assistant writes; None for nothing"""
 
 
 @dataclass(frozen=True, slots=True)
-class Saying:
+class AssistantTurn:
     """An assistant's turn."""
 
-    plain: Opening
-    thought: Opening
-    empty: Opening
-    mid: Fixed | None
+    plain: TurnOpening
+    thought: TurnOpening
+    empty: TurnOpening
+    mid: FixedText | None
     """between what is said and the end; trained. None for nothing"""
-    end: Fixed | None
+    end: FixedText | None
     """the token that ends it; None where the next turn's first token does"""
-    after: Fixed
+    after: FixedText
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,61 +58,63 @@ class Layout:
     """A template for one vocabulary."""
 
     vocabulary: Vocabulary
-    begin: Fixed
-    system: tuple[Fixed, Fixed]
-    system_with_tools: tuple[Fixed, Fixed]
-    user: tuple[Fixed, Fixed]
-    say: Saying
-    call: Saying
+    begin: FixedText
+    system: tuple[FixedText, FixedText]
+    system_with_tools: tuple[FixedText, FixedText]
+    user: tuple[FixedText, FixedText]
+    say: AssistantTurn
+    call: AssistantTurn
     """a turn with calls"""
-    prompt: Fixed
-    last_end: Fixed | None
+    prompt: FixedText
+    last_end: FixedText | None
     """written behind the last turn, where turns are ended by the next one"""
-    last_call_end: Fixed | None
-    finish: Fixed
-    tools: Slots
-    tool: Slots
-    tool_join: Fixed
-    tools_gap: Fixed
-    calls: Slots
-    calls_gap: Fixed
-    one_call: Slots
-    call_join: Fixed
-    results: tuple[Fixed, Fixed]
-    result: Slots
-    result_join: Fixed
+    last_call_end: FixedText | None
+    finish: FixedText
+    tools: TextWithPlaceholders
+    tool: TextWithPlaceholders
+    tool_join: FixedText
+    tools_gap: FixedText
+    calls: TextWithPlaceholders
+    calls_gap: FixedText
+    one_call: TextWithPlaceholders
+    call_join: FixedText
+    results: tuple[FixedText, FixedText]
+    result: TextWithPlaceholders
+    result_join: FixedText
     result_turn: bool
     """whether there is a place for answers of tools"""
-    thought_after: Fixed | None
+    thought_after: FixedText | None
     """behind a thought; None where there is no place for one"""
     stops: frozenset[int]
     end_id: int
 
 
-def lay(chat: Any, vocabulary: Vocabulary) -> Layout:
+def compile_layout(chat: Any, vocabulary: Vocabulary) -> Layout:
     """Fit the template `chat` (a tuner.config.schema.Chat, or a stage's view of one) to a tokenizer.
 
     Raises ConfigError when the template contradicts itself, and DataError when a special token of it is not
     one id of the tokenizer.
     """
-    check(chat)
-    special = named(chat, vocabulary)
-    vocabulary = fitted(vocabulary, special, chat.ids)
-    speller = Speller(vocabulary, {token: _id(token, vocabulary) for token in special})
-    texts = Texts(chat, vocabulary)
+    check_fields(chat)
+    tokens = special_tokens_of(chat, vocabulary)
+    vocabulary = fitted(vocabulary, tokens, chat.ids)
+    special = SpecialTokens(vocabulary, {token: _id(token, vocabulary) for token in tokens})
+    texts = TemplateTexts(chat, vocabulary)
 
-    def fixed(name: str) -> Fixed:
-        return speller.fixed(texts.full(name))
+    def fixed(name: str) -> FixedText:
+        return special.fixed(texts.full(name))
 
-    def around(name: str, place: str = "{text}", otherwise: str = "") -> tuple[Fixed, Fixed]:
+    def around(name: str, place: str = "{text}", otherwise: str = "") -> tuple[FixedText, FixedText]:
         before, _, after = (texts.full(name) or texts.full(otherwise or name)).partition(place)
-        return speller.fixed(before), speller.fixed(after)
+        return special.fixed(before), special.fixed(after)
 
-    def slots(name: str, places: tuple[str, ...]) -> Slots:
+    def slots(name: str, places: tuple[str, ...]) -> TextWithPlaceholders:
         parts = re.split(f"\\{{({'|'.join(places)})\\}}", texts.full(name))
-        return tuple(Slot(part) if i % 2 else speller.fixed(part) for i, part in enumerate(parts) if part)
+        return tuple(
+            Placeholder(part) if i % 2 else special.fixed(part) for i, part in enumerate(parts) if part
+        )
 
-    def opening(head: str, more: str = "", *, put_in: bool = False) -> Opening:
+    def opening(head: str, more: str = "", *, put_in: bool = False) -> TurnOpening:
         prompt, whole = texts.prompt(), head + more
         at = (
             len(prompt)
@@ -121,32 +123,32 @@ def lay(chat: Any, vocabulary: Vocabulary) -> Layout:
             if more and prompt.startswith(whole)
             else len(head)
         )
-        _whole(speller, whole, at)
-        first, rest = speller.fixed(whole[:at]), speller.fixed(whole[at:])
+        _whole(special, whole, at)
+        first, rest = special.fixed(whole[:at]), special.fixed(whole[at:])
         more_of_it = rest if whole[at:] else None
-        return Opening(first, more_of_it, None) if put_in else Opening(first, None, more_of_it)
+        return TurnOpening(first, more_of_it, None) if put_in else TurnOpening(first, None, more_of_it)
 
-    def saying(name: str, end: str) -> Saying:
+    def saying(name: str, end: str) -> AssistantTurn:
         head, _, rest = (texts.full(name) or texts.full("assistant")).partition("{text}")
         mid, _, after = rest.partition(texts.full("end")) if chat.end_in == "turn" else (rest, "", "")
-        return Saying(
+        return AssistantTurn(
             plain=opening(head),
             thought=opening(head, texts.full("reasoning").partition("{text}")[0]),
             empty=opening(head, texts.full("no_reasoning"), put_in=True),
-            mid=speller.fixed(mid) if mid else None,
+            mid=special.fixed(mid) if mid else None,
             end=token(end) if chat.end_in == "turn" else None,
-            after=speller.fixed(after),
+            after=special.fixed(after),
         )
 
-    def token(name: str) -> Fixed:
-        return speller.token(speller.ids[texts.full(name)])
+    def token(name: str) -> FixedText:
+        return special.token(special.ids[texts.full(name)])
 
     calls_end = "calls_end" if chat.calls_end else "end"
     layout = Layout(
         vocabulary=vocabulary,
         begin=fixed("begin"),
         finish=fixed("finish"),
-        prompt=speller.fixed(texts.prompt()),
+        prompt=special.fixed(texts.prompt()),
         system=around("system"),
         system_with_tools=around("system_with_tools", otherwise="system"),
         user=around("user"),
@@ -166,20 +168,20 @@ def lay(chat: Any, vocabulary: Vocabulary) -> Layout:
         result=slots("result", RESULT),
         result_join=fixed("result_join"),
         result_turn=bool(chat.results),
-        thought_after=speller.fixed(texts.full("reasoning").partition("{text}")[2])
+        thought_after=special.fixed(texts.full("reasoning").partition("{text}")[2])
         if chat.reasoning
         else None,
         stops=frozenset(
-            speller.ids[token]
+            special.ids[token]
             for token in (texts.full("end"), texts.full(calls_end), *(texts.put(stop) for stop in chat.stops))
         ),
-        end_id=speller.ids[texts.full("end")],
+        end_id=special.ids[texts.full("end")],
     )
     _check_turns(chat, layout)
     return layout
 
 
-class Texts:
+class TemplateTexts:
     """The texts of a template, with the tokenizer's own tokens in their places."""
 
     def __init__(self, chat: Any, vocabulary: Vocabulary) -> None:
@@ -208,12 +210,12 @@ class Texts:
         )
 
 
-def named(chat: Any, vocabulary: Vocabulary) -> tuple[str, ...]:
+def special_tokens_of(chat: Any, vocabulary: Vocabulary) -> tuple[str, ...]:
     """The special tokens of the template for this tokenizer: those it lists, those that `{bos}` and `{eos}`
     stand for, and any other special token of the tokenizer that its texts spell, since whoever reads the
     template from Jinja finds that too.
     """
-    texts = Texts(chat, vocabulary)
+    texts = TemplateTexts(chat, vocabulary)
     used = "\0".join([*(getattr(chat, name) or "" for name in _TEXTS), *chat.stops])
     own = [
         token
@@ -249,7 +251,7 @@ _PLACES = {
 }
 
 
-def check(chat: Any) -> None:
+def check_fields(chat: Any) -> None:
     """Raises ConfigError for fields that contradict each other, whatever the tokenizer."""
     for name, place in _PLACES.items():
         text = getattr(chat, name)
@@ -320,7 +322,7 @@ def _check_turns(chat: Any, layout: Layout) -> None:
     if chat.system_in == "turn":
         heads["system"] = layout.system[0]
     if chat.results:
-        heads["results"] = layout.results[0] if layout.results[0] != Fixed("") else _first(layout.result)
+        heads["results"] = layout.results[0] if layout.results[0] != FixedText("") else _first(layout.result)
     if chat.tools and chat.tools_in in ("first", "after_system", "last_user"):
         heads["tools"] = _first(layout.tools)
     for name, head in heads.items():
@@ -331,15 +333,15 @@ def _check_turns(chat: Any, layout: Layout) -> None:
             )
 
 
-def _first(slots: Slots) -> Fixed:
-    return slots[0] if isinstance(slots[0], Fixed) else Fixed("")
+def _first(slots: TextWithPlaceholders) -> FixedText:
+    return slots[0] if isinstance(slots[0], FixedText) else FixedText("")
 
 
-def _whole(speller: Speller, text: str, at: int) -> None:
-    if "".join(f"{atom}\0" for atom in speller.atoms(text) if isinstance(atom, int)) != "".join(
+def _whole(special: SpecialTokens, text: str, at: int) -> None:
+    if "".join(f"{atom}\0" for atom in special.atoms(text) if isinstance(atom, int)) != "".join(
         f"{atom}\0"
         for part in (text[:at], text[at:])
-        for atom in speller.atoms(part)
+        for atom in special.atoms(part)
         if isinstance(atom, int)
     ):
         raise ConfigError(f"model.chat.prompt ends inside a special token of {text!r}.")

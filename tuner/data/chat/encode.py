@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tuner.data.chat.split_special import WHITE, Fixed
+from tuner.data.chat.split_special import WHITE, FixedText
 from tuner.data.conversation import Conversation, RowError
 from tuner.data.tokenizer.load import Vocabulary
 
 
 @dataclass(kw_only=True, slots=True)
-class Batch:
+class Encoded:
     """Documents as the model sees them, one after the other."""
 
     ids: NDArray[np.int32]
@@ -41,7 +41,7 @@ class Batch:
 
 
 @dataclass(slots=True, eq=False)
-class Run:
+class TextRun:
     """A text between two special tokens, with what there is to say of it. A plain, untrained one is a bare
     string.
     """
@@ -94,7 +94,7 @@ class Draft:
         self._cuts += (len(self._text),)
         self._trained = trained
 
-    def fixed(self, fixed: Fixed, trained: bool = False) -> None:
+    def fixed(self, fixed: FixedText, trained: bool = False) -> None:
         """Go on with a text of the template, its special tokens trained or not; whether the texts around
         them are, `border` says.
         """
@@ -113,7 +113,7 @@ class Draft:
                 self._owed = None
             self._text, self._strip = fixed.tail, fixed.strips_after
 
-    def written(self, fixed: Fixed, trained: bool) -> None:
+    def written(self, fixed: FixedText, trained: bool) -> None:
         """Go on with a text of the template that the assistant writes itself, inside its turn."""
         self.fixed(fixed, trained)
         if fixed.ids:
@@ -134,8 +134,8 @@ class Draft:
         if self._first and len(self._items) > start:
             item = self._items[start]
             if isinstance(item, str):
-                self._items[start] = Run(item, (), False, True)
-            elif isinstance(item, Run):
+                self._items[start] = TextRun(item, (), False, True)
+            elif isinstance(item, TextRun):
                 item.first = True
         self._bounds.append(len(self._items))
         self._strip, self._owed = False, None
@@ -154,7 +154,7 @@ class Draft:
             if text:
                 self._items.append(text)
         elif text:
-            self._items.append(Run(text, tuple([text[:cut] for cut in cuts]), self._trained))
+            self._items.append(TextRun(text, tuple([text[:cut] for cut in cuts]), self._trained))
         self._text, self._cuts = "", ()
 
     def _stripped(self, text: str, cuts: tuple[int, ...], strips: bool) -> tuple[str, tuple[int, ...]]:
@@ -168,7 +168,7 @@ class Draft:
             cuts = tuple(min(cut, len(text)) for cut in cuts)
         return text, cuts
 
-    def batch(self, problems: dict[int, str]) -> Batch:
+    def batch(self, problems: dict[int, str]) -> Encoded:
         """All documents, tokenised in one go by the tokenizer's threads."""
         later = self._settle()
         items = self._items
@@ -185,7 +185,7 @@ class Draft:
                     ids = later[item]
                 elif kind is list:
                     ids = item
-                elif kind is Run:
+                elif kind is TextRun:
                     ids = item.ids
                     if item.trained:
                         starts.append(at + item.border)
@@ -205,12 +205,12 @@ class Draft:
         trained = _mask(at, starts, stops)
         trained[where[:-1][np.diff(where) > 0]] = False
         flat = np.fromiter(chain.from_iterable(chunks), np.int32, at)
-        return Batch(ids=flat, trained=trained, offsets=where, ends=ends, problems=problems)
+        return Encoded(ids=flat, trained=trained, offsets=where, ends=ends, problems=problems)
 
     def _settle(self) -> dict[str, list[int]]:
         """Tokenise all texts: each run gets its ids, and the ids of the plain ones are returned."""
         vocabulary, items = self._vocabulary, self._items
-        runs = [item for item in items if type(item) is Run]
+        runs = [item for item in items if type(item) is TextRun]
         texts = [item for item in items if type(item) is str]
         firsts: list[str] = []
         for run in runs:
@@ -218,7 +218,7 @@ class Draft:
             into.append(run.text)
             into += run.heads
         later, first = _tokens(vocabulary.later, texts), _tokens(vocabulary.tokenizer, firsts)
-        straddled: list[Run] = []
+        straddled: list[TextRun] = []
         for run in runs:
             known = first if run.first else later
             longer = run.ids = known[run.text]
@@ -241,11 +241,11 @@ class Draft:
         return later
 
 
-def drafted(
+def encode_conversations(
     vocabulary: Vocabulary,
     conversations: Sequence[Conversation],
     write: Callable[[Draft, Conversation], None],
-) -> Batch:
+) -> Encoded:
     """All conversations, each written into a draft by `write`; one for which it raises RowError is a
     problem, and its document empty.
     """
@@ -273,7 +273,7 @@ def _mask(size: int, starts: Sequence[int], stops: Sequence[int]) -> NDArray[np.
     return mask
 
 
-def plain(texts: Sequence[str], vocabulary: Vocabulary, end_id: int) -> Batch:
+def encode_texts(texts: Sequence[str], vocabulary: Vocabulary, end_id: int) -> Encoded:
     """Documents of plain text: the tokens that begin a text, where the tokenizer has such, the text, and
     the token that ends it.
     """
@@ -292,7 +292,7 @@ def plain(texts: Sequence[str], vocabulary: Vocabulary, end_id: int) -> Batch:
     trained = np.ones(len(flat), dtype=np.bool_)
     for start in offsets[:-1]:
         trained[start : start + max(1, len(begin))] = False
-    return Batch(
+    return Encoded(
         ids=np.array(flat, dtype=np.int32),
         trained=trained,
         offsets=np.array(offsets, dtype=np.int64),

@@ -12,7 +12,7 @@ from tuner.data.chat.tool_calls import to_json
 from tuner.data.conversation import Conversation, Message, RowError
 
 
-def plain_turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def transformers_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Turns as transformers takes them."""
     turns: list[dict[str, Any]] = []
     for message in messages:
@@ -33,7 +33,7 @@ def plain_turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return turns
 
 
-def texts(messages: Sequence[Message], tools: Sequence[Any]) -> Iterator[str]:
+def all_texts(messages: Sequence[Message], tools: Sequence[Any]) -> Iterator[str]:
     """All that a row says, as texts."""
     for message in messages:
         yield message.content
@@ -44,20 +44,20 @@ def texts(messages: Sequence[Message], tools: Sequence[Any]) -> Iterator[str]:
         yield to_json(tool)
 
 
-def signed(content: str, sign: str) -> str:
+def with_sign(content: str, sign: str) -> str:
     """A text with a sign in front of its first character that is no white space."""
     bare = content.lstrip()
     return f"{content[: len(content) - len(bare)]}{sign}{bare}"
 
 
-def shown(text: str, marks: Mapping[str, str]) -> str:
+def unescape(text: str, marks: Mapping[str, str]) -> str:
     return MARK.sub(lambda mark: marks[mark[0]], text) if marks else text
 
 
 MARK = re.compile("\ue000\\d+\ue001")
 
 
-def hidden(
+def escape_special_tokens(
     messages: Sequence[Message], tools: Sequence[Any], spelled: re.Pattern[str]
 ) -> tuple[Conversation, Mapping[str, str]]:
     """The row with a mark in place of each special token that it spells; and what the marks stand for."""
@@ -85,9 +85,9 @@ def hidden(
             message, content=hide(message.content), reasoning=reasoning, calls=calls, name=hide(message.name)
         )
 
-    if not any(spelled.search(text) for text in texts(messages, tools)):
+    if not any(spelled.search(text) for text in all_texts(messages, tools)):
         return Conversation(messages=tuple(messages), tools=tuple(tools)), marks
-    if any("\ue000" in text for text in texts(messages, tools)):
+    if any("\ue000" in text for text in all_texts(messages, tools)):
         raise RowError(
             "the row spells a special token and has a character U+E000, which is put in place of such a token"
         )

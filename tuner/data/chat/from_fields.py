@@ -8,10 +8,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from tuner.data.chat.compile import Layout, Opening, Saying, Slot, Slots
-from tuner.data.chat.encode import Batch, Draft, drafted, plain
-from tuner.data.chat.split_special import Fixed
-from tuner.data.chat.tool_calls import Ledger, need, to_json, tool_text, value
+from tuner.data.chat.compile import AssistantTurn, Layout, Placeholder, TextWithPlaceholders, TurnOpening
+from tuner.data.chat.encode import Draft, Encoded, encode_conversations, encode_texts
+from tuner.data.chat.split_special import FixedText
+from tuner.data.chat.tool_calls import CallIds, check_place, required_value, to_json, tool_text
 from tuner.data.conversation import Conversation, Message, RowError
 from tuner.errors import ConfigError
 
@@ -20,7 +20,7 @@ TOOLS_ONLY = Message(role="system")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Places:
+class Placement:
     """What is written elsewhere than it stands in the row. Indices are of turns, -1 is nowhere."""
 
     last_user: int = -1
@@ -34,10 +34,10 @@ class Places:
     """the user's turn inside which they are written, before its text; or the system turn, behind it"""
 
 
-NOWHERE = Places()
+NOWHERE = Placement()
 
 
-class Written:
+class FieldTemplate:
     """The template for one vocabulary. What it offers is said in tuner.data.chat.template.Template."""
 
     def __init__(self, chat: Any, layout: Layout) -> None:
@@ -59,18 +59,18 @@ class Written:
         self._trim = frozenset(chat.trim)
         self._indent: int | None = chat.tool_indent
         self._id_length: int | None = chat.id_length
-        self._tool_names = [part.name for part in layout.tool if isinstance(part, Slot)]
+        self._tool_names = [part.name for part in layout.tool if isinstance(part, Placeholder)]
         self._simple = not (chat.reasoning or chat.no_reasoning or chat.trim or self._system_in != "turn")
         """whether a turn of text is written as it stands, wherever it stands"""
 
-    def encode(self, conversations: Sequence[Conversation], *, keep_reasoning: bool = False) -> Batch:
+    def encode(self, conversations: Sequence[Conversation], *, keep_reasoning: bool = False) -> Encoded:
         def write(draft: Draft, conversation: Conversation) -> None:
             self._write(draft, conversation.messages, conversation.tools, keep_reasoning, opened=False)
 
-        return drafted(self.vocabulary, conversations, write)
+        return encode_conversations(self.vocabulary, conversations, write)
 
-    def texts(self, texts: Sequence[str]) -> Batch:
-        return plain(texts, self.vocabulary, self.end_id)
+    def texts(self, texts: Sequence[str]) -> Encoded:
+        return encode_texts(texts, self.vocabulary, self.end_id)
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> list[int]:
         draft = Draft(self.vocabulary)
@@ -109,9 +109,11 @@ class Written:
             draft.fixed(layout.last_call_end if messages[-1].calls else layout.last_end)
         draft.fixed(layout.finish)
 
-    def _places(self, messages: Sequence[Message], tools: Sequence[Any]) -> tuple[Sequence[Message], Places]:
+    def _places(
+        self, messages: Sequence[Message], tools: Sequence[Any]
+    ) -> tuple[Sequence[Message], Placement]:
         """The turns that are written as turns, and where the rest goes."""
-        need(tools, self._layout.tools, "tools", "tools")
+        check_place(tools, self._layout.tools, "tools", "tools")
         opening = bool(messages) and messages[0].role == "system"
         system, where = "", self._tools_in if tools else ""
         if opening and self._system_in.endswith("user"):
@@ -129,7 +131,7 @@ class Written:
         first, last = (users[0], users[-1]) if users else (-1, len(messages) - 1)
         before_turn = {"first": 0, "after_system": int(opening), "last_user": last}
         inside_turn = {"system": 0, "first_user": first}
-        return messages, Places(
+        return messages, Placement(
             last_user=last,
             system_at=(first if self._system_in == "first_user" else last)
             if opening and self._system_in.endswith("user")
@@ -140,8 +142,8 @@ class Written:
             tools_inside=inside_turn.get(where, -1),
         )
 
-    def _turns(self, draft: Draft, messages: Sequence[Message], places: Places, keep: bool) -> None:
-        layout, simple, ledger = self._layout, self._simple, None
+    def _turns(self, draft: Draft, messages: Sequence[Message], places: Placement, keep: bool) -> None:
+        layout, simple, call_ids = self._layout, self._simple, None
         before_user, after_user = layout.user
         say, opening = layout.say, layout.say.plain
         for i, message in enumerate(messages):
@@ -164,11 +166,11 @@ class Written:
                     draft.text(content)
                     self._end(draft, say, message.trains)
                 else:
-                    ledger = ledger or Ledger(self._id_length)
+                    call_ids = call_ids or CallIds(self._id_length)
                     self._assistant(
                         draft,
                         message,
-                        ledger,
+                        call_ids,
                         after_question=i > places.last_user,
                         last=i == len(messages) - 1,
                         keep=keep,
@@ -176,11 +178,11 @@ class Written:
             elif role == "system":
                 self._system(draft, message, places.tools if i == 0 else (), inside=i == places.tools_inside)
             else:
-                ledger = ledger or Ledger(self._id_length)
+                call_ids = call_ids or CallIds(self._id_length)
                 follows, goes_on = (
                     0 <= j < len(messages) and messages[j].role == "tool" for j in (i - 1, i + 1)
                 )
-                self._result(draft, message, ledger, follows=follows, goes_on=goes_on)
+                self._result(draft, message, call_ids, follows=follows, goes_on=goes_on)
 
     def _asked(self, content: str, system: str) -> str:
         """A user's text, with a system prompt in front of it."""
@@ -213,7 +215,7 @@ class Written:
     def _tools(self, draft: Draft, tools: Sequence[Any]) -> None:
         layout = self._layout
         for part in layout.tools:
-            if isinstance(part, Fixed):
+            if isinstance(part, FixedText):
                 draft.fixed(part)
                 continue
             for i, tool in enumerate(tools):
@@ -226,14 +228,21 @@ class Written:
                 )
 
     def _assistant(
-        self, draft: Draft, message: Message, ledger: Ledger, *, after_question: bool, last: bool, keep: bool
+        self,
+        draft: Draft,
+        message: Message,
+        call_ids: CallIds,
+        *,
+        after_question: bool,
+        last: bool,
+        keep: bool,
     ) -> None:
         """A turn of the assistant with all that can be in it. One whose thoughts are hidden is not
         trained.
         """
         layout, content, thought = self._layout, message.content, message.reasoning or ""
-        need(message.calls, layout.calls, "calls of tools", "calls")
-        need(thought, layout.thought_after, "thoughts", "reasoning")
+        check_place(message.calls, layout.calls, "calls of tools", "calls")
+        check_place(thought, layout.thought_after, "thoughts", "reasoning")
         shown = bool(thought) and (keep or after_question or self._thoughts_in == "every_turn")
         empty = not shown and (
             self._empty_in == "every_turn"
@@ -263,10 +272,10 @@ class Written:
         if message.calls:
             if content and not apart:
                 draft.written(layout.calls_gap, trains)
-            self._calls(draft, message, ledger, trains)
+            self._calls(draft, message, call_ids, trains)
         self._end(draft, say, trains)
 
-    def _open(self, draft: Draft, opening: Opening, trains: bool) -> None:
+    def _open(self, draft: Draft, opening: TurnOpening, trains: bool) -> None:
         draft.fixed(opening.head)
         if opening.block is not None:
             draft.border()
@@ -275,7 +284,7 @@ class Written:
         if opening.rest is not None:
             draft.written(opening.rest, trains)
 
-    def _end(self, draft: Draft, say: Saying, trains: bool) -> None:
+    def _end(self, draft: Draft, say: AssistantTurn, trains: bool) -> None:
         if say.mid is not None:
             draft.written(say.mid, trains)
         if say.end is None:
@@ -285,38 +294,38 @@ class Written:
         draft.end_turn()
         draft.fixed(say.after)
 
-    def _calls(self, draft: Draft, message: Message, ledger: Ledger, trains: bool) -> None:
+    def _calls(self, draft: Draft, message: Message, call_ids: CallIds, trains: bool) -> None:
         layout = self._layout
         for part in layout.calls:
-            if isinstance(part, Fixed):
+            if isinstance(part, FixedText):
                 draft.written(part, trains)
                 continue
             for i, call in enumerate(message.calls):
                 if i:
                     draft.written(layout.call_join, trains)
-                known = ledger.call(call)
+                known = call_ids.call(call)
                 for piece in layout.one_call:
-                    if isinstance(piece, Fixed):
+                    if isinstance(piece, FixedText):
                         draft.written(piece, trains)
                     else:
-                        draft.text(value(known, piece.name))
+                        draft.text(required_value(known, piece.name))
 
     def _result(
-        self, draft: Draft, message: Message, ledger: Ledger, *, follows: bool, goes_on: bool
+        self, draft: Draft, message: Message, call_ids: CallIds, *, follows: bool, goes_on: bool
     ) -> None:
         """A tool's answer: those that come one after the other share a turn."""
         layout = self._layout
-        need("tool", layout.result_turn, "an answer of a tool", "results")
+        check_place("tool", layout.result_turn, "an answer of a tool", "results")
         draft.fixed(layout.result_join if follows else layout.results[0])
         text = message.content.strip() if "tool" in self._trim else message.content
-        _fill(draft, layout.result, {**ledger.answer(message), "text": text, "json": to_json(text)})
+        _fill(draft, layout.result, {**call_ids.answer(message), "text": text, "json": to_json(text)})
         if not goes_on:
             draft.fixed(layout.results[1])
 
 
-def _fill(draft: Draft, slots: Slots, texts: Any) -> None:
+def _fill(draft: Draft, slots: TextWithPlaceholders, texts: Any) -> None:
     for piece in slots:
-        if isinstance(piece, Fixed):
+        if isinstance(piece, FixedText):
             draft.fixed(piece)
         else:
-            draft.text(value(texts, piece.name))
+            draft.text(required_value(texts, piece.name))

@@ -21,10 +21,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from tuner.data.chat.encode import Batch, Draft, drafted, plain
-from tuner.data.chat.escape import hidden, plain_turns, shown, signed
+from tuner.data.chat.encode import Draft, Encoded, encode_conversations, encode_texts
+from tuner.data.chat.escape import escape_special_tokens, transformers_messages, unescape, with_sign
 from tuner.data.chat.sandbox import Render, renderer
-from tuner.data.chat.split_special import Speller
+from tuner.data.chat.split_special import SpecialTokens
 from tuner.data.chat.tool_calls import to_json
 from tuner.data.conversation import Conversation, Message, RowError
 from tuner.data.tokenizer.load import Vocabulary, fitted
@@ -34,7 +34,7 @@ INSTEAD = "Name a template that is written for the model: model/chat=NAME (pytho
 PROBES = ("kiwi stone", "amber tide", "violet barn", "copper moss", "linen crow")
 
 
-def talk(*texts: str) -> list[Message]:
+def probe_messages(*texts: str) -> list[Message]:
     """A question, an answer, and so on."""
     return [
         Message(role="assistant" if i % 2 else "user", content=text, trained=bool(i % 2))
@@ -43,7 +43,7 @@ def talk(*texts: str) -> list[Message]:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class RenderedTurn:
     """A turn of the assistant in a rendered text, as characters from its start."""
 
     start: int
@@ -55,7 +55,7 @@ class Turn:
     trained: bool
 
 
-def borrow(vocabulary: Vocabulary, default_system: str | None = None) -> "Borrowed":
+def load_jinja_template(vocabulary: Vocabulary, default_system: str | None = None) -> "JinjaTemplate":
     """The tokenizer's own template, with a system prompt for conversations that do not begin with one.
     Raises ConfigError where it has none, or where a mask can't be derived from it.
     """
@@ -71,14 +71,16 @@ def borrow(vocabulary: Vocabulary, default_system: str | None = None) -> "Borrow
         ids,
     )
     try:
-        return Borrowed(vocabulary, renderer(vocabulary.template or "", vocabulary.names), default_system)
+        return JinjaTemplate(
+            vocabulary, renderer(vocabulary.template or "", vocabulary.names), default_system
+        )
     except RowError as error:
         raise ConfigError(
             f"The tokenizer's own chat template can't be trained with: {error}. {INSTEAD}"
         ) from error
 
 
-class Borrowed:
+class JinjaTemplate:
     """The tokenizer's own template, ready for use. What it offers is said in
     tuner.data.chat.template.Template.
     """
@@ -88,30 +90,30 @@ class Borrowed:
         self._default = () if default_system is None else (Message(role="system", content=default_system),)
         self.tokenizer: Tokenizer = vocabulary.tokenizer
         added = self.tokenizer.get_added_tokens_decoder()
-        self._speller = Speller(
+        self._special = SpecialTokens(
             vocabulary, {token.content: id_ for id_, token in added.items() if token.special}
         )
         self._opening = ""
         self._end = self._probe()
-        self.end_id: int = self._speller.ids[self._end]
+        self.end_id: int = self._special.ids[self._end]
         eos = None if vocabulary.eos is None else self.tokenizer.token_to_id(vocabulary.eos)
         self.stops = frozenset([self.end_id] if eos is None else [self.end_id, eos])
         self.reasons = self._shows_thoughts()
 
-    def encode(self, conversations: Sequence[Conversation], *, keep_reasoning: bool = False) -> Batch:
+    def encode(self, conversations: Sequence[Conversation], *, keep_reasoning: bool = False) -> Encoded:
         def write(draft: Draft, conversation: Conversation) -> None:
             self._write(draft, conversation, keep_reasoning)
 
-        return drafted(self.vocabulary, conversations, write)
+        return encode_conversations(self.vocabulary, conversations, write)
 
-    def texts(self, texts: Sequence[str]) -> Batch:
-        return plain(texts, self.vocabulary, self.end_id)
+    def texts(self, texts: Sequence[str]) -> Encoded:
+        return encode_texts(texts, self.vocabulary, self.end_id)
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> list[int]:
         draft = Draft(self.vocabulary)
         try:
             messages = self._begun(messages)
-            row, marks = hidden(messages, tools, self._speller.pattern)
+            row, marks = escape_special_tokens(messages, tools, self._special.pattern)
             text = self._rendered(row, True) + self._opening
             self._compare(messages, tools, marks, text.removesuffix(self._opening), True)
         except RowError as error:
@@ -127,15 +129,16 @@ class Borrowed:
         """
         ends, openings = set(), set()
         for length in (2, 4):
-            messages = talk(*PROBES[:length])
-            text = self._render(plain_turns(messages), (), False)
+            messages = probe_messages(*PROBES[:length])
+            text = self._render(transformers_messages(messages), (), False)
             for i, message in enumerate(messages):
                 at = text.find(message.content)
                 if at < 0:
                     raise RowError(f"it does not write the text of a turn ({message.role}) as it is")
                 if message.role == "assistant":
                     bare, before = (
-                        self._render(plain_turns(messages[:i]), (), opened) for opened in (False, True)
+                        self._render(transformers_messages(messages[:i]), (), opened)
+                        for opened in (False, True)
                     )
                     if not text.startswith(before) or len(before) > at:
                         raise RowError(
@@ -144,7 +147,7 @@ class Borrowed:
                         )
                     put_in = text[len(before) : at]
                     openings.add(put_in if bare == before and put_in.strip() else "")
-                    token = self._speller.pattern.search(text, at)
+                    token = self._special.pattern.search(text, at)
                     if token is None or (
                         i + 1 < len(messages) and token.start() > text.find(messages[i + 1].content)
                     ):
@@ -161,16 +164,16 @@ class Borrowed:
         return str(ends.pop())
 
     def _shows_thoughts(self) -> bool:
-        messages = talk(*PROBES[:2])
+        messages = probe_messages(*PROBES[:2])
         messages[1] = replace(messages[1], reasoning=PROBES[2])
         try:
-            return PROBES[2] in self._render(plain_turns(messages), (), False)
+            return PROBES[2] in self._render(transformers_messages(messages), (), False)
         except RowError:
             return False
 
     def _write(self, draft: Draft, conversation: Conversation, keep: bool) -> None:
         messages, tools = self._begun(conversation.messages), conversation.tools
-        row, marks = hidden(messages, tools, self._speller.pattern)
+        row, marks = escape_special_tokens(messages, tools, self._special.pattern)
         text = self._rendered(row, False)
         self._compare(messages, tools, marks, text, False)
         self._complete(row, text)
@@ -180,7 +183,7 @@ class Borrowed:
         return messages if messages and messages[0].role == "system" else (*self._default, *messages)
 
     def _rendered(self, row: Conversation, opened: bool) -> str:
-        return self._render(plain_turns(row.messages), row.tools, opened)
+        return self._render(transformers_messages(row.messages), row.tools, opened)
 
     def _compare(
         self,
@@ -191,7 +194,7 @@ class Borrowed:
         opened: bool,
     ) -> None:
         """Raises RowError when the marks changed what the template writes."""
-        if marks and self._render(plain_turns(messages), tools, opened) != shown(text, marks):
+        if marks and self._render(transformers_messages(messages), tools, opened) != unescape(text, marks):
             raise RowError(
                 "the row spells a special token, and the tokenizer's own chat template writes the row "
                 "otherwise when that is put out of the way"
@@ -202,10 +205,10 @@ class Borrowed:
         anywhere, so each is looked for with a sign on it.
         """
         with_signs = [
-            replace(m, content=signed(m.content, f"\ue002{i}\ue003")) if m.content.strip() else m
+            replace(m, content=with_sign(m.content, f"\ue002{i}\ue003")) if m.content.strip() else m
             for i, m in enumerate(row.messages)
         ]
-        found = self._render(plain_turns(with_signs), row.tools, False)
+        found = self._render(transformers_messages(with_signs), row.tools, False)
         for i, message in enumerate(row.messages):
             content = message.content.strip()
             if content and (
@@ -225,7 +228,7 @@ class Borrowed:
             if str(inner.get("name", "")) not in text:
                 raise RowError("the tokenizer's own chat template leaves out tools")
 
-    def _turns(self, row: Conversation, text: str, keep: bool) -> Iterator[Turn]:
+    def _turns(self, row: Conversation, text: str, keep: bool) -> Iterator[RenderedTurn]:
         """The assistant's turns. Raises RowError where one can't be found."""
         messages = row.messages
         for k, message in enumerate(messages):
@@ -263,7 +266,7 @@ class Borrowed:
                     "data.reasoning=keep wants them shown"
                 )
             at = 0 if visible else self._put_in(said, message)
-            yield Turn(start, start + at, stop, message.trains and (visible or not thought))
+            yield RenderedTurn(start, start + at, stop, message.trains and (visible or not thought))
 
     def _put_in(self, said: str, message: Message) -> int:
         """How much of a turn the template put in before what the assistant wrote: an empty thought, for
@@ -278,7 +281,9 @@ class Borrowed:
             at = empty.end() if empty else 0
         return at if said[:at].strip() else 0
 
-    def _draft(self, draft: Draft, text: str, turns: Sequence[Turn], marks: Mapping[str, str]) -> None:
+    def _draft(
+        self, draft: Draft, text: str, turns: Sequence[RenderedTurn], marks: Mapping[str, str]
+    ) -> None:
         """The rendered text, cut at its special tokens and at the borders of the turns."""
         borders = [
             (place, turn.trained and place == turn.body)
@@ -292,23 +297,23 @@ class Borrowed:
         spans = iter([*inside, (len(text) + 1, len(text) + 1)])
         span = next(spans)
         at = 0
-        for token in [*self._speller.pattern.finditer(text), None]:
+        for token in [*self._special.pattern.finditer(text), None]:
             stop = len(text) if token is None else token.start()
             while span[1] <= at:
                 span = next(spans)
             if span[0] < at:
                 draft.border(True)  # a text behind a special token that the assistant wrote
             while border <= stop:
-                draft.text(shown(text[at:border], marks))
+                draft.text(unescape(text[at:border], marks))
                 draft.border(trains)
                 at = border
                 border, trains = next(waiting)
-            draft.text(shown(text[at:stop], marks))
+            draft.text(unescape(text[at:stop], marks))
             if token is None:
                 break
             while span[1] <= stop:
                 span = next(spans)
-            draft.fixed(self._speller.token(self._speller.ids[token[0]]), span[0] <= stop < span[1])
+            draft.fixed(self._special.token(self._special.ids[token[0]]), span[0] <= stop < span[1])
             at = token.end()
             if at in ends:
                 draft.end_turn()

@@ -9,7 +9,7 @@ answer.
 import re
 from typing import Any
 
-from tuner.data.chat.compile import named
+from tuner.data.chat.compile import special_tokens_of
 from tuner.data.chat.template import Template
 from tuner.data.tokenizer.families import RESERVE
 from tuner.errors import DataError
@@ -22,7 +22,7 @@ RARE = "\U0010fffd\ue0f5"
 """characters that no vocabulary has"""
 
 
-def in_use(template: Template, chat: Any) -> frozenset[int]:
+def ids_in_use(template: Template, chat: Any) -> frozenset[int]:
     """The ids of all special tokens that documents of this template can hold, ends of plain texts among them.
 
     `chat` is what the template was compiled from: a tuner.config.schema.Chat, or a stage's view of one.
@@ -37,21 +37,21 @@ def in_use(template: Template, chat: Any) -> frozenset[int]:
         }
         tokens |= {token for name, token in vocabulary.names.items() if name in text}
     else:
-        tokens = {*named(chat, vocabulary)}
+        tokens = {*special_tokens_of(chat, vocabulary)}
     ids = {tokenizer.token_to_id(token) for token in (*tokens, vocabulary.eos) if token}
     return frozenset(
         [id_ for id_ in ids if id_ is not None] + [*vocabulary.begin, *template.stops, template.end_id]
     )
 
 
-def check_rows(template: Template, chat: Any, rows: int) -> None:
+def check_embedding_rows(template: Template, chat: Any, rows: int) -> None:
     """Raises DataError for an id that documents can hold and that is none of the `rows` of the model's
     embedding.
 
     A special token beyond them that the template leaves alone does no harm, since no text becomes one.
     """
     tokenizer = template.tokenizer
-    if beyond := sorted(id_ for id_ in in_use(template, chat) if id_ >= rows):
+    if beyond := sorted(id_ for id_ in ids_in_use(template, chat) if id_ >= rows):
         raise DataError(
             f"the chat template needs the special token {tokenizer.id_to_token(beyond[0])}, which is the id "
             f"{beyond[0]} of the tokenizer, and the model's embedding has {rows:,} rows, so the last id is "
@@ -78,7 +78,7 @@ def choose_pad(template: Template, chat: Any, rows: int | None) -> str | None:
     none. `rows` of the embedding are the limit, where they are known.
     """
     tokenizer, names = template.tokenizer, template.vocabulary.names
-    used, from_text = in_use(template, chat), {*tokenizer.encode(RARE, add_special_tokens=False).ids}
+    used, from_text = ids_in_use(template, chat), {*tokenizer.encode(RARE, add_special_tokens=False).ids}
     added = {
         token.content: id_
         for id_, token in sorted(tokenizer.get_added_tokens_decoder().items())

@@ -13,7 +13,7 @@ WHITE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Fixed:
+class FixedText:
     """A text of the template, cut at its special tokens."""
 
     lead: str
@@ -32,7 +32,7 @@ class Fixed:
     """the same of the last and the space behind it"""
 
 
-class Speller:
+class SpecialTokens:
     """The special tokens of a template, and texts cut at them."""
 
     def __init__(self, vocabulary: Vocabulary, ids: dict[str, int]) -> None:
@@ -57,12 +57,12 @@ class Speller:
             start = token.end()
         return [*found, text[start:]] if start < len(text) else found
 
-    def fixed(self, text: str) -> Fixed:
+    def fixed(self, text: str) -> FixedText:
         """Raises nothing: a text without special tokens is all lead."""
         atoms = self.atoms(text)
         places = [i for i, atom in enumerate(atoms) if isinstance(atom, int)]
         if not places:
-            return Fixed(text)
+            return FixedText(text)
         first, last = places[0], places[-1]
         ids: list[int] = []
         for i, atom in enumerate(atoms[first : last + 1], start=first):
@@ -75,10 +75,10 @@ class Speller:
         before, after = ids[0] in self._lstrip, ids[-1] in self._rstrip
         lead = "".join(atom for atom in atoms[:first] if isinstance(atom, str))
         tail = "".join(atom for atom in atoms[last + 1 :] if isinstance(atom, str))
-        return Fixed(lead, tuple(ids), tail, ids, before, after)
+        return FixedText(lead, tuple(ids), tail, ids, before, after)
 
-    def token(self, id_: int) -> Fixed:
-        return Fixed("", (id_,), "", [id_], id_ in self._lstrip, id_ in self._rstrip)
+    def token(self, id_: int) -> FixedText:
+        return FixedText("", (id_,), "", [id_], id_ in self._lstrip, id_ in self._rstrip)
 
     def _stripped(self, text: str, before: int | str, after: int | str) -> str:
         text = text.lstrip(WHITE) if before in self._rstrip else text

@@ -25,9 +25,9 @@ from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
-from tuner.data.chat.compile import lay
-from tuner.data.chat.encode import Batch
-from tuner.data.chat.from_fields import Written
+from tuner.data.chat.compile import compile_layout
+from tuner.data.chat.encode import Encoded
+from tuner.data.chat.from_fields import FieldTemplate
 from tuner.data.conversation import Conversation, Message
 from tuner.data.tokenizer.load import Vocabulary
 
@@ -49,12 +49,12 @@ class Template(Protocol):
     reasons: bool
     """whether it has a place for thoughts"""
 
-    def encode(self, conversations: Sequence[Conversation], *, keep_reasoning: bool = False) -> Batch:
+    def encode(self, conversations: Sequence[Conversation], *, keep_reasoning: bool = False) -> Encoded:
         """All conversations, in one batch for the tokenizer's threads. `keep_reasoning` shows thoughts in
         every turn.
         """
 
-    def texts(self, texts: Sequence[str]) -> Batch:
+    def texts(self, texts: Sequence[str]) -> Encoded:
         """Plain documents: the token that begins a text, where the tokenizer has one, the text, the end.
         All is trained but the first token.
         """
@@ -74,7 +74,7 @@ def compile_template(chat: Any, vocabulary: Vocabulary) -> Template:
     if chat.auto:
         raise ValueError("model/chat=auto was not settled: a stage gets the template that was found")
     if chat.jinja:
-        from tuner.data.chat.from_jinja import borrow
+        from tuner.data.chat.from_jinja import load_jinja_template
 
-        return borrow(vocabulary, chat.default_system)
-    return Written(chat, lay(chat, vocabulary))
+        return load_jinja_template(vocabulary, chat.default_system)
+    return FieldTemplate(chat, compile_layout(chat, vocabulary))

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tuner.data.chat.compile import Texts, check
+from tuner.data.chat.compile import TemplateTexts, check_fields
 from tuner.data.tokenizer.load import Vocabulary
 from tuner.errors import ConfigError
 
@@ -30,7 +30,7 @@ def to_jinja(chat: Any, vocabulary: Vocabulary) -> str:
             if chat.default_system is None
             else _begun(chat.default_system) + vocabulary.template
         )
-    check(chat)
+    check_fields(chat)
     return "\n".join(_Writer(chat, vocabulary).lines()) + "\n"
 
 
@@ -80,7 +80,7 @@ class _Writer:
 
     def __init__(self, chat: Any, vocabulary: Vocabulary) -> None:
         self._chat = chat
-        self._texts = Texts(chat, vocabulary)
+        self._texts = TemplateTexts(chat, vocabulary)
         self._places = (
             "user" in chat.system_in or "user" in chat.tools_in or chat.reasoning or chat.no_reasoning
         )

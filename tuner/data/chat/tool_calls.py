@@ -52,14 +52,14 @@ def short_id(given: str, length: int) -> str:
 
 
 @dataclass(slots=True)
-class Asked:
+class PendingCall:
     """A call whose answer has not come yet."""
 
     call: Call
     id: str | None
 
 
-class Ledger:
+class CallIds:
     """Which call an answer belongs to, through one conversation: by its id, or else the oldest one without
     an answer.
     """
@@ -67,7 +67,7 @@ class Ledger:
     def __init__(self, id_length: int | None) -> None:
         self._length = id_length
         self._count = 0
-        self._open: list[Asked] = []
+        self._open: list[PendingCall] = []
 
     def call(self, call: Call) -> dict[str, str | None]:
         """What can be said of a call."""
@@ -75,21 +75,23 @@ class Ledger:
         id_ = call.id
         if self._length is not None:
             id_ = short_id(call.id or f"call {self._count}", self._length)
-        self._open.append(Asked(call, id_))
+        self._open.append(PendingCall(call, id_))
         return {"name": call.name, "arguments": to_json(call.arguments), "id": id_}
 
     def answer(self, message: Message) -> dict[str, str | None]:
         """What can be said of a tool's answer, apart from its text."""
         found = next(
             (
-                asked
-                for asked in self._open
-                if message.call_id is not None and asked.call.id == message.call_id
+                pending
+                for pending in self._open
+                if message.call_id is not None and pending.call.id == message.call_id
             ),
             None,
         )
         if found is None and message.call_id is None:
-            found = next((asked for asked in self._open if message.name in (None, asked.call.name)), None)
+            found = next(
+                (pending for pending in self._open if message.name in (None, pending.call.name)), None
+            )
         if found is not None:
             self._open.remove(found)
         given = message.call_id
@@ -101,7 +103,7 @@ class Ledger:
         }
 
 
-def value(texts: Mapping[str, str | None], name: str) -> str:
+def required_value(texts: Mapping[str, str | None], name: str) -> str:
     """Raises RowError for what the row does not say."""
     text = texts[name]
     if text is None:
@@ -112,7 +114,7 @@ def value(texts: Mapping[str, str | None], name: str) -> str:
     return text
 
 
-def need(there: Sequence[Any], field: Any, what: str, name: str) -> None:
+def check_place(there: Sequence[Any], field: Any, what: str, name: str) -> None:
     """Raises RowError where a row has something that the template has no place for."""
     if there and not field:
         raise RowError(

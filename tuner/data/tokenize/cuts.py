@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tuner.data.conversation import Conversation
-from tuner.data.shares import exact
+from tuner.data.shares import as_fraction
 
 ALLOWED = 0.01
 """the share of rows that may be cut without a word; of calls of tools none may"""
@@ -64,7 +64,7 @@ class Cuts:
 
         context   the longest that the model was made for, where that is known: no longer length is proposed
         """
-        if not self.rows or (self.rows <= exact(ALLOWED) * of and not self.calls):
+        if not self.rows or (self.rows <= as_fraction(ALLOWED) * of and not self.calls):
             return ""
         what = f"data.length={length} cuts {self.rows:,} of {of:,} rows ({_percent(self.rows, of)})"
         what += f", and calls of tools in {self.calls:,} of them" if self.calls else ""
@@ -72,10 +72,10 @@ class Cuts:
             np.frombuffer(column, dtype=column.typecode) for column in (self._wholes, self._calls, self._rows)
         )
         tried: tuple[int, int, int] | None = None
-        for longer in lengths(length, int(wholes.max()), context):
+        for longer in proposed_lengths(length, int(wholes.max()), context):
             over = wholes > longer
             tried = longer, int(rows[over].sum()), int(rows[over & (calls > 0)].sum())
-            if tried[1] <= exact(ALLOWED) * of and not tried[2]:
+            if tried[1] <= as_fraction(ALLOWED) * of and not tried[2]:
                 break
         if tried is None:
             return (
@@ -83,14 +83,18 @@ class Cuts:
                 "trains on the rest too, as documents of their own"
             )
         longer, left, lost = tried
-        most = " is the most that the model was made for, and" if lost or left > exact(ALLOWED) * of else ""
+        most = (
+            " is the most that the model was made for, and"
+            if lost or left > as_fraction(ALLOWED) * of
+            else ""
+        )
         holds = f"all but {_percent(left, of)}" if left else "all"
         return f"{what}; data.length={longer}{most} would hold {holds}" + (
             f", and cut calls in {lost:,} row{'s' * (lost > 1)}" if lost else ""
         )
 
 
-def lengths(length: int, longest: int, context: int | None) -> list[int]:
+def proposed_lengths(length: int, longest: int, context: int | None) -> list[int]:
     """The lengths that could be proposed, rising: powers of two up to one that holds all, within what the
     model was made for.
 

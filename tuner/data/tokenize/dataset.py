@@ -12,20 +12,29 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tuner.data.files import read as files
 from tuner.data.files.locate import named, no_answers
+from tuner.data.files.read import Chunk, chunks, count, values
 from tuner.data.formats import hints, rows, trees
 from tuner.data.formats.oasst import CUT_OFF, NOT_BEST, UNANSWERED
 from tuner.data.formats.subsets import OTHER
-from tuner.data.shares import exact
-from tuner.data.survey import look as survey
+from tuner.data.shares import as_fraction
 from tuner.data.survey import marked
+from tuner.data.survey.look import surveyed
 from tuner.data.tokenize import packing
 from tuner.data.tokenize.cuts import Cuts
-from tuner.data.tokenize.job import NO_ANSWER, NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, Made, Settings, Unread
-from tuner.data.tokenize.ledger import FIRST, Source, Use, ranked, reasons
-from tuner.data.tokenize.spool import Documents
-from tuner.data.tokenize.workers import make_all
+from tuner.data.tokenize.job import (
+    NO_ANSWER,
+    NOT_DRAWN,
+    OUT_OF_REACH,
+    TOO_LONG,
+    Job,
+    TokenizedRows,
+    TokenizeSettings,
+    Unread,
+)
+from tuner.data.tokenize.ledger import FIRST, FileCounts, FindHint, drop_reasons, most_texts_first
+from tuner.data.tokenize.spool import Spool
+from tuner.data.tokenize.workers import tokenize_jobs
 from tuner.errors import DataError
 from tuner.hardware.cpu import cores
 from tuner.progress import counter
@@ -40,7 +49,7 @@ CHOSEN = (NOT_DRAWN, NOT_BEST, UNANSWERED, CUT_OFF, OTHER)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class File:
+class DataFile:
     """A file of rows."""
 
     name: str
@@ -55,7 +64,7 @@ class File:
 
 
 @dataclass(kw_only=True, slots=True)
-class Refused:
+class RefusedRows:
     """Rows that fail the run."""
 
     count: int = 0
@@ -81,10 +90,10 @@ class Refused:
             )
 
 
-def read(
-    settings: Settings,
-    listed: Sequence[File],
-    documents: Documents,
+def read_dataset(
+    settings: TokenizeSettings,
+    listed: Sequence[DataFile],
+    documents: Spool,
     cuts_off: Cuts,
     *,
     takes: Sequence[int | float | None],
@@ -92,7 +101,7 @@ def read(
     skip: bool,
     workers: int | Literal["auto"],
     say: Callable[[str], None],
-) -> list[Source]:
+) -> list[FileCounts]:
     """Read `listed` into `documents`, and what is longer than data.length into `cuts_off`; returns the counts
     of each file.
 
@@ -102,18 +111,18 @@ def read(
     Raises DataError for rows that can't be used, with their number and the first ten, and when nothing is
     left to train on.
     """
-    sources = [Source(source=file.label, file=file.name) for file in listed]
-    drawn = draws(settings, listed, takes, seed)
+    sources = [FileCounts(source=file.label, file=file.name) for file in listed]
+    drawn = draw_rows(settings, listed, takes, seed)
     size = sum(file.path.stat().st_size for file in listed)
-    count = max(1, min(cores(), size // WORTH)) if workers == "auto" else workers
-    bad, long = Refused(), Refused()
+    processes = max(1, min(cores(), size // WORTH)) if workers == "auto" else workers
+    bad, long = RefusedRows(), RefusedRows()
     sent: deque[tuple[int, NDArray[np.int64] | None, int]] = deque()
 
     def jobs() -> Iterator[Job]:
         for number, file in enumerate(listed):
             at = 0
-            for cut in cuts(file, settings.sources[file.source].shape):
-                whole, many = drawn[number], units(cut)
+            for cut in job_rows(file, settings.sources[file.source].shape):
+                whole, many = drawn[number], count_units(cut)
                 times = None if whole is None else whole[at : at + many]
                 at += many
                 sent.append((number, times, many))
@@ -127,7 +136,7 @@ def read(
 
     first = 0
     with counter("tokenize", "rows", say) as advance:
-        for made in make_all(settings, jobs(), count):
+        for made in tokenize_jobs(settings, jobs(), processes):
             number, times, many = sent.popleft()
             cuts_off.add(made.overlong)
             _account(made, sources[number], listed[number].path, bad, long, settings, skip)
@@ -147,15 +156,15 @@ def read(
     return sources
 
 
-def _mend(bad: Refused, listed: Sequence[File], settings: Settings) -> str:
+def _mend(bad: RefusedRows, listed: Sequence[DataFile], settings: TokenizeSettings) -> str:
     """What is to be done about bad rows: what reads them and those at the beginning of their file, where
     that was found by trying.
     """
     path, wanted = bad.lines[0][0], {line for path, line in bad.lines if path == bad.lines[0][0]}
     file = next(file for file in listed if file.path == path)
     shape, sample = settings.sources[file.source].shape, list[Any]()
-    for chunk in files.chunks(path, file.encoding, shape.letters):
-        for line, row in files.values(chunk):
+    for chunk in chunks(path, file.encoding, shape.letters):
+        for line, row in values(chunk):
             if line in wanted or len(sample) < hints.SAMPLE - len(wanted):
                 wanted.discard(line)
                 sample.append(row)
@@ -177,7 +186,13 @@ def _mend(bad: Refused, listed: Sequence[File], settings: Settings) -> str:
 
 
 def _account(
-    made: Made, source: Source, path: Path, bad: Refused, long: Refused, settings: Settings, skip: bool
+    made: TokenizedRows,
+    source: FileCounts,
+    path: Path,
+    bad: RefusedRows,
+    long: RefusedRows,
+    settings: TokenizeSettings,
+    skip: bool,
 ) -> None:
     # Once a row was refused the later jobs are only looked through, and how many had been under way by then
     # may not show.
@@ -198,54 +213,54 @@ def _account(
     source.nulls.add(made.nulls)
 
 
-Cut = files.Chunk | tuple[trees.Gathered, ...]
+JobRows = Chunk | tuple[trees.Gathered, ...]
 
 
-def cuts(file: File, shape: rows.Shape) -> Iterator[Cut]:
+def job_rows(file: DataFile, shape: rows.Shape) -> Iterator[JobRows]:
     """A file in pieces for a job each: chunks of rows, or trees where its rows are the messages of trees."""
-    chunks = files.chunks(file.path, file.encoding, shape.letters)
-    head, first = list[files.Chunk](), None  # chunks up to the first that has a row
-    for chunk in chunks:
+    rest = chunks(file.path, file.encoding, shape.letters)
+    head, first = list[Chunk](), None  # chunks up to the first that has a row
+    for chunk in rest:
         head.append(chunk)
-        if (found := next(files.values(chunk), None)) is not None:
+        if (found := next(values(chunk), None)) is not None:
             first = found[1]
             break
-    chunks = chain(head, chunks)
+    every = chain(head, rest)
     if not trees.gathers(first, shape):
-        yield from chunks
+        yield from every
         return
     shape = shape.whole if file.apart else shape
-    gathered = trees.gather((entry for chunk in chunks for entry in files.values(chunk)), shape)
+    gathered = trees.gather((entry for chunk in every for entry in values(chunk)), shape)
     while batch := tuple(islice(gathered, TREES)):
         yield batch
 
 
-def units(cut: Cut) -> int:
+def count_units(cut: JobRows) -> int:
     """What a draw counts: rows, or trees."""
-    return len(cut) if isinstance(cut, tuple) else files.count(cut)
+    return len(cut) if isinstance(cut, tuple) else count(cut)
 
 
-def surveyed(settings: Settings, listed: Sequence[File]) -> Settings:
+def survey_sources(settings: TokenizeSettings, listed: Sequence[DataFile]) -> TokenizeSettings:
     """The settings, with what each whole source says of its rows."""
     sources = list(settings.sources)
     for number in sorted({file.source for file in listed}):
         found = [(file.path, file.encoding) for file in listed if file.source == number]
-        sources[number] = replace(sources[number], shape=survey.surveyed(found, sources[number].shape))
+        sources[number] = replace(sources[number], shape=surveyed(found, sources[number].shape))
     return replace(settings, sources=tuple(sources))
 
 
-def use(settings: Settings, listed: Sequence[File]) -> Use:
+def reading_hints(settings: TokenizeSettings, listed: Sequence[DataFile]) -> FindHint:
     """The function that finds, by trying, what would read more of a source's rows."""
     numbers = {file.label: file.source for file in listed}
 
     def find(label: str, found: Mapping[str, Unread]) -> str | None:
-        examples = [row for _, entry in ranked(found) for row in entry.examples]
+        examples = [row for _, entry in most_texts_first(found) for row in entry.examples]
         return hints.to_use(examples, settings.sources[numbers[label]].shape, mixed=len(settings.sources) > 1)
 
     return find
 
 
-def notes(settings: Settings, listed: Sequence[File]) -> list[str]:
+def source_notes(settings: TokenizeSettings, listed: Sequence[DataFile]) -> list[str]:
     """What is to be said of each source as a whole."""
     labels = {file.source: file.label for file in reversed(listed)}
     said = [
@@ -256,8 +271,8 @@ def notes(settings: Settings, listed: Sequence[File]) -> list[str]:
     return [f"{label}: {line}" if label else line for label, line in said]
 
 
-def draws(
-    settings: Settings, listed: Sequence[File], takes: Sequence[int | float | None], seed: int
+def draw_rows(
+    settings: TokenizeSettings, listed: Sequence[DataFile], takes: Sequence[int | float | None], seed: int
 ) -> list[NDArray[np.int64] | None]:
     """For each file, how often each of its rows (or trees) is used; None for once each. Held-out files are
     used whole.
@@ -267,9 +282,9 @@ def draws(
         if take is None or (isinstance(take, float) and take == 1):
             continue
         members = [i for i, file in enumerate(listed) if file.source == source and not file.apart]
-        counts = [sum(map(units, cuts(listed[i], settings.sources[source].shape))) for i in members]
+        counts = [sum(map(count_units, job_rows(listed[i], settings.sources[source].shape))) for i in members]
         try:
-            times = np.array(packing.draw(sum(counts), take, seed), dtype=np.int64)
+            times = np.array(packing.draw_rows(sum(counts), take, seed), dtype=np.int64)
         except ValueError as error:
             name = listed[members[0]].label or "the data"
             raise DataError(
@@ -280,7 +295,7 @@ def draws(
     return result
 
 
-def nothing_left(listed: Sequence[File], sources: Sequence[Source]) -> DataError:
+def nothing_left(listed: Sequence[DataFile], sources: Sequence[FileCounts]) -> DataError:
     """The error for a data set in which nothing is trained."""
     read, why = (
         sum(source.rows for source in sources),
@@ -295,14 +310,14 @@ def nothing_left(listed: Sequence[File], sources: Sequence[Source]) -> DataError
     )
 
 
-def drop_duplicates(documents: Documents, sources: Sequence[Source], *, drop: bool) -> None:
+def drop_duplicates(documents: Spool, sources: Sequence[FileCounts], *, drop: bool) -> None:
     """Count the documents that hold the same tokens as one of another row before them; with `drop`, leave
     them out.
     """
     _, first, of = np.unique(documents.hashes, return_index=True, return_inverse=True)
     again = documents.units[first][of] != documents.units
-    for file, count in enumerate(np.bincount(documents.files[again], minlength=len(sources)).tolist()):
-        sources[file].duplicates = count
+    for file, many in enumerate(np.bincount(documents.files[again], minlength=len(sources)).tolist()):
+        sources[file].duplicates = many
     if not drop or not again.any():
         return
     gone = np.setdiff1d(documents.units[again], documents.units[~again])
@@ -314,18 +329,15 @@ def drop_duplicates(documents: Documents, sources: Sequence[Source], *, drop: bo
     documents.keep(~again)
 
 
-def count_tokens(documents: Documents, sources: Sequence[Source]) -> None:
+def count_tokens(documents: Spool, sources: Sequence[FileCounts]) -> None:
     """Enter what each file gave."""
-    for name, column in (
-        ("documents", None),
-        ("tokens", documents.lengths),
-        ("trained_tokens", documents.trained),
-    ):
-        for file, count in enumerate(np.bincount(documents.files, column, minlength=len(sources)).tolist()):
-            setattr(sources[file], name, int(count))
+    files, size = documents.files, len(sources)
+    counts = (np.bincount(files, column, size) for column in (None, documents.lengths, documents.trained))
+    for source, many, tokens, trained in zip(sources, *counts, strict=True):
+        source.documents, source.tokens, source.trained_tokens = int(many), int(tokens), int(trained)
 
 
-def refuse_loss(sources: Sequence[Source], most: int | float | None) -> None:
+def refuse_dropped(sources: Sequence[FileCounts], most: int | float | None) -> None:
     """Raise DataError when more rows than `most`, a number or a share of what was read, are left out."""
     lost = sum(
         entry["rows"]
@@ -334,8 +346,8 @@ def refuse_loss(sources: Sequence[Source], most: int | float | None) -> None:
         if reason not in CHOSEN
     )
     read = sum(source.rows for source in sources)
-    if most is not None and lost > (most if isinstance(most, int) else exact(most) * read):
-        told = "\n  ".join(reasons(sources))
+    if most is not None and lost > (most if isinstance(most, int) else as_fraction(most) * read):
+        told = "\n  ".join(drop_reasons(sources))
         raise DataError(
             f"{lost:,} of {read:,} rows are left out, more than data.max_dropped={most} allows:\n  {told}"
         )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tuner.data.chat.encode import Batch
+from tuner.data.chat.encode import Encoded
 from tuner.data.chat.template import Template, compile_template
 from tuner.data.conversation import (
     Conversation,
@@ -24,15 +24,15 @@ from tuner.data.conversation import (
     RowError,
     Sample,
     Text,
-    apart,
     every_turn,
     exchanges,
     fill,
     last_only,
+    split_reasoning,
     with_system,
     without_reasoning,
 )
-from tuner.data.files import read as files
+from tuner.data.files.read import Unreadable, values
 from tuner.data.formats import rows
 from tuner.data.formats.nulls import Nulls, stripped
 from tuner.data.formats.subsets import OTHER
@@ -44,9 +44,9 @@ from tuner.data.tokenize.job import (
     OUT_OF_REACH,
     TOO_LONG,
     Job,
-    Made,
-    Settings,
-    Source,
+    SourceSettings,
+    TokenizedRows,
+    TokenizeSettings,
     Unread,
 )
 from tuner.data.tokenizer.load import load_vocabulary
@@ -74,17 +74,17 @@ class Document:
     """`truncated` or `split`, where it is not the whole"""
 
 
-class Maker:
+class DocumentMaker:
     """The settings, compiled: one for each process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: TokenizeSettings) -> None:
         self.settings = settings
         self.template: Template = compile_template(settings.chat, load_vocabulary(settings.model))
         self._readers = [rows.reader(source.shape) for source in settings.sources]
 
-    def make(self, job: Job) -> Made:
+    def make(self, job: Job) -> TokenizedRows:
         """The documents of a job's rows."""
-        made = Made()
+        made = TokenizedRows()
         source = self.settings.sources[job.source]
         units: list[_Unit] = []
         for unit, samples in self._samples(job, made):
@@ -104,7 +104,7 @@ class Maker:
             self._write(made, units)
         return made
 
-    def _remains(self, row: Any, source: Source, made: Made) -> None:
+    def _remains(self, row: Any, source: SourceSettings, made: TokenizedRows) -> None:
         """Count what is not read of a row. Raises RowError where that is asked for."""
         if not (found := rows.remains(row, source.shape)):
             return
@@ -116,7 +116,7 @@ class Maker:
             texts = is_prose(value)
             entry.add(1, texts, row if texts and not entry.left else None)
 
-    def _samples(self, job: Job, made: Made) -> Iterator[tuple["_Unit", Sequence[Sample]]]:
+    def _samples(self, job: Job, made: TokenizedRows) -> Iterator[tuple["_Unit", Sequence[Sample]]]:
         """What is wanted and can be read."""
         source = self.settings.sources[job.source]
         if isinstance(job.rows, tuple):
@@ -144,11 +144,11 @@ class Maker:
                     yield _Unit(place=place, lines=lines), tree.samples
             return
         reader = self._readers[job.source]
-        for place, (line, row) in enumerate(files.values(job.rows)):
+        for place, (line, row) in enumerate(values(job.rows)):
             made.read += 1
             if job.drawn is not None and not job.drawn[place]:
                 made.drop(NOT_DRAWN, [line])
-            elif isinstance(row, files.Unreadable):
+            elif isinstance(row, Unreadable):
                 made.bad.append((line, row.reason))
             elif not job.apart and rows.is_left(row, source.shape):
                 made.drop(OTHER, [line])
@@ -163,7 +163,7 @@ class Maker:
                 else:
                     yield _Unit(place=place, lines=[line]), samples
 
-    def shown(self, sample: Sample, source: Source, nulls: Nulls) -> Iterator[Conversation]:
+    def shown(self, sample: Sample, source: SourceSettings, nulls: Nulls) -> Iterator[Conversation]:
         """A conversation as the template gets it: those to train on; what a columnar schema filled in is
         counted in `nulls`. Raises RowError.
         """
@@ -179,7 +179,7 @@ class Maker:
         if mode == "strip":
             conversation = without_reasoning(conversation)
         elif self.template.reasons:
-            conversation = apart(conversation)
+            conversation = split_reasoning(conversation)
         if not conversation.trains:
             return
         if self.settings.loss == "last":
@@ -189,12 +189,12 @@ class Maker:
         else:
             yield conversation
 
-    def encode(self, conversations: Sequence[Conversation]) -> Batch:
+    def encode(self, conversations: Sequence[Conversation]) -> Encoded:
         """The whole of each conversation, as long as it is."""
         batch = self.template.encode(conversations, keep_reasoning=self.settings.reasoning == "keep")
         return replace(batch, trained=_all_but_first(batch)) if self.settings.loss == "all" else batch
 
-    def _write(self, made: Made, units: Sequence["_Unit"]) -> None:
+    def _write(self, made: TokenizedRows, units: Sequence["_Unit"]) -> None:
         spoken = self.encode(
             [part for unit in units for part in unit.parts if isinstance(part, Conversation)]
         )
@@ -239,7 +239,7 @@ class Maker:
     def _cut(
         self,
         unit: "_Unit",
-        where: Sequence[tuple[Batch, int, Conversation | None]],
+        where: Sequence[tuple[Encoded, int, Conversation | None]],
         documents: Sequence[tuple[int, Document]],
     ) -> Cut | None:
         """What data.length leaves out of a row that was made into these documents; None where that is
@@ -257,7 +257,7 @@ class Maker:
             )
         return Cut(whole=max(wholes), calls=calls, rows=len(unit.lines)) if wholes else None
 
-    def fit(self, batch: Batch, index: int, conversation: Conversation | None) -> Iterator[Document]:
+    def fit(self, batch: Encoded, index: int, conversation: Conversation | None) -> Iterator[Document]:
         """A document of a batch in at most `length` tokens; none where it is dropped. `conversation` is
         None for a plain text.
         """
@@ -320,7 +320,7 @@ def _hash(ids: NDArray[np.int32]) -> int:
     return int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
 
 
-def _all_but_first(batch: Batch) -> NDArray[np.bool_]:
+def _all_but_first(batch: Encoded) -> NDArray[np.bool_]:
     trained = np.ones(len(batch.ids), dtype=np.bool_)
     trained[batch.offsets[:-1][np.diff(batch.offsets) > 0]] = False
     return trained

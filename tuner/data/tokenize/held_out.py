@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tuner.data.tokenize.ledger import Source
-from tuner.data.tokenize.packing import held_out
-from tuner.data.tokenize.spool import Documents
+from tuner.data.tokenize.ledger import FileCounts
+from tuner.data.tokenize.packing import draw_held_out
+from tuner.data.tokenize.spool import Spool
 from tuner.report.page import tokens_measured
 
 FEW = 200
@@ -19,7 +19,7 @@ FEW = 200
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Apart:
+class HeldOut:
     """The two sides of a draw."""
 
     documents: NDArray[np.bool_]
@@ -83,7 +83,7 @@ class Apart:
         return [line, *filter(None, (self.cost, leak))]
 
 
-def contents(documents: Documents) -> NDArray[np.int64]:
+def contents(documents: Spool) -> NDArray[np.int64]:
     """[D] for each document, the number of the first row that holds the same content: rows that share a
     document's tokens do, and so do those that share one with these, and so on."""
     units, of = np.unique(documents.units, return_inverse=True)
@@ -102,12 +102,12 @@ def contents(documents: Documents) -> NDArray[np.int64]:
 
 
 def hold_out(
-    documents: Documents,
+    documents: Spool,
     apart: Sequence[bool],
-    sources: Sequence[Source],
+    sources: Sequence[FileCounts],
     share: float | Literal["auto"],
     seed: int,
-) -> Apart:
+) -> HeldOut:
     """The rows of files whose place in `apart` is true, and others of the same content; or where there is
     no such file, a `share` of all, by content.
     """
@@ -122,10 +122,10 @@ def hold_out(
         which = own if alike.all() else alike  # else nothing would be left to train on
     else:
         tokens = np.bincount(of, documents.lengths).astype(np.int64)
-        which = np.isin(of, held_out(numbers.tolist(), rows.tolist(), tokens.tolist(), share, seed))
+        which = np.isin(of, draw_held_out(numbers.tolist(), rows.tolist(), tokens.tolist(), share, seed))
     for file, count in enumerate(np.bincount(documents.files[which], minlength=len(sources)).tolist()):
         sources[file].held_out = count
-    return Apart(
+    return HeldOut(
         documents=which,
         tokens=int(documents.trained[which].sum()),
         rows=len(np.unique(documents.units[which])),

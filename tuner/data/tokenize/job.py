@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuner.config.schema import Chat
-from tuner.data.files import read as files
+from tuner.data.files.read import Chunk
 from tuner.data.formats import rows, trees
 from tuner.data.formats.nulls import Nulls
 from tuner.data.tokenize.cuts import Cut
@@ -30,7 +30,7 @@ def _none(kind: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
+class SourceSettings:
     """How the rows of one source are read."""
 
     shape: rows.Shape
@@ -47,13 +47,13 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
+class TokenizeSettings:
     """All that decides the documents, but for the rows."""
 
     model: Path
     """the directory of the tokenizer"""
     chat: Chat
-    sources: tuple[Source, ...]
+    sources: tuple[SourceSettings, ...]
     length: int
     """the longest document, in tokens"""
     overlong: str
@@ -67,7 +67,7 @@ class Job:
 
     source: int
     """index into the settings' sources"""
-    rows: files.Chunk | tuple[trees.Gathered, ...]
+    rows: Chunk | tuple[trees.Gathered, ...]
     drawn: NDArray[np.bool_] | None = None
     """[rows] which of them are wanted; None for all"""
     apart: bool = False
@@ -100,7 +100,7 @@ class Unread:
 
 
 @dataclass(kw_only=True, slots=True)
-class Made:
+class TokenizedRows:
     """What became of a job's rows. Lines are in the order of the rows; each list of them is whole."""
 
     read: int = 0

@@ -14,7 +14,7 @@ FIRST = 10
 
 
 @dataclass(kw_only=True, slots=True)
-class Source:
+class FileCounts:
     """The counts of one file. `rows` is what was read, and the sum of `kept` and of what was dropped."""
 
     source: str
@@ -93,9 +93,9 @@ def summary(packs: int, lengths: int, documents: int, trained: int, capacity: in
     }
 
 
-def write(
+def write_ledger(
     path: Path,
-    sources: Iterable[Source],
+    sources: Iterable[FileCounts],
     *,
     length: int,
     train: dict[str, Any],
@@ -113,7 +113,7 @@ def write(
         entries.append(
             _counts(source)
             | {
-                "unread": {name: _plain(entry) for name, entry in ranked(source.unread)},
+                "unread": {name: _plain(entry) for name, entry in most_texts_first(source.unread)},
                 "nulls": _sorted(source.nulls),
             }
         )
@@ -121,7 +121,7 @@ def write(
     path.write_text(json.dumps(ledger, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def ranked(unread: Mapping[str, Unread]) -> list[tuple[str, Unread]]:
+def most_texts_first(unread: Mapping[str, Unread]) -> list[tuple[str, Unread]]:
     """What is not read, most of it texts first."""
     return sorted(unread.items(), key=lambda item: (-item[1].texts, -item[1].rows, item[0]))
 
@@ -130,10 +130,10 @@ def _plain(entry: Unread) -> dict[str, Any]:
     return {"rows": entry.rows, "texts": entry.texts} | ({"left": True} if entry.left else {})
 
 
-Use = Callable[[str, Mapping[str, Unread]], str | None]
+FindHint = Callable[[str, Mapping[str, Unread]], str | None]
 
 
-def _counts(source: Source) -> dict[str, Any]:
+def _counts(source: FileCounts) -> dict[str, Any]:
     return {entry.name: getattr(source, entry.name) for entry in fields(source)}
 
 
@@ -146,23 +146,23 @@ NAMED = 4
 """things not read that a line names"""
 
 
-def unread(sources: Iterable[Source], use: Use | None = None) -> list[str]:
+def unread_lines(sources: Iterable[FileCounts], use: FindHint | None = None) -> list[str]:
     """A line for each source, or file, of which something is not read that is not known to be left.
 
     use   gives, for the label of a source and what is not read of it, the words that were found to read it
     """
-    groups: dict[str, list[Source]] = {}
+    groups: dict[str, list[FileCounts]] = {}
     for source in sources:
         groups.setdefault(source.source, []).append(source)
     lines = []
     for label, group in groups.items():
-        merged = Source(source=label, file="")
+        merged = FileCounts(source=label, file="")
         for source in group:
             merged.not_read({name: entry for name, entry in source.unread.items() if not entry.left})
         if merged.unread:
             lines.append(
                 (f"{label}: " if label else "")
-                + told(
+                + unread_line(
                     merged.unread,
                     sum(source.drawn for source in group),
                     use(label, merged.unread) if use else None,
@@ -171,7 +171,7 @@ def unread(sources: Iterable[Source], use: Use | None = None) -> list[str]:
     return lines
 
 
-def filled(sources: Iterable[Source]) -> list[str]:
+def null_lines(sources: Iterable[FileCounts]) -> list[str]:
     """A line for each source in whose calls and tools there are nulls that were filled in, or may have
     been.
     """
@@ -209,10 +209,10 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(sorted(names)[:NAMED]) + (" …" if len(names) > NAMED else "")
 
 
-def told(found: Mapping[str, Unread], rows: int, use: str | None = None) -> str:
+def unread_line(found: Mapping[str, Unread], rows: int, use: str | None = None) -> str:
     """What is not read of so many rows, in a line; `use` says what would read it."""
     kinds: dict[str, list[str]] = {}
-    first = ranked(found)[:NAMED]
+    first = most_texts_first(found)[:NAMED]
     for name, entry in first:
         kinds.setdefault(f"{'text ' if entry.texts else ''}in {entry.rows:,} of {rows:,} rows", []).append(
             name
@@ -229,11 +229,11 @@ SHOWN = 12
 """lines of the table; what is more is summed up"""
 
 
-def table(sources: Sequence[Source], use: Use | None = None) -> list[str]:
+def ledger_table(sources: Sequence[FileCounts], use: FindHint | None = None) -> list[str]:
     """The counts as lines of a table: a source of a mixture, or else a file, to a line; then why rows were
     left out, and what is not read of them.
     """
-    groups: dict[str, list[Source]] = {}
+    groups: dict[str, list[FileCounts]] = {}
     for source in sources:
         groups.setdefault(source.source or source.file, []).append(source)
     names = tuple("rows kept truncated split lost held_out documents tokens trained_tokens".split())
@@ -258,10 +258,10 @@ def table(sources: Sequence[Source], use: Use | None = None) -> list[str]:
         f"{name:{wide}}  " + "  ".join(f"{n:>{width},}" for n, width in zip(row, widths, strict=True))
         for name, row in counts
     ]
-    return lines + reasons(sources) + unread(sources, use) + filled(sources)
+    return lines + drop_reasons(sources) + unread_lines(sources, use) + null_lines(sources)
 
 
-def reasons(sources: Iterable[Source]) -> list[str]:
+def drop_reasons(sources: Iterable[FileCounts]) -> list[str]:
     """Why rows were left out, with their lines."""
     lines = []
     for source in sources:

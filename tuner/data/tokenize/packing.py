@@ -60,7 +60,7 @@ def pack(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]]:
     return [sorted(packs[i]) for i in shuffled(len(packs), f"packs/{seed}")]
 
 
-def held_out(
+def draw_held_out(
     firsts: Sequence[int],
     rows: Sequence[int],
     tokens: Sequence[int],
@@ -105,7 +105,7 @@ def held_out(
     return sorted(chosen) or [rarest]
 
 
-def draw(rows: int, take: int | float, seed: int) -> list[int]:
+def draw_rows(rows: int, take: int | float, seed: int) -> list[int]:
     """How often each of `rows` rows is used when `take` of them are drawn: a number of rows, or as a float a
     share of them.
 

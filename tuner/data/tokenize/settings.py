@@ -8,26 +8,26 @@ from pathlib import Path
 
 from tuner.config.schema import Chat
 from tuner.config.view import View
-from tuner.data.sources import owner, parts, shape_of
-from tuner.data.tokenize.dataset import File
-from tuner.data.tokenize.job import Settings, Source
+from tuner.data.sources import shape_of, source_of_file, sources_of
+from tuner.data.tokenize.dataset import DataFile
+from tuner.data.tokenize.job import SourceSettings, TokenizeSettings
 
 
-def settings_of(view: View, model: Path) -> Settings:
+def settings_of(view: View, model: Path) -> TokenizeSettings:
     """All that decides the documents of this config, with the tokenizer in the directory `model`."""
     data = view.data
-    return Settings(
+    return TokenizeSettings(
         model=model,
         chat=Chat(**{f.name: getattr(view.model.chat, f.name) for f in fields(Chat)}),
         sources=tuple(
-            Source(
+            SourceSettings(
                 shape=shape_of(part),
                 fill=part.fill,
                 system=part.system if part.system is not None else data.system,
                 leave=(*_words(part.leave), *_words(data.leave)),
                 strict="error" in (part.unread, data.unread),
             )
-            for part in parts(view)
+            for part in sources_of(view)
         ),
         length=data.length,
         overlong=data.overlong,
@@ -40,13 +40,15 @@ def _words(value: str | Sequence[str]) -> Sequence[str]:
     return (value,) if isinstance(value, str) else value
 
 
-def listed_files(view: View, files: Mapping[str, Path]) -> list[File]:
+def listed_files(view: View, files: Mapping[str, Path]) -> list[DataFile]:
     """The files of a data set in their order, with what is said of their source."""
-    described, result = parts(view), list[File]()
+    described, result = sources_of(view), list[DataFile]()
     for name, path in sorted(files.items()):
-        source, apart = owner(name)
+        source, apart = source_of_file(name)
         part = described[source]
         result.append(
-            File(name=name, path=path, source=source, label=part.label, apart=apart, encoding=part.encoding)
+            DataFile(
+                name=name, path=path, source=source, label=part.label, apart=apart, encoding=part.encoding
+            )
         )
     return result

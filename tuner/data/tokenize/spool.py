@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuner.data.packs import Pack
-from tuner.data.tokenize.job import Made
+from tuner.data.tokenize.job import TokenizedRows
 
 COLUMNS = {
     "starts": np.int64,
@@ -25,7 +25,7 @@ COLUMNS = {
 COLUMNS |= {"weights": np.int32, "hashes": np.uint64}
 
 
-class Documents:
+class Spool:
     """Written with `add`, then, after `done`, read by index; `close` forgets the tokens.
 
     starts   of its first token in the file            lengths  tokens
@@ -49,7 +49,9 @@ class Documents:
             name: [np.zeros(0, dtype=kind)] for name, kind in COLUMNS.items()
         }
 
-    def add(self, made: Made, *, file: int, first: int, repeats: NDArray[np.int64] | None = None) -> None:
+    def add(
+        self, made: TokenizedRows, *, file: int, first: int, repeats: NDArray[np.int64] | None = None
+    ) -> None:
         """Add what was made of some rows of a file, the first of which is the row number `first` of all;
         each as often as `repeats` says.
         """

@@ -18,21 +18,21 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import IO, Any
 
-from tuner.data.tokenize.documents import Maker
-from tuner.data.tokenize.job import Job, Made, Settings
+from tuner.data.tokenize.documents import DocumentMaker
+from tuner.data.tokenize.job import Job, TokenizedRows, TokenizeSettings
 from tuner.errors import StageError, TunerError
 
 AHEAD = 2
 """jobs that wait for each worker, so that none waits for a job"""
 
 
-def make_all(settings: Settings, jobs: Iterable[Job], workers: int) -> Iterator[Made]:
+def tokenize_jobs(settings: TokenizeSettings, jobs: Iterable[Job], workers: int) -> Iterator[TokenizedRows]:
     """What is made of each job, in their order. Jobs are taken only a few ahead of what was given out.
 
-    Raises what `Maker` raises, and StageError when a worker died.
+    Raises what `DocumentMaker` raises, and StageError when a worker died.
     """
     if workers <= 1:
-        maker = Maker(settings)
+        maker = DocumentMaker(settings)
         yield from map(maker.make, jobs)
         return
     started = [_Worker(settings) for _ in range(workers)]
@@ -40,17 +40,17 @@ def make_all(settings: Settings, jobs: Iterable[Job], workers: int) -> Iterator[
     for worker in started:
         idle.put(worker)
 
-    def work(job: Job) -> Made:
+    def work(job: Job) -> TokenizedRows:
         worker = idle.get()
         try:
             return worker.make(job)
         finally:
             idle.put(worker)
 
-    waiting: deque[Future[Made]] = deque()
+    waiting: deque[Future[TokenizedRows]] = deque()
     with ThreadPoolExecutor(workers) as threads:
         try:
-            Maker(settings)  # what is wrong with the tokenizer or the template is said here, and once
+            DocumentMaker(settings)  # what is wrong with the tokenizer or the template is said here, and once
             for job in jobs:
                 waiting.append(threads.submit(work, job))
                 if len(waiting) > AHEAD * workers:
@@ -69,7 +69,7 @@ def make_all(settings: Settings, jobs: Iterable[Job], workers: int) -> Iterator[
 class _Worker:
     """One process, and the two ends of its pipes."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: TokenizeSettings) -> None:
         # one thread each: the processes are as many as the cores
         environment = {
             **os.environ,
@@ -94,7 +94,7 @@ class _Worker:
         assert self._process.stdin is not None
         return self._process.stdin
 
-    def make(self, job: Job) -> Made:
+    def make(self, job: Job) -> TokenizedRows:
         """Let the process make it."""
         assert self._process.stdout is not None
         try:
@@ -109,7 +109,7 @@ class _Worker:
             ) from None
         if isinstance(answer, BaseException):
             raise answer
-        made: Made = answer
+        made: TokenizedRows = answer
         return made
 
     def stop(self) -> None:
@@ -141,7 +141,7 @@ def serve() -> None:
     pipe, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr
     try:
-        maker = Maker(_receive(pipe))
+        maker = DocumentMaker(_receive(pipe))
         while True:
             job = _receive(pipe)
             try:

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from tuner.data.chat.template import Template
 from tuner.data.packs import Pack, Packs
-from tuner.data.sampler import share
+from tuner.data.sampler import micro_batches_of_rank
 from tuner.errors import StageError
 from tuner.models.finite import cause, finite
 from tuner.train.batch import Batch, collate, count_targets, empty_batch
@@ -205,7 +205,7 @@ def accumulated(
     together = [
         collate([documents[i] for i in row], indices=row) if world.first else empty_batch() for row in rows
     ]
-    parts = share(everything, 1, world.rank, world.size)
+    parts = micro_batches_of_rank(everything, 1, world.rank, world.size)
     singly = [
         collate([documents[i] for i in part], indices=part) if part else empty_batch() for part in parts
     ]
