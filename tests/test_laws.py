@@ -165,7 +165,8 @@ def properties() -> dict[str, set[str]]:
     """What each property of a node of the config takes from it, by the property's name."""
     return {
         node.name: {inner.attr for inner in ast.walk(node) if isinstance(inner, ast.Attribute)}
-        for node in ast.walk(ast.parse((REPO / "tuner/config/schema.py").read_text(encoding="utf-8")))
+        for path in modules("config/schema")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef)
         and any(isinstance(word, ast.Name) and word.id == "property" for word in node.decorator_list)
     }
@@ -203,16 +204,11 @@ def reached(start: Path) -> set[Path]:
                     if p.exists()
                 ]
     return seen - {
-        REPO / "tuner" / f"{name}.py"
-        for name in (
-            "config/fields",
-            "config/methods",
-            "config/schema",
-            "config/view",
-            "config/validate",
-            "config/build",
-            "pipeline/stage",
-        )
+        *modules("config/schema"),
+        *(
+            REPO / "tuner" / f"{name}.py"
+            for name in ("config/fields", "config/view", "config/validate", "config/build", "pipeline/stage")
+        ),
     }
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tuner.config.methods import METHODS, Adapter
 from tuner.config.schema import Algo, Config
+from tuner.config.schema.algo import METHODS, Adapter
 from tuner.config.view import View
 
 

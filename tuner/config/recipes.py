@@ -13,7 +13,6 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from tuner.config import schema
 from tuner.config.build import dump_config
 from tuner.config.compose import compose, load_yaml, refuse_hydra_keys
 from tuner.config.overrides import GROUPS, Override, quote
@@ -159,14 +158,7 @@ def field_documentation(cls: type, path: str = "") -> Iterator[tuple[str, str]]:
     """The string under each field, by dotted path. Python throws them away, so they are read from the
     source.
     """
-    tree = ast.parse(inspect.getsource(schema))
-    names = {base.__name__ for base in cls.__mro__}
-    body = [
-        part
-        for node in tree.body
-        if isinstance(node, ast.ClassDef) and node.name in names
-        for part in node.body
-    ]
+    body = [part for base in cls.__mro__ if is_dataclass(base) for part in _source(base).body]
     after = {
         a.target.id: b.value.value
         for a, b in pairwise(body)
@@ -181,3 +173,9 @@ def field_documentation(cls: type, path: str = "") -> Iterator[tuple[str, str]]:
             yield from field_documentation(hints[f.name], f"{path}{f.name}.")
         else:
             yield f"{path}{f.name}", " ".join(str(after.get(f.name, "")).split())
+
+
+def _source(cls: type) -> ast.ClassDef:
+    (found,) = ast.parse(inspect.getsource(cls)).body
+    assert isinstance(found, ast.ClassDef)
+    return found

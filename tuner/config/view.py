@@ -38,7 +38,7 @@ class View:
         )
         if declared is not None and self._stage not in declared.stages | declared.seen_by:
             raise AttributeError(
-                f"{path} is not declared for the stage {self._stage}; declare it in tuner/config/schema.py, "
+                f"{path} is not declared for the stage {self._stage}; declare it in tuner/config/schema/, "
                 "so that it enters the fingerprint"
             )
         return value

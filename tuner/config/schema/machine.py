@@ -1,0 +1,83 @@
+"""How a run is computed: `machine`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tuner.config.fields import neutral
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """How a run is computed, never what."""
+
+    device: Literal["auto", "cpu", "cuda"] = neutral("train", "baseline", "evaluate", default="auto")
+    """`auto` takes the GPU where there is one"""
+    gpus: int | Literal["auto"] | tuple[int, ...] = neutral(default="auto")
+    """how many GPUs, the emptiest of those that are visible, never a busy one; a list such as [0,3] takes
+    just those; `auto` is 1. A training has a process for each"""
+    processes: int | Literal["auto"] = neutral("train", default="auto")
+    """processes of a training on this node; `auto` is one for each GPU, and one on the processor"""
+    nodes: int = neutral("train", default=1)
+    """machines that train together; each has as many processes and GPUs, and sees the store at the same
+    path
+    """
+    hostfile: str | None = neutral(default=None)
+    """a file that names them, one a line as DeepSpeed reads it (`host slots=8`), this one first; under
+    Slurm they are known
+    """
+    launcher: Literal["auto", "local", "ssh", "slurm"] = neutral(default="auto")
+    """how processes are started on other nodes; `auto` is srun inside a Slurm allocation, else ssh"""
+    timeout: float = neutral("train", default=600.0)
+    """seconds after which processes that wait for each other, in a training of several, count as hanging"""
+    engine: Literal["auto", "torch", "deepspeed"] = neutral("train", default="auto")
+    """what computes the steps; `auto` is DeepSpeed for several processes, and where ZeRO or offload is
+    asked for
+    """
+    zero: int | Literal["auto"] = neutral("train", default="auto")
+    """the ZeRO stage (arXiv:1910.02054): 1 shards the optimizer's state over the processes, 2 gradients too,
+    3 weights too; `auto` is 0 in one process and 2 in several"""
+    offload: Literal["none", "optimizer", "all"] = neutral("train", default="none")
+    """what lies outside of the GPU's memory between uses: the optimizer's state (ZeRO 1 to 3), or with it
+    the weights (ZeRO 3)
+    """
+    offload_path: str | None = neutral("train", default=None)
+    """a directory on a fast disk (NVMe) for what is offloaded (ZeRO 3); the host's memory when null"""
+    deepspeed: str | None = neutral("train", default=None)
+    """a JSON file of one's own, merged over the DeepSpeed settings that follow from the fields above"""
+    sequence_parallel: int = neutral("train", default=1)
+    """processes that share each pack (Ulysses, arXiv:2309.14509), for packs that one GPU can't hold"""
+    threads: int | Literal["auto"] = neutral("train", "merge", "baseline", "evaluate", default="auto")
+    """CPU threads; `auto` is the number of cores this process may use"""
+    workers: int | Literal["auto"] = neutral("tokenize", default="auto")
+    """processes that tokenize; `auto` is one for each core, or one where there is little to do"""
+    micro_batch: int | Literal["auto"] = neutral("train", default="auto")
+    """packs in one forward pass; `auto` is the most that fit into the GPU's memory, and 1 on the processor"""
+    recompute: Literal["auto", "none", "blocks"] = neutral("train", default="auto")
+    """activations: `blocks` keeps the input of each layer and computes the rest again in the backward pass
+    (arXiv:1604.06174); `auto` does where they would not fit otherwise"""
+    attention: Literal["auto", "flash", "varlen", "flex", "sdpa"] = neutral(
+        "train", "baseline", "evaluate", default="auto"
+    )
+    """what computes attention: the flash-attn package, PyTorch's own flash kernel for documents of varying
+    length, FlexAttention with a block mask, or SDPA document by document; `auto` takes the first that runs
+    here"""
+    deterministic: bool = neutral("train", "baseline", "evaluate", default=False)
+    """only algorithms that give the same bits on each run, which may be slower"""
+    preflight: bool = neutral("train", default=True)
+    """before the first step, try the longest pack and the save, and prove on the run's own data that
+    packing, accumulation and adapters change nothing
+    """
+    save_every: int = neutral("train", default=50)
+    """optimizer steps between checkpoints; the last step is always saved"""
+    keep: int = neutral("train", default=2)
+    """newest steps that stay, beside the best one and that of convert.step"""
+    measure_every: int | None = neutral("train", default=None)
+    """optimizer steps between measurements of the loss on held-out packs; with each checkpoint when null"""
+    samples: bool = neutral("train", default=False)
+    """answer eval.prompts whenever the held-out loss is measured"""
+    trackers: tuple[Literal["tensorboard", "wandb", "swanlab", "mlflow", "trackio"], ...] = neutral(
+        "train", default=("tensorboard",)
+    )
+    """where the curves go besides metrics.jsonl"""
+    project: str = neutral("train", default="tuner")
+    """what trackers file the run under"""

@@ -1,0 +1,66 @@
+"""What becomes of what was trained: `train`, `convert`, `merge`, `eval` and `generation`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tuner.config.fields import identity, neutral
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Train:
+    """What a training leaves."""
+
+    keep: Literal["auto", "resume", "weights"] = neutral("train", default="auto")
+    """`resume` keeps the optimizer's state, so that a longer training can go on; `auto` does where
+    algo.stop_step ended it early
+    """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Convert:
+    """Which step of the training is handed on."""
+
+    step: int | Literal["last", "best"] = identity(
+        "convert", default="last", left_out="last", seen_by=("train",)
+    )
+    """a step's number, the `last` one, or the `best` by convert.best_by"""
+    best_by: Literal["held_out", "loss"] = neutral("convert", "train", default="held_out")
+    """the lowest value decides: the loss on held-out conversations, or the training loss"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Merge:
+    """The merged model: base and adapter in one."""
+
+    when: Literal["auto", "always", "never"] = neutral("merge", default="auto")
+    """`auto` builds it, except in a sweep; evaluation does not need it"""
+    layout: Literal["native", "original"] = identity(
+        "merge", default="native", left_out="native", seen_by=("train",)
+    )
+    """`native` to transformers, or the `original` one of a family that was rewritten"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Eval:
+    """How the result is measured."""
+
+    prompts: tuple[str, ...] = identity("baseline", "evaluate", default=(), seen_by=("train",))
+    """questions that the base and the tuned model answer, greedily"""
+    max_new_tokens: int = identity("baseline", "evaluate", default=48, seen_by=("train",))
+    """the longest answer, in tokens"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """How a finished run answers, in `chat`."""
+
+    system: str | None = neutral(default=None)
+    """a system prompt for the conversation, before the one that was trained"""
+    temperature: float = neutral(default=0.0)
+    """0 always takes the likeliest token; higher values draw, and 1 draws as the model says"""
+    top_p: float = neutral(default=1.0)
+    """draw among the likeliest tokens that have this probability together"""
+    max_new_tokens: int = neutral(default=512)
+    """the longest answer, in tokens"""
+    seed: int | None = neutral(default=None)
+    """of the draws; null for a new one each time"""
