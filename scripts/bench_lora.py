@@ -31,7 +31,7 @@ from tuner.config.compose import compose
 from tuner.config.view import View
 from tuner.data.packs import Packs
 from tuner.kernels import attention
-from tuner.models.attention_needs import needs
+from tuner.models.attention_needs import attention_needs
 from tuner.models.load import load_model
 from tuner.pipeline.stage import Context, Input
 from tuner.train import session
@@ -158,8 +158,10 @@ def compare(wished: argparse.Namespace) -> dict[str, Any]:
 def before(directory: Path, packs: Packs, device: str) -> tuple[float | None, int]:
     """The base's loss on the held-out packs, and how many tokens that is over."""
     model = load_model(directory, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
-    backend, _ = attention.choose("auto", needs(model, dtype=model.dtype, device=torch.device(device)))
-    with attention.using(backend):
+    backend, _ = attention.choose_backend(
+        "auto", attention_needs(model, dtype=model.dtype, device=torch.device(device))
+    )
+    with attention.using_backend(backend):
         found = held_out_loss(model, packs, device)
     del model
     release()

@@ -261,12 +261,12 @@ def merge(home: Path, _device: str, quant: str = "none") -> None:
 
 
 def original(home: Path, _device: str) -> None:
-    from tuner.models.layouts.family import ASIDE
+    from tuner.models.layouts.detection import ORIGINAL
     from tuner.models.lora.merge import merge_original
 
     out = home / "back"
     out.mkdir()
-    merge_original(home / "ours", home / "adapter", home / "ours" / ASIDE, out)
+    merge_original(home / "ours", home / "adapter", home / "ours" / ORIGINAL, out)
     shutil.rmtree(out)
 
 

@@ -242,7 +242,7 @@ def test_the_original_layout_comes_back_with_the_adapter_in_it(card: Card, tmp_p
 
     from tuner.models.checkpoint.files import checkpoint_files, weight_files
     from tuner.models.checkpoint.safetensors import Checkpoint
-    from tuner.models.layouts import family, rewrite
+    from tuner.models.layouts import detection, rewrite
 
     out = tmp_path / "back"
     card.tuner("export", "lora", "original", str(out))
@@ -251,7 +251,7 @@ def test_the_original_layout_comes_back_with_the_adapter_in_it(card: Card, tmp_p
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     assert config == json.loads((card.original / "config.json").read_text(encoding="utf-8"))
     assert (out / "tokenizer.model").read_bytes() == (card.original / "tokenizer.model").read_bytes()
-    assert family.detect(config) == "internlm2"
+    assert detection.detect_layout(config) == "internlm2"
     again = tmp_path / "again"
     again.mkdir()
     rewrite.write_native(checkpoint_files(out), "internlm2", again, say=lambda _: None)

@@ -24,7 +24,7 @@ from tuner.data.chat.template import compile_template
 from tuner.data.conversation import Conversation, Message
 from tuner.data.tokenizer.load import load_vocabulary
 from tuner.errors import ConfigError
-from tuner.models.checkpoint.companions import spoken
+from tuner.models.checkpoint.config_files import chat_with_system
 from tuner.models.generate import Dialogue
 from tuner.models.lora.merge import merge_adapter
 from tuner.pipeline.inherit import load_config
@@ -103,7 +103,9 @@ def test_the_ids_are_those_of_a_training_row_and_of_the_artifacts_template(
     run: RunDirectory, system: str | None
 ) -> None:
     home, config = run.path("merge"), settled(run)
-    template = compile_template(spoken(config.model.chat, config.data.system), load_vocabulary(home))
+    template = compile_template(
+        chat_with_system(config.model.chat, config.data.system), load_vocabulary(home)
+    )
     dialogue = Dialogue(template, system)
     theirs = AutoTokenizer.from_pretrained(home)
     row = [] if system is None else [Message(role="system", content=system)]

@@ -12,7 +12,7 @@ from tuner.config.schema import Config
 from tuner.config.validate import validate
 from tuner.data.sampler import plan_order
 from tuner.errors import ConfigError
-from tuner.models.generate import draw
+from tuner.models.generate import sample_token
 from tuner.train.schedule import lr_at
 
 
@@ -111,8 +111,8 @@ def test_what_people_write_is_not_refused(default: Config) -> None:
 def test_numbers_that_training_does_not_round_to_32_bits_may_be_any(default: Config) -> None:
     logits = torch.tensor([1.0, 3.0, 2.0])
     random = torch.Generator().manual_seed(0)
-    assert draw(logits, temperature=1e-308, top_p=1.0, random=random) == 1
-    assert draw(logits, temperature=1e308, top_p=1.0, random=random) in (0, 1, 2)
+    assert sample_token(logits, temperature=1e-308, top_p=1.0, random=random) == 1
+    assert sample_token(logits, temperature=1e308, top_p=1.0, random=random) in (0, 1, 2)
     order = plan_order(240, 512, seed=0, epochs=1e30, steps=None, batch_tokens="auto")
     assert order.steps > 10**20
     assert 0 <= lr_at(0, order.steps, lr=1e-4, schedule="cosine", warmup=1e300, decay=0.1) <= 1e-4

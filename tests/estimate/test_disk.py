@@ -155,7 +155,7 @@ def test_the_numbers_that_train_are_those_that_peft_makes(
     import torch
 
     from tuner.models.load import load_model
-    from tuner.models.lora.add import add_lora, trainable
+    from tuner.models.lora.add import add_lora, count_trainable
 
     model = add_lora(
         load_model(tiny_model, dtype=torch.float32, device="cpu"),
@@ -167,7 +167,7 @@ def test_the_numbers_that_train_are_those_that_peft_makes(
     )
     shapes = sizes.measure_model(next(step for step in planned(fresh) if step.stage.name == "fetch_model"))
     tensors = sum(p.requires_grad for p in model.parameters())
-    assert sizes.trainable_size(shapes, Algo(r=4, targets=targets)) == (trainable(model), tensors)
+    assert sizes.trainable_size(shapes, Algo(r=4, targets=targets)) == (count_trainable(model), tensors)
 
 
 def test_a_gguf_model_is_known_before_it_is_rewritten(gguf: Path, fresh: Config) -> None:
@@ -359,8 +359,8 @@ def test_frozen_parts_do_not_count(
 ) -> None:
     import torch
 
-    from tuner.models.full import load_trainable
-    from tuner.models.lora.add import trainable
+    from tuner.models.full_finetune import load_trainable
+    from tuner.models.lora.add import count_trainable
 
     cpu, fp32 = torch.device("cpu"), torch.float32
     model = load_trainable(
@@ -368,7 +368,7 @@ def test_frozen_parts_do_not_count(
     )
     shapes = sizes.measure_model(next(step for step in planned(fresh) if step.stage.name == "fetch_model"))
     algo = Algo(adapter="none", last_layers=last_layers, freeze=freeze)  # type: ignore[arg-type]
-    assert sizes.trainable_size(shapes, algo)[0] == trainable(model)
+    assert sizes.trainable_size(shapes, algo)[0] == count_trainable(model)
 
 
 def test_a_saved_step_has_what_its_optimizer_remembers(fresh: Config) -> None:

@@ -5,7 +5,7 @@ from itertools import accumulate
 
 import torch
 
-from tuner.kernels.borders import Documents
+from tuner.kernels.packed_documents import Documents
 from tuner.kernels.scoring import Scoring
 
 

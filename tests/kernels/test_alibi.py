@@ -9,15 +9,15 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tuner.kernels import alibi
-from tuner.kernels import attention as seam
+from tuner.kernels.attention import register_attention
 
 ATTENTIONS = ["eager", "sdpa", "tuner"]
 
 
 def model(attention: str, *, heads: int = 5, groups: int = 5) -> alibi.AlibiLlamaForCausalLM:
     """Two layers, the same weights every time, of order 1 so that every part matters."""
-    alibi.register()
-    seam.register()
+    alibi.register_alibi()
+    register_attention()
     config = alibi.AlibiConfig(
         vocab_size=97,
         hidden_size=16 * heads,
@@ -53,7 +53,7 @@ def test_slopes() -> None:
 @pytest.mark.parametrize("heads", [5, 40])
 def test_columns_are_distances(dtype: torch.dtype, heads: int) -> None:
     positions = torch.tensor([[0, 1, 2, 127, 128, 129, 1000, 4000, 4001, 4095]])
-    q, k = alibi.columns(positions, heads, 128**-0.5, dtype)
+    q, k = alibi.distance_columns(positions, heads, 128**-0.5, dtype)
     assert q.dtype == k.dtype == dtype
     scores = (q.double() @ k.double().transpose(2, 3) * 128**-0.5)[0]
     slope = torch.tensor(alibi.slopes(heads), dtype=torch.float64)[:, None, None]

@@ -9,10 +9,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.kernels.reference import reference, row
 from tuner.errors import ConfigError
 from tuner.kernels import attention, flash, varlen
-from tuner.kernels import borders as documents
-from tuner.kernels.attention import choose, packed_attention, using
-from tuner.kernels.borders import announce
-from tuner.kernels.scoring import Needs, Scoring
+from tuner.kernels.attention import choose_backend, packed_attention, using_backend
+from tuner.kernels.packed_documents import announce_documents
+from tuner.kernels.scoring import AttentionNeeds, Scoring
 
 LENGTHS = (7, 1, 19, 2)
 
@@ -21,13 +20,15 @@ def positions(*lengths: int) -> torch.Tensor:
     return torch.cat([torch.arange(n) for n in lengths])[None]
 
 
-def needs(**changes: object) -> Needs:
-    return Needs(**{"device": torch.device("cpu"), "dtype": torch.bfloat16, "head_dim": 64, **changes})  # type: ignore[arg-type]
+def needs(**changes: object) -> AttentionNeeds:
+    return AttentionNeeds(
+        **{"device": torch.device("cpu"), "dtype": torch.bfloat16, "head_dim": 64, **changes}
+    )  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
-    attention.register()
+    attention.register_attention()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=97,
@@ -102,13 +103,13 @@ def test_a_layer_that_is_computed_again_sees_the_same_borders(
         for text, where, _ in batches
     ]
     # nothing is read back from positions that were announced
-    monkeypatch.setattr(documents, "borders", pytest.fail)
+    monkeypatch.setattr("tuner.kernels.packed_documents.document_borders", pytest.fail)
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
     try:
         losses = []
         for text, where, borders in batches:
-            announce(where, borders)
+            announce_documents(where, borders)
             losses.append(model(input_ids=text, position_ids=where).logits.square().sum())
         # both backward passes come after both forward passes
         for loss, expected in zip(losses, wanted, strict=True):
@@ -130,7 +131,7 @@ def test_what_it_cannot_do_is_refused() -> None:
     with pytest.raises(NotImplementedError, match="no cache"):
         packed_attention(torch.nn.Module(), k, k, k, None, position_ids=None)
     where = positions(3, 2)
-    announce(where, (0, 3, 4))
+    announce_documents(where, (0, 3, 4))
     with pytest.raises(ValueError, match="4 tokens together, the row 5"):
         packed_attention(torch.nn.Module(), k, k, k, None, position_ids=where)
 
@@ -153,14 +154,14 @@ def test_queries_keys_and_values_come_in_the_dtype_of_the_products() -> None:
 
 
 def test_on_the_processor_it_is_sdpa_and_says_why() -> None:
-    name, why = choose("auto", needs())
+    name, why = choose_backend("auto", needs())
     assert name == "sdpa"
     assert re.search(
         r"SDPA, document by document; flash: .*; varlen: it runs on NVIDIA GPUs only; flex: its backward"
         r" pass runs",
         why,
     )
-    assert choose("sdpa", needs()) == ("sdpa", "SDPA, document by document")
+    assert choose_backend("sdpa", needs()) == ("sdpa", "SDPA, document by document")
     for wish, reason in (
         ("flash", "no FlashAttention package"),
         ("varlen", "NVIDIA GPUs only"),
@@ -170,7 +171,7 @@ def test_on_the_processor_it_is_sdpa_and_says_why() -> None:
             ConfigError,
             match=rf"machine.attention={wish} .* can't be used here: .*{reason}.*auto, which takes sdpa here",
         ):
-            choose(wish, needs())
+            choose_backend(wish, needs())
 
 
 CARDS = [
@@ -199,18 +200,18 @@ def test_auto_takes_the_fastest_that_can_do_what_is_needed(
     monkeypatch.setattr("tuner.kernels.flash.find_spec", lambda _: None)
     monkeypatch.setattr("tuner.kernels.flex.find_spec", lambda _: object())
     monkeypatch.setattr("tuner.kernels.flex.shutil.which", lambda _: "/usr/bin/cc")
-    found, said = choose("auto", needs(device=torch.device("cuda"), **wanted))
+    found, said = choose_backend("auto", needs(device=torch.device("cuda"), **wanted))
     assert found == name
     assert why in said
 
 
 def test_another_backend_for_a_while() -> None:
     q = torch.randn(1, 2, 5, 8)
-    with using("varlen"), pytest.raises(NotImplementedError, match="CPU"):
+    with using_backend("varlen"), pytest.raises(NotImplementedError, match="CPU"):
         packed_attention(torch.nn.Module(), q, q, q, None, position_ids=positions(5))
     packed_attention(torch.nn.Module(), q, q, q, None, position_ids=positions(5))
     with pytest.raises(ValueError, match="'fast' is none of flash, varlen, flex, sdpa"):
-        attention.use("fast")
+        attention.use_backend("fast")
 
 
 def flash_as_documented(
@@ -250,7 +251,7 @@ def test_what_flash_attention_is_told(
     monkeypatch: pytest.MonkeyPatch, width: int, values: int, window: int | None, softcap: float | None
 ) -> None:
     monkeypatch.setattr(flash, "version_for", lambda *_, **__: 2)
-    monkeypatch.setattr(flash, "function", lambda _: flash_as_documented)
+    monkeypatch.setattr(flash, "varlen_function", lambda _: flash_as_documented)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     torch.manual_seed(0)
     q, k, v = torch.randn(1, 6, 29, width), torch.randn(1, 2, 29, width), torch.randn(1, 2, 29, values)
@@ -272,13 +273,15 @@ def test_a_flash_attention_without_a_word_for_something_is_not_called_without_it
         causal: bool,
     ) -> None: ...
 
-    assert flash.keywords(older, row(LENGTHS), Scoring(scaling=1.0, window=99), deterministic=False)["causal"]
+    assert flash.call_keywords(older, row(LENGTHS), Scoring(scaling=1.0, window=99), deterministic=False)[
+        "causal"
+    ]
     for scoring, deterministic, word in (
         (Scoring(scaling=1.0, window=3), False, "window_size"),
         (Scoring(scaling=1.0), True, "deterministic"),
     ):
         with pytest.raises(NotImplementedError, match=f"no {word}"):
-            flash.keywords(older, row(LENGTHS), scoring, deterministic=deterministic)
+            flash.call_keywords(older, row(LENGTHS), scoring, deterministic=deterministic)
 
 
 def varlen_before_2_12(
@@ -336,10 +339,10 @@ def test_what_either_signature_of_pytorch_is_told(
 ) -> None:
     module: ModuleType = torch.nn.attention.varlen
     monkeypatch.setattr(module, "varlen_attn", called)
-    varlen.names_groups.cache_clear()
+    varlen.takes_enable_gqa.cache_clear()
     torch.manual_seed(0)
     q, k, v = torch.randn(1, 6, 29, 20), torch.randn(1, 2, 29, 20), torch.randn(1, 2, 29, 16)
     scoring = Scoring(scaling=0.4, window=window)
     found = varlen.attend(q, k, v, row(LENGTHS), scoring)
-    varlen.names_groups.cache_clear()
+    varlen.takes_enable_gqa.cache_clear()
     torch.testing.assert_close(found.double(), reference(q, k, v, LENGTHS, scoring), atol=1e-6, rtol=1e-6)

@@ -10,8 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.kernels.reference import reference, row
 from tuner.kernels import attention, flash, flex, sdpa, varlen
-from tuner.kernels.attention import BACKENDS, choose, using
-from tuner.kernels.scoring import Needs, Scoring
+from tuner.kernels.attention import BACKENDS, choose_backend, using_backend
+from tuner.kernels.scoring import AttentionNeeds, Scoring
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,14 +26,14 @@ MODULES = {"flash": flash, "varlen": varlen, "flex": flex, "sdpa": sdpa}
 @pytest.fixture(autouse=True)
 def compiled_anew() -> None:
     torch._dynamo.reset()
-    flex.compiled.cache_clear()
+    flex.compiled_flex.cache_clear()
     return
 
 
 def usable(backend: str, **wanted: object) -> None:
     """Skip what the backend can't do here, with its own reason."""
     asked = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "head_dim": 128, **wanted}
-    if reason := MODULES[backend].trouble(Needs(**asked)):  # type: ignore[arg-type]
+    if reason := MODULES[backend].trouble(AttentionNeeds(**asked)):  # type: ignore[arg-type]
         pytest.skip(f"{backend}: {reason}")
 
 
@@ -155,7 +155,7 @@ def test_fp32(capsys: pytest.CaptureFixture[str], backend: str, width: int) -> N
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_token_changes_not_a_bit_in_other_documents(backend: str) -> None:
     usable(backend, head_dim=64)
-    attention.register()
+    attention.register_attention()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=97,
@@ -167,7 +167,9 @@ def test_a_token_changes_not_a_bit_in_other_documents(backend: str) -> None:
         initializer_range=0.1,
     )
     model = (
-        LlamaForCausalLM._from_config(config, attn_implementation=attention.NAME, dtype=torch.bfloat16)
+        LlamaForCausalLM._from_config(
+            config, attn_implementation=attention.IMPLEMENTATION, dtype=torch.bfloat16
+        )
         .to("cuda")
         .train()
     )
@@ -176,7 +178,7 @@ def test_a_token_changes_not_a_bit_in_other_documents(backend: str) -> None:
     where = torch.cat([torch.arange(n) for n in lengths])[None].to("cuda")
     other = text.clone()
     other[0, begin + 3] = 97 - other[0, begin + 3]
-    with using(backend):
+    with using_backend(backend):
         one, two = (model(input_ids=x, position_ids=where, use_cache=False).logits[0] for x in (text, other))
         changed = (one != two).any(dim=1)
         assert not changed[: begin + 3].any()
@@ -232,12 +234,12 @@ def test_speed(capsys: pytest.CaptureFixture[str], lengths: tuple[int, ...]) -> 
     shape, scoring, asked = (
         (1, 16, sum(lengths), 128),
         Scoring(scaling=128**-0.5),
-        Needs(device=torch.device("cuda"), dtype=torch.bfloat16, head_dim=128),
+        AttentionNeeds(device=torch.device("cuda"), dtype=torch.bfloat16, head_dim=128),
     )
     seen = sum(n * (n + 1) / 2 for n in lengths)
     work = 4 * 16 * 128 * seen  # two products of the forward pass, five of the backward pass
     with capsys.disabled():
-        name, why = choose("auto", asked)
+        name, why = choose_backend("auto", asked)
         print(
             f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}; {len(lengths)} documents of "
             f"{lengths[0]}; auto takes {name} ({why})"

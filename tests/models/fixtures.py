@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from tests.conftest import SHARED
 from tuner.kernels import alibi
-from tuner.kernels import attention as seam
+from tuner.kernels.attention import register_attention
 from tuner.models.checkpoint.files import checkpoint_files, weight_files
 from tuner.models.checkpoint.safetensors import Checkpoint
-from tuner.models.layouts.family import ASIDE
+from tuner.models.layouts.detection import ORIGINAL
 from tuner.models.layouts.rewrite import write_native, write_original
 
 ATOL = 1e-5
@@ -53,8 +53,8 @@ def native(name: str, layout: str, out: Path) -> Path:
 
 def load(path: Path, attention: str = "eager") -> PreTrainedModel:
     """The model in a directory, fp32, in eval mode; every tensor is found and none is left over."""
-    alibi.register()
-    seam.register()
+    alibi.register_alibi()
+    register_attention()
     model, found = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=torch.float32,
@@ -145,7 +145,7 @@ def check_inverse(original: Path, rewritten: Path, out: Path) -> None:
     """
     out.mkdir(parents=True)
     weights = Checkpoint(weight_files(rewritten))
-    write_original(weights.specs, weights.__getitem__, rewritten / ASIDE, out)
+    write_original(weights.specs, weights.__getitem__, rewritten / ORIGINAL, out)
     check_same(original, out)
     assert json.loads((out / "config.json").read_text()) == json.loads((original / "config.json").read_text())
 

@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from tests.models.tiny import write_tiny
-from tuner.models.generate import answer, pad_left
+from tuner.models.generate import generate_answers, pad_left
 from tuner.models.load import load_model
 
 PROMPTS = [
@@ -36,8 +36,10 @@ def greedy(model: PreTrainedModel, prompt: list[int], steps: int) -> list[int]:
 
 
 def test_a_batch_equals_one_by_one_equals_the_definition(model: PreTrainedModel) -> None:
-    together = answer(model, PROMPTS, end_id=2, max_new_tokens=12)
-    assert together == [answer(model, [prompt], end_id=2, max_new_tokens=12)[0] for prompt in PROMPTS]
+    together = generate_answers(model, PROMPTS, end_id=2, max_new_tokens=12)
+    assert together == [
+        generate_answers(model, [prompt], end_id=2, max_new_tokens=12)[0] for prompt in PROMPTS
+    ]
     assert together == [greedy(model, prompt, 12) for prompt in PROMPTS]
     assert len({tuple(ids) for ids in together}) == len(PROMPTS), (
         "the tiny model should not say the same to everything"
@@ -47,25 +49,25 @@ def test_a_batch_equals_one_by_one_equals_the_definition(model: PreTrainedModel)
 def test_an_answer_ends_at_the_end_token(model: PreTrainedModel) -> None:
     whole = greedy(model, PROMPTS[0], 12)
     at = 5
-    cut = answer(model, PROMPTS, end_id=whole[at], max_new_tokens=12)[0]
+    cut = generate_answers(model, PROMPTS, end_id=whole[at], max_new_tokens=12)[0]
     assert cut == whole[: whole.index(whole[at])]
 
 
 def test_many_prompts_take_several_batches(model: PreTrainedModel) -> None:
     many = PROMPTS * 4
     assert (
-        answer(model, many, end_id=2, max_new_tokens=3)
-        == answer(model, PROMPTS, end_id=2, max_new_tokens=3) * 4
+        generate_answers(model, many, end_id=2, max_new_tokens=3)
+        == generate_answers(model, PROMPTS, end_id=2, max_new_tokens=3) * 4
     )
-    assert answer(model, [], end_id=2, max_new_tokens=3) == []
+    assert generate_answers(model, [], end_id=2, max_new_tokens=3) == []
 
 
 def test_shipped_sampling_settings_are_set_aside_and_come_back(model: PreTrainedModel) -> None:
-    plain = answer(model, PROMPTS, end_id=2, max_new_tokens=8)
+    plain = generate_answers(model, PROMPTS, end_id=2, max_new_tokens=8)
     shipped = GenerationConfig(do_sample=True, temperature=5.0, repetition_penalty=3.0, max_length=20)
     before, model.generation_config = model.generation_config, shipped
     try:
-        assert answer(model, PROMPTS, end_id=2, max_new_tokens=8) == plain
+        assert generate_answers(model, PROMPTS, end_id=2, max_new_tokens=8) == plain
         assert model.generation_config is shipped
     finally:
         model.generation_config = before

@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from tuner.kernels import alibi
-from tuner.kernels.scoring import Needs
-from tuner.models.attention_needs import generation_attention, needs
+from tuner.kernels.scoring import AttentionNeeds
+from tuner.models.attention_needs import attention_needs, generation_attention
 
 SMALL = {
     "vocab_size": 32,
@@ -28,7 +28,7 @@ SMALL = {
 
 
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    alibi.register()
+    alibi.register_alibi()
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
@@ -64,7 +64,7 @@ FAMILIES = [
 )
 def test_needs(config: PreTrainedConfig, expected: dict[str, object]) -> None:
     model, cpu = skeleton(config), torch.device("cpu")
-    assert needs(model, dtype=torch.bfloat16, device=cpu) == Needs(
+    assert attention_needs(model, dtype=torch.bfloat16, device=cpu) == AttentionNeeds(
         device=cpu, dtype=torch.bfloat16, **expected
     )  # type: ignore[arg-type]
     assert generation_attention(model) == ("eager" if expected.keys() & {"softcap", "sinks"} else "sdpa")

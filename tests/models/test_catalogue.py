@@ -25,8 +25,8 @@ from tuner.cli.verbs import plan_config
 from tuner.config.compose import compose, conf_dir
 from tuner.config.schema import Algo, Config, Model
 from tuner.estimate import model_size as sizes
-from tuner.models.geometry import active_parameters, linears, parameters, shapes
-from tuner.models.layouts import family
+from tuner.models.geometry import active_parameter_count, linear_shapes, parameter_count, tensor_shapes
+from tuner.models.layouts import detection
 from tuner.pipeline.plan import plan
 from tuner.pipeline.run import RunDirectory, store_of
 from tuner.stages import STAGES
@@ -205,7 +205,7 @@ def test_a_file_says_all_that_a_plan_and_a_person_need(name: str) -> None:
     assert said.licence
     assert said.context is not None
     assert 1024 <= said.context <= 1 << 20
-    assert said.layout in {family.NATIVE, *family.VERSIONS}
+    assert said.layout in {detection.NATIVE, *detection.VERSIONS}
     assert chat.jinja or ("{text}" in chat.user and "{text}" in chat.assistant and chat.end)
     assert re.search(r", (base|chat)$", title(name))
 
@@ -213,11 +213,11 @@ def test_a_file_says_all_that_a_plan_and_a_person_need(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_geometry_is_a_model_of_transformers_with_the_published_number_of_parameters(name: str) -> None:
     geometry, built = model(name).geometry, held(on_meta(name))
-    assert shapes(geometry | {"num_hidden_layers": BUILT}) == built
+    assert tensor_shapes(geometry | {"num_hidden_layers": BUILT}) == built
     layers = geometry["num_hidden_layers"]
     assert isinstance(layers, int)
     whole = count(built) + (layers - BUILT) * count(built, f".layers.{BUILT - 1}.")
-    assert (parameters(geometry), model(name).parameters) == (whole, whole)
+    assert (parameter_count(geometry), model(name).parameters) == (whole, whole)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -226,12 +226,12 @@ def test_what_a_file_is_called_is_what_there_is(name: str) -> None:
     said = re.search(r", ([\d.]+)([BM]) parameters", title(name))
     assert said
     unit, digits = {"B": 1e9, "M": 1e6}[said[2]], len(said[1].partition(".")[2])
-    assert round(parameters(model(name).geometry) / unit, digits) == float(said[1])
+    assert round(parameter_count(model(name).geometry) / unit, digits) == float(said[1])
     called = re.search(r"-(\d+(?:[._]\d+)?)([bm])\b", (model(name).repo or "").lower())
     generous = any(name == known or name.startswith(f"{known}_") for known in GENEROUS)
     if called:
         size = float(called[1].replace("_", ".")) * {"b": 1e9, "m": 1e6}[called[2]]
-        assert (parameters(model(name).geometry) == pytest.approx(size, rel=0.1)) is not generous
+        assert (parameter_count(model(name).geometry) == pytest.approx(size, rel=0.1)) is not generous
 
 
 @pytest.mark.parametrize(("name", "published"), PUBLISHED.items())
@@ -241,7 +241,7 @@ def test_well_known_models_have_the_count_on_their_pages(name: str, published: i
 
 @pytest.mark.parametrize(("name", "published"), ACTIVE.items())
 def test_models_with_experts_use_the_published_part_of_them(name: str, published: float) -> None:
-    assert active_parameters(model(name).geometry) == pytest.approx(published, rel=0.12)
+    assert active_parameter_count(model(name).geometry) == pytest.approx(published, rel=0.12)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -255,7 +255,7 @@ def test_the_targets_are_linear_layers_and_neither_head_nor_routers(name: str) -
     assert targets <= set(layers)
     assert built.get_output_embeddings() not in [layers[target] for target in targets]
     assert not [target for target in targets if target.endswith(("gate", "router"))]
-    assert targets == {path.rpartition(".")[2] for path in linears(model(name).geometry)}
+    assert targets == {path.rpartition(".")[2] for path in linear_shapes(model(name).geometry)}
 
 
 @pytest.mark.parametrize("name", of_each_family())
@@ -274,7 +274,7 @@ def test_the_targets_by_name_are_the_layers_that_peft_adapts(name: str) -> None:
         for path, module in peft.named_modules()
         if isinstance(module, LoraLayer)
     }
-    layers = linears(said.geometry | {"num_hidden_layers": BUILT})
+    layers = linear_shapes(said.geometry | {"num_hidden_layers": BUILT})
     assert set(adapted) == set(layers)
     assert sum(p.numel() for p in peft.parameters() if p.requires_grad) == sum(
         map(sum, layers.values())

@@ -27,7 +27,7 @@ def undone(directory: Path, out: Path) -> dict[str, torch.Tensor]:
     assert found is not None
     out.mkdir()
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
-    dequantize.convert(checkpoint_files(directory), found.method, out, say=lambda _: None)
+    dequantize.dequantize_checkpoint(checkpoint_files(directory), found.method, out, say=lambda _: None)
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
     assert of_directory(out) is None
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
@@ -151,7 +151,7 @@ def test_experts_in_one_tensor() -> None:
     wide = scales.repeat_interleave(4, 1).repeat_interleave(4, 2)
     assert torch.equal(dequantize.from_fp8(value, scales, (4, 4)), (value.float() * wide).to(torch.bfloat16))
     one = torch.tensor([2.0, 3.0, 5.0])
-    assert dequantize.blocks("gate_up_proj", (3, 8, 12), (3,), None) == (8, 12)
+    assert dequantize.scale_block("gate_up_proj", (3, 8, 12), (3,), None) == (8, 12)
     assert torch.equal(
         dequantize.from_fp8(value, one, (8, 12)), (value.float() * one[:, None, None]).to(torch.bfloat16)
     )
@@ -171,7 +171,7 @@ def test_each_number_is_multiplied_with_the_scale_of_its_block(
     generator = torch.Generator().manual_seed(seed)
     value = torch.randn(rows, columns, generator=generator).to(torch.float8_e4m3fn)
     scales = torch.rand(-(-rows // down), -(-columns // across), generator=generator)
-    sizes = dequantize.blocks("w", tuple(value.shape), tuple(scales.shape), (down, across))
+    sizes = dequantize.scale_block("w", tuple(value.shape), tuple(scales.shape), (down, across))
     got = dequantize.from_fp8(value, scales, sizes)
     if scales.numel() == 1:
         sizes = (rows, columns)
@@ -206,7 +206,7 @@ def fp8(*shape: int, dtype: str = "F8_E4M3") -> Spec:
 )
 def test_scales_that_are_missing_or_do_not_fit_are_refused(specs: dict[str, Spec], why: str) -> None:
     with pytest.raises(DataError, match=why):
-        dequantize.pieces(specs, "fp8")
+        dequantize.dequantised_tensors(specs, "fp8")
 
 
 def test_blocks_of_another_form_are_refused() -> None:
@@ -218,7 +218,7 @@ def test_blocks_of_another_form_are_refused() -> None:
         DataError,
         match=r"bytes \[experts, rows, blocks, 16\] and \[experts, rows, blocks\] were expected of MXFP4",
     ):
-        dequantize.pieces(specs, "mxfp4")
+        dequantize.dequantised_tensors(specs, "mxfp4")
 
 
 def test_every_code_and_exponent_of_mxfp4() -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Llam
 from tests.models.lora.test_merge import mixture, seer
 from tests.models.tiny import tiny_adapter, write_tiny
 from tuner.errors import StageError
-from tuner.models.checkpoint.companions import write_config
+from tuner.models.checkpoint.config_files import write_config
 from tuner.models.checkpoint.safetensors import Checkpoint
 from tuner.models.export import write_adapter, write_full
 from tuner.models.new_tokens import trainable_rows, write_rows

@@ -16,8 +16,8 @@ from tuner.hub import cache, download, http, lockfile
 from tuner.hub.listing import Listing, Remote
 from tuner.hub.lockfile import Pin
 from tuner.models import fetch
-from tuner.models.checkpoint import wanted as repository
 from tuner.models.checkpoint.files import INDEX, PICKLED, PICKLED_INDEX, SINGLE
+from tuner.models.checkpoint.repository_files import choose_files
 
 WEIGHTS = bytes(range(256)) * 4000
 """1 MB"""
@@ -95,7 +95,7 @@ def look_up(
     file: str | None = None,
 ) -> Pin:
     name = lockfile.key("model", source, "org/model", revision)
-    fetch.look_up(source, "org/model", revision, lock=lock, name=name, layout=layout, file=file, say=print)
+    fetch.lock_model(source, "org/model", revision, lock=lock, name=name, layout=layout, file=file, say=print)
     pin = lockfile.find(lock, name)
     assert pin is not None
     return pin
@@ -123,7 +123,7 @@ def wanted(files: dict[str, Any], file: str | None = None) -> list[str]:
     listing = Listing(
         repo="org/model", commit="0" * 40, files=tuple(Remote(path=path, url="") for path in files)
     )
-    return repository.wanted(listing, lambda known: json.dumps(files[known.path]).encode(), file)
+    return choose_files(listing, lambda known: json.dumps(files[known.path]).encode(), file)
 
 
 def indexed(*names: Any) -> dict[str, Any]:
@@ -246,12 +246,12 @@ def test_a_model_is_looked_up_once_and_brought_whole(server: Hub, lock: Path, ou
     moved = server.add("org/model", {**REPOSITORY, "config.json": "{}"}, kind="models")
     assert look_up(lock, source).commit == commit != moved
     said: list[str] = []
-    fetch.bring(source, "org/model", pin, out, said.append)
+    fetch.download_model(source, "org/model", pin, out, said.append)
     assert whole(out) == as_bytes(MODEL)
     assert said[0] == f"org/model at {commit[:12]}: 7 files, 2.0 MB"
     assert {path for path in server.sent if path not in MODEL} == set()
     sent = sum(server.sent.values())
-    fetch.bring(source, "org/model", pin, out, print)
+    fetch.download_model(source, "org/model", pin, out, print)
     assert sum(server.sent.values()) == sent
     download.remove_leftovers(out, pin.files)
     assert sorted(path.name for path in out.rglob("*")) == sorted(MODEL)
@@ -276,7 +276,7 @@ def test_faults_of_the_network_are_tried_again_resumed_or_explained(
     pin = look_up(lock, source)
     server.fail(SHARDS[0], Cut(300_000), 503, Busy(0), Cut(1), 500)
     server.fail(SHARDS[1], Instead(WEIGHTS))
-    fetch.bring(source, "org/model", pin, out, print)
+    fetch.download_model(source, "org/model", pin, out, print)
     assert whole(out) == as_bytes(MODEL)
     assert server.sent[SHARDS[0]] == len(WEIGHTS)
 
@@ -285,22 +285,22 @@ def test_an_attempt_that_failed_is_gone_on_from(server: Hub, lock: Path, out: Pa
     server.add("org/model", REPOSITORY, kind="models")
     pin = look_up(lock, source)
     total = sum(pinned.size or 0 for pinned in pin.files.values())
-    assert fetch.cost(source, "org/model", pin) == (total, 0)
+    assert fetch.download_cost(source, "org/model", pin) == (total, 0)
     server.fail(SHARDS[1], Cut(600_000), *[503] * 5)
     with pytest.raises(DataError, match=r"can't be reached, after several attempts.*model=local"):
-        fetch.bring(source, "org/model", pin, out, print)
+        fetch.download_model(source, "org/model", pin, out, print)
     assert SHARDS[1] not in whole(out)
     there = sum(
         path.stat().st_size
         for path in out.rglob("*")
         if path.is_file() and (path.suffix == ".part" or path.parent == out)
     )
-    assert fetch.cost(source, "org/model", pin, out) == (total - there, there)
+    assert fetch.download_cost(source, "org/model", pin, out) == (total - there, there)
     assert there >= 600_000
-    fetch.bring(source, "org/model", pin, out, print)
+    fetch.download_model(source, "org/model", pin, out, print)
     assert whole(out) == as_bytes(MODEL)
     assert server.sent[SHARDS[1]] == len(WEIGHTS)
-    assert fetch.cost(source, "org/model", pin, out) == (0, total)
+    assert fetch.download_cost(source, "org/model", pin, out) == (0, total)
 
 
 def test_wrong_bytes_are_never_published(server: Hub, lock: Path, out: Path, source: str) -> None:
@@ -311,7 +311,7 @@ def test_wrong_bytes_are_never_published(server: Hub, lock: Path, out: Path, sou
         DataError,
         match=r"was received as 1,024,000 bytes, twice, .*the digest that the hub tells was expected",
     ):
-        fetch.bring(source, "org/model", pin, out, print)
+        fetch.download_model(source, "org/model", pin, out, print)
     assert SHARDS[0] not in whole(out)
 
 
@@ -328,9 +328,9 @@ def test_a_gated_model_says_where_its_terms_are(
     pin = look_up(lock)
     monkeypatch.setenv("HF_TOKEN", "")
     with pytest.raises(DataError, match="org/model is gated"):
-        fetch.bring("hub", "org/model", pin, out, print)
+        fetch.download_model("hub", "org/model", pin, out, print)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    fetch.bring("hub", "org/model", pin, out, print)
+    fetch.download_model("hub", "org/model", pin, out, print)
     assert whole(out) == as_bytes(MODEL)
     assert not any(
         "hf_secret" in str(headers) for _, path, headers in server.asked if path.startswith("/elsewhere")
@@ -371,7 +371,7 @@ def test_a_commit_that_is_gone_is_said_with_what_to_do(
         DataError,
         match=rf"The lock's entry for org/model is at the commit {pin.commit[:12]}, and .* has it no more",
     ):
-        fetch.bring(source, "org/model", pin, out, print)
+        fetch.download_model(source, "org/model", pin, out, print)
     assert whole(out) == {}
 
 
@@ -390,10 +390,10 @@ def test_what_the_hubs_client_has_is_linked_or_copied_and_not_downloaded(
     pin = look_up(lock)
     small = sum(pin.files[name].size or 0 for name in MODEL if name not in (*SHARDS, "config.json"))
     total = sum(pinned.size or 0 for pinned in pin.files.values())
-    assert fetch.cost("hub", "org/model", pin) == (small, total - small)
+    assert fetch.download_cost("hub", "org/model", pin) == (small, total - small)
     server.sent.clear()
     said: list[str] = []
-    fetch.bring("hub", "org/model", pin, out, said.append)
+    fetch.download_model("hub", "org/model", pin, out, said.append)
     assert said[1] == "3 files, 2.0 MB, were here already"
     assert sum(server.sent.values()) == small
     assert whole(out) == as_bytes(MODEL)
@@ -413,7 +413,7 @@ def test_a_cached_file_that_is_damaged_or_leads_elsewhere_is_not_taken(
     away.rename(tmp_path / "elsewhere")
     away.symlink_to(tmp_path / "elsewhere")
     said: list[str] = []
-    fetch.bring("hub", "org/model", pin, out, said.append)
+    fetch.download_model("hub", "org/model", pin, out, said.append)
     assert any("is damaged, and is not used" in line for line in said)
     assert whole(out) == as_bytes(MODEL)
 
@@ -428,7 +428,7 @@ def test_the_cache_is_enough_without_a_network(
     offline(monkeypatch)
     assert look_up(lock) == online
     assert look_up(lock, revision=commit).files == online.files
-    fetch.bring("hub", "org/model", online, out, print)
+    fetch.download_model("hub", "org/model", online, out, print)
     assert whole(out) == as_bytes(MODEL)
     assert len(server.asked) == asked
 
@@ -456,7 +456,7 @@ def test_what_the_cache_lacks_is_said_without_a_network(
     ):
         look_up(lock)
     with pytest.raises(DataError, match=r"HF_HUB_OFFLINE forbids it.*model=local"):
-        fetch.bring("hub", "org/model", pin, out, print)
+        fetch.download_model("hub", "org/model", pin, out, print)
     assert sorted(whole(out)) == sorted(["config.json", INDEX, SHARDS[0]])
 
 
@@ -502,7 +502,7 @@ def test_what_modelscopes_client_has_is_taken_too(server: Hub, lock: Path, out: 
     there.mkdir(parents=True)
     (there / SHARDS[0]).write_bytes(WEIGHTS)
     (there / SHARDS[1]).write_bytes(b"short")
-    fetch.bring("modelscope", "org/model", pin, out, print)
+    fetch.download_model("modelscope", "org/model", pin, out, print)
     assert whole(out) == as_bytes(MODEL)
     assert SHARDS[0] not in server.sent
     assert cache.find("modelscope", "org/model-1.5", SINGLE, pin.files[SHARDS[0]]) is None

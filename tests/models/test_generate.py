@@ -13,7 +13,7 @@ from transformers.generation import TopPLogitsWarper
 from tests.conftest import SHARED
 from tests.models.talkers import moody, sign
 from tuner.data.tokenizer.load import load_vocabulary
-from tuner.models.generate import CHUNK, Speaker, draw, end_ids, pieces
+from tuner.models.generate import CHUNK, CachedGenerator, decode_stream, sample_token, stop_ids
 from tuner.models.load import load_model
 
 TEXTS = [
@@ -42,8 +42,8 @@ def speaker(
     stops: frozenset[int] = frozenset(),
     temperature: float = 0.0,
     seed: int = 0,
-) -> Speaker:
-    return Speaker(model, tokenizer, stops=stops, temperature=temperature, top_p=1.0, seed=seed)
+) -> CachedGenerator:
+    return CachedGenerator(model, tokenizer, stops=stops, temperature=temperature, top_p=1.0, seed=seed)
 
 
 def greedy(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
@@ -120,10 +120,10 @@ def test_what_ends_an_answer(model: PreTrainedModel, tokenizer: Tokenizer) -> No
 
 
 def test_every_end_of_turn_of_the_artifact_ends_an_answer(tmp_path: Path) -> None:
-    assert end_ids(tmp_path, [2]) == {2}
+    assert stop_ids(tmp_path, [2]) == {2}
     for told, expected in ((7, {2, 7}), ([2, 5, 9], {2, 5, 9}), (None, {2})):
         (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": told}), encoding="utf-8")
-        assert end_ids(tmp_path, [2]) == expected
+        assert stop_ids(tmp_path, [2]) == expected
 
 
 def test_a_pass_that_broke_off_leaves_nothing_half_read(tokenizer: Tokenizer) -> None:
@@ -176,10 +176,10 @@ def test_draws_follow_the_temperature() -> None:
     logits, generator = torch.tensor([2.0, 1.0, 0.0, -1.0]), torch.Generator().manual_seed(0)
     counts = torch.zeros(4)
     for _ in range(4000):
-        counts[draw(logits, temperature=0.7, top_p=1.0, random=generator)] += 1
+        counts[sample_token(logits, temperature=0.7, top_p=1.0, random=generator)] += 1
     torch.testing.assert_close(counts / 4000, torch.softmax(logits / 0.7, 0), rtol=0, atol=0.03)
-    assert {draw(logits, temperature=0.0, top_p=1.0, random=generator) for _ in range(5)} == {0}
-    assert {draw(logits, temperature=1e-30, top_p=1.0, random=generator) for _ in range(5)} == {0}
+    assert {sample_token(logits, temperature=0.0, top_p=1.0, random=generator) for _ in range(5)} == {0}
+    assert {sample_token(logits, temperature=1e-30, top_p=1.0, random=generator) for _ in range(5)} == {0}
 
 
 @pytest.mark.parametrize("top_p", [0.05, 0.4, 0.8, 0.97])
@@ -187,7 +187,7 @@ def test_top_p_keeps_the_tokens_that_transformers_keeps(top_p: float) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(12, generator=generator) * 2
     kept = TopPLogitsWarper(top_p)(torch.zeros(1, 1), logits[None])[0].isfinite().nonzero().flatten().tolist()
-    drawn = {draw(logits, temperature=1.0, top_p=top_p, random=generator) for _ in range(6000)}
+    drawn = {sample_token(logits, temperature=1.0, top_p=top_p, random=generator) for _ in range(6000)}
     assert sorted(drawn) == kept
     assert len(kept) < 12
 
@@ -199,22 +199,22 @@ def test_pieces_are_whole_characters_and_join_to_the_text(name: str) -> None:
     tokenizer = load_vocabulary(SHARED / "tokenizers" / name).tokenizer
     for text in [*TEXTS, "".join(TEXTS)]:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
-        found = list(pieces(tokenizer, ids))
+        found = list(decode_stream(tokenizer, ids))
         assert "".join(found) == tokenizer.decode(ids)
         assert len(found) >= len(ids)
-        cut = "".join(pieces(tokenizer, ids[:-1]))
+        cut = "".join(decode_stream(tokenizer, ids[:-1]))
         assert text.lstrip().startswith(cut.strip()), "a cut text ends before the character that it cuts"
     draws = random.Random(0)
     for _ in range(200):
         garbage = [
             draws.randrange(300 if draws.random() < 0.7 else tokenizer.get_vocab_size()) for _ in range(40)
         ]
-        assert "\ufffd" not in "".join(pieces(tokenizer, garbage))
+        assert "\ufffd" not in "".join(decode_stream(tokenizer, garbage))
 
 
 def test_a_piece_comes_as_soon_as_it_is_whole(tokenizer: Tokenizer) -> None:
     ids = [tokenizer.token_to_id(sign(byte)) for byte in "é🙂!".encode()]
-    assert list(pieces(tokenizer, ids)) == ["", "é", "", "", "", "🙂", "!"]
+    assert list(decode_stream(tokenizer, ids)) == ["", "é", "", "", "", "🙂", "!"]
 
 
 def test_the_cache_of_a_loaded_model_is_on(tmp_path: Path, tokenizer: Tokenizer) -> None:

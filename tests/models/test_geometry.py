@@ -20,8 +20,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 
 from tests.conftest import environment
 from tuner.errors import DataError
-from tuner.models.architectures import FAMILIES
-from tuner.models.geometry import active_parameters, linears, parameters, shapes
+from tuner.models.architectures import ARCHITECTURES
+from tuner.models.geometry import active_parameter_count, linear_shapes, parameter_count, tensor_shapes
 
 SIZES = {
     "hidden_size": 48,
@@ -53,7 +53,7 @@ MIXTRAL = {"num_local_experts": 6, "num_experts_per_tok": 2}
 ALL: list[dict[str, Any]] = [
     *(
         {"model_type": kind}
-        for kind, built in FAMILIES.items()
+        for kind, built in ARCHITECTURES.items()
         if built.attention != "latent" and not built.experts
     ),
     {
@@ -163,13 +163,13 @@ def adapted(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
 def test_names_and_shapes_are_those_of_the_model_that_transformers_builds(case: dict[str, Any]) -> None:
     geometry = SIZES | case
     model = on_meta(geometry)
-    assert shapes(geometry) == held(model)
-    assert parameters(geometry) == sum(map(prod, held(model).values()))
-    assert linears(geometry) == adapted(model)
+    assert tensor_shapes(geometry) == held(model)
+    assert parameter_count(geometry) == sum(map(prod, held(model).values()))
+    assert linear_shapes(geometry) == adapted(model)
 
 
 def test_every_family_is_tried() -> None:
-    assert {case["model_type"] for case in ALL} == set(FAMILIES)
+    assert {case["model_type"] for case in ALL} == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "num_experts_per_tok" in case], ids=name_of)
@@ -180,17 +180,17 @@ def test_a_token_uses_its_experts_and_all_that_is_no_expert(case: dict[str, Any]
         if name in held(model):
             total += parameter.numel()
             one += parameter[:2].numel() if ".experts." in name else parameter.numel()
-    assert (parameters(geometry), active_parameters(geometry)) == (total, one)
+    assert (parameter_count(geometry), active_parameter_count(geometry)) == (total, one)
     assert (
-        active_parameters({**geometry, "num_experts_per_tok": 6})
-        == active_parameters({**geometry, "num_experts_per_tok": 9})
+        active_parameter_count({**geometry, "num_experts_per_tok": 6})
+        == active_parameter_count({**geometry, "num_experts_per_tok": 9})
         == total
     )
 
 
 def test_without_experts_all_parameters_are_active() -> None:
     geometry = SIZES | {"model_type": "qwen3"}
-    assert active_parameters(geometry) == parameters(geometry)
+    assert active_parameter_count(geometry) == parameter_count(geometry)
 
 
 @settings(derandomize=True, max_examples=25, deadline=None)
@@ -211,7 +211,7 @@ def test_any_sizes_give_the_shapes_of_the_model(data: st.DataObject) -> None:
             "num_hidden_layers": data.draw(st.integers(1, 5)),
         }
     )
-    assert shapes(geometry) == held(on_meta(geometry))
+    assert tensor_shapes(geometry) == held(on_meta(geometry))
 
 
 def test_what_is_not_there_is_filled_in_only_where_the_class_does_the_same() -> None:
@@ -219,7 +219,7 @@ def test_what_is_not_there_is_filled_in_only_where_the_class_does_the_same() -> 
     be given.
     """
     without = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
-    for kind, built in FAMILIES.items():
+    for kind, built in ARCHITECTURES.items():
         if built.attention == "latent" or built.experts:
             continue
         if built.grouped:
@@ -230,9 +230,11 @@ def test_what_is_not_there_is_filled_in_only_where_the_class_does_the_same() -> 
                     r" from 1"
                 ),
             ):
-                shapes(without | {"model_type": kind})
+                tensor_shapes(without | {"model_type": kind})
         else:
-            assert shapes(without | {"model_type": kind}) == held(on_meta(without | {"model_type": kind}))
+            assert tensor_shapes(without | {"model_type": kind}) == held(
+                on_meta(without | {"model_type": kind})
+            )
 
 
 @pytest.mark.parametrize(
@@ -241,12 +243,12 @@ def test_what_is_not_there_is_filled_in_only_where_the_class_does_the_same() -> 
 @pytest.mark.parametrize("value", [0, -4, 2.5, "64", True, None, 1 << 40, []])
 def test_a_size_that_is_none_is_refused(key: str, value: Any) -> None:
     with pytest.raises(DataError, match=rf"model\.geometry says {key}=.*a number from 1 to"):
-        shapes(SIZES | {"model_type": "llama", key: value})
+        tensor_shapes(SIZES | {"model_type": "llama", key: value})
 
 
 def test_a_latent_query_rank_is_not_guessed() -> None:
     with pytest.raises(DataError, match=r"no q_lora_rank: .* or null"):
-        shapes(
+        tensor_shapes(
             {
                 key: value
                 for key, value in (SIZES | {"model_type": "minicpm3"} | LATENT).items()
@@ -258,7 +260,7 @@ def test_a_latent_query_rank_is_not_guessed() -> None:
 @pytest.mark.parametrize("kind", ["lama", None, 7, ["llama"]])
 def test_an_unknown_family_is_refused(kind: Any) -> None:
     with pytest.raises(DataError, match=r"whose layers are not known here.*Without model\.geometry"):
-        parameters(SIZES | {"model_type": kind})
+        parameter_count(SIZES | {"model_type": kind})
 
 
 def test_the_largest_model_takes_milliseconds() -> None:
@@ -274,7 +276,7 @@ def test_the_largest_model_takes_milliseconds() -> None:
         }
     )
     began = time.monotonic()
-    assert parameters(large) > len(linears(large)) > 0
+    assert parameter_count(large) > len(linear_shapes(large)) > 0
     assert time.monotonic() - began < 0.1
 
 

@@ -23,7 +23,7 @@ from tests.models.tiny import SIZES, tiny_adapter, write_tiny
 from tuner.errors import ConfigError, DataError, StageError
 from tuner.hardware.gpus import Trouble
 from tuner.models import load
-from tuner.models.checkpoint.companions import write_config
+from tuner.models.checkpoint.config_files import write_config
 from tuner.models.lora.merge import merge_adapter
 
 

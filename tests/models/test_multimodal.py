@@ -37,14 +37,14 @@ from transformers import (
 
 from tuner.errors import ConfigError, DataError, StageError
 from tuner.models import load, quantize
-from tuner.models.checkpoint.companions import write_config
+from tuner.models.checkpoint.config_files import write_config
 from tuner.models.checkpoint.files import weight_files
-from tuner.models.checkpoint.meta import skeleton
-from tuner.models.checkpoint.names import Originals, checkpoint_names, map_names
+from tuner.models.checkpoint.meta_model import meta_model
 from tuner.models.checkpoint.safetensors import Checkpoint
-from tuner.models.lora import add as adapters
+from tuner.models.checkpoint.weight_names import OriginalTensors, WeightNames, checkpoint_names, map_names
+from tuner.models.lora.add import add_lora, load_adapter
 from tuner.models.lora.merge import merge_adapter
-from tuner.models.targets import ALL, chosen, linears
+from tuner.models.targets import ALL, linear_layers, target_modules
 
 TEXT: dict[str, Any] = {
     "vocab_size": 96,
@@ -181,7 +181,7 @@ def logits(model: torch.nn.Module, ids: torch.Tensor, positions: torch.Tensor) -
 
 
 def adapted(base: Path, directory: Path, dtype: torch.dtype = torch.float32) -> PeftModel:
-    model = adapters.add_lora(
+    model = add_lora(
         load.load_model(base, dtype=dtype, device="cpu"),
         r=2,
         alpha=3,
@@ -210,7 +210,7 @@ def test_documents_of_a_pack_are_alone(base: Path) -> None:
 
 
 def test_the_whole_of_a_seeing_model_trains_on_text_through_its_adapters(seeing: Path) -> None:
-    model = adapters.add_lora(
+    model = add_lora(
         load.load_model(seeing, dtype=torch.float32, device="cpu"),
         r=2,
         alpha=2,
@@ -234,7 +234,7 @@ def test_generation_continues_text(seeing: Path) -> None:
 
 
 def test_neither_head_nor_router_nor_eyes_are_among_all_linear(base: Path) -> None:
-    found = linears(skeleton(base))
+    found = linear_layers(meta_model(base))
     assert found
     assert not [
         name
@@ -260,7 +260,7 @@ def test_merged_with_an_adapter_it_is_peft_s_model_and_the_rest_keeps_its_bytes(
         load_file(tmp_path / "merged" / "model.safetensors"),
     )
     assert before.keys() == after.keys()
-    changed = {names[f"{name}.weight"] for name in chosen(skeleton(base), ALL)}
+    changed = {names[f"{name}.weight"] for name in target_modules(meta_model(base), ALL)}
     assert {name for name in before if not torch.equal(before[name], after[name])} == changed
 
     tuned = load.load_tuned(base, tmp_path / "adapter", dtype=torch.float32, device="cpu")
@@ -314,9 +314,9 @@ def test_in_4_bits_only_the_language_model_is_held(make: Make, tmp_path: Path) -
     base = write(make, tmp_path / "base")
     model = load.load_model(base, dtype=torch.bfloat16, device="cpu", quant="nf4")
     held = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.uint8}
-    assert held == {f"{name}.weight" for name in linears(skeleton(base))}
-    assert quantize.names(base) == {checkpoint_names(base)[name] for name in held}
-    tuned = adapters.add_lora(model, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0).train()
+    assert held == {f"{name}.weight" for name in linear_layers(meta_model(base))}
+    assert quantize.quantised_tensors(base) == {checkpoint_names(base)[name] for name in held}
+    tuned = add_lora(model, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0).train()
     tuned(input_ids=IDS, position_ids=POSITIONS).logits.float().square().mean().backward()
     assert len([parameter for parameter in tuned.parameters() if parameter.grad is not None]) == 2 * 7 * 2
 
@@ -325,7 +325,7 @@ def test_a_name_means_the_language_model_s_modules_and_an_expression_whatever_it
     base = write(gemma3, tmp_path / "base")
 
     def modules(targets: str | tuple[str, ...]) -> set[str]:
-        model = adapters.add_lora(
+        model = add_lora(
             load.load_model(base, dtype=torch.float32, device="cpu"),
             r=2,
             alpha=2,
@@ -366,7 +366,7 @@ def test_an_mlp_that_peft_takes_for_experts_is_refused(tmp_path: Path) -> None:
             r"algo\.targets=.*down_proj.* takes for parts of this model's experts \(down_proj\).*all-linear"
         ),
     ):
-        adapters.add_lora(model, r=2, alpha=2, dropout=0.0, targets=("q_proj", "down_proj"), seed=0)
+        add_lora(model, r=2, alpha=2, dropout=0.0, targets=("q_proj", "down_proj"), seed=0)
 
 
 def test_experts_are_taken_apart_into_their_tensors_again(sparse: Path) -> None:
@@ -375,7 +375,7 @@ def test_experts_are_taken_apart_into_their_tensors_again(sparse: Path) -> None:
         load.load_model(sparse, dtype=torch.bfloat16, device="cpu"),
     )
     weights = model.state_dict()
-    again = Originals(sparse, weights.__getitem__)
+    again = OriginalTensors(sparse, weights.__getitem__)
     assert again.weight_of.keys() == specs.specs.keys()
     assert len(set(again.weight_of.values())) < len(again.weight_of)
     for name in sorted(specs.specs):
@@ -391,7 +391,7 @@ def test_what_changed_in_an_expert_is_in_its_tensor(tmp_path: Path) -> None:
     before = Checkpoint(weight_files(base))
     # the third expert's way up is the second half
     weights["model.layers.1.mlp.experts.gate_up_proj"][2, 48:] += 1
-    again = Originals(base, weights.__getitem__)
+    again = OriginalTensors(base, weights.__getitem__)
     changed = {name for name in sorted(before.specs) if not torch.equal(again[name], before[name])}
     assert changed == {"model.layers.1.block_sparse_moe.experts.2.w3.weight"}
 
@@ -400,13 +400,11 @@ def test_a_weight_that_is_part_of_a_larger_tensor_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = write(qwen2_vl, tmp_path)
-    import tuner.models.checkpoint.names as module
-
-    found = map_names(skeleton(base), Checkpoint(weight_files(base)).specs)
-    torn = module.Names(plain=found.plain, made={}, split=frozenset({"model.visual.q"}), steps=found.steps)
-    monkeypatch.setattr(module, "map_names", lambda *_: torn)
+    found = map_names(meta_model(base), Checkpoint(weight_files(base)).specs)
+    torn = WeightNames(plain=found.plain, made={}, split=frozenset({"model.visual.q"}), steps=found.steps)
+    monkeypatch.setattr("tuner.models.checkpoint.weight_names.map_names", lambda *_: torn)
     with pytest.raises(StageError, match=r"model\.visual\.q is a part of a larger tensor"):
-        Originals(base, lambda _: torch.zeros(1))
+        OriginalTensors(base, lambda _: torch.zeros(1))
 
 
 def test_a_class_of_its_own_for_text_reads_the_same_checkpoint(tmp_path: Path) -> None:
@@ -449,7 +447,7 @@ def test_a_model_that_writes_no_text_is_refused(tmp_path: Path) -> None:
 
 def test_an_adapter_comes_back_as_it_was_written_here_and_with_peft(base: Path, tmp_path: Path) -> None:
     trained = adapted(base, tmp_path / "adapter")
-    fresh = adapters.add_lora(
+    fresh = add_lora(
         load.load_model(base, dtype=torch.float32, device="cpu"),
         r=2,
         alpha=3,
@@ -457,7 +455,7 @@ def test_an_adapter_comes_back_as_it_was_written_here_and_with_peft(base: Path, 
         targets="all-linear",
         seed=5,
     )
-    adapters.load_adapter(fresh, tmp_path / "adapter")
+    load_adapter(fresh, tmp_path / "adapter")
     plain = type(trained.get_base_model()).from_pretrained(base, dtype=torch.float32)
     theirs = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
     positions = torch.arange(16)[None]

@@ -30,20 +30,20 @@ from tuner.config.schema import Optim
 from tuner.data.packs import Pack
 from tuner.data.tokenizer.load import load_vocabulary
 from tuner.errors import ConfigError, DataError
-from tuner.models.checkpoint.companions import write_config
+from tuner.models.checkpoint.config_files import write_config
 from tuner.models.checkpoint.files import INDEX, checkpoint_files
 from tuner.models.checkpoint.safetensors import Checkpoint, Spec, write_checkpoint
 from tuner.models.load import load_model, load_tuned
 from tuner.models.lora.merge import merge_adapter, merge_original
 from tuner.models.new_tokens import (
-    Grown,
-    enlarged,
-    grow,
-    resized,
+    ExtendedVocabulary,
+    add_new_tokens,
+    extended_matrix,
+    padded_rows,
+    resized_config,
     token_ids,
     trainable_rows,
-    vocabulary,
-    with_rows,
+    vocabulary_tensors,
     write_rows,
 )
 from tuner.train.batch import collate
@@ -167,7 +167,7 @@ def test_only_shards_with_rows_of_tokens_are_written(tmp_path: Path) -> None:
 @given(st.integers(1, 200), st.integers(1, 300))
 @settings(derandomize=True, max_examples=50)
 def test_rows_are_enough_and_stay_a_multiple_of_64(rows: int, needed: int) -> None:
-    after = enlarged(rows, needed)
+    after = padded_rows(rows, needed)
     assert after >= max(rows, needed)
     assert after - max(rows, needed) < 64
     assert (after % 64 == 0) or (rows % 64 != 0 and after == max(rows, needed))
@@ -184,19 +184,19 @@ def test_other_new_rows_take_no_more_probability_than_an_average_token(
         torch.randn(rows, 8, generator=generator, dtype=torch.float64),
         torch.randn(8, generator=generator, dtype=torch.float64),
     )
-    probability = (with_rows(head, {rows: [0]}, rows + 1 + more) @ hidden).softmax(0)
+    probability = (extended_matrix(head, {rows: [0]}, rows + 1 + more) @ hidden).softmax(0)
     assert bool((probability[rows + 1 :] <= probability[:rows].mean() + 1e-12).all())
 
 
 def test_the_text_part_of_a_multimodal_config_grows() -> None:
-    assert resized({"text_config": {"hidden_size": 8}}, 9) == {
+    assert resized_config({"text_config": {"hidden_size": 8}}, 9) == {
         "text_config": {"hidden_size": 8, "vocab_size": 9}
     }
-    assert resized({"vocab_size": 7, "text_config": {"vocab_size": 7}}, 9) == {
+    assert resized_config({"vocab_size": 7, "text_config": {"vocab_size": 7}}, 9) == {
         "vocab_size": 9,
         "text_config": {"vocab_size": 9},
     }
-    assert resized({}, 9) == {"vocab_size": 9}
+    assert resized_config({}, 9) == {"vocab_size": 9}
 
 
 def spec(name: str, *shape: int, dtype: str = "BF16") -> dict[str, Spec]:
@@ -205,10 +205,10 @@ def spec(name: str, *shape: int, dtype: str = "BF16") -> dict[str, Spec]:
 
 def test_the_tables_are_found_by_name_and_size() -> None:
     table = spec("language_model.model.embed_tokens.weight", 70, 8)
-    assert vocabulary(
+    assert vocabulary_tensors(
         {"text_config": {"vocab_size": 70}}, table | spec("audio.embed_tokens.weight", 9, 8)
     ) == tuple(table)
-    assert vocabulary({}, spec("transformer.wte.weight", 70, 8) | spec("lm_head.weight", 70, 8)) == (
+    assert vocabulary_tensors({}, spec("transformer.wte.weight", 70, 8) | spec("lm_head.weight", 70, 8)) == (
         "transformer.wte.weight",
         "lm_head.weight",
     )
@@ -228,7 +228,7 @@ def test_the_tables_are_found_by_name_and_size() -> None:
 )
 def test_a_vocabulary_that_can_not_grow_is_refused(specs: dict[str, Spec], match: str) -> None:
     with pytest.raises(DataError, match=match):
-        vocabulary({"vocab_size": 70}, specs)
+        vocabulary_tensors({"vocab_size": 70}, specs)
 
 
 def test_a_family_with_more_tables_keeps_its_size(tmp_path: Path) -> None:
@@ -349,8 +349,10 @@ NEW = ["<tool>", "客服词", "[END]"]
 def test_a_checkpoint_grows_with_its_tokenizer(tmp_path: Path) -> None:
     base, target = write_tiny(tmp_path / "base"), out(tmp_path)
     said: list[str] = []
-    grown = grow(checkpoint_files(base), NEW, target, say=said.append)
-    assert grown == Grown(ids={"<tool>": 6400, "客服词": 6401, "[END]": 6402}, before=6400, after=6464)
+    grown = add_new_tokens(checkpoint_files(base), NEW, target, say=said.append)
+    assert grown == ExtendedVocabulary(
+        ids={"<tool>": 6400, "客服词": 6401, "[END]": 6402}, before=6400, after=6464
+    )
     assert said == [
         "<tool> to [END] are 6400 to 6402: the embedding grows from 6,400 to 6,464 rows, a multiple of 64 "
         "again"
@@ -372,9 +374,9 @@ def test_a_checkpoint_grows_with_its_tokenizer(tmp_path: Path) -> None:
 def test_ids_without_rows_are_taken_in_turn_and_none_is_beyond_the_embedding(tmp_path: Path) -> None:
     base, wide, again = write_tiny(tmp_path / "base"), tmp_path / "wide", out(tmp_path)
     wide.mkdir()
-    grow(checkpoint_files(base), ["<a>"], wide)
+    add_new_tokens(checkpoint_files(base), ["<a>"], wide)
     said: list[str] = []
-    assert grow(checkpoint_files(wide), ["<b>"], again, say=said.append) == Grown(
+    assert add_new_tokens(checkpoint_files(wide), ["<b>"], again, say=said.append) == ExtendedVocabulary(
         ids={"<b>": 6401}, before=6464, after=6464
     )
     assert said == ["<b> is 6401: rows that the embedding had free (6,464 in all, as before)"]
@@ -385,7 +387,7 @@ def test_ids_without_rows_are_taken_in_turn_and_none_is_beyond_the_embedding(tmp
 def test_tokens_that_are_there_are_refused(tmp_path: Path) -> None:
     base, target = write_tiny(tmp_path / "base"), out(tmp_path)
     with pytest.raises(DataError, match=r"<\|im_end\|>.*has that as the id"):
-        grow(checkpoint_files(base), ["<|im_end|>"], target)
+        add_new_tokens(checkpoint_files(base), ["<|im_end|>"], target)
     with pytest.raises(
         DataError, match=r"'<tool>', which the tokenizer in .* does not have\. Fetch the model again"
     ):
@@ -403,7 +405,7 @@ def test_a_rewritten_family_takes_its_new_tokens_back_to_its_layout(tmp_path: Pa
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(base / "tokenizer.json"))
     grown.mkdir()
-    ids = grow(checkpoint_files(base), ["<tool>"], grown).ids
+    ids = add_new_tokens(checkpoint_files(base), ["<tool>"], grown).ids
     assert ids == {"<tool>": rows}
     merge_original(grown, None, grown / "original", back)
     written = tensors(back)
@@ -424,7 +426,7 @@ def test_a_sentencepiece_model_beside_it_stays_and_contradicts_nothing(tmp_path:
     base, target = small(tmp_path / "base", rows=512), out(tmp_path)
     for path in source.iterdir():
         (base / path.name).write_bytes(path.read_bytes())
-    grown = grow(checkpoint_files(base), ["<tool>", "客服词"], target)
+    grown = add_new_tokens(checkpoint_files(base), ["<tool>", "客服词"], target)
     assert (grown.before, grown.after) == (512, 576)
     assert (target / "tokenizer.model").samefile(base / "tokenizer.model")
     assert token_ids(target, list(grown.ids)) == (512, 513)

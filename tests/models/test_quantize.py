@@ -20,12 +20,13 @@ from tests.models.tiny import tiny_adapter, tiny_model
 from tuner.errors import ConfigError, StageError
 from tuner.files import write_json
 from tuner.models import load, quantize
-from tuner.models.checkpoint.companions import write_config
+from tuner.models.checkpoint.config_files import write_config
 from tuner.models.checkpoint.files import weight_files
-from tuner.models.checkpoint.names import checkpoint_names
+from tuner.models.checkpoint.meta_model import meta_model
 from tuner.models.checkpoint.safetensors import Checkpoint
+from tuner.models.checkpoint.weight_names import checkpoint_names
 from tuner.models.export import write_adapter
-from tuner.models.lora import add as adapters
+from tuner.models.lora.add import adapter_config, add_lora
 from tuner.models.lora.merge import merge_adapter
 
 bnb = pytest.importorskip("bitsandbytes")
@@ -80,10 +81,12 @@ def test_dequantised_is_what_the_loaded_base_computes_with_bit_for_bit(
         load.load_model(directory, dtype=compute, device="cpu", quant="nf4"),
         Checkpoint(weight_files(directory)),
     )
-    held = quantize.names(directory)
+    held = quantize.quantised_tensors(directory)
     assert held == {name for name in weights.specs if name.endswith("_proj.weight")}
     for name in held:
-        assert torch.equal(restored(model, name).bfloat16(), quantize.dequantised(weights[name], "nf4")), name
+        assert torch.equal(
+            restored(model, name).bfloat16(), quantize.quantise_dequantise(weights[name], "nf4")
+        ), name
     for name, parameter in model.named_parameters():
         if name not in held:
             assert parameter.dtype == compute
@@ -98,7 +101,7 @@ def test_every_value_is_a_level_of_nf4_times_the_largest_of_its_block(
     weight = (
         torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(outputs * inputs)) * scale
     ).bfloat16()
-    value = quantize.dequantised(weight, "nf4")
+    value = quantize.quantise_dequantise(weight, "nf4")
     assert (value.dtype, value.shape) == (torch.bfloat16, weight.shape)
     maxima = [block.abs().max().float() for block in weight.flatten().split(quantize.BLOCK)]
     widest = max(maxima)
@@ -112,7 +115,7 @@ def test_every_value_is_a_level_of_nf4_times_the_largest_of_its_block(
 
 def test_without_quantisation_a_weight_is_itself() -> None:
     weight = torch.randn(3, 5)
-    assert quantize.dequantised(weight, "none") is weight
+    assert quantize.quantise_dequantise(weight, "none") is weight
 
 
 def gradients(model: torch.nn.Module) -> list[torch.Tensor]:
@@ -130,10 +133,10 @@ def measured_in_between(base: Path, *, trap: bool) -> tuple[bool, bool]:
         if isinstance(module, bnb.nn.Linear4bit):
             assert not module.support_avx512bf16_for_cpu
             module.support_avx512bf16_for_cpu = trap
-    tuned = adapters.add_lora(model, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0)
+    tuned = add_lora(model, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0)
     modules = [
         tuned.get_submodule(f"base_model.model.{name.removesuffix('.weight')}").base_layer
-        for name in sorted(quantize.names(base))
+        for name in sorted(quantize.quantised_tensors(base))
     ]
 
     def values() -> list[torch.Tensor]:
@@ -181,7 +184,7 @@ def test_it_would_where_the_processor_has_bf16_and_nothing_was_done(tmp_path: Pa
 
 def qlora(base: Path, directory: Path) -> torch.nn.Module:
     """A model in 4 bits with an adapter whose B is away from zero, which is also written to `directory`."""
-    model = adapters.add_lora(
+    model = add_lora(
         load.load_model(base, dtype=torch.float32, device="cpu", quant="nf4"),
         r=4,
         alpha=6,
@@ -201,7 +204,7 @@ def test_merged_it_is_the_model_that_trained(base: Path, tmp_path: Path) -> None
     trained = qlora(base, tmp_path / "adapter")
     tuned = load.load_tuned(base, tmp_path / "adapter", dtype=torch.float32, device="cpu", quant="nf4")
     exact, full = (load.load_model(base, dtype=torch.float32, device="cpu") for _ in range(2))
-    for name in quantize.names(base):
+    for name in quantize.quantised_tensors(base):
         lora = trained.get_submodule(f"base_model.model.{name.removesuffix('.weight')}")
         product = (lora.lora_B["default"].weight @ lora.lora_A["default"].weight).detach() * 1.5
         assert torch.equal(
@@ -223,12 +226,12 @@ def test_merged_it_is_the_model_that_trained(base: Path, tmp_path: Path) -> None
 
 def test_its_gradients_are_those_of_the_weights_that_it_multiplies_with(base: Path) -> None:
     def grads(model: torch.nn.Module) -> torch.Tensor:
-        found = gradients(adapters.add_lora(model, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0))
+        found = gradients(add_lora(model, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0))
         return torch.cat([grad.flatten() for grad in found])
 
     packed = load.load_model(base, dtype=torch.float32, device="cpu", quant="nf4")
     plain = load.load_model(base, dtype=torch.float32, device="cpu")
-    for name in quantize.names(base):
+    for name in quantize.quantised_tensors(base):
         plain.get_parameter(name).data = restored(packed, name).float()
     ours, exact = grads(packed), grads(plain)
     assert exact.norm() > 0
@@ -243,7 +246,7 @@ def test_measured_is_what_merging_writes_bit_for_bit(base: Path, tmp_path: Path)
         tmp_path / "adapter",
         tmp_path / "merged",
         quant="nf4",
-        quantised=quantize.names(base),
+        quantised=quantize.quantised_tensors(base),
         names=checkpoint_names(base),
         limit=400_000,
     )
@@ -264,7 +267,7 @@ def test_in_fp32_merging_writes_what_the_base_in_4_bits_computes_with(base: Path
     tuned = load.load_tuned(
         base, tmp_path / "adapter", dtype=torch.float32, device="cpu", rounded=torch.float32, quant="nf4"
     )
-    for name in quantize.names(base):
+    for name in quantize.quantised_tensors(base):
         delta = peft.base_model.model.get_submodule(name.removesuffix(".weight")).get_delta_weight("default")
         assert torch.equal(tuned.get_parameter(name), restored(held, name).float() + delta), name
 
@@ -272,7 +275,7 @@ def test_in_fp32_merging_writes_what_the_base_in_4_bits_computes_with(base: Path
 def test_a_tied_head_with_an_adapter_stays_unquantised_and_becomes_one_of_its_own(tmp_path: Path) -> None:
     base = write(tmp_path / "base", torch.bfloat16, tied=True)
     model = load.load_model(base, dtype=torch.float32, device="cpu", quant="nf4", attention="sdpa")
-    peft = adapters.add_lora(model, r=4, alpha=8, dropout=0.0, targets=("q_proj", "lm_head"), seed=0).eval()
+    peft = add_lora(model, r=4, alpha=8, dropout=0.0, targets=("q_proj", "lm_head"), seed=0).eval()
     draw = torch.Generator().manual_seed(1)
     for name, parameter in peft.named_parameters():
         if ".lora_B" in name:
@@ -283,7 +286,7 @@ def test_a_tied_head_with_an_adapter_stays_unquantised_and_becomes_one_of_its_ow
     }
     (tmp_path / "adapter").mkdir()
     save_file(weights, tmp_path / "weights.safetensors")
-    write_json(tmp_path / "settings.json", adapters.adapter_config(peft))
+    write_json(tmp_path / "settings.json", adapter_config(peft))
     write_adapter(
         Checkpoint([tmp_path / "weights.safetensors"]),
         tmp_path / "settings.json",
@@ -313,7 +316,7 @@ def test_an_adapter_says_which_base_it_belongs_to(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quant: str
 ) -> None:
     model = load.load_model(base, dtype=torch.bfloat16, device="cpu", quant=quant, attention="sdpa")
-    peft = adapters.add_lora(model, r=4, alpha=8, dropout=0.0, targets="all-linear", seed=0).eval()
+    peft = add_lora(model, r=4, alpha=8, dropout=0.0, targets="all-linear", seed=0).eval()
     draw = torch.Generator().manual_seed(1)
     for name, parameter in peft.named_parameters():
         if ".lora_B" in name:
@@ -325,7 +328,7 @@ def test_an_adapter_says_which_base_it_belongs_to(
         for name, tensor in get_peft_model_state_dict(peft, save_embedding_layers=False).items()
     }
     save_file(weights, tmp_path / "weights.safetensors")
-    write_json(tmp_path / "settings.json", adapters.adapter_config(peft))
+    write_json(tmp_path / "settings.json", adapter_config(peft))
     write_adapter(
         Checkpoint([tmp_path / "weights.safetensors"]),
         tmp_path / "settings.json",
@@ -335,7 +338,7 @@ def test_an_adapter_says_which_base_it_belongs_to(
     )
     config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
     # PEFT warns of keys that it does not know
-    assert config.keys() - {"base_model_name_or_path"} <= adapters.adapter_config(peft).keys()
+    assert config.keys() - {"base_model_name_or_path"} <= adapter_config(peft).keys()
     text = (out / "README.md").read_text(encoding="utf-8")
     assert f"org/name in {quantize.BITS[quant]} bits" in " ".join(text.split())
     code = (
@@ -354,7 +357,7 @@ def test_an_adapter_says_which_base_it_belongs_to(
             module.support_avx512bf16_for_cpu = False
     linear = loaded.base_model.model.model.layers[0].self_attn.q_proj.base_layer
     assert type(linear).__name__ == {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[quant]
-    ours = quantize.settings(load.skeleton(base), quant, compute=torch.bfloat16).to_dict()
+    ours = quantize.quantization_config(meta_model(base), quant, compute=torch.bfloat16).to_dict()
     assert {key for key, value in found["settings"].to_dict().items() if value != ours[key]} == {
         "llm_int8_skip_modules"
     }
@@ -365,7 +368,7 @@ def test_an_adapter_says_which_base_it_belongs_to(
 
 @pytest.mark.parametrize("quant", ["nf4", "int8"])
 def test_training_goes_down(base: Path, quant: str) -> None:
-    model = adapters.add_lora(
+    model = add_lora(
         load.load_model(base, dtype=torch.bfloat16, device="cpu", quant=quant),
         r=4,
         alpha=8,
@@ -421,7 +424,7 @@ def test_experts_are_refused_with_their_share_before_anything_is_read(
 def test_a_layer_that_is_left_out_is_named(
     base: Path, monkeypatch: pytest.MonkeyPatch, quant: str, bits: int
 ) -> None:
-    original = quantize.settings
+    original = quantize.quantization_config
 
     def forgetful(
         model: PreTrainedModel, quant: str, *, compute: torch.dtype, storage: torch.dtype | None
@@ -430,7 +433,7 @@ def test_a_layer_that_is_left_out_is_named(
         found.llm_int8_skip_modules.append("model.layers.1.mlp.up_proj")
         return found
 
-    monkeypatch.setattr(quantize, "settings", forgetful)
+    monkeypatch.setattr(quantize, "quantization_config", forgetful)
     with pytest.raises(
         StageError, match=rf"1 of 14 linear layers are not in {bits} bits.*layers\.1\.mlp\.up_proj"
     ):
@@ -442,7 +445,7 @@ def test_without_bitsandbytes_it_says_what_to_install(base: Path, monkeypatch: p
     monkeypatch.setattr(quantize, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
     for call in (
         lambda: load.load_model(base, dtype=torch.bfloat16, device="cpu", quant="nf4"),
-        lambda: quantize.dequantised(torch.ones(2, 2), "nf4"),
+        lambda: quantize.quantise_dequantise(torch.ones(2, 2), "nf4"),
     ):
         with pytest.raises(ConfigError, match=r"algo\.quant=nf4 .* pip install 'tuner\[qlora\]'"):
             call()
@@ -469,10 +472,10 @@ def test_a_base_in_8_bits_computes_with_what_merging_takes(
         load.load_model(directory, dtype=compute, device="cpu", quant="int8"),
         Checkpoint(weight_files(directory)),
     )
-    held = quantize.names(directory)
+    held = quantize.quantised_tensors(directory)
     assert len(held) == 14
     for name in held:
-        value, weight = quantize.dequantised(weights[name], "int8"), weights[name].bfloat16().float()
+        value, weight = quantize.quantise_dequantise(weights[name], "int8"), weights[name].bfloat16().float()
         assert torch.equal(eight(model, name), value), name
         # arXiv:2208.07339, equation 3: a row's largest value is 127
         assert ((value - weight).abs() <= weight.abs().amax(1, keepdim=True) / 127 * 0.501).all()
@@ -488,8 +491,8 @@ def test_a_base_in_8_bits_computes_with_what_merging_takes(
 
 def test_measuring_in_between_changes_nothing_in_8_bits(base: Path) -> None:
     model = load.load_model(base, dtype=torch.bfloat16, device="cpu", quant="int8")
-    tuned = adapters.add_lora(model, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0)
-    names = sorted(quantize.names(base))
+    tuned = add_lora(model, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0)
+    names = sorted(quantize.quantised_tensors(base))
     before, weights = gradients(tuned), [eight(model, name) for name in names]
     with torch.no_grad():
         tuned.eval()(input_ids=torch.arange(16)[None], position_ids=torch.arange(16)[None])
@@ -502,9 +505,7 @@ def test_merged_in_8_bits_or_with_dora_it_is_the_model_that_trained(
     base: Path, tmp_path: Path, quant: str, dora: bool
 ) -> None:
     frozen = load.load_model(base, dtype=torch.float32, device="cpu", quant=quant)
-    trained = adapters.add_lora(
-        frozen, r=4, alpha=6, dropout=0.0, targets="all-linear", seed=0, dora=dora
-    ).train()
+    trained = add_lora(frozen, r=4, alpha=6, dropout=0.0, targets="all-linear", seed=0, dora=dora).train()
     generator = torch.Generator().manual_seed(1)
     for parameter in trained.parameters():
         if parameter.requires_grad:
@@ -529,7 +530,7 @@ def test_4_bits_in_bf16_are_the_same_bits(base: Path) -> None:
         load.load_model(base, dtype=torch.bfloat16, device="cpu", quant="nf4", storage=storage)
         for storage in (torch.bfloat16, None)
     )
-    for name in quantize.names(base):
+    for name in quantize.quantised_tensors(base):
         assert model.get_parameter(name).dtype == torch.bfloat16
         assert torch.equal(
             model.get_parameter(name).data.view(torch.uint8).flatten(),
@@ -537,7 +538,7 @@ def test_4_bits_in_bf16_are_the_same_bits(base: Path) -> None:
         )
         assert torch.equal(restored(model, name), restored(plain, name))
     ours, theirs = (
-        gradients(adapters.add_lora(m, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0))
+        gradients(add_lora(m, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0))
         for m in (model, plain)
     )
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
@@ -551,14 +552,17 @@ def test_a_gpu_holds_the_base_that_merging_on_the_processor_takes(base: Path) ->
         load.load_model(base, dtype=torch.bfloat16, device="cuda", quant="nf4"),
         Checkpoint(weight_files(base)),
     )
-    for name in quantize.names(base):
-        there, here = restored(model, name).cpu().float(), quantize.dequantised(weights[name], "nf4").float()
-        assert torch.equal(there, quantize.dequantised(weights[name].cuda(), "nf4").cpu().float())
+    for name in quantize.quantised_tensors(base):
+        there, here = (
+            restored(model, name).cpu().float(),
+            quantize.quantise_dequantise(weights[name], "nf4").float(),
+        )
+        assert torch.equal(there, quantize.quantise_dequantise(weights[name].cuda(), "nf4").cpu().float())
         assert (there != here).float().mean() < 0.05
         assert ((there - here).abs() <= 0.05 * here.abs()).all()
         assert (there - here).norm() < 2**-9 * here.norm()
     assert all(parameter.device.type == "cuda" for parameter in model.parameters())
-    tuned = adapters.add_lora(model, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0)
+    tuned = add_lora(model, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0)
     ids = torch.arange(16, device="cuda")[None]
     before = tuned.eval()(input_ids=ids, position_ids=ids).logits
     before.float().square().mean().backward()
@@ -574,11 +578,11 @@ def test_a_gpu_holds_in_8_bits_what_merging_on_the_processor_takes(base: Path) -
         load.load_model(base, dtype=torch.bfloat16, device="cuda", quant="int8"),
         Checkpoint(weight_files(base)),
     )
-    for name in quantize.names(base):
-        there, here = eight(model, name).cpu(), quantize.dequantised(weights[name], "int8")
+    for name in quantize.quantised_tensors(base):
+        there, here = eight(model, name).cpu(), quantize.quantise_dequantise(weights[name], "int8")
         assert (there != here).float().mean() < 0.01
         assert (there - here).norm() < 2**-9 * here.norm()
-    tuned = adapters.add_lora(model, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0)
+    tuned = add_lora(model, r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0)
     ids = torch.arange(16, device="cuda")[None]
     tuned.train()(input_ids=ids, position_ids=ids).logits.float().square().mean().backward()
     assert all(

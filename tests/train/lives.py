@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.train.conftest import make_pack
 from tuner.config import deepspeed
 from tuner.config.schema import Algo, Machine, Optim
-from tuner.kernels import attention as seam
+from tuner.kernels.attention import IMPLEMENTATION, register_attention
 from tuner.train.batch import Batch, collate, count_targets
 from tuner.train.checkpoints import sharded, steps
 from tuner.train.checkpoints.save import Saver
@@ -46,7 +46,7 @@ def make_model(adapter: str, hidden: int = HIDDEN) -> torch.nn.Module:
     processes can't have equal parts.
     """
     torch.manual_seed(0)
-    seam.register()
+    register_attention()
     config = LlamaConfig(
         vocab_size=WORDS,
         hidden_size=hidden,
@@ -56,7 +56,7 @@ def make_model(adapter: str, hidden: int = HIDDEN) -> torch.nn.Module:
         num_key_value_heads=2,
         tie_word_embeddings=True,
         initializer_range=1.13 / hidden**0.5,
-        attn_implementation=seam.NAME,
+        attn_implementation=IMPLEMENTATION,
         use_cache=False,
     )
     model: torch.nn.Module = LlamaForCausalLM(config)

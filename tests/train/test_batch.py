@@ -4,7 +4,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tuner.data.packs import Pack, Packs
-from tuner.kernels.borders import borders
+from tuner.kernels.packed_documents import document_borders
 from tuner.train.batch import Batch, collate, count_targets, empty_batch
 
 NONE = np.zeros(2, dtype=np.int32)
@@ -33,7 +33,7 @@ def test_counts_agree(packs: Packs) -> None:
 
 def test_borders_are_those_that_the_positions_say(packs: Packs) -> None:
     batch = collate(list(packs))
-    assert list(batch.borders) == borders(batch.positions_1N)
+    assert list(batch.borders) == document_borders(batch.positions_1N)
 
 
 def test_packs_keep_their_numbers(packs: Packs) -> None:

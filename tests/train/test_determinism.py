@@ -12,9 +12,9 @@ from tests.train.conftest import make_pack
 from tuner.config.schema import Optim
 from tuner.errors import ConfigError, StageError
 from tuner.kernels import attention, flash, flex, sdpa, varlen
-from tuner.kernels.scoring import Needs, Scoring
-from tuner.models.attention_needs import needs
-from tuner.models.full import load_trainable
+from tuner.kernels.scoring import AttentionNeeds, Scoring
+from tuner.models.attention_needs import attention_needs
+from tuner.models.full_finetune import load_trainable
 from tuner.models.load import load_model
 from tuner.models.lora.add import add_lora
 from tuner.train.batch import collate, count_targets
@@ -141,7 +141,7 @@ def trained_on_gpu(
             torch.cuda.synchronize()
             began = time.perf_counter()
             targets = count_targets(packs)
-            with attention.using(backend):
+            with attention.using_backend(backend):
                 losses.append(sum(engine.forward_backward(batches, targets)) / targets)
             engine.step(1e-3, 1.0)
             torch.cuda.synchronize()
@@ -158,12 +158,12 @@ def test_two_trainings_are_equal_to_the_bit(
     """With the attention that auto takes here; prints what it costs."""
     if algo in ("nf4", "int8"):
         pytest.importorskip("bitsandbytes")
-    asked = needs(
+    asked = attention_needs(
         load_model(llama, dtype=torch.bfloat16, device="cpu"),
         dtype=torch.bfloat16,
         device=torch.device("cuda"),
     )
-    backend, _ = attention.choose("auto", asked)
+    backend, _ = attention.choose_backend("auto", asked)
     one, losses, slow = trained_on_gpu(llama, algo, backend, True)
     two, again, slow_again = trained_on_gpu(llama, algo, backend, True)
     free, _, fast = trained_on_gpu(llama, algo, backend, False)
@@ -191,7 +191,9 @@ def test_attention_gives_the_same_gradients_each_time(
         {"flash": flash, "varlen": varlen, "flex": flex, "sdpa": sdpa}[backend],
         (3000, 1, 700, 4096, 395),
     )
-    if reason := module.trouble(Needs(device=torch.device("cuda"), dtype=torch.bfloat16, head_dim=128)):
+    if reason := module.trouble(
+        AttentionNeeds(device=torch.device("cuda"), dtype=torch.bfloat16, head_dim=128)
+    ):
         pytest.skip(reason)
     torch.manual_seed(0)
     q, k, v = (

@@ -21,7 +21,7 @@ from tuner.hardware.optional_imports import spare
 from tuner.pipeline.run import RunDirectory
 
 if TYPE_CHECKING:
-    from tuner.models.generate import Dialogue, Speaker
+    from tuner.models.generate import CachedGenerator, Dialogue
 
 COMMANDS = """\
 /undo         forget the last question and its answer
@@ -67,15 +67,17 @@ def chat(run: RunDirectory, config: Config, base: Path | None) -> int:
 
     from tuner.data.chat.template import compile_template
     from tuner.data.tokenizer.load import load_vocabulary
-    from tuner.models.checkpoint.companions import spoken
-    from tuner.models.generate import Dialogue, Speaker, end_ids
-    from tuner.models.load import DTYPES, compute_dtype, load_tuned, resolve_device
+    from tuner.models.checkpoint.config_files import chat_with_system
+    from tuner.models.generate import CachedGenerator, Dialogue, stop_ids
+    from tuner.models.load import PRECISIONS, compute_dtype, load_tuned, resolve_device
 
     if config.machine.threads != "auto":
         torch.set_num_threads(config.machine.threads)
     device = resolve_device(config.machine.device)
     dtype = compute_dtype(config.algo.precision, device)
-    template = compile_template(spoken(config.model.chat, config.data.system), load_vocabulary(found.home))
+    template = compile_template(
+        chat_with_system(config.model.chat, config.data.system), load_vocabulary(found.home)
+    )
     quant = config.algo.quant if found.adapter else "none"
     model = load_tuned(
         found.base,
@@ -83,12 +85,12 @@ def chat(run: RunDirectory, config: Config, base: Path | None) -> int:
         dtype=dtype,
         device=device,
         attention="sdpa",
-        rounded=DTYPES[config.algo.precision],
+        rounded=PRECISIONS[config.algo.precision],
         quant=quant,
     )
     wish = config.generation
-    stops = end_ids(found.home, template.stops)
-    speaker = Speaker(
+    stops = stop_ids(found.home, template.stops)
+    speaker = CachedGenerator(
         model, template.tokenizer, stops=stops, temperature=wish.temperature, top_p=wish.top_p, seed=wish.seed
     )
     known = (config.model.context, getattr(model.config.get_text_config(), "max_position_embeddings", None))
@@ -140,7 +142,11 @@ def visible(text: str) -> str:
 
 
 def converse(
-    terminal: "Terminal", dialogue: "Dialogue", speaker: "Speaker", wish: Generation, context: int | None
+    terminal: "Terminal",
+    dialogue: "Dialogue",
+    speaker: "CachedGenerator",
+    wish: Generation,
+    context: int | None,
 ) -> int:
     """Answer questions and follow commands until the lines end. `context` is the longest sequence of the
     model, in tokens.
@@ -179,7 +185,7 @@ def _answer(
     question: str,
     terminal: "Terminal",
     dialogue: "Dialogue",
-    speaker: "Speaker",
+    speaker: "CachedGenerator",
     wish: Generation,
     context: int | None,
 ) -> None:

@@ -11,7 +11,7 @@ from tuner.errors import ConfigError, StoreError, nearest
 from tuner.files import disk_full, read_json
 from tuner.models.checkpoint.files import ADAPTER_FILES
 from tuner.models.checkpoint.quantised import WORDS
-from tuner.models.layouts import family
+from tuner.models.layouts import detection
 
 KINDS = {
     "adapter": "the adapter, as PEFT reads it",
@@ -106,7 +106,7 @@ def _write_original(made: ExportSource, out: Path, tell: Callable[[str], None]) 
 
     base = _base(made)
     whole = base if made.adapted else made.convert
-    aside = base / family.ASIDE
+    aside = base / detection.ORIGINAL
     rewritten = [
         str(name) for name in (read_json(base / "manifest.json") or {}).get("facts", {}).get("rewritten", ())
     ]

@@ -9,7 +9,7 @@ from tuner.cli.plan_text import plan_json, plan_text, summary
 from tuner.config.schema import Config
 from tuner.config.view import View
 from tuner.data.sources import sources_of
-from tuner.models.source import refuse_by_name
+from tuner.models.locate import refuse_quantised_name
 from tuner.pipeline.plan import plan
 from tuner.pipeline.rerun import prepare_result, rerun
 from tuner.pipeline.run import RunDirectory, store_of
@@ -26,7 +26,7 @@ def run_config(config: Config, tell: Callable[[str], None], redone: set[str] | N
 def plan_config(config: Config, flags: Collection[str]) -> int:
     """Print what would run; with --check, 3 says that something would."""
     run = RunDirectory.of(config)
-    refuse_by_name(View(config, "fetch_model"))
+    refuse_quantised_name(View(config, "fetch_model"))
     steps = plan(config, STAGES, store_of(config), run, redo=config.redo)
     print(plan_json(steps, config, run) if "--json" in flags else plan_text(steps, config, run))
     return 3 if "--check" in flags and any(step.to_do for step in steps) else 0

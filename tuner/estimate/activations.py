@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuner.config.schema import Algo
-from tuner.models.architectures import Family, family
+from tuner.models.architectures import Architecture, architecture_of
 from tuner.models.geometry import Geometry, Shape
 
 Layer = Mapping[str, Shape]
@@ -31,7 +31,7 @@ def layer_tensors(tensors: Mapping[str, Any], at: int) -> dict[str, Any]:
 
 def saved_bytes(geometry: Geometry, layer: Layer, pairs: Adapted, algo: Algo) -> float:
     """Bytes for each token."""
-    built, a = family(geometry), activation_bytes(algo)
+    built, a = architecture_of(geometry), activation_bytes(algo)
     return (
         _norms(layer, algo)
         + _matmul_inputs(layer, pairs, algo)
@@ -98,7 +98,7 @@ def _matmul_inputs(layer: Layer, pairs: Adapted, algo: Algo) -> float:
     return found
 
 
-def _attention(geometry: Geometry, built: Family, layer: Layer, a: int) -> float:
+def _attention(geometry: Geometry, built: Architecture, layer: Layer, a: int) -> float:
     heads = geometry["num_attention_heads"]
     if built.attention == "latent":  # kernels want values as wide as keys
         return float(heads * (4 * a * (geometry["qk_nope_head_dim"] + geometry["qk_rope_head_dim"]) + 4))
@@ -111,7 +111,7 @@ def _attention(geometry: Geometry, built: Family, layer: Layer, a: int) -> float
     return float(a * (inputs + out) + 4 * heads)
 
 
-def _mlp(geometry: Geometry, built: Family, layer: Layer, algo: Algo) -> float:
+def _mlp(geometry: Geometry, built: Architecture, layer: Layer, algo: Algo) -> float:
     """Gate, what the activation makes of it, and the other half; of experts, for those that a token is
     sent to.
     """

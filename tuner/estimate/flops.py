@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from math import prod
 
 from tuner.config.schema import Algo
-from tuner.models.architectures import family
-from tuner.models.geometry import EMBEDDING, EXPERT_COUNTS, Geometry, linears, shapes
+from tuner.models.architectures import architecture_of
+from tuner.models.geometry import EMBEDDING, EXPERT_COUNTS, Geometry, linear_shapes, tensor_shapes
 
 HEAD = "lm_head"
 FIRST = ("q_proj", "k_proj", "v_proj", "qkv_proj", "q_a_proj", "kv_a_proj_with_mqa")
@@ -104,7 +104,7 @@ def costs(geometry: Geometry, algo: Algo) -> Costs:
             backward += 2 * size + 2 * algo.r * own[1]  # gradient of the input
         if not adapter and begin[0] <= place[0]:
             backward += 2 * size
-    tensors = shapes(geometry)
+    tensors = tensor_shapes(geometry)
     rows, columns = tensors[EMBEDDING]
     head_trains = not adapter and "head" not in algo.freeze and (begin[0] < 0 or f"{HEAD}.weight" in tensors)
     pair = 2.0 * _pair_width(geometry, tensors)
@@ -133,7 +133,7 @@ def _begin(geometry: Geometry, algo: Algo, adapters: Iterable[str]) -> tuple[int
         )
     if algo.last_layers is not None:
         return max(0, geometry["num_hidden_layers"] - algo.last_layers), -1  # its norm
-    tied = f"{HEAD}.weight" not in shapes(geometry)
+    tied = f"{HEAD}.weight" not in tensor_shapes(geometry)
     return (0, -1) if "embeddings" in algo.freeze or (tied and "head" in algo.freeze) else (-1, 0)
 
 
@@ -151,11 +151,11 @@ def layer_matrices(geometry: Geometry) -> dict[str, tuple[float, int]]:
     experts, those that a token is sent to.
     """
     share = 1.0
-    if family(geometry).experts is not None:
+    if architecture_of(geometry).experts is not None:
         count = next((geometry[key] for key in EXPERT_COUNTS if key in geometry), 1)
         share = min(count, geometry.get("num_experts_per_tok", count)) / count
     found = {}
-    for name, shape in shapes(geometry).items():
+    for name, shape in tensor_shapes(geometry).items():
         if ".layers." in name and (len(shape) == 3 or (len(shape) == 2 and name.endswith(".weight"))):
             size = prod(shape)
             found[name.removesuffix(".weight")] = (size * share if len(shape) == 3 else size, size)
@@ -166,13 +166,13 @@ def adapted_layers(geometry: Geometry, targets: str | Sequence[str]) -> dict[str
     """(outputs, inputs) of each linear layer that algo.targets puts an adapter on, as tuner.models.targets
     chooses them in the built model.
     """
-    found = linears(geometry)
+    found = linear_shapes(geometry)
     if targets == "all-linear":
         return found
     wanted = [targets] if isinstance(targets, str) else list(targets)
     every = found | {
         name.removesuffix(".weight"): (shape[0], shape[1])
-        for name, shape in shapes(geometry).items()
+        for name, shape in tensor_shapes(geometry).items()
         if len(shape) == 2 and name.endswith(".weight") and name != EMBEDDING
     }
     patterns = [
@@ -236,7 +236,7 @@ def _pair_width(geometry: Geometry, tensors: Mapping[str, tuple[int, ...]]) -> i
     """Numbers of query and value over all heads: a score takes one product of a query's width, and its use
     one of a value's.
     """
-    if family(geometry).attention == "latent":
+    if architecture_of(geometry).attention == "latent":
         widths = (geometry[key] for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
         return int(geometry["num_attention_heads"] * sum(widths))
     return 2 * tensors["model.layers.0.self_attn.o_proj.weight"][1]

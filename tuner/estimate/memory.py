@@ -16,7 +16,7 @@ from typing import Literal
 from tuner.config.schema import Algo
 from tuner.estimate.activations import Adapted, activation_bytes, layer_tensors, saved_bytes, temporary_bytes
 from tuner.estimate.flops import HEAD, adapted_layers
-from tuner.models.geometry import EMBEDDING, Geometry, Shape, linears, shapes
+from tuner.models.geometry import EMBEDDING, Geometry, Shape, linear_shapes, tensor_shapes
 
 MIB = 1 << 20
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -256,10 +256,10 @@ def _static(model: _Model, algo: Algo, work: Workload) -> tuple[Memory, float]:
 
 
 def _read(geometry: Geometry, algo: Algo) -> _Model:
-    tensors, adapter, a = shapes(geometry), algo.uses_adapter, activation_bytes(algo)
+    tensors, adapter, a = tensor_shapes(geometry), algo.uses_adapter, activation_bytes(algo)
     count, (vocabulary, hidden) = geometry["num_hidden_layers"], tensors[EMBEDDING]
     pairs = adapted_layers(geometry, algo.targets) if adapter else {}
-    held = linears(geometry) if algo.quant != "none" else {}
+    held = linear_shapes(geometry) if algo.quant != "none" else {}
     layers = [(layer_tensors(tensors, at), layer_tensors(pairs, at)) for at in range(count)]
     begin = 0 if adapter or algo.last_layers is None else max(0, count - algo.last_layers)
     numbers = [_trains(layer, own, algo) if at >= begin else 0 for at, (layer, own) in enumerate(layers)]

@@ -109,7 +109,7 @@ def _downloads(step: PlannedStage) -> int:
     pins = step.stage.pins(View(step.config, step.stage.name))
     files = {name: pinned.size or 0 for pin in pins.values() if pin for name, pinned in pin.files.items()}
     size = sum(size for name, size in files.items() if name.endswith(WEIGHTS))
-    return quantised.parameters(_held(step), size) + 2 * sum(
+    return quantised.parameters_in(_held(step), size) + 2 * sum(
         size for name, size in files.items() if name.endswith(".gguf")
     )
 
@@ -117,7 +117,7 @@ def _downloads(step: PlannedStage) -> int:
 def _known(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The same, where its family is known and it tells all sizes."""
     try:
-        geometry.shapes(found)
+        geometry.tensor_shapes(found)
     except DataError:
         return None
     return found
@@ -127,8 +127,8 @@ def _described(model: Model, parameters: int) -> ModelSize:
     """By the geometry that the config gives; where it gives none, or one of a family that is not known here,
     by the number of parameters: that of the config, or about so many `parameters`."""
     try:
-        shapes = geometry.shapes(model.geometry)
-        widths = {name: sum(shape) for name, shape in geometry.linears(model.geometry).items()}
+        shapes = geometry.tensor_shapes(model.geometry)
+        widths = {name: sum(shape) for name, shape in geometry.linear_shapes(model.geometry).items()}
     except DataError:
         return ModelSize(
             parameters=model.parameters or parameters, tensors=0, widths={}, tokenizer=0, gguf=False

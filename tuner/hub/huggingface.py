@@ -2,10 +2,10 @@
 
 The hub's own client (`huggingface_hub`) says what there is; `tuner.hub.download` brings it, since the client
 throws away what it received of a file when it is killed. Which files are wanted, `tuner.data.files.splits`
-and `tuner.models.checkpoint.wanted` say. HF_ENDPOINT names a mirror: all comes over plain HTTP from the
-addresses of `resolve/`, which a mirror has too, and never through Xet, which it has not; so there is nothing
-to switch off. A token comes from HF_TOKEN or the hub's login, goes to that host only, and is never written or
-shown.
+and `tuner.models.checkpoint.repository_files` say. HF_ENDPOINT names a mirror: all comes over plain HTTP
+from the addresses of `resolve/`, which a mirror has too, and never through Xet, which it has not; so there is
+nothing to switch off. A token comes from HF_TOKEN or the hub's login, goes to that host only, and is never
+written or shown.
 """
 
 import difflib

@@ -48,7 +48,7 @@ class Pin:
     files: Mapping[str, Pinned]
     """the wanted ones, by their path in the repository, in the order in which they are read"""
     layout: str | None = None
-    """of a model: how its tensors are laid out (tuner.models.layouts.family)"""
+    """of a model: how its tensors are laid out (tuner.models.layouts.detection)"""
     quantised: str | None = None
     """of a model: how its weights are quantised, where that is undone when they are fetched
     (tuner.models.checkpoint.quantised)

@@ -39,7 +39,9 @@ def slopes(heads: int) -> list[float]:
     return powers if whole == heads else powers + slopes(2 * whole)[0::2][: heads - whole]
 
 
-def columns(positions_BN: Tensor, heads: int, scaling: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def distance_columns(
+    positions_BN: Tensor, heads: int, scaling: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """What queries [B, H, N, 8] and keys [B, 1, N, 8] get besides, so that their product times `scaling` is
     slope · (key position - query position).
 
@@ -90,7 +92,7 @@ class AlibiAttention(LlamaAttention):  # type: ignore[misc]
             proj(hidden_states).view(split).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q_BHN8, k_B1N8 = columns(position_ids, q_BHND.shape[1], self.scaling, q_BHND.dtype)
+        q_BHN8, k_B1N8 = distance_columns(position_ids, q_BHND.shape[1], self.scaling, q_BHND.dtype)
         q_BHNE = torch.cat([q_BHND, q_BHN8.expand(*q_BHND.shape[:3], COLUMNS)], dim=-1)
         k_BHNE = torch.cat([k_BHND, k_B1N8.expand(*k_BHND.shape[:3], COLUMNS)], dim=-1)
         if past_key_values is not None:
@@ -126,7 +128,7 @@ class AlibiLlamaForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
         self.post_init()
 
 
-def register() -> None:
+def register_alibi() -> None:
     """Make the class known to transformers' Auto classes. Calling it twice changes nothing."""
     AutoConfig.register(MODEL_TYPE, AlibiConfig, exist_ok=True)
     AutoModelForCausalLM.register(AlibiConfig, AlibiLlamaForCausalLM, exist_ok=True)

@@ -20,10 +20,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tuner.errors import ConfigError
 from tuner.kernels import flash, flex, sdpa, varlen
-from tuner.kernels.borders import Documents, documents_of, only
-from tuner.kernels.scoring import HALF, Needs, Scoring
+from tuner.kernels.packed_documents import Documents, documents_of, single_document
+from tuner.kernels.scoring import HALF, AttentionNeeds, Scoring
 
-NAME = "tuner"
+IMPLEMENTATION = "tuner"
 BACKENDS = {
     "flash": "the FlashAttention package",
     "varlen": "PyTorch's own flash kernel for documents of varying length",
@@ -38,7 +38,7 @@ _attend: dict[str, Callable[[Tensor, Tensor, Tensor, Documents, Scoring], Tensor
     "flex": flex.attend,
     "sdpa": sdpa.attend,
 }
-_trouble: dict[str, Callable[[Needs], str | None]] = {
+_trouble: dict[str, Callable[[AttentionNeeds], str | None]] = {
     "flash": flash.trouble,
     "varlen": varlen.trouble,
     "flex": flex.trouble,
@@ -47,7 +47,7 @@ _trouble: dict[str, Callable[[Needs], str | None]] = {
 _used = "sdpa"
 
 
-def choose(wish: str, needs: Needs) -> tuple[str, str]:
+def choose_backend(wish: str, needs: AttentionNeeds) -> tuple[str, str]:
     """The backend for machine.attention=`wish`, and why it is that one.
 
     `auto` takes the fastest that can do what is needed. In fp32 that is SDPA, but for capped scores and
@@ -67,7 +67,7 @@ def choose(wish: str, needs: Needs) -> tuple[str, str]:
     return wish, BACKENDS[wish]
 
 
-def use(name: str) -> None:
+def use_backend(name: str) -> None:
     """Attend with this backend from now on, in this process. Before the first call it is "sdpa", which
     runs everywhere.
     """
@@ -78,24 +78,24 @@ def use(name: str) -> None:
 
 
 @contextmanager
-def using(name: str) -> Iterator[None]:
+def using_backend(name: str) -> Iterator[None]:
     """The same for a while."""
     before = _used
-    use(name)
+    use_backend(name)
     try:
         yield
     finally:
-        use(before)
+        use_backend(before)
 
 
-def register() -> None:
+def register_attention() -> None:
     """Make the seam known to transformers as `attn_implementation="tuner"`. Where something is registered
     under that name, it stays.
 
     No mask function is registered beside it, so transformers builds no mask for it.
     """
-    if NAME not in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(NAME, packed_attention)
+    if IMPLEMENTATION not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(IMPLEMENTATION, packed_attention)
 
 
 def packed_attention(
@@ -121,7 +121,7 @@ def packed_attention(
     signature is transformers' own otherwise; its further keywords are flags of other implementations.
     """
     if documents is None and position_ids is None and q_1HND.shape[0] == 1:
-        documents = only(q_1HND.shape[2])
+        documents = single_document(q_1HND.shape[2])
     told = documents is not None or (position_ids is not None and position_ids.ndim == 2)
     if not told or q_1HND.shape[0] != 1 or q_1HND.shape[2] != k_1KND.shape[2]:
         raise NotImplementedError(
@@ -137,10 +137,10 @@ def packed_attention(
     scoring = Scoring(
         scaling=scaling, window=sliding_window or None, softcap=softcap, sinks=s_aux, dropout=dropout
     )
-    return _attend[_used](*alike(q_1HND, k_1KND, v_1KND), documents, scoring), None
+    return _attend[_used](*in_one_dtype(q_1HND, k_1KND, v_1KND), documents, scoring), None
 
 
-def alike(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def in_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """All three in one dtype: that of autocast where it is on, for which a kernel of its own is no matrix
     product; else that of the values.
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tuner.kernels.borders import Documents
-from tuner.kernels.scoring import Needs, Scoring, flash_trouble, rows
-from tuner.kernels.varlen import window
+from tuner.kernels.packed_documents import Documents
+from tuner.kernels.scoring import AttentionNeeds, Scoring, flash_rows, flash_trouble
+from tuner.kernels.varlen import flash_window
 
 MODULES = {4: "flash_attn.cute", 3: "flash_attn_interface", 2: "flash_attn.flash_attn_interface"}
 MAJORS = {4: (9, 10), 3: (9,), 2: (8, 9, 10, 11, 12)}
@@ -46,7 +46,7 @@ def version_for(major: int, *, width: int, plain: bool) -> int | None:
     return next((version for version in able if installed(version)), None)
 
 
-def trouble(needs: Needs) -> str | None:
+def trouble(needs: AttentionNeeds) -> str | None:
     """Why it can't be used here, if so."""
     if not any(installed(version) for version in MODULES):
         return "no FlashAttention package is installed"
@@ -60,14 +60,14 @@ def trouble(needs: Needs) -> str | None:
             "such as this model's"
         )
     try:
-        function(version)
+        varlen_function(version)
     except (ImportError, OSError, RuntimeError) as error:  # made for another PyTorch or CUDA
         return f"FlashAttention {version} can't be imported ({str(error).splitlines()[0]})"
     return None
 
 
 @cache
-def function(version: int) -> Callable[..., Any]:
+def varlen_function(version: int) -> Callable[..., Any]:
     """That version's `flash_attn_varlen_func`."""
     found: Callable[..., Any] = import_module(MODULES[version]).flash_attn_varlen_func
     return found
@@ -80,16 +80,19 @@ def attend(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor, documents: Documents,
         torch.cuda.get_device_capability(q_1HND.device)[0], width=q_1HND.shape[-1], plain=plain
     )
     assert version is not None
-    q_NHF, k_NKF, v_NKF = rows(q_1HND, k_1KND, v_1KNE)
-    words = keywords(
-        function(version), documents, scoring, deterministic=torch.are_deterministic_algorithms_enabled()
+    q_NHF, k_NKF, v_NKF = flash_rows(q_1HND, k_1KND, v_1KNE)
+    words = call_keywords(
+        varlen_function(version),
+        documents,
+        scoring,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
-    out = function(version)(q_NHF, k_NKF, v_NKF, **words)
+    out = varlen_function(version)(q_NHF, k_NKF, v_NKF, **words)
     out_NHF: Tensor = out[0] if isinstance(out, tuple) else out
     return out_NHF[None, :, :, : v_1KNE.shape[-1]]
 
 
-def keywords(
+def call_keywords(
     called: Callable[..., Any], documents: Documents, scoring: Scoring, *, deterministic: bool
 ) -> dict[str, Any]:
     """What `called` is told besides q, k and v. Raises NotImplementedError where it has no word for what
@@ -104,7 +107,7 @@ def keywords(
         "softmax_scale": scoring.scaling,
         "causal": True,
     }
-    before, after = window(scoring.window, longest)
+    before, after = flash_window(scoring.window, longest)
     if before >= 0:
         words["window_size"] = (before, after)
     if scoring.softcap is not None:

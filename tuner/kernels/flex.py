@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from tuner.kernels.borders import Documents, send
-from tuner.kernels.scoring import Needs, Scoring
+from tuner.kernels.packed_documents import Documents, to_device
+from tuner.kernels.scoring import AttentionNeeds, Scoring
 
 BLOCK = 128
 """tokens on each side of a block"""
@@ -26,7 +26,7 @@ VARIANTS = 64
 """kinds of calls, each with a kernel of its own, in one process at most"""
 
 
-def trouble(needs: Needs) -> str | None:
+def trouble(needs: AttentionNeeds) -> str | None:
     """Why it can't be used here, if so."""
     if needs.device.type != "cuda":
         return "its backward pass runs on NVIDIA GPUs only"
@@ -54,8 +54,8 @@ def attend(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor, documents: Documents,
     group = q_1HND.shape[1] // k_1KND.shape[1]
     if group & (group - 1):  # some of its kernels take groups of a power of two only
         k_1KND, v_1KNE = (x.repeat_interleave(group, dim=1) for x in (k_1KND, v_1KNE))
-    call = compiled() if q_1HND.device.type == "cuda" else cast(Callable[..., Any], flex_attention)
-    mask, cap = block_mask(documents, scoring.window), capped(scoring.softcap)
+    call = compiled_flex() if q_1HND.device.type == "cuda" else cast(Callable[..., Any], flex_attention)
+    mask, cap = block_mask(documents, scoring.window), softcap_function(scoring.softcap)
     # its other kernel, for decoding, has no backward pass
     options: dict[str, Any] = {"FORCE_USE_FLEX_ATTENTION": True}
     grouped = q_1HND.shape[1] != k_1KND.shape[1]
@@ -63,7 +63,15 @@ def attend(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor, documents: Documents,
         out_1HNE = call(q_1HND, k_1KND, v_1KNE, cap, mask, scoring.scaling, grouped, kernel_options=options)
     else:
         out_1HNE, sums_1HN = call(
-            q_1HND, k_1KND, v_1KNE, cap, mask, scoring.scaling, grouped, kernel_options=options, **with_sums()
+            q_1HND,
+            k_1KND,
+            v_1KNE,
+            cap,
+            mask,
+            scoring.scaling,
+            grouped,
+            kernel_options=options,
+            **logsumexp_option(),
         )
         sums_1HN = getattr(sums_1HN, "lse", sums_1HN)
         share_1HN = torch.sigmoid(sums_1HN.float() - scoring.sinks.float()[None, :, None])
@@ -73,7 +81,7 @@ def attend(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor, documents: Documents,
 
 
 @cache
-def compiled() -> Callable[..., Any]:
+def compiled_flex() -> Callable[..., Any]:
     """The function as a kernel, made anew for each kind of call: with and without a window, a cap, gradients,
     and for lengths that vary.
 
@@ -86,7 +94,7 @@ def compiled() -> Callable[..., Any]:
 
 
 @cache
-def with_sums() -> dict[str, Any]:
+def logsumexp_option() -> dict[str, Any]:
     """The keyword that asks for the logarithms of the sums of exp(score); it has changed its name."""
     if "return_aux" in signature(flex_attention).parameters:
         from torch.nn.attention.flex_attention import AuxRequest
@@ -95,7 +103,7 @@ def with_sums() -> dict[str, Any]:
     return {"return_lse": True}
 
 
-def capped(softcap: float | None) -> Callable[..., Tensor] | None:
+def softcap_function(softcap: float | None) -> Callable[..., Tensor] | None:
     """The bound of the scores as FlexAttention takes it."""
     if softcap is None:
         return None
@@ -118,7 +126,7 @@ def block_mask(documents: Documents, window: int | None) -> BlockMask:
 def _block_mask(documents: Documents, width: int) -> BlockMask:
     first_N = np.repeat(documents.borders[:-1], np.diff(documents.borders))
     part_QK, full_QK = blocks(first_N, width)
-    first = send(
+    first = to_device(
         torch.from_numpy(np.pad(first_N, (0, -len(first_N) % BLOCK), mode="edge").astype(np.int32)),
         documents.device,
     )
@@ -127,7 +135,8 @@ def _block_mask(documents: Documents, width: int) -> BlockMask:
         return (k <= q) & (k >= first[q]) & (q - k < width)
 
     (count, which), (full_count, full_which) = (
-        [send(torch.from_numpy(x), documents.device) for x in listed(dense)] for dense in (part_QK, full_QK)
+        [to_device(torch.from_numpy(x), documents.device) for x in block_indices(dense)]
+        for dense in (part_QK, full_QK)
     )
     lengths = (documents.tokens, documents.tokens)
     return BlockMask.from_kv_blocks(
@@ -155,7 +164,7 @@ def blocks(first_N: np.ndarray[Any, Any], width: int) -> tuple[np.ndarray[Any, A
     return seen_QK & ~full_QK, full_QK
 
 
-def listed(dense_QK: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def block_indices(dense_QK: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """How many blocks each block of queries has, [1, 1, Q], and their numbers, [1, 1, Q, K], of which the
     first so many count; int32.
     """

@@ -27,7 +27,7 @@ class Scoring:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Needs:
+class AttentionNeeds:
     """What a kernel must be able to do, to be used for a model here. All of them do windows, and fewer key
     heads than query heads.
     """
@@ -42,7 +42,7 @@ class Needs:
     dropout: bool = False
 
 
-def beyond(needs: Needs, *, softcap: bool = False, dropout: bool = False) -> str | None:
+def unsupported(needs: AttentionNeeds, *, softcap: bool = False, dropout: bool = False) -> str | None:
     """The first thing that is needed and that a kernel does not do, in words; `softcap` and `dropout` say
     whether it does those.
     """
@@ -55,7 +55,7 @@ def beyond(needs: Needs, *, softcap: bool = False, dropout: bool = False) -> str
     return None
 
 
-def flash_trouble(needs: Needs, *, softcap: bool = False, dropout: bool = False) -> str | None:
+def flash_trouble(needs: AttentionNeeds, *, softcap: bool = False, dropout: bool = False) -> str | None:
     """Why a flash kernel (arXiv:2307.08691) can't be used here, if so."""
     if needs.device.type != "cuda":
         return "it runs on NVIDIA GPUs only"
@@ -74,10 +74,10 @@ def flash_trouble(needs: Needs, *, softcap: bool = False, dropout: bool = False)
             f"heads of {needs.head_dim} numbers need more shared memory in its backward pass than this "
             "GPU has"
         )
-    return beyond(needs, softcap=softcap, dropout=dropout)
+    return unsupported(needs, softcap=softcap, dropout=dropout)
 
 
-def rows(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def flash_rows(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As flash kernels take them: [N, H, F], [N, K, F], [N, K, F], where F is the width of the heads, up to
     the next multiple of 8.
 

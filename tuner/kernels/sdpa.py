@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
-from tuner.kernels.borders import Documents
-from tuner.kernels.scoring import Needs, Scoring
+from tuner.kernels.packed_documents import Documents
+from tuner.kernels.scoring import AttentionNeeds, Scoring
 
 
-def trouble(_needs: Needs) -> str | None:
+def trouble(_needs: AttentionNeeds) -> str | None:
     """Nothing keeps it from running."""
     return None
 

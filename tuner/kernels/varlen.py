@@ -10,11 +10,11 @@ from inspect import signature
 
 from torch import Tensor
 
-from tuner.kernels.borders import Documents
-from tuner.kernels.scoring import Needs, Scoring, flash_trouble, rows
+from tuner.kernels.packed_documents import Documents
+from tuner.kernels.scoring import AttentionNeeds, Scoring, flash_rows, flash_trouble
 
 
-def trouble(needs: Needs) -> str | None:
+def trouble(needs: AttentionNeeds) -> str | None:
     """Why it can't be used here, if so."""
     if find_spec("torch.nn.attention.varlen") is None:
         return "this PyTorch does not bring it"
@@ -26,9 +26,9 @@ def attend(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor, documents: Documents,
     from torch.nn.attention.varlen import varlen_attn
 
     offsets_E, longest = documents.offsets, documents.longest
-    window_size = window(scoring.window, longest)
-    q_NHF, k_NKF, v_NKF = rows(q_1HND, k_1KND, v_1KNE)
-    if names_groups():
+    window_size = flash_window(scoring.window, longest)
+    q_NHF, k_NKF, v_NKF = flash_rows(q_1HND, k_1KND, v_1KNE)
+    if takes_enable_gqa():
         out_NHF = varlen_attn(
             q_NHF,
             k_NKF,
@@ -59,7 +59,7 @@ def attend(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor, documents: Documents,
     return out_NHF[None, :, :, : v_1KNE.shape[-1]]
 
 
-def window(width: int | None, longest: int) -> tuple[int, int]:
+def flash_window(width: int | None, longest: int) -> tuple[int, int]:
     """How many keys before the query's own, and after it, are seen; -1 is all.
 
     >>> window(None, 9), window(4, 9), window(4, 3)
@@ -69,7 +69,7 @@ def window(width: int | None, longest: int) -> tuple[int, int]:
 
 
 @cache
-def names_groups() -> bool:
+def takes_enable_gqa() -> bool:
     """Whether this PyTorch's function has a word for grouped heads: from 2.12 on."""
     from torch.nn.attention.varlen import varlen_attn
 

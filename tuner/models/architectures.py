@@ -18,7 +18,7 @@ LATENT = ("q_a_proj", "kv_a_proj_with_mqa", "o_proj")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Bias:
+class BiasedLayers:
     """Linear layers that have a bias, or may."""
 
     on: tuple[str, ...]
@@ -30,7 +30,7 @@ class Bias:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Experts:
+class ExpertLayers:
     """The MLP of a sparse layer: a router, and matrices of all experts in one tensor of three dimensions."""
 
     width: str = "moe_intermediate_size"
@@ -60,21 +60,21 @@ class Experts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Family:
+class Architecture:
     """The layers of a model_type."""
 
     attention: Literal["split", "fused", "latent"] = "split"
     """q, k and v apart; in one matrix, qkv_proj; or through low ranks (arXiv:2405.04434)"""
     mlp: Literal["gated", "fused", "plain"] = "gated"
     """gate and up apart; in one matrix, gate_up_proj; or no gate: c_fc and c_proj"""
-    experts: Experts | None = None
+    experts: ExpertLayers | None = None
     head_dim: int | None = None
     """of a head, where the key is absent; None: hidden_size / num_attention_heads"""
     grouped: bool = False
     """num_key_value_heads has to be there: the family's default is a number of its own. Else it defaults
     to num_attention_heads
     """
-    bias: tuple[Bias, ...] = ()
+    bias: tuple[BiasedLayers, ...] = ()
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     """of a layer"""
     norm_bias: bool = False
@@ -89,8 +89,8 @@ class Family:
     """the head is the embedding, where tie_word_embeddings is absent"""
 
 
-_ATTENTION = Bias(on=QKVO, key="attention_bias")
-_MLP = Bias(on=GATED, key="mlp_bias")
+_ATTENTION = BiasedLayers(on=QKVO, key="attention_bias")
+_MLP = BiasedLayers(on=GATED, key="mlp_bias")
 _AROUND = (
     "input_layernorm",
     "post_attention_layernorm",
@@ -99,86 +99,90 @@ _AROUND = (
 )
 _AFTER = ("post_attention_layernorm", "post_feedforward_layernorm")
 _GLM4 = ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm")
-_GLM_BIAS = Bias(on=QKV, key="attention_bias", default=True)
-_LATENT_BIAS = Bias(on=LATENT, key="attention_bias")
+_GLM_BIAS = BiasedLayers(on=QKV, key="attention_bias", default=True)
+_LATENT_BIAS = BiasedLayers(on=LATENT, key="attention_bias")
 
-FAMILIES: Mapping[str, Family] = {
-    "llama": Family(bias=(_ATTENTION, _MLP)),
-    "internlm3": Family(
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "llama": Architecture(bias=(_ATTENTION, _MLP)),
+    "internlm3": Architecture(
         head_dim=128,
         grouped=True,
-        bias=(_ATTENTION, Bias(on=QKVO, key="qkv_bias"), _MLP, Bias(on=GATED, key="bias")),
+        bias=(_ATTENTION, BiasedLayers(on=QKVO, key="qkv_bias"), _MLP, BiasedLayers(on=GATED, key="bias")),
     ),
-    "granite": Family(bias=(_ATTENTION, _MLP)),
-    "smollm3": Family(grouped=True, bias=(_ATTENTION, _MLP), tied=True),
-    "mistral": Family(grouped=True),
-    "ministral3": Family(head_dim=128, grouped=True),
-    "mixtral": Family(grouped=True, experts=Experts(width="intermediate_size")),
-    "qwen2": Family(grouped=True, bias=(Bias(on=QKV, default=True),)),
-    "qwen2_moe": Family(
+    "granite": Architecture(bias=(_ATTENTION, _MLP)),
+    "smollm3": Architecture(grouped=True, bias=(_ATTENTION, _MLP), tied=True),
+    "mistral": Architecture(grouped=True),
+    "ministral3": Architecture(head_dim=128, grouped=True),
+    "mixtral": Architecture(grouped=True, experts=ExpertLayers(width="intermediate_size")),
+    "qwen2": Architecture(grouped=True, bias=(BiasedLayers(on=QKV, default=True),)),
+    "qwen2_moe": Architecture(
         grouped=True,
-        bias=(Bias(on=QKV, key="qkv_bias", default=True),),
-        experts=Experts(shared="gated", sparse="stepped", adapted=True),
+        bias=(BiasedLayers(on=QKV, key="qkv_bias", default=True),),
+        experts=ExpertLayers(shared="gated", sparse="stepped", adapted=True),
     ),
-    "qwen3": Family(head_dim=128, grouped=True, bias=(_ATTENTION,), query_norm="head"),
-    "qwen3_moe": Family(
-        grouped=True, bias=(_ATTENTION,), query_norm="head", experts=Experts(sparse="stepped")
+    "qwen3": Architecture(head_dim=128, grouped=True, bias=(_ATTENTION,), query_norm="head"),
+    "qwen3_moe": Architecture(
+        grouped=True, bias=(_ATTENTION,), query_norm="head", experts=ExpertLayers(sparse="stepped")
     ),
-    "glm": Family(head_dim=128, grouped=True, mlp="fused", bias=(_GLM_BIAS,)),
-    "glm4": Family(head_dim=128, grouped=True, mlp="fused", bias=(_GLM_BIAS,), norms=_GLM4),
-    "glm4_moe": Family(
+    "glm": Architecture(head_dim=128, grouped=True, mlp="fused", bias=(_GLM_BIAS,)),
+    "glm4": Architecture(head_dim=128, grouped=True, mlp="fused", bias=(_GLM_BIAS,), norms=_GLM4),
+    "glm4_moe": Architecture(
         grouped=True,
-        bias=(Bias(on=QKV, key="attention_bias"),),
+        bias=(BiasedLayers(on=QKV, key="attention_bias"),),
         query_norm="head",
         query_norm_key="use_qk_norm",
-        experts=Experts(shared="several", sparse="later", dense=1, balanced=True),
+        experts=ExpertLayers(shared="several", sparse="later", dense=1, balanced=True),
     ),
-    "gemma": Family(head_dim=256, grouped=True, bias=(_ATTENTION,), tied=True),
-    "gemma2": Family(head_dim=256, grouped=True, bias=(_ATTENTION,), norms=_AROUND, tied=True),
-    "gemma3_text": Family(
+    "gemma": Architecture(head_dim=256, grouped=True, bias=(_ATTENTION,), tied=True),
+    "gemma2": Architecture(head_dim=256, grouped=True, bias=(_ATTENTION,), norms=_AROUND, tied=True),
+    "gemma3_text": Architecture(
         head_dim=256, grouped=True, bias=(_ATTENTION,), norms=_AROUND, query_norm="head", tied=True
     ),
-    "phi3": Family(attention="fused", mlp="fused"),
-    "olmo2": Family(bias=(_ATTENTION,), norms=_AFTER, query_norm="all"),
-    "olmo3": Family(bias=(_ATTENTION,), norms=_AFTER, query_norm="all"),
-    "olmoe": Family(bias=(_ATTENTION,), query_norm="all", experts=Experts(width="intermediate_size")),
-    "seed_oss": Family(
-        head_dim=128, grouped=True, bias=(_GLM_BIAS, Bias(on=("o_proj",), key="attention_out_bias"), _MLP)
+    "phi3": Architecture(attention="fused", mlp="fused"),
+    "olmo2": Architecture(bias=(_ATTENTION,), norms=_AFTER, query_norm="all"),
+    "olmo3": Architecture(bias=(_ATTENTION,), norms=_AFTER, query_norm="all"),
+    "olmoe": Architecture(
+        bias=(_ATTENTION,), query_norm="all", experts=ExpertLayers(width="intermediate_size")
     ),
-    "starcoder2": Family(
+    "seed_oss": Architecture(
+        head_dim=128,
+        grouped=True,
+        bias=(_GLM_BIAS, BiasedLayers(on=("o_proj",), key="attention_out_bias"), _MLP),
+    ),
+    "starcoder2": Architecture(
         mlp="plain",
         grouped=True,
-        bias=(Bias(on=(*QKVO, "c_fc", "c_proj"), key="use_bias", default=True),),
+        bias=(BiasedLayers(on=(*QKVO, "c_fc", "c_proj"), key="use_bias", default=True),),
         norm_bias=True,
         tied=True,
     ),
-    "minicpm3": Family(attention="latent", bias=(_LATENT_BIAS, _MLP), tied=True),
-    "deepseek_v2": Family(
-        attention="latent", bias=(_LATENT_BIAS, _MLP), experts=Experts(shared="several", sparse="later")
+    "minicpm3": Architecture(attention="latent", bias=(_LATENT_BIAS, _MLP), tied=True),
+    "deepseek_v2": Architecture(
+        attention="latent", bias=(_LATENT_BIAS, _MLP), experts=ExpertLayers(shared="several", sparse="later")
     ),
-    "deepseek_v3": Family(
+    "deepseek_v3": Architecture(
         attention="latent",
         bias=(_LATENT_BIAS,),
-        experts=Experts(shared="several", sparse="later", dense=3, balanced=True),
+        experts=ExpertLayers(shared="several", sparse="later", dense=3, balanced=True),
     ),
-    "gpt_oss": Family(
+    "gpt_oss": Architecture(
         head_dim=64,
         grouped=True,
-        bias=(Bias(on=QKVO, key="attention_bias", default=True),),
+        bias=(BiasedLayers(on=QKVO, key="attention_bias", default=True),),
         sinks=True,
-        experts=Experts(width="intermediate_size", router="router", biased=True),
+        experts=ExpertLayers(width="intermediate_size", router="router", biased=True),
     ),
 }
 """by model_type"""
 
 
-def family(geometry: Mapping[str, Any]) -> Family:
+def architecture_of(geometry: Mapping[str, Any]) -> Architecture:
     """That of the model_type. Raises DataError for one that is not known here."""
     kind = geometry.get("model_type")
-    if not isinstance(kind, str) or kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise DataError(
             f"model.geometry names the model_type {kind!r}, whose layers are not known "
-            f"here.{nearest(str(kind), FAMILIES)} Without model.geometry, sizes are counted once the "
+            f"here.{nearest(str(kind), ARCHITECTURES)} Without model.geometry, sizes are counted once the "
             "model's files are there."
         )
-    return FAMILIES[kind]
+    return ARCHITECTURES[kind]

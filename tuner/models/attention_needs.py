@@ -7,22 +7,22 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tuner.kernels import attention as seam
 from tuner.kernels.alibi import COLUMNS, AlibiConfig
-from tuner.kernels.scoring import Needs
+from tuner.kernels.attention import IMPLEMENTATION
+from tuner.kernels.scoring import AttentionNeeds
 
 
-def needs(model: PreTrainedModel, *, dtype: torch.dtype, device: torch.device) -> Needs:
+def attention_needs(model: PreTrainedModel, *, dtype: torch.dtype, device: torch.device) -> AttentionNeeds:
     """What a kernel must do to compute this model's attention in `dtype`, for
-    tuner.kernels.attention.choose.
+    tuner.kernels.attention.choose_backend.
     """
     config = model.config.get_text_config()
-    return Needs(
+    return AttentionNeeds(
         device=device,
         dtype=dtype,
         head_dim=head_width(config),
-        softcap=capped(model),
-        sinks=sinks(model),
+        softcap=has_softcap(model),
+        sinks=has_sinks(model),
         dropout=bool(getattr(config, "attention_dropout", 0.0)),
     )
 
@@ -44,16 +44,18 @@ def generation_attention(model: PreTrainedModel) -> str:
     would leave something out.
     """
     return (
-        "sdpa" if getattr(model, "_supports_sdpa", True) and not (capped(model) or sinks(model)) else "eager"
+        "sdpa"
+        if getattr(model, "_supports_sdpa", True) and not (has_softcap(model) or has_sinks(model))
+        else "eager"
     )
 
 
-def capped(model: PreTrainedModel) -> bool:
+def has_softcap(model: PreTrainedModel) -> bool:
     """Whether a family's attention caps its scores."""
     return bool(getattr(model.config.get_text_config(), "attn_logit_softcapping", None))
 
 
-def sinks(model: PreTrainedModel) -> bool:
+def has_sinks(model: PreTrainedModel) -> bool:
     """Whether a family's attention has sinks."""
     return any(name.endswith(".sinks") for name, _ in model.named_parameters())
 
@@ -73,7 +75,7 @@ def unfold_positions(model: PreTrainedModel) -> None:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         positions_1N = kwargs.get("position_ids")
         if (
-            model.config._attn_implementation == seam.NAME
+            model.config._attn_implementation == IMPLEMENTATION
             and positions_1N is not None
             and positions_1N.ndim == 2
         ):

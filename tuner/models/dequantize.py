@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 
 from tuner.errors import DataError
-from tuner.models.checkpoint.companions import read_json
-from tuner.models.checkpoint.files import copy_beside
+from tuner.models.checkpoint.config_files import read_json_object
+from tuner.models.checkpoint.files import copy_small_files
 from tuner.models.checkpoint.quantised import (
     ACTIVATIONS,
     FP8,
     SCALES,
     SETTINGS,
     WEIGHT_SCALES,
-    is_blocks,
+    is_mxfp4_blocks,
     scale_of,
-    unpacked,
+    unpacked_shape,
 )
 from tuner.models.checkpoint.safetensors import Checkpoint, Spec, write_checkpoint
-from tuner.models.layouts.piece import Piece, renamed
+from tuner.models.layouts.mapped_tensor import MappedTensor, renamed
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """what the 4 bits of MXFP4 stand for"""
@@ -37,7 +37,7 @@ ROWS = 4096
 AGAIN = "Get the weights and config.json again, from one place."
 
 
-def convert(
+def dequantize_checkpoint(
     source: Mapping[str, Path],
     method: str,
     out: Path,
@@ -51,23 +51,23 @@ def convert(
     Raises DataError, before anything is written, for tensors whose scales are missing or do not fit.
     """
     weights = Checkpoint(path for name, path in sorted(source.items()) if name.endswith(".safetensors"))
-    config = read_json(source["config.json"])
-    made = {piece.spec.name: piece for piece in pieces(weights.specs, method, block_of(config))}
+    config = read_json_object(source["config.json"])
+    made = {piece.spec.name: piece for piece in dequantised_tensors(weights.specs, method, fp8_block(config))}
 
     def value(name: str) -> Tensor:
         result: Tensor = made[name].make(*(weights[part] for part in made[name].sources))
         return result
 
-    copy_beside(source, out)
+    copy_small_files(source, out)
     (out / "config.json").write_text(
-        json.dumps(plain_config(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        json.dumps(config_in_bf16(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     write_checkpoint(out, [piece.spec for piece in made.values()], value, tick=tick)
     count = sum(len(piece.sources) > 1 for piece in made.values())
     say(f"{count:,} tensors in bf16; the other {len(made) - count:,} are as they were")
 
 
-def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def config_in_bf16(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json without its quantisation, with bf16 as its dtype; also in its language part.
 
     >>> plain_config({"model_type": "llama", "torch_dtype": "float16", "quantization_config": {"quant_method":
@@ -82,7 +82,7 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {key: "bfloat16" for key in ("torch_dtype",) if key in kept} | {"dtype": "bfloat16"}
 
 
-def block_of(config: Mapping[str, Any]) -> tuple[int, int] | None:
+def fp8_block(config: Mapping[str, Any]) -> tuple[int, int] | None:
     """The rows and columns that share a scale of FP8, where config.json says them."""
     for part in (config, config.get("text_config"), config.get("language_config"), config.get("llm_config")):
         for said in (part.get(key) for key in SETTINGS) if isinstance(part, Mapping) else ():
@@ -106,14 +106,16 @@ def block_of(config: Mapping[str, Any]) -> tuple[int, int] | None:
     return None
 
 
-def pieces(specs: Mapping[str, Spec], method: str, block: tuple[int, int] | None = None) -> list[Piece]:
+def dequantised_tensors(
+    specs: Mapping[str, Spec], method: str, block: tuple[int, int] | None = None
+) -> list[MappedTensor]:
     """All tensors of the checkpoint in bf16, made of those that `specs` describe. Raises DataError where
     they can't be.
     """
     return _mxfp4(specs) if method == "mxfp4" else _fp8(specs, block)
 
 
-def _fp8(specs: Mapping[str, Spec], block: tuple[int, int] | None) -> list[Piece]:
+def _fp8(specs: Mapping[str, Spec], block: tuple[int, int] | None) -> list[MappedTensor]:
     found, used = [], set()
     scaled = any(scale_of(name, specs) is not None for name, spec in specs.items() if spec.dtype in FP8)
     for name, spec in specs.items():
@@ -126,12 +128,12 @@ def _fp8(specs: Mapping[str, Spec], block: tuple[int, int] | None) -> list[Piece
                     f"{name} is in FP8 ({spec.dtype}) and has no scale, {name}{SCALES[0]} or "
                     f"{name}{SCALES[1]}, as others have. {AGAIN}"
                 )
-            found.append(Piece(spec=wide, sources=(name,), make=_cast))
+            found.append(MappedTensor(spec=wide, sources=(name,), make=_cast))
             continue
         used.add(scale)
-        sizes = blocks(name, spec.shape, specs[scale].shape, block)
+        sizes = scale_block(name, spec.shape, specs[scale].shape, block)
         found.append(
-            Piece(
+            MappedTensor(
                 spec=wide,
                 sources=(name, scale),
                 make=lambda value, scales, sizes=sizes: from_fp8(value, scales, sizes),
@@ -159,7 +161,7 @@ def _fp8(specs: Mapping[str, Spec], block: tuple[int, int] | None) -> list[Piece
     return found
 
 
-def blocks(
+def scale_block(
     name: str, shape: tuple[int, ...], scales: tuple[int, ...], block: tuple[int, int] | None
 ) -> tuple[int, int]:
     """How many rows and columns of a tensor share a scale. Raises DataError where scales of that shape do not
@@ -229,12 +231,12 @@ def _cast(value: Tensor) -> Tensor:
     return value.to(torch.bfloat16)
 
 
-def _mxfp4(specs: Mapping[str, Spec]) -> list[Piece]:
+def _mxfp4(specs: Mapping[str, Spec]) -> list[MappedTensor]:
     found = []
     for name, spec in specs.items():
         if name.endswith("_scales") and f"{name.removesuffix('_scales')}_blocks" in specs:
             continue
-        if not is_blocks(name, specs):
+        if not is_mxfp4_blocks(name, specs):
             found.append(renamed(spec, name))
             continue
         scales = specs[f"{name.removesuffix('_blocks')}_scales"]
@@ -249,8 +251,8 @@ def _mxfp4(specs: Mapping[str, Spec]) -> list[Piece]:
                 f"{list(scales.shape)}: bytes [experts, rows, blocks, 16] and [experts, rows, blocks] were "
                 f"expected of MXFP4. {AGAIN}"
             )
-        wide = Spec(name=name.removesuffix("_blocks"), dtype="BF16", shape=unpacked(spec.shape))
-        found.append(Piece(spec=wide, sources=(name, scales.name), make=from_mxfp4))
+        wide = Spec(name=name.removesuffix("_blocks"), dtype="BF16", shape=unpacked_shape(spec.shape))
+        found.append(MappedTensor(spec=wide, sources=(name, scales.name), make=from_mxfp4))
     return found
 
 

@@ -13,16 +13,23 @@ import torch
 from torch import Tensor
 
 from tuner.errors import StageError
-from tuner.models.checkpoint.companions import read_json
+from tuner.models.checkpoint.config_files import read_json_object
 from tuner.models.checkpoint.files import weight_files
-from tuner.models.checkpoint.safetensors import DTYPES, LIMIT, Checkpoint, Spec, write_checkpoint, write_file
+from tuner.models.checkpoint.safetensors import (
+    DTYPES,
+    SHARD_LIMIT,
+    Checkpoint,
+    Spec,
+    write_checkpoint,
+    write_file,
+)
 from tuner.models.lora.card import write_card
-from tuner.models.lora.merge import HEAD, rounded
-from tuner.models.lora.tensors import pairs
-from tuner.models.lora.ties import Tie, splits
+from tuner.models.lora.merge import HEAD, specs_in_dtype
+from tuner.models.lora.tensors import lora_pairs
+from tuner.models.lora.tied_head import TiedHead, unties_head
 
 
-class Tensors(Protocol):
+class TensorSource(Protocol):
     """The tensors of a trained step by name, each whole and read when it is asked for."""
 
     @property
@@ -33,14 +40,14 @@ class Tensors(Protocol):
 
 
 def write_adapter(
-    weights: Tensors,
+    weights: TensorSource,
     settings: Path,
     out: Path,
     base_name: str,
     *,
     initial: Path | None = None,
     quant: str = "none",
-    tie: Tie | None = None,
+    tie: TiedHead | None = None,
 ) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json` as PEFT does, and the same to the byte
     every time.
@@ -56,11 +63,11 @@ def write_adapter(
     An adapter that is more than the plain product on the plain base gets a README.md besides, see
     `tuner.models.lora.card`.
     """
-    config = read_json(settings) | {"base_model_name_or_path": base_name, "inference_mode": True}
+    config = read_json_object(settings) | {"base_model_name_or_path": base_name, "inference_mode": True}
     specs, value = weights.specs, weights.__getitem__
     if initial is not None:
-        config |= widened(config)
-        specs, value = differences(weights, Checkpoint([initial]))
+        config |= difference_settings(config)
+        specs, value = difference_tensors(weights, Checkpoint([initial]))
     write_file(out / "adapter_model.safetensors", specs.values(), value)
     config.pop("peft_version", None)
     ordered = {
@@ -70,15 +77,23 @@ def write_adapter(
     (out / "adapter_config.json").write_text(
         json.dumps(ordered, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    write_card(out, config, base_name or "BASE", quant=quant, split=splits(tie, pairs(config, plain(specs))))
+    write_card(
+        out,
+        config,
+        base_name or "BASE",
+        quant=quant,
+        split=unties_head(tie, lora_pairs(config, without_token_rows(specs))),
+    )
 
 
-def plain(specs: Mapping[str, Spec]) -> dict[str, Spec]:
+def without_token_rows(specs: Mapping[str, Spec]) -> dict[str, Spec]:
     """Those of an adapter's tensors that are no rows of tokens."""
     return {name: spec for name, spec in specs.items() if ".token_adapter." not in name}
 
 
-def differences(weights: Tensors, initial: Tensors) -> tuple[dict[str, Spec], Callable[[str], Tensor]]:
+def difference_tensors(
+    weights: TensorSource, initial: TensorSource
+) -> tuple[dict[str, Spec], Callable[[str], Tensor]]:
     """An adapter of twice the rank for the plain base, of one that began as a part of it (A0, B0): s·(B·A -
     B0·A0) = s·[B, -B0]·[A; A0].
 
@@ -109,7 +124,7 @@ def differences(weights: Tensors, initial: Tensors) -> tuple[dict[str, Spec], Ca
     return {name: wide(name, spec) if name in places else spec for name, spec in weights.specs.items()}, value
 
 
-def widened(settings: Mapping[str, Any]) -> dict[str, Any]:
+def difference_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of an adapter of twice the rank with the same scale, as alpha / r.
 
     >>> widened({"r": 16, "lora_alpha": 8, "use_rslora": True})
@@ -122,12 +137,12 @@ def widened(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_full(
-    weights: Tensors,
+    weights: TensorSource,
     base: Path,
     out: Path,
     dtype: str,
     *,
-    limit: int = LIMIT,
+    limit: int = SHARD_LIMIT,
     tick: Callable[[Spec], None] = lambda _: None,
 ) -> list[str]:
     """Write fully trained weights as a checkpoint and return the names of its files, one tensor in memory at
@@ -139,17 +154,17 @@ def write_full(
     them. Raises StageError for a trained tensor that the base lacks or has in another shape, and for a family
     whose layout can't be written.
     """
-    from tuner.models.checkpoint.meta import skeleton
+    from tuner.models.checkpoint.meta_model import meta_model
 
     # and with it transformers, which an adapter can do without
-    from tuner.models.checkpoint.names import Originals
+    from tuner.models.checkpoint.weight_names import OriginalTensors
 
     origin = Checkpoint(weight_files(base))
-    originals = Originals(base, weights.__getitem__)
+    originals = OriginalTensors(base, weights.__getitem__)
     weight_of = originals.weight_of
     places = frozenset(weight_of.values())
     shapes = {
-        name: tuple(weight.shape) for name, weight in skeleton(base).state_dict().items() if name in places
+        name: tuple(weight.shape) for name, weight in meta_model(base).state_dict().items() if name in places
     }
     for name, spec in weights.specs.items():
         if shapes.get(name) != spec.shape:
@@ -162,7 +177,7 @@ def write_full(
     new = {tensor for tensor, weight in weight_of.items() if weight in weights.specs}
     specs = {
         name: spec
-        for name, spec in rounded(origin.specs, dtype).items()
+        for name, spec in specs_in_dtype(origin.specs, dtype).items()
         if name in new or not (tied and weight_of.get(name) == HEAD)
     }
 

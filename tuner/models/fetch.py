@@ -18,9 +18,9 @@ from tuner.hub import cache as hub_cache
 from tuner.hub import lockfile
 from tuner.hub.lockfile import Pin
 from tuner.models.checkpoint import quantised, unquantised
-from tuner.models.checkpoint import wanted as repository
 from tuner.models.checkpoint.files import INDEX, parse_config
-from tuner.models.layouts import family
+from tuner.models.checkpoint.repository_files import choose_files
+from tuner.models.layouts import detection
 
 if TYPE_CHECKING:
     from tuner.hub.listing import Listing, Remote
@@ -77,7 +77,7 @@ DEEPEST = 16
 """how far the objects of a config.json are nested in each other, at most"""
 
 
-def look_up(
+def lock_model(
     source: str,
     repo: str,
     revision: str | None,
@@ -106,18 +106,18 @@ def look_up(
         return _cached(repo, remote) if cached else download.content(remote, hub.headers())
 
     try:
-        chosen = repository.wanted(listing, read, file)
+        chosen = choose_files(listing, read, file)
         check_names(chosen)
         by_path = {remote.path: remote for remote in listing.files}
         found, method = None, None
         template = choice.choose_by_template(_template({name: by_path[name] for name in chosen}, read))
         if "config.json" in chosen:
-            config = parsed(read(by_path["config.json"]), f"config.json of {repo}")
+            config = parse_hub_config(read(by_path["config.json"]), f"config.json of {repo}")
             check_config(config)
             method = _held(
                 source, repo, config, by_path, read(by_path[INDEX]) if INDEX in chosen else None, read
             )
-            found = family.detect(config) if layout == "auto" else layout
+            found = detection.detect_layout(config) if layout == "auto" else layout
     except http.Refused as error:
         raise hub.refusal(repo, error, repo_type="model") from error
     except DataError as error:
@@ -172,7 +172,7 @@ def _held(
     raise unquantised.refusal(found, repo, name=repo, config=config, card=card, more=more)
 
 
-def bring(source: str, repo: str, pin: Pin, out: Path, say: Callable[[str], None]) -> None:
+def download_model(source: str, repo: str, pin: Pin, out: Path, say: Callable[[str], None]) -> None:
     """Have each pinned file in `out`, whole and with its digest: from the hubs' caches on this machine first,
     then from the hub.
 
@@ -194,7 +194,7 @@ def bring(source: str, repo: str, pin: Pin, out: Path, say: Callable[[str], None
         raise hub.refusal(repo, error, repo_type="model", commit=pin.commit) from error
 
 
-def cost(source: str, repo: str, pin: Pin, partial: Path | None = None) -> tuple[int, int]:
+def download_cost(source: str, repo: str, pin: Pin, partial: Path | None = None) -> tuple[int, int]:
     """Bytes still to download, and bytes that are here already: in the hubs' caches, or in `partial`, the
     directory that `bring` is given.
 
@@ -237,7 +237,7 @@ def _cached(repo: str, remote: "Remote") -> bytes:
     return found.read_bytes()
 
 
-def parsed(content: bytes, what: str) -> dict[str, Any]:
+def parse_hub_config(content: bytes, what: str) -> dict[str, Any]:
     """A config.json that a hub sent. Raises DataError for what is none."""
     return parse_config(
         content,

@@ -20,7 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from tuner.data.chat.template import Template
 from tuner.data.conversation import Conversation, Message, split_reasoning
 from tuner.files import read_json
-from tuner.models.recurrence import carries
+from tuner.models.stateful_layers import carried_state
 
 CHUNK = 128
 """tokens of a prompt that are read at once: between two chunks an answer can be stopped"""
@@ -61,7 +61,7 @@ class Dialogue:
         return self._template.prompt(self.messages(question))
 
 
-def end_ids(home: Path, stops: Iterable[int]) -> frozenset[int]:
+def stop_ids(home: Path, stops: Iterable[int]) -> frozenset[int]:
     """Every id that ends an answer: those of the template, and those that the artifact's generation
     settings name.
     """
@@ -69,7 +69,7 @@ def end_ids(home: Path, stops: Iterable[int]) -> frozenset[int]:
     return frozenset([*stops, *(told if isinstance(told, list) else [] if told is None else [told])])
 
 
-class Speaker:
+class CachedGenerator:
     """A model that answers, and the cache of what it has read.
 
     model   attends with a kernel that honours a cache (attention="sdpa")
@@ -117,7 +117,7 @@ class Speaker:
 
         `stopped` is asked before each token. Afterwards `ended` says what ended it.
         """
-        return pieces(self._tokenizer, self._tokens(prompt, most, stopped))
+        return decode_stream(self._tokenizer, self._tokens(prompt, most, stopped))
 
     def _tokens(self, prompt: Sequence[int], most: int, stopped: Callable[[], bool]) -> Iterator[int]:
         ids = list(prompt)
@@ -130,7 +130,9 @@ class Speaker:
                     return
                 logits_V = self._feed(ids[len(self._read) : len(self._read) + CHUNK])
             assert logits_V is not None
-            ids.append(draw(logits_V, temperature=self._temperature, top_p=self._top_p, random=self._random))
+            ids.append(
+                sample_token(logits_V, temperature=self._temperature, top_p=self._top_p, random=self._random)
+            )
             if ids[-1] in self._stops:
                 self.ended = "end"
                 return
@@ -141,7 +143,7 @@ class Speaker:
         """Forget what follows the common beginning of `ids` and the cache. The last of `ids` is always
         read anew, for its logits.
         """
-        known = common(self._read, ids[:-1])
+        known = common_prefix(self._read, ids[:-1])
         if known < len(self._read):
             try:
                 self._cache.crop(known - len(self._read))  # type: ignore[attr-defined]
@@ -169,7 +171,7 @@ class Speaker:
         return logits_V
 
 
-def common(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many ids two sequences begin with alike.
 
     >>> common([1, 2, 3], [1, 2, 4, 5]), common([], [1])
@@ -178,7 +180,7 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def draw(logits_V: Tensor, *, temperature: float, top_p: float, random: torch.Generator) -> int:
+def sample_token(logits_V: Tensor, *, temperature: float, top_p: float, random: torch.Generator) -> int:
     """The next token: the likeliest at temperature 0, else one drawn from softmax(logits / temperature).
 
     With top_p below 1 it is drawn among the fewest likeliest tokens that have this probability together
@@ -195,7 +197,7 @@ def draw(logits_V: Tensor, *, temperature: float, top_p: float, random: torch.Ge
     return int(order_V[torch.multinomial(likely_V * (before_V < top_p), 1, generator=random)])
 
 
-def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
     """The text of `ids`, piece by piece; joined it is what they decode to, special tokens left out.
 
     A token that ends inside a character gives "" and is given out with the one that completes it. Bytes that
@@ -235,7 +237,7 @@ def pad_left(prompts: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Ten
 
 
 @torch.inference_mode()
-def answer(
+def generate_answers(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     *,
@@ -256,7 +258,9 @@ def answer(
     shipped, model.generation_config = model.generation_config, settings
     answers: list[list[int]] = []
     try:
-        together = BATCH if carries(model) is None else 1  # a state that begins in the filling is another one
+        together = (
+            BATCH if carried_state(model) is None else 1
+        )  # a state that begins in the filling is another one
         for start in range(0, len(prompts), together):
             ids_BT, mask_BT = pad_left(prompts[start : start + together], end_id)
             out_BT = model.generate(

@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 from tuner.errors import DataError
-from tuner.models.architectures import Experts, Family, family
+from tuner.models.architectures import Architecture, ExpertLayers, architecture_of
 
 Geometry = Mapping[str, Any]
 Shape = tuple[int, ...]
@@ -30,7 +30,7 @@ experts
 """
 
 
-def shapes(geometry: Geometry) -> dict[str, Shape]:
+def tensor_shapes(geometry: Geometry) -> dict[str, Shape]:
     """The shape of each tensor, by its name.
 
     >>> tiny = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -40,7 +40,7 @@ def shapes(geometry: Geometry) -> dict[str, Shape]:
     (12, (8, 12))
     """
     built, hidden, vocabulary = (
-        family(geometry),
+        architecture_of(geometry),
         _size(geometry, "hidden_size"),
         _size(geometry, "vocab_size"),
     )
@@ -61,18 +61,18 @@ def shapes(geometry: Geometry) -> dict[str, Shape]:
     return found
 
 
-def parameters(geometry: Geometry) -> int:
+def parameter_count(geometry: Geometry) -> int:
     """How many numbers there are. A tied head counts once; a router's corrections count, though nothing
     trains them.
     """
-    return sum(map(prod, shapes(geometry).values()))
+    return sum(map(prod, tensor_shapes(geometry).values()))
 
 
-def active_parameters(geometry: Geometry) -> int:
+def active_parameter_count(geometry: Geometry) -> int:
     """Those that one token uses: all but the experts that its routers leave out. The embedding counts
     whole, as in published figures.
     """
-    found = shapes(geometry)
+    found = tensor_shapes(geometry)
     of_experts = sum(prod(shape) for name, shape in found.items() if ".experts." in name)
     idle = 0
     if of_experts:
@@ -81,17 +81,17 @@ def active_parameters(geometry: Geometry) -> int:
     return sum(map(prod, found.values())) - idle
 
 
-def linears(geometry: Geometry) -> dict[str, tuple[int, int]]:
+def linear_shapes(geometry: Geometry) -> dict[str, tuple[int, int]]:
     """(outputs, inputs) of each linear layer that algo.targets=all-linear adapts, by its name.
 
     Neither head nor routers are among them. Experts aren't linear layers: the matrices of a layer's experts
     are one tensor. Beside them, most families have no MLP that PEFT can adapt either (Experts.adapted).
     """
-    experts = family(geometry).experts
+    experts = architecture_of(geometry).experts
     attention_only = experts is not None and not experts.adapted
     return {
         name.removesuffix(".weight"): (shape[0], shape[1])
-        for name, shape in shapes(geometry).items()
+        for name, shape in tensor_shapes(geometry).items()
         if len(shape) == 2
         and name.endswith(".weight")
         and name.split(".")[-2] not in NOT_ADAPTED
@@ -99,7 +99,7 @@ def linears(geometry: Geometry) -> dict[str, tuple[int, int]]:
     }
 
 
-def _layer(geometry: Geometry, built: Family, sparse: bool) -> dict[str, Shape]:
+def _layer(geometry: Geometry, built: Architecture, sparse: bool) -> dict[str, Shape]:
     """Of a layer, by names within it."""
     hidden = _size(geometry, "hidden_size")
     found = _attention(geometry, built, hidden)
@@ -112,7 +112,7 @@ def _layer(geometry: Geometry, built: Family, sparse: bool) -> dict[str, Shape]:
     return found
 
 
-def _attention(geometry: Geometry, built: Family, hidden: int) -> dict[str, Shape]:
+def _attention(geometry: Geometry, built: Architecture, hidden: int) -> dict[str, Shape]:
     if built.attention == "latent":
         return _latent_attention(geometry, built, hidden)
     heads = _size(geometry, "num_attention_heads")
@@ -141,7 +141,7 @@ def _attention(geometry: Geometry, built: Family, hidden: int) -> dict[str, Shap
     return found
 
 
-def _latent_attention(geometry: Geometry, built: Family, hidden: int) -> dict[str, Shape]:
+def _latent_attention(geometry: Geometry, built: Architecture, hidden: int) -> dict[str, Shape]:
     """Keys and values from one low-rank vector, and queries too where q_lora_rank is set; part of a key is
     turned by rope and shared by all heads.
 
@@ -173,7 +173,7 @@ def _latent_attention(geometry: Geometry, built: Family, hidden: int) -> dict[st
     )
 
 
-def _mlp(geometry: Geometry, built: Family, module: str, hidden: int, width: int) -> dict[str, Shape]:
+def _mlp(geometry: Geometry, built: Architecture, module: str, hidden: int, width: int) -> dict[str, Shape]:
     match built.mlp:
         case "gated":
             matrices = {
@@ -188,7 +188,9 @@ def _mlp(geometry: Geometry, built: Family, module: str, hidden: int, width: int
     return _linear(geometry, built, module, matrices)
 
 
-def _sparse_mlp(geometry: Geometry, built: Family, experts: Experts, hidden: int) -> dict[str, Shape]:
+def _sparse_mlp(
+    geometry: Geometry, built: Architecture, experts: ExpertLayers, hidden: int
+) -> dict[str, Shape]:
     count, width = _experts(geometry), _size(geometry, experts.width)
     found: dict[str, Shape] = {f"mlp.{experts.router}.weight": (count, hidden)}
     if experts.biased:
@@ -225,7 +227,7 @@ def _sparse_mlp(geometry: Geometry, built: Family, experts: Experts, hidden: int
     return found
 
 
-def _sparse(geometry: Geometry, experts: Experts | None, layer: int) -> bool:
+def _sparse(geometry: Geometry, experts: ExpertLayers | None, layer: int) -> bool:
     """Whether a layer has experts."""
     if experts is None:
         return False
@@ -242,14 +244,14 @@ def _sparse(geometry: Geometry, experts: Experts | None, layer: int) -> bool:
             return layer not in plain and (layer + 1) % step == 0
 
 
-def _first(geometry: Geometry, experts: Experts) -> int:
+def _first(geometry: Geometry, experts: ExpertLayers) -> int:
     """The first layer that has experts."""
     key = "first_k_dense_replace"
     return _size(geometry, key, least=0) if key in geometry else experts.dense
 
 
 def _linear(
-    geometry: Geometry, built: Family, module: str, matrices: Mapping[str, tuple[int, int]]
+    geometry: Geometry, built: Architecture, module: str, matrices: Mapping[str, tuple[int, int]]
 ) -> dict[str, Shape]:
     """Weights, and the biases that the family gives them."""
     biased = {
@@ -264,7 +266,7 @@ def _linear(
     }
 
 
-def _norm(name: str, hidden: int, built: Family) -> dict[str, Shape]:
+def _norm(name: str, hidden: int, built: Architecture) -> dict[str, Shape]:
     return {f"{name}.{part}": (hidden,) for part in (("weight", "bias") if built.norm_bias else ("weight",))}
 
 

@@ -12,15 +12,15 @@ from tuner.errors import ConfigError, DataError
 from tuner.hardware.cpu import has_bf16
 from tuner.hardware.cuda_driver import absence, trouble
 from tuner.hardware.gpus import VARIABLE, hidden
-from tuner.kernels import attention as seam
+from tuner.kernels.attention import IMPLEMENTATION, register_attention
 from tuner.models import quantize
 from tuner.models.attention_needs import generation_attention, unfold_positions
-from tuner.models.checkpoint.meta import skeleton, stored
-from tuner.models.checkpoint.names import Names, check_fit, map_names
-from tuner.models.lora import ties
+from tuner.models.checkpoint.meta_model import meta_model, stored_specs
+from tuner.models.checkpoint.weight_names import WeightNames, check_fit, map_names
+from tuner.models.lora import tied_head
 from tuner.models.lora.merge import overlay
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def resolve_device(wish: str) -> torch.device:
@@ -58,7 +58,7 @@ def compute_dtype(precision: str, device: torch.device | str) -> torch.dtype:
     """
     if precision == "bf16" and torch.device(device).type == "cpu" and not has_bf16():
         return torch.float32
-    return DTYPES[precision]
+    return PRECISIONS[precision]
 
 
 def load_model(
@@ -66,7 +66,7 @@ def load_model(
     *,
     dtype: torch.dtype,
     device: torch.device | str,
-    attention: str = seam.NAME,
+    attention: str = IMPLEMENTATION,
     rounded: torch.dtype | None = None,
     quant: str = "none",
     storage: torch.dtype | None = None,
@@ -98,7 +98,7 @@ def load_tuned(
     *,
     dtype: torch.dtype,
     device: torch.device | str,
-    attention: str = seam.NAME,
+    attention: str = IMPLEMENTATION,
     rounded: torch.dtype | None = None,
     quant: str = "none",
 ) -> PreTrainedModel:
@@ -114,14 +114,14 @@ def load_tuned(
     if adapter is None:
         return load_model(base, dtype=dtype, device=device, attention=attention, rounded=rounded)
     model, names = _load(base, dtype=dtype, device=device, attention=attention)
-    held = quantize.held(model, names.plain) if quant != "none" else frozenset()
+    held = quantize.quantised_tensors_of(model, names.plain) if quant != "none" else frozenset()
     code = "F32" if rounded == torch.float32 else "BF16"
     laid = overlay(base, adapter, dtype=code, quant=quant, quantised=held, names=names.plain)
     plain = dict(names.plain)
     if laid.head is not None:
-        tie = ties.tie_of(model)
+        tie = tied_head.tied_head_of(model)
         assert tie is not None
-        ties.untie(model)
+        tied_head.untie_head(model)
         plain[tie.head] = laid.head
     done = set()
     for name, tensor in model.state_dict().items():
@@ -147,22 +147,22 @@ def _load(
     attention: str,
     quant: str = "none",
     storage: torch.dtype | None = None,
-) -> tuple[PreTrainedModel, Names]:
+) -> tuple[PreTrainedModel, WeightNames]:
     """The model, and what its weights are in the checkpoint."""
     logging.disable_progress_bar()
-    bare, specs = skeleton(directory), stored(directory)
+    bare, specs = meta_model(directory), stored_specs(directory)
     names = map_names(bare, specs)
     check_fit(bare, names, specs, directory)
-    if attention == seam.NAME:
-        seam.register()
+    if attention == IMPLEMENTATION:
+        register_attention()
     elif attention == "sdpa":
         attention = generation_attention(bare)
     layers, settings = [], None
     if quant != "none":
-        quantize.require(quant)
+        quantize.require_bitsandbytes(quant)
         layers, settings = (
-            quantize.meant(bare),
-            quantize.settings(bare, quant, compute=dtype, storage=storage),
+            quantize.quantised_layers(bare),
+            quantize.quantization_config(bare, quant, compute=dtype, storage=storage),
         )
     target = torch.device(device)
     place = torch.device("cuda", torch.cuda.current_device()) if target == torch.device("cuda") else target
@@ -186,9 +186,9 @@ def _load(
             f"The model in {directory} can't be loaded: it lacks {len(missing)} tensors, first {missing[0]}."
         )
     if settings:
-        quantize.settle(model, layers, quant, compute=dtype)
-    model.config.use_cache = attention != seam.NAME
-    if attention == seam.NAME:
+        quantize.prepare_for_training(model, layers, quant, compute=dtype)
+    model.config.use_cache = attention != IMPLEMENTATION
+    if attention == IMPLEMENTATION:
         unfold_positions(model)
     return model.eval(), names
 

@@ -20,11 +20,11 @@ from tuner.data.tokenizer.load import load_vocabulary
 from tuner.data.tokenizer.new_tokens import BRACKETED, pieces_of, with_tokens
 from tuner.errors import ConfigError, DataError
 from tuner.files import link_or_copy
-from tuner.models.checkpoint.companions import read_json, write_json
+from tuner.models.checkpoint.config_files import read_json_object, write_json_object
 from tuner.models.checkpoint.files import INDEX
-from tuner.models.checkpoint.headers import EMBEDDINGS, module_of
+from tuner.models.checkpoint.headers import EMBEDDINGS, module_name
 from tuner.models.checkpoint.safetensors import FLOATS, Checkpoint, Spec, read_specs, write_file, write_index
-from tuner.models.layouts.family import ASIDE
+from tuner.models.layouts.detection import ORIGINAL
 
 HEADS = frozenset({"lm_head", "embed_out"})
 """what families call the output head"""
@@ -34,7 +34,7 @@ MULTIPLE = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Grown:
+class ExtendedVocabulary:
     """What became of a checkpoint."""
 
     ids: Mapping[str, int]
@@ -45,14 +45,14 @@ class Grown:
     """and as it was written: the same where there were rows for the new ids"""
 
 
-def grow(
+def add_new_tokens(
     files: Mapping[str, Path],
     tokens: Sequence[str],
     out: Path,
     *,
     say: Callable[[str], None] = lambda _: None,
     tick: Callable[[Spec], None] = lambda _: None,
-) -> Grown:
+) -> ExtendedVocabulary:
     """Write the checkpoint of `files` (name → path, all in one directory) to `out` with `tokens` in its
     vocabulary; their ids follow each other.
 
@@ -67,8 +67,8 @@ def grow(
     ids = {token: first + place for place, token in enumerate(tokens)}
     with_tokens(directory, ids, out)
     before, after = write_rows(files, {ids[token]: pieces[token] for token in tokens}, out, tick=tick)
-    if (directory / ASIDE).is_dir():
-        _write_aside(directory / ASIDE, out / ASIDE, ids)
+    if (directory / ORIGINAL).is_dir():
+        _write_aside(directory / ORIGINAL, out / ORIGINAL, ids)
     which = (
         f"{tokens[0]} is {first}"
         if len(tokens) == 1
@@ -79,7 +79,7 @@ def grow(
     else:
         kept = f", a multiple of {MULTIPLE} again" if before % MULTIPLE == 0 else ""
         say(f"{which}: the embedding grows from {before:,} to {after:,} rows{kept}")
-    return Grown(ids=ids, before=before, after=after)
+    return ExtendedVocabulary(ids=ids, before=before, after=after)
 
 
 def write_rows(
@@ -94,12 +94,12 @@ def write_rows(
 
     Returns the rows of the embedding before and after.
     """
-    config = read_json(files["config.json"])
+    config = read_json_object(files["config.json"])
     shards = {name: read_specs(path) for name, path in files.items() if path.suffix == ".safetensors"}
     specs = {name: spec for shard in shards.values() for name, spec in shard.items()}
-    tables = vocabulary(config, specs)
+    tables = vocabulary_tensors(config, specs)
     before = specs[tables[0]].shape[0]
-    after = enlarged(before, max(pieces) + 1)
+    after = padded_rows(before, max(pieces) + 1)
     if lost := sorted({id_ for ids in pieces.values() for id_ in ids if id_ >= before}):
         raise DataError(
             f"The text of a new token is made of tokens, one of them {lost[-1]}, and the embedding has "
@@ -107,10 +107,10 @@ def write_rows(
         )
     if after != before:
         _may_grow(config, before, after)
-        write_json(out / "config.json", resized(config, after))
+        write_json_object(out / "config.json", resized_config(config, after))
         if INDEX in files:
             more = sum((after - before) * (specs[name].nbytes // before) for name in tables)
-            write_index(out, _larger(read_json(files[INDEX]), more))
+            write_index(out, _larger(read_json_object(files[INDEX]), more))
     for name, shard in shards.items():
         if not shard.keys().isdisjoint(tables):
             _write_shard(files[name], out / name, tables, pieces, after, tick)
@@ -120,7 +120,7 @@ def write_rows(
     return before, after
 
 
-def vocabulary(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> tuple[str, ...]:
+def vocabulary_tensors(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> tuple[str, ...]:
     """The tensors of a checkpoint that have a row for each token: the embedding, and then the head, where it
     is in the file.
 
@@ -130,7 +130,7 @@ def vocabulary(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> tuple[st
     embeddings = [
         name
         for name, spec in specs.items()
-        if module_of(name) in EMBEDDINGS and len(spec.shape) == 2 and size in (None, spec.shape[0])
+        if module_name(name) in EMBEDDINGS and len(spec.shape) == 2 and size in (None, spec.shape[0])
     ]
     if len(embeddings) != 1:
         raise DataError(
@@ -138,7 +138,7 @@ def vocabulary(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> tuple[st
             f"with as many rows as config.json's vocab_size ({size}), and finds {len(embeddings)} such "
             "tensors. Train this model without new tokens."
         )
-    heads = [name for name in specs if module_of(name) in HEADS]
+    heads = [name for name in specs if module_name(name) in HEADS]
     for name in (*embeddings, *heads):
         if specs[name].shape != specs[embeddings[0]].shape or specs[name].dtype not in FLOATS:
             raise DataError(
@@ -149,7 +149,7 @@ def vocabulary(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> tuple[st
     return (*embeddings, *heads)
 
 
-def enlarged(rows: int, needed: int) -> int:
+def padded_rows(rows: int, needed: int) -> int:
     """How many rows an embedding of `rows` gets so that it has `needed`.
 
     >>> enlarged(151_936, 151_670), enlarged(32_000, 32_003), enlarged(50_257, 50_258)
@@ -159,7 +159,7 @@ def enlarged(rows: int, needed: int) -> int:
     return max(rows, -(-needed // step) * step)
 
 
-def resized(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
+def resized_config(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """The config with that vocabulary size, wherever it has one; that of a multimodal model in its text
     part.
     """
@@ -170,7 +170,7 @@ def resized(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
     return changed | ({"text_config": text | {"vocab_size": rows}} if isinstance(text, dict) else {})
 
 
-def with_rows(old: Tensor, pieces: Mapping[int, Sequence[int]], count: int) -> Tensor:
+def extended_matrix(old: Tensor, pieces: Mapping[int, Sequence[int]], count: int) -> Tensor:
     """The matrix with `count` rows and, for each id of `pieces`, the mean of those rows of the old one:
     computed in fp32, rounded once.
 
@@ -268,7 +268,7 @@ def _write_aside(directory: Path, out: Path, ids: Mapping[str, int]) -> None:
         for token, id_ in ids.items()
     }
     settings = (
-        read_json(directory / "tokenizer_config.json")
+        read_json_object(directory / "tokenizer_config.json")
         if (directory / "tokenizer_config.json").is_file()
         else {}
     )
@@ -295,6 +295,6 @@ def _write_shard(
     write_file(
         target,
         specs.values(),
-        lambda name: with_rows(old[name], pieces, count) if name in tables else old[name],
+        lambda name: extended_matrix(old[name], pieces, count) if name in tables else old[name],
         tick=tick,
     )

@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from tuner.errors import ConfigError, StageError
-from tuner.models.checkpoint.meta import skeleton, stored
-from tuner.models.checkpoint.names import map_names
-from tuner.models.targets import fused, linears
+from tuner.models.checkpoint.meta_model import meta_model, stored_specs
+from tuner.models.checkpoint.weight_names import map_names
+from tuner.models.targets import fused_experts, linear_layers
 
 BLOCK = 64
 """weights that share a constant in 4 bits: what bitsandbytes' layers use on every device"""
@@ -35,7 +35,7 @@ OUTLIER = 6.0
 BITS = {"nf4": 4, "int8": 8}
 
 
-def require(quant: str) -> None:
+def require_bitsandbytes(quant: str) -> None:
     """Raise ConfigError where bitsandbytes is not installed."""
     if find_spec("bitsandbytes") is None:
         bits = BITS[quant]
@@ -45,29 +45,31 @@ def require(quant: str) -> None:
         )
 
 
-def meant(model: PreTrainedModel) -> list[str]:
+def quantised_layers(model: PreTrainedModel) -> list[str]:
     """The modules whose weights are to be held in few bits. bitsandbytes takes plain linear layers, no
     classes derived from them.
     """
-    return [name for name in linears(model) if type(model.get_submodule(name)) is torch.nn.Linear]
+    return [name for name in linear_layers(model) if type(model.get_submodule(name)) is torch.nn.Linear]
 
 
-def names(directory: Path) -> frozenset[str]:
+def quantised_tensors(directory: Path) -> frozenset[str]:
     """The tensors of the checkpoint in `directory` that algo.quant=nf4 or int8 quantises, by their names
     there.
     """
-    model = skeleton(directory)
-    return held(model, map_names(model, stored(directory)).plain)
+    model = meta_model(directory)
+    return quantised_tensors_of(model, map_names(model, stored_specs(directory)).plain)
 
 
-def held(model: PreTrainedModel, names: Mapping[str, str]) -> frozenset[str]:
+def quantised_tensors_of(model: PreTrainedModel, names: Mapping[str, str]) -> frozenset[str]:
     """The same for a model that is built already; `names` says what its weights are called in the
     checkpoint.
     """
-    return frozenset(names[weight] for module in meant(model) if (weight := f"{module}.weight") in names)
+    return frozenset(
+        names[weight] for module in quantised_layers(model) if (weight := f"{module}.weight") in names
+    )
 
 
-def settings(
+def quantization_config(
     model: PreTrainedModel, quant: str, *, compute: torch.dtype, storage: torch.dtype | None = None
 ) -> Any:
     """What transformers needs to know to load `model` with the `meant` layers quantised.
@@ -77,14 +79,14 @@ def settings(
 
     Raises ConfigError for a model whose experts would stay as they are, with their share.
     """
-    if kept := sum(parameter.numel() for parameter in fused(model)):
+    if kept := sum(parameter.numel() for parameter in fused_experts(model)):
         share = kept / sum(parameter.numel() for parameter in model.parameters())
         raise ConfigError(
             f"algo.quant={quant} saves little here: {share:.0%} of the weights are in experts that "
             "bitsandbytes leaves in bf16, since those of a layer are one tensor of three dimensions and no "
             "linear layers. Set algo.quant=none: LoRA on this model works without it."
         )
-    layers = set(meant(model))
+    layers = set(quantised_layers(model))
     # Whole names: other patterns match by beginning or end, and mlp.gate would take mlp.gate_proj along.
     others = [
         f"{re.escape(name)}$"
@@ -103,7 +105,9 @@ def settings(
     )
 
 
-def settle(model: PreTrainedModel, layers: list[str], quant: str, *, compute: torch.dtype) -> None:
+def prepare_for_training(
+    model: PreTrainedModel, layers: list[str], quant: str, *, compute: torch.dtype
+) -> None:
     """Make a freshly loaded model fit to train: its layers keep their weights as they are, and what is not
     quantised takes the dtype `compute`.
 
@@ -140,7 +144,7 @@ def settle(model: PreTrainedModel, layers: list[str], quant: str, *, compute: to
             parameter.data = parameter.data.to(compute)
 
 
-def dequantised(weight: Tensor, quant: str, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def quantise_dequantise(weight: Tensor, quant: str, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """What the frozen base computes with where its checkpoint has `weight`: for "nf4" in `dtype`, for "int8"
     in fp32, for "none" the weight itself.
 
@@ -156,7 +160,7 @@ def dequantised(weight: Tensor, quant: str, dtype: torch.dtype = torch.bfloat16)
     """
     if quant == "none":
         return weight
-    require(quant)
+    require_bitsandbytes(quant)
     from bitsandbytes.functional import (
         dequantize_4bit,
         int8_vectorwise_dequant,

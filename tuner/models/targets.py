@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 
 from tuner.errors import ConfigError
-from tuner.models.recurrence import read_directly
+from tuner.models.stateful_layers import linears_read_by_mixers
 
 ALL = "all-linear"
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
@@ -22,7 +22,7 @@ of
 """
 
 
-def linears(model: PreTrainedModel) -> list[str]:
+def linear_layers(model: PreTrainedModel) -> list[str]:
     """The names of every linear layer of the language model but the head and the routers, in the model's
     order.
 
@@ -30,7 +30,7 @@ def linears(model: PreTrainedModel) -> list[str]:
     linear layers in transformers: those of a layer are one tensor of three dimensions. Nor are those that a
     mixer of Mamba's reads by itself.
     """
-    head, direct = model.get_output_embeddings(), read_directly(model)
+    head, direct = model.get_output_embeddings(), linears_read_by_mixers(model)
     inside = f"{_language(model)}."
     return [
         name
@@ -43,7 +43,7 @@ def linears(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def fused(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+def fused_experts(model: PreTrainedModel) -> list[torch.nn.Parameter]:
     """The language model's experts: its parameters of three dimensions that belong to no convolution."""
     modules = [module for module in model.get_decoder().modules() if not isinstance(module, _ConvNd)]
     return [
@@ -68,7 +68,7 @@ def _modules(model: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, to
             yield from _modules(module, f"{prefix}{name}.")
 
 
-def chosen(model: PreTrainedModel, targets: str | Iterable[str]) -> str | list[str]:
+def target_modules(model: PreTrainedModel, targets: str | Iterable[str]) -> str | list[str]:
     """What PEFT gets as `target_modules`: names of modules, ends of names, or one regular expression for
     whole names.
 
@@ -80,8 +80,8 @@ def chosen(model: PreTrainedModel, targets: str | Iterable[str]) -> str | list[s
     Raises ConfigError when something fits no module.
     """
     if targets == ALL:
-        taken = OF_EXPERTS if fused(model) else frozenset[str]()
-        if found := [name for name in linears(model) if name.rpartition(".")[2] not in taken]:
+        taken = OF_EXPERTS if fused_experts(model) else frozenset[str]()
+        if found := [name for name in linear_layers(model) if name.rpartition(".")[2] not in taken]:
             return found
         raise ConfigError(
             "algo.targets=all-linear fits no module of this model: it has no linear layers of a kind that "
@@ -105,7 +105,7 @@ def chosen(model: PreTrainedModel, targets: str | Iterable[str]) -> str | list[s
                 f"algo.targets={target} fits no module of this model. Its linear layers are "
                 f"{', '.join(_leaves(model))}"
             )
-    if unseen := sorted({name for names in fits.values() for name in names} & read_directly(model)):
+    if unseen := sorted({name for names in fits.values() for name in names} & linears_read_by_mixers(model)):
         raise ConfigError(
             f"algo.targets names {unseen[0]}, whose weight a mixer of Mamba's reads by itself, so an adapter "
             "there would do nothing: leave it out, or take algo.targets=all-linear, which does."

@@ -9,12 +9,12 @@ from typing import Any
 from tuner.config.schema import Config
 from tuner.config.view import View
 from tuner.errors import ConfigError, StageError
-from tuner.models.layouts import family
+from tuner.models.layouts import detection
 from tuner.pipeline.stage import Choice, ChosenStep, Context, Stage
 from tuner.train.checkpoints import steps
 
 LAYOUT = {"adapter": 1, "full": 1, "sidecars": 3}
-"""versions of what tuner.models.export and tuner.models.checkpoint.companions write"""
+"""versions of what tuner.models.export and tuner.models.checkpoint.config_files write"""
 
 QUANT = 1
 """an adapter of a base in 4 or 8 bits says so"""
@@ -59,19 +59,19 @@ def run(ctx: Context) -> dict[str, Any]:
     """
     from tuner.data.chat.template import compile_template
     from tuner.data.tokenizer.load import load_vocabulary
-    from tuner.models.checkpoint.companions import (
-        spoken,
+    from tuner.models.checkpoint.config_files import (
+        chat_with_system,
         write_config,
         write_generation_config,
         write_tokenizer,
     )
     from tuner.models.export import write_adapter, write_full
-    from tuner.models.lora.ties import tie_in
+    from tuner.models.lora.tied_head import tied_head_in
     from tuner.train.checkpoints import sharded
 
     base, trained, out = ctx.inputs["fetch_model"].dir, ctx.inputs["train"].dir, ctx.out
     algo, model = ctx.config.algo, ctx.config.model
-    chat = spoken(model.chat, ctx.config.data.system)
+    chat = chat_with_system(model.chat, ctx.config.data.system)
     template = compile_template(chat, load_vocabulary(base))
     found = steps.choose(steps.kept(trained), ctx.config.convert.step, ctx.config.convert.best_by)
     if found is None or (damaged := found.damaged()):
@@ -82,7 +82,7 @@ def run(ctx: Context) -> dict[str, Any]:
     weights = sharded.read(found).weights
     if algo.uses_adapter:
         initial = trained / steps.INITIAL
-        tie = tie_in(base, [name.removeprefix("base_model.model.") for name in weights.specs])
+        tie = tied_head_in(base, [name.removeprefix("base_model.model.") for name in weights.specs])
         write_adapter(
             weights,
             trained / steps.ADAPTER,
@@ -96,7 +96,7 @@ def run(ctx: Context) -> dict[str, Any]:
         code, dtype = {"bf16": ("BF16", "bfloat16"), "fp32": ("F32", "float32")}[algo.precision]
         write_full(weights, base, out, code)
         write_config(base, out, dtype)
-        family.keep_aside(base, out)
+        detection.copy_original_files(base, out)
     pad = write_tokenizer(base, out, chat)
     write_generation_config(base, out, template.end_id, template.stops, pad)
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))

@@ -17,9 +17,9 @@ from tuner.config.view import View
 from tuner.data.chat import choice
 from tuner.errors import ConfigError, DataError, nearest
 from tuner.hub import lockfile
-from tuner.models import source
+from tuner.models import locate
 from tuner.models.checkpoint import files, quantised
-from tuner.models.layouts import family
+from tuner.models.layouts import detection
 from tuner.pipeline.stage import Context, Settled, Stage
 
 GGUF, PICKLE, NEW_TOKENS = 1, 1, 1
@@ -32,12 +32,12 @@ def look_up(view: View, say: Callable[[str], None]) -> None:
     """Ask the hub what the revision is, and write it into the lock."""
     from tuner.models import fetch
 
-    model, name = view.model, source.pin_name(view)
+    model, name = view.model, locate.lock_key(view)
     if view.locked:
         raise ConfigError(lockfile.missing(view.lock, name))
-    fetch.look_up(
+    fetch.lock_model(
         model.source,
-        source.repository(view),
+        locate.repository_name(view),
         model.revision,
         lock=Path(view.lock),
         name=name,
@@ -49,15 +49,19 @@ def look_up(view: View, say: Callable[[str], None]) -> None:
 
 def versions(view: View) -> dict[str, int]:
     """The rewritings that this model goes through, in their order."""
-    found, kinds, wanted = {}, {name.rpartition(".")[2] for name in source.names(view)}, source.layout(view)
+    found, kinds, wanted = (
+        {},
+        {name.rpartition(".")[2] for name in locate.file_names(view)},
+        locate.layout_of(view),
+    )
     if "gguf" in kinds:
         found["gguf"] = GGUF
     if kinds & {"bin", "pth", "pt"}:
         found["pickle"] = PICKLE
-    if (method := source.held(view)) is not None:
+    if (method := locate.quantisation_method(view)) is not None:
         found[f"dequantize.{method}"] = quantised.VERSIONS[method]
-    if wanted != family.NATIVE:
-        found[f"layout.{wanted}"] = family.VERSIONS[wanted]
+    if wanted != detection.NATIVE:
+        found[f"layout.{wanted}"] = detection.VERSIONS[wanted]
     if view.model.new_tokens:
         found["new_tokens"] = NEW_TOKENS
     return found
@@ -70,19 +74,19 @@ def references(view: View) -> bool:
 
 def check(view: View) -> None:
     """The files that lie here are there, and the layout has a name."""
-    if view.model.layout not in ("auto", family.NATIVE, *family.VERSIONS):
-        known = ("auto", family.NATIVE, *family.VERSIONS)
+    if view.model.layout not in ("auto", detection.NATIVE, *detection.VERSIONS):
+        known = ("auto", detection.NATIVE, *detection.VERSIONS)
         raise ConfigError(
             f"model.layout={view.model.layout} is no layout.{nearest(view.model.layout, known)} There are "
             f"{', '.join(known)}."
         )
-    if view.model.new_tokens and source.layout(view) in family.WITHOUT_CLASS & family.NORMALISED:
+    if view.model.new_tokens and locate.layout_of(view) in detection.WITHOUT_CLASS & detection.NORMALISED:
         raise ConfigError(
             "model.new_tokens adds rows to the output head, and a Baichuan2-13B's result is written in its "
             "own layout, whose head divides each row by its norm: they would be others there. Leave "
             "model.new_tokens out, or take another model."
         )
-    source.local_files(view)
+    locate.local_files(view)
     versions(view)
 
 
@@ -93,7 +97,7 @@ def settle(config: Config, made: Path | None) -> Settled:
     chat, view = config.model.chat, View(config, "fetch_model")
     if not chat.auto:
         return Settled(config=config)
-    pin = source.pins(view).get(source.pin_name(view)) if view.model.source in HUBS else None
+    pin = locate.locked_pins(view).get(locate.lock_key(view)) if view.model.source in HUBS else None
     if pin and pin.template:
         found = choice.TemplateChoice(option=pin.template, why=f"as {view.lock} says of its tokenizer")
     elif (directory := _tokenizer(view) or made) is not None:
@@ -116,7 +120,7 @@ def settle(config: Config, made: Path | None) -> Settled:
 
 def _tokenizer(view: View) -> Path | None:
     """The directory of a tokenizer that lies here."""
-    directory = source.place(view) if view.model.source not in HUBS else None
+    directory = locate.model_path(view) if view.model.source not in HUBS else None
     return directory if directory and directory.is_dir() else None
 
 
@@ -131,12 +135,12 @@ def progress(partial: Path) -> str | None:
 
 def cost(view: View, partial: Path) -> tuple[int, int]:
     """Bytes still to download, and bytes that are here already."""
-    if (pin := source.pins(view).get(source.pin_name(view))) is None:
+    if (pin := locate.locked_pins(view).get(locate.lock_key(view))) is None:
         return 0, 0
     from tuner.models import fetch
 
-    return fetch.cost(
-        view.model.source, source.repository(view), pin, partial / HUB if versions(view) else partial
+    return fetch.download_cost(
+        view.model.source, locate.repository_name(view), pin, partial / HUB if versions(view) else partial
     )
 
 
@@ -153,7 +157,7 @@ def run(ctx: Context) -> dict[str, Any]:
     view, out = ctx.config, ctx.out
     todo = versions(view)
     found, commit = _bring(ctx, out / HUB if todo else out)
-    source.check_methods(next(iter(found.values())).parent, view, todo)
+    locate.check_quantisation(next(iter(found.values())).parent, view, todo)
     scratch: list[Path] = [out / HUB]
     for number, name in enumerate(todo, start=1):
         target = out if number == len(todo) else out / f".{number}"
@@ -164,7 +168,7 @@ def run(ctx: Context) -> dict[str, Any]:
             shutil.rmtree(done, ignore_errors=True)
         scratch = [target]
     directory = next(iter(found.values())).parent
-    source.check_methods(directory, view, {})
+    locate.check_quantisation(directory, view, {})
     config = native(directory)
     # a checkpoint may come without
     if "gguf" not in todo and todo and any((directory / name).is_file() for name in files.TOKENIZERS):
@@ -192,13 +196,13 @@ def _bring(ctx: Context, out: Path) -> tuple[Mapping[str, Path], str | None]:
     """The model's files by name, and the commit of those that a hub has."""
     view = ctx.config
     if view.model.source not in HUBS:
-        return source.local_files(view), None
+        return locate.local_files(view), None
     from tuner.hub import download
     from tuner.models import fetch
 
-    pin = source.pins(view)[source.pin_name(view)]
+    pin = locate.locked_pins(view)[locate.lock_key(view)]
     assert pin is not None, "the pipeline looks references up before a stage runs"
-    fetch.bring(view.model.source, source.repository(view), pin, out, ctx.say)
+    fetch.download_model(view.model.source, locate.repository_name(view), pin, out, ctx.say)
     download.remove_leftovers(out, pin.files)
     return {name: out / name for name in pin.files}, pin.commit
 
@@ -228,13 +232,15 @@ def _rewrite(name: str, found: Mapping[str, Path], view: View, out: Path, say: C
             from tuner.models.checkpoint import pickles
 
             say("rewriting pickled weights as safetensors, once")
-            pickles.convert([path for path in found.values() if path.suffix in files.PICKLES], out, say=say)
-            files.copy_beside(found, out)
+            pickles.convert_pickles(
+                [path for path in found.values() if path.suffix in files.PICKLES], out, say=say
+            )
+            files.copy_small_files(found, out)
         case "dequantize", _, method:
             from tuner.models import dequantize
 
             say(f"rewriting the weights in {quantised.WORDS[method]} as bf16, once")
-            dequantize.convert(found, method, out, say=say)
+            dequantize.dequantize_checkpoint(found, method, out, say=say)
         case "layout", _, wanted:
             from tuner.models.layouts import rewrite
 
@@ -244,7 +250,7 @@ def _rewrite(name: str, found: Mapping[str, Path], view: View, out: Path, say: C
             from tuner.models import new_tokens
 
             say(f"rows for {len(view.model.new_tokens)} new tokens")
-            new_tokens.grow(found, view.model.new_tokens, out, say=say)
+            new_tokens.add_new_tokens(found, view.model.new_tokens, out, say=say)
 
 
 def native(directory: Path) -> dict[str, Any]:
@@ -262,7 +268,7 @@ def native(directory: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} is no model's config: it should be a JSON object with a model_type. Get it again."
         )
-    if kind not in CONFIG_MAPPING and kind != family.ALIBI:
+    if kind not in CONFIG_MAPPING and kind != detection.ALIBI:
         own = ", and the model brings its own code, which is never run" if config.get("auto_map") else ""
         raise DataError(
             f"{path} says model_type {kind}, which transformers {__version__} does not know{own}. "
@@ -277,8 +283,8 @@ STAGE = Stage(
     version=1,
     run=run,
     versions=versions,
-    sources=source.local_files,
-    pins=source.pins,
+    sources=locate.local_files,
+    pins=locate.locked_pins,
     look_up=look_up,
     check=check,
     references=references,

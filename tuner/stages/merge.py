@@ -10,7 +10,7 @@ from tuner.config.view import View
 from tuner.errors import ConfigError
 from tuner.files import link_or_copy
 from tuner.models.checkpoint.files import SETTINGS, TEXT, read_config, weight_files
-from tuner.models.layouts import family
+from tuner.models.layouts import detection
 from tuner.pipeline.stage import Context, Stage
 
 ORIGINAL, QUANT = 1, 1
@@ -33,11 +33,11 @@ def run(ctx: Context) -> dict[str, Any]:
     """Write the model; facts: its files' bytes, whether they are links, and the layout."""
     base, convert, config = ctx.inputs["fetch_model"].dir, ctx.inputs["convert"], ctx.config
     adapted = config.algo.uses_adapter
-    aside = base / family.ASIDE
+    aside = base / detection.ORIGINAL
     # a class of tuner's own is for no other tool to read
     original = (
         config.merge.layout == "original"
-        or read_config(base / "config.json").get("model_type") == family.ALIBI
+        or read_config(base / "config.json").get("model_type") == detection.ALIBI
     )
     if original and not aside.is_dir():
         raise ConfigError(
@@ -50,7 +50,7 @@ def run(ctx: Context) -> dict[str, Any]:
 
     import torch
 
-    from tuner.models.checkpoint.companions import write_config
+    from tuner.models.checkpoint.config_files import write_config
     from tuner.models.checkpoint.safetensors import DTYPES, Checkpoint
     from tuner.models.lora import merge
     from tuner.progress import bar
@@ -81,7 +81,7 @@ def run(ctx: Context) -> dict[str, Any]:
         for name in (*SETTINGS, *TEXT):
             if (convert.dir / name).is_file():
                 shutil.copyfile(convert.dir / name, ctx.out / name)
-        family.keep_aside(base, ctx.out)
+        detection.copy_original_files(base, ctx.out)
     size = weight_bytes(ctx.out)
     ctx.say(
         f"base and adapter in one, {size / 1e9:.2f} GB in "

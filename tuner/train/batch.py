@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tuner.data.packs import Pack, Packs
-from tuner.kernels.borders import send
+from tuner.kernels.packed_documents import to_device
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class Batch:
         """The same on another device. The host does not wait for a GPU."""
         place = torch.device(device)
         ids_1N, positions_1N, keep_M, targets_M = (
-            send(x, place) for x in (self.ids_1N, self.positions_1N, self.keep_M, self.targets_M)
+            to_device(x, place) for x in (self.ids_1N, self.positions_1N, self.keep_M, self.targets_M)
         )
         return replace(self, ids_1N=ids_1N, positions_1N=positions_1N, keep_M=keep_M, targets_M=targets_M)
 

@@ -19,13 +19,13 @@ from tuner.data.packs import Pack, Packs
 from tuner.data.tokenizer.load import load_vocabulary
 from tuner.errors import StageError
 from tuner.kernels import attention
-from tuner.models.attention_needs import generation_attention, needs
-from tuner.models.checkpoint.companions import spoken
+from tuner.models.attention_needs import attention_needs, generation_attention
+from tuner.models.checkpoint.config_files import chat_with_system
 from tuner.models.checkpoint.files import weight_files
-from tuner.models.finite import cause
-from tuner.models.generate import answer
-from tuner.models.load import DTYPES, compute_dtype, load_tuned, resolve_device
-from tuner.models.recurrence import carries
+from tuner.models.generate import generate_answers
+from tuner.models.load import PRECISIONS, compute_dtype, load_tuned, resolve_device
+from tuner.models.nonfinite import explain_nonfinite
+from tuner.models.stateful_layers import carried_state
 from tuner.progress import track
 from tuner.train.batch import alone, collate
 from tuner.train.determinism import deterministic
@@ -75,10 +75,17 @@ def measure(
     device = resolve_device(config.machine.device)
     compute = compute_dtype(config.algo.precision, device)
     model = load_tuned(
-        directory, adapter, dtype=compute, device=device, rounded=DTYPES[config.algo.precision], quant=quant
+        directory,
+        adapter,
+        dtype=compute,
+        device=device,
+        rounded=PRECISIONS[config.algo.precision],
+        quant=quant,
     )
-    backend, _ = attention.choose(config.machine.attention, needs(model, dtype=compute, device=device))
-    with attention.using(backend), deterministic(config.machine.deterministic):
+    backend, _ = attention.choose_backend(
+        config.machine.attention, attention_needs(model, dtype=compute, device=device)
+    )
+    with attention.using_backend(backend), deterministic(config.machine.deterministic):
         loss, tokens = held_out_loss(
             model, track(packs, "held-out loss", len(packs), say), device, weight_files(directory)
         )
@@ -87,7 +94,7 @@ def measure(
         answers = ask(
             model,
             directory,
-            spoken(config.model.chat, config.data.system),
+            chat_with_system(config.model.chat, config.data.system),
             prompts,
             config.eval.max_new_tokens,
         )
@@ -112,13 +119,13 @@ def held_out_loss(
     `files` are those of its base's weights.
     """
     total, tokens = 0.0, 0
-    apart = carries(model) is not None  # from one document into the next
+    apart = carried_state(model) is not None  # from one document into the next
     for row in (row for pack in packs for row in (alone(pack) if apart else (pack,))):
         batch = collate([row], device)
         if len(batch.targets_M):
             loss = summed_loss(model, batch).item()
             if not math.isfinite(loss):
-                found = cause(model, files, lambda batch=batch: summed_loss(model, batch))  # type: ignore[misc]
+                found = explain_nonfinite(model, files, lambda batch=batch: summed_loss(model, batch))  # type: ignore[misc]
                 raise StageError(
                     "The held-out loss is not a finite number. "
                     f"{found or 'The model or its arithmetic is broken: try algo.precision=fp32.'}"
@@ -155,7 +162,9 @@ def replies(
 ) -> tuple[dict[str, str], ...]:
     """The same with a template that is compiled already."""
     ids = [template.prompt([Message(role="user", content=prompt)]) for prompt in prompts]
-    texts = answer(model, ids, end_id=template.end_id, stops=template.stops, max_new_tokens=max_new_tokens)
+    texts = generate_answers(
+        model, ids, end_id=template.end_id, stops=template.stops, max_new_tokens=max_new_tokens
+    )
     # An answer that is cut at its longest may end inside a character, which then decodes to U+FFFD.
     said = [
         template.tokenizer.decode(text, skip_special_tokens=True).rstrip("\ufffd").strip() for text in texts

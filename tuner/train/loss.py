@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tuner.kernels.borders import announce
+from tuner.kernels.packed_documents import announce_documents
 from tuner.train.batch import Batch
 
 
@@ -14,7 +14,7 @@ def logits_at(model: torch.nn.Module, batch: Batch) -> Tensor:
     The output head runs at these positions only, through the model's own forward, which may scale or cap
     logits.
     """
-    announce(batch.positions_1N, batch.borders)
+    announce_documents(batch.positions_1N, batch.borders)
     logits_MV: Tensor = model(
         input_ids=batch.ids_1N,
         position_ids=batch.positions_1N,

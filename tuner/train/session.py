@@ -14,12 +14,12 @@ from tuner.config.view import View, identity_of
 from tuner.data.packs import Pack, Packs
 from tuner.data.sampler import AUTO_TOKENS, Order, plan_order
 from tuner.errors import ConfigError, DataError
-from tuner.models.checkpoint.companions import spoken
+from tuner.models.checkpoint.config_files import chat_with_system
 from tuner.models.checkpoint.files import weight_files
-from tuner.models.finite import cause
-from tuner.models.load import DTYPES, compute_dtype
-from tuner.models.lora.add import trainable
-from tuner.models.recurrence import carries
+from tuner.models.load import PRECISIONS, compute_dtype
+from tuner.models.lora.add import count_trainable
+from tuner.models.nonfinite import explain_nonfinite
+from tuner.models.stateful_layers import carried_state
 from tuner.pipeline.stage import Context
 from tuner.report.page import tokens_measured
 from tuner.train import auto_settings as facts_of
@@ -86,11 +86,11 @@ def _train(
     compute = compute_dtype(algo.precision, world.device)
     model = build_model(ctx.config, base, out, world.device, compute, zero_stage=facts["zero"])
     facts["attention"], why = choose_attention(machine.attention, model, world.device, compute)
-    state = carries(model)
+    state = carried_state(model)
     facts |= {} if state is None else {"rows": DOCUMENTS}
     if world.first:
         describe(ctx.config, model, out)
-    facts["trainable"] = trainable(model)
+    facts["trainable"] = count_trainable(model)
     engine = build_engine(ctx.config, model, world, compute, facts)
     facts |= preflight(
         ctx,
@@ -161,7 +161,9 @@ def _train(
                 flops=count_flops,
                 peak=peak,
                 sample=sample,
-                why=lambda run: cause(model, weight_files(base), run, first=world.first, share=world.gather),
+                why=lambda run: explain_nonfinite(
+                    model, weight_files(base), run, first=world.first, share=world.gather
+                ),
             )
         failed = False
     finally:
@@ -272,7 +274,7 @@ def sampler(
     if why := refusal(facts["zero"]):
         say(why)
         return lambda _: None
-    chat = spoken(ctx.config.model.chat, ctx.config.data.system)
+    chat = chat_with_system(ctx.config.model.chat, ctx.config.data.system)
     base = ctx.inputs["fetch_model"].dir
     return Sampler(
         model, base, chat, ask.prompts, ask.max_new_tokens, ctx.out, journal, autocast=autocast
@@ -355,7 +357,7 @@ def row_names(ledger: Path) -> Callable[[Pack], list[str]]:
 
 
 def short_name(dtype: torch.dtype) -> str:
-    return next(key for key, value in DTYPES.items() if value == dtype)
+    return next(key for key, value in PRECISIONS.items() if value == dtype)
 
 
 def _silent(_line: str) -> None:

@@ -13,13 +13,20 @@ from tuner.errors import ConfigError, DataError
 from tuner.estimate import flops
 from tuner.files import read_json, write_json
 from tuner.kernels import attention
-from tuner.models.attention_needs import needs
-from tuner.models.full import load_trainable
-from tuner.models.layouts import family
-from tuner.models.load import DTYPES, load_model
-from tuner.models.lora.add import adapter_config, add_lora, layers, load_adapter, trainable, write_initial
+from tuner.models.attention_needs import attention_needs
+from tuner.models.full_finetune import load_trainable
+from tuner.models.layouts import detection
+from tuner.models.load import PRECISIONS, load_model
+from tuner.models.lora.add import (
+    adapted_layers,
+    adapter_config,
+    add_lora,
+    count_trainable,
+    load_adapter,
+    write_initial,
+)
 from tuner.models.new_tokens import token_ids
-from tuner.models.recurrence import carries
+from tuner.models.stateful_layers import carried_state
 from tuner.train import optimizers
 from tuner.train.batch import count_targets
 from tuner.train.checkpoints import steps
@@ -44,7 +51,7 @@ def build_model(
             directory,
             device=device,
             compute=compute,
-            rounded=DTYPES[algo.precision],
+            rounded=PRECISIONS[algo.precision],
             last_layers=algo.last_layers,
             freeze=algo.freeze,
         ).train()
@@ -54,7 +61,7 @@ def build_model(
         directory,
         dtype=compute,
         device=device,
-        rounded=DTYPES[algo.precision],
+        rounded=PRECISIONS[algo.precision],
         quant=algo.quant,
         storage=storage,
     )
@@ -72,7 +79,7 @@ def build_model(
         init=algo.lora_init,
         first=first if first.exists() else None,
     )
-    if model.get_output_embeddings() in [layer for _, layer in layers(model)]:
+    if model.get_output_embeddings() in [layer for _, layer in adapted_layers(model)]:
         refuse_fixed_head(directory, "algo.targets has an adapter for the output head", config.merge.layout)
     if algo.init == "continue":
         load_adapter(model, Path(config.model.adapter))
@@ -92,8 +99,8 @@ def choose_attention(wish: str, model: Any, device: torch.device, compute: torch
     """The backend of attention from now on in this process, and why it is that one. Raises ConfigError
     where a wish can't be met.
     """
-    name, why = attention.choose(wish, needs(model, dtype=compute, device=device))
-    attention.use(name)
+    name, why = attention.choose_backend(wish, attention_needs(model, dtype=compute, device=device))
+    attention.use_backend(name)
     return name, why
 
 
@@ -128,14 +135,14 @@ def build_engine(
 
     shared = machine.sequence_parallel
     if shared > 1:
-        sequence_parallel.refuse(model.config, shared, carries(model))
+        sequence_parallel.refuse(model.config, shared, carried_state(model))
 
     combination = deepspeed.combination_of(machine, algo, processes=world.size)
     hidden = model.config.get_text_config().hidden_size
     settings = deepspeed_json(
         combination,
         device=world.device.type,
-        trainable=trainable(model),
+        trainable=count_trainable(model),
         hidden=hidden,
         largest=max(p.numel() for p in model.parameters()),
         own=read_own(machine.deepspeed) if machine.deepspeed else None,
@@ -178,9 +185,9 @@ def refuse_fixed_head(directory: Path, trains: str, wanted: str) -> None:
     trains   what does, in words
     wanted   merge.layout; a family without a class is written in its own whatever it says
     """
-    layout = (read_json(directory / family.ASIDE / family.LAYOUT) or {}).get("layout")
-    if layout in family.NORMALISED and (layout in family.WITHOUT_CLASS or wanted == "original"):
-        otherwise = "" if layout in family.WITHOUT_CLASS else ", or merge.layout=native"
+    layout = (read_json(directory / detection.ORIGINAL / detection.LAYOUT_FILE) or {}).get("layout")
+    if layout in detection.NORMALISED and (layout in detection.WITHOUT_CLASS or wanted == "original"):
+        otherwise = "" if layout in detection.WITHOUT_CLASS else ", or merge.layout=native"
         raise ConfigError(
             f"{trains}, and the layout {layout}, in which this model's result is written, divides each of "
             "its rows by its norm on every use: what was trained could not be written. Take algo=lora or "

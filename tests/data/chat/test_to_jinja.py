@@ -20,7 +20,7 @@ from tuner.data.chat.to_jinja import to_jinja
 from tuner.data.conversation import Call, Conversation, Message, RowError
 from tuner.data.tokenizer.load import Vocabulary, load_vocabulary
 from tuner.errors import ConfigError
-from tuner.models.checkpoint.companions import write_tokenizer
+from tuner.models.checkpoint.config_files import write_tokenizer
 
 transformers = pytest.importorskip("transformers")
 OWN = Chat(jinja=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tuner.errors import ConfigError, DataError
-from tuner.models.checkpoint.files import INDEX, checkpoint_files, locate, package_file, weight_files
+from tuner.models.checkpoint.files import INDEX, checkpoint_files, locate_model, package_file, weight_files
 
 
 def model(directory: Path, *names: str) -> Path:
@@ -85,12 +85,12 @@ def test_locate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     model(tmp_path / "模型 (1)", "config.json")
-    assert locate("模型 (1)") == Path("模型 (1)")
-    assert locate("~/模型 (1)") == tmp_path / "模型 (1)"
+    assert locate_model("模型 (1)") == Path("模型 (1)")
+    assert locate_model("~/模型 (1)") == tmp_path / "模型 (1)"
     with pytest.raises(DataError, match=r"does not exist \(looked up from .*there are: 模型 \(1\)"):
-        locate("模型")
+        locate_model("模型")
     with pytest.raises(DataError, match="is a file"):
-        locate("模型 (1)/config.json")
+        locate_model("模型 (1)/config.json")
 
 
 def test_a_package_is_looked_up_and_never_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -292,7 +292,7 @@ def test_a_config_that_is_nested_without_end_is_refused() -> None:
 )
 def test_a_config_that_is_none_is_refused(content: bytes, why: str) -> None:
     with pytest.raises(DataError, match=why) as caught:
-        fetch.parsed(content, "config.json of org/model")
+        fetch.parse_hub_config(content, "config.json of org/model")
     one_paragraph(caught.value)
 
 
@@ -340,7 +340,7 @@ def test_a_hostile_repository_is_refused_before_it_is_downloaded(
     server.add("org/model", files, kind="models")
     lock = tmp_path / "a" / "b" / "tuner.lock"
     with pytest.raises(DataError, match=why) as caught:
-        fetch.look_up(source, "org/model", None, lock=lock, name="model", layout="auto", say=print)
+        fetch.lock_model(source, "org/model", None, lock=lock, name="model", layout="auto", say=print)
     one_paragraph(caught.value)
     assert list(tmp_path.rglob("*")) == []
     assert SINGLE not in server.sent
@@ -362,10 +362,10 @@ def test_a_models_own_code_is_neither_fetched_nor_run(server: Hub, tmp_path: Pat
     }
     server.add("org/model", files, kind="models")
     lock, out = tmp_path / "tuner.lock", tmp_path / "out"
-    fetch.look_up("hub", "org/model", None, lock=lock, name="model", layout="auto", say=print)
+    fetch.lock_model("hub", "org/model", None, lock=lock, name="model", layout="auto", say=print)
     pin = lockfile.find(lock, "model")
     assert pin is not None
-    fetch.bring("hub", "org/model", pin, out, print)
+    fetch.download_model("hub", "org/model", pin, out, print)
     assert sorted(path.name for path in out.iterdir() if path.is_file()) == ["config.json", SINGLE]
     assert not any(".py" in path for _, path, _ in server.asked)
     assert not mark.exists()
@@ -382,7 +382,7 @@ def test_a_lock_that_names_files_elsewhere_writes_none(server: Hub, tmp_path: Pa
     )
     out = tmp_path / "a" / "out"
     with pytest.raises(DataError, match="would lie outside its directory or be hidden"):
-        fetch.bring("hub", "org/model", pin, out, print)
+        fetch.download_model("hub", "org/model", pin, out, print)
     assert list(tmp_path.rglob("*.json")) == []
 
 
@@ -390,10 +390,10 @@ def test_links_of_a_repository_are_never_made(server: Hub, tmp_path: Path) -> No
     """Git stores a link as a small file that holds where it leads to, and as that it arrives."""
     server.add("org/model", {"config.json": json.dumps(LLAMA), SINGLE: b"/etc/passwd"}, kind="models")
     lock, out = tmp_path / "tuner.lock", tmp_path / "out"
-    fetch.look_up("hub", "org/model", None, lock=lock, name="model", layout="auto", say=print)
+    fetch.lock_model("hub", "org/model", None, lock=lock, name="model", layout="auto", say=print)
     pin = lockfile.find(lock, "model")
     assert pin is not None
-    fetch.bring("hub", "org/model", pin, out, print)
+    fetch.download_model("hub", "org/model", pin, out, print)
     assert not any(path.is_symlink() for path in out.rglob("*"))
     with pytest.raises(DataError, match="no safetensors file, or only the beginning of one"):
         read_specs(out / SINGLE)

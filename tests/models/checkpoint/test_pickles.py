@@ -21,7 +21,7 @@ from tests.models.tiny import tiny_model
 from tuner.errors import DataError
 from tuner.models.checkpoint import pickles
 from tuner.models.checkpoint.files import weight_files
-from tuner.models.checkpoint.pickles import convert
+from tuner.models.checkpoint.pickles import convert_pickles
 from tuner.models.checkpoint.safetensors import Checkpoint
 
 Save = Callable[[Any, Path], None]
@@ -77,7 +77,7 @@ def out(tmp_path: Path) -> Path:
 @both
 def test_the_same_tensors_are_written(tmp_path: Path, out: Path, save: Save) -> None:
     save(OrderedDict(state()), tmp_path / "pytorch_model.bin")
-    assert convert([tmp_path / "pytorch_model.bin"], out, say=silent) == ["model.safetensors"]
+    assert convert_pickles([tmp_path / "pytorch_model.bin"], out, say=silent) == ["model.safetensors"]
     check(written(out), state())
 
 
@@ -86,7 +86,7 @@ def test_a_models_own_state_is_written_parameters_and_all(tmp_path: Path, out: P
     wanted = tiny_model(tied=True).state_dict(keep_vars=True)
     assert any(isinstance(value, nn.Parameter) for value in wanted.values())
     save(wanted, tmp_path / "pytorch_model.bin")
-    convert([tmp_path / "pytorch_model.bin"], out, say=silent)
+    convert_pickles([tmp_path / "pytorch_model.bin"], out, say=silent)
     check(written(out), {name: value.detach() for name, value in wanted.items()})
 
 
@@ -96,7 +96,7 @@ def test_each_shard_becomes_a_shard_with_an_index(tmp_path: Path, out: Path, sav
     files = [tmp_path / f"pytorch_model-{number:05}-of-00002.bin" for number in (1, 2)]
     save({name: state()[name] for name in names[:3]}, files[0])
     save({name: state()[name] for name in names[3:]}, files[1])
-    assert convert(files, out, say=silent) == [
+    assert convert_pickles(files, out, say=silent) == [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
         "model.safetensors.index.json",
@@ -111,7 +111,7 @@ def test_one_shard_at_a_time_is_held(tmp_path: Path, out: Path, monkeypatch: pyt
     for path in files:
         save_old({path.name: torch.zeros(1000)}, path)
     held: list[weakref.ref[Tensor]] = []
-    plain = pickles.read
+    plain = pickles.read_pickle
 
     def watched(path: Path, *, say: Callable[[str], None]) -> dict[str, Tensor]:
         assert not [one for one in held if one() is not None]
@@ -119,14 +119,14 @@ def test_one_shard_at_a_time_is_held(tmp_path: Path, out: Path, monkeypatch: pyt
         held.extend(weakref.ref(value) for value in tensors.values())
         return tensors
 
-    monkeypatch.setattr(pickles, "read", watched)
-    convert(files, out, say=silent)
+    monkeypatch.setattr(pickles, "read_pickle", watched)
+    convert_pickles(files, out, say=silent)
     assert len(held) == 3
 
 
 def test_a_zip_is_mapped_and_not_read_into_memory(tmp_path: Path) -> None:
     save_zip(state(), tmp_path / "w.bin")
-    found = pickles.read(tmp_path / "w.bin", say=silent)
+    found = pickles.read_pickle(tmp_path / "w.bin", say=silent)
     maps = Path("/proc/self/maps")
     if maps.exists():
         assert str(tmp_path / "w.bin") in maps.read_text()
@@ -144,7 +144,7 @@ def test_shared_values_are_written_under_each_name(tmp_path: Path, out: Path, sa
         "corner": whole[1:3, 2:4],
     }
     save(wanted, tmp_path / "w.bin")
-    convert([tmp_path / "w.bin"], out, say=silent)
+    convert_pickles([tmp_path / "w.bin"], out, say=silent)
     check(written(out), wanted)
 
 
@@ -155,7 +155,7 @@ def test_wrapped_weights_are_taken_and_what_lies_beside_them_is_named(
 ) -> None:
     said: list[str] = []
     save({key: state(), "epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path / "w.pth")
-    convert([tmp_path / "w.pth"], out, say=said.append)
+    convert_pickles([tmp_path / "w.pth"], out, say=said.append)
     check(written(out), state())
     assert said == [f"w.pth: of a trainer's checkpoint only {key} is taken; left out: epoch, optimizer"]
 
@@ -193,7 +193,7 @@ def test_what_is_no_dict_of_plain_tensors_is_refused(
 ) -> None:
     save_zip(value, tmp_path / "w.bin")
     with pytest.raises(DataError, match=match) as refused:
-        convert([tmp_path / "w.bin"], out, say=silent)
+        convert_pickles([tmp_path / "w.bin"], out, say=silent)
     assert "\n" not in str(refused.value)
 
 
@@ -201,7 +201,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path, out: Path) -> None:
     for name in ("1.bin", "2.bin"):
         save_zip({"a": torch.ones(2)}, tmp_path / name)
     with pytest.raises(DataError, match=r"The tensor a is in 2\.bin and in an earlier shard too"):
-        convert([tmp_path / "1.bin", tmp_path / "2.bin"], out, say=silent)
+        convert_pickles([tmp_path / "1.bin", tmp_path / "2.bin"], out, say=silent)
 
 
 class Attack:
@@ -252,7 +252,7 @@ def test_a_pickle_that_would_run_code_is_refused_by_the_name_of_what_it_wants(
             r" was run"
         ),
     ) as refused:
-        convert([path], out, say=silent)
+        convert_pickles([path], out, say=silent)
     assert "\n" not in str(refused.value)
     assert "safetensors" in str(refused.value)
     assert not trace.exists()
@@ -274,7 +274,7 @@ def test_a_class_that_is_not_a_tensor_is_refused_by_its_name(tmp_path: Path, out
     with pytest.raises(
         DataError, match=r"wants tests\.models\.checkpoint\.test_pickles\.Namespace to be called"
     ):
-        convert([tmp_path / "w.bin"], out, say=silent)
+        convert_pickles([tmp_path / "w.bin"], out, say=silent)
 
 
 def test_a_function_of_torch_that_makes_no_tensor_is_refused_by_its_name(tmp_path: Path, out: Path) -> None:
@@ -284,7 +284,7 @@ def test_a_function_of_torch_that_makes_no_tensor_is_refused_by_its_name(tmp_pat
 
     save_zip({"a": torch.ones(1), "b": Fetch()}, tmp_path / "w.bin")
     with pytest.raises(DataError, match=r"wants torch\.hub\.load_state_dict_from_url to be called"):
-        convert([tmp_path / "w.bin"], out, say=silent)
+        convert_pickles([tmp_path / "w.bin"], out, say=silent)
 
 
 @both
@@ -295,7 +295,7 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path, out: Path, save: Sav
     for end in [0, 1, 3, 8, *range(16, len(whole) - 1, len(whole) // 40), len(whole) - 1]:
         path.write_bytes(whole[:end])
         with pytest.raises(DataError, match=r"w\.bin (is a damaged archive|can't be read as weights)"):
-            convert([path], out, say=silent)
+            convert_pickles([path], out, say=silent)
 
 
 def test_an_archive_whose_parts_are_shorter_than_its_tensors_is_refused(tmp_path: Path, out: Path) -> None:
@@ -307,7 +307,7 @@ def test_an_archive_whose_parts_are_shorter_than_its_tensors_is_refused(tmp_path
                 whole.read(part)[:400] if part.filename.endswith("data/0") else whole.read(part),
             )
     with pytest.raises(DataError, match=r"w\.bin can't be read as weights"):
-        convert([tmp_path / "w.bin"], out, say=silent)
+        convert_pickles([tmp_path / "w.bin"], out, say=silent)
 
 
 def test_a_compressed_archive_is_refused(tmp_path: Path, out: Path) -> None:
@@ -319,7 +319,7 @@ def test_a_compressed_archive_is_refused(tmp_path: Path, out: Path) -> None:
         for part in whole.infolist():
             packed.writestr(part.filename, whole.read(part))
     with pytest.raises(DataError, match=r"holds compressed parts, first whole/data\.pkl"):
-        convert([tmp_path / "w.bin"], out, say=silent)
+        convert_pickles([tmp_path / "w.bin"], out, say=silent)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_a_compressed_archive_is_refused(tmp_path: Path, out: Path) -> None:
 def test_other_bytes_are_refused(tmp_path: Path, out: Path, content: bytes, match: str) -> None:
     (tmp_path / "w.bin").write_bytes(content)
     with pytest.raises(DataError, match=match) as refused:
-        convert([tmp_path / "w.bin"], out, say=silent)
+        convert_pickles([tmp_path / "w.bin"], out, say=silent)
     assert "\n" not in str(refused.value)
 
 
@@ -345,7 +345,7 @@ def test_a_scripted_model_is_refused(tmp_path: Path, out: Path) -> None:
         archive.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
         archive.writestr("archive/version", "3\n")
     with pytest.raises(DataError, match="can't be read as weights"):
-        convert([tmp_path / "w.bin"], out, say=silent)
+        convert_pickles([tmp_path / "w.bin"], out, say=silent)
 
 
 def test_random_changes_of_a_file_are_read_or_refused_and_nothing_else(tmp_path: Path, out: Path) -> None:
@@ -358,7 +358,7 @@ def test_random_changes_of_a_file_are_read_or_refused_and_nothing_else(tmp_path:
                 content[draw.randrange(len(content))] = draw.randrange(256)
             (tmp_path / "w.bin").write_bytes(content)
             with suppress(DataError):
-                convert([tmp_path / "w.bin"], out, say=silent)
+                convert_pickles([tmp_path / "w.bin"], out, say=silent)
 
 
 def test_names_put_aside_are_found_again() -> None:

@@ -276,7 +276,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 def look_up(tmp_path: Path, repo: str, source: str = "hub") -> lockfile.Pin | None:
     name = lockfile.key("model", source, repo, None)
-    fetch.look_up(source, repo, None, lock=tmp_path / "tuner.lock", name=name, layout="auto", say=print)
+    fetch.lock_model(source, repo, None, lock=tmp_path / "tuner.lock", name=name, layout="auto", say=print)
     return lockfile.find(tmp_path / "tuner.lock", name)
 
 

@@ -20,7 +20,7 @@ from tuner.models.checkpoint.safetensors import (
     Spec,
     main_dtype,
     read_specs,
-    split,
+    split_shards,
     write_checkpoint,
     write_file,
 )
@@ -121,7 +121,7 @@ def test_split_counts_and_lets_a_large_tensor_be_alone() -> None:
     specs = [
         Spec(name=f"layers.{i}", dtype="U8", shape=(size,)) for i, size in ((10, 4), (2, 4), (1, 30), (0, 4))
     ]
-    assert [[s.name for s in shard] for shard in split(specs, 10)] == [
+    assert [[s.name for s in shard] for shard in split_shards(specs, 10)] == [
         ["layers.0"],
         ["layers.1"],
         ["layers.2", "layers.10"],

@@ -35,9 +35,9 @@ from tuner.kernels import alibi
 from tuner.models.checkpoint.files import INDEX, checkpoint_files, weight_files
 from tuner.models.checkpoint.safetensors import Checkpoint, Spec, write_checkpoint
 from tuner.models.layouts.baichuan import normalised
-from tuner.models.layouts.family import ASIDE, MODULES, VERSIONS, WITHOUT_CLASS, detect
-from tuner.models.layouts.rewrite import KEPT, module, original_pieces, write_native, write_original
-from tuner.models.lora.merge import rounded
+from tuner.models.layouts.detection import MODULES, ORIGINAL, VERSIONS, WITHOUT_CLASS, detect_layout
+from tuner.models.layouts.rewrite import KEPT, layout_module, original_tensors, write_native, write_original
+from tuner.models.lora.merge import specs_in_dtype
 
 LAYOUTS = {
     "internlm2": "internlm2",
@@ -161,10 +161,10 @@ def test_shards_a_tokenizer_and_code_beside_the_weights(tmp_path: Path) -> None:
         "model.safetensors",
         "tokenizer.model",
         "tokenizer_config.json",
-        ASIDE,
+        ORIGINAL,
     }
     native = Checkpoint(weight_files(out))
-    assert write_original(native.specs, native.__getitem__, out / ASIDE, back) == ["model.safetensors"]
+    assert write_original(native.specs, native.__getitem__, out / ORIGINAL, back) == ["model.safetensors"]
     check_same(source, back)
     assert (back / "tokenizer.model").read_text() == "tokenizer.model"
     assert (back / "config.json").read_bytes() == json_bytes(source / "config.json")
@@ -186,7 +186,7 @@ def back(
         name: Spec(name=name, dtype=names[value.dtype], shape=tuple(value.shape))
         for name, value in values.items()
     }
-    write_original(specs, values.__getitem__, native / ASIDE, out)
+    write_original(specs, values.__getitem__, native / ORIGINAL, out)
     return load_file(out / "model.safetensors")
 
 
@@ -202,10 +202,10 @@ def test_a_merged_model_goes_back_in_its_new_type(rewritten: dict[str, Path], tm
 
 
 def test_buffers_keep_their_type_on_the_way_back(rewritten: dict[str, Path]) -> None:
-    specs = rounded(Checkpoint(weight_files(rewritten["baichuan_7b"])).specs, "BF16")
+    specs = specs_in_dtype(Checkpoint(weight_files(rewritten["baichuan_7b"])).specs, "BF16")
     types = {
         piece.spec.name: piece.spec.dtype
-        for piece in original_pieces(rewritten["baichuan_7b"] / ASIDE, specs)
+        for piece in original_tensors(rewritten["baichuan_7b"] / ORIGINAL, specs)
     }
     assert {dtype for name, dtype in types.items() if name.endswith("inv_freq")} == {"F32"}
     assert {dtype for name, dtype in types.items() if not name.endswith("inv_freq")} == {"BF16"}
@@ -285,8 +285,8 @@ def test_a_directory_that_is_not_ours_is_no_way_back(rewritten: dict[str, Path],
     with pytest.raises(
         DataError, match=r"has no layout.json: it is not what was put beside a rewritten checkpoint"
     ):
-        original_pieces(tmp_path, Checkpoint(weight_files(rewritten["internlm"])).specs)
-    assert not (rewritten["internlm"] / ASIDE / KEPT).exists()
+        original_tensors(tmp_path, Checkpoint(weight_files(rewritten["internlm"])).specs)
+    assert not (rewritten["internlm"] / ORIGINAL / KEPT).exists()
 
 
 HOSTILE: list[tuple[str, dict[str, Any], str]] = [
@@ -441,7 +441,7 @@ GLM = {"model_type": "chatglm", "padded_vocab_size": 65024, "layernorm_epsilon":
     ],
 )
 def test_the_layout_is_read_off_the_config(config: dict[str, Any], layout: str) -> None:
-    assert detect(config) == layout
+    assert detect_layout(config) == layout
 
 
 @pytest.mark.parametrize(
@@ -465,7 +465,7 @@ def test_the_layout_is_read_off_the_config(config: dict[str, Any], layout: str) 
 )
 def test_a_config_that_does_not_tell_its_layout_asks_for_it(config: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=re.escape(message)):
-        detect(config)
+        detect_layout(config)
 
 
 @pytest.mark.parametrize(
@@ -483,15 +483,15 @@ def test_a_config_that_does_not_tell_its_layout_asks_for_it(config: dict[str, An
 )
 def test_the_layout_of_a_fixture_is_read_off_its_config(name: str) -> None:
     expected = LAYOUTS.get(name, name.removesuffix("_remote"))
-    assert detect(json.loads((directory(name) / "config.json").read_text())) == expected
+    assert detect_layout(json.loads((directory(name) / "config.json").read_text())) == expected
 
 
 def test_every_layout_has_a_version_and_a_module() -> None:
     assert VERSIONS.keys() == MODULES.keys()
     for layout in VERSIONS:
-        assert callable(module(layout).to_native)
-        assert callable(module(layout).to_original)
+        assert callable(layout_module(layout).to_native)
+        assert callable(layout_module(layout).to_original)
     with pytest.raises(
         DataError, match=r"model.layout=llama is no layout that is rewritten\. There are: internlm, internlm2"
     ):
-        module("llama")
+        layout_module("llama")

@@ -25,8 +25,8 @@ from tuner.errors import DataError
 from tuner.models.checkpoint.files import checkpoint_files, weight_files
 from tuner.models.checkpoint.safetensors import Checkpoint, Spec
 from tuner.models.layouts import chatglm, minicpm, qwen
-from tuner.models.layouts.family import ASIDE
-from tuner.models.layouts.piece import Native
+from tuner.models.layouts.detection import ORIGINAL
+from tuner.models.layouts.mapped_tensor import NativeCheckpoint
 from tuner.models.layouts.rewrite import write_native, write_original
 
 LAYOUTS = {
@@ -52,7 +52,7 @@ def parts(name: str) -> tuple[dict[str, Any], dict[str, Spec]]:
     return json.loads((path / "config.json").read_text()), Checkpoint(weight_files(path)).specs
 
 
-def native(name: str, changes: Mapping[str, Any] | None = None) -> Native:
+def native(name: str, changes: Mapping[str, Any] | None = None) -> NativeCheckpoint:
     """What the fixture becomes if its config.json says something else."""
     config, specs = parts(name)
     return MODULES[name].to_native(config | dict(changes or {}), specs, LAYOUTS[name])
@@ -114,7 +114,7 @@ def test_a_vocabulary_that_has_grown_is_carried_back(
     }
     (back := tmp_path / "back").mkdir()
     write_original(
-        specs, lambda one: longer[one] if one in longer else weights[one], rewritten[name] / ASIDE, back
+        specs, lambda one: longer[one] if one in longer else weights[one], rewritten[name] / ORIGINAL, back
     )
 
     before, after = parts(name)[0], json.loads((back / "config.json").read_text())
@@ -151,7 +151,9 @@ def test_a_trained_checkpoint_of_another_type_goes_back_in_that_type(
     weights = Checkpoint(weight_files(rewritten["chatglm3"]))
     specs = {name: Spec(name=name, dtype="BF16", shape=spec.shape) for name, spec in weights.specs.items()}
     (back := tmp_path / "back").mkdir()
-    write_original(specs, lambda name: weights[name].to(torch.bfloat16), rewritten["chatglm3"] / ASIDE, back)
+    write_original(
+        specs, lambda name: weights[name].to(torch.bfloat16), rewritten["chatglm3"] / ORIGINAL, back
+    )
     before, after = Checkpoint(weight_files(directory("chatglm3"))), Checkpoint(weight_files(back))
     assert json.loads((back / "config.json").read_text())["torch_dtype"] == "bfloat16"
     for name in before.specs:

@@ -20,7 +20,7 @@ from tests.stages.support import run
 from tuner.config.schema import Config, Model
 from tuner.errors import DataError
 from tuner.models.checkpoint.files import checkpoint_files
-from tuner.models.geometry import shapes
+from tuner.models.geometry import tensor_shapes
 from tuner.models.layouts.rewrite import write_native
 from tuner.stages.fetch_model import STAGE
 
@@ -88,7 +88,7 @@ def checkpoint(config: dict[str, Any], out: Path) -> Path:
     draw = torch.Generator().manual_seed(3)
     tensors = {
         name: torch.randn(shape, generator=draw) / shape[-1] ** 0.5 + (len(shape) == 1)
-        for name, shape in shapes(config).items()
+        for name, shape in tensor_shapes(config).items()
     }
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(config))

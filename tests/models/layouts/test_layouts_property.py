@@ -21,7 +21,7 @@ from torch import Tensor
 from tests.models.fixtures import bits, load
 from tuner.models.checkpoint.files import checkpoint_files
 from tuner.models.checkpoint.safetensors import Checkpoint
-from tuner.models.layouts.family import ASIDE
+from tuner.models.layouts.detection import ORIGINAL
 from tuner.models.layouts.rewrite import write_native, write_original
 
 LENGTH, FFN, VOCABULARY = 11, 12, 23
@@ -313,7 +313,7 @@ def test_any_geometry_computes_the_same_and_goes_back_to_the_same_bytes(case: Ca
         )
 
         weights = Checkpoint([native / "model.safetensors"])
-        write_original(weights.specs, weights.__getitem__, native / ASIDE, back)
+        write_original(weights.specs, weights.__getitem__, native / ORIGINAL, back)
         again = load_file(back / "model.safetensors")
         assert again.keys() == stored.keys()
         assert all(

@@ -15,7 +15,16 @@ from tuner.errors import ConfigError, StageError
 from tuner.models import load
 from tuner.models.checkpoint.safetensors import Checkpoint
 from tuner.models.export import write_adapter
-from tuner.models.lora import add as adapters
+from tuner.models.lora.add import (
+    adapted_layers,
+    adapter_config,
+    add_lora,
+    count_trainable,
+    decompose,
+    load_adapter,
+    write_initial,
+)
+from tuner.models.targets import target_modules
 
 # PEFT asks transformers by a name that is going away.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -33,7 +42,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lora(base: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> PeftModel:
     model = load.load_model(base, dtype=dtype, device="cpu")
-    return adapters.add_lora(
+    return add_lora(
         model, **{"r": 4, "alpha": 6.0, "dropout": 0.0, "targets": "all-linear", "seed": 0} | settings
     )
 
@@ -48,13 +57,13 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 def test_lora(tiny: Path) -> None:
     base = load.load_model(tiny, dtype=torch.bfloat16, device="cpu")
-    model = adapters.add_lora(base, r=4, alpha=8.0, dropout=0.0, targets="all-linear", seed=3)
+    model = add_lora(base, r=4, alpha=8.0, dropout=0.0, targets="all-linear", seed=3)
     trains = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert adapters.trainable(model) == sum(p.numel() for p in trains.values())
+    assert count_trainable(model) == sum(p.numel() for p in trains.values())
     assert len(trains) == 2 * 7 * 2
     assert all("lora_" in name and p.dtype == torch.float32 for name, p in trains.items())
     assert not any("lm_head" in name for name in trains)
-    again = adapters.add_lora(
+    again = add_lora(
         load.load_model(tiny, dtype=torch.float32, device="cpu"),
         r=4,
         alpha=8.0,
@@ -65,26 +74,24 @@ def test_lora(tiny: Path) -> None:
     assert all(
         torch.equal(p, dict(again.named_parameters())[name].bfloat16().float()) for name, p in trains.items()
     )
-    assert adapters.adapter_config(model) == adapters.adapter_config(again)
-    assert adapters.adapter_config(model)["lora_alpha"] == 8
+    assert adapter_config(model) == adapter_config(again)
+    assert adapter_config(model)["lora_alpha"] == 8
 
 
 @pytest.mark.parametrize("layers", [2, 4])
 def test_all_linear_is_written_as_peft_writes_it(layers: int) -> None:
     config = LlamaConfig(**SIZES | {"num_hidden_layers": layers})
-    ours = adapters.add_lora(
-        LlamaForCausalLM(config), r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0
-    )
+    ours = add_lora(LlamaForCausalLM(config), r=2, alpha=2, dropout=0.0, targets="all-linear", seed=0)
     theirs = get_peft_model(
         LlamaForCausalLM(config),
         LoraConfig(r=2, lora_alpha=2, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
-    assert adapters.adapter_config(ours) == adapters.adapter_config(theirs)
+    assert adapter_config(ours) == adapter_config(theirs)
     assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
 
 
 def test_targets(tiny: Path) -> None:
-    model = adapters.add_lora(
+    model = add_lora(
         load.load_model(tiny, dtype=torch.float32, device="cpu"),
         r=2,
         alpha=2,
@@ -92,11 +99,11 @@ def test_targets(tiny: Path) -> None:
         targets="q_proj",
         seed=0,
     )
-    assert adapters.adapter_config(model)["target_modules"] == ["q_proj"]
+    assert adapter_config(model)["target_modules"] == ["q_proj"]
     with pytest.raises(
         ConfigError, match=r"algo\.targets=.*nope.*linear layers are down_proj, gate_proj, k_proj, lm_head"
     ):
-        adapters.add_lora(
+        add_lora(
             load.load_model(tiny, dtype=torch.float32, device="cpu"),
             r=2,
             alpha=2,
@@ -105,7 +112,7 @@ def test_targets(tiny: Path) -> None:
             seed=0,
         )
     with pytest.raises(ConfigError, match=r"algo\.targets=\[q is no regular expression"):
-        adapters.add_lora(
+        add_lora(
             load.load_model(tiny, dtype=torch.float32, device="cpu"),
             r=2,
             alpha=2,
@@ -114,7 +121,7 @@ def test_targets(tiny: Path) -> None:
             seed=0,
         )
     with pytest.raises(ConfigError, match=r"algo\.targets=self_attn can't have adapters"):
-        adapters.add_lora(
+        add_lora(
             load.load_model(tiny, dtype=torch.float32, device="cpu"),
             r=2,
             alpha=2,
@@ -148,10 +155,10 @@ def test_first_values_are_those_of_the_seed(tiny: Path, init: str) -> None:
 
 
 def test_gaussian_and_orthogonal_are_what_they_are_called(tiny: Path) -> None:
-    for name, layer in adapters.layers(lora(tiny, r=16, init="gaussian")):
+    for name, layer in adapted_layers(lora(tiny, r=16, init="gaussian")):
         assert layer.lora_A["default"].weight.std().item() == pytest.approx(1 / 16, rel=0.15), name
         assert not layer.lora_B["default"].weight.any()
-    for name, layer in adapters.layers(lora(tiny, torch.bfloat16, r=8, init="orthogonal")):
+    for name, layer in adapted_layers(lora(tiny, torch.bfloat16, r=8, init="orthogonal")):
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         assert torch.linalg.matrix_rank(a) == torch.linalg.matrix_rank(b) == 4, name
         assert (b @ a).norm() < 1e-6 * b.norm() * a.norm()
@@ -160,17 +167,17 @@ def test_gaussian_and_orthogonal_are_what_they_are_called(tiny: Path) -> None:
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("init", ["olora", "pissa"])
 def test_parts_of_the_weight_are_those_that_peft_takes(tiny: Path, init: str, rslora: bool) -> None:
-    ours = dict(adapters.layers(lora(tiny, init=init, rslora=rslora)))
+    ours = dict(adapted_layers(lora(tiny, init=init, rslora=rslora)))
     plain = LlamaForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     config = LoraConfig(
         r=4,
         lora_alpha=6,
-        target_modules=adapters.chosen(plain, "all-linear"),
+        target_modules=target_modules(plain, "all-linear"),
         task_type="CAUSAL_LM",
         init_lora_weights=init,
         use_rslora=rslora,
     )
-    for name, theirs in adapters.layers(get_peft_model(plain, config)):
+    for name, theirs in adapted_layers(get_peft_model(plain, config)):
         layer = ours[name]
         torch.testing.assert_close(
             layer.get_delta_weight("default"), theirs.get_delta_weight("default"), atol=1e-5, rtol=1e-4
@@ -193,9 +200,9 @@ def test_power_iterations_come_near_the_largest_singular_values() -> None:
         @ torch.randn(40, 50, generator=generator)
     )
     best = torch.linalg.svdvals(weight)[:4].square().sum()
-    a, b = adapters.parts(weight, 4, "pissa_niter_8", scale=0.5, generator=generator)
+    a, b = decompose(weight, 4, "pissa_niter_8", scale=0.5, generator=generator)
     assert (0.5 * (b @ a)).square().sum() == pytest.approx(best.item(), rel=1e-3)
-    few = adapters.parts(weight, 4, "pissa_niter_0", scale=0.5, generator=torch.Generator().manual_seed(0))
+    few = decompose(weight, 4, "pissa_niter_0", scale=0.5, generator=torch.Generator().manual_seed(0))
     assert 0.5 * best < (0.5 * (few[1] @ few[0])).square().sum() < best
 
 
@@ -217,12 +224,10 @@ def test_what_began_as_a_part_of_the_base_is_handed_on_for_the_plain_base(
         lora(tiny, init=init, rslora=rslora, dora=dora),
     )
     torch.testing.assert_close(logits(tuned), plain, atol=1e-4, rtol=1e-4)
-    adapters.write_initial(tuned, tmp_path / "initial.safetensors")
+    write_initial(tuned, tmp_path / "initial.safetensors")
     learn(tuned)
     save_file(get_peft_model_state_dict(tuned), tmp_path / "weights.safetensors")
-    (tmp_path / "adapter_config.json").write_text(
-        json.dumps(adapters.adapter_config(tuned)), encoding="utf-8"
-    )
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter_config(tuned)), encoding="utf-8")
     (tmp_path / "out").mkdir()
     weights = Checkpoint([tmp_path / "weights.safetensors"])
     write_adapter(
@@ -238,7 +243,7 @@ def test_what_began_as_a_part_of_the_base_is_handed_on_for_the_plain_base(
     assert (logits(loaded) - plain).abs().max() > 0.1
     torch.testing.assert_close(logits(loaded), logits(tuned), atol=1e-4, rtol=1e-4)
     merged = load.load_tuned(tiny, tmp_path / "out", dtype=torch.float32, device="cpu")
-    for name, layer in adapters.layers(loaded):
+    for name, layer in adapted_layers(loaded):
         layer.merge()
         assert torch.equal(
             layer.base_layer.weight.bfloat16().float(), merged.get_parameter(f"{name}.weight")
@@ -247,16 +252,14 @@ def test_what_began_as_a_part_of_the_base_is_handed_on_for_the_plain_base(
 
 def test_without_the_first_values_the_difference_is_unknown(tiny: Path, tmp_path: Path) -> None:
     tuned = lora(tiny, init="pissa")
-    adapters.write_initial(tuned, tmp_path / "initial.safetensors")
+    write_initial(tuned, tmp_path / "initial.safetensors")
     weights = load_file(tmp_path / "initial.safetensors")
     save_file(weights, tmp_path / "weights.safetensors")
     save_file(
         {name: tensor for name, tensor in weights.items() if "layers.1." not in name},
         tmp_path / "initial.safetensors",
     )
-    (tmp_path / "adapter_config.json").write_text(
-        json.dumps(adapters.adapter_config(tuned)), encoding="utf-8"
-    )
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter_config(tuned)), encoding="utf-8")
     with pytest.raises(
         StageError, match=r"values with which .*layers\.1\.mlp\.down_proj\.lora_A\.weight began are lost"
     ):
@@ -274,7 +277,7 @@ def test_a_training_that_goes_on_takes_out_what_it_took_out_when_it_began(
     tiny: Path, tmp_path: Path, dtype: torch.dtype
 ) -> None:
     began = lora(tiny, dtype, init="pissa_niter_1", seed=1)
-    adapters.write_initial(began, tmp_path / "initial.safetensors")
+    write_initial(began, tmp_path / "initial.safetensors")
     again = lora(tiny, dtype, init="pissa_niter_1", seed=2, first=tmp_path / "initial.safetensors")
     for (name, a), b in zip(began.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b), name
@@ -301,7 +304,7 @@ def test_a_head_that_is_the_embedding_keeps_its_values() -> None:
     model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))
     before = model.lm_head.weight.clone()
     with pytest.raises(ConfigError, match=r"algo\.lora_init=olora would change the embedding with lm_head"):
-        adapters.add_lora(model, r=2, alpha=2, dropout=0.0, targets="lm_head", seed=0, init="olora")
+        add_lora(model, r=2, alpha=2, dropout=0.0, targets="lm_head", seed=0, init="olora")
     assert torch.equal(model.get_input_embeddings().weight, before)
 
 
@@ -319,7 +322,7 @@ def test_what_a_quantised_base_does_not_allow(
     pytest.importorskip("bitsandbytes")
     model = load.load_model(tiny, dtype=torch.float32, device="cpu", quant=quant)
     with pytest.raises(ConfigError, match=says):
-        adapters.add_lora(
+        add_lora(
             model, **{"r": 2, "alpha": 2.0, "dropout": 0.0, "targets": "all-linear", "seed": 0} | settings
         )
 
@@ -330,7 +333,7 @@ def test_all_that_trains_goes_on(tiny: Path, tmp_path: Path, settings: dict[str,
     learn(made)
     made.save_pretrained(tmp_path)
     again = lora(tiny, seed=5, **settings)
-    adapters.load_adapter(again, tmp_path)
+    load_adapter(again, tmp_path)
     for (name, a), b in zip(made.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b), name
 
@@ -339,7 +342,7 @@ def test_all_that_trains_goes_on(tiny: Path, tmp_path: Path, settings: dict[str,
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("init", ["default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_3"])
 def test_first_values_are_those_of_the_processor(tiny: Path, init: str) -> None:
-    there = adapters.add_lora(
+    there = add_lora(
         load.load_model(tiny, dtype=torch.float32, device="cuda"),
         r=4,
         alpha=6,
@@ -366,9 +369,9 @@ def test_going_on_with_an_adapter_of_another_make_is_refused(
     learn(made)
     made.save_pretrained(tmp_path)
     same = lora(tiny, seed=5)
-    adapters.load_adapter(same, tmp_path)
+    load_adapter(same, tmp_path)
     assert torch.equal(logits(same), logits(made))
     with pytest.raises(
         ConfigError, match=r"algo\.init=continue goes on from has other layers, another rank or another scale"
     ):
-        adapters.load_adapter(lora(tiny, **other), tmp_path)
+        load_adapter(lora(tiny, **other), tmp_path)

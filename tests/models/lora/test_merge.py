@@ -25,13 +25,13 @@ from tests.models import fixtures
 from tests.models.tiny import tiny_adapter, tiny_model, write_tiny
 from tuner.errors import StageError
 from tuner.models import quantize
-from tuner.models.checkpoint.companions import write_config
+from tuner.models.checkpoint.config_files import write_config
 from tuner.models.checkpoint.files import checkpoint_files, weight_files
 from tuner.models.checkpoint.safetensors import Checkpoint, Spec
 from tuner.models.layouts.rewrite import write_native
 from tuner.models.load import load_model, load_tuned
-from tuner.models.lora.merge import merge_adapter, merge_original, merged, replaced, rounded
-from tuner.models.lora.tensors import pairs, rows
+from tuner.models.lora.merge import merge_adapter, merge_original, merged_weight, replace_rows, specs_in_dtype
+from tuner.models.lora.tensors import lora_pairs, token_rows
 
 # PEFT asks transformers by a name that is going away.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -90,7 +90,7 @@ def test_few_tensors_of_another_type_stay(tmp_path: Path) -> None:
             Spec(name="n", dtype="I64", shape=(1,)),
         )
     }
-    assert {name: spec.dtype for name, spec in rounded(specs, "BF16").items()} == {
+    assert {name: spec.dtype for name, spec in specs_in_dtype(specs, "BF16").items()} == {
         "w": "BF16",
         "bias": "F32",
         "n": "I64",
@@ -152,7 +152,7 @@ def test_another_shape_is_refused(tiny: Path, adapter: Path, tmp_path: Path) -> 
 )
 def test_more_than_lora_and_dora_is_refused(odd: dict[str, object]) -> None:
     with pytest.raises(StageError, match=list(odd)[-1]):
-        pairs({"lora_alpha": 8} | odd, {})
+        lora_pairs({"lora_alpha": 8} | odd, {})
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 4), st.floats(0.01, 4.0))
@@ -163,12 +163,12 @@ def test_the_product(outputs: int, inputs: int, rank: int, scale: float) -> None
         for shape in ((outputs, inputs), (rank, inputs), (outputs, rank))
     )
     expected = w.double() + scale * b.double() @ a.double()
-    torch.testing.assert_close(merged(w, a, b, scale).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(merged_weight(w, a, b, scale).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_settings_are_pefts(adapter: Path) -> None:
     settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    found = pairs(settings, Checkpoint([adapter / "adapter_model.safetensors"]).specs)
+    found = lora_pairs(settings, Checkpoint([adapter / "adapter_model.safetensors"]).specs)
     assert len(found) == 14
     assert all(pair.scale == 1.5 for pair in found.values())
     assert set(found) < set(tiny_model().state_dict())
@@ -272,7 +272,7 @@ def test_a_base_in_4_bits_is_what_the_adapter_goes_into(tmp_path: Path) -> None:
         name: module for name, module in quantised.named_modules() if type(module).__name__ == "Linear4bit"
     }
     before, after = load_file(base / "model.safetensors"), load_file(target / "model.safetensors")
-    assert {f"{name}.weight" for name in held} == quantize.names(base)
+    assert {f"{name}.weight" for name in held} == quantize.quantised_tensors(base)
     for name, tensor in after.items():
         module = held.get(name.removesuffix(".weight"))
         if module is None:
@@ -302,17 +302,17 @@ def test_rows_take_the_places_that_the_settings_name() -> None:
             for module in ("model.embed_tokens", "lm_head")
         )
     }
-    found = rows({"trainable_token_indices": {"embed_tokens": [5, 3], "lm_head": [1, 2]}}, specs)
+    found = token_rows({"trainable_token_indices": {"embed_tokens": [5, 3], "lm_head": [1, 2]}}, specs)
     assert {name: part.ids for name, part in found.items()} == {
         "model.embed_tokens.weight": (5, 3),
         "lm_head.weight": (1, 2),
     }
     first = dict(list(specs.items())[:1])
-    assert rows({"trainable_token_indices": [7, 8]}, first)["model.embed_tokens.weight"].ids == (7, 8)
-    assert rows({}, {}) == {}
+    assert token_rows({"trainable_token_indices": [7, 8]}, first)["model.embed_tokens.weight"].ids == (7, 8)
+    assert token_rows({}, {}) == {}
     for said in (None, [7], [7, 7], {"wte": [7, 8]}, {"tokens": [7, 8]}):
         with pytest.raises(StageError, match=r"rows for model\.embed_tokens are \(2, 4\)"):
-            rows({"trainable_token_indices": said}, first)
+            token_rows({"trainable_token_indices": said}, first)
 
 
 def test_rows_beyond_the_embedding_are_refused(tiny: Path, adapter: Path, tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_replaced_rows(ids: list[int], dtype: torch.dtype) -> None:
         torch.arange(30.0).reshape(10, 3).to(dtype),
         torch.rand(len(ids), 3, generator=torch.Generator().manual_seed(len(ids))),
     )
-    out = replaced(weight, values, ids)
+    out = replace_rows(weight, values, ids)
     for i in range(10):
         assert torch.equal(out[i], values[ids.index(i)].to(dtype) if i in ids else weight[i])
 

@@ -16,7 +16,7 @@ from tuner.config.schema import Optim
 from tuner.data.packs import Pack
 from tuner.models.load import load_model
 from tuner.models.lora.add import add_lora
-from tuner.models.recurrence import carries
+from tuner.models.stateful_layers import carried_state
 from tuner.train import optimizers
 from tuner.train.batch import Alone, alone, collate, count_targets
 from tuner.train.distributed import World
@@ -147,7 +147,7 @@ def test_packed_it_would_be_another_one_or_refused(model: PeftModel) -> None:
 @pytest.mark.filterwarnings("ignore:.*falling back")
 def test_the_proofs_are_of_what_is_done(model: PeftModel) -> None:
     packs = some(4, [[9, 5, 14], [7, 12]])
-    assert carries(model)
+    assert carried_state(model)
     engine = TorchEngine(model, optimizers.build(trained(model), Optim(), device=torch.device("cpu")))
     found = prove(
         engine,

@@ -25,10 +25,10 @@ from tuner.config.deepspeed import combination_of
 from tuner.config.schema import Algo, Machine, Optim
 from tuner.data.packs import Packs
 from tuner.errors import ConfigError
-from tuner.kernels import attention as seam
-from tuner.kernels.alibi import AlibiConfig
-from tuner.kernels.alibi import register as register_alibi
-from tuner.models.recurrence import carries
+from tuner.kernels.alibi import AlibiConfig, register_alibi
+from tuner.kernels.attention import IMPLEMENTATION, register_attention
+from tuner.kernels.packed_documents import documents_of
+from tuner.models.stateful_layers import carried_state
 from tuner.train.batch import Batch, collate, empty_batch
 from tuner.train.deepspeed import sequence_parallel
 from tuner.train.deepspeed.engine import ZeroEngine
@@ -68,9 +68,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 def make_model(name: str) -> PreTrainedModel:
     """The same in every process."""
     register_alibi()
-    seam.register()
+    register_attention()
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=seam.NAME)
+    model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=IMPLEMENTATION)
     for key, p in model.named_parameters():
         if key.endswith("sinks"):
             torch.nn.init.normal_(p)
@@ -191,7 +191,7 @@ def test_slices_are_the_row(packs: Packs, size: int) -> None:
     )
     assert torch.equal(ids[:, :tokens], row.ids_1N)
     assert torch.equal(positions[:, :tokens], row.positions_1N)
-    assert seam.documents_of(positions).borders == slices[-1].borders
+    assert documents_of(positions).borders == slices[-1].borders
     assert torch.equal(
         torch.cat([piece.keep_M + rank * each for rank, piece in enumerate(slices)]), row.keep_M
     )
@@ -236,7 +236,7 @@ def test_heads_that_cannot_be_dealt_out(heads: int, kv: int, size: int, best: in
 def test_models_whose_rows_cannot_be_shared_are_refused() -> None:
     hybrid = Qwen3_5TextConfig(num_hidden_layers=4)
     with torch.device("meta"):
-        state = carries(AutoModelForCausalLM.from_config(hybrid))
+        state = carried_state(AutoModelForCausalLM.from_config(hybrid))
     refuse(CONFIGS["caps and windows"], 2)
     with pytest.raises(
         ConfigError,

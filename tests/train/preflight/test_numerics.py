@@ -23,8 +23,8 @@ from tuner.data.conversation import Conversation, Message
 from tuner.data.packs import Pack
 from tuner.data.tokenizer.load import load_vocabulary
 from tuner.errors import StageError
-from tuner.kernels.attention import choose, using
-from tuner.models.attention_needs import needs
+from tuner.kernels.attention import choose_backend, using_backend
+from tuner.models.attention_needs import attention_needs
 from tuner.models.load import load_model
 from tuner.models.lora.add import add_lora
 from tuner.train.batch import Batch, collate
@@ -334,11 +334,11 @@ def test_they_hold_on_a_gpu(adapter: str, dtype: torch.dtype, tiny: Path, packs:
     """Prints what was measured, with the backend that `auto` takes there."""
     place, autocast = torch.device("cuda"), dtype if adapter == "none" and dtype != torch.float32 else None
     model: Any = load_model(tiny, dtype=torch.float32 if adapter == "none" else dtype, device=place)
-    backend, _ = choose("auto", needs(model, dtype=dtype, device=place))
+    backend, _ = choose_backend("auto", attention_needs(model, dtype=dtype, device=place))
     if adapter == "lora":
         model = add_lora(model, r=4, alpha=8, dropout=0.0, targets="all-linear", seed=0)
     engine = TorchEngine(model.train(), build(trained(model), Optim(), device=place), autocast=autocast)
-    with using(backend):
+    with using_backend(backend):
         found = prove(
             engine,
             model,

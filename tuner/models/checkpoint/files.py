@@ -128,7 +128,7 @@ def weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in _weights(directory) if name not in (INDEX, PICKLED_INDEX)]
 
 
-def copy_beside(found: Mapping[str, Path], out: Path) -> None:
+def copy_small_files(found: Mapping[str, Path], out: Path) -> None:
     """Copy the small files of a model, all but its weights, into a directory."""
     for name, path in found.items():
         if name in (*SETTINGS, *TEXT):
@@ -175,7 +175,7 @@ def _what(directory: Path) -> str:
     return "no weights"
 
 
-def locate(path: str) -> Path:
+def locate_model(path: str) -> Path:
     """`model.path` as a directory or a GGUF file that exists. Raises DataError that names what lies
     nearby.
     """

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 from transformers.utils import logging
 
 from tuner.errors import DataError
-from tuner.models.checkpoint.companions import read_json, write_json
+from tuner.models.checkpoint.config_files import read_json_object, write_json_object
 from tuner.models.checkpoint.files import SETTINGS, TEXT
 from tuner.models.checkpoint.safetensors import DTYPES, Spec, write_checkpoint
 
@@ -77,6 +77,6 @@ def write_state(model: PreTrainedModel, out: Path) -> None:
 
 def _tidy(source: Path, target: Path) -> None:
     if source.name.endswith("config.json"):
-        write_json(target, read_json(source))
+        write_json_object(target, read_json_object(source))
     else:
         target.write_bytes(source.read_bytes())

@@ -51,13 +51,13 @@ def embedding_rows(directory: Path) -> int | None:
     for path in sorted(directory.glob("*.safetensors")):
         shapes, _ = read_header(path)
         if rows := [
-            shape[0] for name, shape in shapes.items() if len(shape) == 2 and module_of(name) in EMBEDDINGS
+            shape[0] for name, shape in shapes.items() if len(shape) == 2 and module_name(name) in EMBEDDINGS
         ]:
             return rows[0]
     return None
 
 
-def module_of(name: str) -> str:
+def module_name(name: str) -> str:
     """The last module of a tensor's name: lm_head of lm_head.bias."""
     return name.split(".")[-2] if "." in name else ""
 

@@ -51,7 +51,7 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 TRUSTED = "Take this model's safetensors, or other weights of a publisher whom you trust."
 
 
-def convert(files: Sequence[Path], out: Path, *, say: Callable[[str], None]) -> list[str]:
+def convert_pickles(files: Sequence[Path], out: Path, *, say: Callable[[str], None]) -> list[str]:
     """Write the tensors of one pickle, or of all shards of a checkpoint, as safetensors into `out`, and
     return the names of the files.
 
@@ -63,13 +63,13 @@ def convert(files: Sequence[Path], out: Path, *, say: Callable[[str], None]) -> 
     code to be run.
     """
     if len(files) == 1:
-        tensors = read(files[0], say=say)
+        tensors = read_pickle(files[0], say=say)
         return write_checkpoint(out, _specs(files[0], tensors), tensors.__getitem__)
     where: dict[str, str] = {}
     total = 0
     for number, path in enumerate(files, start=1):
         name = shard_name(number, len(files))
-        tensors = read(path, say=say)
+        tensors = read_pickle(path, say=say)
         specs = _specs(path, tensors)
         if twice := [spec.name for spec in specs if spec.name in where]:
             raise DataError(
@@ -84,7 +84,7 @@ def convert(files: Sequence[Path], out: Path, *, say: Callable[[str], None]) -> 
     return [*dict.fromkeys(where.values()), INDEX]
 
 
-def read(path: Path, *, say: Callable[[str], None]) -> dict[str, Tensor]:
+def read_pickle(path: Path, *, say: Callable[[str], None]) -> dict[str, Tensor]:
     """The tensors of one pickle by name, mapped into memory where its format allows. Raises DataError as
     `convert` does.
     """

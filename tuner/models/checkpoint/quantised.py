@@ -70,7 +70,7 @@ ACTIVATIONS = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
+class Quantisation:
     """A quantisation."""
 
     method: str
@@ -85,7 +85,7 @@ class Found:
         return self.method in VERSIONS
 
 
-def by_config(config: Mapping[str, Any]) -> Found | None:
+def by_config(config: Mapping[str, Any]) -> Quantisation | None:
     """What a config.json says: at its top, or in its language part.
 
     >>> by_config({"quantization_config": {"quant_method": "awq", "bits": 4}}).words
@@ -97,14 +97,14 @@ def by_config(config: Mapping[str, Any]) -> Found | None:
         for key in SETTINGS:
             if isinstance(part, Mapping) and isinstance(said := part.get(key), Mapping) and said:
                 method = _method(said, key)
-                return Found(method=method, words=_words(method, said), said=f"{key} in config.json")
+                return Quantisation(method=method, words=_words(method, said), said=f"{key} in config.json")
     bits = config.get("quantization_bit")
     if isinstance(bits, int) and not isinstance(bits, bool) and bits > 0:  # ChatGLM's own
-        return Found(method="chatglm", words=f"{bits} bits", said="quantization_bit in config.json")
+        return Quantisation(method="chatglm", words=f"{bits} bits", said="quantization_bit in config.json")
     return None
 
 
-def by_types(types: Mapping[str, str]) -> Found | None:
+def by_types(types: Mapping[str, str]) -> Quantisation | None:
     """What the names of tensors tell, with their types where these are known (else empty).
 
     >>> by_types({"a.up_proj.qweight": "I32", "a.up_proj.g_idx": "I32"}).words
@@ -118,9 +118,9 @@ def by_types(types: Mapping[str, str]) -> Found | None:
         if name := next((name for name in marked if found.search(name)), None):
             if method == "mxfp4" and f"{name.removesuffix('_blocks')}_scales" not in types:
                 continue
-            return Found(method=method, words=WORDS[method], said=f"the tensor {name:.120}")
+            return Quantisation(method=method, words=WORDS[method], said=f"the tensor {name:.120}")
     if name := next((name for name, kind in types.items() if kind in FP8), None):
-        return Found(method="fp8", words="FP8", said=f"the tensor {name:.120}, which is {types[name]}")
+        return Quantisation(method="fp8", words="FP8", said=f"the tensor {name:.120}, which is {types[name]}")
     if name := next(
         (
             name
@@ -129,7 +129,7 @@ def by_types(types: Mapping[str, str]) -> Found | None:
         ),
         None,
     ):
-        return Found(
+        return Quantisation(
             method="integers",
             words="whole numbers as weights",
             said=f"the tensor {name:.120}, which is {types[name]}",
@@ -137,7 +137,7 @@ def by_types(types: Mapping[str, str]) -> Found | None:
     return None
 
 
-def of_directory(directory: Path) -> Found | None:
+def of_directory(directory: Path) -> Quantisation | None:
     """What a model directory tells. Raises DataError for a config.json that can't be read."""
     config = directory / "config.json"
     size = config.stat().st_size
@@ -153,7 +153,9 @@ def of_directory(directory: Path) -> Found | None:
     )
 
 
-def of_repository(config: Mapping[str, Any], names: Iterable[str], index: bytes | None) -> Found | None:
+def of_repository(
+    config: Mapping[str, Any], names: Iterable[str], index: bytes | None
+) -> Quantisation | None:
     """What a repository tells before its weights are here: config.json, the names of its files, and the
     index of the weights, where there is one.
     """
@@ -161,9 +163,9 @@ def of_repository(config: Mapping[str, Any], names: Iterable[str], index: bytes 
     return by_config(config) or beside or (by_types(dict.fromkeys(_indexed(index), "")) if index else None)
 
 
-def _beside(name: str) -> Found:
+def _beside(name: str) -> Quantisation:
     method = BESIDE[name]
-    return Found(method=method, words=WORDS[method], said=f"{name} beside the weights")
+    return Quantisation(method=method, words=WORDS[method], said=f"{name} beside the weights")
 
 
 def _indexed(index: bytes) -> list[str]:
@@ -246,7 +248,7 @@ def plain_shapes(method: str | None, shapes: Mapping[str, tuple[int, ...]]) -> d
             if not (name.endswith("_scales") and f"{name.removesuffix('_scales')}_blocks" in shapes)
         }
         return {
-            name.removesuffix("_blocks"): unpacked(shape) if is_blocks(name, shapes) else shape
+            name.removesuffix("_blocks"): unpacked_shape(shape) if is_mxfp4_blocks(name, shapes) else shape
             for name, shape in kept.items()
         }
     if method == "fp8":
@@ -259,12 +261,12 @@ def plain_shapes(method: str | None, shapes: Mapping[str, tuple[int, ...]]) -> d
     return dict(shapes)
 
 
-def is_blocks(name: str, names: Mapping[str, Any]) -> bool:
+def is_mxfp4_blocks(name: str, names: Mapping[str, Any]) -> bool:
     """Whether a tensor holds blocks of MXFP4."""
     return name.endswith("_blocks") and f"{name.removesuffix('_blocks')}_scales" in names
 
 
-def unpacked(shape: tuple[int, ...]) -> tuple[int, ...]:
+def unpacked_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of experts in MXFP4, [E, rows, blocks, 16 bytes of two numbers], as their class has them:
     inputs first.
     """
@@ -281,7 +283,7 @@ def scale_of(name: str, names: Mapping[str, Any]) -> str | None:
     )
 
 
-def parameters(method: str | None, size: int) -> int:
+def parameters_in(method: str | None, size: int) -> int:
     """About how many numbers lie in so many bytes of weights: 16 bits each, 8, or 4 with 8 more for 32 of
     them.
     """

@@ -21,7 +21,7 @@ from tuner.errors import DataError
 from tuner.models.checkpoint.files import INDEX, SINGLE
 from tuner.models.checkpoint.headers import HEADER
 
-LIMIT = 5 * 10**9
+SHARD_LIMIT = 5 * 10**9
 DIMENSIONS, LONGEST = 8, 1 << 48
 """how many sides of a tensor are believed, and how long they are; its bytes are counted apart"""
 PICKLED_AS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -183,7 +183,7 @@ class Checkpoint:
         return tensor
 
 
-def natural(name: str) -> list[str | int]:
+def natural_key(name: str) -> list[str | int]:
     """A sort key that counts: `layers.2` before `layers.10`.
 
     >>> sorted(["layers.10", "layers.2"], key=natural)
@@ -192,13 +192,13 @@ def natural(name: str) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def split(specs: Iterable[Spec], limit: int = LIMIT) -> list[list[Spec]]:
+def split_shards(specs: Iterable[Spec], limit: int = SHARD_LIMIT) -> list[list[Spec]]:
     """Specs in natural order, cut into shards of at most `limit` bytes (a larger tensor is a shard of its
     own).
     """
     shards: list[list[Spec]] = []
     room = 0
-    for spec in sorted(specs, key=lambda spec: natural(spec.name)):
+    for spec in sorted(specs, key=lambda spec: natural_key(spec.name)):
         if not shards or spec.nbytes > room:
             shards.append([])
             room = limit
@@ -224,7 +224,7 @@ def write_file(
     A tensor that isn't as its spec says is a bug and raises ValueError.
     """
     # Wide types first keeps every tensor aligned, as the reference writer does.
-    ordered = sorted(specs, key=lambda spec: (-DTYPES[spec.dtype].itemsize, natural(spec.name)))
+    ordered = sorted(specs, key=lambda spec: (-DTYPES[spec.dtype].itemsize, natural_key(spec.name)))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for spec in ordered:
@@ -259,14 +259,14 @@ def write_checkpoint(
     specs: Iterable[Spec],
     value: Callable[[str], Tensor],
     *,
-    limit: int = LIMIT,
+    limit: int = SHARD_LIMIT,
     tick: Callable[[Spec], None] = _silent,
 ) -> list[str]:
     """Write a checkpoint in the Hugging Face layout and return the names of its files.
 
     One shard is `model.safetensors`; more are `model-00001-of-00003.safetensors` … with an index beside them.
     """
-    shards = split(specs, limit)
+    shards = split_shards(specs, limit)
     if len(shards) == 1:
         write_file(directory / SINGLE, shards[0], value, tick=tick)
         return [SINGLE]

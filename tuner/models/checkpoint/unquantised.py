@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tuner.errors import ConfigError, DataError
-from tuner.models.checkpoint.quantised import WORDS, Found
+from tuner.models.checkpoint.quantised import WORDS, Quantisation
 
 NAMES = (
     (r"(?:unsloth[-_])?bnb[-_]?(?:4|8)[-_]?bits?|nf4|int8[-_]bnb", "bitsandbytes"),
@@ -33,7 +33,7 @@ LARGEST_CARD = 1 << 20
 """bytes of a README.md that is looked at"""
 
 
-def by_name(repository: str) -> Found | None:
+def by_name(repository: str) -> Quantisation | None:
     """What the end of a repository's name tells: a guess, for as long as nothing else is known.
 
     >>> (by_name("unsloth/Llama-3.2-1B-Instruct-bnb-4bit").words, by_name("Qwen/Qwen3-0.6B-FP8").method,
@@ -43,7 +43,9 @@ def by_name(repository: str) -> Found | None:
     cut = _suffix(repository)
     if cut is None:
         return None
-    return Found(method=cut[1], words=WORDS.get(cut[1], cut[1]), said="its name (the hub was not asked)")
+    return Quantisation(
+        method=cut[1], words=WORDS.get(cut[1], cut[1]), said="its name (the hub was not asked)"
+    )
 
 
 def _suffix(repository: str) -> tuple[str, str] | None:
@@ -94,7 +96,13 @@ def card_of(directory: Path) -> str | None:
 
 
 def refusal(
-    found: Found, what: str, *, name: str | None, config: Mapping[str, Any], card: str | None, more: str = ""
+    found: Quantisation,
+    what: str,
+    *,
+    name: str | None,
+    config: Mapping[str, Any],
+    card: str | None,
+    more: str = "",
 ) -> ConfigError:
     """Why a checkpoint is not trained, and the line that takes the unquantised one.
 
@@ -122,7 +130,7 @@ def refusal(
     )
 
 
-def stale(found: Found, what: str, lock: str | None) -> DataError:
+def stale_lock(found: Quantisation, what: str, lock: str | None) -> DataError:
     """For a checkpoint of which it was not known before the download that it has to be dequantised."""
     mend = f"Remove its entry from {lock}, so that the next run asks the hub again." if lock else ""
     return DataError(

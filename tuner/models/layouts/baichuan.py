@@ -16,31 +16,31 @@ from torch import Tensor
 from tuner.errors import DataError
 from tuner.models.checkpoint.safetensors import Spec
 from tuner.models.layouts import llama
-from tuner.models.layouts.family import ALIBI, NORMALISED, WITHOUT_CLASS
-from tuner.models.layouts.llama import Geometry
-from tuner.models.layouts.piece import Native, Piece
-from tuner.models.layouts.settings import Settings
+from tuner.models.layouts.detection import ALIBI, NORMALISED, WITHOUT_CLASS
+from tuner.models.layouts.llama import Sizes
+from tuner.models.layouts.mapped_tensor import MappedTensor, NativeCheckpoint
+from tuner.models.layouts.original_config import OriginalConfig
 from tuner.models.layouts.table import Fusion, Table, buffers
 
 ROWS = 4096
 """rows of a head that are normalised at a time"""
 
 
-def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> Native:
+def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> NativeCheckpoint:
     """The checkpoint as Llama's, or as the class of tuner.kernels.alibi, whose model_type plain transformers
     does not know.
 
     Raises DataError for what the mapping can't represent.
     """
-    settings = Settings(layout=layout, config=config)
-    sizes = llama.geometry(settings)
+    settings = OriginalConfig(layout=layout, config=config)
+    sizes = llama.sizes_of(settings)
     window = (
         settings.size("model_max_length", 4096)
         if layout in WITHOUT_CLASS
         else settings.size("max_position_embeddings", 4096)
     )
     settings.usual("rope_scaling", None, mend="Use the checkpoint as it was published.")
-    native = llama.config(
+    native = llama.llama_config(
         settings,
         sizes,
         specs,
@@ -57,17 +57,17 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
             replace(piece, make=normalised) if piece.spec.name == llama.HEAD else piece for piece in pieces
         ]
         kept = (*kept, llama.HEAD)
-    return Native(
-        config=native, pieces=pieces, generation=llama.generation(settings, sizes.vocabulary), kept=kept
+    return NativeCheckpoint(
+        config=native, pieces=pieces, generation=llama.generation_ids(settings, sizes.vocabulary), kept=kept
     )
 
 
-def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[Piece]:
+def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[MappedTensor]:
     """Llama's tensors as Baichuan's. An embedding that has grown goes through as it is, but in Baichuan2,
     where its head could not follow.
     """
-    settings = Settings(layout=layout, config=config)
-    sizes = llama.geometry(settings, specs)
+    settings = OriginalConfig(layout=layout, config=config)
+    sizes = llama.sizes_of(settings, specs)
     if layout in NORMALISED and sizes.vocabulary != (before := settings.size("vocab_size")):
         otherwise = "" if layout in WITHOUT_CLASS else ", or write the native layout: merge.layout=native"
         raise DataError(
@@ -94,14 +94,14 @@ def normalised(head_VC: Tensor) -> Tensor:
     )
 
 
-def _table(settings: Settings, sizes: Geometry, specs: Mapping[str, Spec]) -> Table:
+def _table(settings: OriginalConfig, sizes: Sizes, specs: Mapping[str, Spec]) -> Table:
     settings.usual("tie_word_embeddings", False, mend="Use the checkpoint as it was published.")
     settings.usual("num_key_value_heads", sizes.heads, mend="Use the checkpoint as it was published.")
-    named = llama.ends(sizes, False, llama.HEAD, specs)
+    named = llama.outer_shapes(sizes, False, llama.HEAD, specs)
     fused: dict[str, tuple[tuple[str, str, str], tuple[int, ...]]] = {}
     for number in range(sizes.layers):
-        named |= llama.layer(sizes, number, bias=False)
-        fused[f"model.layers.{number}.self_attn.W_pack.weight"] = (llama.queries(number), (sizes.hidden,))
+        named |= llama.layer_shapes(sizes, number, bias=False)
+        fused[f"model.layers.{number}.self_attn.W_pack.weight"] = (llama.qkv_names(number), (sizes.hidden,))
     fusion = Fusion(groups=1, heads=(sizes.heads, sizes.heads, sizes.heads), dim=sizes.dim)
     return Table(
         layout=settings.layout,

@@ -16,8 +16,8 @@ from typing import Any
 from tuner.errors import DataError
 from tuner.models.checkpoint.safetensors import Spec, main_dtype
 from tuner.models.layouts import llama
-from tuner.models.layouts.piece import Native, Piece
-from tuner.models.layouts.settings import AGAIN, MOST_LAYERS, Settings
+from tuner.models.layouts.mapped_tensor import MappedTensor, NativeCheckpoint
+from tuner.models.layouts.original_config import AGAIN, MOST_LAYERS, OriginalConfig
 from tuner.models.layouts.table import Fusion, Shape, Table, buffers
 
 BASE = 10000.0
@@ -58,9 +58,9 @@ class Geometry:
     """they lie head by head"""
 
 
-def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> Native:
+def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> NativeCheckpoint:
     """The checkpoint as GLM's. Raises DataError for what the mapping can't represent."""
-    settings = Settings(layout=layout, config=config)
+    settings = OriginalConfig(layout=layout, config=config)
     _refuse(settings)
     sizes = _geometry(settings)
     pieces = _table(settings, sizes).to_native(specs)
@@ -95,18 +95,18 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
                 "has none"
             ),
         )
-    return Native(config=native, pieces=pieces, generation=ids, kept=buffers(specs), warnings=said)
+    return NativeCheckpoint(config=native, pieces=pieces, generation=ids, kept=buffers(specs), warnings=said)
 
 
-def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[Piece]:
+def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[MappedTensor]:
     """GLM's tensors as ChatGLM's. An embedding that has grown goes through as it is, with
     padded_vocab_size as large.
     """
-    settings = Settings(layout=layout, config=config)
+    settings = OriginalConfig(layout=layout, config=config)
     return _table(settings, _geometry(settings, specs)).to_original(specs)
 
 
-def _geometry(settings: Settings, specs: Mapping[str, Spec] | None = None) -> Geometry:
+def _geometry(settings: OriginalConfig, specs: Mapping[str, Spec] | None = None) -> Geometry:
     """The sizes in config.json; with the `specs` of a native checkpoint the vocabulary is as large as its
     embedding, which may have grown since.
     """
@@ -131,13 +131,13 @@ def _geometry(settings: Settings, specs: Mapping[str, Spec] | None = None) -> Ge
         groups=groups,
         dim=dim,
         ffn=settings.size("ffn_hidden_size"),
-        vocabulary=llama.rows(specs or {}) or vocabulary,
+        vocabulary=llama.vocabulary_size(specs or {}) or vocabulary,
         bias=settings.flag("add_qkv_bias", False),
         by_head=by_head,
     )
 
 
-def _refuse(settings: Settings) -> None:
+def _refuse(settings: OriginalConfig) -> None:
     for key, usual in USUAL.items():
         settings.usual(key, usual, mend="Use a checkpoint as it was published.")
     settings.usual(
@@ -148,7 +148,7 @@ def _refuse(settings: Settings) -> None:
     settings.usual("pre_seq_len", 0, mend="Take the checkpoint without a tuned prefix (P-Tuning v2).")
 
 
-def _rope(settings: Settings) -> dict[str, Any]:
+def _rope(settings: OriginalConfig) -> dict[str, Any]:
     ratio = float(settings.number("rope_ratio", 1))
     if settings.layout == "chatglm2" and ratio != 1:
         rope: dict[str, Any] = {"rope_type": "linear", "rope_theta": BASE, "factor": ratio}
@@ -157,7 +157,7 @@ def _rope(settings: Settings) -> dict[str, Any]:
     return rope | {"partial_rotary_factor": 0.5}
 
 
-def _ids(settings: Settings, vocabulary: int) -> dict[str, int | list[int] | None]:
+def _ids(settings: OriginalConfig, vocabulary: int) -> dict[str, int | list[int] | None]:
     """What ends and pads. Each is said, as GLM's own defaults are those of GLM-4; what is published joins
     in where config.json says no more than that.
     """
@@ -175,7 +175,7 @@ def _ids(settings: Settings, vocabulary: int) -> dict[str, int | list[int] | Non
     return {"eos_token_id": said, "pad_token_id": pad if own is None and pad < vocabulary else own}
 
 
-def _table(settings: Settings, sizes: Geometry) -> Table:
+def _table(settings: OriginalConfig, sizes: Geometry) -> Table:
     hidden, ends = sizes.hidden, (sizes.vocabulary, sizes.hidden)
     same: dict[str, tuple[str, Shape]] = {
         "transformer.embedding.word_embeddings.weight": (llama.EMBEDDING, ends),
@@ -195,9 +195,9 @@ def _table(settings: Settings, sizes: Geometry) -> Table:
             f"{here}.mlp.dense_h_to_4h.weight": (f"{at}.mlp.gate_up_proj.weight", (2 * sizes.ffn, hidden)),
             f"{here}.mlp.dense_4h_to_h.weight": (f"{at}.mlp.down_proj.weight", (hidden, sizes.ffn)),
         }
-        fused[f"{here}.self_attention.query_key_value.weight"] = (llama.queries(number), (hidden,))
+        fused[f"{here}.self_attention.query_key_value.weight"] = (llama.qkv_names(number), (hidden,))
         if sizes.bias:
-            fused[f"{here}.self_attention.query_key_value.bias"] = (llama.queries(number, "bias"), ())
+            fused[f"{here}.self_attention.query_key_value.bias"] = (llama.qkv_names(number, "bias"), ())
     by_block, by_head = (1, (sizes.heads, sizes.groups, sizes.groups)), (sizes.heads, (1, 1, 1))
     groups, heads = by_head if sizes.by_head else by_block
     return Table(

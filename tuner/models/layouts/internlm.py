@@ -12,46 +12,46 @@ from typing import Any
 
 from tuner.models.checkpoint.safetensors import Spec
 from tuner.models.layouts import llama
-from tuner.models.layouts.llama import Geometry
-from tuner.models.layouts.piece import Native, Piece
-from tuner.models.layouts.settings import AGAIN, Settings
+from tuner.models.layouts.llama import Sizes
+from tuner.models.layouts.mapped_tensor import MappedTensor, NativeCheckpoint
+from tuner.models.layouts.original_config import AGAIN, OriginalConfig
 from tuner.models.layouts.table import Table, buffers
 
 
-def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> Native:
+def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> NativeCheckpoint:
     """The checkpoint as Llama's. Raises DataError for what the mapping can't represent."""
-    settings = Settings(layout=layout, config=config)
-    sizes = llama.geometry(settings)
+    settings = OriginalConfig(layout=layout, config=config)
+    sizes = llama.sizes_of(settings)
     window, rope, bias = (
         settings.size("max_position_embeddings", 2048),
         _rope(settings),
         settings.flag("bias", True),
     )
-    native = llama.config(settings, sizes, specs, window=window, rope=rope, bias=bias)
+    native = llama.llama_config(settings, sizes, specs, window=window, rope=rope, bias=bias)
     said = (
         f"beyond its window of {window} tokens this model generates otherwise than its original code, which "
         "turns all keys again at every step; up to there, and in training, the two agree"
     )
-    return Native(
+    return NativeCheckpoint(
         config=native,
         pieces=_table(settings, sizes, specs).to_native(specs),
-        generation=llama.generation(settings, sizes.vocabulary),
+        generation=llama.generation_ids(settings, sizes.vocabulary),
         kept=buffers(specs),
         warnings=(said,) if rope["rope_type"] == "dynamic" else (),
     )
 
 
-def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[Piece]:
+def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[MappedTensor]:
     """Llama's tensors as InternLM's: the same ones. An embedding that has grown goes through as it is."""
-    settings = Settings(layout=layout, config=config)
-    return _table(settings, llama.geometry(settings, specs), specs).to_original(specs)
+    settings = OriginalConfig(layout=layout, config=config)
+    return _table(settings, llama.sizes_of(settings, specs), specs).to_original(specs)
 
 
-def _rope(settings: Settings) -> dict[str, Any]:
+def _rope(settings: OriginalConfig) -> dict[str, Any]:
     rotary = settings.config.get("rotary") or {}
     if not isinstance(rotary, Mapping) or rotary.get("type", "dynamic") not in ("dynamic", "origin"):
         raise settings.refusal("rotary", f"a base and a type, dynamic or origin, were expected. {AGAIN}")
-    inner = Settings(layout=settings.layout, config=rotary)
+    inner = OriginalConfig(layout=settings.layout, config=rotary)
     theta = inner.number("base", 10000)
     if rotary.get("type", "dynamic") == "origin":
         return {"rope_type": "default", "rope_theta": theta}
@@ -60,8 +60,8 @@ def _rope(settings: Settings) -> dict[str, Any]:
     return {"rope_type": "dynamic", "rope_theta": theta, "factor": float(factor)}
 
 
-def _table(settings: Settings, sizes: Geometry, specs: Mapping[str, Spec]) -> Table:
-    named = llama.named(
+def _table(settings: OriginalConfig, sizes: Sizes, specs: Mapping[str, Spec]) -> Table:
+    named = llama.all_shapes(
         sizes, specs, tied=settings.flag("tie_word_embeddings", False), bias=settings.flag("bias", True)
     )
     return Table(layout=settings.layout, same={name: (name, shape) for name, shape in named.items()})

@@ -10,9 +10,9 @@ from typing import Any
 
 from tuner.models.checkpoint.safetensors import Spec
 from tuner.models.layouts import llama
-from tuner.models.layouts.llama import Geometry
-from tuner.models.layouts.piece import Native, Piece
-from tuner.models.layouts.settings import Settings
+from tuner.models.layouts.llama import Sizes
+from tuner.models.layouts.mapped_tensor import MappedTensor, NativeCheckpoint
+from tuner.models.layouts.original_config import OriginalConfig
 from tuner.models.layouts.table import Fusion, Table, buffers
 
 NAMES = {
@@ -30,11 +30,11 @@ NAMES = {
 """Llama's names → InternLM2's; inside layers, what follows `model.layers.N.`"""
 
 
-def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> Native:
+def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> NativeCheckpoint:
     """The checkpoint as Llama's. Raises DataError for what the mapping can't represent."""
-    settings = Settings(layout=layout, config=config)
-    sizes = llama.geometry(settings)
-    native = llama.config(
+    settings = OriginalConfig(layout=layout, config=config)
+    sizes = llama.sizes_of(settings)
+    native = llama.llama_config(
         settings,
         sizes,
         specs,
@@ -43,35 +43,37 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
         bias=settings.flag("bias", True),
     )
     pieces = _table(settings, sizes, NAMES[llama.HEAD], specs).to_native(specs)
-    return Native(
+    return NativeCheckpoint(
         config=native,
         pieces=pieces,
-        generation=llama.generation(settings, sizes.vocabulary),
+        generation=llama.generation_ids(settings, sizes.vocabulary),
         kept=buffers(specs),
     )
 
 
-def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[Piece]:
+def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[MappedTensor]:
     """Llama's tensors as InternLM2's. An embedding that has grown goes through as it is."""
-    settings = Settings(layout=layout, config=config)
-    return _table(settings, llama.geometry(settings, specs), llama.HEAD, specs).to_original(specs)
+    settings = OriginalConfig(layout=layout, config=config)
+    return _table(settings, llama.sizes_of(settings, specs), llama.HEAD, specs).to_original(specs)
 
 
-def _table(settings: Settings, sizes: Geometry, head: str, specs: Mapping[str, Spec]) -> Table:
+def _table(settings: OriginalConfig, sizes: Sizes, head: str, specs: Mapping[str, Spec]) -> Table:
     bias = settings.flag("bias", True)
     same = {
         NAMES[name]: (name, shape)
-        for name, shape in llama.ends(sizes, settings.flag("tie_word_embeddings", False), head, specs).items()
+        for name, shape in llama.outer_shapes(
+            sizes, settings.flag("tie_word_embeddings", False), head, specs
+        ).items()
     }
     fused: dict[str, tuple[tuple[str, str, str], tuple[int, ...]]] = {}
     for number in range(sizes.layers):
         at = f"model.layers.{number}."
         same |= {
             at + NAMES[name.removeprefix(at)]: (name, shape)
-            for name, shape in llama.layer(sizes, number, bias).items()
+            for name, shape in llama.layer_shapes(sizes, number, bias).items()
         }
-        fused[f"{at}attention.wqkv.weight"] = (llama.queries(number), (sizes.hidden,))
+        fused[f"{at}attention.wqkv.weight"] = (llama.qkv_names(number), (sizes.hidden,))
         if bias:
-            fused[f"{at}attention.wqkv.bias"] = (llama.queries(number, "bias"), ())
+            fused[f"{at}attention.wqkv.bias"] = (llama.qkv_names(number, "bias"), ())
     fusion = Fusion(groups=sizes.groups, heads=(sizes.heads // sizes.groups, 1, 1), dim=sizes.dim)
     return Table(layout=settings.layout, same=same, fusion=fusion, fused=fused)

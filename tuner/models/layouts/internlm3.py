@@ -10,17 +10,17 @@ from typing import Any
 
 from tuner.models.checkpoint.safetensors import Spec
 from tuner.models.layouts import llama
-from tuner.models.layouts.llama import Geometry
-from tuner.models.layouts.piece import Native, Piece
-from tuner.models.layouts.settings import AGAIN, Settings
+from tuner.models.layouts.llama import Sizes
+from tuner.models.layouts.mapped_tensor import MappedTensor, NativeCheckpoint
+from tuner.models.layouts.original_config import AGAIN, OriginalConfig
 from tuner.models.layouts.table import Table, buffers
 
 
-def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> Native:
+def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> NativeCheckpoint:
     """The checkpoint as Llama's. Raises DataError for what the mapping can't represent."""
-    settings = Settings(layout=layout, config=config)
+    settings = OriginalConfig(layout=layout, config=config)
     sizes, bias = _geometry(settings), _bias(settings)
-    native = llama.config(
+    native = llama.llama_config(
         settings,
         sizes,
         specs,
@@ -30,22 +30,22 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
         mlp_bias=bias,
     )
     pieces = _table(settings, sizes, specs).to_native(specs)
-    return Native(
+    return NativeCheckpoint(
         config=native,
         pieces=pieces,
-        generation=llama.generation(settings, sizes.vocabulary),
+        generation=llama.generation_ids(settings, sizes.vocabulary),
         kept=buffers(specs),
     )
 
 
-def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[Piece]:
+def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[MappedTensor]:
     """Llama's tensors as InternLM3's: the same ones. An embedding that has grown goes through as it is."""
-    settings = Settings(layout=layout, config=config)
+    settings = OriginalConfig(layout=layout, config=config)
     return _table(settings, _geometry(settings, specs), specs).to_original(specs)
 
 
-def _geometry(settings: Settings, specs: Mapping[str, Spec] | None = None) -> Geometry:
-    sizes = llama.geometry(settings, specs)
+def _geometry(settings: OriginalConfig, specs: Mapping[str, Spec] | None = None) -> Sizes:
+    sizes = llama.sizes_of(settings, specs)
     if settings.size("head_dim", sizes.dim) != sizes.dim:
         raise settings.refusal(
             "head_dim",
@@ -55,7 +55,7 @@ def _geometry(settings: Settings, specs: Mapping[str, Spec] | None = None) -> Ge
     return sizes
 
 
-def _bias(settings: Settings) -> bool:
+def _bias(settings: OriginalConfig) -> bool:
     """Whether all seven projections of a layer have a bias; else none has."""
     attention, rest = (
         _either(settings, *keys) for keys in (("qkv_bias", "attention_bias"), ("bias", "mlp_bias"))
@@ -69,22 +69,22 @@ def _bias(settings: Settings) -> bool:
     return attention
 
 
-def _either(settings: Settings, own: str, native: str) -> bool:
+def _either(settings: OriginalConfig, own: str, native: str) -> bool:
     """A switch by the family's own word, or by Llama's."""
     return settings.flag(own if settings.config.get(own) is not None else native, False)
 
 
-def _rope(settings: Settings) -> dict[str, Any]:
+def _rope(settings: OriginalConfig) -> dict[str, Any]:
     said = settings.config.get("rope_parameters")
     if said is None:
         return llama.rope_scaling(settings, settings.number("rope_theta", 10000))
-    inner = Settings(layout=settings.layout, config=said if isinstance(said, Mapping) else {})
+    inner = OriginalConfig(layout=settings.layout, config=said if isinstance(said, Mapping) else {})
     return llama.rope_scaling(settings, inner.number("rope_theta", 10000), "rope_parameters")
 
 
-def _table(settings: Settings, sizes: Geometry, specs: Mapping[str, Spec]) -> Table:
+def _table(settings: OriginalConfig, sizes: Sizes, specs: Mapping[str, Spec]) -> Table:
     bias = _bias(settings)
-    named = llama.named(
+    named = llama.all_shapes(
         sizes, specs, tied=settings.flag("tie_word_embeddings", False), bias=bias, mlp_bias=bias
     )
     return Table(layout=settings.layout, same={name: (name, shape) for name, shape in named.items()})

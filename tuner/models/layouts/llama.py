@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuner.models.checkpoint.safetensors import Spec, main_dtype
-from tuner.models.layouts.settings import AGAIN, MOST_LAYERS, Settings
+from tuner.models.layouts.original_config import AGAIN, MOST_LAYERS, OriginalConfig
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
@@ -15,7 +15,7 @@ DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Geometry:
+class Sizes:
     """The sizes that decide the shapes of the tensors."""
 
     layers: int
@@ -34,7 +34,7 @@ class Geometry:
         return self.hidden // self.heads
 
 
-def geometry(settings: Settings, specs: Mapping[str, Spec] | None = None) -> Geometry:
+def sizes_of(settings: OriginalConfig, specs: Mapping[str, Spec] | None = None) -> Sizes:
     """The sizes in a config.json that has Llama's words for them.
 
     With the `specs` of a native checkpoint the vocabulary is as large as its embedding, which may have grown
@@ -52,24 +52,24 @@ def geometry(settings: Settings, specs: Mapping[str, Spec] | None = None) -> Geo
             "num_key_value_heads", f"a divisor of num_attention_heads {heads} was expected. {AGAIN}"
         )
     vocabulary = settings.size("vocab_size")
-    return Geometry(
+    return Sizes(
         layers=settings.size("num_hidden_layers", most=MOST_LAYERS),
         hidden=hidden,
         heads=heads,
         groups=groups,
         ffn=settings.size("intermediate_size"),
-        vocabulary=rows(specs or {}) or vocabulary,
+        vocabulary=vocabulary_size(specs or {}) or vocabulary,
     )
 
 
-def rows(specs: Mapping[str, Spec]) -> int | None:
+def vocabulary_size(specs: Mapping[str, Spec]) -> int | None:
     """How many tokens the embedding of a native checkpoint has rows for; None where it has no such matrix."""
     return specs[EMBEDDING].shape[0] if EMBEDDING in specs and len(specs[EMBEDDING].shape) == 2 else None
 
 
-def config(
-    settings: Settings,
-    sizes: Geometry,
+def llama_config(
+    settings: OriginalConfig,
+    sizes: Sizes,
     specs: Mapping[str, Spec],
     *,
     window: int,
@@ -106,17 +106,17 @@ def config(
         "mlp_bias": mlp_bias,
         "tie_word_embeddings": settings.flag("tie_word_embeddings", False),
         "use_cache": True,
-        **generation(settings, sizes.vocabulary),
+        **generation_ids(settings, sizes.vocabulary),
         "dtype": DTYPES.get(main_dtype(specs.values()), "float32") if specs else "float32",
     }
 
 
-def generation(settings: Settings, vocabulary: int) -> dict[str, int | list[int] | None]:
+def generation_ids(settings: OriginalConfig, vocabulary: int) -> dict[str, int | list[int] | None]:
     """The ids that begin, end and pad, as far as config.json says."""
     return {key: settings.ids(key, vocabulary) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
-def rope_scaling(settings: Settings, theta: float, key: str = "rope_scaling") -> dict[str, Any]:
+def rope_scaling(settings: OriginalConfig, theta: float, key: str = "rope_scaling") -> dict[str, Any]:
     """rope_parameters of what config.json says under `key`: null, or {type: default}, or {type: linear or
     dynamic, factor}.
 
@@ -129,13 +129,15 @@ def rope_scaling(settings: Settings, theta: float, key: str = "rope_scaling") ->
         return {"rope_type": "default", "rope_theta": theta}
     if not isinstance(scaling, Mapping) or kind not in ("linear", "dynamic"):
         raise settings.refusal(key, f"null, or a type linear or dynamic with a factor, was expected. {AGAIN}")
-    factor = Settings(layout=settings.layout, config=scaling).number("factor")
+    factor = OriginalConfig(layout=settings.layout, config=scaling).number("factor")
     if factor < 1:
         raise settings.refusal(key, f"a factor from 1 on was expected. {AGAIN}")
     return {"rope_type": kind, "rope_theta": theta, "factor": float(factor)}
 
 
-def ends(sizes: Geometry, tied: bool, head: str, specs: Mapping[str, Spec]) -> dict[str, tuple[int, ...]]:
+def outer_shapes(
+    sizes: Sizes, tied: bool, head: str, specs: Mapping[str, Spec]
+) -> dict[str, tuple[int, ...]]:
     """Llama's names of what is outside its layers, with shapes. A tied head may be absent from the file:
     `head` is what it would be called there.
     """
@@ -145,7 +147,7 @@ def ends(sizes: Geometry, tied: bool, head: str, specs: Mapping[str, Spec]) -> d
     return found
 
 
-def layer(sizes: Geometry, number: int, bias: bool, mlp_bias: bool = False) -> dict[str, tuple[int, ...]]:
+def layer_shapes(sizes: Sizes, number: int, bias: bool, mlp_bias: bool = False) -> dict[str, tuple[int, ...]]:
     """Llama's names of what is inside a layer besides q, k and v, with shapes."""
     hidden, ffn, at = sizes.hidden, sizes.ffn, f"model.layers.{number}"
     found: dict[str, tuple[int, ...]] = {
@@ -165,24 +167,24 @@ def layer(sizes: Geometry, number: int, bias: bool, mlp_bias: bool = False) -> d
     return found | biases
 
 
-def named(
-    sizes: Geometry, specs: Mapping[str, Spec], *, tied: bool, bias: bool, mlp_bias: bool = False
+def all_shapes(
+    sizes: Sizes, specs: Mapping[str, Spec], *, tied: bool, bias: bool, mlp_bias: bool = False
 ) -> dict[str, tuple[int, ...]]:
     """All of Llama's names, with shapes: for a family whose tensors are called the same."""
     found, kinds = (
-        ends(sizes, tied, HEAD, specs),
+        outer_shapes(sizes, tied, HEAD, specs),
         {"weight": (sizes.hidden,)} | ({"bias": ()} if bias else {}),
     )
     for number in range(sizes.layers):
-        found |= layer(sizes, number, bias, mlp_bias)
+        found |= layer_shapes(sizes, number, bias, mlp_bias)
         for kind, tail in kinds.items():
-            query, key, value = queries(number, kind)
+            query, key, value = qkv_names(number, kind)
             width = sizes.groups * sizes.dim
             found |= {query: (sizes.hidden, *tail), key: (width, *tail), value: (width, *tail)}
     return found
 
 
-def queries(number: int, kind: str = "weight") -> tuple[str, str, str]:
+def qkv_names(number: int, kind: str = "weight") -> tuple[str, str, str]:
     """Llama's names of a layer's q, k and v."""
     at = f"model.layers.{number}.self_attn"
     return f"{at}.q_proj.{kind}", f"{at}.k_proj.{kind}", f"{at}.v_proj.{kind}"

@@ -13,22 +13,22 @@ from typing import Any
 
 from tuner.models.checkpoint.safetensors import Spec
 from tuner.models.layouts import llama
-from tuner.models.layouts.llama import Geometry
-from tuner.models.layouts.piece import Native, Piece
-from tuner.models.layouts.settings import Settings
+from tuner.models.layouts.llama import Sizes
+from tuner.models.layouts.mapped_tensor import MappedTensor, NativeCheckpoint
+from tuner.models.layouts.original_config import OriginalConfig
 from tuner.models.layouts.table import Table, buffers
 
 
-def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> Native:
+def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> NativeCheckpoint:
     """The checkpoint as Granite's. Raises DataError for what the mapping can't represent: experts, other
     activations, rope by long factors.
     """
-    settings = Settings(layout=layout, config=config)
-    sizes = llama.geometry(settings)
+    settings = OriginalConfig(layout=layout, config=config)
+    sizes = llama.sizes_of(settings)
     settings.usual("num_experts", 0, mend="The mixture of experts is another model.")
     pieces = _table(settings, sizes, specs).to_native(specs)
     rope = llama.rope_scaling(settings, settings.number("rope_theta", 10000.0))
-    native = llama.config(
+    native = llama.llama_config(
         settings,
         sizes,
         specs,
@@ -47,27 +47,27 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
         "logits_scaling": sizes.hidden / settings.number("dim_model_base", 1),
     }
     ids = {"bos_token_id": 1, "eos_token_id": 2} | {
-        key: ids for key, ids in llama.generation(settings, sizes.vocabulary).items() if ids is not None
+        key: ids for key, ids in llama.generation_ids(settings, sizes.vocabulary).items() if ids is not None
     }
-    return Native(config=native | ids, pieces=pieces, generation=ids, kept=buffers(specs))
+    return NativeCheckpoint(config=native | ids, pieces=pieces, generation=ids, kept=buffers(specs))
 
 
-def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[Piece]:
+def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[MappedTensor]:
     """Granite's tensors as MiniCPM's: the same ones. An embedding that has grown goes through as it is,
     with vocab_size as large.
     """
-    settings = Settings(layout=layout, config=config)
-    return _table(settings, llama.geometry(settings, specs), specs).to_original(specs)
+    settings = OriginalConfig(layout=layout, config=config)
+    return _table(settings, llama.sizes_of(settings, specs), specs).to_original(specs)
 
 
-def _tied(settings: Settings) -> bool:
+def _tied(settings: OriginalConfig) -> bool:
     return settings.flag("tie_word_embeddings", True)
 
 
-def _bias(settings: Settings) -> bool:
+def _bias(settings: OriginalConfig) -> bool:
     return settings.flag("attention_bias", False)
 
 
-def _table(settings: Settings, sizes: Geometry, specs: Mapping[str, Spec]) -> Table:
-    named = llama.named(sizes, specs, tied=_tied(settings), bias=_bias(settings))
+def _table(settings: OriginalConfig, sizes: Sizes, specs: Mapping[str, Spec]) -> Table:
+    named = llama.all_shapes(sizes, specs, tied=_tied(settings), bias=_bias(settings))
     return Table(layout=settings.layout, same={name: (name, shape) for name, shape in named.items()})

@@ -16,9 +16,9 @@ from typing import Any
 from tuner.errors import DataError
 from tuner.models.checkpoint.safetensors import Spec
 from tuner.models.layouts import llama
-from tuner.models.layouts.llama import Geometry
-from tuner.models.layouts.piece import Native, Piece
-from tuner.models.layouts.settings import AGAIN, Settings
+from tuner.models.layouts.llama import Sizes
+from tuner.models.layouts.mapped_tensor import MappedTensor, NativeCheckpoint
+from tuner.models.layouts.original_config import AGAIN, OriginalConfig
 from tuner.models.layouts.table import Fusion, Table, buffers
 
 END, TURN = 151643, 151645
@@ -37,15 +37,15 @@ LAYER = {
 """Qwen2's names inside a layer → Qwen's"""
 
 
-def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> Native:
+def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> NativeCheckpoint:
     """The checkpoint as Qwen2's. Raises DataError for what the mapping can't represent."""
-    settings = Settings(layout=layout, config=config)
+    settings = OriginalConfig(layout=layout, config=config)
     sizes = _geometry(settings)
     _refuse(settings, sizes)
     pieces = _table(settings, sizes, specs).to_native(specs)
     window = settings.size("seq_length")
     theta = settings.number("rotary_emb_base", 10000.0)
-    native = llama.config(
+    native = llama.llama_config(
         settings, sizes, specs, window=window, rope={"rope_type": "default", "rope_theta": theta}, bias=True
     )
     # Qwen2 has its biases where they must be, and no key that says so.
@@ -57,7 +57,7 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
         "use_sliding_window": False,
     }
     ids = {"eos_token_id": [END, TURN], "pad_token_id": END} if sizes.vocabulary > TURN else {}
-    return Native(
+    return NativeCheckpoint(
         config=native,
         pieces=pieces,
         generation=ids,
@@ -66,16 +66,16 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
     )
 
 
-def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[Piece]:
+def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[MappedTensor]:
     """Qwen2's tensors as Qwen's. An embedding that has grown goes through as it is, with vocab_size as
     large.
     """
-    settings = Settings(layout=layout, config=config)
+    settings = OriginalConfig(layout=layout, config=config)
     return _table(settings, _geometry(settings, specs), specs).to_original(specs)
 
 
-def _geometry(settings: Settings, specs: Mapping[str, Spec] | None = None) -> Geometry:
-    sizes = llama.geometry(settings, specs)
+def _geometry(settings: OriginalConfig, specs: Mapping[str, Spec] | None = None) -> Sizes:
+    sizes = llama.sizes_of(settings, specs)
     if sizes.ffn % 2:
         raise settings.refusal(
             "intermediate_size", f"an even number was expected: both halves of the MLP together. {AGAIN}"
@@ -83,7 +83,7 @@ def _geometry(settings: Settings, specs: Mapping[str, Spec] | None = None) -> Ge
     return replace(sizes, groups=sizes.heads, ffn=sizes.ffn // 2)
 
 
-def _refuse(settings: Settings, sizes: Geometry) -> None:
+def _refuse(settings: OriginalConfig, sizes: Sizes) -> None:
     if settings.size("kv_channels", 128) != sizes.dim:
         raise settings.refusal(
             "kv_channels",
@@ -99,7 +99,7 @@ def _refuse(settings: Settings, sizes: Geometry) -> None:
         )
 
 
-def _warnings(settings: Settings, window: int) -> tuple[str, ...]:
+def _warnings(settings: OriginalConfig, window: int) -> tuple[str, ...]:
     said = []
     if settings.flag("use_dynamic_ntk", True) or settings.flag("use_logn_attn", True):
         said.append(
@@ -115,22 +115,22 @@ def _warnings(settings: Settings, window: int) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _table(settings: Settings, sizes: Geometry, specs: Mapping[str, Spec]) -> Table:
+def _table(settings: OriginalConfig, sizes: Sizes, specs: Mapping[str, Spec]) -> Table:
     names = {
         llama.EMBEDDING: "transformer.wte.weight",
         llama.NORM: "transformer.ln_f.weight",
         llama.HEAD: llama.HEAD,
     }
-    ends = llama.ends(sizes, settings.flag("tie_word_embeddings", False), llama.HEAD, specs)
+    ends = llama.outer_shapes(sizes, settings.flag("tie_word_embeddings", False), llama.HEAD, specs)
     same = {names[name]: (name, shape) for name, shape in ends.items()}
     fused: dict[str, tuple[tuple[str, str, str], tuple[int, ...]]] = {}
     for number in range(sizes.layers):
         at, here = f"model.layers.{number}.", f"transformer.h.{number}."
         same |= {
             here + LAYER[name.removeprefix(at)]: (name, shape)
-            for name, shape in llama.layer(sizes, number, bias=False).items()
+            for name, shape in llama.layer_shapes(sizes, number, bias=False).items()
         }
-        fused[f"{here}attn.c_attn.weight"] = (llama.queries(number), (sizes.hidden,))
-        fused[f"{here}attn.c_attn.bias"] = (llama.queries(number, "bias"), ())
+        fused[f"{here}attn.c_attn.weight"] = (llama.qkv_names(number), (sizes.hidden,))
+        fused[f"{here}attn.c_attn.bias"] = (llama.qkv_names(number, "bias"), ())
     fusion = Fusion(groups=1, heads=(sizes.heads, sizes.heads, sizes.heads), dim=sizes.dim)
     return Table(layout=settings.layout, same=same, fusion=fusion, fused=fused)

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from tuner.errors import DataError
-from tuner.models.checkpoint.companions import TIED, read_json, write_json
+from tuner.models.checkpoint.config_files import TIED, read_json_object, write_json_object
 from tuner.models.checkpoint.files import INDEX
 from tuner.models.checkpoint.safetensors import Checkpoint, Spec, main_dtype, write_checkpoint, write_file
-from tuner.models.layouts.family import ASIDE, LAYOUT, MODULES, NATIVE, WITHOUT_CLASS
-from tuner.models.layouts.llama import DTYPES, rows
-from tuner.models.layouts.piece import Native, Piece
+from tuner.models.layouts.detection import LAYOUT_FILE, MODULES, NATIVE, ORIGINAL, WITHOUT_CLASS
+from tuner.models.layouts.llama import DTYPES, vocabulary_size
+from tuner.models.layouts.mapped_tensor import MappedTensor, NativeCheckpoint
 
 KEPT = "kept.safetensors"
 """beside the settings in `original`: the tensors that were kept"""
@@ -35,17 +35,21 @@ VOCABULARY = ("padded_vocab_size", "vocab_size")
 class Family(Protocol):
     """What a family's module has."""
 
-    def to_native(self, config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> Native:
+    def to_native(
+        self, config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str
+    ) -> NativeCheckpoint:
         """A checkpoint with this original config.json and these tensors. Raises DataError for what the
         mapping can't represent.
         """
 
-    def to_original(self, config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[Piece]:
+    def to_original(
+        self, config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str
+    ) -> list[MappedTensor]:
         """The original tensors, but the kept ones, made of these native ones; `config` is the original's."""
 
 
-def module(layout: str) -> Family:
-    """The module of a layout in tuner.models.layouts.family.VERSIONS. Raises DataError for any other."""
+def layout_module(layout: str) -> Family:
+    """The module of a layout in tuner.models.layouts.detection.VERSIONS. Raises DataError for any other."""
     if layout not in MODULES:
         raise DataError(
             f"model.layout={layout} is no layout that is rewritten. There are: {', '.join(MODULES)}, and "
@@ -74,8 +78,8 @@ def write_native(
     mapping can't represent.
     """
     weights = Checkpoint(path for name, path in sorted(source.items()) if name.endswith(".safetensors"))
-    config = read_json(source[CONFIG])
-    native = module(layout).to_native(config, weights.specs, layout)
+    config = read_json_object(source[CONFIG])
+    native = layout_module(layout).to_native(config, weights.specs, layout)
     made = {piece.spec.name: piece for piece in native.pieces}
     beside = {
         name: path
@@ -83,19 +87,19 @@ def write_native(
         if not name.endswith((".safetensors", ".py")) and name != INDEX and Path(name).name == name
     }
 
-    aside = out / ASIDE
+    aside = out / ORIGINAL
     aside.mkdir(exist_ok=True)
     for name, path in beside.items():
         for directory in (out, aside):
             shutil.copyfile(path, directory / name)
-    (aside / LAYOUT).write_text(json.dumps({"layout": layout}) + "\n", encoding="utf-8")
+    (aside / LAYOUT_FILE).write_text(json.dumps({"layout": layout}) + "\n", encoding="utf-8")
     if native.kept:
         write_file(aside / KEPT, [weights.specs[name] for name in native.kept], weights.__getitem__)
 
-    settings = read_json(source[GENERATION]) if GENERATION in source else {}
+    settings = read_json_object(source[GENERATION]) if GENERATION in source else {}
     settings = {key: value for key, value in native.generation.items() if value is not None} | settings
-    write_json(out / CONFIG, dict(native.config))
-    write_json(out / GENERATION, settings)
+    write_json_object(out / CONFIG, dict(native.config))
+    write_json_object(out / GENERATION, settings)
 
     def value(name: str) -> Tensor:
         return _make(made[name], weights.__getitem__)
@@ -105,7 +109,7 @@ def write_native(
         say(warning)
 
 
-def original_pieces(aside: Path, specs: Mapping[str, Spec], *, untied: bool = False) -> list[Piece]:
+def original_tensors(aside: Path, specs: Mapping[str, Spec], *, untied: bool = False) -> list[MappedTensor]:
     """All tensors of the original layout, made of native ones that are as `specs` say: trained or not, of the
     old type or another.
 
@@ -116,9 +120,9 @@ def original_pieces(aside: Path, specs: Mapping[str, Spec], *, untied: bool = Fa
     DataError where that has trained.
     """
     loose = {TIED: False} if untied else {}
-    layout, config = _layout(aside), grown(read_json(aside / CONFIG), specs) | loose
-    family = module(layout)
-    pieces = family.to_original(read_json(aside / CONFIG) | loose, specs, layout)
+    layout, config = _layout(aside), with_vocabulary(read_json_object(aside / CONFIG), specs) | loose
+    family = layout_module(layout)
+    pieces = family.to_original(read_json_object(aside / CONFIG) | loose, specs, layout)
     kept = Checkpoint([aside / KEPT] if (aside / KEPT).is_file() else [])
     before = {piece.spec.name: piece.spec for piece in pieces} | kept.specs
     forward = {
@@ -128,12 +132,12 @@ def original_pieces(aside: Path, specs: Mapping[str, Spec], *, untied: bool = Fa
     }
     for name, spec in kept.specs.items():
         if name not in forward:
-            pieces.append(Piece(spec=spec, sources=(), make=lambda name=name: kept[name]))
+            pieces.append(MappedTensor(spec=spec, sources=(), make=lambda name=name: kept[name]))
             continue
         native = forward[name].spec.name
         dtype = specs[native].dtype
         pieces.append(
-            Piece(
+            MappedTensor(
                 spec=replace(spec, dtype=dtype),
                 sources=(native,),
                 make=_untrained(layout, forward[name], kept),
@@ -161,11 +165,11 @@ def write_original(
     types and bytes; where shards are cut is free. Raises DataError where a tensor has trained that the layout
     has no place for.
     """
-    pieces = {piece.spec.name: piece for piece in original_pieces(aside, specs, untied=untied)}
+    pieces = {piece.spec.name: piece for piece in original_tensors(aside, specs, untied=untied)}
     for path in sorted(aside.iterdir()):
-        if path.name not in (KEPT, LAYOUT, CONFIG):
+        if path.name not in (KEPT, LAYOUT_FILE, CONFIG):
             shutil.copyfile(path, out / path.name)
-    config = grown(read_json(aside / CONFIG), specs) | ({TIED: False} if untied else {})
+    config = with_vocabulary(read_json_object(aside / CONFIG), specs) | ({TIED: False} if untied else {})
     dtype = DTYPES[main_dtype(specs.values())]
     config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config}
     (out / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -176,7 +180,7 @@ def write_original(
     return write_checkpoint(out, [piece.spec for piece in pieces.values()], made, tick=tick)
 
 
-def grown(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, Any]:
+def with_vocabulary(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, Any]:
     """The original's config.json, with the rows that the native embedding has now as its vocabulary.
 
     >>> name = "model.embed_tokens.weight"
@@ -185,7 +189,7 @@ def grown(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, Any
     {'vocab_size': 320, 'pad_token_id': 0}
     """
     before = next((config[key] for key in VOCABULARY if config.get(key) is not None), None)
-    after = rows(specs)
+    after = vocabulary_size(specs)
     return {
         key: after if after and key in VOCABULARY and value == before else value
         for key, value in config.items()
@@ -193,20 +197,20 @@ def grown(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, Any
 
 
 def _layout(aside: Path) -> str:
-    if not (aside / LAYOUT).is_file():
+    if not (aside / LAYOUT_FILE).is_file():
         raise DataError(
-            f"{aside} has no {LAYOUT}: it is not what was put beside a rewritten checkpoint, so the way back "
-            "is not known."
+            f"{aside} has no {LAYOUT_FILE}: it is not what was put beside a rewritten checkpoint, so the "
+            "way back is not known."
         )
-    return str(read_json(aside / LAYOUT).get("layout"))
+    return str(read_json_object(aside / LAYOUT_FILE).get("layout"))
 
 
-def _make(piece: Piece, value: Callable[[str], Tensor]) -> Tensor:
+def _make(piece: MappedTensor, value: Callable[[str], Tensor]) -> Tensor:
     made: Tensor = piece.make(*(value(name) for name in piece.sources))
     return made
 
 
-def _untrained(layout: str, forward: Piece, kept: Checkpoint) -> Callable[[Tensor], Tensor]:
+def _untrained(layout: str, forward: MappedTensor, kept: Checkpoint) -> Callable[[Tensor], Tensor]:
     """A kept tensor in the type of the native one that was made of it, if that is still what it gives."""
     (name,) = forward.sources
     otherwise = "" if layout in WITHOUT_CLASS else ", or write the native layout: merge.layout=native"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tuner.errors import DataError
 from tuner.models.checkpoint.safetensors import FLOATS, Spec
-from tuner.models.layouts.piece import Piece, renamed
+from tuner.models.layouts.mapped_tensor import MappedTensor, renamed
 
 Shape = tuple[int, ...]
 
@@ -68,7 +68,7 @@ class Table:
     fused: Mapping[str, tuple[tuple[str, str, str], Shape]] = field(default_factory=dict)
     """original → native query, key and value, and what of the shape follows the rows: nothing for a bias"""
 
-    def to_native(self, specs: Mapping[str, Spec]) -> list[Piece]:
+    def to_native(self, specs: Mapping[str, Spec]) -> list[MappedTensor]:
         """The native tensors, made of the original ones. Raises DataError unless `specs` are exactly
         these, buffers aside.
         """
@@ -76,7 +76,7 @@ class Table:
         expected |= {
             name: (sum(map(self._fusion.rows, range(3))), *tail) for name, (_, tail) in self.fused.items()
         }
-        check(
+        check_tensors(
             self.layout, {name: spec for name, spec in specs.items() if name not in buffers(specs)}, expected
         )
         pieces = [renamed(specs[name], native) for name, (native, _) in self.same.items()]
@@ -84,14 +84,14 @@ class Table:
             pieces += [self._cut(specs[name], native, part, tail) for part, native in enumerate(natives)]
         return pieces
 
-    def to_original(self, specs: Mapping[str, Spec]) -> list[Piece]:
+    def to_original(self, specs: Mapping[str, Spec]) -> list[MappedTensor]:
         """The original tensors, made of the native ones. Raises DataError unless `specs` are exactly
         these.
         """
         expected = {native: shape for native, shape in self.same.values()}
         for natives, tail in self.fused.values():
             expected |= {native: (self._fusion.rows(part), *tail) for part, native in enumerate(natives)}
-        check(f"rewritten {self.layout}", specs, expected)
+        check_tensors(f"rewritten {self.layout}", specs, expected)
         pieces = [renamed(specs[native], name) for name, (native, _) in self.same.items()]
         return pieces + [
             self._join([specs[native] for native in natives], name, tail)
@@ -104,16 +104,16 @@ class Table:
             raise ValueError("a table with fused tensors says how they are fused")
         return self.fusion
 
-    def _cut(self, spec: Spec, native: str, part: int, tail: Shape) -> Piece:
+    def _cut(self, spec: Spec, native: str, part: int, tail: Shape) -> MappedTensor:
         fusion = self._fusion
         shape = (fusion.rows(part), *tail)
-        return Piece(
+        return MappedTensor(
             spec=Spec(name=native, dtype=spec.dtype, shape=shape),
             sources=(spec.name,),
             make=lambda fused: fusion.cut(fused, part),
         )
 
-    def _join(self, specs: list[Spec], name: str, tail: Shape) -> Piece:
+    def _join(self, specs: list[Spec], name: str, tail: Shape) -> MappedTensor:
         fusion = self._fusion
         if len(dtypes := {spec.dtype for spec in specs}) > 1:
             names = ", ".join(f"{spec.name} {spec.dtype}" for spec in specs)
@@ -122,7 +122,7 @@ class Table:
                 "one, such as bf16."
             )
         shape = (sum(map(fusion.rows, range(3))), *tail)
-        return Piece(
+        return MappedTensor(
             spec=Spec(name=name, dtype=dtypes.pop(), shape=shape),
             sources=tuple(spec.name for spec in specs),
             make=fusion.join,
@@ -136,7 +136,7 @@ def buffers(specs: Mapping[str, Spec]) -> tuple[str, ...]:
     return tuple(name for name in specs if name.endswith(BUFFERS))
 
 
-def check(layout: str, specs: Mapping[str, Spec], expected: Mapping[str, Shape]) -> None:
+def check_tensors(layout: str, specs: Mapping[str, Spec], expected: Mapping[str, Shape]) -> None:
     """Raise DataError unless the tensors are exactly the expected ones, in names, shapes and a floating
     type.
     """

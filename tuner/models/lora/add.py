@@ -19,12 +19,12 @@ from transformers import PreTrainedModel
 from tuner.config.lora_init import changes_base, lora_init_problem, pissa_iterations
 from tuner.errors import ConfigError, DataError
 from tuner.files import read_json
-from tuner.models.finite import count
-from tuner.models.lora.ties import Tie, splits, tie_of
+from tuner.models.lora.tied_head import TiedHead, tied_head_of, unties_head
 from tuner.models.new_tokens import trainable_rows
-from tuner.models.targets import chosen
+from tuner.models.nonfinite import count_nonfinite
+from tuner.models.targets import target_modules
 
-NAME = "default"
+ADAPTER = "default"
 """what PEFT calls the only adapter of a model"""
 
 
@@ -60,7 +60,7 @@ def add_lora(
     """
     if wrong := lora_init_problem(init, r=r):
         raise ConfigError(wrong)
-    names = chosen(model, targets)
+    names = target_modules(model, targets)
     torch.manual_seed(seed)
     whole = int(alpha) if float(alpha).is_integer() else alpha  # 32, as other tools write it, not 32.0
     config = LoraConfig(
@@ -78,7 +78,7 @@ def add_lora(
         with warnings.catch_warnings():
             # PEFT reads a renamed property
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            tie = tie_of(model)
+            tie = tied_head_of(model)
             # Merging makes two matrices of them, so what PEFT warns of does not happen here.
             warnings.filterwarnings(
                 "ignore", message="Model (has|with) `tie_word_embeddings=True`", category=UserWarning
@@ -94,30 +94,34 @@ def add_lora(
         )
     if dora and (
         eight := [
-            name for name, layer in layers(tuned) if type(layer.get_base_layer()).__name__ == "Linear8bitLt"
+            name
+            for name, layer in adapted_layers(tuned)
+            if type(layer.get_base_layer()).__name__ == "Linear8bitLt"
         ]
     ):
         raise ConfigError(
             "algo.dora=true needs the length of each row of the base's weights, and PEFT can't take it of "
             f"{eight[0]} in 8 bits: take algo.quant=nf4 or none."
         )
-    refuse_ends(tuned, tie, new_tokens=bool(new_token_ids), dora=dora, init=init)
+    check_embedding_adapters(tuned, tie, new_tokens=bool(new_token_ids), dora=dora, init=init)
     if init not in ("default", "gaussian"):
-        begin(tuned, init, r=r, seed=seed, first=None if first is None else load_file(first))
+        initialise(tuned, init, r=r, seed=seed, first=None if first is None else load_file(first))
     if dora:
-        for _, layer in layers(tuned):
-            layer.lora_magnitude_vector[NAME].weight.data = magnitude(layer)
+        for _, layer in adapted_layers(tuned):
+            layer.lora_magnitude_vector[ADAPTER].weight.data = dora_magnitudes(layer)
     return tuned
 
 
-def layers(model: PeftModel) -> Iterator[tuple[str, Any]]:
+def adapted_layers(model: PeftModel) -> Iterator[tuple[str, Any]]:
     """The linear layers with an adapter, by the name of the module that PEFT has wrapped."""
     for name, module in model.base_model.model.named_modules():
-        if isinstance(module, LoraLayer) and NAME in module.lora_A:
+        if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
             yield name, module
 
 
-def refuse_ends(model: PeftModel, tie: Tie | None, *, new_tokens: bool, dora: bool, init: str) -> None:
+def check_embedding_adapters(
+    model: PeftModel, tie: TiedHead | None, *, new_tokens: bool, dora: bool, init: str
+) -> None:
     """Raise ConfigError where an adapter on the embedding or the head can't be what the config says of all
     adapters.
 
@@ -133,7 +137,7 @@ def refuse_ends(model: PeftModel, tie: Tie | None, *, new_tokens: bool, dora: bo
             f"{what} is made for linear layers, and algo.targets names the embedding {tables[0]}: leave one "
             "of the two out."
         )
-    if tie is not None and new_tokens and splits(tie, [f"{name}.weight" for name in adapted]):
+    if tie is not None and new_tokens and unties_head(tie, [f"{name}.weight" for name in adapted]):
         raise ConfigError(
             "model.new_tokens trains rows of the embedding, which is the output head too in this model, and "
             f"algo.targets has an adapter for one of the two ({tie.head.removesuffix('.weight')}, "
@@ -142,7 +146,7 @@ def refuse_ends(model: PeftModel, tie: Tie | None, *, new_tokens: bool, dora: bo
 
 
 @torch.no_grad()
-def begin(model: PeftModel, init: str, *, r: int, seed: int, first: dict[str, Tensor] | None) -> None:
+def initialise(model: PeftModel, init: str, *, r: int, seed: int, first: dict[str, Tensor] | None) -> None:
     """Give all pairs A, B their first values, in fp32, and take out of the base what they hold of it.
 
     Raises ConfigError where the base can't be changed: in 4 or 8 bits, for a rank above that of a weight, or
@@ -150,11 +154,11 @@ def begin(model: PeftModel, init: str, *, r: int, seed: int, first: dict[str, Te
     """
     generator = torch.Generator().manual_seed(seed)
     embedding = model.get_input_embeddings()
-    for name, layer in layers(model):
-        base, scale = layer.get_base_layer(), float(layer.scaling[NAME])
-        a_RI, b_OR = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+    for name, layer in adapted_layers(model):
+        base, scale = layer.get_base_layer(), float(layer.scaling[ADAPTER])
+        a_RI, b_OR = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
         if not changes_base(init):
-            a, b = orthogonal(r, layer.in_features, layer.out_features, generator)
+            a, b = orthogonal_pair(r, layer.in_features, layer.out_features, generator)
             a_RI.data, b_OR.data = a.to(a_RI.device), b.to(b_OR.device)
             continue
         if type(base.weight) is not torch.nn.Parameter:
@@ -173,13 +177,13 @@ def begin(model: PeftModel, init: str, *, r: int, seed: int, first: dict[str, Te
                 f"{tuple(base.weight.shape)}."
             )
         weight_OI = base.weight.data.float()
-        if said := count(weight_OI):
+        if said := count_nonfinite(weight_OI):
             raise DataError(
                 f"algo.lora_init={init} takes a part out of the base's weights, and {name}.weight has "
                 f"{said}: get the model again."
             )
         if first is None:
-            a, b = parts(weight_OI, r, init, scale=scale, generator=generator)
+            a, b = decompose(weight_OI, r, init, scale=scale, generator=generator)
         else:
             a, b = (
                 first[f"base_model.model.{name}.lora_{half}.weight"].to(weight_OI.device) for half in "AB"
@@ -188,7 +192,7 @@ def begin(model: PeftModel, init: str, *, r: int, seed: int, first: dict[str, Te
         base.weight.data.copy_(weight_OI - scale * (b @ a))
 
 
-def orthogonal(r: int, inputs: int, outputs: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def orthogonal_pair(r: int, inputs: int, outputs: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random A [r, inputs] and B [outputs, r] whose product is zero, as B's rows lie in one half of an
     orthogonal basis and A's columns in the other.
     """
@@ -198,7 +202,7 @@ def orthogonal(r: int, inputs: int, outputs: int, generator: torch.Generator) ->
     return a_RI, b_OR
 
 
-def parts(
+def decompose(
     weight_OI: Tensor, r: int, init: str, *, scale: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """A [r, inputs] and B [outputs, r] from a weight in fp32.
@@ -221,7 +225,7 @@ def parts(
         u_OK, s_K, v_KI = (
             torch.linalg.svd(weight_OI, full_matrices=False)
             if iterations is None
-            else leading(weight_OI, r, iterations, generator)
+            else truncated_svd(weight_OI, r, iterations, generator)
         )
         root_R = (s_K[:r] / scale).sqrt()
         a_RI, b_OR = root_R[:, None] * v_KI[:r], u_OK[:, :r] * root_R
@@ -229,7 +233,7 @@ def parts(
     return a_RI * sign_R[:, None], b_OR * sign_R
 
 
-def leading(
+def truncated_svd(
     weight_OI: Tensor, r: int, iterations: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """About the r largest singular values of a weight with their vectors: [O, r], [r] and [r, I]."""
@@ -243,13 +247,13 @@ def leading(
 
 
 @torch.no_grad()
-def magnitude(layer: Any) -> Tensor:
+def dora_magnitudes(layer: Any) -> Tensor:
     """The length of each row of W + scale · B·A in fp32, with which DoRA begins: at exactly the model
     without adapters. PEFT takes it in the dtype of W.
     """
     weight_OI = dequantize_module_weight(layer.get_base_layer()).float()
-    product_OI = layer.lora_B[NAME].weight.float() @ layer.lora_A[NAME].weight.float()
-    length_O: Tensor = torch.linalg.norm(weight_OI + layer.scaling[NAME] * product_OI, dim=1)
+    product_OI = layer.lora_B[ADAPTER].weight.float() @ layer.lora_A[ADAPTER].weight.float()
+    length_O: Tensor = torch.linalg.norm(weight_OI + layer.scaling[ADAPTER] * product_OI, dim=1)
     return length_O
 
 
@@ -291,12 +295,12 @@ def adapter_config(model: PeftModel) -> dict[str, Any]:
     """What PEFT writes as adapter_config.json, the same on every run: sets are sorted, and no directory is
     named.
     """
-    settings = model.peft_config[NAME].to_dict() | {"base_model_name_or_path": "", "inference_mode": True}
+    settings = model.peft_config[ADAPTER].to_dict() | {"base_model_name_or_path": "", "inference_mode": True}
     return {
         key: sorted(value) if isinstance(value, set) else value for key, value in sorted(settings.items())
     }
 
 
-def trainable(model: torch.nn.Module) -> int:
+def count_trainable(model: torch.nn.Module) -> int:
     """How many numbers train."""
     return sum(math.prod(p.shape) for p in model.parameters() if p.requires_grad)

@@ -56,7 +56,7 @@ def write_card(out: Path, config: Mapping[str, Any], base: str, *, quant: str, s
     quant   how the base was held (algo.quant)
     split   whether the adapter is on one of two that are one matrix in the base, head or embedding
     """
-    ids = new_rows(config)
+    ids = new_token_ids(config)
     said = [QUANTISED.format(base=base, bits=BITS[quant])] if quant != "none" else []
     said += [NEW_ROWS.format(count=len(ids), last=max(ids))] if ids else []
     said += [SPLIT] if split else []
@@ -97,7 +97,7 @@ def _code(base: str, *, quantised: bool, rows: int) -> list[str]:
     ]
 
 
-def new_rows(settings: Mapping[str, Any]) -> set[int]:
+def new_token_ids(settings: Mapping[str, Any]) -> set[int]:
     """The tokens whose rows an adapter holds, from its adapter_config.json.
 
     >>> (sorted(new_rows({"trainable_token_indices": {"model.embed_tokens": [70, 71], "lm_head": [70, 71]}})),

@@ -20,15 +20,15 @@ from tuner.models.checkpoint.files import weight_files
 from tuner.models.checkpoint.safetensors import (
     DTYPES,
     FLOATS,
-    LIMIT,
+    SHARD_LIMIT,
     Checkpoint,
     Spec,
     main_dtype,
     write_checkpoint,
 )
 from tuner.models.layouts.rewrite import write_original
-from tuner.models.lora import ties
-from tuner.models.lora.tensors import Pair, pairs, rows
+from tuner.models.lora import tied_head
+from tuner.models.lora.tensors import LoraPair, lora_pairs, token_rows
 
 CODES = {"bf16": "BF16", "fp32": "F32"}
 """algo.precision, as safetensors calls it: what is merged lies in the dtype in which training held the
@@ -38,7 +38,9 @@ HEAD = "lm_head.weight"
 """the output head, which may be tied to the embedding"""
 
 
-def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude: Tensor | None = None) -> Tensor:
+def merged_weight(
+    weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude: Tensor | None = None
+) -> Tensor:
     """W + scale · B·A in fp32, and with DoRA its rows at the lengths `magnitude`. W is [outputs, inputs], A
     [r, inputs], B [outputs, r], `magnitude` [outputs]; the result is like W.
 
@@ -55,7 +57,7 @@ def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude: Tensor
     return (magnitude.float() / length).view(-1, 1) * (weight + product)
 
 
-def replaced(weight: Tensor, values: Tensor, ids: Iterable[int]) -> Tensor:
+def replace_rows(weight: Tensor, values: Tensor, ids: Iterable[int]) -> Tensor:
     """The weight with `values` as the rows `ids`, rounded to its own type.
 
     >>> replaced(torch.zeros(3, 1), torch.tensor([[7.0], [8.0]]), [2, 0]).tolist()
@@ -64,7 +66,7 @@ def replaced(weight: Tensor, values: Tensor, ids: Iterable[int]) -> Tensor:
     return weight.index_copy(0, torch.tensor(list(ids), dtype=torch.long), values.to(weight.dtype))
 
 
-def rounded(specs: Mapping[str, Spec], dtype: str) -> dict[str, Spec]:
+def specs_in_dtype(specs: Mapping[str, Spec], dtype: str) -> dict[str, Spec]:
     """The specs with the checkpoint's own type replaced by `dtype`.
 
     Tensors of another type stay as they are: integers, and the few that a family keeps in fp32 inside a bf16
@@ -112,11 +114,11 @@ def overlay(
     weights = Checkpoint(weight_files(base))
     deltas = Checkpoint([adapter / "adapter_model.safetensors"])
     settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    by_module = rows(settings, deltas.specs)
+    by_module = token_rows(settings, deltas.specs)
     alone = {part.tensor for part in by_module.values()}
-    by_pair = pairs(settings, {name: spec for name, spec in deltas.specs.items() if name not in alone})
-    tie = ties.tie_in(base, by_pair)
-    apart = ties.splits(tie, by_pair)
+    by_pair = lora_pairs(settings, {name: spec for name, spec in deltas.specs.items() if name not in alone})
+    tie = tied_head.tied_head_in(base, by_pair)
+    apart = tied_head.unties_head(tie, by_pair)
     if names is None:
         own = {tie.head} if tie and apart else set()
         names = (
@@ -144,7 +146,7 @@ def overlay(
             "The adapter has rows of its own for new tokens, and a pair A, B for the head or the embedding "
             "that they belong to: which of them holds is not defined. Use it with PEFT."
         )
-    if fresh and tied(base) and (twin := names.get(HEAD, HEAD)) in weights.specs:
+    if fresh and has_tied_head(base) and (twin := names.get(HEAD, HEAD)) in weights.specs:
         fresh.setdefault(twin, next(iter(fresh.values())))  # the file holds the tied matrix twice
     for name, part in fresh.items():
         _has(weights.specs.get(name), name, part.ids, deltas.specs[part.tensor].shape[1:])
@@ -153,19 +155,19 @@ def overlay(
             f"The adapter has both a pair A, B and rows of its own for {both[0]}: which of them holds is not "
             "defined. Use it with PEFT."
         )
-    specs = rounded(there, dtype)
+    specs = specs_in_dtype(there, dtype)
     specs |= {name: replace(specs[name], dtype=dtype) for name in (*plan, *held)}
 
     def value(name: str) -> Tensor:
         weight = weights[source.get(name, name)]
         if name in held:
-            from tuner.models.quantize import dequantised
+            from tuner.models.quantize import quantise_dequantise
 
-            weight = dequantised(weight, quant, DTYPES[dtype])
+            weight = quantise_dequantise(weight, quant, DTYPES[dtype])
         if name in plan:
             pair = plan[name]
             weight = weight.T if pair.embedding else weight
-            weight = merged(
+            weight = merged_weight(
                 weight,
                 deltas[pair.a],
                 deltas[pair.b],
@@ -174,12 +176,12 @@ def overlay(
             )
             weight = weight.T.contiguous() if pair.embedding else weight
         weight = weight.to(DTYPES[specs[name].dtype])
-        return replaced(weight, deltas[fresh[name].tensor], fresh[name].ids) if name in fresh else weight
+        return replace_rows(weight, deltas[fresh[name].tensor], fresh[name].ids) if name in fresh else weight
 
     return Overlay(specs=specs, value=value, head=head)
 
 
-def _shape(pair: Pair, specs: Mapping[str, Spec]) -> tuple[int, int]:
+def _shape(pair: LoraPair, specs: Mapping[str, Spec]) -> tuple[int, int]:
     """Of the weight that a pair belongs to."""
     outputs, inputs = specs[pair.b].shape[0], specs[pair.a].shape[1]
     return (inputs, outputs) if pair.embedding else (outputs, inputs)
@@ -189,7 +191,7 @@ def _shape(pair: Pair, specs: Mapping[str, Spec]) -> tuple[int, int]:
 
 
 def _names(base: Path) -> dict[str, str]:
-    from tuner.models.checkpoint.names import checkpoint_names
+    from tuner.models.checkpoint.weight_names import checkpoint_names
 
     return checkpoint_names(base)
 
@@ -197,10 +199,10 @@ def _names(base: Path) -> dict[str, str]:
 def _quantised(base: Path) -> frozenset[str]:
     from tuner.models import quantize
 
-    return quantize.names(base)
+    return quantize.quantised_tensors(base)
 
 
-def tied(base: Path) -> bool:
+def has_tied_head(base: Path) -> bool:
     """Whether the output head is the embedding, as far as config.json says so itself."""
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     return bool(
@@ -240,7 +242,7 @@ def merge_adapter(
     quant: str = "none",
     quantised: Collection[str] | None = None,
     names: Mapping[str, str] | None = None,
-    limit: int = LIMIT,
+    limit: int = SHARD_LIMIT,
     tick: Callable[[Spec], None] = lambda _: None,
 ) -> bool:
     """Write the base with the adapter in it to `out` as a checkpoint in `dtype`; whether a head that was tied

@@ -34,7 +34,7 @@ INITS = ("True", "False", "default", "gaussian", "orthogonal", "eva")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pair:
+class LoraPair:
     """The adapter of one weight."""
 
     a: str
@@ -52,7 +52,7 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rows:
+class TokenRows:
     """The rows of one weight that trained by themselves: those of new tokens, in the embedding or in a
     head of its own.
     """
@@ -63,7 +63,7 @@ class Rows:
     """which rows they are, in that order"""
 
 
-def rows(settings: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, Rows]:
+def token_rows(settings: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, TokenRows]:
     """Which weight each tensor of rows belongs to, by the name of the module that PEFT has wrapped.
 
     PEFT's `trainable_token_indices` is a list of ids for the embedding, or one such list for each module, by
@@ -71,7 +71,7 @@ def rows(settings: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, Ro
     """
     said = settings.get("trainable_token_indices") or {}
     lists: Mapping[str, list[int]] = said if isinstance(said, dict) else {"": said}
-    found: dict[str, Rows] = {}
+    found: dict[str, TokenRows] = {}
     for tensor, spec in specs.items():
         if match := re.fullmatch(r"base_model\.model\.(.+)\.token_adapter\.trainable_tokens_delta", tensor):
             ids = next(
@@ -83,11 +83,11 @@ def rows(settings: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, Ro
                     f"adapter_config.json names {len(set(ids))} tokens for them. The two files are not of "
                     "one adapter: take both from the same."
                 )
-            found[f"{match[1]}.weight"] = Rows(tensor=tensor, ids=tuple(ids))
+            found[f"{match[1]}.weight"] = TokenRows(tensor=tensor, ids=tuple(ids))
     return found
 
 
-def pairs(settings: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, Pair]:
+def lora_pairs(settings: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, LoraPair]:
     """Which weight each pair of adapter tensors belongs to, by the name of the module that PEFT has wrapped.
 
     PEFT writes `base_model.model.` + the module's name + `.lora_A.weight`, or `.lora_embedding_A` for an
@@ -106,7 +106,7 @@ def pairs(settings: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, P
             "belongs to what was left of them. Save it as a difference (PEFT's "
             "path_initial_model_for_weight_conversion), and merge that."
         )
-    found: dict[str, Pair] = {}
+    found: dict[str, LoraPair] = {}
     for a in specs:
         if match := re.fullmatch(r"base_model\.model\.(.+)\.lora_(?:A\.weight|embedding_A)", a):
             embedding = a.endswith("_A")
@@ -118,7 +118,7 @@ def pairs(settings: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, P
             )
             if b in specs and (magnitude is None or (magnitude in specs and not embedding)):
                 scale = alpha / sqrt(rank) if settings.get("use_rslora") else alpha / rank
-                found[f"{match[1]}.weight"] = Pair(
+                found[f"{match[1]}.weight"] = LoraPair(
                     a=a, b=b, scale=scale, magnitude=magnitude, embedding=embedding
                 )
     used = {name for pair in found.values() for name in (pair.a, pair.b, pair.magnitude)}

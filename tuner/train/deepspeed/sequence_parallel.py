@@ -23,8 +23,8 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface
 
 from tuner.errors import ConfigError
-from tuner.kernels import attention as seam
-from tuner.kernels.borders import Documents, announce, borders, recall
+from tuner.kernels.attention import IMPLEMENTATION, in_one_dtype, packed_attention
+from tuner.kernels.packed_documents import Documents, announce_documents, document_borders, recall_documents
 from tuner.train.batch import Batch
 
 
@@ -50,7 +50,7 @@ def shard(batch: Batch, rank: int, size: int) -> Batch:
     positions_1N = torch.cat(
         [batch.positions_1N, torch.arange(extra, device=batch.positions_1N.device)[None]], dim=1
     )
-    known = batch.borders or tuple(borders(batch.positions_1N))
+    known = batch.borders or tuple(document_borders(batch.positions_1N))
     mine_M = (batch.keep_M >= begin) & (batch.keep_M < end)
     packs, at = [], 0
     for index, count in [*batch.packs, (-1, extra)] if batch.packs else []:
@@ -94,7 +94,7 @@ def refuse(config: Any, size: int, state: str | None = None) -> None:
     mix tokens in other ways.
 
     config   transformers' own of the model
-    state    what goes from token to token by other means than attention, as tuner.models.recurrence says it
+    state    what goes from token to token by other means than attention, see tuner.models.stateful_layers
     """
     text = config.get_text_config()
     if state is not None:
@@ -124,12 +124,12 @@ def install(group: Any) -> None:
 
     The ZeRO engine has been built: it starts DeepSpeed's communication.
     """
-    AttentionInterface.register(seam.NAME, SharedAttention(group))
+    AttentionInterface.register(IMPLEMENTATION, SharedAttention(group))
 
 
 def remove() -> None:
     """From now on, each process attends for itself again."""
-    AttentionInterface.register(seam.NAME, seam.packed_attention)
+    AttentionInterface.register(IMPLEMENTATION, packed_attention)
 
 
 class SharedAttention:
@@ -166,7 +166,7 @@ class SharedAttention:
                 "attention of several processes takes a slice of one row with position_ids [1, n] and no "
                 "cache"
             )
-        q_1HnD, k_1KnD, v_1KnD = seam.alike(q_1HnD, k_1KnD, v_1KnD)
+        q_1HnD, k_1KnD, v_1KnD = in_one_dtype(q_1HnD, k_1KnD, v_1KnD)
         # fewer key heads than processes: several get the same one
         if (copies := self.size // k_1KnD.shape[1]) > 1:
             k_1KnD, v_1KnD = (x.repeat_interleave(copies, dim=1) for x in (k_1KnD, v_1KnD))
@@ -186,16 +186,16 @@ class SharedAttention:
     ) -> Tensor:
         """The whole row through this process's heads; returns [1, N, h, D]."""
         q_1hND, k_1kND, v_1kND = (x.transpose(1, 2) for x in (q_1NhD, k_1NkD, v_1NkD))
-        return seam.packed_attention(module, q_1hND, k_1kND, v_1kND, None, **more)[0]
+        return packed_attention(module, q_1hND, k_1kND, v_1kND, None, **more)[0]
 
     def documents(self, positions_1n: Tensor) -> Documents:
         """Where the documents of the whole row are: what was announced for these positions, or what all
         slices of positions say.
         """
-        if (found := recall(positions_1n)) is None:
+        if (found := recall_documents(positions_1n)) is None:
             slices = [torch.empty_like(positions_1n) for _ in range(self.size)]
             dist.all_gather(slices, positions_1n.contiguous(), group=self.group)
-            announce(positions_1n, borders(torch.cat(slices, dim=1)))
-            found = recall(positions_1n)
+            announce_documents(positions_1n, document_borders(torch.cat(slices, dim=1)))
+            found = recall_documents(positions_1n)
             assert found is not None
         return found

@@ -34,7 +34,7 @@ from tuner.data.chat.template import Template
 from tuner.data.packs import Pack, Packs
 from tuner.data.sampler import micro_batches_of_rank
 from tuner.errors import StageError
-from tuner.models.finite import cause, finite
+from tuner.models.nonfinite import explain_nonfinite, is_finite
 from tuner.train.batch import Batch, collate, count_targets, empty_batch
 from tuner.train.distributed import World
 from tuner.train.engine import Engine
@@ -221,7 +221,7 @@ def accumulated(
     }
     difference = (sum(off.values()) / size) ** 0.5 if size else float(any(off.values()))
     worst = max(off, key=off.__getitem__)
-    odd = next((name for name, values in expected.items() if not finite(values)), None)
+    odd = next((name for name, values in expected.items() if not is_finite(values)), None)
     rows_of = ", ".join(row for document in documents for row in where(document))
     refuse(
         world.gather(
@@ -251,12 +251,12 @@ def refuse_not_finite(
     """Raise StageError in all processes where a logit of the documents is not finite in one: with what
     holds the value that it comes from.
     """
-    broken = next((number for number, found in enumerate(logits) if not finite(found)), None)
+    broken = next((number for number, found in enumerate(logits) if not is_finite(found)), None)
     told = world.gather(broken)
     number = next((said for said in told if said is not None), None)
     if number is None:
         return
-    why = cause(
+    why = explain_nonfinite(
         model,
         files,
         lambda: _logits(model, [documents[number]], world.device),

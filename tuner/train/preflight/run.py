@@ -19,7 +19,7 @@ from tuner.errors import DataError
 from tuner.estimate.memory import CONTEXT, Workload, estimate_memory
 from tuner.estimate.what_fits import plain_algo, ways_to_fit
 from tuner.files import read_json
-from tuner.models.checkpoint.companions import spoken
+from tuner.models.checkpoint.config_files import chat_with_system
 from tuner.models.checkpoint.files import weight_files
 from tuner.models.geometry import Geometry
 from tuner.pipeline.stage import Context
@@ -205,7 +205,8 @@ def proved(
     if config.machine.sequence_parallel > 1:
         return {}
     template = compile_template(
-        spoken(config.model.chat, config.data.system), load_vocabulary(ctx.inputs["fetch_model"].dir)
+        chat_with_system(config.model.chat, config.data.system),
+        load_vocabulary(ctx.inputs["fetch_model"].dir),
     )
     fresh = (
         algo.uses_adapter

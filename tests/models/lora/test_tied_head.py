@@ -23,7 +23,7 @@ from tests.models import fixtures
 from tests.models.tiny import SIZES, write_tiny
 from tuner.errors import ConfigError, StageError
 from tuner.files import write_json
-from tuner.models.checkpoint.companions import write_config
+from tuner.models.checkpoint.config_files import write_config
 from tuner.models.checkpoint.files import checkpoint_files
 from tuner.models.checkpoint.safetensors import Checkpoint
 from tuner.models.export import write_adapter
@@ -31,7 +31,7 @@ from tuner.models.layouts.rewrite import write_native
 from tuner.models.load import load_model, load_tuned
 from tuner.models.lora.add import adapter_config, add_lora
 from tuner.models.lora.merge import merge_adapter, merge_original
-from tuner.models.lora.ties import tie_in, tie_of, untie
+from tuner.models.lora.tied_head import tied_head_in, tied_head_of, untie_head
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
@@ -60,7 +60,9 @@ def converted(peft: PeftModel, base: Path, out: Path, quant: str = "none") -> Pa
     )
     write_json(out / "settings", adapter_config(peft))
     weights = Checkpoint([out / "weights"])
-    write_adapter(weights, out / "settings", out, "org/base", quant=quant, tie=tie_in(base, weights.specs))
+    write_adapter(
+        weights, out / "settings", out, "org/base", quant=quant, tie=tied_head_in(base, weights.specs)
+    )
     return out
 
 
@@ -270,12 +272,14 @@ def test_dora_on_a_tied_head(tmp_path: Path) -> None:
 
 def test_what_is_tied(tmp_path: Path) -> None:
     tied, apart = write_tiny(tmp_path / "tied", tied=True), write_tiny(tmp_path / "apart", tied=False)
-    found = tie_in(tied, ["lm_head.weight"])
+    found = tied_head_in(tied, ["lm_head.weight"])
     assert found is not None
     assert (found.head, found.embedding) == ("lm_head.weight", "model.embed_tokens.weight")
-    assert tie_in(apart, ["lm_head.weight"]) is None
-    assert tie_in(tied, ["model.layers.1.q_proj.weight"]) is None  # belongs to a layer: nothing is built
+    assert tied_head_in(apart, ["lm_head.weight"]) is None
+    assert (
+        tied_head_in(tied, ["model.layers.1.q_proj.weight"]) is None
+    )  # belongs to a layer: nothing is built
     model = load_model(tied, dtype=torch.float32, device="cpu")
-    assert tie_of(model) == found
-    untie(model)
-    assert tie_of(model) is None
+    assert tied_head_of(model) == found
+    untie_head(model)
+    assert tied_head_of(model) is None

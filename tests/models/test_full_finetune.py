@@ -17,10 +17,10 @@ from transformers import (
 
 from tests.models.lora.test_merge import mixture, seer
 from tuner.errors import ConfigError
-from tuner.models.checkpoint.companions import write_config
+from tuner.models.checkpoint.config_files import write_config
 from tuner.models.checkpoint.safetensors import Checkpoint
 from tuner.models.export import write_full
-from tuner.models.full import choose_trainable, hold_frozen, load_trainable
+from tuner.models.full_finetune import choose_trainable, hold_frozen, load_trainable
 from tuner.models.load import load_model
 
 CPU = torch.device("cpu")

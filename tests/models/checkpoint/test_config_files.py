@@ -15,20 +15,20 @@ from tuner.data.chat.template import compile_template
 from tuner.data.conversation import Message
 from tuner.data.tokenizer.load import load_vocabulary
 from tuner.data.tokenizer.new_tokens import with_tokens
-from tuner.models.checkpoint.companions import (
-    rows_of,
-    spoken,
+from tuner.models.checkpoint.config_files import (
+    chat_with_system,
+    vocabulary_rows,
     write_config,
     write_generation_config,
-    write_json,
+    write_json_object,
     write_tokenizer,
 )
 
 
 def test_the_exported_template_gives_the_trained_ids(tiny: Path, tmp_path: Path) -> None:
-    chat = spoken(CHATML, "Be brief.")
+    chat = chat_with_system(CHATML, "Be brief.")
     assert chat.default_system == "Be brief."
-    assert spoken(CHATML, None) == CHATML
+    assert chat_with_system(CHATML, None) == CHATML
     write_tokenizer(tiny, tmp_path, chat)
     exported = AutoTokenizer.from_pretrained(tmp_path)
     ids = exported.apply_chat_template(
@@ -45,7 +45,7 @@ def test_generation_stops_at_the_end_of_an_answer(tmp_path: Path) -> None:
     source.mkdir()
     out.mkdir()
     for shipped, expected in ((None, [7]), (2, [7, 2]), ([2, 7, 3], [7, 2, 3])):
-        write_json(
+        write_json_object(
             source / "generation_config.json",
             {"eos_token_id": shipped, "pad_token_id": 9, "transformers_version": "1"},
         )
@@ -63,11 +63,11 @@ def test_what_pads_is_no_token_at_which_an_answer_ends(tmp_path: Path, tiny: Pat
     shutil.copytree(tiny, source)
     settings = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
     for own in ("<|im_end|>", "<|im_start|>", "<absent>", None):
-        write_json(
+        write_json_object(
             source / "tokenizer_config.json",
             settings | {"pad_token": own, "additional_special_tokens": ["<absent>", "<|im_end|>"]},
         )
-        write_json(source / "special_tokens_map.json", {"pad_token": "<|im_end|>"})
+        write_json_object(source / "special_tokens_map.json", {"pad_token": "<|im_end|>"})
         out = tmp_path / str(own).strip("<|>")
         out.mkdir()
         pad = write_tokenizer(source, out, CHATML)
@@ -85,18 +85,18 @@ def test_the_rows_of_the_embedding_limit_what_pads(tmp_path: Path, tiny: Path) -
     out.mkdir()
     with_tokens(tiny, {"<pad>": 6400}, source)
     settings = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
-    write_json(source / "tokenizer_config.json", settings | {"pad_token": "<pad>"})
-    assert rows_of(json.loads((source / "config.json").read_text(encoding="utf-8"))) == 6400
+    write_json_object(source / "tokenizer_config.json", settings | {"pad_token": "<pad>"})
+    assert vocabulary_rows(json.loads((source / "config.json").read_text(encoding="utf-8"))) == 6400
     assert write_tokenizer(source, out, CHATML) == 0
-    assert rows_of({"text_config": {"vocab_size": 7}}) == 7
-    assert rows_of({}) is None
+    assert vocabulary_rows({"text_config": {"vocab_size": 7}}) == 7
+    assert vocabulary_rows({}) is None
 
 
 def test_a_pad_token_that_ends_answers_is_not_kept(tmp_path: Path) -> None:
     source, out = tmp_path / "base", tmp_path / "out"
     source.mkdir()
     out.mkdir()
-    write_json(source / "generation_config.json", {"eos_token_id": 7, "pad_token_id": 7})
+    write_json_object(source / "generation_config.json", {"eos_token_id": 7, "pad_token_id": 7})
     write_generation_config(source, out, 7)
     assert GenerationConfig.from_pretrained(out).pad_token_id is None
     write_generation_config(source, out, 7, (), 3)

@@ -21,7 +21,7 @@ from tuner.models.checkpoint.files import weight_files
 from tuner.models.checkpoint.safetensors import Checkpoint, Spec
 
 
-def skeleton(directory: Path) -> PreTrainedModel:
+def meta_model(directory: Path) -> PreTrainedModel:
     """The model that config.json in `directory` describes, every parameter on the meta device.
 
     A family that reads images too is built whole, since its checkpoint holds all of it. Code in the directory
@@ -33,7 +33,7 @@ def skeleton(directory: Path) -> PreTrainedModel:
             f"{directory} holds a model and an adapter (adapter_config.json), and which of them is meant "
             "can't be told: keep them apart."
         )
-    alibi.register()
+    alibi.register_alibi()
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
         # Another file as the weights, or a kernel from a hub as the attention: no config gets to name either.
@@ -67,6 +67,6 @@ def _auto(config: Any) -> Any:
     )
 
 
-def stored(directory: Path) -> dict[str, Spec]:
+def stored_specs(directory: Path) -> dict[str, Spec]:
     """The tensors of the checkpoint in `directory`, from the files' headers."""
     return Checkpoint(weight_files(directory)).specs

@@ -18,8 +18,8 @@ from tests.models.hybrids import CONFIGS, hybrid
 from tests.models.tiny import SIZES
 from tuner.errors import ConfigError
 from tuner.models.lora.add import add_lora
-from tuner.models.recurrence import STATELESS, carries, read_directly
-from tuner.models.targets import linears
+from tuner.models.stateful_layers import STATELESS, carried_state, linears_read_by_mixers
+from tuner.models.targets import linear_layers
 
 CARRYING = {
     "conv",
@@ -44,7 +44,7 @@ def built(config: PretrainedConfig) -> torch.nn.Module:
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_hybrid_is_known(kind: str) -> None:
-    assert carries(built(hybrid(kind)))
+    assert carried_state(built(hybrid(kind)))
 
 
 def test_a_model_of_attention_alone_carries_nothing() -> None:
@@ -57,7 +57,7 @@ def test_a_model_of_attention_alone_carries_nothing() -> None:
         Qwen3MoeConfig(**small, moe_intermediate_size=16, num_experts=2),
         Llama4TextConfig(**small, num_local_experts=2, intermediate_size_mlp=16),
     ):
-        assert carries(built(config)) is None, config.model_type
+        assert carried_state(built(config)) is None, config.model_type
 
 
 def test_every_kind_of_layer_that_transformers_knows_was_looked_at() -> None:
@@ -68,18 +68,22 @@ def test_every_kind_of_layer_that_transformers_knows_was_looked_at() -> None:
 def test_a_kind_that_nobody_knows_counts_as_one_with_a_state() -> None:
     model = built(hybrid("lfm2"))
     model.config.layer_types = ["full_attention", "something_new"]
-    assert carries(model) == "something_new layers"
+    assert carried_state(model) == "something_new layers"
     model.config.layer_types = ["full_attention", "full_attention"]
-    assert carries(model) == "convolutions along the tokens"  # the layers themselves tell
+    assert carried_state(model) == "convolutions along the tokens"  # the layers themselves tell
 
 
 def test_what_a_mixer_reads_by_itself_gets_no_adapter_and_no_4_bits() -> None:
     mamba, other = built(hybrid("jamba")), built(hybrid("qwen3_next"))
-    assert {name.rpartition(".")[2] for name in read_directly(mamba)} == {"x_proj", "dt_proj", "out_proj"}
-    assert not {"x_proj", "dt_proj", "out_proj"} & {name.rpartition(".")[2] for name in linears(mamba)}
-    assert "in_proj" in {name.rpartition(".")[2] for name in linears(mamba)}
-    assert read_directly(other) == frozenset()
-    assert "out_proj" in {name.rpartition(".")[2] for name in linears(other)}
+    assert {name.rpartition(".")[2] for name in linears_read_by_mixers(mamba)} == {
+        "x_proj",
+        "dt_proj",
+        "out_proj",
+    }
+    assert not {"x_proj", "dt_proj", "out_proj"} & {name.rpartition(".")[2] for name in linear_layers(mamba)}
+    assert "in_proj" in {name.rpartition(".")[2] for name in linear_layers(mamba)}
+    assert linears_read_by_mixers(other) == frozenset()
+    assert "out_proj" in {name.rpartition(".")[2] for name in linear_layers(other)}
     with pytest.raises(
         ConfigError,
         match=(

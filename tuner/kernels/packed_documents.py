@@ -47,10 +47,10 @@ class Documents:
     @torch.inference_mode(False)  # a row that is measured first may be trained on later
     def offsets(self) -> Tensor:
         """int32 [documents + 1] on the device: what flash kernels call cu_seqlens"""
-        return send(torch.tensor(self.borders, dtype=torch.int32), self.device)
+        return to_device(torch.tensor(self.borders, dtype=torch.int32), self.device)
 
 
-def send(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on `device`; the host does not wait for a GPU."""
     if device.type == "cuda" and tensor.device.type == "cpu" and tensor.numel():
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -68,7 +68,7 @@ def _mark(positions_1N: Tensor) -> tuple[Any, ...]:
     return positions_1N.data_ptr(), positions_1N.shape, positions_1N.stride(), positions_1N.device, written
 
 
-def announce(positions_1N: Tensor, borders: Sequence[int]) -> None:
+def announce_documents(positions_1N: Tensor, borders: Sequence[int]) -> None:
     """Say where the documents are of the row that a forward pass with these very positions will see.
     Without borders nothing is said.
     """
@@ -76,13 +76,13 @@ def announce(positions_1N: Tensor, borders: Sequence[int]) -> None:
         _known.append((positions_1N, _mark(positions_1N), Documents(borders, positions_1N.device)))
 
 
-def recall(positions_1N: Tensor) -> Documents | None:
+def recall_documents(positions_1N: Tensor) -> Documents | None:
     """What was announced for these positions, if anything was."""
     mark = _mark(positions_1N)
     return next((documents for _, seen, documents in reversed(_known) if seen == mark), None)
 
 
-def only(tokens: int) -> Documents | None:
+def single_document(tokens: int) -> Documents | None:
     """The row that was announced last, where it has so many tokens and is one document: for a family that
     tells its attention no positions.
     """
@@ -94,13 +94,13 @@ def documents_of(positions_1N: Tensor) -> Documents:
     """What was announced for these positions; otherwise it is read off them, for which the host waits
     once.
     """
-    if (found := recall(positions_1N)) is None:
-        announce(positions_1N, borders(positions_1N))
+    if (found := recall_documents(positions_1N)) is None:
+        announce_documents(positions_1N, document_borders(positions_1N))
         found = _known[-1][2]
     return found
 
 
-def borders(positions_1N: Tensor) -> list[int]:
+def document_borders(positions_1N: Tensor) -> list[int]:
     """Where documents begin, and where the last one ends.
 
     Positions 0 1 2 0 1 0 are documents of 3, 2 and 1 tokens: [0, 3, 5, 6].

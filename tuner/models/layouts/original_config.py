@@ -16,7 +16,7 @@ AGAIN = "Get config.json again from where the weights are from."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
+class OriginalConfig:
     """A config.json of one family. Each method raises DataError, in one paragraph, for a value that its
     family's mapping can't represent.
     """

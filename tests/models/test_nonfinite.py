@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from tests.models.tiny import tiny_model, write_tiny
 from tuner.errors import DataError
 from tuner.models.checkpoint.files import weight_files
-from tuner.models.finite import cause, count, in_files, in_layers, in_weights
 from tuner.models.load import load_model
 from tuner.models.lora.add import add_lora
+from tuner.models.nonfinite import count_nonfinite, explain_nonfinite, in_files, in_layers, in_weights
 
 IDS = torch.tensor([[5, 60, 9, 31]])
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -32,7 +32,7 @@ def spoilt(directory: Path, name: str, value: float) -> Path:
 def test_a_tensor_of_the_checkpoint_is_named_with_its_file(tmp_path: Path, value: float, word: str) -> None:
     base = spoilt(tmp_path / "base", UP, value)
     model = load_model(base, dtype=torch.float32, device="cpu", attention="sdpa")
-    said = cause(model, weight_files(base), lambda: model(IDS))
+    said = explain_nonfinite(model, weight_files(base), lambda: model(IDS))
     assert said.startswith(
         f"The base's weights hold it: {UP} in model.safetensors has 1 value of 10,240 that is not finite "
         f"({word})."
@@ -56,7 +56,7 @@ def test_a_weight_that_trains_and_went_astray() -> None:
     model = tiny_model()
     assert in_weights(model) is None
     model.model.layers[0].self_attn.q_proj.weight.data[0, 0] = float("inf")
-    assert cause(model, [], lambda: model(IDS)).startswith(
+    assert explain_nonfinite(model, [], lambda: model(IDS)).startswith(
         "It comes from model.layers.0.self_attn.q_proj.weight"
     )
     model.requires_grad_(False)
@@ -66,7 +66,7 @@ def test_a_weight_that_trains_and_went_astray() -> None:
 def test_finite_weights_that_overflow_name_the_layer() -> None:
     model = tiny_model().requires_grad_(False)
     model.model.layers[1].mlp.down_proj.weight.data *= 1e38
-    said = cause(model, [], lambda: model(IDS))
+    said = explain_nonfinite(model, [], lambda: model(IDS))
     assert (
         "the first output that is not is that of model.layers.1.mlp.down_proj (Linear), into which go values "
         "up to" in said
@@ -83,8 +83,8 @@ def test_what_comes_out_of_no_module_is_told_by_the_one_that_gets_it() -> None:
 
 def test_where_all_is_finite_nothing_is_said() -> None:
     model = tiny_model()
-    assert cause(model, [], lambda: model(IDS)) == ""
-    assert count(torch.tensor([1, 2])) is None
+    assert explain_nonfinite(model, [], lambda: model(IDS)) == ""
+    assert count_nonfinite(torch.tensor([1, 2])) is None
 
 
 def test_processes_share_what_one_of_them_found() -> None:
@@ -95,7 +95,7 @@ def test_processes_share_what_one_of_them_found() -> None:
         return ["the tensor w in a file has 1 value", found]
 
     model = tiny_model()
-    assert "the tensor w in a file" in cause(
+    assert "the tensor w in a file" in explain_nonfinite(
         model, [Path("/nowhere")], lambda: model(IDS), first=False, share=share
     )
     assert asked == [None]  # and nobody computes where one has read it

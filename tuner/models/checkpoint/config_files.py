@@ -32,7 +32,7 @@ LOCAL = frozenset(
 """keys that say where or by which version something was written, or that name code to be run"""
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises DataError when it is something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -45,13 +45,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json_object(path: Path, value: dict[str, Any]) -> None:
     """A JSON object into a file: in its own order, indented, without the keys of `LOCAL`."""
     kept = {key: value[key] for key in value if key not in LOCAL}
     path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def spoken(chat: Any, system: str | None) -> Chat:
+def chat_with_system(chat: Any, system: str | None) -> Chat:
     """The chat format as it is trained and asked: `system` (data.system), where given, stands in for the
     template's default system prompt.
 
@@ -85,17 +85,17 @@ def write_tokenizer(source: Path, out: Path, chat: Chat) -> int | None:
     write_tokenizer_json(fit, source, out)
     settings = settings_for(fit, source)
     settings.pop("chat_template", None)
-    config = read_json(source / "config.json") if (source / "config.json").is_file() else {}
-    pad = choose_pad(template, chat, rows_of(config))
+    config = read_json_object(source / "config.json") if (source / "config.json").is_file() else {}
+    pad = choose_pad(template, chat, vocabulary_rows(config))
     settings.pop("pad_token", None)
     if pad is not None:
         settings["pad_token"] = pad
-    write_json(out / "tokenizer_config.json", settings)
+    write_json_object(out / "tokenizer_config.json", settings)
     (out / "chat_template.jinja").write_text(to_jinja(chat, vocabulary), encoding="utf-8")
     return None if pad is None else fit.tokenizer.token_to_id(pad)
 
 
-def rows_of(config: Mapping[str, Any]) -> int | None:
+def vocabulary_rows(config: Mapping[str, Any]) -> int | None:
     """The rows of a model's embedding by its config.json, the language part's of several; None where it
     does not say.
     """
@@ -117,7 +117,7 @@ def write_generation_config(
     at it.
     """
     path = source / "generation_config.json"
-    settings = read_json(path) if path.is_file() else {}
+    settings = read_json_object(path) if path.is_file() else {}
     known = settings.get("eos_token_id")
     shipped = known if isinstance(known, list) else [] if known is None else [known]
     ends = [end_id, *sorted(stops)]
@@ -126,7 +126,7 @@ def write_generation_config(
         settings["pad_token_id"] = pad
     elif settings.get("pad_token_id") in ends:
         del settings["pad_token_id"]
-    write_json(out / "generation_config.json", settings)
+    write_json_object(out / "generation_config.json", settings)
 
 
 def write_config(source: Path, out: Path, dtype: str, *, untied: bool = False) -> None:
@@ -135,16 +135,16 @@ def write_config(source: Path, out: Path, dtype: str, *, untied: bool = False) -
 
     untied   whether the output head has become a matrix of its own
     """
-    settings = read_json(source / "config.json")
+    settings = read_json_object(source / "config.json")
     if untied:
-        settings = apart(settings)
+        settings = untied_config(settings)
     settings["dtype"] = dtype
     if "torch_dtype" in settings:
         settings["torch_dtype"] = dtype
-    write_json(out / "config.json", settings)
+    write_json_object(out / "config.json", settings)
 
 
-def apart(config: Mapping[str, Any]) -> dict[str, Any]:
+def untied_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json that says that the head is not the embedding, of the whole and of its text part.
 
     >>> apart({"vocab_size": 5, "text_config": {"tie_word_embeddings": True}})

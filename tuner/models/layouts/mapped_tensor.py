@@ -12,7 +12,7 @@ from tuner.models.checkpoint.safetensors import Spec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Piece:
+class MappedTensor:
     """One tensor, and how it is made."""
 
     spec: Spec
@@ -24,12 +24,12 @@ class Piece:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Native:
+class NativeCheckpoint:
     """A checkpoint as a class of transformers' reads it."""
 
     config: Mapping[str, Any]
     """config.json, whole"""
-    pieces: Sequence[Piece]
+    pieces: Sequence[MappedTensor]
     generation: Mapping[str, Any] = field(default_factory=dict)
     """what generation_config.json says where the repository's does not: the ids that begin, end and pad"""
     kept: tuple[str, ...] = ()
@@ -40,9 +40,11 @@ class Native:
     """what a person should know, such as a window beyond which the two differ"""
 
 
-def renamed(spec: Spec, name: str) -> Piece:
+def renamed(spec: Spec, name: str) -> MappedTensor:
     """The same tensor under another name."""
-    return Piece(spec=Spec(name=name, dtype=spec.dtype, shape=spec.shape), sources=(spec.name,), make=_same)
+    return MappedTensor(
+        spec=Spec(name=name, dtype=spec.dtype, shape=spec.shape), sources=(spec.name,), make=_same
+    )
 
 
 def _same(value: Tensor) -> Tensor:

@@ -23,12 +23,12 @@ from transformers.core_model_loading import (
 )
 
 from tuner.errors import DataError, StageError
-from tuner.models.checkpoint.meta import skeleton, stored
+from tuner.models.checkpoint.meta_model import meta_model, stored_specs
 from tuner.models.checkpoint.safetensors import Spec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Names:
+class WeightNames:
     """Where each weight of a model comes from."""
 
     plain: Mapping[str, str]
@@ -41,7 +41,7 @@ class Names:
     """transformers' own transforms, those that had something to do"""
 
 
-def map_names(model: PreTrainedModel, tensors: Iterable[str]) -> Names:
+def map_names(model: PreTrainedModel, tensors: Iterable[str]) -> WeightNames:
     """Where each weight of `model` comes from in a checkpoint with these tensors. A tensor that the model
     has no use for is left out.
     """
@@ -67,7 +67,7 @@ def map_names(model: PreTrainedModel, tensors: Iterable[str]) -> Names:
             split |= {weight.replace(targets[0], target) for target in targets}
         else:
             made.setdefault(weight, []).append(tensor)
-    return Names(
+    return WeightNames(
         plain=plain,
         made={weight: tuple(parts) for weight, parts in made.items()},
         split=frozenset(split),
@@ -82,10 +82,10 @@ def checkpoint_names(directory: Path) -> dict[str, str]:
     A model of text: model.layers.0.… is called the same. One that sees: model.language_model.layers.0.… is
     language_model.model.layers.0.…
     """
-    return dict(map_names(skeleton(directory), stored(directory)).plain)
+    return dict(map_names(meta_model(directory), stored_specs(directory)).plain)
 
 
-def check_fit(model: PreTrainedModel, names: Names, specs: Mapping[str, Spec], directory: Path) -> None:
+def check_fit(model: PreTrainedModel, names: WeightNames, specs: Mapping[str, Spec], directory: Path) -> None:
     """Raise DataError when the checkpoint lacks a parameter of `model`, or has one in another shape:
     before anything is allocated.
     """
@@ -116,7 +116,7 @@ def _optional(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
     return {name for name in names if any(re.search(pattern, name) for pattern in patterns)}
 
 
-class Originals:
+class OriginalTensors:
     """The tensors of the checkpoint in `base`, computed from the weights of a model that was loaded from it
     and has changed since.
 
@@ -126,7 +126,7 @@ class Originals:
     """
 
     def __init__(self, base: Path, value: Callable[[str], Tensor]) -> None:
-        specs, self._model, self._value = stored(base), skeleton(base), value
+        specs, self._model, self._value = stored_specs(base), meta_model(base), value
         names = map_names(self._model, specs)
         self.weight_of: dict[str, str] = {tensor: weight for weight, tensor in names.plain.items()}
         """tensor → the weight that it is, or that it is a part of"""

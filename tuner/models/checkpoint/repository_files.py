@@ -44,7 +44,7 @@ ELSEWHERE = (
 """files that tell what a repository is instead of a model, and what to do"""
 
 
-def wanted(listing: "Listing", read: "Callable[[Remote], bytes]", file: str | None = None) -> list[str]:
+def choose_files(listing: "Listing", read: "Callable[[Remote], bytes]", file: str | None = None) -> list[str]:
     """The files of a model's repository that matter: settings, tokenizer, weights; or one GGUF file alone.
 
     read     the content of a small file, for the index of weights in several files
@@ -80,7 +80,9 @@ def _weights(repo: str, found: "dict[str, Remote]", read: "Callable[[Remote], by
     """The files of the weights, an index before its shards; none where the repository has none."""
     for index, single in ((INDEX, SINGLE), (PICKLED_INDEX, PICKLED)):
         if index in found:
-            shards = shards_of(read(found[index]), f"{index} of {repo}", ending=single.rpartition(".")[2])
+            shards = shards_in_index(
+                read(found[index]), f"{index} of {repo}", ending=single.rpartition(".")[2]
+            )
             if missing := [name for name in shards if name not in found]:
                 raise DataError(
                     f"{index} of {repo} names {_listed(missing)}, which the repository lacks: it is not "
@@ -92,7 +94,7 @@ def _weights(repo: str, found: "dict[str, Remote]", read: "Callable[[Remote], by
     return []
 
 
-def shards_of(content: bytes, what: str, *, ending: str) -> list[str]:
+def shards_in_index(content: bytes, what: str, *, ending: str) -> list[str]:
     """The files that an index of weights names, sorted. Raises DataError for one that can't be read, or
     that points to anything but such files beside it.
     """

@@ -12,7 +12,7 @@ from tuner.errors import DataError
 from tuner.files import link_or_copy
 
 NATIVE = "native"
-ASIDE, LAYOUT = "original", "layout.json"
+ORIGINAL, LAYOUT_FILE = "original", "layout.json"
 """the directory beside a rewritten checkpoint with what the way back needs; and in it, which layout that
 is
 """
@@ -64,7 +64,7 @@ GLM4 = 151552
 """tokens of GLM-4's vocabulary"""
 
 
-def detect(config: Mapping[str, Any]) -> str:
+def detect_layout(config: Mapping[str, Any]) -> str:
     """The layout of the checkpoint with this config.json. Raises DataError where config.json does not tell,
     or where nothing can be done with it.
 
@@ -146,8 +146,8 @@ def _chatglm(config: Mapping[str, Any]) -> str:
     )
 
 
-def keep_aside(base: Path, out: Path) -> None:
+def copy_original_files(base: Path, out: Path) -> None:
     """Of a family that was rewritten, what the way back to its own layout needs."""
-    for path in sorted((base / ASIDE).glob("*")):
-        (out / ASIDE).mkdir(exist_ok=True)
-        link_or_copy(path, out / ASIDE / path.name)
+    for path in sorted((base / ORIGINAL).glob("*")):
+        (out / ORIGINAL).mkdir(exist_ok=True)
+        link_or_copy(path, out / ORIGINAL / path.name)

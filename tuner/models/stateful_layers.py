@@ -36,7 +36,7 @@ DIRECT = ("x_proj", "dt_proj", "out_proj")
 """of a mixer of Mamba's"""
 
 
-def carries(model: PreTrainedModel | PeftModel) -> str | None:
+def carried_state(model: PreTrainedModel | PeftModel) -> str | None:
     """What of a model goes from one document of a packed row into the next, in words; None for a model of
     attention alone.
 
@@ -66,7 +66,7 @@ def carries(model: PreTrainedModel | PeftModel) -> str | None:
     return None
 
 
-def read_directly(model: torch.nn.Module) -> frozenset[str]:
+def linears_read_by_mixers(model: torch.nn.Module) -> frozenset[str]:
     """The names of linear layers in Mamba's mixers whose weight the mixer reads by itself, here or in its
     kernels on a GPU: an adapter on one, or fewer bits, would pass unseen."""
     mixers = [

@@ -21,40 +21,40 @@ INDEX = re.compile(r"\.\d+\.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tie:
+class TiedHead:
     """A head and an embedding that are one matrix, by their weights' names in the model."""
 
     head: str
     embedding: str
 
 
-def tie_of(model: "PreTrainedModel") -> Tie | None:
+def tied_head_of(model: "PreTrainedModel") -> TiedHead | None:
     """The tied pair of a model without adapters; None where head and embedding are two."""
     head: Any = model.get_output_embeddings()
     embedding: Any = model.get_input_embeddings()
     if head is None or embedding is None or getattr(head, "weight", None) is not embedding.weight:
         return None
     names = {module: name for name, module in model.named_modules()}
-    return Tie(head=f"{names[head]}.weight", embedding=f"{names[embedding]}.weight")
+    return TiedHead(head=f"{names[head]}.weight", embedding=f"{names[embedding]}.weight")
 
 
-def tie_in(directory: Path, weights: Iterable[str]) -> Tie | None:
+def tied_head_in(directory: Path, weights: Iterable[str]) -> TiedHead | None:
     """The tied pair of the model in `directory`, where one of `weights` (names in the model) belongs to no
     layer: no class is built for others.
     """
     if all(INDEX.search(weight) for weight in weights):
         return None
-    from tuner.models.checkpoint.meta import skeleton
+    from tuner.models.checkpoint.meta_model import meta_model
 
-    return tie_of(skeleton(directory))
+    return tied_head_of(meta_model(directory))
 
 
-def splits(tie: Tie | None, weights: Collection[str]) -> bool:
+def unties_head(tie: TiedHead | None, weights: Collection[str]) -> bool:
     """Whether adapters on these weights make two of what is tied."""
     return tie is not None and (tie.head in weights or tie.embedding in weights)
 
 
-def untie(model: "PreTrainedModel") -> None:
+def untie_head(model: "PreTrainedModel") -> None:
     """Give the head a matrix of its own, of the same values."""
     head: Any = model.get_output_embeddings()
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)

@@ -1,8 +1,14 @@
 import pytest
 import torch
 
-from tuner.kernels import borders as documents
-from tuner.kernels.borders import REMEMBERED, Documents, announce, borders, documents_of, recall
+from tuner.kernels.packed_documents import (
+    REMEMBERED,
+    Documents,
+    announce_documents,
+    document_borders,
+    documents_of,
+    recall_documents,
+)
 
 
 def positions(*lengths: int) -> torch.Tensor:
@@ -10,10 +16,10 @@ def positions(*lengths: int) -> torch.Tensor:
 
 
 def test_borders() -> None:
-    assert borders(positions(3, 2, 1)) == [0, 3, 5, 6]
-    assert borders(positions(1)) == [0, 1]
+    assert document_borders(positions(3, 2, 1)) == [0, 3, 5, 6]
+    assert document_borders(positions(1)) == [0, 1]
     with pytest.raises(ValueError, match="begin at 4"):
-        borders(positions(9)[:, 4:])
+        document_borders(positions(9)[:, 4:])
 
 
 def test_what_follows_from_borders() -> None:
@@ -29,31 +35,31 @@ def test_what_follows_from_borders() -> None:
 
 
 def test_announced_positions_are_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "borders", pytest.fail)
+    monkeypatch.setattr("tuner.kernels.packed_documents.document_borders", pytest.fail)
     row = positions(3, 2)
-    announce(row, (0, 3, 5))
+    announce_documents(row, (0, 3, 5))
     assert documents_of(row).borders == (0, 3, 5)
     assert documents_of(row[None].expand(4, -1, -1)[0]) is documents_of(row), (
         "a view of the same memory is the same row"
     )
     with torch.inference_mode():
         other = positions(2, 3)
-        announce(other, (0, 2, 5))
+        announce_documents(other, (0, 2, 5))
         assert documents_of(other).borders == (0, 2, 5)
 
 
 def test_positions_that_nobody_announced_are_read_once() -> None:
     row = positions(4, 1, 1)
-    assert recall(row) is None
+    assert recall_documents(row) is None
     assert documents_of(row).borders == (0, 4, 5, 6)
     assert documents_of(row) is documents_of(row)
-    announce(row, ())
+    announce_documents(row, ())
     assert documents_of(row).borders == (0, 4, 5, 6)
 
 
 def test_other_positions_are_another_row() -> None:
     row = positions(2, 2)
-    announce(row, (0, 2, 4))
+    announce_documents(row, (0, 2, 4))
     assert documents_of(row.clone()).borders == (0, 2, 4)
     assert documents_of(row[:, :3]).borders == (0, 2, 3)
     row[0] = torch.arange(4)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tuner.models.checkpoint.safetensors import FLOATS, Checkpoint, natural
+from tuner.models.checkpoint.safetensors import FLOATS, Checkpoint, natural_key
 
 
-def cause(
+def explain_nonfinite(
     model: torch.nn.Module,
     files: Sequence[Path],
     run: Callable[[], object],
@@ -58,8 +58,8 @@ def in_files(files: Iterable[Path]) -> str | None:
     """
     for file in sorted(files):
         weights = Checkpoint([file])
-        for name in sorted(weights.specs, key=natural):
-            if weights.specs[name].dtype in FLOATS and (said := count(weights[name])):
+        for name in sorted(weights.specs, key=natural_key):
+            if weights.specs[name].dtype in FLOATS and (said := count_nonfinite(weights[name])):
                 return f"{name} in {file.name} has {said}"
     return None
 
@@ -70,7 +70,7 @@ def in_weights(model: torch.nn.Module) -> str | None:
         (
             name
             for name, p in model.named_parameters()
-            if p.requires_grad and p.is_floating_point() and not finite(p)
+            if p.requires_grad and p.is_floating_point() and not is_finite(p)
         ),
         None,
     )
@@ -84,11 +84,11 @@ def in_layers(model: torch.nn.Module, run: Callable[[], object]) -> str | None:
 
     def look(name: str) -> Callable[..., None]:
         def hook(module: torch.nn.Module, args: tuple[Any, ...], out: Any) -> None:
-            if first or all(map(finite, tensors(out))):
+            if first or all(map(is_finite, float_tensors(out))):
                 return
-            given = [tensor for tensor in tensors(args) if tensor.numel()]
+            given = [tensor for tensor in float_tensors(args) if tensor.numel()]
             kind = type(module).__name__
-            if not all(map(finite, given)):
+            if not all(map(is_finite, given)):
                 first.append(f"what {name} ({kind}) is given")
             elif given:
                 first.append(
@@ -110,14 +110,14 @@ def in_layers(model: torch.nn.Module, run: Callable[[], object]) -> str | None:
     return first[0] if first else None
 
 
-def count(tensor: Tensor) -> str | None:
+def count_nonfinite(tensor: Tensor) -> str | None:
     """How many of a tensor's values are not finite, in words; None where all are.
 
     >>> count(torch.tensor([1.0, float("nan"), float("inf"), float("nan")]))
     '3 values of 4 that are not finite (nan, inf)'
     """
     flat = tensor.reshape(-1)
-    if finite(flat):
+    if is_finite(flat):
         return None
     odd = flat[~torch.isfinite(flat)]
     kinds = [name for name, there in (("nan", odd.isnan().any()), ("inf", odd.isinf().any())) if there]
@@ -127,19 +127,19 @@ def count(tensor: Tensor) -> str | None:
     )
 
 
-def finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     """Whether all values are; whole numbers always."""
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor.detach()).all())
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
+def float_tensors(value: Any) -> Iterator[Tensor]:
     """All tensors of floats in what a module takes or gives."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value
     elif isinstance(value, dict):
         for part in value.values():
-            yield from tensors(part)
+            yield from float_tensors(part)
     elif isinstance(value, (list, tuple)):
         for part in value:
-            yield from tensors(part)
+            yield from float_tensors(part)
