@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from tuner.config.schema import Algo, Machine
+from tuner.config.schema.optim import OPTIMIZERS, OptimizerName
 
 Engine = Literal["torch", "deepspeed"]
 
@@ -27,7 +28,7 @@ class Combination:
     own_json: bool
     """whether machine.deepspeed is set"""
     quant: str
-    optimizer: str
+    optimizer: OptimizerName
     dora: bool
 
 
@@ -67,7 +68,7 @@ RULES = (
             "optimizers need blocks, rows or whole matrices. Take algo.optim.name=adamw, or, to keep the "
             "optimizer"
         ),
-        refused=lambda c: c.optimizer != "adamw" and (c.zero > 0 or _offloads(c)),
+        refused=lambda c: not OPTIMIZERS[c.optimizer].zero and (c.zero > 0 or _offloads(c)),
         mended=lambda c: replace(c, zero=0, offload="none", offload_path=None),
     ),
     Rule(
@@ -161,7 +162,7 @@ def combination_of(machine: Machine, algo: Algo, *, processes: int) -> Combinati
     )
     if (
         machine.zero == "auto"
-        and combination.optimizer == "adamw"
+        and OPTIMIZERS[combination.optimizer].zero
         and (processes > 1 or _offloads(combination))
     ):
         stage_3 = (combination.offload == "all" or combination.offload_path is not None) and not _unsharded(

@@ -99,10 +99,10 @@ def validate(config: Config) -> None:
     problems += _floats(algo)
     if machine.timeout > PATIENCE:
         problems.append(f"machine.timeout is {machine.timeout:g}, but must be at most {PATIENCE:g} seconds.")
-    if algo.optim.name.startswith("paged") and machine.device == "cpu":
+    if (unpaged := algo.optim.kind.unpaged) and machine.device == "cpu":
         problems.append(
             f"algo.optim.name={algo.optim.name} pages a GPU's memory, and machine.device is cpu: take "
-            f"{algo.optim.name.removeprefix('paged_')}."
+            f"{unpaged}."
         )
     if algo.neftune and machine.sequence_parallel > 1:
         problems.append(

@@ -14,7 +14,6 @@ from tuner.config.schema import Algo, Config
 from tuner.config.view import View, identity_fields
 from tuner.data.sampler import Order, plan_order
 from tuner.errors import StoreError
-from tuner.estimate.memory import MOMENTS as ON_A_GPU
 from tuner.estimate.memory import count_trainable
 from tuner.estimate.model_size import ModelSize, measure_model, trainable_size
 from tuner.files import bytes_under
@@ -38,12 +37,6 @@ ROW, POINTS = 160, 320
 """bytes of a step's line in metrics.jsonl, and of its points for TensorBoard"""
 RESUMABLE = 2
 """saved steps that keep the optimizer's moments while tuner.train.loop trains"""
-MOMENTS = ON_A_GPU | {
-    "paged_adamw": ON_A_GPU["adamw"],
-    "paged_adamw_8bit": ON_A_GPU["adamw_8bit"],
-    "adafactor": 0.1,
-}
-"""bytes that are saved of what an optimizer remembers of a number in a layer; of others it is AdamW's 8"""
 
 SHARE, BLOCKS = 20, 64 << 10
 """What should be free besides: a 20th for guesses and the file system's own books, and 64 KiB an artifact,
@@ -248,7 +241,7 @@ def _remembered(numbers: int, shapes: ModelSize, algo: Algo) -> int:
     inside = (
         numbers if algo.uses_adapter or shapes.geometry is None else count_trainable(shapes.geometry, algo)[1]
     )
-    return int(MOMENTS[algo.optim.name] * inside + 8 * (numbers - inside))
+    return int(algo.optim.kind.saved * inside + algo.optim.kind.elsewhere * (numbers - inside))
 
 
 def _training(

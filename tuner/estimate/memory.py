@@ -25,12 +25,6 @@ constants (arXiv:2305.14314, section 3)
 """
 HELD = {"nf4": NF4, "int8": 1.0}
 """bytes of a frozen weight, by algo.quant"""
-MOMENTS = {"adamw": 8.0, "adamw_8bit": 2 + 8 / 256, "adafactor": 0.01, "muon": 4.0}
-"""bytes that an optimizer keeps on the GPU of a number in a layer's matrix; of others it is AdamW's 8.
-What is paged, PyTorch does not count
-"""
-STEP = {"adafactor": 8.0}
-"""bytes of temporaries for each number while the optimizer steps"""
 BUCKET = 1 << 25
 """numbers that DeepSpeed reduces at once"""
 WORKSPACE = 70 * MIB
@@ -204,7 +198,7 @@ def _moments(model: _Model, algo: Algo, work: Workload) -> Iterator[Memory]:
     waits += 4.0 * model.head if model.tied else 4.0 * model.embedding * bool(present)
     yield replace(static, gradients=gradients, buffers=static.buffers + waits)
     yield replace(
-        static, gradients=gradients, buffers=static.buffers + STEP.get(algo.optim.name, 0.0) * model.trains
+        static, gradients=gradients, buffers=static.buffers + algo.optim.kind.stepping * model.trains
     )
 
 
@@ -233,10 +227,11 @@ def _static(model: _Model, algo: Algo, work: Workload) -> tuple[Memory, float]:
     ranks, deepspeed = work.processes, work.engine == "deepspeed"
     shards = [ranks if work.zero >= stage else 1 for stage in (1, 2, 3)]
     weights = (model.frozen + 4.0 * model.trains) / shards[2]
+    kind = algo.optim.kind
     moments = (
         0.0
-        if "paged" in algo.optim.name
-        else MOMENTS[algo.optim.name] * model.matrices + 8.0 * (model.trains - model.matrices)
+        if kind.unpaged
+        else kind.on_gpu * model.matrices + kind.elsewhere * (model.trains - model.matrices)
     )
     gradients, buffers = 4.0 * model.trains / shards[1], 0.0
     if deepspeed and work.zero:

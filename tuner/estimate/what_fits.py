@@ -57,7 +57,7 @@ def cheaper_workloads(algo: Algo, work: Workload, *, length: int, micro: int) ->
 
 
 def _offloaded(algo: Algo, work: Workload) -> Iterator[tuple[str, Algo, Workload]]:
-    if algo.optim.name != "adamw" or work.offload == "all":
+    if not algo.optim.kind.zero or work.offload == "all":
         return
     if work.offload == "none":
         yield (
@@ -71,10 +71,10 @@ def _offloaded(algo: Algo, work: Workload) -> Iterator[tuple[str, Algo, Workload
 
 def _lighter(algo: Algo, work: Workload) -> Iterator[tuple[str, Algo, Workload]]:
     if not algo.uses_adapter:
-        if algo.optim.name == "adamw" and work.zero == 0 and work.offload == "none":
+        if (lighter := algo.optim.kind.in_8_bits) and work.zero == 0 and work.offload == "none":
             yield (
-                "algo.optim.name=adamw_8bit",
-                replace(algo, optim=replace(algo.optim, name="adamw_8bit")),
+                f"algo.optim.name={lighter}",
+                replace(algo, optim=replace(algo.optim, name=lighter)),
                 work,
             )
         yield "algo=lora", Algo(), work

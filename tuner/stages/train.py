@@ -13,7 +13,6 @@ from tuner.train.checkpoints import steps
 
 PIECES = {"order": 2, "schedule": 2, "loss": 1}
 """order 2, schedule 2: shares of packs and steps are of the decimal numbers that were typed"""
-OPTIMIZERS = {"adamw": 1, "adamw_8bit": 1, "paged_adamw": 1, "paged_adamw_8bit": 1, "adafactor": 1, "muon": 1}
 NOISE = 1
 """dropout and noise on embeddings: drawn for each pack, whatever micro batch it is in"""
 EARLY_STOP = 2
@@ -38,7 +37,7 @@ def versions(config: View) -> dict[str, int]:
     stopping = {"early_stop": EARLY_STOP} if algo.early_stop else {}
     return (
         PIECES
-        | {algo.optim.name: OPTIMIZERS[algo.optim.name]}
+        | {algo.optim.name: algo.optim.kind.version}
         | {algo.method.name: algo.method.version}
         | noise
         | quant

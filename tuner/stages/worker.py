@@ -18,7 +18,7 @@ from typing import Any
 
 from tuner.config import deepspeed
 from tuner.config.build import build_config
-from tuner.config.schema import BITSANDBYTES, Config
+from tuner.config.schema import Config
 from tuner.config.view import View
 from tuner.errors import Interrupted, StoreError, TunerError
 from tuner.files import disk_full
@@ -130,7 +130,7 @@ def spare_imports(config: Config, stage: str, processes: int) -> None:
     """Keep what this stage does not need from being imported."""
     algo, trains = config.algo, stage == "train"
     spare(
-        bitsandbytes=algo.quant != "none" or (trains and algo.optim.name in BITSANDBYTES),
+        bitsandbytes=algo.quant != "none" or (trains and algo.optim.kind.bitsandbytes),
         deepspeed=trains
         and deepspeed.combination_of(config.machine, algo, processes=processes).engine == "deepspeed",
     )

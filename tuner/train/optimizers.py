@@ -6,12 +6,12 @@ Each group of parameters has a `scale`: its learning rate is that of the step ti
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from tuner.config.schema import BITSANDBYTES
+from tuner.config.schema.optim import OPTIMIZERS, Optim, OptimizerName
 from tuner.errors import ConfigError
 
 B = re.compile(r"\.lora_(embedding_)?B\.")
@@ -23,28 +23,9 @@ constant
 """
 
 
-class Settings(Protocol):
-    """What is read of algo.optim."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def betas(self) -> tuple[float, float]: ...
-
-    @property
-    def eps(self) -> float: ...
-
-    @property
-    def weight_decay(self) -> float: ...
-
-    @property
-    def momentum(self) -> float: ...
-
-
 def build(
     named: Mapping[str, torch.nn.Parameter],
-    optim: Settings,
+    optim: Optim,
     *,
     device: torch.device,
     lora_plus: float | None = None,
@@ -99,10 +80,10 @@ def build(
         if outer:
             parts.append(torch.optim.AdamW(outer, lr=0.0, betas=betas, eps=eps, fused=fused))
         return joined(parts)
-    if optim.name in BITSANDBYTES:
+    if optim.kind.bitsandbytes:
         from bitsandbytes.optim import AdamW
 
-        paged, bits = optim.name.startswith("paged"), 8 if optim.name.endswith("8bit") else 32
+        paged, bits = optim.kind.unpaged is not None, 8 if optim.name.endswith("8bit") else 32
         sizes = [(every, 32)] if bits == 32 else [(inner, 8), (outer, 32)]
         return joined(
             [
@@ -128,19 +109,23 @@ def groups(
     ]
 
 
-def require(name: str, device: torch.device) -> None:
-    """Raise ConfigError where the optimizer called `name` can't run on `device`."""
-    if name not in BITSANDBYTES:
+def require(name: OptimizerName, device: torch.device) -> None:
+    """Raise ConfigError where the optimizer called `name` can't run on `device`, ValueError for another
+    name.
+    """
+    if (kind := OPTIMIZERS.get(name)) is None:
+        raise ValueError(f"unknown optimizer {name}")
+    if not kind.bitsandbytes:
         return
     if find_spec("bitsandbytes") is None:
         raise ConfigError(
             f"algo.optim.name={name} is computed by bitsandbytes, which is not installed here: pip install "
             "'tuner[qlora]'"
         )
-    if name.startswith("paged") and device.type != "cuda":
+    if kind.unpaged and device.type != "cuda":
         raise ConfigError(
             f"algo.optim.name={name} pages between a GPU and the host's memory, and this training runs on "
-            f"the {device.type}. Set algo.optim.name={name.removeprefix('paged_')}, which computes the "
+            f"the {device.type}. Set algo.optim.name={kind.unpaged}, which computes the "
             "same."
         )
 

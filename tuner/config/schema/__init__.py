@@ -12,11 +12,10 @@ from tuner.config.schema.chat import Chat
 from tuner.config.schema.data import Data, DataSource
 from tuner.config.schema.machine import Machine
 from tuner.config.schema.model import Model
-from tuner.config.schema.optim import BITSANDBYTES, Optim
+from tuner.config.schema.optim import Optim
 from tuner.config.schema.results import Convert, Eval, Generation, Merge, Train
 
 __all__ = [
-    "BITSANDBYTES",
     "HUBS",
     "Algo",
     "Chat",
