@@ -121,12 +121,12 @@ def measure(case: Case, directory: Path) -> dict[str, Any]:
 
     from tuner.models.load import compute_dtype
     from tuner.train.batch import collate
-    from tuner.train.distributed import alone
+    from tuner.train.distributed import single_process
     from tuner.train.preflight.memory import set_recompute
     from tuner.train.setup import build_engine, build_model, choose_attention
 
     torch.manual_seed(0)
-    world = alone(torch.device("cuda"))
+    world = single_process(torch.device("cuda"))
     config = View(Config(algo=case.algorithm(), data=Data(length=case.length), machine=Machine()), "train")
     compute = compute_dtype("bf16", world.device)
     with tempfile.TemporaryDirectory() as out:

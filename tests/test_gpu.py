@@ -15,9 +15,9 @@ from tuner.data.packs import Packs
 from tuner.models.load import load_model
 from tuner.models.lora.add import add_lora
 from tuner.train.batch import collate
-from tuner.train.engine import TorchEngine, trained
+from tuner.train.engine import TorchEngine, trainable_parameters
 from tuner.train.loss import summed_loss
-from tuner.train.optimizers import build, ends
+from tuner.train.optimizers import build_optimizer, vocabulary_weights
 
 pytestmark = [
     pytest.mark.gpu,
@@ -146,7 +146,15 @@ def test_speed_of_a_135m_llama(tmp_path: Path, capsys: pytest.CaptureFixture[str
         targets="all-linear",
         seed=0,
     ).train()
-    engine = TorchEngine(model, build(trained(model), Optim(), device=torch.device("cuda"), ends=ends(model)))
+    engine = TorchEngine(
+        model,
+        build_optimizer(
+            trainable_parameters(model),
+            Optim(),
+            device=torch.device("cuda"),
+            vocabulary=vocabulary_weights(model),
+        ),
+    )
     ids = torch.randint(49152, (1, 8 * 2048), device="cuda")
     positions = torch.arange(512, device="cuda").repeat(32)[None]
     keep = torch.nonzero(positions[0] < 511).flatten()

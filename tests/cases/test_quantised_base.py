@@ -66,7 +66,7 @@ def check_full(root: Path) -> None:
     """Merged is what trained, rounded once, and near the base."""
     base = weights(linked(root, "fetch_model"))
     merged = check_result(root, base)
-    last = sharded.read(steps.kept(linked(root, "train"))[-1]).weights
+    last = sharded.open_step(steps.saved_steps(linked(root, "train"))[-1]).weights
     assert set(last) == set(merged)
     assert not [name for name in merged if not torch.equal(merged[name], last[name].to(torch.bfloat16))]
     assert [name for name in merged if not torch.equal(merged[name], base[name])]

@@ -84,7 +84,7 @@ def test_what_stays_of_tokens(finished: Path) -> None:
 
 def test_what_stays_of_a_training(again: dict[str, DiskNeed], finished: Path, config: Config) -> None:
     train = linked(finished, "train")
-    kept = [checkpoint.dir for checkpoint in saved.kept(train)]
+    kept = [checkpoint.dir for checkpoint in saved.saved_steps(train)]
     # 1 when it is one of the newest, which the prediction can't know
     best = config.machine.keep + 1 - len(kept)
     assert best in (0, 1)

@@ -47,9 +47,9 @@ from tuner.models.new_tokens import (
     write_rows,
 )
 from tuner.train.batch import collate
-from tuner.train.engine import TorchEngine, trained
+from tuner.train.engine import TorchEngine, trainable_parameters
 from tuner.train.noise import prepare_noise
-from tuner.train.optimizers import build, ends
+from tuner.train.optimizers import build_optimizer, vocabulary_weights
 
 # PEFT asks transformers by a name that is going away.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -439,7 +439,13 @@ def test_rows_train_through_the_engine_and_nothing_else_of_the_embedding(tmp_pat
     def engine() -> TorchEngine:
         model = adapted(load_model(base, dtype=torch.float32, device="cpu"), [68, 69]).train()
         return TorchEngine(
-            model, build(trained(model), Optim(), device=torch.device("cpu"), ends=ends(model))
+            model,
+            build_optimizer(
+                trainable_parameters(model),
+                Optim(),
+                device=torch.device("cpu"),
+                vocabulary=vocabulary_weights(model),
+            ),
         )
 
     ids, lengths = np.array([1, 68, 5, 69, 3, 69, 2], dtype=np.int32), np.array([4, 3], dtype=np.int32)

@@ -70,8 +70,8 @@ def resaved(train: Path, out: Path, of: int, drop: tuple[str, ...] = ()) -> Path
     """The same training, as so many processes leave it: each with an equal part of every tensor, cut
     without regard to its rows.
     """
-    (found,) = steps.kept(train)
-    weights = {name: tensor for name, tensor in sharded.read(found).weights.items() if name not in drop}
+    (found,) = steps.saved_steps(train)
+    weights = {name: tensor for name, tensor in sharded.open_step(found).weights.items() if name not in drop}
     savers = [checkpoint.Saver(out, rank=rank, of=of, timeout=20) for rank in range(of)]
     for rank, saver in enumerate(savers):
         own = {}
@@ -123,7 +123,7 @@ def test_an_adapter_that_began_as_a_part_of_its_base_is_written_for_the_plain_ba
     base: Path, tmp_path: Path
 ) -> None:
     train = trained_lora(base, tmp_path / "train")
-    (found,) = steps.kept(train)
+    (found,) = steps.saved_steps(train)
     shutil.copyfile(found.dir / "weights.safetensors", train / steps.INITIAL)  # nothing was learned
     run(STAGE, config(), tmp_path / "out", train=resaved(train, tmp_path / "parts", 2), fetch_model=base)
     adapted = PeftModel.from_pretrained(

@@ -25,9 +25,9 @@ from tuner.train.checkpoints import sharded, steps
 from tuner.train.checkpoints.save import Saver
 from tuner.train.deepspeed.engine import ZeroEngine
 from tuner.train.deepspeed.settings import deepspeed_json
-from tuner.train.distributed import World, alone
-from tuner.train.engine import Engine, State, TorchEngine, trained
-from tuner.train.optimizers import build, ends
+from tuner.train.distributed import World, single_process
+from tuner.train.engine import Engine, State, TorchEngine, trainable_parameters
+from tuner.train.optimizers import build_optimizer, vocabulary_weights
 
 OPTIM = Optim(lr=1e-3, weight_decay=0.01)
 STEPS, HALF = 20, 16
@@ -77,7 +77,11 @@ def make_model(adapter: str, hidden: int = HIDDEN) -> torch.nn.Module:
 
 def torch_engine(adapter: str, autocast: torch.dtype | None = None, hidden: int = HIDDEN) -> TorchEngine:
     model = make_model(adapter, hidden)
-    return TorchEngine(model, build(trained(model), OPTIM, device=CPU, ends=ends(model)), autocast=autocast)
+    return TorchEngine(
+        model,
+        build_optimizer(trainable_parameters(model), OPTIM, device=CPU, vocabulary=vocabulary_weights(model)),
+        autocast=autocast,
+    )
 
 
 def zero_engine(
@@ -201,7 +205,7 @@ def live(world: World, given: dict[str, Any]) -> dict[str, Any]:
 
         norms += train(engine, world, HALF, STEPS)
         end = whole(world, engine.state())
-        engine.load(sharded.read(steps.kept(given["out"] / name)[-1]))
+        engine.load(sharded.open_step(steps.saved_steps(given["out"] / name)[-1]))
         restored = same(whole(world, engine.state()), half)
         train(engine, world, HALF, STEPS)
         again = same(whole(world, engine.state()), end)
@@ -238,11 +242,11 @@ def true_life(adapter: str, hidden: int = HIDDEN) -> dict[str, Any]:
     losses = engine.forward_backward(batches[:4], targets[0])
     gradients = {name: gradient.clone() for name, gradient in engine.gradients()}
     engine.reset()
-    begin, measured = whole(alone(CPU), engine.state()), engine.measure(batches[:4])
-    norms = train(engine, alone(CPU), 0, HALF)
-    half = whole(alone(CPU), engine.state())
-    norms += train(engine, alone(CPU), HALF, STEPS)
-    end = whole(alone(CPU), engine.state())
+    begin, measured = whole(single_process(CPU), engine.state()), engine.measure(batches[:4])
+    norms = train(engine, single_process(CPU), 0, HALF)
+    half = whole(single_process(CPU), engine.state())
+    norms += train(engine, single_process(CPU), HALF, STEPS)
+    end = whole(single_process(CPU), engine.state())
     found = {"losses": losses, "gradients": gradients, "measured": measured, "norms": norms}
     return found | {"begin": begin, "half": half, "end": end}
 
@@ -328,10 +332,12 @@ def fill_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 
 def hold_to_idle(norms: list[float], saved: Saved, name: str, hidden: int = HIDDEN) -> None:
     model, layer = with_idle_layer(hidden)
-    optimizer = build(trained(model), OPTIM, device=CPU, ends=ends(model))
+    optimizer = build_optimizer(
+        trainable_parameters(model), OPTIM, device=CPU, vocabulary=vocabulary_weights(model)
+    )
     # Shards step on zeros where there is no gradient: weights decay, and moments fade.
     optimizer.register_step_pre_hook(fill_gradients)
     engine = TorchEngine(model, optimizer)
-    begin = whole(alone(CPU), engine.state()).weights
-    assert norms == pytest.approx(train_idle(engine, layer, alone(CPU)), rel=1e-4), name
-    assert apart(saved.weights, whole(alone(CPU), engine.state()).weights, begin) < 1e-4, name
+    begin = whole(single_process(CPU), engine.state()).weights
+    assert norms == pytest.approx(train_idle(engine, layer, single_process(CPU)), rel=1e-4), name
+    assert apart(saved.weights, whole(single_process(CPU), engine.state()).weights, begin) < 1e-4, name

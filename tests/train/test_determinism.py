@@ -19,9 +19,9 @@ from tuner.models.load import load_model
 from tuner.models.lora.add import add_lora
 from tuner.train.batch import collate, count_targets
 from tuner.train.determinism import ENVIRONMENT, deterministic
-from tuner.train.engine import TorchEngine, trained
+from tuner.train.engine import TorchEngine, trainable_parameters
 from tuner.train.noise import prepare_noise
-from tuner.train.optimizers import build, ends
+from tuner.train.optimizers import build_optimizer, vocabulary_weights
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -126,7 +126,9 @@ def trained_on_gpu(
         noise = prepare_noise(model, seed=0, dropout=dropout, neftune=None)
         engine = TorchEngine(
             model.train(),
-            build(trained(model), Optim(lr=1e-3), device=cuda, ends=ends(model)),
+            build_optimizer(
+                trainable_parameters(model), Optim(lr=1e-3), device=cuda, vocabulary=vocabulary_weights(model)
+            ),
             noise=noise,
             autocast=torch.bfloat16 if algo == "full" else None,
         )
@@ -146,7 +148,11 @@ def trained_on_gpu(
             engine.step(1e-3, 1.0)
             torch.cuda.synchronize()
             spent.append(time.perf_counter() - began)
-        return {name: p.detach().cpu() for name, p in trained(model).items()}, losses, sorted(spent)[4]
+        return (
+            {name: p.detach().cpu() for name, p in trainable_parameters(model).items()},
+            losses,
+            sorted(spent)[4],
+        )
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ from torch._C._distributed_c10d import HashStore
 
 from tests.conftest import REPO, environment
 from tuner.errors import ConfigError
-from tuner.train.distributed import alone, from_environment, interface
+from tuner.train.distributed import from_environment, interface, single_process
 
 PROGRAM = """
 import json, sys, torch
@@ -52,7 +52,7 @@ def test_one_process_needs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     with from_environment(torch.device("cpu"), timeout=1) as world:
-        assert world == alone(torch.device("cpu"))
+        assert world == single_process(torch.device("cpu"))
         assert world.gather({"a": 1}) == [{"a": 1}]
         assert world.sum([1.5, 2.0]) == [1.5, 2.0]
         world.barrier()

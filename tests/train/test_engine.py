@@ -9,10 +9,10 @@ from tuner.data.packs import Packs
 from tuner.models.load import load_model
 from tuner.models.lora.add import add_lora
 from tuner.train.batch import collate, count_targets
-from tuner.train.engine import State, TorchEngine, trained
+from tuner.train.engine import State, TorchEngine, trainable_parameters
 from tuner.train.loss import summed_loss
 from tuner.train.noise import prepare_noise
-from tuner.train.optimizers import build, ends
+from tuner.train.optimizers import build_optimizer, vocabulary_weights
 
 OPTIMIZERS = ["adamw", "adamw_8bit", "adafactor", "muon"]
 
@@ -35,7 +35,9 @@ def engine(
                 torch.nn.init.normal_(p, std=0.02)
     noise = prepare_noise(model, seed=0, dropout=dropout, neftune=neftune)
     optim = Optim(name=optimizer, weight_decay=decay)  # type: ignore[arg-type]
-    built = build(trained(model), optim, device=torch.device("cpu"), ends=ends(model))
+    built = build_optimizer(
+        trainable_parameters(model), optim, device=torch.device("cpu"), vocabulary=vocabulary_weights(model)
+    )
     return TorchEngine(model.train(), built, label_smoothing=smoothing, noise=noise)
 
 
@@ -199,7 +201,7 @@ def test_a_frozen_part_is_neither_trained_nor_saved(tiny: Path, packs: Packs) ->
     model = load_model(tiny, dtype=torch.float32, device="cpu").train()
     model.model.embed_tokens.requires_grad_(False)
     frozen = model.model.embed_tokens.weight.clone()
-    it = TorchEngine(model, build(trained(model), Optim(), device=torch.device("cpu")))
+    it = TorchEngine(model, build_optimizer(trainable_parameters(model), Optim(), device=torch.device("cpu")))
     it.forward_backward([collate([packs[0]])], count_targets([packs[0]]))
     it.step(1e-3, 1.0)
     assert torch.equal(frozen, model.model.embed_tokens.weight)

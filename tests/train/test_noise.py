@@ -12,7 +12,7 @@ from tuner.models.load import load_model
 from tuner.models.lora.add import add_lora
 from tuner.train.batch import Batch, collate
 from tuner.train.loss import summed_loss
-from tuner.train.noise import Dropout, Embedded, Noise, lengths, prepare_noise
+from tuner.train.noise import Dropout, EmbeddingNoise, Noise, document_lengths, prepare_noise
 
 P = 0.25
 GPU = pytest.param(
@@ -133,7 +133,7 @@ def test_bf16_stays_bf16() -> None:
     noise.enter(0, [(0, 6)])
     assert Dropout(noise, P, "here")(torch.ones(1, 6, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
     embedding = nn.Embedding(8, 4, dtype=torch.bfloat16)
-    embedded = Embedded(noise, 5.0)
+    embedded = EmbeddingNoise(noise, 5.0)
     embedding.register_forward_hook(embedded.add)
     embedded.see(embedding, (), {"position_ids": torch.arange(6)[None]})
     assert embedding(torch.arange(6)[None]).dtype == torch.bfloat16
@@ -143,12 +143,13 @@ def test_bf16_stays_bf16() -> None:
 def test_noise_on_the_embedding_is_uniform_and_bounded_by_each_document_s_length(device: str) -> None:
     noise, alpha, width = Noise(0), 5.0, 64
     embedding = nn.Embedding(2, width, device=device)
-    embedded = Embedded(noise, alpha)
+    embedded = EmbeddingNoise(noise, alpha)
     embedding.register_forward_hook(embedded.add)
     documents = (400, 25, 100)
     positions = torch.cat([torch.arange(n) for n in documents])[None].to(device)
     assert torch.equal(
-        lengths(positions).cpu(), torch.repeat_interleave(torch.tensor(documents), torch.tensor(documents))
+        document_lengths(positions).cpu(),
+        torch.repeat_interleave(torch.tensor(documents), torch.tensor(documents)),
     )
     ids = torch.zeros_like(positions)
     plain = embedding(ids)
@@ -175,7 +176,7 @@ def test_a_row_of_other_packs_is_refused(packs: tuple[tuple[int, int], ...]) -> 
 def test_noise_without_positions_is_refused() -> None:
     noise = Noise(0)
     embedding = nn.Embedding(8, 4)
-    embedding.register_forward_hook(Embedded(noise, 5.0).add)
+    embedding.register_forward_hook(EmbeddingNoise(noise, 5.0).add)
     noise.enter(0, [(0, 6)])
     with pytest.raises(ValueError, match="needs the row's position_ids"):
         embedding(torch.arange(6)[None])

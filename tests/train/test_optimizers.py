@@ -11,7 +11,15 @@ from tuner.config.schema import Optim
 from tuner.errors import ConfigError
 from tuner.models.load import load_model
 from tuner.train import optimizers
-from tuner.train.optimizers import build, ends, forget, groups, moments, restore, set_lr
+from tuner.train.optimizers import (
+    build_optimizer,
+    moments,
+    parameter_groups,
+    reset_moments,
+    restore_moments,
+    set_lr,
+    vocabulary_weights,
+)
 
 SHAPES = {
     "embed.weight": (96, 64),
@@ -64,7 +72,9 @@ def make(
     named: dict[str, Parameter], name: str, lora_plus: float | None = None, weight_decay: float = 0.1
 ) -> torch.optim.Optimizer:
     optim = Optim(name=name, weight_decay=weight_decay)  # type: ignore[arg-type]
-    return build(named, optim, device=next(iter(named.values())).device, lora_plus=lora_plus, ends=ENDS)
+    return build_optimizer(
+        named, optim, device=next(iter(named.values())).device, lora_plus=lora_plus, vocabulary=ENDS
+    )
 
 
 def moved(name: str, lora_plus: float | None = None, weight_decay: float = 0.0) -> dict[str, torch.Tensor]:
@@ -186,13 +196,13 @@ def test_matrices_decay_and_vectors_do_not(name: str) -> None:
 def test_groups_are_few() -> None:
     assert [
         (g["weight_decay"], g["scale"], len(g["params"]))
-        for g in groups(parameters(), weight_decay=0.1, lora_plus=2.0)
+        for g in parameter_groups(parameters(), weight_decay=0.1, lora_plus=2.0)
     ] == [
         (0.1, 1.0, 3),
         (0.1, 2.0, 1),
         (0.0, 1.0, 1),
     ]
-    assert len(groups(parameters(), weight_decay=0.0, lora_plus=None)) == 1
+    assert len(parameter_groups(parameters(), weight_decay=0.0, lora_plus=None)) == 1
 
 
 @pytest.mark.parametrize(("name", "device"), EVERYWHERE)
@@ -207,7 +217,7 @@ def test_steps_saved_and_continued_are_the_same_bits(name: str, device: str, tmp
     follow(other, three, range(2, 3), shapes)  # what is there is replaced
     for a, b in zip(other.values(), half.values(), strict=True):
         a.data.copy_(b.data)
-    restore(three, other, load_file(tmp_path / "optimizer.safetensors"))
+    restore_moments(three, other, load_file(tmp_path / "optimizer.safetensors"))
     follow(other, three, range(4, 8), shapes)
     assert all(torch.equal(whole[key], other[key]) for key in shapes)
     expected, found = moments(one, whole), moments(three, other)
@@ -222,7 +232,7 @@ def test_what_is_forgotten_leaves_no_trace(name: str, device: str) -> None:
     named, fresh = parameters(device), parameters(device)
     optimizer = make(named, name)
     follow(named, optimizer, range(3))
-    forget(optimizer)
+    reset_moments(optimizer)
     for p, q in zip(named.values(), fresh.values(), strict=True):
         p.data.copy_(q.data)
     follow(named, optimizer, range(3))
@@ -283,7 +293,7 @@ def test_moments_of_other_parameters_are_refused() -> None:
     named = parameters()
     optimizer = make(named, "adamw")
     with pytest.raises(ValueError, match=r"gone\.weight does not train here"):
-        restore(optimizer, named, {"gone.weight/exp_avg": torch.zeros(2)})
+        restore_moments(optimizer, named, {"gone.weight/exp_avg": torch.zeros(2)})
 
 
 def test_unknown_name() -> None:
@@ -295,14 +305,14 @@ def test_ends_are_embeddings_and_head_but_no_adapters(tiny: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     model = load_model(tiny, dtype=torch.float32, device="cpu")
-    assert ends(model) == {"model.embed_tokens.weight"}  # tied
+    assert vocabulary_weights(model) == {"model.embed_tokens.weight"}  # tied
     model.lm_head.weight, model.config.tie_word_embeddings = (
         Parameter(model.lm_head.weight.detach().clone()),
         False,
     )
-    assert ends(model) == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert vocabulary_weights(model) == {"model.embed_tokens.weight", "lm_head.weight"}
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
-    assert ends(adapted) == {
+    assert vocabulary_weights(adapted) == {
         "base_model.model.model.embed_tokens.weight",
         "base_model.model.lm_head.base_layer.weight",
     }
@@ -316,7 +326,7 @@ def test_muon_takes_both_matrices_of_adapters(tiny: Path) -> None:
         LoraConfig(r=2, target_modules=["q_proj"], use_dora=True),
     )
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = build(named, Optim(name="muon"), device=CPU, ends=ends(model))
+    optimizer = build_optimizer(named, Optim(name="muon"), device=CPU, vocabulary=vocabulary_weights(model))
     kinds = {
         type(part).__name__: sum(len(group["params"]) for group in part.param_groups)
         for part in optimizer.parts

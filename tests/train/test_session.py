@@ -37,7 +37,7 @@ Make = Callable[..., Context]
 
 def content(out: Path) -> dict[str, str]:
     """Hashes of what is handed on: the last step's weights and the adapter's settings."""
-    files = [*steps.kept(out)[-1].paths(steps.WEIGHTS), *out.glob(steps.ADAPTER)]
+    files = [*steps.saved_steps(out)[-1].paths(steps.WEIGHTS), *out.glob(steps.ADAPTER)]
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -71,7 +71,7 @@ def either(request: pytest.FixtureRequest, config: Config) -> Config:
 def test_what_it_leaves(config: Config, context: Make, tmp_path: Path, tiny: Path, packs: Packs) -> None:
     config = replace(config, machine=replace(config.machine, trackers=("tensorboard",)))
     facts = STAGE.run(context(config, tmp_path))
-    kept = steps.kept(tmp_path)
+    kept = steps.saved_steps(tmp_path)
     assert [checkpoint.step for checkpoint in kept][-2:] == [6, 7]
     assert all(
         sorted(path.name for path in checkpoint.dir.iterdir()) == ["state.json", "weights.safetensors"]
@@ -263,8 +263,8 @@ def test_the_optimizer_stays_where_a_training_can_go_on(
     STAGE.run(
         context(replace(config, train=Train(keep=keep), algo=replace(config.algo, stop_step=stop)), tmp_path)
     )  # type: ignore[arg-type]
-    assert [checkpoint.resumable for checkpoint in steps.kept(tmp_path)][-1] is resumable
-    assert sum(checkpoint.resumable for checkpoint in steps.kept(tmp_path)) == resumable
+    assert [checkpoint.resumable for checkpoint in steps.saved_steps(tmp_path)][-1] is resumable
+    assert sum(checkpoint.resumable for checkpoint in steps.saved_steps(tmp_path)) == resumable
 
 
 def test_the_step_to_convert_is_kept(config: Config, context: Make, tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_the_step_to_convert_is_kept(config: Config, context: Make, tmp_path: Pa
             tmp_path,
         )
     )
-    assert {3, 7} <= {checkpoint.step for checkpoint in steps.kept(tmp_path)}
+    assert {3, 7} <= {checkpoint.step for checkpoint in steps.saved_steps(tmp_path)}
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ def test_what_is_measured_does_not_depend_on_how_often(
             )
         )
         rows = {row["step"]: row["held_out"] for row in read_rows(out / "metrics.jsonl") if "held_out" in row}
-        found.append((facts["step"], rows, {s.step: s.scores["held_out"] for s in steps.kept(out)}))
+        found.append((facts["step"], rows, {s.step: s.scores["held_out"] for s in steps.saved_steps(out)}))
     ends, measured, _ = zip(*found, strict=True)
     assert len(set(ends)) == 1
     assert ends[0] < 20  # the training did end early
@@ -396,7 +396,7 @@ def test_what_is_measured_does_not_depend_on_how_often(
         assert kept == {step: rows[step] for step in kept}
         common = kept.keys() & found[0][2].keys()
         assert min(common, key=kept.__getitem__) == min(common, key=found[0][2].__getitem__)
-    packs = session.held_out(data)
+    packs = session.packs_to_measure(data)
     assert [pack.ids.tolist() for pack in packs] == [pack.ids.tolist() for pack in held[:64]]
 
 
@@ -411,7 +411,7 @@ def test_a_training_ends_when_the_held_out_loss_has_not_fallen(
     losses = [row["held_out"] for row in read_rows(tmp_path / "metrics.jsonl")]
     assert facts["step"] == len(losses) < facts["steps"]
     assert losses.index(min(losses)) == len(losses) - 3
-    assert steps.kept(tmp_path)[-1].step == facts["step"]
+    assert steps.saved_steps(tmp_path)[-1].step == facts["step"]
 
 
 def test_killed_after_it_had_ended_early_it_does_no_more_steps(

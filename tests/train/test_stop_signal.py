@@ -4,7 +4,7 @@ import os
 import signal
 from pathlib import Path
 
-from tuner.train.stop_signal import FILE, Stop
+from tuner.train.stop_signal import STOP_FILE, Stop
 
 
 def test_a_second_signal_does_not_end_the_step_at_hand(tmp_path: Path) -> None:
@@ -19,10 +19,10 @@ def test_a_second_signal_does_not_end_the_step_at_hand(tmp_path: Path) -> None:
 
 
 def test_a_file_asks_until_it_is_answered_and_an_old_one_does_not(tmp_path: Path) -> None:
-    (tmp_path / FILE).touch()
+    (tmp_path / STOP_FILE).touch()
     stop = Stop(tmp_path)
     assert not stop.requested
-    (tmp_path / FILE).touch()
+    (tmp_path / STOP_FILE).touch()
     assert stop.requested
     assert stop.by_hand
     stop.answered()

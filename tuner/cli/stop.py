@@ -8,7 +8,7 @@ from tuner.errors import ConfigError
 from tuner.pipeline.inherit import load_config
 from tuner.pipeline.run import RunDirectory, store_of
 from tuner.train.checkpoints import steps
-from tuner.train.stop_signal import FILE
+from tuner.train.stop_signal import STOP_FILE
 
 
 def stop(run: RunDirectory) -> int:
@@ -22,7 +22,7 @@ def stop(run: RunDirectory) -> int:
             "is finished"
             if store.find(key)
             else f"was stopped at {_far(run)}"
-            if steps.kept(partial)
+            if steps.saved_steps(partial)
             else "is not training"
         )
         raise ConfigError(f"{run.dir.name} {state}: there is no running training to stop.")
@@ -30,7 +30,7 @@ def stop(run: RunDirectory) -> int:
     while store.holder(key) == holder:
         # Asked again and again: a training that is just starting clears what was asked of one before it.
         try:
-            (partial / FILE).touch()
+            (partial / STOP_FILE).touch()
         except FileNotFoundError:
             break  # it was published this moment
         except PermissionError as error:
@@ -38,7 +38,7 @@ def stop(run: RunDirectory) -> int:
                 f"{run.dir.name} is trained by another user ({holder}), and only they can stop it."
             ) from error
         time.sleep(0.1)
-    (partial / FILE).unlink(missing_ok=True)
+    (partial / STOP_FILE).unlink(missing_ok=True)
     if store.find(key):
         print(f"{run.dir.name} had just finished")
         return 0
@@ -51,5 +51,5 @@ def stop(run: RunDirectory) -> int:
 
 
 def _far(run: RunDirectory) -> str:
-    found = steps.kept(run.path("train"))
+    found = steps.saved_steps(run.path("train"))
     return f"step {found[-1].step}" if found else "no step yet"

@@ -159,7 +159,7 @@ def _load(
         attention = generation_attention(bare)
     layers, settings = [], None
     if quant != "none":
-        quantize.require_bitsandbytes(quant)
+        quantize.require_library(quant)
         layers, settings = (
             quantize.quantised_layers(bare),
             quantize.quantization_config(bare, quant, compute=dtype, storage=storage),

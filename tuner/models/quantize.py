@@ -35,7 +35,7 @@ OUTLIER = 6.0
 BITS = {"nf4": 4, "int8": 8}
 
 
-def require_bitsandbytes(quant: str) -> None:
+def require_library(quant: str) -> None:
     """Raise ConfigError where bitsandbytes is not installed."""
     if find_spec("bitsandbytes") is None:
         bits = BITS[quant]
@@ -160,7 +160,7 @@ def quantise_dequantise(weight: Tensor, quant: str, dtype: torch.dtype = torch.b
     """
     if quant == "none":
         return weight
-    require_bitsandbytes(quant)
+    require_library(quant)
     from bitsandbytes.functional import (
         dequantize_4bit,
         int8_vectorwise_dequant,

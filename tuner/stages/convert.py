@@ -31,7 +31,7 @@ def pick(trained: Path, config: Config, finished: bool) -> ChosenStep | None:
 
     Raises ConfigError when a finished training has not kept the step.
     """
-    wish, found = config.convert.step, steps.kept(trained)
+    wish, found = config.convert.step, steps.saved_steps(trained)
     chosen = steps.choose(found, wish, config.convert.best_by)
     if chosen is None:
         if not finished:
@@ -48,7 +48,7 @@ def pick(trained: Path, config: Config, finished: bool) -> ChosenStep | None:
         )
     whole = finished and wish != chosen.step and chosen is found[-1]
     pinned = replace(config, convert=replace(config.convert, step="last" if whole else chosen.step))
-    return ChosenStep(config=pinned, content=steps.content(trained, chosen), step=chosen.step)
+    return ChosenStep(config=pinned, content=steps.weights_digest(trained, chosen), step=chosen.step)
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -73,13 +73,13 @@ def run(ctx: Context) -> dict[str, Any]:
     algo, model = ctx.config.algo, ctx.config.model
     chat = chat_with_system(model.chat, ctx.config.data.system)
     template = compile_template(chat, load_vocabulary(base))
-    found = steps.choose(steps.kept(trained), ctx.config.convert.step, ctx.config.convert.best_by)
+    found = steps.choose(steps.saved_steps(trained), ctx.config.convert.step, ctx.config.convert.best_by)
     if found is None or (damaged := found.damaged()):
         which = f": {', '.join(damaged)} of step {found.step}" if found else ""
         raise StageError(
             f"The training's files of the step to convert are damaged{which}. Train again with redo=train."
         )
-    weights = sharded.read(found).weights
+    weights = sharded.open_step(found).weights
     if algo.uses_adapter:
         initial = trained / steps.INITIAL
         tie = tied_head_in(base, [name.removeprefix("base_model.model.") for name in weights.specs])

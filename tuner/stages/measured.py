@@ -25,11 +25,11 @@ def measure(
     ctx: Context, directory: Path, adapter: Path | None, quant: str = "none"
 ) -> tuple["Measurement", dict[str, Any]]:
     """The model in `directory` on what a stage was given, and how it was computed; see
-    tuner.train.evaluate.measure.
+    tuner.train.evaluate.measure_model.
     """
     from tuner.train import evaluate
 
-    return evaluate.measure(
+    return evaluate.measure_model(
         ctx.config, ctx.inputs["tokenize"].dir / "held_out.arrow", directory, adapter, quant, ctx.say
     )
 

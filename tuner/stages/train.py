@@ -71,7 +71,7 @@ def progress(partial: Path) -> str | None:
     """The newest step that a killed training left; whether its files are sound is looked at when it goes
     on from there.
     """
-    found = steps.kept(partial)
+    found = steps.saved_steps(partial)
     return f"step {found[-1].step}" if found else None
 
 
@@ -81,7 +81,7 @@ def reach(directory: Path, config: View) -> int | None:
     """
     end = config.algo.stop_step
     return max(
-        (c.step for c in steps.kept(directory) if c.resumable and (end is None or c.step <= end)),
+        (c.step for c in steps.saved_steps(directory) if c.resumable and (end is None or c.step <= end)),
         default=None,
     )
 

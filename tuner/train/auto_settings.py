@@ -23,7 +23,7 @@ def device_of(machine: View, began: Mapping[str, Any]) -> torch.device:
     return torch.device("cpu") if machine.device == "auto" and began.get("device") == "cpu" else device
 
 
-def resolve(
+def resolve_facts(
     config: View, device: torch.device, began: Mapping[str, Any], *, processes: int, here: int
 ) -> dict[str, Any]:
     """What is known before there is a model; `here` is the number of processes on this machine, who share its
@@ -54,13 +54,15 @@ def resolve(
     return facts
 
 
-def began(out: Path) -> dict[str, Any]:
+def read_facts(out: Path) -> dict[str, Any]:
     """The facts of the training that `out` holds, if it holds one."""
     return read_json(out / steps.FACTS) or {}
 
 
-def keep(out: Path, facts: Mapping[str, Any], before: Mapping[str, Any], say: Callable[[str], None]) -> None:
+def write_facts(
+    out: Path, facts: Mapping[str, Any], before: Mapping[str, Any], say: Callable[[str], None]
+) -> None:
     """Write them down, and say what is not as it was."""
-    for sentence in steps.differing(before, facts):
+    for sentence in steps.changed_facts(before, facts):
         say(sentence)
     write_json(out / steps.FACTS, dict(facts))

@@ -78,7 +78,7 @@ def collate(
     ).to(device)
 
 
-def alone(pack: Pack) -> Iterator[Pack]:
+def split_documents(pack: Pack) -> Iterator[Pack]:
     """Each document of a pack as a pack of its own."""
     ends = np.cumsum(pack.lengths)
     for number, (end, length) in enumerate(zip(ends.tolist(), pack.lengths.tolist(), strict=True)):
@@ -93,7 +93,7 @@ def alone(pack: Pack) -> Iterator[Pack]:
         )
 
 
-class Alone(Sequence[Pack]):
+class SingleDocuments(Sequence[Pack]):
     """Packs as the documents in them, each a pack of its own: the rows of a model that carries a state
     from token to token.
     """
@@ -107,7 +107,7 @@ class Alone(Sequence[Pack]):
 
     def __iter__(self) -> Iterator[Pack]:
         for pack in self._packs:
-            yield from alone(pack)
+            yield from split_documents(pack)
 
     @overload
     def __getitem__(self, place: int) -> Pack: ...
@@ -119,7 +119,7 @@ class Alone(Sequence[Pack]):
         number = int(np.searchsorted(self._ends, place, side="right"))
         if not 0 <= place < len(self):
             raise IndexError(place)
-        documents = list(alone(self._packs[number]))
+        documents = list(split_documents(self._packs[number]))
         return documents[place - int(self._ends[number])]  # counted from the end of the pack
 
 

@@ -65,7 +65,7 @@ class World:
         self.gather(None)
 
 
-def alone(device: torch.device) -> World:
+def single_process(device: torch.device) -> World:
     return World(rank=0, size=1, device=device)
 
 
@@ -86,7 +86,7 @@ def from_environment(device: torch.device, *, timeout: float) -> Iterator[World]
     )
     if size == 1:
         try:
-            yield alone(device)
+            yield single_process(device)
         finally:
             # by DeepSpeed's engine; NCCL complains at the end of a process that leaves it
             if dist.is_initialized():

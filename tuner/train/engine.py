@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from tuner.train.batch import Batch
 from tuner.train.loss import summed_loss
 from tuner.train.noise import Noise
-from tuner.train.optimizers import forget, moments, restore, set_lr
+from tuner.train.optimizers import moments, reset_moments, restore_moments, set_lr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class State:
     """of the tensors that are here in fragments"""
 
 
-class Saved(Protocol):
+class SavedTensors(Protocol):
     """A saved step, read a tensor at a time, whole, whatever the processes were that saved it."""
 
     @property
@@ -78,7 +78,7 @@ class Engine(Protocol):
     def state(self) -> State:
         """The tensors as they are now (not copies)."""
 
-    def load(self, saved: Saved) -> None:
+    def load(self, saved: SavedTensors) -> None:
         """Go on from a saved step; its tensors are copied."""
 
     def reset(self) -> None:
@@ -99,7 +99,7 @@ class TorchEngine:
     ) -> None:
         """
         model            in train mode, with requires_grad on what trains
-        optimizer        of the parameters that train, as `optimizers.build` makes it
+        optimizer        of the parameters that train, as `optimizers.build_optimizer` makes it
         autocast         the dtype of matrix products on fp32 weights
         label_smoothing  of the training loss (arXiv:1512.00567); what is measured has none
         noise            dropout and the like, keyed by step and rows
@@ -107,12 +107,12 @@ class TorchEngine:
         self.model, self.optimizer = model, optimizer
         self.device = next(model.parameters()).device
         self.autocast, self.label_smoothing, self.noise = autocast, label_smoothing, noise
-        self.named = trained(model)
+        self.named = trainable_parameters(model)
 
     def forward_backward(self, batches: Sequence[Batch], targets: int) -> list[float]:
         losses: list[torch.Tensor] = []
         for batch in batches:
-            with noisy(self.noise, batch):
+            with noise_for(self.noise, batch):
                 loss = self._loss(batch, self.label_smoothing)
                 (loss / max(1, targets)).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
@@ -146,22 +146,22 @@ class TorchEngine:
     def state(self) -> State:
         return State(weights=_weights(self.model, self.named), optimizer=moments(self.optimizer, self.named))
 
-    def load(self, saved: Saved) -> None:
+    def load(self, saved: SavedTensors) -> None:
         _load_weights(self.model, self.named, saved.weights)
-        restore(self.optimizer, self.named, saved.optimizer)
+        restore_moments(self.optimizer, self.named, saved.optimizer)
 
     def reset(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        forget(self.optimizer)
+        reset_moments(self.optimizer)
 
 
-def trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """What trains, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 @contextmanager
-def noisy(noise: Noise | None, batch: Batch) -> Iterator[None]:
+def noise_for(noise: Noise | None, batch: Batch) -> Iterator[None]:
     """Around the forward pass on a training batch and its backward pass, which may compute parts of the
     forward pass again.
     """
@@ -175,7 +175,7 @@ def noisy(noise: Noise | None, batch: Batch) -> Iterator[None]:
         noise.leave()
 
 
-def refuse_others(saved: Iterable[str], own: Iterable[str]) -> None:
+def refuse_other_names(saved: Iterable[str], own: Iterable[str]) -> None:
     """Raise ValueError where the saved tensors are not called as this model's."""
     if strange := set(saved) ^ set(own):
         raise ValueError(f"the checkpoint's tensors are not this model's: {sorted(strange)[:4]} …")
@@ -192,7 +192,7 @@ def _load_weights(
     model: torch.nn.Module, named: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
 ) -> None:
     expected = _weights(model, named)
-    refuse_others(weights, expected)
+    refuse_other_names(weights, expected)
     if isinstance(model, PeftModel):
         set_peft_model_state_dict(model, dict(weights))
         return

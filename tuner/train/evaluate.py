@@ -27,7 +27,7 @@ from tuner.models.load import PRECISIONS, compute_dtype, load_tuned, resolve_dev
 from tuner.models.nonfinite import explain_nonfinite
 from tuner.models.stateful_layers import carried_state
 from tuner.progress import track
-from tuner.train.batch import alone, collate
+from tuner.train.batch import collate, split_documents
 from tuner.train.determinism import deterministic
 from tuner.train.loss import summed_loss
 
@@ -49,7 +49,7 @@ class Measurement:
         return asdict(self) | {"answers": list(self.answers)}
 
 
-def measure(
+def measure_model(
     config: View,
     held_out: Path,
     directory: Path,
@@ -91,7 +91,7 @@ def measure(
         )
         # Answers grow token by token on a cache, which the kernel for packed rows does not serve.
         model.set_attn_implementation(generation_attention(model))
-        answers = ask(
+        answers = ask_prompts(
             model,
             directory,
             chat_with_system(config.model.chat, config.data.system),
@@ -120,7 +120,7 @@ def held_out_loss(
     """
     total, tokens = 0.0, 0
     apart = carried_state(model) is not None  # from one document into the next
-    for row in (row for pack in packs for row in (alone(pack) if apart else (pack,))):
+    for row in (row for pack in packs for row in (split_documents(pack) if apart else (pack,))):
         batch = collate([row], device)
         if len(batch.targets_M):
             loss = summed_loss(model, batch).item()
@@ -144,20 +144,20 @@ def perplexity(loss: float | None) -> float | None:
     return None if loss is None else math.exp(min(loss, 700.0))
 
 
-def ask(
+def ask_prompts(
     model: Any, directory: Path, chat: Chat, prompts: Sequence[str], max_new_tokens: int
 ) -> tuple[dict[str, str], ...]:
     """What the model answers to each prompt as the first turn of a conversation, written by `chat` for the
     tokenizer in `directory`.
     """
     return (
-        replies(model, compile_template(chat, load_vocabulary(directory)), prompts, max_new_tokens)
+        answer_prompts(model, compile_template(chat, load_vocabulary(directory)), prompts, max_new_tokens)
         if prompts
         else ()
     )
 
 
-def replies(
+def answer_prompts(
     model: Any, template: Template, prompts: Sequence[str], max_new_tokens: int
 ) -> tuple[dict[str, str], ...]:
     """The same with a template that is compiled already."""

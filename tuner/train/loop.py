@@ -15,16 +15,16 @@ import torch
 from tuner.data.packs import Pack, Packs
 from tuner.data.sampler import Order, micro_batches_of_rank
 from tuner.errors import Interrupted, Stopped
-from tuner.train.batch import Alone, Batch, collate, count_targets, empty_batch
+from tuner.train.batch import Batch, SingleDocuments, collate, count_targets, empty_batch
 from tuner.train.checkpoints import steps
 from tuner.train.checkpoints.save import Saver
-from tuner.train.deepspeed.sequence_parallel import shard
+from tuner.train.deepspeed.sequence_parallel import shard_batch
 from tuner.train.distributed import World
 from tuner.train.engine import Engine
-from tuner.train.monitor.anomalies import Place, Watch, refuse_not_finite
-from tuner.train.monitor.metrics import Journal, usage
+from tuner.train.monitor.anomalies import AnomalyWatch, MicroBatchOrigin, refuse_not_finite
+from tuner.train.monitor.metrics import Journal, device_usage
 from tuner.train.monitor.progress import Progress
-from tuner.train.schedule import exhausted, lr_at
+from tuner.train.schedule import lr_at, patience_exhausted
 from tuner.train.stop_signal import Stop
 
 
@@ -102,18 +102,20 @@ def train(
     Raises Interrupted after the step at hand is saved when `stop` was requested, StageError at a loss or
     gradient that is not finite.
     """
-    held_out = Alone(held_out) if recipe.alone else held_out
-    watcher = Watch(horizon=recipe.horizon, rows=journal.recent)
+    held_out = SingleDocuments(held_out) if recipe.alone else held_out
+    watcher = AnomalyWatch(horizon=recipe.horizon, rows=journal.recent)
     with Progress(start=begin, steps=order.steps, say=say, shown=world.first) as progress:
         for step in range(begin, order.steps):
-            if recipe.patience and exhausted(journal.measured, recipe.patience, recipe.patience_every):
+            if recipe.patience and patience_exhausted(
+                journal.measured, recipe.patience, recipe.patience_every
+            ):
                 return step  # it had ended here before it was killed
             started = time.monotonic()
             torch.manual_seed(step_seed(recipe.seed, step))
             chosen = [packs[i] for i in order.at(step)]
             targets = count_targets(chosen)
-            rows = list(Alone(chosen)) if recipe.alone else chosen
-            places = places_of(rows, recipe, world.size, where)
+            rows = list(SingleDocuments(chosen)) if recipe.alone else chosen
+            places = micro_batch_origins(rows, recipe, world.size, where)
 
             batches = micro_batches(rows, recipe.micro_batch, world, step, recipe.sequence_parallel)
             losses = engine.forward_backward(batches, targets)
@@ -147,7 +149,9 @@ def train(
                 "targets": targets,
             }
             row |= {"seconds": round(journal.seconds + spent, 3), "tokens_per_second": round(seen / spent, 1)}
-            row |= usage(world.device, flops=flops(chosen), seconds=spent, peak=peak, processes=world.size)
+            row |= device_usage(
+                world.device, flops=flops(chosen), seconds=spent, peak=peak, processes=world.size
+            )
             done, last = step + 1, step + 1 == order.steps
             # once: a wish that comes after this line is for the next step
             wishes = world.gather([stop.requested, stop.by_hand])
@@ -164,7 +168,9 @@ def train(
                 lambda places=places: [name for place in places for name in place.rows()],  # type: ignore[misc]
             ):
                 say(sentence)
-            if recipe.patience and exhausted(journal.measured, recipe.patience, recipe.patience_every):
+            if recipe.patience and patience_exhausted(
+                journal.measured, recipe.patience, recipe.patience_every
+            ):
                 last = saving = True
             if saving:
                 journal.sync()
@@ -204,12 +210,12 @@ def micro_batches(
         collate([chosen[i] for i in part], indices=part, step=step) if part else empty_batch(step)
         for part in parts
     ]
-    return [shard(row, world.rank % shared, shared) for row in rows]
+    return [shard_batch(row, world.rank % shared, shared) for row in rows]
 
 
-def places_of(
+def micro_batch_origins(
     chosen: Sequence[Pack], recipe: Recipe, size: int, where: Callable[[Pack], list[str]]
-) -> list[Place]:
+) -> list[MicroBatchOrigin]:
     """For each micro batch of all processes, in the order in which their losses are gathered, whose it is
     and which rows are in it.
     """
@@ -225,7 +231,7 @@ def places_of(
             range(len(chosen)), recipe.micro_batch, rank // shared, size // shared
         )
     ]
-    return [Place(rank=rank, rows=partial(rows, part)) for rank, part in parts]
+    return [MicroBatchOrigin(rank=rank, rows=partial(rows, part)) for rank, part in parts]
 
 
 def measured(engine: Engine, held_out: Sequence[Pack], world: World, shared: int = 1) -> float:

@@ -49,12 +49,12 @@ class Noise:
         for index, tokens in packs:
             yield (
                 empty_NC[begin : begin + tokens],
-                self._generators[device].manual_seed(number(self.seed, self._step, index, name)),
+                self._generators[device].manual_seed(noise_seed(self.seed, self._step, index, name)),
             )
             begin += tokens
 
 
-def number(seed: int, step: int, index: int, name: str) -> int:
+def noise_seed(seed: int, step: int, index: int, name: str) -> int:
     """A generator's seed, of 63 bits.
 
     >>> number(0, 3, 7, "layers.0.q_proj") == number(0, 3, 7, "layers.0.q_proj") != number(0, 3, 8,
@@ -86,7 +86,7 @@ class Dropout(nn.Module):
         return f"p={self.p}"
 
 
-class Embedded:
+class EmbeddingNoise:
     """NEFTune (arXiv:2310.05914): uniform noise on the embedded tokens in train mode, of alpha / sqrt(L · D)
     at most, in documents of L tokens and D numbers a token."""
 
@@ -110,11 +110,11 @@ class Embedded:
         drawn_ND = torch.empty(tokens, width, device=out_1ND.device)
         for part, generator in self.noise.parts(drawn_ND, "embedding"):
             part.uniform_(-1, 1, generator=generator)
-        bound_N = self.alpha / (lengths(self._positions_1N) * width).sqrt()
+        bound_N = self.alpha / (document_lengths(self._positions_1N) * width).sqrt()
         return out_1ND + (drawn_ND * bound_N[:, None]).view(out_1ND.shape).to(out_1ND.dtype)
 
 
-def lengths(positions_1N: Tensor) -> Tensor:
+def document_lengths(positions_1N: Tensor) -> Tensor:
     """For each token of a row, how long its document is; the host does not wait for a GPU.
 
     >>> lengths(torch.tensor([[0, 1, 2, 0, 1, 0]])).tolist()
@@ -141,7 +141,7 @@ def prepare_noise(model: Any, *, seed: int, dropout: float, neftune: float | Non
         if isinstance(module, nn.Dropout) and ".lora_dropout." in name and module.p:
             model.set_submodule(name, Dropout(noise, module.p, name).train(module.training))
     if neftune:
-        embedded = Embedded(noise, neftune)
+        embedded = EmbeddingNoise(noise, neftune)
         model.register_forward_pre_hook(embedded.see, with_kwargs=True)
         model.get_input_embeddings().register_forward_hook(embedded.add)
     return noise

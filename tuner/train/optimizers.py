@@ -23,19 +23,19 @@ constant
 """
 
 
-def build(
+def build_optimizer(
     named: Mapping[str, torch.nn.Parameter],
     optim: Optim,
     *,
     device: torch.device,
     lora_plus: float | None = None,
-    ends: Set[str] = frozenset(),
+    vocabulary: Set[str] = frozenset(),
 ) -> Optimizer:
     """The optimizer of these parameters; nothing moves before `set_lr`. Matrices decay, norms and biases
     don't.
 
-    lora_plus  how many times as fast B learns as A and all else (LoRA+, arXiv:2402.12354)
-    ends       the names that belong to embeddings and head, as `ends` finds them
+    lora_plus   how many times as fast B learns as A and all else (LoRA+, arXiv:2402.12354)
+    vocabulary  the names of the weights of embeddings and head (`vocabulary_weights`)
 
     adamw             arXiv:1711.05101, fused
     adamw_8bit        its moments in 8 bits, in blocks of 256 (arXiv:2110.02861); embeddings (as there), the
@@ -47,19 +47,20 @@ def build(
                       of its squared gradient. The root mean square of an update is lr at most, times that of
                       the weights where it is above 1. `betas` and `eps` play no part
     muon              momentum, orthogonalised (arXiv:2502.16982), for the matrices of the layers, an
-                      adapter's A and B among them; AdamW for `ends`, vectors, and experts that are one tensor
-                      of three dimensions. A matrix's update is scaled by 0.2 sqrt(max(rows, columns)), which
-                      gives it the root mean square of AdamW's: the same `lr` and `weight_decay` suit both
+                      adapter's A and B among them; AdamW for `vocabulary`, vectors, and experts that are one
+                      tensor of three dimensions. A matrix's update is scaled by 0.2 sqrt(max(rows, columns)),
+                      which gives it the root mean square of AdamW's: the same `lr` and `weight_decay` suit
+                      both
 
     Raises ConfigError where bitsandbytes is not installed, or would have to page on the processor.
     """
-    require(optim.name, device)
-    layers = {name: p for name, p in named.items() if name not in ends}
+    require_library(optim.name, device)
+    layers = {name: p for name, p in named.items() if name not in vocabulary}
     if optim.name == "muon":
         layers = {name: p for name, p in layers.items() if p.ndim == 2}
     apart = {name: p for name, p in named.items() if name not in layers}
     every, inner, outer = (
-        groups(chosen, weight_decay=optim.weight_decay, lora_plus=lora_plus)
+        parameter_groups(chosen, weight_decay=optim.weight_decay, lora_plus=lora_plus)
         for chosen in (named, layers, apart)
     )
     betas, eps, fused = optim.betas, optim.eps, device.type in ("cpu", "cuda")
@@ -79,13 +80,13 @@ def build(
             )
         if outer:
             parts.append(torch.optim.AdamW(outer, lr=0.0, betas=betas, eps=eps, fused=fused))
-        return joined(parts)
+        return combine(parts)
     if optim.kind.bitsandbytes:
         from bitsandbytes.optim import AdamW
 
         paged, bits = optim.kind.unpaged is not None, 8 if optim.name.endswith("8bit") else 32
         sizes = [(every, 32)] if bits == 32 else [(inner, 8), (outer, 32)]
-        return joined(
+        return combine(
             [
                 AdamW(found, lr=0.0, betas=betas, eps=eps, optim_bits=size, is_paged=paged)
                 for found, size in sizes
@@ -95,7 +96,7 @@ def build(
     raise ValueError(f"unknown optimizer {optim.name}")
 
 
-def groups(
+def parameter_groups(
     named: Mapping[str, torch.nn.Parameter], *, weight_decay: float, lora_plus: float | None
 ) -> list[dict[str, Any]]:
     """These parameters by what sets them apart: decay, and the scale of the learning rate."""
@@ -109,7 +110,7 @@ def groups(
     ]
 
 
-def require(name: OptimizerName, device: torch.device) -> None:
+def require_library(name: OptimizerName, device: torch.device) -> None:
     """Raise ConfigError where the optimizer called `name` can't run on `device`, ValueError for another
     name.
     """
@@ -130,7 +131,7 @@ def require(name: OptimizerName, device: torch.device) -> None:
         )
 
 
-def ends(model: torch.nn.Module) -> frozenset[str]:
+def vocabulary_weights(model: torch.nn.Module) -> frozenset[str]:
     """The names of the parameters of embeddings and of the output head; adapters on them are not among
     these.
     """
@@ -150,7 +151,7 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
         group["lr"] = lr * group["scale"]
 
 
-class Joined(Optimizer):
+class CombinedOptimizer(Optimizer):
     """Optimizers that step together. Their groups are its groups and their state is its state: the same
     objects.
     """
@@ -166,8 +167,8 @@ class Joined(Optimizer):
             part.step(closure)
 
 
-def joined(parts: Sequence[Optimizer]) -> Optimizer:
-    return parts[0] if len(parts) == 1 else Joined(parts)
+def combine(parts: Sequence[Optimizer]) -> Optimizer:
+    return parts[0] if len(parts) == 1 else CombinedOptimizer(parts)
 
 
 def moments(optimizer: Optimizer, named: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
@@ -182,13 +183,13 @@ def moments(optimizer: Optimizer, named: Mapping[str, torch.nn.Parameter]) -> di
     }
 
 
-def restore(
+def restore_moments(
     optimizer: Optimizer, named: Mapping[str, torch.nn.Parameter], saved: Mapping[str, torch.Tensor]
 ) -> None:
     """Let the optimizer remember what `moments` gave; the tensors are copied. Raises ValueError where they
     belong to other parameters.
     """
-    forget(optimizer)
+    reset_moments(optimizer)
     owners = {
         id(p): (part, group, number, index)
         for part, number, group in _groups(optimizer)
@@ -215,7 +216,7 @@ def restore(
             optimizer.state[p][key] = value.to(there, copy=True)
 
 
-def forget(optimizer: Optimizer) -> None:
+def reset_moments(optimizer: Optimizer) -> None:
     """As if no step had been done. In place: memory that pages is never given back."""
     for state in optimizer.state.values():
         for key, value in state.items():
@@ -226,7 +227,7 @@ def forget(optimizer: Optimizer) -> None:
 
 
 def _groups(optimizer: Optimizer) -> Iterator[tuple[Any, int, dict[str, Any]]]:
-    for part in optimizer.parts if isinstance(optimizer, Joined) else (optimizer,):
+    for part in optimizer.parts if isinstance(optimizer, CombinedOptimizer) else (optimizer,):
         for number, group in enumerate(part.param_groups):
             yield part, number, group
 

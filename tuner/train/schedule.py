@@ -32,8 +32,8 @@ def lr_at(step: int, steps: int, *, lr: float, schedule: str, warmup: float, dec
         return lr
     if schedule == "wsd":
         begin = max(rising, steps - ceil_of(steps, decay))
-        return lr * (1 - passed(step, begin, steps))
-    done = passed(step, rising, steps)
+        return lr * (1 - share_passed(step, begin, steps))
+    done = share_passed(step, rising, steps)
     if schedule == "cosine":
         return lr * (1 + math.cos(math.pi * done)) / 2
     if schedule == "linear":
@@ -41,14 +41,14 @@ def lr_at(step: int, steps: int, *, lr: float, schedule: str, warmup: float, dec
     raise ValueError(f"unknown schedule {schedule}")
 
 
-def passed(step: int, begin: int, end: int) -> float:
+def share_passed(step: int, begin: int, end: int) -> float:
     """The share of the steps from `begin` to `end` that lies before `step`: 0 up to `begin`, 1 from `end`
     on.
     """
     return min(1.0, max(0, step - begin) / max(1, end - begin))
 
 
-def exhausted(measured: Sequence[tuple[int, float]], patience: int, every: int) -> bool:
+def patience_exhausted(measured: Sequence[tuple[int, float]], patience: int, every: int) -> bool:
     """Whether the last `patience` measurements have all failed to give a new lowest loss.
 
     measured  (step, held-out loss) in the order of the steps

@@ -22,7 +22,7 @@ from tuner.models.nonfinite import explain_nonfinite
 from tuner.models.stateful_layers import carried_state
 from tuner.pipeline.stage import Context
 from tuner.report.page import tokens_measured
-from tuner.train import auto_settings as facts_of
+from tuner.train import auto_settings
 from tuner.train.batch import count_targets
 from tuner.train.checkpoints import resume, sharded, steps
 from tuner.train.checkpoints.save import Saver
@@ -31,10 +31,17 @@ from tuner.train.distributed import World, from_environment
 from tuner.train.loop import Recipe, train
 from tuner.train.monitor.anomalies import refuse_nothing_trained
 from tuner.train.monitor.metrics import Journal
-from tuner.train.monitor.samples import Sampler, refusal
+from tuner.train.monitor.samples import Sampler, why_no_samples
 from tuner.train.monitor.trackers import open_trackers
 from tuner.train.preflight.run import DOCUMENTS, preflight
-from tuner.train.setup import autocast_of, build_engine, build_model, choose_attention, describe, operations
+from tuner.train.setup import (
+    autocast_of,
+    build_engine,
+    build_model,
+    choose_attention,
+    step_flops,
+    write_adapter_settings,
+)
 from tuner.train.stop_signal import Stop
 
 MEASURED = 64
@@ -44,15 +51,15 @@ MEASURED = 64
 def run(ctx: Context) -> dict[str, Any]:
     """Train, or go on from the newest whole step in ctx.out; returns the facts of the manifest."""
     machine = ctx.config.machine
-    before = facts_of.began(ctx.out)
-    device = facts_of.device_of(machine, before)
+    before = auto_settings.read_facts(ctx.out)
+    device = auto_settings.device_of(machine, before)
     with (
         deterministic(machine.deterministic),
         Stop(ctx.out) as stop,
         from_environment(device, timeout=machine.timeout) as world,
     ):
         say = ctx.say if world.first else _silent
-        facts = facts_of.resolve(
+        facts = auto_settings.resolve_facts(
             ctx.config, world.device, before, processes=world.size, here=world.size // machine.nodes
         )
         torch.set_num_threads(facts["threads"])
@@ -69,7 +76,7 @@ def _train(
 ) -> dict[str, Any]:
     algo, machine, out = ctx.config.algo, ctx.config.machine, ctx.out
     base, tokens = ctx.inputs["fetch_model"].dir, ctx.inputs["tokenize"].dir
-    packs, where = open_packs(tokens), row_names(tokens / "ledger.json")
+    packs, where = open_packs(tokens), source_lines(tokens / "ledger.json")
     whole = plan_order(
         len(packs),
         ctx.config.data.length,
@@ -78,10 +85,10 @@ def _train(
         steps=algo.steps,
         batch_tokens=algo.batch_tokens,
     )
-    horizon = course(algo, whole)
+    horizon = schedule_horizon(algo, whole)
     order = whole.until(algo.stop_step)
     each = -(-order.per_step * machine.sequence_parallel // world.size)
-    found = resume.begin(out, order, world, say)
+    found = resume.find_step(out, order, world, say)
 
     compute = compute_dtype(algo.precision, world.device)
     model = build_model(ctx.config, base, out, world.device, compute, zero_stage=facts["zero"])
@@ -89,7 +96,7 @@ def _train(
     state = carried_state(model)
     facts |= {} if state is None else {"rows": DOCUMENTS}
     if world.first:
-        describe(ctx.config, model, out)
+        write_adapter_settings(ctx.config, model, out)
     facts["trainable"] = count_trainable(model)
     engine = build_engine(ctx.config, model, world, compute, facts)
     facts |= preflight(
@@ -106,9 +113,9 @@ def _train(
         say=say,
     )
     if world.first:
-        facts_of.keep(out, facts, before, say)
+        auto_settings.write_facts(out, facts, before, say)
     if found:
-        engine.load(sharded.read(found))
+        engine.load(sharded.open_step(found))
         say(f"continuing after step {found.step} of {order.steps}")
     recipe = recipe_of(
         ctx.config,
@@ -117,14 +124,16 @@ def _train(
         alone=state is not None,
         ends_early=order.steps < whole.steps,
     )
-    for line in outlook(ctx.config, order, world, recipe.micro_batch, each, short_name(compute), facts, why):
+    for line in describe_run(
+        ctx.config, order, world, recipe.micro_batch, each, dtype_name(compute), facts, why
+    ):
         say(line)
     if state is not None:
         say(
             f"{state} carry a state from token to token, which knows no documents: each document trains as a "
             "row of its own, one at a time"
         )
-    held = held_out(tokens)
+    held = packs_to_measure(tokens)
     if held:
         say(
             f"held-out loss while training: {len(held)} pack{'s' * (len(held) > 1)}, "
@@ -133,8 +142,8 @@ def _train(
 
     start, seen = (found.step, found.tokens) if found else (0, 0)
     journal = open_journal(ctx, world, start, say)
-    sample = sampler(ctx, model, journal, world, facts, autocast_of(algo, compute), say)
-    count_flops, peak = operations(ctx.config, base, world.device)
+    sample = open_sampler(ctx, model, journal, world, facts, autocast_of(algo, compute), say)
+    count_flops, peak = step_flops(ctx.config, base, world.device)
     failed = True
     try:
         with Saver(
@@ -142,7 +151,7 @@ def _train(
             rank=world.rank,
             of=world.size,
             timeout=machine.timeout,
-            prune=lambda: prune(out, recipe, resumable=2),
+            prune=lambda: prune_steps(out, recipe, resumable=2),
         ) as saver:
             done = train(
                 engine,
@@ -170,7 +179,7 @@ def _train(
         journal.close(failed=failed)
     world.barrier()
     if world.first:
-        prune(out, recipe, resumable=int(recipe.resumable))
+        prune_steps(out, recipe, resumable=int(recipe.resumable))
         (out / steps.FACTS).unlink()
     row = journal.last or {}
     return facts | {
@@ -181,7 +190,7 @@ def _train(
         "seconds": row["seconds"],
         "tokens_per_second": round(row["tokens"] / max(row["seconds"], 1e-3), 1),
         "dtype": algo.precision,
-        "compute": short_name(compute),
+        "compute": dtype_name(compute),
         "packs_per_step": order.per_step,
     }
 
@@ -198,7 +207,7 @@ def open_packs(tokens: Path) -> Packs:
     return packs
 
 
-def held_out(tokens: Path) -> list[Pack]:
+def packs_to_measure(tokens: Path) -> list[Pack]:
     """The packs that are measured while training, the same however often: algo.early_stop and
     convert.step=best decide by them.
 
@@ -251,12 +260,12 @@ def open_journal(ctx: Context, world: World, step: int, say: Callable[[str], Non
     return Journal(ctx.out, step=step, trackers=trackers, writes=world.first)
 
 
-def prune(out: Path, recipe: Recipe, *, resumable: int) -> None:
+def prune_steps(out: Path, recipe: Recipe, *, resumable: int) -> None:
     """Two can be gone on from, should one be damaged; the others are there to be handed on."""
     steps.prune(out, keep=recipe.keep, by=recipe.best_by, pinned=recipe.pinned, resumable=resumable)
 
 
-def sampler(
+def open_sampler(
     ctx: Context,
     model: Any,
     journal: Journal,
@@ -271,7 +280,7 @@ def sampler(
     machine, ask = ctx.config.machine, ctx.config.eval
     if not machine.samples or not ask.prompts or not world.first:
         return lambda _: None
-    if why := refusal(facts["zero"]):
+    if why := why_no_samples(facts["zero"]):
         say(why)
         return lambda _: None
     chat = chat_with_system(ctx.config.model.chat, ctx.config.data.system)
@@ -281,7 +290,7 @@ def sampler(
     ).write
 
 
-def outlook(
+def describe_run(
     config: View,
     order: Order,
     world: World,
@@ -321,7 +330,7 @@ def outlook(
     ]
 
 
-def course(algo: View, whole: Order) -> int:
+def schedule_horizon(algo: View, whole: Order) -> int:
     """The steps over which the learning rate runs its course. Raises ConfigError where the training would
     go on behind its end.
     """
@@ -340,7 +349,7 @@ def course(algo: View, whole: Order) -> int:
     return horizon
 
 
-def row_names(ledger: Path) -> Callable[[Pack], list[str]]:
+def source_lines(ledger: Path) -> Callable[[Pack], list[str]]:
     """A function from a pack to the `file:line` of its documents."""
 
     @cache
@@ -356,7 +365,7 @@ def row_names(ledger: Path) -> Callable[[Pack], list[str]]:
     return where
 
 
-def short_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return next(key for key, value in PRECISIONS.items() if value == dtype)
 
 

@@ -31,7 +31,7 @@ from tuner.train import optimizers
 from tuner.train.batch import count_targets
 from tuner.train.checkpoints import steps
 from tuner.train.distributed import World
-from tuner.train.engine import Engine, TorchEngine, trained
+from tuner.train.engine import Engine, TorchEngine, trainable_parameters
 from tuner.train.noise import Noise, prepare_noise
 
 
@@ -86,7 +86,7 @@ def build_model(
     return model.train()
 
 
-def describe(config: View, model: Any, out: Path) -> None:
+def write_adapter_settings(config: View, model: Any, out: Path) -> None:
     """What of an adapter is the same at every step, beside the steps."""
     if not config.algo.uses_adapter:
         return
@@ -119,12 +119,12 @@ def build_engine(
     autocast = autocast_of(algo, compute)
     noise: Noise | None = prepare_noise(model, seed=config.seed, dropout=algo.dropout, neftune=algo.neftune)
     if facts["engine"] == "torch":
-        optimizer = optimizers.build(
-            trained(model),
+        optimizer = optimizers.build_optimizer(
+            trainable_parameters(model),
             algo.optim,
             lora_plus=algo.lora_plus,
             device=world.device,
-            ends=optimizers.ends(model),
+            vocabulary=optimizers.vocabulary_weights(model),
         )
         return TorchEngine(
             model, optimizer, autocast=autocast, label_smoothing=algo.label_smoothing, noise=noise
@@ -135,7 +135,7 @@ def build_engine(
 
     shared = machine.sequence_parallel
     if shared > 1:
-        sequence_parallel.refuse(model.config, shared, carried_state(model))
+        sequence_parallel.refuse_model(model.config, shared, carried_state(model))
 
     combination = deepspeed.combination_of(machine, algo, processes=world.size)
     hidden = model.config.get_text_config().hidden_size
@@ -163,7 +163,7 @@ def build_engine(
     return engine
 
 
-def operations(
+def step_flops(
     config: View, directory: Path, device: torch.device
 ) -> tuple[Callable[[Sequence[Pack]], float], float | None]:
     """The floating-point operations of a step as a function of its packs, and the most that the device does a

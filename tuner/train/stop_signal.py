@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-FILE = "stop"
+STOP_FILE = "stop"
 
 
 class Stop:
@@ -20,7 +20,7 @@ class Stop:
     """
 
     def __init__(self, out: Path) -> None:
-        self._file = out / FILE
+        self._file = out / STOP_FILE
         self._file.unlink(missing_ok=True)  # of a training that ended before it looked
         self._signalled = False
         self._before: Any = None

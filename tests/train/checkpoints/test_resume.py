@@ -18,7 +18,7 @@ def begun(world: World, given: dict[str, Any]) -> dict[str, Any]:
     read, said = [], []
     steps.sha256_of = lambda path: read.append(f"{path.parent.name}/{path.name}") or sha256_of(path)  # type: ignore[assignment,func-returns-value]
     order = plan_order(9, 8, seed=0, epochs=1, steps=9, batch_tokens=8)
-    found = resume.begin(given["out"], order, world, said.append)
+    found = resume.find_step(given["out"], order, world, said.append)
     return {"step": found.step if found else None, "said": said, "read": read, "left": numbers(given["out"])}
 
 

@@ -24,7 +24,7 @@ from tests.train.checkpoints.saving import Job, Processes, ended
 from tuner.errors import DataError, Interrupted, StageError
 from tuner.train.checkpoints import save as checkpoint
 from tuner.train.checkpoints import sharded, steps
-from tuner.train.checkpoints.copies import Copies, available
+from tuner.train.checkpoints.copies import HostCopies, available_memory
 from tuner.train.checkpoints.save import Saver
 from tuner.train.engine import State
 
@@ -56,7 +56,7 @@ def poll_on(saver: Saver) -> None:
 
 
 def numbers(out: Path) -> list[int]:
-    return [found.step for found in steps.kept(out)]
+    return [found.step for found in steps.saved_steps(out)]
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_round_trip(tmp_path: Path) -> None:
     found = steps.newest(tmp_path)
     assert found is not None
     assert (found.step, found.tokens, found.dir.name, found.resumable) == (10, 100, "step-000010", True)
-    read = sharded.read(found)
+    read = sharded.open_step(found)
     assert torch.equal(read.weights["w"], state(10).weights["w"])
     assert read.optimizer["w/step"].item() == 10
     assert read.optimizer["w/step"].shape == ()
@@ -80,9 +80,9 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_a_step_that_nothing_goes_on_from_has_no_optimizer(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, state(1), step=1, tokens=1, scores={}, optimizer=False)
-    (found,) = steps.kept(tmp_path)
+    (found,) = steps.saved_steps(tmp_path)
     assert not found.resumable
-    assert dict(sharded.read(found).optimizer) == {}
+    assert dict(sharded.open_step(found).optimizer) == {}
 
 
 def test_views_and_tied_tensors_are_saved_as_they_are_seen(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_views_and_tied_tensors_are_saved_as_they_are_seen(tmp_path: Path) -> No
     checkpoint.save(
         tmp_path, State(weights=weights, optimizer={}), step=1, tokens=1, scores={}, optimizer=False
     )
-    read = sharded.read(steps.kept(tmp_path)[0]).weights
+    read = sharded.open_step(steps.saved_steps(tmp_path)[0]).weights
     assert read.keys() == weights.keys()
     assert all(torch.equal(read[name], tensor) for name, tensor in weights.items())
 
@@ -101,7 +101,7 @@ def test_what_is_saved_is_the_step_though_training_went_on(
     tmp_path: Path, room: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not room:
-        monkeypatch.setattr(checkpoint, "available", lambda: 0.0)
+        monkeypatch.setattr(checkpoint, "available_memory", lambda: 0.0)
     held = State(weights={"w": torch.zeros(500_000)}, optimizer={"w/exp_avg": torch.zeros(500_000)})
     with Saver(tmp_path) as saver:
         for step in range(1, 6):
@@ -111,8 +111,8 @@ def test_what_is_saved_is_the_step_though_training_went_on(
             assert room == (saver._pending is not None)
             held.weights["w"].fill_(-1)
             held.optimizer["w/exp_avg"].fill_(-1)
-    for found in steps.kept(tmp_path):
-        read = sharded.read(found)
+    for found in steps.saved_steps(tmp_path):
+        read = sharded.open_step(found)
         assert read.weights["w"].unique().tolist() == [found.step]
         assert read.optimizer["w/exp_avg"].unique().tolist() == [10 * found.step]
     assert numbers(tmp_path) == [1, 2, 3, 4, 5]
@@ -139,7 +139,7 @@ def test_save_returns_while_the_disk_is_still_writing(tmp_path: Path) -> None:
 
 
 def test_copies_are_taken_once(tmp_path: Path) -> None:
-    copies, held = Copies(), {"weights": {"w": torch.zeros(3)}}
+    copies, held = HostCopies(), {"weights": {"w": torch.zeros(3)}}
     first = copies.take(held, free=1e9)
     assert copies.take(held, free=0.0) == first  # what is there needs no room
     assert first is not None
@@ -150,7 +150,7 @@ def test_copies_are_taken_once(tmp_path: Path) -> None:
 
 
 def test_the_memory_that_is_free_is_less_than_there_is() -> None:
-    assert 0 < available() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < available_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_steps_are_pruned_when_the_new_one_is_there(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_what_is_saved_of_a_gpu_is_the_step_though_training_went_on(
     and changes the tensors right after.
     """
     if not room:
-        monkeypatch.setattr(checkpoint, "available", lambda: 0.0)
+        monkeypatch.setattr(checkpoint, "available_memory", lambda: 0.0)
     whole = [torch.empty(300, 450_000, device="cuda") for _ in range(3)]
     held = State(
         weights={f"w{i}": row for i, row in enumerate(whole[0])},
@@ -241,7 +241,7 @@ def test_what_is_saved_of_a_gpu_is_the_step_though_training_went_on(
                 f"room {room}: the loop was held for {held_for:.3f} s, the step was on the disk after "
                 f"{time.monotonic() - began:.2f} s"
             )
-            read = sharded.read(steps.kept(tmp_path)[-1])
+            read = sharded.open_step(steps.saved_steps(tmp_path)[-1])
             assert all(
                 (tensor == step).all() for tensor in (*read.weights.values(), *read.optimizer.values())
             )
@@ -269,10 +269,10 @@ def test_processes_that_share_the_tensors_save_one_step(tmp_path: Path, of: int)
             save(savers[rank], step, part(step, rank, of))
     with ThreadPoolExecutor(of) as pool:
         list(pool.map(Saver.wait, savers))
-    for found in steps.kept(tmp_path):
+    for found in steps.saved_steps(tmp_path):
         assert found.whole()
         assert len(found.files) == 2 * of
-        read = sharded.read(found)
+        read = sharded.open_step(found)
         assert torch.equal(read.weights["w"], found.step * torch.arange(12.0).view(3, 4))
         assert torch.equal(read.optimizer["w/exp_avg"], -found.step * torch.arange(12.0).view(3, 4))
         assert read.optimizer["w/step"].item() == found.step
@@ -286,7 +286,7 @@ def test_a_process_with_nothing_of_its_own_takes_part(tmp_path: Path) -> None:
     save(savers[0], 1)
     save(savers[1], 1, State(weights={}, optimizer={}))
     savers[0].wait()
-    read = sharded.read(steps.kept(tmp_path)[0])
+    read = sharded.open_step(steps.saved_steps(tmp_path)[0])
     assert torch.equal(read.weights["w"], state(1).weights["w"])
 
 
@@ -371,10 +371,10 @@ def said(job: Job) -> str:
 def all_whole(out: Path) -> dict[str, int]:
     """Each step there is whole and holds its own number everywhere; returns the inodes of their files."""
     for directory in (out / "steps").glob("step-*[0-9]"):
-        found = steps.at(directory)
+        found = steps.read_step(directory)
         assert found is not None, f"{directory} (seed {SEED})"
         assert found.whole(), f"{found.damaged()} (seed {SEED})"
-        read = sharded.read(found)
+        read = sharded.open_step(found)
         tensors = [*read.weights.values(), *(read.optimizer.values() if found.resumable else [])]
         assert {value for tensor in tensors for value in tensor.unique().tolist()} == {found.step}, (
             f"{directory} (seed {SEED})"
@@ -486,7 +486,7 @@ def test_a_real_disk_that_is_full(processes: Processes, tmp_path: Path) -> None:
         going_on = job(small / "out", begin=3, end=4, keep=1)
         ended(processes.start(going_on))
         assert "No space left" in said(going_on)
-        steps.drop(small / "out" / "steps" / "step-000002")
+        steps.remove(small / "out" / "steps" / "step-000002")
         again = job(small / "out", begin=2, end=2)
         ended(processes.start(again))
         assert said(again) == "ok"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tuner.errors import DataError
 from tuner.models.checkpoint.safetensors import Checkpoint, Spec
-from tuner.train.checkpoints.sharded import Whole
+from tuner.train.checkpoints.sharded import LazyTensors
 
 SHAPES = st.lists(st.integers(0, 7), max_size=3).map(tuple)
 
@@ -56,7 +56,7 @@ def test_any_cut_reads_back_whole(
         for begin, end in zip(cuts, [*cuts[1:], tensor.numel()], strict=True):
             draw.choice(files)[f"{name}@{begin}"] = tensor.flatten()[begin:end].clone()
     with TemporaryDirectory() as directory:
-        found = Whole(write(Path(directory), *files), shapes)
+        found = LazyTensors(write(Path(directory), *files), shapes)
         assert found.keys() == whole.keys()
         assert len(found) == len(whole)
         for name, tensor in whole.items():
@@ -72,14 +72,14 @@ def test_the_specs_are_those_of_a_file_with_the_whole_tensors(tmp_path: Path) ->
         {"w@0": tensor.flatten()[:5].clone(), "step": torch.tensor(3.0)},
         {"w@5": tensor.flatten()[5:].clone()},
     )
-    assert Whole(paths, {"w": (3, 4)}).specs == Checkpoint([tmp_path / "one"]).specs
-    assert Whole(paths, {"w": (3, 4)}).specs["w"] == Spec(name="w", dtype="F32", shape=(3, 4))
+    assert LazyTensors(paths, {"w": (3, 4)}).specs == Checkpoint([tmp_path / "one"]).specs
+    assert LazyTensors(paths, {"w": (3, 4)}).specs["w"] == Spec(name="w", dtype="F32", shape=(3, 4))
 
 
 def test_a_name_with_an_at_is_a_fragment_only_where_its_tensor_is_known_to_lie_in_parts(
     tmp_path: Path,
 ) -> None:
-    found = Whole(write(tmp_path, {"w@0": torch.ones(2, 2)}), {})
+    found = LazyTensors(write(tmp_path, {"w@0": torch.ones(2, 2)}), {})
     assert list(found) == ["w@0"]
 
 
@@ -131,18 +131,18 @@ def test_what_does_not_make_a_whole_is_named(
     tmp_path: Path, files: list[dict[str, Tensor]], shape: tuple[int, ...] | None, words: str
 ) -> None:
     with pytest.raises(DataError, match=words):
-        Whole(write(tmp_path, *files), {} if shape is None else {"w": shape})
+        LazyTensors(write(tmp_path, *files), {} if shape is None else {"w": shape})
 
 
 def test_a_large_shape_that_is_a_lie_takes_no_memory(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not that long"):
-        Whole(write(tmp_path, {"w@0": numbers(6)}), {"w": (1 << 40, 1 << 20)})
+        LazyTensors(write(tmp_path, {"w@0": numbers(6)}), {"w": (1 << 40, 1 << 20)})
 
 
 def test_a_tensor_is_read_when_it_is_asked_for_and_not_kept(tmp_path: Path) -> None:
     whole = numbers(1000)
     paths = write(tmp_path, {"w@0": whole[:400].clone()}, {"w@400": whole[400:].clone()})
-    found = Whole(paths, {"w": (10, 100)})
+    found = LazyTensors(paths, {"w": (10, 100)})
     first = found["w"]
     first.fill_(7)
     assert torch.equal(found["w"], whole.view(10, 100))

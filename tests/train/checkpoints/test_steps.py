@@ -34,7 +34,7 @@ def save(out: Path, step: int, *, optimizer: bool = True, held_out: float = 1.0,
 
 
 def numbers(out: Path) -> list[int]:
-    return [found.step for found in steps.kept(out)]
+    return [found.step for found in steps.saved_steps(out)]
 
 
 @pytest.mark.parametrize("of", [1, 2, 3])
@@ -114,8 +114,8 @@ def test_prune_leaves_the_newest_the_best_and_the_pinned(tmp_path: Path, of: int
         save(tmp_path, step, held_out=held_out, of=of)
     steps.prune(tmp_path, keep=2, by="held_out", pinned=5, resumable=1)
     assert numbers(tmp_path) == [5, 6, 999_999, 1_000_000]
-    assert [found.step for found in steps.kept(tmp_path) if found.resumable] == [1_000_000]
-    assert all(found.whole() for found in steps.kept(tmp_path))
+    assert [found.step for found in steps.saved_steps(tmp_path) if found.resumable] == [1_000_000]
+    assert all(found.whole() for found in steps.saved_steps(tmp_path))
     assert not list((tmp_path / "steps").glob("step-000006/optimizer*"))
     assert len(list((tmp_path / "steps").iterdir())) == 4
 
@@ -138,14 +138,14 @@ def test_steps_behind_the_one_gone_on_from_are_forgotten_damaged_or_not(tmp_path
     for step in (1, 2, 3):
         directory = save(tmp_path, step)
     (directory / "state.json").unlink()
-    steps.forget(tmp_path, after=1)
+    steps.remove_after(tmp_path, after=1)
     assert [path.name for path in (tmp_path / "steps").iterdir()] == ["step-000001"]
 
 
 def test_the_best_is_the_lowest_and_the_earliest_of_equals(tmp_path: Path) -> None:
     for step, held_out in ((1, 3.0), (2, 1.0), (3, 1.0)):
         save(tmp_path, step, held_out=held_out)
-    found = steps.kept(tmp_path)
+    found = steps.saved_steps(tmp_path)
     assert steps.choose(found, "best", "held_out") == found[1]
     assert steps.choose(found, "last", "held_out") == found[2]
     assert steps.choose(found, 1, "held_out") == found[0]
@@ -163,8 +163,8 @@ def test_a_step_is_adopted_by_another_training(tmp_path: Path, of: int) -> None:
     (source / "facts.json").write_text(
         '{"device": "cpu", "threads": 1, "zero": 3, "other": 2}', encoding="utf-8"
     )
-    steps.adopt(source, out, steps.kept(source)[0])
-    (found,) = steps.kept(out)
+    steps.adopt(source, out, steps.saved_steps(source)[0])
+    (found,) = steps.saved_steps(out)
     assert found.whole()
     assert found.resumable
     for path in saved.glob("*.safetensors"):
@@ -180,23 +180,23 @@ def test_a_step_is_adopted_by_another_training(tmp_path: Path, of: int) -> None:
 
 def test_the_content_of_a_step_is_its_weights_and_how_they_are_read(tmp_path: Path) -> None:
     saved = save(tmp_path, 1, of=2)
-    (found,) = steps.kept(tmp_path)
-    plain = steps.content(tmp_path, found)
-    steps.strip(found)
+    (found,) = steps.saved_steps(tmp_path)
+    plain = steps.weights_digest(tmp_path, found)
+    steps.remove_optimizer(found)
     assert not (saved / "optimizer-00001-of-00002.safetensors").exists()
-    assert steps.content(tmp_path, steps.kept(tmp_path)[0]) == plain
+    assert steps.weights_digest(tmp_path, steps.saved_steps(tmp_path)[0]) == plain
     digests = {plain}
     for name in ("adapter_config.json", "initial.safetensors"):
         (tmp_path / name).write_text("{}", encoding="utf-8")
-        digests.add(steps.content(tmp_path, found))
+        digests.add(steps.weights_digest(tmp_path, found))
     save(tmp_path / "other", 2, of=2)
-    digests.add(steps.content(tmp_path / "other", steps.kept(tmp_path / "other")[0]))
+    digests.add(steps.weights_digest(tmp_path / "other", steps.saved_steps(tmp_path / "other")[0]))
     assert len(digests) == 4
 
 
 def test_what_differs_from_the_beginning_is_said() -> None:
     began = {"device": "cuda", "zero": 2, "threads": 4, "loss": 1.0}
     now = {"device": "cuda", "zero": 3, "processes": 2, "loss": 2.0}
-    assert steps.differing(began, now) == [
+    assert steps.changed_facts(began, now) == [
         "zero is 3 now and was 2 before; the last bits of the result may differ from an uninterrupted run"
     ]

@@ -18,11 +18,11 @@ from tuner.models.load import load_model
 from tuner.models.lora.add import add_lora
 from tuner.models.stateful_layers import carried_state
 from tuner.train import optimizers
-from tuner.train.batch import Alone, alone, collate, count_targets
+from tuner.train.batch import SingleDocuments, collate, count_targets, split_documents
 from tuner.train.distributed import World
-from tuner.train.engine import TorchEngine, trained
+from tuner.train.engine import TorchEngine, trainable_parameters
 from tuner.train.evaluate import held_out_loss
-from tuner.train.loop import Recipe, micro_batches, places_of
+from tuner.train.loop import Recipe, micro_batch_origins, micro_batches
 from tuner.train.loss import summed_loss
 from tuner.train.preflight.numerics import prove
 
@@ -50,7 +50,7 @@ def some(seed: int, lengths: list[list[int]]) -> list[Pack]:
 
 def test_documents_are_packs_of_their_own() -> None:
     packs = some(0, [[4, 2, 3], [5], [2, 2]])
-    rows = Alone(packs)
+    rows = SingleDocuments(packs)
     assert len(rows) == 6
     assert [len(row.ids) for row in rows] == [4, 2, 3, 5, 2, 2]
     assert [rows[i].ids.tolist() for i in range(6)] == [row.ids.tolist() for row in rows]
@@ -58,17 +58,17 @@ def test_documents_are_packs_of_their_own() -> None:
         np.concatenate([row.ids for row in rows]).tolist()
         == np.concatenate([pack.ids for pack in packs]).tolist()
     )
-    assert [(row.files.tolist(), row.lines.tolist()) for row in alone(packs[0])] == [
+    assert [(row.files.tolist(), row.lines.tolist()) for row in split_documents(packs[0])] == [
         ([f], [n]) for f, n in zip(packs[0].files, packs[0].lines, strict=True)
     ]
     assert count_targets(list(rows)) == count_targets(packs)
     with pytest.raises(IndexError):
         rows[6]
-    assert len(Alone([])) == 0
+    assert len(SingleDocuments([])) == 0
 
 
 def test_each_is_a_micro_batch_and_processes_keep_pace() -> None:
-    rows = list(Alone(some(1, [[4, 2, 3], [5], [2, 2]])))
+    rows = list(SingleDocuments(some(1, [[4, 2, 3], [5], [2, 2]])))
     worlds = [World(rank=rank, size=4, device=torch.device("cpu")) for rank in range(4)]
     batches = [micro_batches(rows, 1, world, step=3) for world in worlds]
     assert {len(own) for own in batches} == {2}
@@ -98,11 +98,13 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> PeftModel:
 @pytest.mark.filterwarnings("ignore:.*falling back")
 def test_the_gradient_is_that_of_the_documents_alone(model: PeftModel) -> None:
     packs = some(2, [[9, 5, 14], [7, 12]])
-    named = trained(model)
-    engine = TorchEngine(model, optimizers.build(named, Optim(), device=torch.device("cpu")))
+    named = trainable_parameters(model)
+    engine = TorchEngine(model, optimizers.build_optimizer(named, Optim(), device=torch.device("cpu")))
     targets = count_targets(packs)
     losses = engine.forward_backward(
-        micro_batches(list(Alone(packs)), 1, World(rank=0, size=1, device=torch.device("cpu")), step=0),
+        micro_batches(
+            list(SingleDocuments(packs)), 1, World(rank=0, size=1, device=torch.device("cpu")), step=0
+        ),
         targets,
     )
     found = dict(engine.gradients())
@@ -111,7 +113,7 @@ def test_the_gradient_is_that_of_the_documents_alone(model: PeftModel) -> None:
     model.get_base_model().set_attn_implementation("eager")
     expected = []
     for pack in packs:
-        for row in alone(pack):
+        for row in split_documents(pack):
             ids = torch.from_numpy(row.ids.astype(np.int64))[None]
             keep = torch.from_numpy(np.flatnonzero(row.trained[1:]))
             loss = cross_entropy(
@@ -133,7 +135,7 @@ def test_packed_it_would_be_another_one_or_refused(model: PeftModel) -> None:
     model.eval()
     loss, tokens = held_out_loss(model, [pack], "cpu")
     assert loss is not None
-    apart = [held_out_loss(model, [row], "cpu") for row in alone(pack)]
+    apart = [held_out_loss(model, [row], "cpu") for row in split_documents(pack)]
     assert loss * tokens == pytest.approx(
         sum(one * count for one, count in apart if one is not None), rel=1e-6
     )
@@ -148,7 +150,9 @@ def test_packed_it_would_be_another_one_or_refused(model: PeftModel) -> None:
 def test_the_proofs_are_of_what_is_done(model: PeftModel) -> None:
     packs = some(4, [[9, 5, 14], [7, 12]])
     assert carried_state(model)
-    engine = TorchEngine(model, optimizers.build(trained(model), Optim(), device=torch.device("cpu")))
+    engine = TorchEngine(
+        model, optimizers.build_optimizer(trainable_parameters(model), Optim(), device=torch.device("cpu"))
+    )
     found = prove(
         engine,
         model,
@@ -169,7 +173,7 @@ def test_the_proofs_are_of_what_is_done(model: PeftModel) -> None:
 
 
 def test_what_is_not_finite_is_in_one_document() -> None:
-    rows = list(Alone(some(5, [[4, 2], [3]])))
+    rows = list(SingleDocuments(some(5, [[4, 2], [3]])))
     recipe = Recipe(
         seed=0,
         lr=1e-3,
@@ -190,7 +194,7 @@ def test_what_is_not_finite_is_in_one_document() -> None:
         pinned=None,
         resumable=False,
     )
-    places = places_of(rows, recipe, 2, lambda pack: [f"rows:{line}" for line in pack.lines])
+    places = micro_batch_origins(rows, recipe, 2, lambda pack: [f"rows:{line}" for line in pack.lines])
     assert [(place.rank, place.rows()) for place in places] == [
         (0, ["rows:0"]),
         (0, ["rows:10"]),

@@ -24,7 +24,7 @@ from tests.train.lives import (
     zero_engine,
 )
 from tests.train.ranks import in_processes
-from tuner.train.distributed import World, alone
+from tuner.train.distributed import World, single_process
 
 ALL = {
     f"{adapter} {stage}": (adapter, stage, "none") for adapter in ("lora", "none") for stage in range(4)
@@ -61,9 +61,9 @@ def test_every_stage_computes_what_the_torch_engine_computes(
         hold_to(truth[adapter], [rank[name] for rank in ranks], name)
         other = torch_engine(adapter)
         other.load(ranks[0][name]["half"])
-        train(other, alone(CPU), HALF, STEPS)
+        train(other, single_process(CPU), HALF, STEPS)
         begin, end = truth[adapter]["begin"].weights, truth[adapter]["end"].weights
-        assert apart(whole(alone(CPU), other.state()).weights, end, begin) < 1e-4, (
+        assert apart(whole(single_process(CPU), other.state()).weights, end, begin) < 1e-4, (
             f"{name}: the torch engine goes on from its step"
         )
 

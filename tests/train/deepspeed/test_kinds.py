@@ -15,9 +15,9 @@ from tests.train.ranks import in_processes
 from tuner.models.load import load_model
 from tuner.models.lora.add import add_lora
 from tuner.train.deepspeed.engine import ZeroEngine
-from tuner.train.distributed import World, alone
-from tuner.train.engine import Engine, TorchEngine, trained
-from tuner.train.optimizers import build, ends
+from tuner.train.distributed import World, single_process
+from tuner.train.engine import Engine, TorchEngine, trainable_parameters
+from tuner.train.optimizers import build_optimizer, vocabulary_weights
 
 KINDS: dict[str, dict[str, Any]] = {
     "recompute": {"recompute": True},
@@ -78,12 +78,17 @@ def test_what_zero_3_shards_is_multiplied_as_if_whole(tiny: Path, tmp_path: Path
     batches, targets = make_batches()
     for name, kind in KINDS.items():
         model = make_kind(tiny, **kind | {"recompute": False})
-        engine = TorchEngine(model, build(trained(model), OPTIM, device=CPU, ends=ends(model)))
-        begin = whole(alone(CPU), engine.state())
+        engine = TorchEngine(
+            model,
+            build_optimizer(
+                trainable_parameters(model), OPTIM, device=CPU, vocabulary=vocabulary_weights(model)
+            ),
+        )
+        begin = whole(single_process(CPU), engine.state())
         engine.forward_backward(batches[:4], targets[0])
         gradients = {name: gradient.clone() for name, gradient in engine.gradients()}
         engine.reset()
-        norms, end = train(engine, alone(CPU), 0, 3), whole(alone(CPU), engine.state())
+        norms, end = train(engine, single_process(CPU), 0, 3), whole(single_process(CPU), engine.state())
         for found in (rank[name] for rank in ranks):
             assert distance(found["gradients"], gradients) < 1e-6, name
             assert found["norms"] == pytest.approx(norms, rel=1e-4), name
@@ -136,7 +141,13 @@ def test_nf4_is_the_same_under_every_stage(size: int, tiny: Path, tmp_path: Path
     )
     model = make_kind(tiny, quant="nf4")
     true = losses_of(
-        TorchEngine(model, build(trained(model), OPTIM, device=CPU, ends=ends(model))), alone(CPU)
+        TorchEngine(
+            model,
+            build_optimizer(
+                trainable_parameters(model), OPTIM, device=CPU, vocabulary=vocabulary_weights(model)
+            ),
+        ),
+        single_process(CPU),
     )
     assert true[0] != true[1]
     for case in cases:
@@ -159,7 +170,7 @@ def test_on_a_gpu_it_trains_in_bf16_as_the_torch_engine_does(
 ) -> None:
     for name in ("LOCAL_RANK", "DS_ACCELERATOR"):  # which the engine sets
         monkeypatch.delenv(name, raising=False)
-    world = alone(torch.device("cuda", 0))
+    world = single_process(torch.device("cuda", 0))
     batches, targets = make_batches()
     full = adapter == "none"
     curves = []
@@ -187,7 +198,14 @@ def test_on_a_gpu_it_trains_in_bf16_as_the_torch_engine_does(
             )
         else:
             engine = TorchEngine(
-                model, build(trained(model), OPTIM, device=world.device, ends=ends(model)), autocast=autocast
+                model,
+                build_optimizer(
+                    trainable_parameters(model),
+                    OPTIM,
+                    device=world.device,
+                    vocabulary=vocabulary_weights(model),
+                ),
+                autocast=autocast,
             )
         seen: set[torch.dtype] = set()
         layer = next(module for name, module in model.named_modules() if name.endswith("q_proj"))

@@ -35,7 +35,7 @@ from tests.train.ranks import in_processes
 from tuner.errors import ConfigError, StageError
 from tuner.train.deepspeed import nvme
 from tuner.train.deepspeed.engine import ZeroEngine
-from tuner.train.distributed import World, alone
+from tuner.train.distributed import World, single_process
 from tuner.train.preflight.memory import set_recompute
 
 HIDDEN = 768
@@ -101,9 +101,9 @@ def test_from_a_disk_the_numbers_are_the_same(
     hold_to(truth[adapter], lives, f"{adapter} {offload}")
     other = torch_engine(adapter, hidden=HIDDEN)
     other.load(lives[0]["half"])
-    train(other, alone(CPU), HALF, STEPS)
+    train(other, single_process(CPU), HALF, STEPS)
     begin, end = truth[adapter]["begin"].weights, truth[adapter]["end"].weights
-    assert apart(whole(alone(CPU), other.state()).weights, end, begin) < 1e-4, (
+    assert apart(whole(single_process(CPU), other.state()).weights, end, begin) < 1e-4, (
         "the torch engine goes on from its step"
     )
     assert list(disk.iterdir()) == [], "nothing is left on the disk"
@@ -236,7 +236,9 @@ def test_a_relative_path_is_where_the_training_was_started(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     model = torch.nn.Linear(2, 2)
-    zero = nvme.prepare(make_settings(3, alone(CPU), "all", disk=Path("disk")), model)["zero_optimization"]
+    zero = nvme.prepare(make_settings(3, single_process(CPU), "all", disk=Path("disk")), model)[
+        "zero_optimization"
+    ]
     assert Path(zero["offload_optimizer"]["nvme_path"]).parent == tmp_path / "disk"
     assert zero["offload_param"]["nvme_path"] == zero["offload_optimizer"]["nvme_path"]
     del model

@@ -32,7 +32,7 @@ from tuner.models.stateful_layers import carried_state
 from tuner.train.batch import Batch, collate, empty_batch
 from tuner.train.deepspeed import sequence_parallel
 from tuner.train.deepspeed.engine import ZeroEngine
-from tuner.train.deepspeed.sequence_parallel import misfit, refuse, shard
+from tuner.train.deepspeed.sequence_parallel import heads_mismatch, refuse_model, shard_batch
 from tuner.train.deepspeed.settings import deepspeed_json
 from tuner.train.distributed import World
 from tuner.train.loss import summed_loss
@@ -109,7 +109,7 @@ def shared(world: World, given: dict[str, Any]) -> dict[str, Any]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # renamed in a later transformers
                 model.gradient_checkpointing_enable({"use_reentrant": False})
-        batches = [shard(batch, world.rank, world.size) for batch in make_batches()]
+        batches = [shard_batch(batch, world.rank, world.size) for batch in make_batches()]
         losses = engine.forward_backward(batches, given["targets"])
         made[name] = {
             "losses": losses,
@@ -178,7 +178,7 @@ def test_processes_that_share_rows_compute_what_one_computes(
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
 def test_slices_are_the_row(packs: Packs, size: int) -> None:
     row = collate([packs[0], packs[1]], indices=[5, 9], step=3)
-    slices = [shard(row, rank, size) for rank in range(size)]
+    slices = [shard_batch(row, rank, size) for rank in range(size)]
     tokens, each = row.ids_1N.shape[1], slices[0].ids_1N.shape[1]
     assert (
         {piece.ids_1N.shape for piece in slices}
@@ -209,7 +209,7 @@ def test_the_example_of_the_docstring() -> None:
         keep_M=torch.tensor([1, 3]),
         targets_M=torch.tensor([30, 50]),
     )
-    first, second = shard(row, 0, 2), shard(row, 1, 2)
+    first, second = shard_batch(row, 0, 2), shard_batch(row, 1, 2)
     assert (first.positions_1N.tolist(), first.keep_M.tolist(), first.borders) == (
         [[0, 1, 2]],
         [1],
@@ -227,17 +227,17 @@ def test_the_example_of_the_docstring() -> None:
     [(14, 2, 4, 2), (9, 3, 2, 1), (16, 6, 4, 2), (12, 4, 3, 2), (8, 8, 16, 8)],
 )
 def test_heads_that_cannot_be_dealt_out(heads: int, kv: int, size: int, best: int) -> None:
-    said = misfit(heads, kv, size)
+    said = heads_mismatch(heads, kv, size)
     assert said is not None
     assert f"to {best} process" in said
-    assert misfit(heads, kv, best) is None
+    assert heads_mismatch(heads, kv, best) is None
 
 
 def test_models_whose_rows_cannot_be_shared_are_refused() -> None:
     hybrid = Qwen3_5TextConfig(num_hidden_layers=4)
     with torch.device("meta"):
         state = carried_state(AutoModelForCausalLM.from_config(hybrid))
-    refuse(CONFIGS["caps and windows"], 2)
+    refuse_model(CONFIGS["caps and windows"], 2)
     with pytest.raises(
         ConfigError,
         match=(
@@ -245,9 +245,9 @@ def test_models_whose_rows_cannot_be_shared_are_refused() -> None:
             r" not to 3"
         ),
     ):
-        refuse(CONFIGS["grouped"], 3)
+        refuse_model(CONFIGS["grouped"], 3)
     with pytest.raises(
         ConfigError,
         match=r"layers of another kind \(linear_attention layers\). Leave machine.sequence_parallel=1",
     ):
-        refuse(hybrid, 2, state)
+        refuse_model(hybrid, 2, state)

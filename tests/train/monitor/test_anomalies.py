@@ -8,8 +8,13 @@ import pytest
 
 from tuner.data.packs import Pack
 from tuner.errors import DataError, StageError
-from tuner.train.monitor.anomalies import Place, Watch, refuse_not_finite, refuse_nothing_trained
-from tuner.train.schedule import exhausted, lr_at
+from tuner.train.monitor.anomalies import (
+    AnomalyWatch,
+    MicroBatchOrigin,
+    refuse_not_finite,
+    refuse_nothing_trained,
+)
+from tuner.train.schedule import lr_at, patience_exhausted
 
 
 def row(
@@ -31,13 +36,13 @@ def curve(seed: int, steps: int) -> list[dict[str, Any]]:
     ]
 
 
-def said(watch: Watch, seen: list[dict[str, Any]]) -> list[str]:
+def said(watch: AnomalyWatch, seen: list[dict[str, Any]]) -> list[str]:
     return [sentence for one in seen for sentence in watch.observe(one, rows)]
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_usual_training_is_not_commented(seed: int) -> None:
-    assert said(Watch(horizon=400), curve(seed, 400)) == []
+    assert said(AnomalyWatch(horizon=400), curve(seed, 400)) == []
 
 
 @pytest.mark.parametrize(
@@ -48,7 +53,7 @@ def test_a_spike_is_said_once(name: str, value: float, words: str) -> None:
     seen = curve(0, 300)
     for step in (200, 201, 202, 250):
         seen[step - 1][name] = value
-    found = said(Watch(horizon=300), seen)
+    found = said(AnomalyWatch(horizon=300), seen)
     assert len(found) == 2  # 200 to 202 is one event
     assert found[0].startswith(f"step 200: {words}, and the median of the 64 steps before is ")
     assert found[0].endswith("its rows: a.jsonl:7, a.jsonl:9")
@@ -58,15 +63,15 @@ def test_a_spike_is_said_once(name: str, value: float, words: str) -> None:
 def test_what_is_usual_is_known_at_once_in_a_training_that_goes_on() -> None:
     seen = curve(0, 101)
     seen[100]["loss"] = 6.0
-    whole = Watch(horizon=300)
+    whole = AnomalyWatch(horizon=300)
     expected = said(whole, seen)
-    assert said(Watch(horizon=300, rows=seen[36:100]), seen[100:]) == expected
+    assert said(AnomalyWatch(horizon=300, rows=seen[36:100]), seen[100:]) == expected
     assert len(expected) == 1
-    assert said(Watch(horizon=300), seen[100:]) == []
+    assert said(AnomalyWatch(horizon=300), seen[100:]) == []
 
 
 def test_steps_without_targets() -> None:
-    watch = Watch(horizon=40)
+    watch = AnomalyWatch(horizon=40)
     seen = [row(n, loss=0.0 if 5 <= n <= 6 else 2.0, targets=0 if 5 <= n <= 6 else 50) for n in range(1, 40)]
     assert said(watch, seen) == [
         "step 5 trains nothing: none of its tokens is a target (a.jsonl:7, a.jsonl:9)"
@@ -75,7 +80,7 @@ def test_steps_without_targets() -> None:
 
 
 def test_a_training_without_targets_is_refused() -> None:
-    watch = Watch(horizon=3)
+    watch = AnomalyWatch(horizon=3)
     said(watch, [row(n, 0.0, 0.0, targets=0) for n in (1, 2, 3)])
     with pytest.raises(StageError, match="Nothing was trained"):
         watch.close()
@@ -102,19 +107,20 @@ def test_a_training_without_targets_is_refused() -> None:
 @pytest.mark.parametrize("lr", [1e-5, 2e-4])
 def test_shipped_schedules_are_not_dead(schedule: str, lr: float) -> None:
     rates = [lr_at(step, 2000, lr=lr, schedule=schedule, warmup=0.03) for step in range(2000)]
-    assert said(Watch(horizon=2000), [row(n + 1, lr=rate) for n, rate in enumerate(rates)]) == []
+    assert said(AnomalyWatch(horizon=2000), [row(n + 1, lr=rate) for n, rate in enumerate(rates)]) == []
 
 
 def test_a_dead_learning_rate() -> None:
-    zero = said(Watch(horizon=20), [row(n, lr=0.0) for n in range(1, 21)])
+    zero = said(AnomalyWatch(horizon=20), [row(n, lr=0.0) for n in range(1, 21)])
     assert [sentence[:45] for sentence in zero] == ["the learning rate is 0 at step 1 of 20: nothi"]
-    small = said(Watch(horizon=20), [row(n, lr=1e-12) for n in range(1, 21)])
+    small = said(AnomalyWatch(horizon=20), [row(n, lr=1e-12) for n in range(1, 21)])
     assert [sentence[:50] for sentence in small] == ["the learning rate is 1e-12 at step 5 of 20, too sm"]
 
 
 def test_a_loss_that_is_not_finite_names_step_rank_and_rows() -> None:
     places = [
-        Place(rank=rank, rows=lambda rank=rank: [f"a.jsonl:{rank}{i}" for i in range(6)]) for rank in (0, 1)
+        MicroBatchOrigin(rank=rank, rows=lambda rank=rank: [f"a.jsonl:{rank}{i}" for i in range(6)])
+        for rank in (0, 1)
     ]  # type: ignore[misc]
     refuse_not_finite("loss", [1.0, 2.0], 7, places)
     with pytest.raises(
@@ -135,11 +141,11 @@ def test_a_loss_that_is_not_finite_names_step_rank_and_rows() -> None:
 
 def test_early_stop_counts_measurements_without_a_new_lowest() -> None:
     falling = [(10 * n, 3.0 - 0.1 * n) for n in range(1, 10)]
-    assert not exhausted(falling, 1, 10)
-    assert not exhausted([], 1, 10)
+    assert not patience_exhausted(falling, 1, 10)
+    assert not patience_exhausted([], 1, 10)
     flat = [*falling, (100, 2.2), (110, 2.1), (120, 2.3)]
-    assert [exhausted(flat[:n], 3, 10) for n in range(len(flat) + 1)] == [False] * 12 + [True]
-    assert exhausted([(1, 2.0), (2, 2.0)], 1, 1)  # no worse is no better
+    assert [patience_exhausted(flat[:n], 3, 10) for n in range(len(flat) + 1)] == [False] * 12 + [True]
+    assert patience_exhausted([(1, 2.0), (2, 2.0)], 1, 1)  # no worse is no better
 
 
 def test_early_stop_is_the_same_whatever_else_is_measured() -> None:
@@ -147,4 +153,4 @@ def test_early_stop_is_the_same_whatever_else_is_measured() -> None:
     for _ in range(50):
         own = [(10 * n, draw.random()) for n in range(1, 12)]
         others = [(step, draw.random() - 1) for step in range(1, 120, 7) if step % 10]
-        assert exhausted(sorted(own + others), 4, 10) == exhausted(own, 4, 10)
+        assert patience_exhausted(sorted(own + others), 4, 10) == patience_exhausted(own, 4, 10)

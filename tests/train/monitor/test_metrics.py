@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tuner.train.monitor.metrics import Journal, usage
+from tuner.train.monitor.metrics import Journal, device_usage
 from tuner.train.monitor.progress import Progress
 from tuner.train.monitor.rows import read_rows
 from tuner.train.monitor.trackers import open_trackers
@@ -59,14 +59,16 @@ def test_other_processes_know_the_rows_and_write_none(tmp_path: Path) -> None:
 
 def test_usage_of_a_processor() -> None:
     held = torch.ones(64 * 2**20)  # 256 MiB
-    found = usage(torch.device("cpu"), flops=6e12, seconds=2.0, peak=1e12, processes=4)
+    found = device_usage(torch.device("cpu"), flops=6e12, seconds=2.0, peak=1e12, processes=4)
     assert found["mfu"] == 0.75
     status = dict(
         line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     )
     assert found["memory"] == pytest.approx(1024 * int(status["VmHWM"].split()[0]), rel=0.02)
     assert found["memory"] > held.numel() * 4
-    assert usage(torch.device("cpu"), flops=6e12, seconds=2.0, peak=None, processes=1).keys() == {"memory"}
+    assert device_usage(torch.device("cpu"), flops=6e12, seconds=2.0, peak=None, processes=1).keys() == {
+        "memory"
+    }
 
 
 def test_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,10 @@ from tuner.data.packs import Packs
 from tuner.models.load import load_tuned
 from tuner.train.batch import collate
 from tuner.train.engine import State
-from tuner.train.evaluate import ask
+from tuner.train.evaluate import ask_prompts
 from tuner.train.monitor.metrics import Journal
 from tuner.train.monitor.rows import read_rows
-from tuner.train.monitor.samples import Sampler, refusal
+from tuner.train.monitor.samples import Sampler, why_no_samples
 
 Opens = Callable[[int], Journal]
 PROMPTS = ["What is 1 plus 1?", "你好"]
@@ -85,7 +85,7 @@ def test_it_answers_as_a_model_that_is_loaded_to_answer(
 ) -> None:
     Sampler(made(tiny_model), tiny_model, chat, PROMPTS, 8, tmp_path, journal(0)).write(1)
     model = load_tuned(tiny_model, None, dtype=torch.float32, device="cpu", attention="sdpa")
-    answers = ask(model, tiny_model, chat, PROMPTS, 8)
+    answers = ask_prompts(model, tiny_model, chat, PROMPTS, 8)
     assert [
         {"prompt": row["prompt"], "answer": row["answer"]} for row in read_rows(tmp_path / "samples.jsonl")
     ] == list(answers)
@@ -104,5 +104,5 @@ def test_answers_to_steps_that_are_done_again_are_cut_off(
 
 
 def test_zero_3_is_refused() -> None:
-    assert refusal(2) is None
-    assert "machine.zero=2" in str(refusal(3))
+    assert why_no_samples(2) is None
+    assert "machine.zero=2" in str(why_no_samples(3))

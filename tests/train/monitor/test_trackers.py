@@ -120,7 +120,7 @@ class Flaky:
 
 
 def opened(board: Flaky, said: list[str]) -> Trackers:
-    line = trackers._Line("wandb", lambda: board, said.append)
+    line = trackers.TrackerThread("wandb", lambda: board, said.append)
     assert line.opened(time.monotonic() + 10)
     return Trackers([line])
 

@@ -14,7 +14,7 @@ from tests.data.chat.vendors.conversations import CONVERSATIONS
 from tuner.data.chat.template import Template, compile_template
 from tuner.data.packs import Pack
 from tuner.data.tokenizer.load import load_vocabulary
-from tuner.train.preflight.mask import look
+from tuner.train.preflight.mask import find_odd_spans
 
 __all__ = ["small"]
 
@@ -43,7 +43,7 @@ def test_the_mask_that_a_template_makes_is_its_own(
     name: str, made: Callable[[str], tuple[Template, list[Pack]]]
 ) -> None:
     template, packs = made(name)
-    count, odd = look(packs, template)
+    count, odd = find_odd_spans(packs, template)
     assert count >= len(packs)
     assert not odd
 
@@ -76,7 +76,7 @@ def test_another_mask_is_not(
     name: str, broken: Callable[[np.ndarray], np.ndarray], made: Callable[[str], tuple[Template, list[Pack]]]
 ) -> None:
     template, packs = made(name)
-    count, odd = look([replace(p, trained=broken(p.trained)) for p in packs], template)
+    count, odd = find_odd_spans([replace(p, trained=broken(p.trained)) for p in packs], template)
     assert len(odd) > count / 2, [o.why for o in odd]
     assert all(o.why.startswith("a trained text ") for o in odd)
 
@@ -92,13 +92,13 @@ def test_documents_that_were_cut_are_no_oddity(made: Callable[[str], tuple[Templ
             rest[0] = False
             yield pack(p.ids[middle:], rest)
 
-    assert not look(list(cut()), template)[1]
+    assert not find_odd_spans(list(cut()), template)[1]
 
 
 def test_plain_texts_are_trained_as_a_whole(made: Callable[[str], tuple[Template, list[Pack]]]) -> None:
     template, _ = made("llama3")
     batch = template.texts(["Snow is white.", "Coal is black."])
-    count, odd = look(
+    count, odd = find_odd_spans(
         [pack(batch.ids[b:e], batch.trained[b:e]) for b, e in pairwise(batch.offsets.tolist())], template
     )
     assert (count, odd) == (2, [])

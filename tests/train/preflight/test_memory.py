@@ -16,12 +16,18 @@ from tuner.errors import ConfigError, StageError
 from tuner.models.load import load_model
 from tuner.models.lora.add import add_lora
 from tuner.train.batch import Batch, collate
-from tuner.train.distributed import World, alone
-from tuner.train.engine import TorchEngine, trained
-from tuner.train.optimizers import build
+from tuner.train.distributed import World, single_process
+from tuner.train.engine import TorchEngine, trainable_parameters
+from tuner.train.optimizers import build_optimizer
 from tuner.train.preflight import memory
-from tuner.train.preflight.memory import Wish, fingerprint, hardest, rehearse, set_recompute
-from tuner.train.preflight.verdict import Verdict, key_of, recall, remember
+from tuner.train.preflight.memory import (
+    ProbeRequest,
+    fingerprint,
+    hardest_micro_batches,
+    probe_memory,
+    set_recompute,
+)
+from tuner.train.preflight.verdict import Verdict, recall, remember, verdict_key
 
 CPU = torch.device("cpu")
 KINDS = ("weights", "optimizer")
@@ -33,7 +39,8 @@ def make(directory: Path, *, lora: bool, optimizer: str = "adamw") -> tuple[Any,
         model = add_lora(model, r=4, alpha=8, dropout=0.0, targets="all-linear", seed=0)
     model.train()
     return model, TorchEngine(
-        model, build(trained(model), Optim(name=optimizer, weight_decay=0.1), device=CPU)
+        model,
+        build_optimizer(trainable_parameters(model), Optim(name=optimizer, weight_decay=0.1), device=CPU),
     )  # type: ignore[arg-type]
 
 
@@ -53,12 +60,12 @@ def test_a_rehearsed_training_is_the_same_as_one_that_was_not(
     _, plain = make(tiny, lora=lora, optimizer=optimizer)
     model, engine = make(tiny, lora=lora, optimizer=optimizer)
     begun = {name: tensor.clone() for name, tensor in engine.state().weights.items()}
-    found = rehearse(
+    found = probe_memory(
         engine,
         model,
         packs,
-        Wish(micro_batch="auto", recompute="auto", packs=2),
-        world=alone(CPU),
+        ProbeRequest(micro_batch="auto", recompute="auto", packs=2),
+        world=single_process(CPU),
         scratch=tmp_path / "scratch",
         timeout=60,
     )
@@ -87,8 +94,10 @@ def rehearsed(world: World, given: dict[str, Any]) -> list[bool]:
         for first in (False, True):
             engine = zero_engine("lora", world, stage)
             if first:
-                wish = Wish(micro_batch="auto", recompute="none", packs=1)
-                rehearse(engine, engine.model, packs, wish, world=world, scratch=given["scratch"], timeout=60)
+                wish = ProbeRequest(micro_batch="auto", recompute="none", packs=1)
+                probe_memory(
+                    engine, engine.model, packs, wish, world=world, scratch=given["scratch"], timeout=60
+                )
             train(engine, world, 0, 2)
             ends.append(whole(world, engine.state()))
         found += [
@@ -118,12 +127,12 @@ def test_a_disk_that_refuses_is_told_before_the_first_step(
     monkeypatch.setattr("tuner.train.checkpoints.save.write_file", full)
     model, engine = make(tiny, lora=True)
     with pytest.raises(StageError, match="No space left on device"):
-        rehearse(
+        probe_memory(
             engine,
             model,
             packs,
-            Wish(micro_batch=1, recompute="none", packs=2),
-            world=alone(CPU),
+            ProbeRequest(micro_batch=1, recompute="none", packs=2),
+            world=single_process(CPU),
             scratch=tmp_path / "scratch",
             timeout=60,
         )
@@ -179,11 +188,13 @@ def made(tiny: Path) -> tuple[Any, TorchEngine]:
 
 
 def on_card(
-    made: tuple[Any, TorchEngine], packs: Packs, wish: Wish, scratch: Path, foresight: Any = None
-) -> memory.Rehearsal:
+    made: tuple[Any, TorchEngine], packs: Packs, wish: ProbeRequest, scratch: Path, foresight: Any = None
+) -> memory.ProbeResult:
     model, engine = made
-    world = alone(torch.device("cuda"))  # the engine itself stays on the processor
-    return rehearse(engine, model, packs, wish, world=world, scratch=scratch, timeout=60, foresight=foresight)
+    world = single_process(torch.device("cuda"))  # the engine itself stays on the processor
+    return probe_memory(
+        engine, model, packs, wish, world=world, scratch=scratch, timeout=60, foresight=foresight
+    )
 
 
 @pytest.mark.parametrize(
@@ -209,7 +220,9 @@ def test_auto_takes_the_most_packs_that_leave_a_reserve(
 ) -> None:
     """Of 100 bytes and 100 a pack, or 50 with recomputation."""
     card = Card(monkeypatch, *made, room=room, base=100 if room != 150 else 80, pack=100)
-    found = on_card(made, packs, Wish(micro_batch="auto", recompute="auto", packs=most), tmp_path / "s")
+    found = on_card(
+        made, packs, ProbeRequest(micro_batch="auto", recompute="auto", packs=most), tmp_path / "s"
+    )
     assert (found.micro_batch, found.recompute) == (micro, recompute)
     assert found.reserved == card.peak <= (1 - memory.RESERVE) * room
     assert card.recomputes(made[0]) == (recompute == "blocks")
@@ -220,7 +233,7 @@ def test_a_line_that_promises_too_much_is_corrected(
 ) -> None:
     """From four packs on it takes more than the first two measurements say."""
     card = Card(monkeypatch, *made, room=2000, base=100, pack=100, bend=4)
-    found = on_card(made, packs, Wish(micro_batch="auto", recompute="none", packs=7), tmp_path / "s")
+    found = on_card(made, packs, ProbeRequest(micro_batch="auto", recompute="none", packs=7), tmp_path / "s")
     assert 2 <= found.micro_batch < 4
     assert max(card.tried) == 7
 
@@ -243,7 +256,13 @@ def test_what_does_not_fit_is_refused_with_what_would(
 
     Card(monkeypatch, *made, room=120, base=100, pack=100)
     with pytest.raises(ConfigError, match=r"does not fit.*recompute=blocks.*algo.quant=nf4 \(~0.1 GiB\)"):
-        on_card(made, packs, Wish(micro_batch="auto", recompute="auto", packs=7), tmp_path / "s", Foresight())
+        on_card(
+            made,
+            packs,
+            ProbeRequest(micro_batch="auto", recompute="auto", packs=7),
+            tmp_path / "s",
+            Foresight(),
+        )
 
 
 def test_recomputation_gives_the_same_gradient(tiny: Path, packs: Packs) -> None:
@@ -260,7 +279,7 @@ def test_recomputation_gives_the_same_gradient(tiny: Path, packs: Packs) -> None
 
 def test_the_hardest_rows_are_found_by_tokens_and_by_targets(packs: Packs) -> None:
     sizes = [(len(pack.ids), int(pack.trained.sum())) for pack in packs]
-    longest, fullest = hardest(sizes, 3)
+    longest, fullest = hardest_micro_batches(sizes, 3)
     assert sum(sizes[i][0] for i in longest) == sum(sorted((tokens for tokens, _ in sizes), reverse=True)[:3])
     assert sum(sizes[i][1] for i in fullest) == sum(
         sorted((targets for _, targets in sizes), reverse=True)[:3]
@@ -309,8 +328,8 @@ def test_a_cache_that_cannot_be_written_is_passed_over(cache: Path) -> None:
 def test_a_key_knows_config_and_content(tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"1")
-    key = key_of({"r": 16}, [weights], CPU)
-    assert key == key_of({"r": 16}, [weights], CPU)
-    assert key != key_of({"r": 8}, [weights], CPU)
+    key = verdict_key({"r": 16}, [weights], CPU)
+    assert key == verdict_key({"r": 16}, [weights], CPU)
+    assert key != verdict_key({"r": 8}, [weights], CPU)
     weights.write_bytes(b"22")
-    assert key != key_of({"r": 16}, [weights], CPU)
+    assert key != verdict_key({"r": 16}, [weights], CPU)

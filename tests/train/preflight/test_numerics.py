@@ -29,12 +29,12 @@ from tuner.models.load import load_model
 from tuner.models.lora.add import add_lora
 from tuner.train.batch import Batch, collate
 from tuner.train.deepspeed.engine import ZeroEngine
-from tuner.train.distributed import World, alone
-from tuner.train.engine import TorchEngine, trained
+from tuner.train.distributed import World, single_process
+from tuner.train.engine import TorchEngine, trainable_parameters
 from tuner.train.loss import summed_loss
 from tuner.train.noise import prepare_noise
-from tuner.train.optimizers import build
-from tuner.train.preflight.numerics import DOCUMENTS, prove, said, sample
+from tuner.train.optimizers import build_optimizer
+from tuner.train.preflight.numerics import DOCUMENTS, proofs_line, prove, sample_documents
 
 CPU = torch.device("cpu")
 
@@ -94,7 +94,7 @@ def made(directory: Path, adapter: str = "lora", dtype: torch.dtype = torch.floa
 
 
 def engine_of(model: Any, kind: type[TorchEngine] = TorchEngine, **how: Any) -> TorchEngine:
-    return kind(model, build(trained(model), Optim(), device=CPU), **how)
+    return kind(model, build_optimizer(trainable_parameters(model), Optim(), device=CPU), **how)
 
 
 def proved(
@@ -107,7 +107,9 @@ def proved(
         "quant": "none",
         "zero_adapter": hasattr(engine.model, "peft_config"),
     }
-    return prove(engine, engine.model, packs, alone(CPU), where=where, template=template, **(usual | how))
+    return prove(
+        engine, engine.model, packs, single_process(CPU), where=where, template=template, **(usual | how)
+    )
 
 
 @pytest.mark.parametrize("adapter", ["lora", "none"])
@@ -117,7 +119,7 @@ def test_all_hold_and_nothing_is_changed(
     engine = engine_of(made(tiny_model, adapter))
     before, learns = (
         {name: p.clone() for name, p in engine.model.named_parameters()},
-        set(trained(engine.model)),
+        set(trainable_parameters(engine.model)),
     )
     found = proved(engine, rows, template)
     assert set(found) == {"mask", "packed", "attention", "accumulated"} | (
@@ -128,7 +130,7 @@ def test_all_hold_and_nothing_is_changed(
     assert max(found.values()) < 2e-6
     assert found["attention"] > 0  # two ways of computing were compared
     assert all(torch.equal(p, before[name]) for name, p in engine.model.named_parameters())
-    assert set(trained(engine.model)) == learns
+    assert set(trainable_parameters(engine.model)) == learns
     assert engine.model.training
     assert all(p.grad is None for p in engine.model.parameters())
     assert not any(moment.any() for moment in engine.state().optimizer.values())
@@ -337,13 +339,15 @@ def test_they_hold_on_a_gpu(adapter: str, dtype: torch.dtype, tiny: Path, packs:
     backend, _ = choose_backend("auto", attention_needs(model, dtype=dtype, device=place))
     if adapter == "lora":
         model = add_lora(model, r=4, alpha=8, dropout=0.0, targets="all-linear", seed=0)
-    engine = TorchEngine(model.train(), build(trained(model), Optim(), device=place), autocast=autocast)
+    engine = TorchEngine(
+        model.train(), build_optimizer(trainable_parameters(model), Optim(), device=place), autocast=autocast
+    )
     with using_backend(backend):
         found = prove(
             engine,
             model,
             packs,
-            alone(place),
+            single_process(place),
             where=where,
             template=None,
             whole=False,
@@ -352,7 +356,7 @@ def test_they_hold_on_a_gpu(adapter: str, dtype: torch.dtype, tiny: Path, packs:
             quant="none",
             zero_adapter=adapter == "lora",
         )
-    print(f"\n{adapter}, {dtype}, {backend}: {said(found)}")
+    print(f"\n{adapter}, {dtype}, {backend}: {proofs_line(found)}")
 
 
 @pytest.mark.slow
@@ -376,14 +380,14 @@ def test_they_hold_in_two_processes_and_fail_in_both(packs: Sequence[Pack], tmp_
 
 
 def test_the_documents_are_real_and_short(rows: list[Pack], packs: Sequence[Pack]) -> None:
-    for found in (sample(rows, 512), sample(packs, 20), sample(packs, 512)):
+    for found in (sample_documents(rows, 512), sample_documents(packs, 20), sample_documents(packs, 512)):
         assert len(found) == DOCUMENTS
         assert all(
             len(p.lengths) == 1 == len(p.lines) and len(p.ids) == len(p.trained) == p.lengths[0]
             for p in found
         )
         assert all(p.trained.any() and not p.trained[0] for p in found)
-    assert sum(len(p.ids) for p in sample(packs, 20)) <= 20
+    assert sum(len(p.ids) for p in sample_documents(packs, 20)) <= 20
     bounds = {
         (int(line), tuple(pack.ids[b:e].tolist()))
         for pack in rows
@@ -391,9 +395,12 @@ def test_the_documents_are_real_and_short(rows: list[Pack], packs: Sequence[Pack
     }
     assert all(
         any(line == p.lines[0] and tuple(p.ids.tolist()) == ids[: len(p.ids)] for line, ids in bounds)
-        for p in sample(rows, 512)
+        for p in sample_documents(rows, 512)
     )
-    assert said({"mask": 12, "packed": 2e-6}) == "proved on these rows: packed 2e-06, mask right in 12 places"
+    assert (
+        proofs_line({"mask": 12, "packed": 2e-6})
+        == "proved on these rows: packed 2e-06, mask right in 12 places"
+    )
 
 
 def test_nothing_trained_is_no_failure(tiny: Path, packs: Sequence[Pack]) -> None:

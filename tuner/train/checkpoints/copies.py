@@ -13,7 +13,7 @@ SHARE = 0.8
 """of the memory that is free, what copies may take"""
 
 
-class Copies:
+class HostCopies:
     """The host's memory that tensors are copied to, taken once: page-locked for those of a GPU, which then
     copies while it computes.
     """
@@ -64,7 +64,7 @@ class Copies:
         return own.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
 
 
-def available() -> float:
+def available_memory() -> float:
     """Bytes of the host's memory that this process may still use, without others being moved to the disk;
     inf where that can't be told.
     """

@@ -21,7 +21,7 @@ from tuner.errors import Interrupted, StageError
 from tuner.files import read_json, sha256_of, sync, write_json
 from tuner.models.checkpoint.safetensors import DTYPES, Spec, write_file
 from tuner.train.checkpoints import sharded, steps
-from tuner.train.checkpoints.copies import Copies, available
+from tuner.train.checkpoints.copies import HostCopies, available_memory
 from tuner.train.engine import State
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -70,9 +70,9 @@ class Saver:
         self._out, self._rank, self._of, self._timeout, self._prune = out, rank, of, timeout, prune
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
         self._pending: Future[None] | None = None
-        self._copies = Copies()
+        self._copies = HostCopies()
         if rank == 0:
-            steps.sweep(out)
+            steps.remove_leftovers(out)
 
     def __enter__(self) -> Self:
         return self
@@ -103,10 +103,10 @@ class Saver:
         self.wait()
         tensors = {steps.WEIGHTS: state.weights} | ({steps.OPTIMIZER: state.optimizer} if optimizer else {})
         shapes = {
-            kind: {name: state.shapes[name] for name in cut(here, state.shapes)}
+            kind: {name: state.shapes[name] for name in fragmented(here, state.shapes)}
             for kind, here in tensors.items()
         }
-        copies = self._copies.take(tensors, available() / self._of)
+        copies = self._copies.take(tensors, available_memory() / self._of)
         snapshot = Snapshot(
             step=step, tokens=tokens, scores=dict(scores), tensors=copies or tensors, shapes=shapes
         )
@@ -130,14 +130,14 @@ class Saver:
             pending.result()
 
     def _write(self, snapshot: Snapshot) -> None:
-        target = self._out / "steps" / steps.name_of(snapshot.step)
+        target = self._out / "steps" / steps.directory_name(snapshot.step)
         partial = target.with_suffix(".tmp")
         self._copies.arrive()
         try:
             partial.mkdir(parents=True, exist_ok=True)
             own = self._write_own(partial, snapshot)
             if self._rank:
-                write_json(partial / note_of(self._rank), own)
+                write_json(partial / note_name(self._rank), own)
                 self._await_first(partial, snapshot.step)
                 return
             publish(partial, target, snapshot, [own, *self._others(partial, snapshot.step)])
@@ -163,7 +163,7 @@ class Saver:
         """Write this process's files; returns what the marker says of them."""
         files = {}
         for kind, tensors in snapshot.tensors.items():
-            path = partial / steps.file_of(kind, self._rank, self._of)
+            path = partial / steps.file_name(kind, self._rank, self._of)
             specs = [
                 Spec(name=name, dtype=NAMES[tensor.dtype], shape=tuple(tensor.shape))
                 for name, tensor in tensors.items()
@@ -180,7 +180,7 @@ class Saver:
         found: dict[int, dict[str, Any]] = {}
         began = time.monotonic()
         while missing := [rank for rank in range(1, self._of) if rank not in found]:
-            found |= {rank: note for rank in missing if (note := read_json(partial / note_of(rank)))}
+            found |= {rank: note for rank in missing if (note := read_json(partial / note_name(rank)))}
             for rank, note in found.items():
                 if "error" in note:
                     raise StageError(
@@ -220,9 +220,9 @@ class Saver:
             return
         for kind in (steps.WEIGHTS, steps.OPTIMIZER):  # gives back the space that the note may need
             with suppress(OSError):
-                (partial / steps.file_of(kind, self._rank, self._of)).unlink()
+                (partial / steps.file_name(kind, self._rank, self._of)).unlink()
         with suppress(OSError):
-            write_json(partial / note_of(self._rank), {"error": str(error)})
+            write_json(partial / note_name(self._rank), {"error": str(error)})
 
 
 def save(
@@ -245,8 +245,8 @@ def publish(partial: Path, target: Path, snapshot: Snapshot, notes: Iterable[dic
         for kind, told in note["shapes"].items():
             shapes[kind] |= told
     for kind, told in shapes.items():
-        sharded.Whole(
-            [partial / name for name in steps.parts(kind, files)],
+        sharded.LazyTensors(
+            [partial / name for name in steps.complete_set(kind, files)],
             {name: tuple(shape) for name, shape in told.items()},
         )
     marker = {
@@ -262,12 +262,12 @@ def publish(partial: Path, target: Path, snapshot: Snapshot, notes: Iterable[dic
     sync(partial / steps.MARKER)
     sync(partial)
     if target.exists():  # a damaged step of the same number
-        steps.drop(target)
+        steps.remove(target)
     partial.rename(target)
     sync(target.parent)
 
 
-def note_of(rank: int) -> str:
+def note_name(rank: int) -> str:
     """What a process's note of its files is called.
 
     >>> note_of(1)
@@ -276,7 +276,7 @@ def note_of(rank: int) -> str:
     return f"rank-{rank:05}.json"
 
 
-def cut(names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+def fragmented(names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
     """The tensors that the named entries are fragments of.
 
     >>> cut(["a@0", "b", "c@d"], {"a": (4,), "e": (2,)})

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tuner.errors import DataError
 from tuner.models.checkpoint.safetensors import DTYPES, Spec, read_specs
-from tuner.train.checkpoints.steps import OPTIMIZER, WEIGHTS, Checkpoint
+from tuner.train.checkpoints.steps import OPTIMIZER, WEIGHTS, SavedStep
 
 MEND = (
     "The save was not whole: remove the step's directory, and the same command goes on from the step "
@@ -30,11 +30,11 @@ MEND = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
+class ShardedStep:
     """A saved step, as an engine reads it."""
 
-    weights: "Whole"
-    optimizer: "Whole"
+    weights: "LazyTensors"
+    optimizer: "LazyTensors"
     """empty where no training can go on from the step"""
 
 
@@ -54,7 +54,7 @@ class Fragment:
         return tensor
 
 
-class Whole(Mapping[str, Tensor]):
+class LazyTensors(Mapping[str, Tensor]):
     """The tensors of some files by name, each read when it is asked for and not kept."""
 
     specs: dict[str, Spec]
@@ -91,13 +91,13 @@ class Whole(Mapping[str, Tensor]):
         return len(self.specs)
 
 
-def read(checkpoint: Checkpoint) -> Step:
+def open_step(checkpoint: SavedStep) -> ShardedStep:
     """The tensors of a saved step, on the CPU. Only the files' headers are read here, and their hashes are
     not looked at.
     """
-    return Step(
+    return ShardedStep(
         **{
-            kind: Whole(checkpoint.paths(kind), checkpoint.shapes.get(kind, {}))
+            kind: LazyTensors(checkpoint.paths(kind), checkpoint.shapes.get(kind, {}))
             for kind in (WEIGHTS, OPTIMIZER)
         }
     )

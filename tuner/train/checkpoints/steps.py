@@ -44,7 +44,7 @@ RESOLVED = tuple(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Checkpoint:
+class SavedStep:
     """A saved step."""
 
     dir: Path
@@ -66,23 +66,23 @@ class Checkpoint:
 
     def paths(self, kind: str) -> list[Path]:
         """The files of the weights or of the optimizer, in the order of the processes that wrote them."""
-        return [self.dir / name for name in parts(kind, self.files)]
+        return [self.dir / name for name in complete_set(kind, self.files)]
 
     def damaged(self) -> list[str]:
         """The files that are not what was written; reads them all."""
-        return damaged(self.dir, self.files)
+        return damaged_files(self.dir, self.files)
 
     def whole(self) -> bool:
         """Whether all files are what was written."""
         return not self.damaged()
 
 
-def damaged(directory: Path, files: Mapping[str, str]) -> list[str]:
+def damaged_files(directory: Path, files: Mapping[str, str]) -> list[str]:
     """Those of the files, by name with their sha256, that are not what was written; reads them all."""
     return [name for name, sha in sorted(files.items()) if not _is(directory / name, sha)]
 
 
-def name_of(step: int) -> str:
+def directory_name(step: int) -> str:
     """What the directory of a step is called.
 
     >>> name_of(120)
@@ -91,7 +91,7 @@ def name_of(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def file_of(kind: str, rank: int, of: int) -> str:
+def file_name(kind: str, rank: int, of: int) -> str:
     """What the file of one process among so many is called.
 
     >>> file_of("weights", 0, 1), file_of("optimizer", 1, 2)
@@ -100,7 +100,7 @@ def file_of(kind: str, rank: int, of: int) -> str:
     return f"{kind}-{rank + 1:05}-of-{of:05}.safetensors" if of > 1 else f"{kind}.safetensors"
 
 
-def parts(kind: str, names: Iterable[str]) -> list[str]:
+def complete_set(kind: str, names: Iterable[str]) -> list[str]:
     """Those of the names that are files of that kind, if all that belong together are there; else none.
 
     >>> parts("weights", ["weights-00002-of-00002.safetensors", "weights-00001-of-00002.safetensors"])
@@ -109,10 +109,10 @@ def parts(kind: str, names: Iterable[str]) -> list[str]:
     []
     """
     own = sorted(name for name in names if name.startswith(kind))
-    return own if own == [file_of(kind, rank, len(own)) for rank in range(len(own))] else []
+    return own if own == [file_name(kind, rank, len(own)) for rank in range(len(own))] else []
 
 
-def at(directory: Path) -> Checkpoint | None:
+def read_step(directory: Path) -> SavedStep | None:
     """The step in a directory, as its marker tells; None where the marker can't be read, or tells of
     something else.
     """
@@ -128,28 +128,32 @@ def at(directory: Path) -> Checkpoint | None:
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     # The names are used as paths, so nothing but what a save writes is believed.
-    weights = parts(WEIGHTS, files)
-    if not weights or files.keys() != {*weights, *parts(OPTIMIZER, files)} or directory.name != name_of(step):
+    weights = complete_set(WEIGHTS, files)
+    if (
+        not weights
+        or files.keys() != {*weights, *complete_set(OPTIMIZER, files)}
+        or directory.name != directory_name(step)
+    ):
         return None
-    return Checkpoint(dir=directory, step=step, tokens=tokens, scores=scores, files=files, shapes=shapes)
+    return SavedStep(dir=directory, step=step, tokens=tokens, scores=scores, files=files, shapes=shapes)
 
 
-def kept(out: Path) -> list[Checkpoint]:
+def saved_steps(out: Path) -> list[SavedStep]:
     """The steps under `out`, in order. A directory without a readable marker counts as none."""
-    return [found for _, directory in _directories(out) if (found := at(directory))]
+    return [found for _, directory in _directories(out) if (found := read_step(directory))]
 
 
 def newest(
     out: Path,
-    wanted: Callable[[Checkpoint], bool] = lambda _: True,
+    wanted: Callable[[SavedStep], bool] = lambda _: True,
     say: Callable[[str], None] = lambda _: None,
-    damaged: Callable[[Checkpoint], list[str]] = Checkpoint.damaged,
-) -> Checkpoint | None:
+    damaged: Callable[[SavedStep], list[str]] = SavedStep.damaged,
+) -> SavedStep | None:
     """The newest whole step that is `wanted`; what is `damaged` is passed over, and `say` told of it."""
     passed = []
     found = None
     for _, directory in reversed(_directories(out)):
-        checkpoint = at(directory)
+        checkpoint = read_step(directory)
         if checkpoint and not wanted(checkpoint):
             continue
         wrong = damaged(checkpoint) if checkpoint else [MARKER]
@@ -170,13 +174,13 @@ def newest(
     return found
 
 
-def best(found: Iterable[Checkpoint], by: str) -> Checkpoint | None:
+def best(found: Iterable[SavedStep], by: str) -> SavedStep | None:
     """The step with the lowest score; the earliest of equals. None when none has that score."""
     scored = [checkpoint for checkpoint in found if by in checkpoint.scores]
     return min(scored, key=lambda checkpoint: (checkpoint.scores[by], checkpoint.step), default=None)
 
 
-def choose(found: list[Checkpoint], wish: int | str, by: str) -> Checkpoint | None:
+def choose(found: list[SavedStep], wish: int | str, by: str) -> SavedStep | None:
     """The step that convert.step means: a number, `last`, or `best` by the score `by`."""
     if wish == "last":
         return found[-1] if found else None
@@ -187,7 +191,7 @@ def choose(found: list[Checkpoint], wish: int | str, by: str) -> Checkpoint | No
     )
 
 
-def content(out: Path, checkpoint: Checkpoint) -> str:
+def weights_digest(out: Path, checkpoint: SavedStep) -> str:
     """The digest of what is read of a step when it is handed on: its weights, and the adapter's settings.
 
     It is that of the files: the same tensors, saved by another number of processes, are other files. Equal
@@ -195,11 +199,11 @@ def content(out: Path, checkpoint: Checkpoint) -> str:
     """
     settings = {name: sha256_of(out / name) for name in SETTINGS if (out / name).exists()}
     return content_digest(
-        {name: checkpoint.files[name] for name in parts(WEIGHTS, checkpoint.files)} | settings
+        {name: checkpoint.files[name] for name in complete_set(WEIGHTS, checkpoint.files)} | settings
     )
 
 
-def differing(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed_facts(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is not as it was when the training began, a sentence each."""
     return [
         f"{key} is {now[key]} now and was {began[key]} before; the last bits of the result may differ from "
@@ -213,25 +217,25 @@ def prune(out: Path, *, keep: int, by: str, pinned: object, resumable: int) -> N
     """Remove all but the newest `keep` steps, the best one and that of the number `pinned`; only the
     newest `resumable` keep their optimizer.
     """
-    found = kept(out)
+    found = saved_steps(out)
     good = best(found, by)
     for age, checkpoint in enumerate(reversed(found)):
         if age >= keep and checkpoint != good and checkpoint.step != pinned:
-            drop(checkpoint.dir)
+            remove(checkpoint.dir)
         elif age >= resumable and checkpoint.resumable:
-            strip(checkpoint)
+            remove_optimizer(checkpoint)
 
 
-def forget(out: Path, *, after: int) -> None:
+def remove_after(out: Path, *, after: int) -> None:
     """Remove the steps behind `after`, damaged ones too: the training goes on from there and does them
     again.
     """
     for number, directory in _directories(out):
         if number > after:
-            drop(directory)
+            remove(directory)
 
 
-def drop(directory: Path) -> None:
+def remove(directory: Path) -> None:
     """Remove a step. It stops being one at once: killed in between, nothing is left that looks like a
     step.
     """
@@ -241,13 +245,13 @@ def drop(directory: Path) -> None:
     shutil.rmtree(aside)
 
 
-def sweep(out: Path) -> None:
+def remove_leftovers(out: Path) -> None:
     """Remove what a killed process left half written or half removed."""
     for directory in [*(out / "steps").glob("*.tmp"), *(out / "steps").glob("*.old")]:
         shutil.rmtree(directory)
 
 
-def strip(checkpoint: Checkpoint) -> None:
+def remove_optimizer(checkpoint: SavedStep) -> None:
     """Give back the disk of the optimizer's state. The marker changes first: killed in between, the step
     is whole without it.
     """
@@ -262,7 +266,7 @@ def strip(checkpoint: Checkpoint) -> None:
         path.unlink(missing_ok=True)
 
 
-def adopt(source: Path, out: Path, checkpoint: Checkpoint) -> None:
+def adopt(source: Path, out: Path, checkpoint: SavedStep) -> None:
     """Put a step of the training in `source` into `out`, which then goes on from it: as links, for steps are
     never written to again.
 
@@ -285,7 +289,7 @@ def adopt(source: Path, out: Path, checkpoint: Checkpoint) -> None:
 
 def adopt_step(source: Path, out: Path, step: int) -> None:
     """The same for a step that is known by its number. Raises OSError when it is gone."""
-    checkpoint = choose(kept(source), step, "")
+    checkpoint = choose(saved_steps(source), step, "")
     if checkpoint is None:
         raise FileNotFoundError(f"step {step} of {source.name} is gone")
     adopt(source, out, checkpoint)

@@ -15,12 +15,19 @@ from peft import PeftModel, get_peft_model_state_dict
 from tuner.config.schema import Optim
 from tuner.train.batch import Batch
 from tuner.train.deepspeed import shards
-from tuner.train.deepspeed.initialize import start
+from tuner.train.deepspeed.initialize import start_deepspeed
 from tuner.train.distributed import World
-from tuner.train.engine import Saved, State, noisy, refuse_others, trained
+from tuner.train.engine import SavedTensors, State, noise_for, refuse_other_names, trainable_parameters
 from tuner.train.loss import summed_loss
 from tuner.train.noise import Noise
-from tuner.train.optimizers import build, ends, forget, moments, restore, set_lr
+from tuner.train.optimizers import (
+    build_optimizer,
+    moments,
+    reset_moments,
+    restore_moments,
+    set_lr,
+    vocabulary_weights,
+)
 
 
 class ZeroEngine:
@@ -53,11 +60,13 @@ class ZeroEngine:
         self.model, self.world = model, world
         self.label_smoothing, self.noise = label_smoothing, noise
         self.stage = int(settings["zero_optimization"]["stage"])
-        self.named = trained(model)
+        self.named = trainable_parameters(model)
         self.keys = saved_names(model, self.named)
         self.shapes = {name: tuple(p.shape) for name, p in self.named.items()}
         home = torch.device("cpu") if "offload_optimizer" in settings["zero_optimization"] else world.device
-        self.optimizer = build(self.named, optim, lora_plus=lora_plus, device=home, ends=ends(model))
+        self.optimizer = build_optimizer(
+            self.named, optim, lora_plus=lora_plus, device=home, vocabulary=vocabulary_weights(model)
+        )
         if autocast:
             # Inside of the model's forward pass: DeepSpeed turns off, on GPUs, an autocast that is around its
             # own. With a cache, autocast would keep
@@ -67,7 +76,7 @@ class ZeroEngine:
             )
             if self.stage == 3:
                 gather_rounded(model, autocast)
-        self.engine = start(model, self.optimizer, settings, world, timeout)
+        self.engine = start_deepspeed(model, self.optimizer, settings, world, timeout)
         self.held = shards.slices(self.engine.optimizer, self.named) if self.stage else {}
         self._reduced = False
 
@@ -77,7 +86,7 @@ class ZeroEngine:
         self.engine.set_gradient_accumulation_boundary(False)
         losses = []
         for batch in batches:
-            with noisy(self.noise, batch):
+            with noise_for(self.noise, batch):
                 loss = self._loss(batch, self.label_smoothing)
                 self.engine.backward(loss / max(1, targets) * self.world.size)
             losses.append(loss.detach())
@@ -158,19 +167,19 @@ class ZeroEngine:
                 optimizer[f"{name}/{key}"] = values
         return State(weights=weights, optimizer=optimizer, shapes=shapes)
 
-    def load(self, saved: Saved) -> None:
-        refuse_others(saved.weights, self.keys.values())
+    def load(self, saved: SavedTensors) -> None:
+        refuse_other_names(saved.weights, self.keys.values())
         self._discard()
         if not self.stage:
             for name, p in self.named.items():
                 p.data.copy_(saved.weights[self.keys[name]])
-            restore(self.optimizer, self.named, saved.optimizer)
+            restore_moments(self.optimizer, self.named, saved.optimizer)
             return
         shards.restore(self.engine.optimizer, self.named, self.held, self.keys, saved)
 
     def reset(self) -> None:
         self._discard()
-        forget(self.optimizer)
+        reset_moments(self.optimizer)
         if self.stage:
             shards.forget(self.engine.optimizer, self.held)
 

@@ -21,7 +21,7 @@ from tuner.train.deepspeed import nvme
 from tuner.train.distributed import World
 
 
-def start(
+def start_deepspeed(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     settings: Mapping[str, Any],
@@ -71,7 +71,7 @@ def start(
                 # One tensor at a time, so that the whole model never has to fit.
                 deepspeed.init_distributed(dist_init_required=False)
                 if on_disk:
-                    settings = nvme.shard(model, dict(settings))
+                    settings = nvme.shard_model(model, dict(settings))
                 else:
                     deepspeed.zero.Init(module=model, config_dict_or_path=dict(settings))
                 for buffer in model.buffers():

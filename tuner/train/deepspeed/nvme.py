@@ -60,7 +60,7 @@ def prepare(settings: Mapping[str, Any], model: torch.nn.Module) -> dict[str, An
     return {**settings, "zero_optimization": zero}
 
 
-def shard(model: torch.nn.Module, settings: dict[str, Any]) -> dict[str, Any]:
+def shard_model(model: torch.nn.Module, settings: dict[str, Any]) -> dict[str, Any]:
     """Shard a model over the processes, with its weights on the disk, a tensor at a time; DeepSpeed's JSON
     for what follows.
 
@@ -115,7 +115,7 @@ def own_directory(path: Path) -> tuple[Path, int]:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        sweep(path)
+        remove_stale(path)
         made = Path(tempfile.mkdtemp(prefix=PREFIX, dir=path))
         lock = os.open(made / "new", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -130,7 +130,7 @@ def own_directory(path: Path) -> tuple[Path, int]:
     return made, lock
 
 
-def sweep(path: Path) -> None:
+def remove_stale(path: Path) -> None:
     """Remove the directories of processes that are no more."""
     for left in path.glob(f"{PREFIX}*"):
         with suppress(OSError):  # another user's, one that is used, or one that another process removes
@@ -154,7 +154,7 @@ def _handle(base: Any) -> Any:
         reserves = True
 
         def async_pwrite(self, buffer: Tensor, path: str, offset: int) -> int:
-            reserve(path, offset + buffer.nbytes)
+            reserve_space(path, offset + buffer.nbytes)
             done: int = super().async_pwrite(buffer, path, offset)
             return done
 
@@ -169,7 +169,7 @@ def _handle(base: Any) -> Any:
     return Handle
 
 
-def reserve(path: str, size: int) -> None:
+def reserve_space(path: str, size: int) -> None:
     """Let a file have this many bytes on the disk. Raises StageError where it can't."""
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)

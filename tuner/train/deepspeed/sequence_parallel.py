@@ -28,7 +28,7 @@ from tuner.kernels.packed_documents import Documents, announce_documents, docume
 from tuner.train.batch import Batch
 
 
-def shard(batch: Batch, rank: int, size: int) -> Batch:
+def shard_batch(batch: Batch, rank: int, size: int) -> Batch:
     """What process `rank` of `size` has of a row: tokens, positions, and the targets that are predicted from
     its tokens.
 
@@ -68,7 +68,7 @@ def shard(batch: Batch, rank: int, size: int) -> Batch:
     )
 
 
-def misfit(heads: int, kv_heads: int, size: int) -> str | None:
+def heads_mismatch(heads: int, kv_heads: int, size: int) -> str | None:
     """Why heads can't be dealt out to `size` processes, if so, and the largest number below that they can.
 
     >>> misfit(32, 8, 4), misfit(32, 2, 8), misfit(9, 3, 3)
@@ -89,7 +89,7 @@ def _fits(heads: int, kv_heads: int, size: int) -> bool:
     return heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)
 
 
-def refuse(config: Any, size: int, state: str | None = None) -> None:
+def refuse_model(config: Any, size: int, state: str | None = None) -> None:
     """Raise ConfigError for a model whose rows can't be shared: heads that can't be dealt out, or layers that
     mix tokens in other ways.
 
@@ -104,7 +104,7 @@ def refuse(config: Any, size: int, state: str | None = None) -> None:
             "machine.sequence_parallel=1."
         )
     heads = text.num_attention_heads
-    if why := misfit(heads, getattr(text, "num_key_value_heads", None) or heads, size):
+    if why := heads_mismatch(heads, getattr(text, "num_key_value_heads", None) or heads, size):
         raise ConfigError(
             f"machine.sequence_parallel={size} deals the heads of attention out to the processes that share "
             f"a row; of this model, {why}."
@@ -133,7 +133,7 @@ def remove() -> None:
 
 
 class SharedAttention:
-    """The seam's function for a slice of a row."""
+    """The attention function for a slice of a row."""
 
     def __init__(self, group: Any) -> None:
         from deepspeed.sequence.layer import DistributedAttention

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tuner.train.engine import Saved
+from tuner.train.engine import SavedTensors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +100,7 @@ def restore(
     named: Mapping[str, torch.nn.Parameter],
     held: Mapping[str, Slice],
     keys: Mapping[str, str],
-    saved: Saved,
+    saved: SavedTensors,
 ) -> None:
     """Give the slices their part of a saved step's tensors; the weights of `name` are saved as `keys[name]`.
     All processes must call this.

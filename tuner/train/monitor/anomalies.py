@@ -35,7 +35,7 @@ NAMED = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class MicroBatchOrigin:
     """Where a value comes from: a micro batch."""
 
     rank: int
@@ -47,7 +47,7 @@ def refuse_not_finite(
     what: str,
     values: Sequence[float],
     step: int,
-    places: Sequence[Place],
+    places: Sequence[MicroBatchOrigin],
     why: Callable[[], str] = lambda: "",
 ) -> None:
     """Raise StageError where one of the values of `step` (1 for the first), one for each place, is not a
@@ -62,7 +62,7 @@ def refuse_not_finite(
     ranks = sorted({place.rank for _, place in broken})
     several = len({place.rank for place in places}) > 1 and what == "loss"
     by = f" on rank {', '.join(map(str, ranks))}" if several else ""
-    rows = named(chain.from_iterable(place.rows() for _, place in broken))
+    rows = name_rows(chain.from_iterable(place.rows() for _, place in broken))
     if found := why():
         raise StageError(
             f"The {what} of step {step}{by} is {broken[0][0]} on the rows {rows}. {found} The steps saved "
@@ -84,7 +84,7 @@ def refuse_nothing_trained(packs: Iterable[Pack]) -> None:
         )
 
 
-def named(rows: Iterable[str]) -> str:
+def name_rows(rows: Iterable[str]) -> str:
     """The first few of some rows, in words.
 
     >>> named(["a:1", "a:2", "a:2", "a:3", "a:4", "a:5"])
@@ -95,7 +95,7 @@ def named(rows: Iterable[str]) -> str:
     return ", ".join(unique[:NAMED]) + more
 
 
-def limit(values: Sequence[float], name: str) -> float:
+def spike_limit(values: Sequence[float], name: str) -> float:
     """The value from which on one is far above these: their median + FAR standard deviations, and so many
     times the median at least as LEAST says.
 
@@ -116,7 +116,7 @@ def _far(values: Sequence[float]) -> float:
     return middle + FAR * NORMAL * median([abs(value - middle) for value in values])
 
 
-class Watch:
+class AnomalyWatch:
     """Sees the row of every step, and says what is unusual, once for each event."""
 
     def __init__(self, *, horizon: int, rows: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -137,17 +137,17 @@ class Watch:
         said = []
         if self._begins("masked", row["targets"] == 0):
             said.append(
-                f"step {row['step']} trains nothing: none of its tokens is a target ({named(rows())})"
+                f"step {row['step']} trains nothing: none of its tokens is a target ({name_rows(rows())})"
             )
         self._trained |= row["targets"] > 0
         if row["targets"]:  # a loss of nothing says nothing of what is usual
             for name, words in WORDS.items():
                 recent = self._recent[name]
                 usual = median(recent) if len(recent) >= ENOUGH else math.inf
-                if self._begins(name, len(recent) >= ENOUGH and row[name] > limit(recent, name)):
+                if self._begins(name, len(recent) >= ENOUGH and row[name] > spike_limit(recent, name)):
                     said.append(
                         f"step {row['step']}: the {words} is {row[name]:.4g}, and the median of the "
-                        f"{len(recent)} steps before is {usual:.4g}; its rows: {named(rows())}"
+                        f"{len(recent)} steps before is {usual:.4g}; its rows: {name_rows(rows())}"
                     )
                 recent.append(row[name])
         return said + self._dead(row["step"], row["lr"])

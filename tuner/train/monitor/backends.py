@@ -14,7 +14,7 @@ OPENING, CLOSING = 60.0, 30.0
 """seconds that a training waits at most for a tracker, at its beginning and at its end"""
 
 
-class Board(Protocol):
+class TrackerRun(Protocol):
     """One run in one tracker. Its methods may raise whatever they like."""
 
     run: str

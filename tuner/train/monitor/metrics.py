@@ -21,7 +21,7 @@ RECENT = 64
 """rows that stay at hand"""
 
 
-def usage(
+def device_usage(
     device: torch.device, *, flops: float, seconds: float, peak: float | None, processes: int
 ) -> dict[str, Any]:
     """What a step took of this process's device, for its row.

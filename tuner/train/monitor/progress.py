@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 LINE_EVERY = 15.0
 
 
-def left(seconds: float) -> str:
+def time_left(seconds: float) -> str:
     """How long something will take, in words.
 
     >>> left(42), left(600), left(9000)
@@ -25,7 +25,7 @@ def left(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def facts(row: dict[str, Any]) -> str:
+def step_line(row: dict[str, Any]) -> str:
     """The numbers of a step that a person looks at.
 
     >>> facts({"loss": 1.25, "lr": 2e-4, "tokens_per_second": 700.4, "mfu": 0.413, "memory": 5 * 2**30})
@@ -78,13 +78,13 @@ class Progress:
         if not self.shown:
             return
         now, step = time.monotonic(), row["step"]
-        text = facts(row)
+        text = step_line(row)
         if step == self.steps:
             pass
         elif self._first is None:
             self._first = now
         else:
-            text += f"  {left((now - self._first) / (step - self.start - 1) * (self.steps - step))} left"
+            text += f"  {time_left((now - self._first) / (step - self.start - 1) * (self.steps - step))} left"
         if self._bar:
             self._bar.update(self._task, completed=step, description=text)
         elif step in (self.start + 1, self.steps) or now - self._said >= LINE_EVERY:

@@ -19,14 +19,14 @@ from tuner.config.schema import Chat
 from tuner.data.chat.template import Template, compile_template
 from tuner.data.tokenizer.load import load_vocabulary
 from tuner.models.attention_needs import generation_attention
-from tuner.train.evaluate import replies
+from tuner.train.evaluate import answer_prompts
 from tuner.train.monitor.metrics import Journal
 from tuner.train.monitor.rows import read_rows
 
 FILE = "samples.jsonl"
 
 
-def refusal(zero_stage: int) -> str | None:
+def why_no_samples(zero_stage: int) -> str | None:
     """Why a training can't be asked, where it can't."""
     if zero_stage < 3:
         return None
@@ -78,10 +78,10 @@ class Sampler:
     def write(self, step: int) -> None:
         """Ask after `step`, and write down what is answered."""
         with (
-            answering(self._model) as base,
+            generating(self._model) as base,
             torch.autocast(base.device.type, dtype=self._autocast) if self._autocast else nullcontext(),
         ):
-            answers = replies(base, self._template, self._prompts, self._longest)
+            answers = answer_prompts(base, self._template, self._prompts, self._longest)
         with self._path.open("a", encoding="utf-8") as file:
             file.writelines(_line({"step": step, **answer}) for answer in answers)
         self._journal.text(
@@ -90,7 +90,7 @@ class Sampler:
 
 
 @contextmanager
-def answering(model: Any) -> Iterator[Any]:
+def generating(model: Any) -> Iterator[Any]:
     """The model that generates, adapters and all, while entered; afterwards it trains again as before."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     attention = base.config._attn_implementation

@@ -20,22 +20,31 @@ from queue import Empty, Queue
 from typing import Any
 
 from tuner.files import read_json, write_json
-from tuner.train.monitor.backends import CLOSING, OPENING, Board, MLflow, SwanLab, TensorBoard, Trackio, Wandb
+from tuner.train.monitor.backends import (
+    CLOSING,
+    OPENING,
+    MLflow,
+    SwanLab,
+    TensorBoard,
+    TrackerRun,
+    Trackio,
+    Wandb,
+)
 
 FILE = "trackers.json"
 CURVES = ("loss", "held_out", "lr", "grad_norm", "tokens", "targets", "tokens_per_second", "mfu", "memory")
 """of a journal's row, what trackers get"""
 
 
-class _Line:
+class TrackerThread:
     """A tracker and the thread that speaks to it. Nothing here blocks for longer than it says."""
 
-    def __init__(self, name: str, opened: Callable[[], Board], say: Callable[[str], None]) -> None:
+    def __init__(self, name: str, opened: Callable[[], TrackerRun], say: Callable[[str], None]) -> None:
         self.name, self.run = name, ""
         self._say = say
         self._ready = threading.Event()
         self._given_up = False
-        self._work: Queue[Callable[[Board], None] | None] = Queue()
+        self._work: Queue[Callable[[TrackerRun], None] | None] = Queue()
         self._thread = threading.Thread(
             target=self._talk, args=(opened,), name=f"tracker {name}", daemon=True
         )
@@ -47,7 +56,7 @@ class _Line:
             self._leave_out("does not answer")
         return bool(self.run)
 
-    def do(self, work: Callable[[Board], None]) -> None:
+    def do(self, work: Callable[[TrackerRun], None]) -> None:
         if not self._given_up:
             self._work.put(work)
 
@@ -59,7 +68,7 @@ class _Line:
         if self._thread.is_alive():
             self._leave_out("did not finish in time, and may lack the last rows")
 
-    def _talk(self, opened: Callable[[], Board]) -> None:
+    def _talk(self, opened: Callable[[], TrackerRun]) -> None:
         try:
             board = opened()
             self.run = board.run
@@ -91,7 +100,7 @@ class _Line:
 class Trackers:
     """The trackers of one training, those that answered."""
 
-    def __init__(self, lines: Sequence[_Line]) -> None:
+    def __init__(self, lines: Sequence[TrackerThread]) -> None:
         self._lines = lines
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -134,9 +143,9 @@ def open_trackers(
     remembers it.
     """
     known: dict[str, str] = {} if step == 0 else read_json(out / FILE) or {}
-    sent = public(config)
+    sent = shareable_settings(config)
 
-    def board(kind: str) -> Board:
+    def board(kind: str) -> TrackerRun:
         run = known.get(kind)
         if kind == "tensorboard":
             return TensorBoard(out / "tensorboard", step)
@@ -150,7 +159,7 @@ def open_trackers(
             return Trackio(project, name, sent, run)
         raise ValueError(f"unknown tracker {kind}")
 
-    lines = [_Line(kind, lambda kind=kind: board(kind), say) for kind in names]  # type: ignore[misc]
+    lines = [TrackerThread(kind, lambda kind=kind: board(kind), say) for kind in names]  # type: ignore[misc]
     until = time.monotonic() + OPENING
     answering = [line for line in lines if line.opened(until)]
     runs = known | {line.name: line.run for line in answering if line.name != "tensorboard"}
@@ -159,7 +168,7 @@ def open_trackers(
     return Trackers(answering)
 
 
-def public(config: Mapping[str, Any]) -> dict[str, Any]:
+def shareable_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of the settings may leave the machine: no paths of it.
 
     >>> public({"algo.r": 8, "algo.targets": ("q_proj",), "model.path": "/home/me/model", "model.adapter":
@@ -170,12 +179,12 @@ def public(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in config.items():
         values = list(value) if isinstance(value, list | tuple) else [value]
         if value is None or any(
-            isinstance(one, Path) or (isinstance(one, str) and absolute(one)) for one in values
+            isinstance(one, Path) or (isinstance(one, str) and is_absolute(one)) for one in values
         ):
             continue
         found[key] = values if isinstance(value, list | tuple) else value
     return found
 
 
-def absolute(text: str) -> bool:
+def is_absolute(text: str) -> bool:
     return text.startswith("~") or PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()

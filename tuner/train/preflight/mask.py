@@ -28,7 +28,7 @@ BEFORE = 128
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shape:
+class TurnShape:
     """How a template writes the assistant's turns."""
 
     openings: frozenset[str]
@@ -40,7 +40,7 @@ class Shape:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Odd:
+class OddSpan:
     """A span that is not as the template writes one."""
 
     pack: int
@@ -48,7 +48,7 @@ class Odd:
     why: str
 
 
-def shape(template: Template) -> Shape:
+def turn_shape(template: Template) -> TurnShape:
     """What `template` writes around what the assistant says."""
     batch = template.encode(_conversations(template))
     openings, ends, written = set[str](), {template.end_id, *template.stops}, list[NDArray[np.int32]]()
@@ -61,7 +61,7 @@ def shape(template: Template) -> Shape:
             written.append(ids[start : stop - 1])
             at = stop
     joins = any(np.isin(ids, list(ends)).any() for ids in written)
-    return Shape(openings=frozenset(openings), ends=frozenset(ends), joins=joins)
+    return TurnShape(openings=frozenset(openings), ends=frozenset(ends), joins=joins)
 
 
 def _conversations(template: Template) -> list[Conversation]:
@@ -106,9 +106,9 @@ def spans(trained_T: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
     yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
 
 
-def look(packs: Sequence[Pack], template: Template) -> tuple[int, list[Odd]]:
+def find_odd_spans(packs: Sequence[Pack], template: Template) -> tuple[int, list[OddSpan]]:
     """How many spans there are in `packs`, and those that are odd."""
-    known, count, odd = shape(template), 0, list[Odd]()
+    known, count, odd = turn_shape(template), 0, list[OddSpan]()
     for number, pack in enumerate(packs):
         bounds = np.concatenate([[0], np.cumsum(pack.lengths)]).tolist()
         for document, (begin, end) in enumerate(pairwise(bounds)):
@@ -116,12 +116,14 @@ def look(packs: Sequence[Pack], template: Template) -> tuple[int, list[Odd]]:
             for start, stop in spans(pack.trained[begin:end]):
                 count += 1
                 if why := _oddity(template, known, ids, at, start, stop):
-                    odd.append(Odd(pack=number, document=document, why=why))
+                    odd.append(OddSpan(pack=number, document=document, why=why))
                 at = stop
     return count, odd
 
 
-def _oddity(template: Template, known: Shape, ids: NDArray[np.int32], at: int, start: int, stop: int) -> str:
+def _oddity(
+    template: Template, known: TurnShape, ids: NDArray[np.int32], at: int, start: int, stop: int
+) -> str:
     """What is odd about the span from `start` to `stop` of a document, the first one behind `at`; nothing
     where all is well.
     """

@@ -31,7 +31,7 @@ CLEAR = 1.25
 GIB = 1 << 30
 
 
-class Foresight(Protocol):
+class MemoryEstimate(Protocol):
     """What estimates can tell, for micro batches of `micro` packs with `tokens` tokens and `targets`
     targets.
     """
@@ -46,7 +46,7 @@ class Foresight(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wish:
+class ProbeRequest:
     """What the config says, and what a step is made of."""
 
     micro_batch: int | Literal["auto"]
@@ -56,7 +56,7 @@ class Wish:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rehearsal:
+class ProbeResult:
     """What was settled and measured."""
 
     micro_batch: int
@@ -90,7 +90,7 @@ class Rehearsal:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Trial:
+class Trial:
     """One try, over all processes: the fullest GPU, and whether all came through."""
 
     micro: int
@@ -101,18 +101,18 @@ class _Trial:
     """of the step that was timed"""
 
 
-def rehearse(
+def probe_memory(
     engine: Engine,
     model: Any,
     packs: Packs | Sequence[Pack],
-    wish: Wish,
+    wish: ProbeRequest,
     *,
     world: World,
     scratch: Path,
     timeout: float,
-    foresight: Foresight | None = None,
+    foresight: MemoryEstimate | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> Rehearsal:
+) -> ProbeResult:
     """Settle what is `auto`, and run the hardest rows with it. All processes call it together, before a saved
     step is loaded.
 
@@ -124,16 +124,16 @@ def rehearse(
     config allows does not, and StageError when the save fails.
     """
     sizes = [(len(pack.ids), int(pack.trained.sum())) for pack in packs]
-    stage = _Stage(engine, model, packs, sizes, wish, world, foresight)
+    stage = MemoryProbe(engine, model, packs, sizes, wish, world, foresight)
     before = fingerprint(engine.state())
     settled, trial = stage.settle(say)
-    save(engine.state(), scratch, world, timeout)
+    try_save(engine.state(), scratch, world, timeout)
     if fingerprint(engine.state()) != before:
         raise RuntimeError("a step with a learning rate of 0 has changed the weights")
     engine.reset()
     tokens, targets = stage.most(trial.micro)
     recompute = settled == "blocks"
-    return Rehearsal(
+    return ProbeResult(
         micro_batch=trial.micro,
         recompute=settled,
         tokens=tokens,
@@ -142,7 +142,7 @@ def rehearse(
         tokens_per_second=world.size * trial.tokens / max(trial.seconds, 1e-6),
         reserved=trial.reserved if stage.cuda else None,
         expected=stage.expected(trial.micro, recompute=recompute),
-        room=room_on(world) if stage.cuda else None,
+        room=available_gpu_memory(world) if stage.cuda else None,
     )
 
 
@@ -162,7 +162,7 @@ def set_recompute(model: Any, on: bool) -> None:
     model.disable_input_require_grads()  # which it enabled
 
 
-def hardest(sizes: Sequence[tuple[int, int]], micro: int) -> list[list[int]]:
+def hardest_micro_batches(sizes: Sequence[tuple[int, int]], micro: int) -> list[list[int]]:
     """Of packs by (tokens, targets): those that make the longest micro batch, and those that make the one
     with most targets.
 
@@ -172,7 +172,7 @@ def hardest(sizes: Sequence[tuple[int, int]], micro: int) -> list[list[int]]:
     return [heapq.nlargest(micro, range(len(sizes)), key=lambda i: sizes[i][at]) for at in (0, 1)]
 
 
-def room_on(world: World) -> int:
+def available_gpu_memory(world: World) -> int:
     """Bytes that PyTorch may hold on the fullest GPU of all processes; 0 on the processor."""
     if world.device.type != "cuda":
         return 0
@@ -188,7 +188,7 @@ def fingerprint(state: State) -> list[int]:
     ]
 
 
-def save(state: State, scratch: Path, world: World, timeout: float) -> None:
+def try_save(state: State, scratch: Path, world: World, timeout: float) -> None:
     """Save as a training does, and remove it. Raises StageError when that fails."""
     if world.first:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -203,7 +203,7 @@ def save(state: State, scratch: Path, world: World, timeout: float) -> None:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-class _Stage:
+class MemoryProbe:
     """Where trials happen."""
 
     def __init__(
@@ -212,9 +212,9 @@ class _Stage:
         model: Any,
         packs: Packs | Sequence[Pack],
         sizes: Sequence[tuple[int, int]],
-        wish: Wish,
+        wish: ProbeRequest,
         world: World,
-        foresight: Foresight | None,
+        foresight: MemoryEstimate | None,
     ) -> None:
         self.engine, self.model, self.packs, self.sizes, self.wish, self.world, self.foresight = (
             engine,
@@ -228,7 +228,7 @@ class _Stage:
         self.cuda = world.device.type == "cuda"
         self.largest = max(1, min(wish.packs, len(packs)))
 
-    def settle(self, say: Callable[[str], None]) -> tuple[Literal["none", "blocks"], _Trial]:
+    def settle(self, say: Callable[[str], None]) -> tuple[Literal["none", "blocks"], Trial]:
         """What is computed again, and the trial with the micro batch that was settled."""
         auto = self.wish.micro_batch == "auto"
         begin = 1 if self.wish.micro_batch == "auto" else min(self.wish.micro_batch, self.largest)
@@ -239,7 +239,7 @@ class _Stage:
             if self.cuda
             else ["none"]
         )
-        room, trial = room_on(self.world), None
+        room, trial = available_gpu_memory(self.world), None
         for kind in kinds:
             expected = self.expected(begin, recompute=kind == "blocks")
             if kind != kinds[-1] and expected is not None and expected > CLEAR * room:
@@ -250,7 +250,7 @@ class _Stage:
                 return kind, self.enlarge(trial, room, say) if auto and self.cuda else trial
         raise ConfigError(self.refusal(begin, room, recompute=kinds[-1] == "blocks"))
 
-    def enlarge(self, one: _Trial, room: float, say: Callable[[str], None]) -> _Trial:
+    def enlarge(self, one: Trial, room: float, say: Callable[[str], None]) -> Trial:
         """The largest micro batch that leaves a reserve: two measurements make a line, and what it
         promises is tried.
         """
@@ -271,15 +271,15 @@ class _Stage:
             wanted = best.micro + (wanted - best.micro) // 2
         return self.again(best)
 
-    def again(self, trial: _Trial) -> _Trial:
+    def again(self, trial: Trial) -> Trial:
         """The same once more: what was tried last decides what the engine holds."""
         return self.trial(trial.micro)
 
-    def trial(self, micro: int) -> _Trial:
+    def trial(self, micro: int) -> Trial:
         """A step on the hardest micro batch, and on a GPU a second one, with the moments there and, where
         steps add up several, with gradients.
         """
-        longest, fullest = (self.batch(chosen) for chosen in hardest(self.sizes, micro))
+        longest, fullest = (self.batch(chosen) for chosen in hardest_micro_batches(self.sizes, micro))
         accumulates = self.wish.packs > micro
         steps = [[longest]]
         if self.cuda:
@@ -302,7 +302,7 @@ class _Stage:
             self.engine.reset()
         reserved = torch.cuda.max_memory_reserved(self.world.device) if self.cuda else 0
         told = self.world.gather([fits, reserved, seconds])
-        return _Trial(
+        return Trial(
             micro=micro,
             fits=all(fit for fit, _, _ in told),
             reserved=max(bytes_ for _, bytes_, _ in told),
@@ -315,7 +315,7 @@ class _Stage:
 
     def most(self, micro: int) -> tuple[int, int]:
         """Tokens of the longest micro batch, and targets of the one that has most."""
-        longest, fullest = hardest(self.sizes, micro)
+        longest, fullest = hardest_micro_batches(self.sizes, micro)
         return sum(self.sizes[i][0] for i in longest), sum(self.sizes[i][1] for i in fullest)
 
     def expected(self, micro: int, *, recompute: bool) -> float | None:

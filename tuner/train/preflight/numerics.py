@@ -88,7 +88,7 @@ def prove(
 
     Raises StageError in all processes when a proof fails in one.
     """
-    documents = sample(packs, ROOM[world.device.type])
+    documents = sample_documents(packs, ROOM[world.device.type])
     found: dict[str, float] = {}
     if template is not None and not whole:
         found["mask"] = check_mask([packs[i] for i in range(min(MASKED, len(packs)))], template, where, world)
@@ -108,12 +108,12 @@ def prove(
                 if apart
                 else _apart(_logits(model, documents, world.device), alone)
             )
-            found["packed"] = check(
+            found["packed"] = check_logits(
                 "packed", zip(packed, alone, strict=True), logits, documents, where, world
             )
             with plain_attention(model):
                 plain = [_logits(model, [document], world.device) for document in documents]
-            found["attention"] = check(
+            found["attention"] = check_logits(
                 "attention", zip(plain, alone, strict=True), logits, documents, where, world
             )
             if zero_adapter:
@@ -122,7 +122,7 @@ def prove(
                 # PEFT adds 0 to each number, which changes none; DoRA divides weights by their norms and
                 # multiplies them again.
                 rounds = model.peft_config["default"].use_dora
-                found["adapter"] = check(
+                found["adapter"] = check_logits(
                     "adapter",
                     zip(base, alone, strict=True),
                     logits if rounds else 0.0,
@@ -131,14 +131,16 @@ def prove(
                     world,
                 )
         model.train()
-        found["accumulated"] = accumulated(engine, documents, GRADIENT[compute], where, world, apart=apart)
+        found["accumulated"] = check_accumulation(
+            engine, documents, GRADIENT[compute], where, world, apart=apart
+        )
     finally:
         model.train()
         engine.reset()
     return found
 
 
-def said(found: Mapping[str, float]) -> str:
+def proofs_line(found: Mapping[str, float]) -> str:
     """The measured differences in one line.
 
     >>> said({"mask": 12, "packed": 2e-06, "adapter": 0.0})
@@ -171,7 +173,7 @@ WORDS = {
 }
 
 
-def check(
+def check_logits(
     name: str,
     pairs: Iterator[tuple[Tensor, Tensor]],
     tolerance: float,
@@ -182,13 +184,13 @@ def check(
     """The largest relative difference of pairs of logits, one pair a document. Raises StageError in all
     processes where it is above the tolerance in one.
     """
-    differences = [relative(one, other) for one, other in pairs]
+    differences = [relative_difference(one, other) for one, other in pairs]
     worst = max(range(len(differences)), key=differences.__getitem__)
     _agree(name, differences[worst], tolerance, lambda: ", ".join(where(documents[worst])), world)
     return differences[worst]
 
 
-def accumulated(
+def check_accumulation(
     engine: Engine,
     documents: Sequence[Pack],
     tolerance: float,
@@ -223,7 +225,7 @@ def accumulated(
     worst = max(off, key=off.__getitem__)
     odd = next((name for name, values in expected.items() if not is_finite(values)), None)
     rows_of = ", ".join(row for document in documents for row in where(document))
-    refuse(
+    raise_first(
         world.gather(
             f"The gradient of {odd} on the rows {rows_of} is not finite, and the loss is: values grow beyond "
             "what floats hold on the way back. Set algo.precision=fp32, or lower algo.alpha, or take "
@@ -275,7 +277,7 @@ def check_mask(
     """How many trained texts `packs` have. Raises StageError where most of them are not as the template
     writes what the assistant says.
     """
-    count, odd = mask.look(packs, template)
+    count, odd = mask.find_odd_spans(packs, template)
     complaint = ""
     if 2 * len(odd) > count:
         first = odd[0]
@@ -285,11 +287,11 @@ def check_mask(
             f"{first.why}. Tokenize again with redo=tokenize; `preview` shows the mask in colours. If it is "
             "meant so, set machine.preflight=false."
         )
-    refuse(world.gather(complaint))
+    raise_first(world.gather(complaint))
     return count
 
 
-def refuse(complaints: Sequence[str]) -> None:
+def raise_first(complaints: Sequence[str]) -> None:
     """Raise StageError with the first of the processes' complaints that is one."""
     if found := [complaint for complaint in complaints if complaint]:
         raise StageError(found[0])
@@ -303,16 +305,16 @@ def _agree(name: str, difference: float, tolerance: float, place: Callable[[], s
             f"machine.preflight=false skips the proofs. The relative difference is {difference:.1e}, and "
             f"rounding explains up to {tolerance:.0e}. The rows: {place()}."
         )
-    refuse(world.gather(complaint))
+    raise_first(world.gather(complaint))
 
 
-def relative(one: Tensor, other: Tensor) -> float:
+def relative_difference(one: Tensor, other: Tensor) -> float:
     """||one - other|| / ||one||, in the 2-norm and in fp64; nan where a value is none."""
     size, off = (float(x.double().norm()) for x in (one, one.double() - other.double()))
     return off / size if size else off
 
 
-def sample(packs: Sequence[Pack] | Packs, room: int) -> list[Pack]:
+def sample_documents(packs: Sequence[Pack] | Packs, room: int) -> list[Pack]:
     """A few real documents, each a pack of its own, of `room` tokens together at most and no more than the
     longest of the packs they are from.
     """
@@ -327,10 +329,10 @@ def sample(packs: Sequence[Pack] | Packs, room: int) -> list[Pack]:
     if not chosen:
         return []
     longest = min(room, max(len(pack.ids) for pack, _ in chosen)) // len(chosen)
-    return [stretch(pack, document, max(2, longest)) for pack, document in chosen]
+    return [cut_document(pack, document, max(2, longest)) for pack, document in chosen]
 
 
-def stretch(pack: Pack, document: int, longest: int) -> Pack:
+def cut_document(pack: Pack, document: int, longest: int) -> Pack:
     """A document alone, cut to `longest` tokens around the first that is trained."""
     begin = int(pack.lengths[:document].sum())
     end = begin + int(pack.lengths[document])

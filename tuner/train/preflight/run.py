@@ -23,12 +23,18 @@ from tuner.models.checkpoint.config_files import chat_with_system
 from tuner.models.checkpoint.files import weight_files
 from tuner.models.geometry import Geometry
 from tuner.pipeline.stage import Context
-from tuner.train.batch import Alone
+from tuner.train.batch import SingleDocuments
 from tuner.train.distributed import World
 from tuner.train.engine import Engine
-from tuner.train.preflight.memory import Foresight, Wish, rehearse, room_on, set_recompute
-from tuner.train.preflight.numerics import prove, said
-from tuner.train.preflight.verdict import Verdict, key_of, recall, remember
+from tuner.train.preflight.memory import (
+    MemoryEstimate,
+    ProbeRequest,
+    available_gpu_memory,
+    probe_memory,
+    set_recompute,
+)
+from tuner.train.preflight.numerics import proofs_line, prove
+from tuner.train.preflight.verdict import Verdict, recall, remember, verdict_key
 from tuner.train.setup import autocast_of
 
 DOCUMENTS = "documents"
@@ -49,7 +55,7 @@ MATTERS = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Estimates:
+class ShapeEstimate:
     """What tuner.estimate.memory says of this training."""
 
     geometry: Geometry
@@ -99,18 +105,18 @@ def preflight(
     """
     machine = ctx.config.machine
     micro = 1 if facts.get("rows") == DOCUMENTS else machine.micro_batch
-    wish = Wish(micro_batch=micro, recompute=machine.recompute, packs=each)
+    wish = ProbeRequest(micro_batch=micro, recompute=machine.recompute, packs=each)
     if began is not None or not machine.preflight:
-        verdict = untried(wish, began or {})
+        verdict = skip_checks(wish, began or {})
     else:
-        key = key_of(deciding(ctx, facts, each), read_by(ctx), world.device)
+        key = verdict_key(deciding_settings(ctx, facts, each), files_read(ctx), world.device)
         known = recall(key) if world.first else None
         told = world.gather(asdict(known) if known else None)[0]
-        if told is not None and (told["reserved"] or 0) <= room_on(world):
+        if told is not None and (told["reserved"] or 0) <= available_gpu_memory(world):
             say("preflight: as found before on this machine with this config")
             verdict = Verdict(**told)
         else:
-            verdict = tried(
+            verdict = run_checks(
                 ctx,
                 engine,
                 model,
@@ -125,10 +131,10 @@ def preflight(
             if world.first:
                 remember(key, verdict)
     set_recompute(model, verdict.recompute == "blocks")
-    return settled(verdict)
+    return verdict_facts(verdict)
 
 
-def untried(wish: Wish, began: dict[str, Any]) -> Verdict:
+def skip_checks(wish: ProbeRequest, began: dict[str, Any]) -> Verdict:
     """What is wished, or was settled when the training began; the least where neither says."""
     return Verdict(
         micro_batch=began.get("micro_batch", 1) if wish.micro_batch == "auto" else wish.micro_batch,
@@ -136,12 +142,12 @@ def untried(wish: Wish, began: dict[str, Any]) -> Verdict:
     )
 
 
-def tried(
+def run_checks(
     ctx: Context,
     engine: Engine,
     model: Any,
     packs: Packs,
-    wish: Wish,
+    wish: ProbeRequest,
     *,
     world: World,
     facts: dict[str, Any],
@@ -151,9 +157,9 @@ def tried(
 ) -> Verdict:
     """Rehearse and prove. Raises what these do."""
     apart = facts.get("rows") == DOCUMENTS
-    rows = Alone(packs) if apart else packs
+    rows = SingleDocuments(packs) if apart else packs
     wish = replace(wish, packs=max(2, wish.packs)) if apart else wish  # a pack has several rows
-    rehearsal = rehearse(
+    rehearsal = probe_memory(
         engine,
         model,
         rows,
@@ -161,13 +167,13 @@ def tried(
         world=world,
         scratch=ctx.out / SCRATCH,
         timeout=ctx.config.machine.timeout,
-        foresight=foresight(ctx, facts),
+        foresight=memory_estimate(ctx, facts),
         say=say,
     )
     say(rehearsal.sentence)
-    proofs = proved(ctx, engine, model, packs, world, compute, where, apart=apart)
+    proofs = run_proofs(ctx, engine, model, packs, world, compute, where, apart=apart)
     if proofs:
-        say(said(proofs))
+        say(proofs_line(proofs))
     return Verdict(
         micro_batch=rehearsal.micro_batch,
         recompute=rehearsal.recompute,
@@ -178,7 +184,7 @@ def tried(
     )
 
 
-def settled(verdict: Verdict) -> dict[str, Any]:
+def verdict_facts(verdict: Verdict) -> dict[str, Any]:
     """As facts of the manifest."""
     measured = {"proofs": dict(verdict.proofs)} if verdict.proofs else {}
     memory = (
@@ -189,7 +195,7 @@ def settled(verdict: Verdict) -> dict[str, Any]:
     return {"micro_batch": verdict.micro_batch, "recompute": verdict.recompute} | measured | memory
 
 
-def proved(
+def run_proofs(
     ctx: Context,
     engine: Engine,
     model: Any,
@@ -231,7 +237,7 @@ def proved(
     )
 
 
-def foresight(ctx: Context, facts: dict[str, Any]) -> Foresight | None:
+def memory_estimate(ctx: Context, facts: dict[str, Any]) -> MemoryEstimate | None:
     """What estimates can tell; None for a family whose shapes are not known."""
     geometry = read_json(ctx.inputs["fetch_model"].dir / "config.json") or {}
     work = Workload(
@@ -244,7 +250,7 @@ def foresight(ctx: Context, facts: dict[str, Any]) -> Foresight | None:
         offload=facts["offload"],
         sequence_parallel=facts["sequence_parallel"],
     )
-    found = Estimates(
+    found = ShapeEstimate(
         geometry=geometry, algo=plain_algo(ctx.config.algo), work=work, length=ctx.config.data.length
     )
     try:
@@ -254,7 +260,7 @@ def foresight(ctx: Context, facts: dict[str, Any]) -> Foresight | None:
     return found
 
 
-def deciding(ctx: Context, facts: dict[str, Any], each: int) -> dict[str, Any]:
+def deciding_settings(ctx: Context, facts: dict[str, Any], each: int) -> dict[str, Any]:
     """Of config and facts, what decides what is found."""
     machine = ctx.config.machine
     own = {
@@ -266,6 +272,6 @@ def deciding(ctx: Context, facts: dict[str, Any], each: int) -> dict[str, Any]:
     return identity_of(ctx.config) | own | {name: facts[name] for name in MATTERS}
 
 
-def read_by(ctx: Context) -> list[Path]:
+def files_read(ctx: Context) -> list[Path]:
     """The files of the model, and the packs."""
     return [*sorted(ctx.inputs["fetch_model"].dir.glob("*.*")), ctx.inputs["tokenize"].dir / "train.arrow"]

@@ -37,7 +37,7 @@ class Verdict:
     """differences by name"""
 
 
-def key_of(parts: Mapping[str, Any], files: Iterable[Path], device: torch.device) -> str:
+def verdict_key(parts: Mapping[str, Any], files: Iterable[Path], device: torch.device) -> str:
     """The digest under which a verdict is remembered.
 
     parts   the config's fields that decide it, and the number of processes: what JSON can hold
