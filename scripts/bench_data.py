@@ -36,16 +36,16 @@ TEMPLATE = (
 
 def conversations() -> list[list[dict[str, str]]]:
     """Real rows, as messages."""
-    from tuner.data.files import read as files
+    from tuner.data.files import row_files
     from tuner.data.formats import rows
 
-    shape = rows.Shape()
+    shape = rows.RowShape()
     return [
         [{"role": message.role, "content": message.content} for message in sample.messages]
         for name in FILES
-        for chunk in files.chunks(SHARED / "data" / name)
-        for _, row in files.values(chunk)
-        for sample in rows.read(row, shape)
+        for chunk in row_files.chunks(SHARED / "data" / name)
+        for _, row in row_files.parse_rows(chunk)
+        for sample in rows.read_row(row, shape)
     ]
 
 

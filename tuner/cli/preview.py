@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tuner.data.files.read import Chunk, Unreadable, values
-from tuner.data.formats.rows import Shape
+from tuner.data.files.row_files import Chunk, Unreadable, parse_rows
+from tuner.data.formats.rows import RowShape
 from tuner.data.tokenize import dataset
 from tuner.data.tokenize.documents import DocumentMaker
 from tuner.data.tokenize.job import NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, TokenizedRows, TokenizeSettings
@@ -198,7 +198,7 @@ def _chosen(
 
 
 def rows_of(
-    file: dataset.DataFile, shape: Shape, times: NDArray[np.int64] | None, near: Sequence[RowRange]
+    file: dataset.DataFile, shape: RowShape, times: NDArray[np.int64] | None, near: Sequence[RowRange]
 ) -> Iterator[RowOrTree]:
     """The rows of a file, or its trees; with `near`, pieces of it that hold none of those rows are passed
     over unread.
@@ -215,7 +215,7 @@ def rows_of(
                 cut.lines.count(b"\n") if cut.lines is not None else len(cut.values or ()) - 1
             )
             if not near or any(request.first <= last and cut.first <= request.last for request in near):
-                for index, (number, row) in enumerate(values(cut), at):
+                for index, (number, row) in enumerate(parse_rows(cut), at):
                     yield RowOrTree(
                         numbers=(number,),
                         cut=Chunk(first=number, values=[row]),

@@ -30,7 +30,7 @@ def pin_files(hub: Any, repo: str, revision: str | None, patterns: Sequence[str]
     """
     listing = hub.resolve(repo, revision)
     try:
-        pin: Pin = listing.pin(splits.wanted(listing, patterns, hub.headers(), hub.NAME))
+        pin: Pin = listing.pin(splits.wanted_files(listing, patterns, hub.headers(), hub.NAME))
     except http.Refused as error:
         raise hub.refusal(repo, error) from error
     return pin

@@ -31,10 +31,10 @@ def source_of_file(name: str) -> tuple[int, bool]:
     return (int(found[1] or 0), found[1] is None) if found else (0, False)
 
 
-def shape_of(part: View) -> rows.Shape:
+def shape_of(part: View) -> rows.RowShape:
     """How the rows of a source are read."""
     words = {role: (word,) if isinstance(word, str) else tuple(word) for role, word in part.roles.items()}
-    return rows.Shape(
+    return rows.RowShape(
         format=part.format, columns=part.columns, roles=words, paths=part.paths, split=part.split
     )
 

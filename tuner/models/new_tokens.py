@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tuner.data.tokenizer.load import load_vocabulary
-from tuner.data.tokenizer.new_tokens import BRACKETED, pieces_of, with_tokens
+from tuner.data.tokenizer.new_tokens import BRACKETED, pieces_of, write_new_tokens
 from tuner.errors import ConfigError, DataError
 from tuner.files import link_or_copy
 from tuner.models.checkpoint.config_files import read_json_object, write_json_object
@@ -65,7 +65,7 @@ def add_new_tokens(
     pieces = pieces_of(directory, tokens)
     first = max(load_vocabulary(directory).tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     ids = {token: first + place for place, token in enumerate(tokens)}
-    with_tokens(directory, ids, out)
+    write_new_tokens(directory, ids, out)
     before, after = write_rows(files, {ids[token]: pieces[token] for token in tokens}, out, tick=tick)
     if (directory / ORIGINAL).is_dir():
         _write_aside(directory / ORIGINAL, out / ORIGINAL, ids)

@@ -10,9 +10,9 @@ from typing import Any
 from tuner.config.schema import HUBS
 from tuner.config.view import View
 from tuner.data.conversation import Conversation, Label, LeftOut, Preference, RowError, Sample, Text
-from tuner.data.files import locate
-from tuner.data.files.read import Unreadable, chunks, note, values
-from tuner.data.formats import hints, rows, trees
+from tuner.data.files import data_paths
+from tuner.data.files.row_files import Unreadable, chunks, file_note, parse_rows
+from tuner.data.formats import hints, oasst_flat, rows
 from tuner.data.sources import (
     check_columns,
     name_in_dataset,
@@ -21,7 +21,7 @@ from tuner.data.sources import (
     source_prefix,
     sources_of,
 )
-from tuner.data.survey.look import surveyed
+from tuner.data.survey.scan import scan_source
 from tuner.errors import ConfigError, DataError
 from tuner.hub import lockfile
 from tuner.hub.lockfile import Pin
@@ -58,7 +58,7 @@ def _located(
     paths: str | Sequence[str], package: str | None, where: str, *, apart: bool = False
 ) -> dict[str, Path]:
     try:
-        return locate.locate(_all(paths), package, apart=apart)
+        return data_paths.locate(_all(paths), package, apart=apart)
     except DataError as error:
         raise DataError(str(error).replace("data.path:", f"{where}:", 1)) from error
 
@@ -76,17 +76,19 @@ def notes(view: View) -> list[str]:
     for part in sources_of(view):
         if part.source not in HUBS:
             package = part.package if part.source == "package" else None
-            lines += locate.told(_all(part.path), package, held_out=apart)
-            lines += _beside(locate.locate(_all(part.path), package).values(), part)
+            lines += data_paths.describe_files(_all(part.path), package, held_out=apart)
+            lines += _beside(data_paths.locate(_all(part.path), package).values(), part)
     if apart:
-        lines += locate.told(_all(data.held_out_path), apart=True)
-        lines += _beside(locate.locate(_all(data.held_out_path), apart=True).values(), sources_of(view)[0])
+        lines += data_paths.describe_files(_all(data.held_out_path), apart=True)
+        lines += _beside(
+            data_paths.locate(_all(data.held_out_path), apart=True).values(), sources_of(view)[0]
+        )
     return lines
 
 
 def _beside(found: Iterable[Path], part: View) -> list[str]:
     letters = shape_of(part).letters
-    return [f"{file.name}: {said}" for file in found if (said := note(file, part.encoding, letters))]
+    return [f"{file.name}: {said}" for file in found if (said := file_note(file, part.encoding, letters))]
 
 
 def pin_name(part: View) -> str:
@@ -143,7 +145,7 @@ def run(context: Context) -> dict[str, Any]:
         download.remove_leftovers(context.out, own)
     found |= {name: context.out / name for name in own}
     described = sources_of(view)
-    shapes: dict[int, rows.Shape] = {}
+    shapes: dict[int, rows.RowShape] = {}
     for number, apart in sorted({source_of_file(name) for name in found}):
         part = described[number]
         if number not in shapes:
@@ -152,7 +154,7 @@ def run(context: Context) -> dict[str, Any]:
                 for name, file in sorted(found.items())
                 if source_of_file(name)[0] == number
             ]
-            shapes[number] = surveyed(whole, shape_of(part))
+            shapes[number] = scan_source(whole, shape_of(part))
         shape, mine = (
             shapes[number],
             [file for name, file in sorted(found.items()) if source_of_file(name) == (number, apart)],
@@ -182,7 +184,7 @@ def _bring(part: View, prefix: str, context: Context) -> dict[str, Any]:
 
 
 def require_trainable_row(
-    found: Sequence[Path], encoding: str, shape: rows.Shape, *, mixed: bool = False
+    found: Sequence[Path], encoding: str, shape: rows.RowShape, *, mixed: bool = False
 ) -> None:
     """Read files until a row can be trained on. Raises DataError when none can, with what would have them
     read, if that was found by trying.
@@ -195,18 +197,18 @@ def require_trainable_row(
             if any(map(has_trained_text, samples)):
                 return
             read += count
-            compared += any(isinstance(one, Preference | Label) for one in samples) or rows.compares(
+            compared += any(isinstance(one, Preference | Label) for one in samples) or rows.compares_answers(
                 row, shape
             )
             if len(sample) < hints.SAMPLE and row is not None:
                 sample.append(row)
             if len(bad) < SHOWN:
                 bad += [f"{file}:{line}: {reason}" for line, reason in problems][: SHOWN - len(bad)]
-    raise DataError(f"{locate.named(found)}: {_why_none(read, compared, bad, sample, shape, mixed)}")
+    raise DataError(f"{data_paths.file_names(found)}: {_why_none(read, compared, bad, sample, shape, mixed)}")
 
 
 def _why_none(
-    read: int, compared: int, bad: Sequence[str], sample: Sequence[Any], shape: rows.Shape, mixed: bool
+    read: int, compared: int, bad: Sequence[str], sample: Sequence[Any], shape: rows.RowShape, mixed: bool
 ) -> str:
     """Why no row can be trained on, of so many that were read, so many of which compare answers; and what
     mends it.
@@ -214,7 +216,7 @@ def _why_none(
     many = f"{read:,} row{'s' if read > 1 else ''}"
     first = "\n  ".join(bad)
     if compared:
-        better = hints.to_train(sample, shape, mixed=mixed)
+        better = hints.how_to_train(sample, shape, mixed=mixed)
         return (
             f"found {many}{f', {compared:,} of them' if compared < read else ' of'} comparisons (chosen and "
             "rejected, or a verdict), which are for an objective of their own, and none trains on them "
@@ -222,7 +224,7 @@ def _why_none(
             + (f" {better}" if better else "")
             + (f"\nSome of them can't be read as comparisons either. The first:\n  {first}" if bad else "")
         )
-    way = hints.to_read(sample, shape, mixed=mixed)
+    way = hints.how_to_read(sample, shape, mixed=mixed)
     if bad:
         mend = (
             way
@@ -230,7 +232,7 @@ def _why_none(
             "forms that are known."
         )
         return f"none of {many} can be trained on. The first that can't be read:\n  {first}\n{mend}"
-    return f"{locate.no_answers(read)}{f' {way}' if way else ''}"
+    return f"{data_paths.no_answers(read)}{f' {way}' if way else ''}"
 
 
 def has_trained_text(sample: Sample) -> bool:
@@ -239,18 +241,18 @@ def has_trained_text(sample: Sample) -> bool:
 
 
 def _samples(
-    file: Path, encoding: str, shape: rows.Shape
+    file: Path, encoding: str, shape: rows.RowShape
 ) -> Iterable[tuple[int, Sequence[Sample], Iterable[tuple[int, str]], Any]]:
     """(how many rows, their samples, those that can't be read and why, the row), a row or the rows of a
     tree at a time; of a tree no row.
     """
     entries: Iterator[tuple[int, Any]] = (
-        entry for chunk in chunks(file, encoding, shape.letters) for entry in values(chunk)
+        entry for chunk in chunks(file, encoding, shape.letters) for entry in parse_rows(chunk)
     )
     head = list(islice(entries, 1))
     entries = chain(head, entries)
-    if head and trees.gathers(head[0][1], shape):
-        for tree in trees.gather(entries, shape):
+    if head and oasst_flat.is_flat(head[0][1], shape):
+        for tree in oasst_flat.group_rows(entries, shape):
             yield (
                 len(tree.numbers),
                 tree.samples,
@@ -258,12 +260,12 @@ def _samples(
                 None,
             )
         return
-    read = rows.reader(shape)
+    read = rows.row_reader(shape)
     for number, row in entries:
         try:
             if isinstance(row, Unreadable):
                 raise RowError(row.reason)
-            if rows.is_left(row, shape):
+            if rows.is_left_out(row, shape):
                 continue
             samples = read(row)
         except RowError as error:

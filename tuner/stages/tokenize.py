@@ -24,7 +24,9 @@ are too heavy for a plan; a test holds them equal
 def versions(view: View) -> dict[str, int]:
     """The pieces that this config uses."""
     formats = {
-        name: version for part in sources_of(view) for name, version in rows.versions(part.format).items()
+        name: version
+        for part in sources_of(view)
+        for name, version in rows.format_versions(part.format).items()
     }
     return {**formats, "chat": CHAT, "packing": packing.VERSION, "packs": PACKS, "prepare": PREPARE}
 

@@ -24,7 +24,7 @@ from tuner.config.schema import Chat
 from tuner.data.chat.template import Template, compile_template
 from tuner.data.chat.to_jinja import to_jinja
 from tuner.data.conversation import Call, Conversation, Message
-from tuner.data.formats.rows import Shape, read
+from tuner.data.formats.rows import RowShape, read_row
 from tuner.data.tokenizer.load import Vocabulary, load_vocabulary
 from tuner.errors import DataError
 
@@ -356,7 +356,7 @@ def real() -> list[Conversation]:
         found += [
             sample
             for row in rows[::step]
-            for sample in read(row, Shape())
+            for sample in read_row(row, RowShape())
             if isinstance(sample, Conversation)
         ]
     return [with_ids(conversation) for conversation in found]

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuner.data.files import locate
-from tuner.data.files.directory import held_out, training
-from tuner.data.files.read import is_readable
-from tuner.data.files.splits import choose, split_of
+from tuner.data.files import data_paths
+from tuner.data.files.directory import held_out_files, training_files
+from tuner.data.files.row_files import is_readable
+from tuner.data.files.splits import choose_files, split_of
 from tuner.errors import DataError
 
 CARD = (
@@ -73,13 +73,13 @@ def made(folder: Path, *names: str, card: str = "") -> Path:
 def test_the_training_rows_are_taken_and_the_rest_is_named(
     tmp_path: Path, names: list[str], taken: list[str], left: dict[str, str]
 ) -> None:
-    found = training(made(tmp_path, *names))
+    found = training_files(made(tmp_path, *names))
     assert (list(found.files), found.left) == (taken, left)
-    assert list(locate.locate([str(tmp_path)]).values()) == [tmp_path / name for name in taken]
+    assert list(data_paths.locate([str(tmp_path)]).values()) == [tmp_path / name for name in taken]
 
 
 def test_the_card_says_which_files_are_for_training(tmp_path: Path) -> None:
-    found = training(made(tmp_path, "data/a-0.jsonl", "data/b-0.jsonl", "README.md", card=CARD))
+    found = training_files(made(tmp_path, "data/a-0.jsonl", "data/b-0.jsonl", "README.md", card=CARD))
     assert found.files == ("data/a-0.jsonl",)
     assert found.told(False) == f"{tmp_path}: took data/a-0.jsonl; left data/b-0.jsonl, README.md"
 
@@ -89,30 +89,32 @@ def test_what_is_left_is_said_with_how_to_measure_on_it(tmp_path: Path) -> None:
     said = (
         f"{tmp_path}/ds: took train.jsonl; left test.jsonl (test), validation.jsonl (validation), README.md"
     )
-    assert locate.told([str(tmp_path / "ds")]) == [
+    assert data_paths.describe_files([str(tmp_path / "ds")]) == [
         f"{said}. To measure on that file: data.held_out_path={tmp_path}/ds/validation.jsonl"
     ]
-    assert locate.told([str(tmp_path / "ds")], held_out=True) == [said]
-    assert list(locate.locate([str(tmp_path / "ds/validation.jsonl")], apart=True)) == ["validation.jsonl"]
+    assert data_paths.describe_files([str(tmp_path / "ds")], held_out=True) == [said]
+    assert list(data_paths.locate([str(tmp_path / "ds/validation.jsonl")], apart=True)) == [
+        "validation.jsonl"
+    ]
     made(tmp_path / "parts", "train-0.jsonl", "test-0.jsonl", "test-1.jsonl")
-    (line,) = locate.told([str(tmp_path / "parts")])
+    (line,) = data_paths.describe_files([str(tmp_path / "parts")])
     assert line.endswith(f"To measure on those files: data.held_out_path={tmp_path}/parts")
-    assert [file.name for file in locate.locate([str(tmp_path / "parts")], apart=True).values()] == [
+    assert [file.name for file in data_paths.locate([str(tmp_path / "parts")], apart=True).values()] == [
         "test-0.jsonl",
         "test-1.jsonl",
     ]
-    (line,) = locate.told([f"{tmp_path}/ds/t*.jsonl"])
+    (line,) = data_paths.describe_files([f"{tmp_path}/ds/t*.jsonl"])
     assert line.startswith(f"{tmp_path}/ds/t*.jsonl takes test.jsonl too")
-    assert locate.told([f"{tmp_path}/ds/train.jsonl", f"{tmp_path}/ds/test.jsonl"]) == []
+    assert data_paths.describe_files([f"{tmp_path}/ds/train.jsonl", f"{tmp_path}/ds/test.jsonl"]) == []
 
 
 def test_a_pattern_that_matches_a_directory_and_its_files_takes_each_once(tmp_path: Path) -> None:
     made(tmp_path / "ds", "a/train.jsonl", "b.jsonl")
-    assert [file.name for file in locate.locate([f"{tmp_path}/ds/**"]).values()] == [
+    assert [file.name for file in data_paths.locate([f"{tmp_path}/ds/**"]).values()] == [
         "train.jsonl",
         "b.jsonl",
     ]
-    assert [file.name for file in locate.locate([f"{tmp_path}/ds/a*"]).values()] == ["train.jsonl"]
+    assert [file.name for file in data_paths.locate([f"{tmp_path}/ds/a*"]).values()] == ["train.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -145,9 +147,9 @@ def test_a_directory_without_training_rows_is_refused_with_what_there_is(
 ) -> None:
     made(tmp_path, *names)
     with pytest.raises(DataError, match=words):
-        training(tmp_path)
+        training_files(tmp_path)
     with pytest.raises(DataError, match=words):
-        locate.told([str(tmp_path)])
+        data_paths.describe_files([str(tmp_path)])
 
 
 def test_the_card_of_a_test_set_is_no_training_split(tmp_path: Path) -> None:
@@ -156,18 +158,20 @@ def test_the_card_of_a_test_set_is_no_training_split(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"no split `train`: its card names test\. Say which files: data\.path='.*/a\.jsonl'"
     ):
-        training(tmp_path)
-    assert choose(["a.jsonl", "README.md"], None, card, "org/name") == ["a.jsonl"]
+        training_files(tmp_path)
+    assert choose_files(["a.jsonl", "README.md"], None, card, "org/name") == ["a.jsonl"]
 
 
 def test_what_is_held_out_is_the_validation_split_or_else_the_test_split(tmp_path: Path) -> None:
-    assert held_out(made(tmp_path / "a", "train.jsonl", "test.jsonl", "val.jsonl")).files == ("val.jsonl",)
-    assert held_out(made(tmp_path / "b", "train.jsonl", "test.jsonl")).files == ("test.jsonl",)
-    assert held_out(made(tmp_path / "c", "x.jsonl", "train.jsonl")).files == ("x.jsonl",)
+    assert held_out_files(made(tmp_path / "a", "train.jsonl", "test.jsonl", "val.jsonl")).files == (
+        "val.jsonl",
+    )
+    assert held_out_files(made(tmp_path / "b", "train.jsonl", "test.jsonl")).files == ("test.jsonl",)
+    assert held_out_files(made(tmp_path / "c", "x.jsonl", "train.jsonl")).files == ("x.jsonl",)
     with pytest.raises(
         DataError, match=r"data\.held_out_path: .* holds train\.jsonl, and nothing to measure on"
     ):
-        held_out(made(tmp_path / "d", "train.jsonl"))
+        held_out_files(made(tmp_path / "d", "train.jsonl"))
 
 
 NAMES = st.lists(
@@ -187,7 +191,7 @@ def test_nothing_is_trained_on_that_is_for_measuring_and_nothing_goes_unnamed(
 ) -> None:
     folder = made(tmp_path_factory.mktemp("any"), *names)
     try:
-        found = training(folder)
+        found = training_files(folder)
     except DataError:
         return
     assert found.files

@@ -2,15 +2,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuner.data.files.read import is_readable
-from tuner.data.files.splits import choose, split_of
+from tuner.data.files.row_files import is_readable
+from tuner.data.files.splits import choose_files, split_of
 from tuner.errors import DataError
 
 CARD = "---\nlicense: mit\n{}\n---\n# A data set\n"
 
 
 def of(*paths: str, patterns: list[str] | None = None, card: str | None = None) -> list[str]:
-    return choose(paths, patterns, CARD.format(card) if card else None, "org/name")
+    return choose_files(paths, patterns, CARD.format(card) if card else None, "org/name")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ PATHS = st.lists(
 @given(PATHS)
 def test_what_is_chosen_can_be_read_and_is_of_no_other_split_than_training(paths: list[str]) -> None:
     try:
-        found = choose(paths, None, None, "org/name")
+        found = choose_files(paths, None, None, "org/name")
     except DataError:
         return
     assert found

@@ -9,8 +9,8 @@ import pytest
 from tests.conftest import write_rows
 from tests.data.formats.test_formats import A, U, brief, one, said
 from tuner.data.conversation import Label, RowError
-from tuner.data.formats.rows import Shape, read, unread
-from tuner.data.survey.look import surveyed
+from tuner.data.formats.rows import RowShape, read_row, unread_places
+from tuner.data.survey.scan import scan_source
 
 CITY = {"city": "Oslo"}
 PLAIN = {"name": "look", "arguments": CITY}
@@ -129,7 +129,7 @@ def test_tools_are_read_in_every_vendors_form(tools: list[Any], key: str) -> Non
     for value in (tools, json.dumps(tools)):
         row = said(U, A, **{key: value})
         assert one(row).tools == (TOOL,)
-        assert unread(row, Shape()) == ()
+        assert unread_places(row, RowShape()) == ()
 
 
 def test_what_documents_a_tool_is_known_and_other_keys_are_refused() -> None:
@@ -152,7 +152,7 @@ def test_what_documents_a_tool_is_known_and_other_keys_are_refused() -> None:
 def test_a_list_of_names_is_no_offer_and_is_named() -> None:
     row = said(U, A, available_tools=["look", "see"])
     assert one(row).tools == ()
-    assert unread(row, Shape()) == ("available_tools",)
+    assert unread_places(row, RowShape()) == ("available_tools",)
 
 
 def test_what_a_tool_answered_may_stand_in_a_users_turn() -> None:
@@ -171,7 +171,7 @@ def test_what_a_tool_answered_may_stand_in_a_users_turn() -> None:
     }
     row = said(U, use, {"role": "user", "content": [result, {"type": "text", "text": "v"}]}, A)
     assert brief(one(row).messages) == ["u u", f"a* a look{json.dumps(CITY)}", "t r", "u v", "a* a"]
-    assert unread(row, Shape()) == ("messages.content.is_error",)
+    assert unread_places(row, RowShape()) == ("messages.content.is_error",)
     with pytest.raises(RowError, match="which only the user's can have"):
         one(said(U, {"role": "assistant", "content": [result]}))
     with pytest.raises(RowError, match="answers the call '2'"):
@@ -205,7 +205,7 @@ def test_a_flag_under_any_trainers_name_leaves_an_answer_untrained(flag: dict[st
     assert brief(one(said(U, {**A, **flag}, U, A)).messages) == ["u u", "a a", "u u", "a* a"]
     turns = [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a", **flag}]
     assert brief(one({"conversations": turns}).messages) == ["u u", "a a"]
-    assert unread(said(U, {**A, **flag}), Shape()) == ()
+    assert unread_places(said(U, {**A, **flag}), RowShape()) == ()
 
 
 @pytest.mark.parametrize(
@@ -280,14 +280,14 @@ def test_flags_may_stand_beside_the_turns() -> None:
     ):
         row = said(U, A, **beside)
         assert brief(one(row).messages) == ["u u", "a* a"]
-        assert unread(row, Shape()) == tuple(beside)
+        assert unread_places(row, RowShape()) == tuple(beside)
 
 
 @pytest.mark.parametrize("key", ["system", "system_prompt", "system_message"])
 def test_a_system_prompt_is_one_under_other_names(key: str) -> None:
     for row in (said(U, A), {"instruction": "u", "output": "a"}, {"prompt": "u", "completion": "a"}):
         assert brief(one({**row, key: "s"}).messages) == ["s s", "u u", "a* a"]
-        assert unread({**row, key: "s"}, Shape()) == ()
+        assert unread_places({**row, key: "s"}, RowShape()) == ()
     with pytest.raises(RowError, match="says something else"):
         one(said(U, A, system="s", system_prompt="t"))
 
@@ -297,7 +297,7 @@ def test_a_thought_beside_the_turns_is_of_the_last_answer(key: str) -> None:
     thought = {key: "let me see what that is"}
     for row in (said(U, A, U, A), {"instruction": "u", "output": "a"}, {"prompt": "u", "completion": "a"}):
         assert brief(one({**row, **thought}).messages)[-1] == "a* (let me see what that is)a"
-        assert unread({**row, **thought}, Shape()) == ()
+        assert unread_places({**row, **thought}, RowShape()) == ()
     with pytest.raises(RowError, match="two different thoughts"):
         one(said(U, {**A, "reasoning": "other"}, **thought))
     with pytest.raises(RowError, match="two different thoughts"):
@@ -307,7 +307,7 @@ def test_a_thought_beside_the_turns_is_of_the_last_answer(key: str) -> None:
 def test_a_switch_is_no_thought() -> None:
     row = said(U, A, reasoning="on")
     assert one(row).messages[-1].reasoning is None
-    assert unread(row, Shape()) == ("reasoning",)
+    assert unread_places(row, RowShape()) == ("reasoning",)
 
 
 NAMED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
@@ -358,7 +358,7 @@ NAMED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
 
 @pytest.mark.parametrize(("row", "names"), NAMED)
 def test_what_no_format_reads_is_named(row: Any, names: tuple[str, ...]) -> None:
-    assert sorted(unread(row, Shape())) == sorted(names)
+    assert sorted(unread_places(row, RowShape())) == sorted(names)
 
 
 def test_what_lies_beside_a_mapped_place_is_named() -> None:
@@ -368,14 +368,14 @@ def test_what_lies_beside_a_mapped_place_is_named() -> None:
         "input": "lost",
         "context": "c",
     }
-    shape = Shape(columns={"instruction": "q.text", "output": "answers.0.text", "input": "context"})
+    shape = RowShape(columns={"instruction": "q.text", "output": "answers.0.text", "input": "context"})
     assert brief(one(row, columns=shape.columns).messages) == ["u u\nc", "a* a"]
-    assert sorted(unread(row, shape)) == ["answers", "answers.votes", "input", "q.by"]
+    assert sorted(unread_places(row, shape)) == ["answers", "answers.votes", "input", "q.by"]
 
 
-def shape_of(tmp_path: Path, rows: list[Any], **columns: str) -> Shape:
+def shape_of(tmp_path: Path, rows: list[Any], **columns: str) -> RowShape:
     write_rows(tmp_path / "rows.jsonl", rows)
-    return surveyed([(tmp_path / "rows.jsonl", "auto")], Shape(columns=columns))
+    return scan_source([(tmp_path / "rows.jsonl", "auto")], RowShape(columns=columns))
 
 
 PAIR = {"prompt": "u", "completion": "a"}
@@ -408,9 +408,9 @@ def test_a_verdict_is_one_under_other_names_and_as_other_values(
     rows = [{**row, key: value} for value in values]
     shape = shape_of(tmp_path, rows)
     for judged in rows:
-        (sample,) = read(judged, shape)
+        (sample,) = read_row(judged, shape)
         assert isinstance(sample, Label) == (judged[key] not in (None, ""))
-    assert surveyed([(tmp_path / "rows.jsonl", "auto")], Shape()) == shape
+    assert scan_source([(tmp_path / "rows.jsonl", "auto")], RowShape()) == shape
 
 
 @pytest.mark.parametrize(
@@ -432,18 +432,18 @@ def test_a_class_is_no_verdict(tmp_path: Path, row: dict[str, Any], key: str, va
     shape = shape_of(tmp_path, rows)
     assert shape.facts.verdict is None
     if not isinstance(values[0], bool):
-        assert not any(isinstance(sample, Label) for one in rows for sample in read(one, shape))
-        assert key == "class" or all(unread(one, shape) == (key,) or "text" in row for one in rows)
+        assert not any(isinstance(sample, Label) for one in rows for sample in read_row(one, shape))
+        assert key == "class" or all(unread_places(one, shape) == (key,) or "text" in row for one in rows)
 
 
 def test_a_verdict_is_told_by_all_files_in_any_order_and_under_a_mapped_name(tmp_path: Path) -> None:
     for name, value in (("a", 1), ("b", 0)):
         write_rows(tmp_path / f"{name}.jsonl", [{**PAIR, "ok": value}] * 3)
     found = [(tmp_path / f"{name}.jsonl", "auto") for name in "ab"]
-    shape = Shape(columns={"label": "ok"})
-    assert surveyed(found, shape) == surveyed(found[::-1], shape)
-    assert surveyed(found, shape).facts.verdict == "label"
-    assert surveyed(found[:1], shape).facts.verdict is None
-    (sample,) = read({**PAIR, "ok": 0}, surveyed(found, shape))
+    shape = RowShape(columns={"label": "ok"})
+    assert scan_source(found, shape) == scan_source(found[::-1], shape)
+    assert scan_source(found, shape).facts.verdict == "label"
+    assert scan_source(found[:1], shape).facts.verdict is None
+    (sample,) = read_row({**PAIR, "ok": 0}, scan_source(found, shape))
     assert isinstance(sample, Label)
     assert not sample.good

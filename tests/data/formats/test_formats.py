@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tuner.data.conversation import Call, Conversation, Label, Message, Preference, RowError, Sample, Text
-from tuner.data.files import read as files
-from tuner.data.formats.fields import named, told
-from tuner.data.formats.rows import COLUMNS, VERSIONS, Shape, read, reader, sniff, versions
-from tuner.data.formats.trees import gather, gathers
+from tuner.data.files import row_files
+from tuner.data.formats.checks import in_words, key_list
+from tuner.data.formats.oasst_flat import group_rows, is_flat
+from tuner.data.formats.rows import COLUMNS, VERSIONS, RowShape, format_versions, read_row, row_reader, sniff
 from tuner.errors import ConfigError
 
 
@@ -34,7 +34,7 @@ def brief(messages: tuple[Message, ...]) -> list[str]:
 
 
 def one(row: Any, **shape: Any) -> Conversation:
-    (sample,) = read(row, Shape(**shape))
+    (sample,) = read_row(row, RowShape(**shape))
     assert isinstance(sample, Conversation)
     return sample
 
@@ -194,7 +194,7 @@ def test_a_row_is_recognised_and_read(name: str, row: Any, expected: list[str]) 
 def test_a_row_stays_as_it_was() -> None:
     for _, row, _ in GOOD:
         before = deepcopy(row)
-        read(row, Shape())
+        read_row(row, RowShape())
         assert row == before
 
 
@@ -340,13 +340,13 @@ def test_marks_in_small_letters_or_without_the_blank_are_the_same(text: str) -> 
 
 
 def test_plain_text_is_a_document_and_a_blank_one_none() -> None:
-    assert read({"text": " a\n", "url": "…"}, Shape()) == (Text(text=" a\n"),)
-    assert read({"text": " \n"}, Shape()) == ()
-    assert read({"text": "### Human: a"}, Shape(format="text")) == (Text(text="### Human: a"),)
+    assert read_row({"text": " a\n", "url": "…"}, RowShape()) == (Text(text=" a\n"),)
+    assert read_row({"text": " \n"}, RowShape()) == ()
+    assert read_row({"text": "### Human: a"}, RowShape(format="text")) == (Text(text="### Human: a"),)
 
 
 def preference(row: Any, **shape: Any) -> tuple[list[str], list[str], list[str]]:
-    (sample,) = read(row, Shape(**shape))
+    (sample,) = read_row(row, RowShape(**shape))
     assert isinstance(sample, Preference)
     return brief(sample.prompt.messages), brief(sample.chosen), brief(sample.rejected)
 
@@ -402,7 +402,7 @@ def test_the_prompt_of_a_preference_is_never_trained() -> None:
 def test_a_label_is_of_the_last_answer(row: Any) -> None:
     row = {**row, "label": False}
     assert sniff(row) == "label"
-    (sample,) = read(row, Shape())
+    (sample,) = read_row(row, RowShape())
     assert isinstance(sample, Label)
     assert sample.good is False
     assert brief(sample.conversation.messages) == ["u u", "a a", "u u", "a* a"]
@@ -580,7 +580,7 @@ BAD: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("row", "words"), BAD)
 def test_a_bad_row_is_refused_in_words(row: Any, words: str) -> None:
     with pytest.raises(RowError, match=words) as caught:
-        read(row, Shape())
+        read_row(row, RowShape())
     assert "\n" not in str(caught.value)
 
 
@@ -601,11 +601,11 @@ def test_a_bad_row_is_refused_in_words(row: Any, words: str) -> None:
 )
 def test_a_named_format_reads_only_its_rows(format: str, row: Any, words: str) -> None:
     with pytest.raises(RowError, match=words):
-        read(row, Shape(format=format))
+        read_row(row, RowShape(format=format))
 
 
 def test_each_row_of_a_file_is_taken_for_itself() -> None:
-    take = reader(Shape())
+    take = row_reader(RowShape())
     assert [len(take(row)) for _, row, _ in GOOD] == [1] * len(GOOD)
 
 
@@ -640,15 +640,15 @@ def test_columns_say_where_a_format_finds_its_own(columns: dict[str, str], expec
 def test_columns_that_are_asked_for_say_what_a_row_is_taken_for() -> None:
     row = {"text": "all", "dialog": [U, A], "messages": "none", "chosen": 1}
     assert brief(one(row, columns={"messages": "dialog"}).messages) == ["u u", "a* a"]
-    assert read({"body": "all", "instruction": "a", "output": "b"}, Shape(columns={"text": "body"})) == (
-        Text(text="all"),
-    )
+    assert read_row(
+        {"body": "all", "instruction": "a", "output": "b"}, RowShape(columns={"text": "body"})
+    ) == (Text(text="all"),)
     assert sniff_of({"q": "u", "chosen": "a", "rejected": "b"}, prompt="q") == Preference
     assert sniff_of({"dialog": [U, A], "label": True}, messages="dialog") == Label
 
 
 def sniff_of(row: Any, **columns: str) -> type[Sample]:
-    (sample,) = read(row, Shape(columns=columns))
+    (sample,) = read_row(row, RowShape(columns=columns))
     return type(sample)
 
 
@@ -669,12 +669,12 @@ def sniff_of(row: Any, **columns: str) -> type[Sample]:
 )
 def test_a_column_that_a_row_lacks_is_named_with_those_it_has(columns: dict[str, str], words: str) -> None:
     with pytest.raises(RowError, match=words):
-        read(ROW, Shape(columns={"output": "answer", **columns}))
+        read_row(ROW, RowShape(columns={"output": "answer", **columns}))
 
 
 def test_columns_are_those_of_objects() -> None:
     with pytest.raises(RowError, match=r"data\.columns needs an object"):
-        read([U, A], Shape(columns={"messages": "turns"}))
+        read_row([U, A], RowShape(columns={"messages": "turns"}))
 
 
 def test_more_words_for_a_role_count_in_every_format_with_roles() -> None:
@@ -691,19 +691,19 @@ def test_more_words_for_a_role_count_in_every_format_with_roles() -> None:
     }
     assert preference(pair, roles=roles) == (["u u"], ["a* a"], ["a* b"])
     with pytest.raises(RowError, match=r"known are .*客服"):
-        read(said({"role": "经理", "content": "a"}), Shape(roles=roles))
+        read_row(said({"role": "经理", "content": "a"}), RowShape(roles=roles))
 
 
 def test_a_shape_that_makes_no_sense_is_refused_before_any_row() -> None:
     with pytest.raises(ConfigError, match=r"data\.roles\.king is none of system, user, assistant, tool"):
-        reader(Shape(roles={"king": ("a",)}))
+        row_reader(RowShape(roles={"king": ("a",)}))
     with pytest.raises(ConfigError, match=r"data\.format=yaml is not known"):
-        reader(Shape(format="yaml"))
+        row_reader(RowShape(format="yaml"))
 
 
 def test_versions_are_those_of_the_format_in_use() -> None:
-    assert versions("alpaca") == {"format.alpaca": VERSIONS["alpaca"]}
-    assert set(versions("auto")) == {f"format.{name}" for name in VERSIONS}
+    assert format_versions("alpaca") == {"format.alpaca": VERSIONS["alpaca"]}
+    assert set(format_versions("auto")) == {f"format.{name}" for name in VERSIONS}
     assert set(COLUMNS) == set(VERSIONS)
 
 
@@ -717,14 +717,14 @@ def test_what_an_error_shows_is_short_and_can_be_printed() -> None:
     deep: Any = "x"
     for _ in range(100_000):
         deep = [deep]
-    assert told(deep) == "a list of 1"
-    assert told(10**5000) == "a large number"
-    assert len(told("x" * 10**6)) < 60
-    assert told("\x1b[31m\u202e") == r"the text '\x1b[31m\u202e'"
-    assert named(["a", "\x1b[31m", "", "\ud800"]) == r"a, '\x1b[31m', '', '\ud800'"
-    assert named(map(str, range(20))).endswith("7 and 12 more")
+    assert in_words(deep) == "a list of 1"
+    assert in_words(10**5000) == "a large number"
+    assert len(in_words("x" * 10**6)) < 60
+    assert in_words("\x1b[31m\u202e") == r"the text '\x1b[31m\u202e'"
+    assert key_list(["a", "\x1b[31m", "", "\ud800"]) == r"a, '\x1b[31m', '', '\ud800'"
+    assert key_list(map(str, range(20))).endswith("7 and 12 more")
     with pytest.raises(RowError, match="nested too deeply"):
-        read(said({**A, "tool_calls": [{"name": "f", "arguments": {"a": deep}}]}), Shape())
+        read_row(said({**A, "tool_calls": [{"name": "f", "arguments": {"a": deep}}]}), RowShape())
     for depth in (101, 900, 100_000):
         arguments = '{"a": ' * depth + "1" + "}" * depth
         for call in (
@@ -732,7 +732,7 @@ def test_what_an_error_shows_is_short_and_can_be_printed() -> None:
             {"name": "f", "arguments": arguments.replace("a", "\\u0041")},
         ):
             with pytest.raises(RowError, match="nested too deeply"):
-                read(said({**A, "tool_calls": [call]}), Shape())
+                read_row(said({**A, "tool_calls": [call]}), RowShape())
     many = json.dumps({"a": [{"b": []}] * 200})
     assert (
         len(
@@ -773,17 +773,17 @@ FILES: list[tuple[str, int, dict[str, str], type]] = [
 
 
 def rows_of(path: Path) -> list[tuple[int, Any]]:
-    return [entry for chunk in files.chunks(path) for entry in files.values(chunk)]
+    return [entry for chunk in row_files.chunks(path) for entry in row_files.parse_rows(chunk)]
 
 
 @pytest.mark.parametrize(("name", "count", "columns", "kind"), FILES, ids=[name for name, *_ in FILES])
 def test_every_row_of_the_real_files_is_read(
     shared: Path, name: str, count: int, columns: dict[str, str], kind: type
 ) -> None:
-    shape, rows = Shape(columns=columns), rows_of(shared / "data" / name)
+    shape, rows = RowShape(columns=columns), rows_of(shared / "data" / name)
     assert len(rows) == count
-    if gathers(rows[0][1], shape):
-        gathered = list(gather(rows, shape))
+    if is_flat(rows[0][1], shape):
+        gathered = list(group_rows(rows, shape))
         assert sorted(number for group in gathered for number in group.numbers) == [
             number for number, _ in rows
         ]
@@ -792,7 +792,7 @@ def test_every_row_of_the_real_files_is_read(
         turns = sum(len(sample.messages) for sample in samples if isinstance(sample, Conversation))
         assert turns + sum(len(group.left) for group in gathered) == count
     else:
-        samples = [sample for _, row in rows for sample in read(row, shape)]
+        samples = [sample for _, row in rows for sample in read_row(row, shape)]
         assert len(samples) == count
     assert {type(sample) for sample in samples} == {kind}
 
@@ -849,7 +849,7 @@ def test_real_rows_are_read_to_the_letter(shared: Path) -> None:
 def test_real_files_that_are_no_conversations_are_refused(shared: Path, name: str, words: str) -> None:
     for _, row in rows_of(shared / "data" / name):
         with pytest.raises(RowError, match=words):
-            read(row, Shape())
+            read_row(row, RowShape())
 
 
 LEAVES = (
@@ -906,20 +906,20 @@ VALUES = st.recursive(
 )
 SHAPES = st.sampled_from(
     [
-        Shape(),
-        *(Shape(format=name) for name in VERSIONS),
-        Shape(columns={"instruction": "input", "output": "{value}.{text}"}),
-        Shape(paths="all"),
+        RowShape(),
+        *(RowShape(format=name) for name in VERSIONS),
+        RowShape(columns={"instruction": "input", "output": "{value}.{text}"}),
+        RowShape(paths="all"),
     ]
 )
 
 
-def read_or_refused(row: Any, shape: Shape) -> None:
+def read_or_refused(row: Any, shape: RowShape) -> None:
     """Samples, or an error that can be printed on a line."""
     refusal = ""
     samples: tuple[Sample, ...] = ()
     try:
-        samples = read(row, shape)
+        samples = read_row(row, shape)
     except RowError as error:
         refusal = str(error)
     assert not refusal or refusal.isprintable()
@@ -937,7 +937,7 @@ def read_or_refused(row: Any, shape: Shape) -> None:
 
 @given(row=VALUES, shape=SHAPES)
 @settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-def test_whatever_a_row_is_it_is_read_or_refused(row: Any, shape: Shape) -> None:
+def test_whatever_a_row_is_it_is_read_or_refused(row: Any, shape: RowShape) -> None:
     read_or_refused(row, shape)
 
 
@@ -949,7 +949,7 @@ def places(value: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 @given(number=st.integers(0, len(GOOD) - 1), data=st.data(), shape=SHAPES)
 @settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 def test_a_good_row_with_one_thing_changed_is_read_or_refused(
-    number: int, data: st.DataObject, shape: Shape
+    number: int, data: st.DataObject, shape: RowShape
 ) -> None:
     row = deepcopy(GOOD[number][1])
     way = data.draw(st.sampled_from(places(row)))
@@ -964,4 +964,4 @@ def test_a_good_row_with_one_thing_changed_is_read_or_refused(
         else:
             del inside[way[-1]]
     read_or_refused(row, shape)
-    read_or_refused(row, Shape())
+    read_or_refused(row, RowShape())

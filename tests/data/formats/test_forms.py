@@ -9,7 +9,7 @@ import pytest
 
 from tests.data.formats.test_formats import A, U, brief, one, said
 from tuner.data.conversation import Call, Conversation, RowError, Text
-from tuner.data.formats.rows import Shape, read, sniff
+from tuner.data.formats.rows import RowShape, read_row, sniff
 
 Q, R = {"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}
 CALL = {"name": "look", "arguments": {"at": "云"}}
@@ -80,7 +80,11 @@ def test_exchanges_without_a_question_are_documents() -> None:
     row = exchanges(
         {"input": "", "output": "a"}, {"input": None, "output": "b"}, {"output": " ", "input": ""}
     )
-    assert read(row, Shape()) == read(row, Shape(format="xtuner")) == (Text(text="a"), Text(text="b"))
+    assert (
+        read_row(row, RowShape())
+        == read_row(row, RowShape(format="xtuner"))
+        == (Text(text="a"), Text(text="b"))
+    )
     # the empty question of another form is a question that is missing
     assert brief(one(exchanges({"human": "", "assistant": "a"})).messages) == ["a* a"]
 
@@ -104,11 +108,11 @@ def test_exchanges_may_offer_tools() -> None:
     ],
 )
 def test_a_turn_of_pretrain_is_a_document(row: Any) -> None:
-    assert read(row, Shape()) == (Text(text="a text"),)
+    assert read_row(row, RowShape()) == (Text(text="a text"),)
 
 
 def test_a_blank_document_is_none_and_a_role_of_ones_own_stays_a_role() -> None:
-    assert read(said({"role": "pretrain", "content": " "}), Shape()) == ()
+    assert read_row(said({"role": "pretrain", "content": " "}), RowShape()) == ()
     assert brief(
         one(said({"role": "pretrain", "content": "a"}), roles={"assistant": ("pretrain",)}).messages
     ) == ["a* a"]
@@ -237,15 +241,15 @@ def test_columns_go_before_what_is_known() -> None:
 
 def test_a_form_that_is_named_takes_only_its_own() -> None:
     with pytest.raises(RowError, match="output is expected"):
-        read({"instruction": "u", "response": "a"}, Shape(format="alpaca"))
+        read_row({"instruction": "u", "response": "a"}, RowShape(format="alpaca"))
     with pytest.raises(RowError, match="a turn has no role"):
-        read({"messages": [Q, R]}, Shape(format="messages"))
+        read_row({"messages": [Q, R]}, RowShape(format="messages"))
 
 
 def better(row: Any) -> list[str]:
     return [
         line
-        for sample in read(row, Shape(format="chosen"))
+        for sample in read_row(row, RowShape(format="chosen"))
         if isinstance(sample, Conversation)
         for line in brief(sample.messages)
     ]

@@ -14,14 +14,13 @@ from tests.data.formats.test_formats import A, U, brief, said
 from tuner.config.compose import compose
 from tuner.config.view import View
 from tuner.data.conversation import Conversation, RowError, Text
-from tuner.data.formats import hints, rows
-from tuner.data.formats import vocabulary as known
-from tuner.data.formats.rows import Shape
-from tuner.data.formats.ways import SPOKEN
+from tuner.data.formats import column_names, hints, rows
+from tuner.data.formats.guesses import SPOKEN
+from tuner.data.formats.rows import RowShape
 from tuner.data.sources import shape_of
 
 
-def pasted(line: str, *before: str) -> Shape:
+def pasted(line: str, *before: str) -> RowShape:
     """How rows are read where these words are typed behind others."""
     config = compose(["data=local", "data.path=rows.jsonl", *before, *shlex.split(line)])
     return shape_of(View(config, "fetch_data").data)
@@ -40,9 +39,9 @@ def ten(**texts: Any) -> list[dict[str, Any]]:
     return [put(texts, number) for number in range(10)]
 
 
-def shown(sample: list[Any], shape: Shape) -> list[str]:
+def shown(sample: list[Any], shape: RowShape) -> list[str]:
     """The first row, as it is read."""
-    (one,) = rows.read(sample[0], shape)
+    (one,) = rows.read_row(sample[0], shape)
     return (
         brief(one.messages) if isinstance(one, Conversation) else [one.text] if isinstance(one, Text) else []
     )
@@ -180,19 +179,19 @@ WORKS: list[tuple[str, list[Any], list[str], set[str]]] = [
 def test_a_hint_that_is_pasted_reads_what_it_says(
     sample: list[Any], expected: list[str], left: set[str]
 ) -> None:
-    found = hints.proposal(sample, Shape())
+    found = hints.best_hint(sample, RowShape())
     assert found is not None
     shape = pasted(found.line)
     assert shown(sample, shape) == expected
-    assert {name for row in sample for name in rows.unread(row, shape)} == left == set(found.unread)
-    sentence = hints.to_read(sample, Shape())
+    assert {name for row in sample for name in rows.unread_places(row, shape)} == left == set(found.unread)
+    sentence = hints.how_to_read(sample, RowShape())
     assert sentence is not None
     assert all(f"{name} in 10 of 10 rows" in sentence for name in left)
 
 
 def test_the_bare_list_has_roles_too() -> None:
     sample = [[{"role": "human", "content": "u"}, {"role": "bot", "content": "a"}]] * 3
-    found = hints.proposal(sample, Shape())
+    found = hints.best_hint(sample, RowShape())
     assert found is not None
     assert shown(sample, pasted(found.line)) == ["u u", "a* a"]
 
@@ -225,13 +224,13 @@ def test_the_bare_list_has_roles_too() -> None:
     ],
 )
 def test_where_nothing_works_nothing_is_proposed(sample: list[Any]) -> None:
-    assert hints.proposal(sample, Shape()) is None
-    assert hints.to_read(sample, Shape()) is None
+    assert hints.best_hint(sample, RowShape()) is None
+    assert hints.how_to_read(sample, RowShape()) is None
 
 
 def test_rows_that_are_read_need_no_hint() -> None:
-    assert hints.proposal([said(U, A)], Shape()) is None
-    assert hints.proposal(ten(instruction="u", context="c c", response="a"), Shape()) is None
+    assert hints.best_hint([said(U, A)], RowShape()) is None
+    assert hints.best_hint(ten(instruction="u", context="c c", response="a"), RowShape()) is None
 
 
 @pytest.mark.parametrize(
@@ -270,8 +269,8 @@ def test_a_hint_goes_with_what_was_said_already(
 ) -> None:
     shape = pasted("", *before)
     with pytest.raises(RowError):
-        rows.read(sample[0], shape)
-    found = hints.proposal(sample, shape)
+        rows.read_row(sample[0], shape)
+    found = hints.best_hint(sample, shape)
     assert found is not None
     assert shown(sample, pasted(found.line, *before)) == expected
 
@@ -295,28 +294,28 @@ def test_a_hint_goes_with_what_was_said_already(
     ],
 )
 def test_what_is_not_read_can_be_used(sample: list[Any], expected: list[str], line: str) -> None:
-    assert hints.to_use(sample, Shape()) == line
+    assert hints.how_to_read_more(sample, RowShape()) == line
     assert shown(sample, pasted(line)) == expected
 
 
 def test_what_nothing_reads_has_no_use() -> None:
-    assert hints.to_use([{**said(U, A), "comment": "quite a long text"}], Shape()) is None
-    assert hints.to_use([said(U, A)], Shape()) is None
+    assert hints.how_to_read_more([{**said(U, A), "comment": "quite a long text"}], RowShape()) is None
+    assert hints.how_to_read_more([said(U, A)], RowShape()) is None
 
 
 def test_a_source_of_a_mixture_is_told_what_goes_into_its_yaml() -> None:
     sample = ten(question="u", context="c", answer="a")
-    sentence = hints.to_read(sample, Shape(), mixed=True)
+    sentence = hints.how_to_read(sample, RowShape(), mixed=True)
     assert sentence is not None
     begin, _, said = sentence.partition("-cd DIR): ")
     assert begin.startswith(
         "To read them, in the YAML of that source (for a bare file: write DIR/data/NAME.yaml"
     )
-    assert shown(sample, Shape(**yaml.safe_load(said))) == ["u u\nc", "a* a"]
-    both = hints.to_read(sample, Shape(format="messages"), mixed=True)
+    assert shown(sample, RowShape(**yaml.safe_load(said))) == ["u u\nc", "a* a"]
+    both = hints.how_to_read(sample, RowShape(format="messages"), mixed=True)
     assert both is not None
     lines = both.partition("-cd DIR): ")[2].replace(" and ", "\n")
-    assert shown(sample, Shape(**yaml.safe_load(lines))) == ["u u\nc", "a* a"]
+    assert shown(sample, RowShape(**yaml.safe_load(lines))) == ["u u\nc", "a* a"]
 
 
 NAMES = st.sampled_from(
@@ -324,19 +323,19 @@ NAMES = st.sampled_from(
         *(
             word
             for words in (
-                known.ASKED,
-                known.SAID,
-                known.CONTEXT,
-                known.SYSTEM,
-                known.THOUGHT,
-                known.TEXTS,
-                known.LISTS,
+                column_names.ASKED,
+                column_names.SAID,
+                column_names.CONTEXT,
+                column_names.SYSTEM,
+                column_names.THOUGHT,
+                column_names.TEXTS,
+                column_names.LISTS,
             )
             for word in words
         ),
         *(
-            *known.CHOICES,
-            *known.HISTORY,
+            *column_names.CHOICES,
+            *column_names.HISTORY,
             "id",
             "category",
             "the question",
@@ -380,10 +379,10 @@ ANYTHING = st.recursive(
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(ANYTHING, max_size=3),
-    st.sampled_from([Shape(), Shape(format="alpaca"), Shape(columns={"messages": "turns"})]),
+    st.sampled_from([RowShape(), RowShape(format="alpaca"), RowShape(columns={"messages": "turns"})]),
 )
-def test_whatever_the_rows_are_a_hint_is_looked_for_without_harm(sample: list[Any], shape: Shape) -> None:
-    for look in (hints.to_read, hints.to_use, hints.to_train):
+def test_whatever_the_rows_are_a_hint_is_looked_for_without_harm(sample: list[Any], shape: RowShape) -> None:
+    for look in (hints.how_to_read, hints.how_to_read_more, hints.how_to_train):
         found = look(sample, shape)
         assert found is None or "\n" not in found
 
@@ -396,18 +395,18 @@ def test_whatever_is_proposed_works_as_it_is_typed(names: list[str], data: st.Da
         first,
         {name: f"{value} more" if isinstance(value, str) else value for name, value in first.items()},
     ]
-    found = hints.proposal(sample, Shape())
+    found = hints.best_hint(sample, RowShape())
     if found is None:
         return
     shape = pasted(found.line)
     trained, left = 0, set()
     for row in sample:
-        read = rows.read(row, shape)
+        read = rows.read_row(row, shape)
         assert all(isinstance(one, Conversation | Text) for one in read)
         trained += any(
             isinstance(one, Text) or (isinstance(one, Conversation) and one.trains) for one in read
         )
-        left |= set(rows.unread(row, shape))
+        left |= set(rows.unread_places(row, shape))
     assert trained
     assert left == set(found.unread)
     assert found.left.count(" of 2 rows") == min(len(left), 4)

@@ -9,10 +9,10 @@ import pytest
 from tests.conftest import write_rows
 from tests.data.formats.test_formats import A, U, one
 from tuner.data.conversation import Conversation
-from tuner.data.files import read as files
+from tuner.data.files import row_files
 from tuner.data.formats.nulls import Nulls, stripped
-from tuner.data.formats.rows import Shape, read
-from tuner.data.survey.look import surveyed
+from tuner.data.formats.rows import RowShape, read_row
+from tuner.data.survey.scan import scan_source
 
 STRING: dict[str, Any] = {"type": "string"}
 
@@ -37,12 +37,12 @@ def row(name: str, arguments: Any, tools: list[Any] | None = None, **beside: Any
     }
 
 
-def left(value: dict[str, Any], shape: Shape | None = None) -> tuple[Any, Nulls]:
+def left(value: dict[str, Any], shape: RowShape | None = None) -> tuple[Any, Nulls]:
     """The arguments of the row's call, and the nulls that were found."""
     found = Nulls()
-    (sample,) = read(value, shape or Shape())
+    (sample,) = read_row(value, shape or RowShape())
     assert isinstance(sample, Conversation)
-    done = stripped(sample, (shape or Shape()).facts.filler, found)
+    done = stripped(sample, (shape or RowShape()).facts.filler, found)
     return done.messages[1].calls[0].arguments, found
 
 
@@ -134,12 +134,12 @@ BARE = [
 ]
 
 
-def survey_of(tmp_path: Path, *parts: list[Any]) -> Shape:
+def survey_of(tmp_path: Path, *parts: list[Any]) -> RowShape:
     for number, part in enumerate(parts):
         write_rows(tmp_path / f"{number}.jsonl", part)
     found = [(tmp_path / f"{number}.jsonl", "auto") for number in range(len(parts))]
-    shape = surveyed(found, Shape())
-    assert surveyed(found[::-1], Shape()) == shape
+    shape = scan_source(found, RowShape())
+    assert scan_source(found[::-1], RowShape()) == shape
     return shape
 
 
@@ -158,7 +158,7 @@ def test_without_a_schema_the_calls_of_other_tools_tell(tmp_path: Path) -> None:
 
 def test_the_rows_may_have_their_turns_under_another_name(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [{"talk": one["messages"]} for one in BARE])
-    shape = surveyed([(tmp_path / "rows.jsonl", "auto")], Shape(columns={"messages": "talk"}))
+    shape = scan_source([(tmp_path / "rows.jsonl", "auto")], RowShape(columns={"messages": "talk"}))
     assert shape.facts.filler == {("play", "time"), ("alarm", "title"), ("alarm", "loud")}
 
 
@@ -170,7 +170,7 @@ def test_inner_keys_are_told_by_their_way(tmp_path: Path) -> None:
 
 def test_a_source_without_nulls_has_no_facts_and_its_rows_stay_the_same(tmp_path: Path) -> None:
     rows = [row("f", {"a": 1}), row("g", {"b": 1})]
-    assert survey_of(tmp_path, rows) == Shape()
+    assert survey_of(tmp_path, rows) == RowShape()
     sample = one(rows[0])
     assert stripped(sample, frozenset(), Nulls()) is sample
 
@@ -241,11 +241,11 @@ def test_rows_that_went_through_a_table_are_as_they_were(tmp_path: Path, kind: s
     ]
     rows = [row(name, arguments, tools if has_schema else None) for name, arguments in calls]
     path = written(tmp_path, rows, kind)
-    shape = surveyed([(path, "auto")], Shape())
-    back = [value for chunk in files.chunks(path) for _, value in files.values(chunk)]
+    shape = scan_source([(path, "auto")], RowShape())
+    back = [value for chunk in row_files.chunks(path) for _, value in row_files.parse_rows(chunk)]
     for was, now in zip(rows, back, strict=True):
         found = Nulls()
-        expected, (sample,) = one(was), read(now, shape)
+        expected, (sample,) = one(was), read_row(now, shape)
         assert isinstance(sample, Conversation)
         done = stripped(sample, shape.facts.filler, found)
         assert [message.calls for message in done.messages] == [

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuner.data.conversation import Conversation, LeftOut, RowError
-from tuner.data.files import read as files
-from tuner.data.files.read import Unreadable
-from tuner.data.formats import rows, trees
+from tuner.data.files import row_files
+from tuner.data.files.row_files import Unreadable
+from tuner.data.formats import oasst_flat, rows
 from tuner.data.formats.oasst import CUT_OFF, NO_ROOT, NOT_BEST, UNANSWERED
-from tuner.data.formats.rows import Shape, read
-from tuner.data.formats.trees import Gathered, gather, gathers
+from tuner.data.formats.oasst_flat import RowGroup, group_rows, is_flat
+from tuner.data.formats.rows import RowShape, read_row
 
 
 def node(name: str, *replies: dict[str, Any], **others: Any) -> dict[str, Any]:
@@ -67,7 +67,7 @@ for _reply, _rank in zip(TREE["prompt"]["replies"], (None, 1, 0, 0), strict=True
 
 def test_the_best_path_takes_the_lowest_rank_at_each_level() -> None:
     assert rows.sniff(TREE) == "oasst"
-    assert told(read(TREE, Shape())) == [["q", "a0*"]]
+    assert told(read_row(TREE, RowShape())) == [["q", "a0*"]]
     ranked = tree(
         node(
             "q",
@@ -76,11 +76,11 @@ def test_the_best_path_takes_the_lowest_rank_at_each_level() -> None:
             node("a0", node("q0", node("a-x"), node("a2", rank=2)), rank=0),
         )
     )
-    assert told(read(ranked, Shape())) == [["q", "a0*", "q0", "a2*"]]
+    assert told(read_row(ranked, RowShape())) == [["q", "a0*", "q0", "a2*"]]
 
 
 def test_every_path_is_told_once_and_every_answer_trained_once() -> None:
-    assert told(read(TREE, Shape(paths="all"))) == [
+    assert told(read_row(TREE, RowShape(paths="all"))) == [
         ["q", "a0*"],
         ["q", "a0", "q0", "a00*"],
         ["q", "a1*", "q1", "a10*"],
@@ -94,8 +94,8 @@ def test_every_path_is_told_once_and_every_answer_trained_once() -> None:
 )
 def test_a_tree_without_answer_gives_nothing(root: dict[str, Any]) -> None:
     for paths in ("best", "all"):
-        assert read(tree(root), Shape(paths=paths)) == ()
-        (gathered,) = gather(enumerate(flat(tree(root)), start=1), Shape(paths=paths))
+        assert read_row(tree(root), RowShape(paths=paths)) == ()
+        (gathered,) = group_rows(enumerate(flat(tree(root)), start=1), RowShape(paths=paths))
         assert gathered.samples == ()
         assert set(gathered.left) == set(gathered.numbers)
         assert not gathered.bad
@@ -114,17 +114,17 @@ def test_a_tree_without_answer_gives_nothing(root: dict[str, Any]) -> None:
 )
 def test_a_tree_with_a_bad_message_is_refused(root: dict[str, Any], words: str) -> None:
     with pytest.raises(RowError, match=words):
-        read(tree(root), Shape())
+        read_row(tree(root), RowShape())
 
 
 def test_more_words_for_a_role_count_in_trees() -> None:
     row = tree(node("q", node("a", role="bot")))
-    assert told(read(row, Shape(roles={"assistant": ("bot",)}))) == [["q", "a*"]]
+    assert told(read_row(row, RowShape(roles={"assistant": ("bot",)}))) == [["q", "a*"]]
 
 
 @pytest.mark.parametrize("paths", ["best", "all"])
 def test_messages_in_rows_give_what_their_tree_gives_in_any_order(paths: str) -> None:
-    expected = told(read(TREE, Shape(paths=paths)))
+    expected = told(read_row(TREE, RowShape(paths=paths)))
     for seed in range(5):
         messages = flat(TREE)
         # those of one parent keep their order, which decides among equal ranks
@@ -139,15 +139,15 @@ def test_messages_in_rows_give_what_their_tree_gives_in_any_order(paths: str) ->
                     strict=True,
                 ):
                     messages[i] = message
-        (gathered,) = gather(enumerate(messages, start=1), Shape(paths=paths))
+        (gathered,) = group_rows(enumerate(messages, start=1), RowShape(paths=paths))
         assert told(gathered.samples) == expected
         assert sorted(gathered.numbers) == list(range(1, len(messages) + 1))
 
 
 def fates(
-    messages: list[Any], shape: Shape | None = None
-) -> tuple[dict[str, str], list[list[str]], list[Gathered]]:
-    found = list(gather(enumerate(messages, start=1), shape or Shape()))
+    messages: list[Any], shape: RowShape | None = None
+) -> tuple[dict[str, str], list[list[str]], list[RowGroup]]:
+    found = list(group_rows(enumerate(messages, start=1), shape or RowShape()))
     left = {messages[number - 1]["message_id"]: why for group in found for number, why in group.left.items()}
     return left, told([sample for group in found for sample in group.samples]), found
 
@@ -160,7 +160,7 @@ def test_each_message_that_is_in_no_conversation_has_its_reason() -> None:
     assert left["a-failed"] == "it failed its review"
     assert left["q-failed"] == CUT_OFF
     assert set(left) == {message["message_id"] for message in flat(TREE)} - {"q", "a0"}
-    left, _, _ = fates(flat(TREE), Shape(paths="all"))
+    left, _, _ = fates(flat(TREE), RowShape(paths="all"))
     assert left == {
         "a01": "it was deleted",
         "a-failed": "it failed its review",
@@ -220,7 +220,7 @@ def test_a_tree_with_two_first_messages_is_refused() -> None:
     ],
 )
 def test_a_bad_row_among_messages_is_refused_alone(bad: Any, words: str) -> None:
-    found = list(gather([(1, message("q", None)), (2, bad), (3, message("a", "q"))], Shape()))
+    found = list(group_rows([(1, message("q", None)), (2, bad), (3, message("a", "q"))], RowShape()))
     (why,) = (why for group in found for number, why in group.left.items() if number == 2)
     assert words in why
     assert [number for group in found for number in group.bad] == [2]
@@ -229,14 +229,14 @@ def test_a_bad_row_among_messages_is_refused_alone(bad: Any, words: str) -> None
 
 def test_rows_of_other_formats_among_messages_stand_for_themselves() -> None:
     found = list(
-        gather(
+        group_rows(
             [
                 (1, message("q", None)),
                 (2, {"instruction": "i", "output": "o"}),
                 (3, message("a", "q")),
                 (4, TREE),
             ],
-            Shape(),
+            RowShape(),
         )
     )
     assert [(group.numbers, told(group.samples)) for group in found] == [
@@ -247,14 +247,14 @@ def test_rows_of_other_formats_among_messages_stand_for_themselves() -> None:
 
 
 def test_only_a_file_that_begins_with_messages_is_gathered() -> None:
-    assert gathers(message("q", None), Shape())
-    assert gathers(message("q", None), Shape(format="oasst"))
-    assert not gathers(message("q", None), Shape(format="text"))
-    assert not gathers(TREE, Shape(format="oasst"))
-    assert not gathers({"text": "a"}, Shape())
-    assert not gathers(None, Shape())
-    assert not gathers([], Shape())
-    assert gathers(Unreadable(reason="not JSON"), Shape(format="oasst"))
+    assert is_flat(message("q", None), RowShape())
+    assert is_flat(message("q", None), RowShape(format="oasst"))
+    assert not is_flat(message("q", None), RowShape(format="text"))
+    assert not is_flat(TREE, RowShape(format="oasst"))
+    assert not is_flat({"text": "a"}, RowShape())
+    assert not is_flat(None, RowShape())
+    assert not is_flat([], RowShape())
+    assert is_flat(Unreadable(reason="not JSON"), RowShape(format="oasst"))
 
 
 def test_columns_of_messages_may_have_other_names() -> None:
@@ -263,16 +263,16 @@ def test_columns_of_messages_may_have_other_names() -> None:
         {names.get(key, key): value for key, value in row.items()}
         for row in (message("q", None), message("a", "q"))
     ]
-    shape = Shape(columns=names)
-    assert gathers(renamed[0], shape)
-    (group,) = gather(enumerate(renamed), shape)
+    shape = RowShape(columns=names)
+    assert is_flat(renamed[0], shape)
+    (group,) = group_rows(enumerate(renamed), shape)
     assert told(group.samples) == [["q", "a*"]]
 
 
 def test_trees_may_be_mixed_within_the_window_and_are_refused_behind_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trees, "WINDOW", 3)
+    monkeypatch.setattr(oasst_flat, "WINDOW", 3)
     mixed = [
         message("q1", None, "1"),
         message("q2", None, "2"),
@@ -292,7 +292,7 @@ def test_trees_may_be_mixed_within_the_window_and_are_refused_behind_it(
 
 
 def test_no_more_than_the_window_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trees, "WINDOW", 10)
+    monkeypatch.setattr(oasst_flat, "WINDOW", 10)
     taken = 0
 
     def endless() -> Any:
@@ -301,7 +301,7 @@ def test_no_more_than_the_window_is_held(monkeypatch: pytest.MonkeyPatch) -> Non
             taken += 1
             yield taken, message("q" if taken % 2 else "a", None if taken % 2 else "q", str((taken + 1) // 2))
 
-    groups = gather(endless(), Shape())
+    groups = group_rows(endless(), RowShape())
     for number in range(100):
         assert next(groups).numbers == (2 * number + 1, 2 * number + 2)
         assert taken <= 2 * number + 14
@@ -313,11 +313,11 @@ def test_a_tree_may_be_deeper_than_the_recursion_limit(paths: str) -> None:
     root: dict[str, Any] = node("a")
     for place in range(deep - 1):
         root = node("qa"[place % 2], root)
-    (conversation,) = read(tree(root), Shape(paths=paths))
+    (conversation,) = read_row(tree(root), RowShape(paths=paths))
     assert isinstance(conversation, Conversation)
     assert len(conversation.messages) == deep
     chain = [message(f"{'qa'[i % 2]}{i}", f"{'qa'[(i - 1) % 2]}{i - 1}" if i else None) for i in range(deep)]
-    (group,) = gather(enumerate(chain), Shape(paths=paths))
+    (group,) = group_rows(enumerate(chain), RowShape(paths=paths))
     assert len(group.samples) == 1
     assert not group.left
     while root["replies"]:  # taken apart, so that nothing has to forget it recursively
@@ -346,7 +346,7 @@ def forests(draw: st.DrawFn) -> list[dict[str, Any]]:
 def test_every_message_is_in_a_conversation_or_left_out_with_a_reason(
     messages: list[dict[str, Any]], paths: str
 ) -> None:
-    found = list(gather(enumerate(messages, start=1), Shape(paths=paths)))
+    found = list(group_rows(enumerate(messages, start=1), RowShape(paths=paths)))
     assert sorted(number for group in found for number in group.numbers) == list(range(1, len(messages) + 1))
     for group in found:
         assert set(group.left) <= set(group.numbers)
@@ -383,15 +383,15 @@ STATES = (
 def test_a_tree_that_is_not_ready_for_export_is_left_out_with_its_state(state: str) -> None:
     row = {**tree(node("q", node("a"))), "tree_state": state}
     with pytest.raises(LeftOut, match=rf"its tree is {state}, not ready_for_export"):
-        read(row, Shape())
+        read_row(row, RowShape())
     messages = [{**message, "tree_state": state} for message in flat(row)]
     whole = [{**message, "tree_state": "ready_for_export"} for message in flat(tree(node("q2", node("a2"))))]
-    lost, kept = gather(enumerate([*messages, *whole], start=1), Shape())
-    assert lost == Gathered(
+    lost, kept = group_rows(enumerate([*messages, *whole], start=1), RowShape())
+    assert lost == RowGroup(
         numbers=(1, 2), left=dict.fromkeys((1, 2), f"its tree is {state}, not ready_for_export")
     )
     assert told(kept.samples) == [["q2", "a2*"]]
-    mixed = list(gather(enumerate([*messages[:1], {**row, "message_tree_id": "x"}], start=1), Shape()))
+    mixed = list(group_rows(enumerate([*messages[:1], {**row, "message_tree_id": "x"}], start=1), RowShape()))
     assert [found.left for found in mixed] == [
         {2: f"its tree is {state}, not ready_for_export"},
         {1: f"its tree is {state}, not ready_for_export"},
@@ -400,31 +400,31 @@ def test_a_tree_that_is_not_ready_for_export_is_left_out_with_its_state(state: s
 
 @pytest.mark.parametrize("state", [None, "ready_for_export"])
 def test_a_tree_of_no_state_is_as_good_as_a_whole_one(state: str | None) -> None:
-    assert told(read({**tree(node("q", node("a"))), "tree_state": state}, Shape())) == [["q", "a*"]]
+    assert told(read_row({**tree(node("q", node("a"))), "tree_state": state}, RowShape())) == [["q", "a*"]]
 
 
 def test_messages_without_text_are_left_out_with_what_answers_them() -> None:
     root = node("q", node("a1", node("q1", node("a11"), text=" \n")), node("a0", rank=1, text=""))
-    assert told(read(tree(root), Shape(paths="all"))) == [["q", "a1*"]]
-    assert read(tree(node("q", node("a"), text="")), Shape()) == ()
-    (found,) = gather(enumerate(flat(tree(root)), start=1), Shape())
+    assert told(read_row(tree(root), RowShape(paths="all"))) == [["q", "a1*"]]
+    assert read_row(tree(node("q", node("a"), text="")), RowShape()) == ()
+    (found,) = group_rows(enumerate(flat(tree(root)), start=1), RowShape())
     assert found.left == {3: "it has no text", 4: CUT_OFF, 5: "it has no text"}
 
 
 def test_the_flat_file_gives_what_the_trees_give(shared: Path) -> None:
     trees = [
         row
-        for chunk in files.chunks(shared / "data/oasst/oasst_en_trees.jsonl")
-        for _, row in files.values(chunk)
+        for chunk in row_files.chunks(shared / "data/oasst/oasst_en_trees.jsonl")
+        for _, row in row_files.parse_rows(chunk)
     ]
     messages = [
         entry
-        for chunk in files.chunks(shared / "data/oasst/oasst_en_messages.jsonl")
-        for entry in files.values(chunk)
+        for chunk in row_files.chunks(shared / "data/oasst/oasst_en_messages.jsonl")
+        for entry in row_files.parse_rows(chunk)
     ]
     for paths, count in (("best", 77), ("all", None)):
-        shape = Shape(paths=paths)
-        nested = [told(read(row, shape)) for row in trees]
-        assert [told(group.samples) for group in gather(messages, shape)] == nested
+        shape = RowShape(paths=paths)
+        nested = [told(read_row(row, shape)) for row in trees]
+        assert [told(group.samples) for group in group_rows(messages, shape)] == nested
         if count:
             assert sum(map(len, nested)) == count

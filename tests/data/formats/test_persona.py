@@ -9,8 +9,8 @@ import yaml
 
 from tuner.data.chat.template import Template
 from tuner.data.conversation import PLACE, Conversation, fill
-from tuner.data.files import read as files
-from tuner.data.formats.rows import Shape, read
+from tuner.data.files import row_files
+from tuner.data.formats.rows import RowShape, read_row
 
 ROOT = Path(__file__).parents[3]
 OPTION = yaml.safe_load((ROOT / "conf" / "data" / "persona.yaml").read_text(encoding="utf-8"))
@@ -19,8 +19,16 @@ CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 @pytest.fixture(scope="module")
 def rows() -> list[Conversation]:
-    shape, chunks = Shape(format=OPTION["format"]), files.chunks(ROOT / OPTION["package"] / OPTION["path"])
-    samples = [sample for chunk in chunks for _, row in files.values(chunk) for sample in read(row, shape)]
+    shape, chunks = (
+        RowShape(format=OPTION["format"]),
+        row_files.chunks(ROOT / OPTION["package"] / OPTION["path"]),
+    )
+    samples = [
+        sample
+        for chunk in chunks
+        for _, row in row_files.parse_rows(chunk)
+        for sample in read_row(row, shape)
+    ]
     return [sample for sample in samples if isinstance(sample, Conversation)]
 
 

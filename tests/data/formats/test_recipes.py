@@ -12,9 +12,8 @@ from tuner.config.compose import compose
 from tuner.config.schema import Config, Data
 from tuner.config.view import View
 from tuner.data.conversation import Call, Conversation, Message, Sample, Text, with_system
-from tuner.data.files import read as files
-from tuner.data.files import splits
-from tuner.data.formats import rows, trees
+from tuner.data.files import row_files, splits
+from tuner.data.formats import oasst_flat, rows
 from tuner.data.sources import shape_of
 
 FOLDER = Path(__file__).parents[3] / "conf" / "data"
@@ -29,13 +28,13 @@ def recipe(name: str) -> dict[str, Any]:
     return values
 
 
-def shape(name: str) -> rows.Shape:
+def shape(name: str) -> rows.RowShape:
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in recipe(name).items()}
     return shape_of(View(Config(data=Data(**values)), "fetch_data").data)
 
 
 def read(name: str, row: Any) -> list[Sample]:
-    return list(rows.read(row, shape(name)))
+    return list(rows.read_row(row, shape(name)))
 
 
 def talk(*turns: tuple[str, str]) -> Conversation:
@@ -453,8 +452,8 @@ def test_messages_of_openassistant_become_the_best_path_of_each_tree(name: str) 
         message("2", "1", "assistant", "worse", 1.0),
         message("3", "1", "assistant", "better", 0.0),
     ]
-    assert trees.gathers(tree[0], shape(name))
-    (grown,) = trees.gather(enumerate(tree, start=1), shape(name))
+    assert oasst_flat.is_flat(tree[0], shape(name))
+    (grown,) = oasst_flat.group_rows(enumerate(tree, start=1), shape(name))
     assert grown.samples == (asked("Q", "better"),)
 
 
@@ -571,7 +570,8 @@ def test_the_files_of_a_published_set_are_chosen(name: str) -> None:
     paths, count = LISTINGS[name]
     patterns = recipe(name).get("files")
     assert (
-        len(splits.choose(paths, [patterns] if isinstance(patterns, str) else patterns, None, name)) == count
+        len(splits.choose_files(paths, [patterns] if isinstance(patterns, str) else patterns, None, name))
+        == count
     )
 
 
@@ -631,7 +631,9 @@ def test_a_set_whose_rows_do_not_say_the_task_has_a_system_prompt_that_does(name
     ],
 )
 def test_real_rows_of_a_set_are_read_to_the_last(name: str, file: str, count: int, shared: Path) -> None:
-    found = [row for chunk in files.chunks(shared / "data" / file) for _, row in files.values(chunk)]
+    found = [
+        row for chunk in row_files.chunks(shared / "data" / file) for _, row in row_files.parse_rows(chunk)
+    ]
     samples = [read(name, row) for row in found]
     assert len(samples) == count
     assert all(
@@ -641,8 +643,12 @@ def test_real_rows_of_a_set_are_read_to_the_last(name: str, file: str, count: in
 
 
 def test_real_trees_of_openassistant_are_read_to_the_last(shared: Path) -> None:
-    chunks = files.chunks(shared / "data" / "oasst" / "oasst_en_messages.jsonl")
-    grown = list(trees.gather((entry for chunk in chunks for entry in files.values(chunk)), shape("oasst1")))
+    chunks = row_files.chunks(shared / "data" / "oasst" / "oasst_en_messages.jsonl")
+    grown = list(
+        oasst_flat.group_rows(
+            (entry for chunk in chunks for entry in row_files.parse_rows(chunk)), shape("oasst1")
+        )
+    )
     assert len(grown) == 77
     assert sum(len(tree.numbers) for tree in grown) == 891
     assert not any(tree.bad for tree in grown)

@@ -10,15 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.data.files.test_read import read as read_file
-from tests.data.files.test_read import write
+from tests.data.files.test_row_files import read as read_file
+from tests.data.files.test_row_files import write
 from tuner.data.conversation import Conversation, RowError, Text
 from tuner.data.formats import rows
-from tuner.data.formats.rows import Shape
+from tuner.data.formats.known_templates import begins_as_template, template_of
+from tuner.data.formats.rows import RowShape
 from tuner.data.formats.templated import continued, templated
-from tuner.data.formats.templates import form_of, is_marked
-from tuner.data.survey import look as survey
-from tuner.data.survey import marked
+from tuner.data.survey import scan, templated_texts
 
 Q, A = ("user", "Q"), ("assistant", "A")
 S = ("system", "S")
@@ -105,7 +104,7 @@ def test_what_a_template_wrote_is_read_back(name: str) -> None:
     found = templated({"text": text})
     assert [(message.role, message.content) for message in found.messages] == turns
     assert [message.trained for message in found.messages] == [role == "assistant" for role, _ in turns]
-    assert is_marked(text)
+    assert begins_as_template(text)
 
 
 def test_blank_lines_between_all_turns_part_no_conversation() -> None:
@@ -205,8 +204,8 @@ def test_what_does_not_fit_is_refused(text: str, words: str) -> None:
     ],
 )
 def test_prose_and_code_begin_with_no_mark(text: str) -> None:
-    assert form_of(text) is None
-    assert not is_marked(text)
+    assert template_of(text) is None
+    assert not begins_as_template(text)
 
 
 WORDS = st.text(" abc\n.é{}", min_size=1, max_size=12).filter(lambda text: bool(text.strip()))
@@ -229,13 +228,13 @@ def test_turns_that_are_ended_are_kept_to_the_letter(asked: str, said: str, syst
 # In a source
 
 
-def surveyed(folder: Path, values: list[Any], **shape: Any) -> Shape:
+def surveyed(folder: Path, values: list[Any], **shape: Any) -> RowShape:
     file = write(folder / "rows.jsonl", "".join(json.dumps(value) + "\n" for value in values))
-    return survey.surveyed([(file, "auto")], Shape(**shape))
+    return scan.scan_source([(file, "auto")], RowShape(**shape))
 
 
-def kinds(values: list[Any], shape: Shape) -> list[type]:
-    return [type(sample) for value in values for sample in rows.read(value, shape)]
+def kinds(values: list[Any], shape: RowShape) -> list[type]:
+    return [type(sample) for value in values for sample in rows.read_row(value, shape)]
 
 
 def test_where_most_texts_begin_so_they_are_conversations(tmp_path: Path) -> None:
@@ -247,14 +246,14 @@ def test_where_most_texts_begin_so_they_are_conversations(tmp_path: Path) -> Non
     ):
         shape = surveyed(tmp_path, values)
         assert kinds([chat, plain], shape) == [wanted, Text]
-        assert marked.told(shape)[0].startswith(
+        assert templated_texts.describe_templates(shape)[0].startswith(
             f"{values.count(chat)} of {len(values)} texts begin as a chat template"
         )
     assert kinds([chat], surveyed(tmp_path, [chat], format="text")) == [Text]
-    assert kinds([chat], Shape(format="templated")) == [Conversation]
-    assert marked.told(surveyed(tmp_path, [plain])) == []
+    assert kinds([chat], RowShape(format="templated")) == [Conversation]
+    assert templated_texts.describe_templates(surveyed(tmp_path, [plain])) == []
     with pytest.raises(RowError, match="begins with no mark"):
-        rows.read({"text": "Never <|im_start|>"}, surveyed(tmp_path, [chat]))
+        rows.read_row({"text": "Never <|im_start|>"}, surveyed(tmp_path, [chat]))
     many = [chat] * 5 + [{"text": "plain " * 30_000}] * 12  # in chunks of their own
     assert kinds([chat], surveyed(tmp_path, many)) == [Text]
     assert surveyed(tmp_path, many).facts.templated == (5, 17)
@@ -271,7 +270,7 @@ def test_where_most_texts_begin_so_they_are_conversations(tmp_path: Path) -> Non
 def test_a_special_token_that_is_written_out_in_a_text_is_said(tmp_path: Path, text: str) -> None:
     shape = surveyed(tmp_path, [{"text": text}, {"text": "Twice."}])
     assert kinds([{"text": text}], shape) == [Text]
-    (line,) = marked.told(shape)
+    (line,) = templated_texts.describe_templates(shape)
     assert line.startswith(
         f"1 of 2 texts begin or end with a special token written out, such as {shape.facts.spelled[1]}, "
         "which is trained letter"
@@ -282,7 +281,7 @@ def test_a_special_token_that_is_written_out_in_a_text_is_said(tmp_path: Path, t
 @pytest.mark.parametrize("column", ["content", "formatted", "conversation", "prompt"])
 def test_another_column_that_begins_so_is_the_text_where_no_format_is_known(column: str) -> None:
     row = {"id": "1", column: WRITTEN["llama 2"][0]}
-    (found,) = rows.read(row, Shape())
+    (found,) = rows.read_row(row, RowShape())
     assert found == templated({"text": WRITTEN["llama 2"][0]})
 
 
@@ -297,7 +296,7 @@ def test_lines_of_a_text_that_are_conversations_are_rows(tmp_path: Path) -> None
 
 def test_a_text_beside_a_pair_is_not_looked_at() -> None:
     row = {"instruction": "Q", "output": "A", "text": WRITTEN["alpaca"][0]}
-    (found,) = rows.read(row, Shape())
+    (found,) = rows.read_row(row, RowShape())
     assert isinstance(found, Conversation)
     assert [message.content for message in found.messages] == ["Q", "A"]
 
@@ -326,14 +325,16 @@ def test_a_question_that_a_template_wrote_is_read_with_its_answer(
 ) -> None:
     row = dict(zip(keys, (asked, said), strict=True))
     shape = surveyed(tmp_path, [row, row])
-    (found,) = rows.read(row, shape)
+    (found,) = rows.read_row(row, shape)
     assert isinstance(found, Conversation)
     assert [(message.role, message.content) for message in found.messages] == turns
     assert [message.trained for message in found.messages] == [False] * (len(turns) - 1) + [True]
-    assert marked.told(shape)[0].startswith("2 of 2 questions begin as a chat template")
-    assert rows.remains(row, shape) == {}
+    assert templated_texts.describe_templates(shape)[0].startswith(
+        "2 of 2 questions begin as a chat template"
+    )
+    assert rows.unread_values(row, shape) == {}
     plain = {keys[0]: "q", keys[1]: "a"}
-    (other,) = rows.read(row, surveyed(tmp_path, [row, plain, plain]))
+    (other,) = rows.read_row(row, surveyed(tmp_path, [row, plain, plain]))
     assert isinstance(other, Conversation)
     assert other.messages[0].content == asked
 
@@ -350,7 +351,7 @@ def test_each_template_is_seen_in_a_whole_source(tmp_path: Path, name: str) -> N
     for value in ({"text": WRITTEN[name][0]}, {"text": WRITTEN[name][0].replace("<", "\\u003c")}):
         line = json.dumps(value).replace("\\\\u003c", "\\u003c")
         file = write(tmp_path / "rows.jsonl", f"{line}\n{line}\n")
-        assert survey.surveyed([(file, "auto")], Shape()).facts.templated == (2, 2)
+        assert scan.scan_source([(file, "auto")], RowShape()).facts.templated == (2, 2)
 
 
 def test_plain_texts_in_other_files_count_too(tmp_path: Path) -> None:
@@ -361,5 +362,5 @@ def test_plain_texts_in_other_files_count_too(tmp_path: Path) -> None:
     )
     plain.write_text('{"text": "a story"}\n' * 5, encoding="utf-8")
     for order in ((chat, plain), (plain, chat)):
-        facts = survey.surveyed([(file, "auto") for file in order], Shape()).facts
+        facts = scan.scan_source([(file, "auto") for file in order], RowShape()).facts
         assert (facts.templated, facts.chats) == ((2, 7), False)

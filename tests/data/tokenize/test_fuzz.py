@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from tuner.config.schema import Chat
-from tuner.data.formats.rows import Shape
+from tuner.data.formats.rows import RowShape
 from tuner.data.tokenize.cuts import Cuts
 from tuner.data.tokenize.dataset import DataFile, read_dataset, survey_sources
 from tuner.data.tokenize.job import SourceSettings, TokenizeSettings
@@ -120,7 +120,7 @@ ROWS = (
 
 @pytest.fixture(scope="module")
 def described(tiny_model: Path, chatml: Chat) -> TokenizeSettings:
-    source = SourceSettings(shape=Shape(), fill={}, system=None)
+    source = SourceSettings(shape=RowShape(), fill={}, system=None)
     return TokenizeSettings(
         model=tiny_model,
         chat=chatml,

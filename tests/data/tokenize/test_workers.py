@@ -11,8 +11,8 @@ import pytest
 
 from tests.conftest import environment
 from tuner.config.schema import Chat
-from tuner.data.files.read import Chunk
-from tuner.data.formats.rows import Shape
+from tuner.data.files.row_files import Chunk
+from tuner.data.formats.rows import RowShape
 from tuner.data.tokenize.job import Job, SourceSettings, TokenizeSettings
 from tuner.data.tokenize.workers import tokenize_jobs
 from tuner.errors import DataError, StageError
@@ -20,7 +20,7 @@ from tuner.errors import DataError, StageError
 
 @pytest.fixture
 def settings(tiny_model: Path, chatml: Chat) -> TokenizeSettings:
-    source = SourceSettings(shape=Shape(), fill={}, system=None)
+    source = SourceSettings(shape=RowShape(), fill={}, system=None)
     return TokenizeSettings(
         model=tiny_model,
         chat=chatml,

@@ -25,7 +25,7 @@ from tuner.data.conversation import Message
 from tuner.data.tokenizer.families import GLM4, QWEN
 from tuner.data.tokenizer.load import Vocabulary, load_vocabulary
 from tuner.data.tokenizer.save import save_vocabulary
-from tuner.data.tokenizer.sentencepiece import Kind, read_model
+from tuner.data.tokenizer.sentencepiece import PieceKind, read_model
 from tuner.data.tokenizer.tiktoken import read_ranks, spell
 from tuner.errors import DataError
 
@@ -409,11 +409,17 @@ def message(*fields: tuple[int, bytes | int | float]) -> bytes:
 def handmade(
     *, trainer: Iterable[tuple[int, bytes | int | float]] = ((3, 2),), unused: bool = False, reserved: int = 0
 ) -> bytes:
-    pieces = [("<unk>", 0.0, Kind.UNKNOWN), ("<s>", 0.0, Kind.CONTROL), ("</s>", 0.0, Kind.CONTROL)]
-    pieces += [(f"<0x{value:02X}>", 0.0, Kind.BYTE) for value in range(256)]
-    pieces += [(piece, -float(i), Kind.NORMAL) for i, piece in enumerate(["▁", "a", "b", "ab", "▁ab", "x"])]
-    pieces += [(f"<reserved_{i}>", 0.0, Kind.USER_DEFINED) for i in range(reserved)]
-    pieces += [("xa", -9.0, Kind.UNUSED)] * unused
+    pieces = [
+        ("<unk>", 0.0, PieceKind.UNKNOWN),
+        ("<s>", 0.0, PieceKind.CONTROL),
+        ("</s>", 0.0, PieceKind.CONTROL),
+    ]
+    pieces += [(f"<0x{value:02X}>", 0.0, PieceKind.BYTE) for value in range(256)]
+    pieces += [
+        (piece, -float(i), PieceKind.NORMAL) for i, piece in enumerate(["▁", "a", "b", "ab", "▁ab", "x"])
+    ]
+    pieces += [(f"<reserved_{i}>", 0.0, PieceKind.USER_DEFINED) for i in range(reserved)]
+    pieces += [("xa", -9.0, PieceKind.UNUSED)] * unused
     listed = [(1, message((1, piece.encode()), (2, score), (3, int(kind)))) for piece, score, kind in pieces]
     return message(*listed, (2, message(*trainer, (35, 1))), (3, message((4, 0))))
 

@@ -15,7 +15,7 @@ from tuner.data.chat.sandbox import renderer
 from tuner.data.chat.template import compile_template
 from tuner.data.chat.to_jinja import to_jinja
 from tuner.data.conversation import Conversation, Message
-from tuner.data.tokenizer.load import Vocabulary, fitted, load_vocabulary
+from tuner.data.tokenizer.load import Vocabulary, load_vocabulary, with_special_tokens
 from tuner.errors import DataError
 
 IDS = {
@@ -93,7 +93,7 @@ def test_the_names_of_tokens_come_from_the_settings(tmp_path: Path) -> None:
 
 def test_a_reserved_place_gets_its_name_and_nothing_else_moves(tmp_path: Path) -> None:
     before = load(tiny(), tmp_path)
-    after = fitted(before, ["<|end|>", "<s>"], {"<|end|>": 1, "<|call|>": 5})
+    after = with_special_tokens(before, ["<|end|>", "<s>"], {"<|end|>": 1, "<|call|>": 5})
     assert [after.tokenizer.id_to_token(i) for i in range(7)] == [
         "<unk>",
         "<|end|>",
@@ -109,8 +109,8 @@ def test_a_reserved_place_gets_its_name_and_nothing_else_moves(tmp_path: Path) -
         token.content for token in after.tokenizer.get_added_tokens_decoder().values() if token.special
     } == {"<|end|>", "<|call|>", "<s>"}
     assert after.repaired
-    assert fitted(after, ["<|end|>"], {"<|end|>": 1}) is after
-    assert not fitted(before, [], {}).repaired
+    assert with_special_tokens(after, ["<|end|>"], {"<|end|>": 1}) is after
+    assert not with_special_tokens(before, [], {}).repaired
 
 
 def test_only_a_reserved_place_can_be_named(tmp_path: Path) -> None:
@@ -118,15 +118,15 @@ def test_only_a_reserved_place_can_be_named(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"is the id 4, and the tokenizer calls that ab, which is no free place"
     ):
-        fitted(before, [], {"<|end|>": 4})
+        with_special_tokens(before, [], {"<|end|>": 4})
     with pytest.raises(DataError, match=r"is the id 7, which the tokenizer does not have \(7 tokens\)"):
-        fitted(before, [], {"<|end|>": 7})
+        with_special_tokens(before, [], {"<|end|>": 7})
 
 
 def test_a_token_that_was_added_beyond_the_vocabulary_moves_to_its_place(tmp_path: Path) -> None:
     tokenizer = tiny(**{"<|end|>": True})
     assert tokenizer.token_to_id("<|end|>") == 7
-    after = fitted(load(tokenizer, tmp_path), ["<|end|>"], {"<|end|>": 1})
+    after = with_special_tokens(load(tokenizer, tmp_path), ["<|end|>"], {"<|end|>": 1})
     assert after.tokenizer.token_to_id("<|end|>") == 1
     assert after.tokenizer.get_vocab_size() == 7
 
@@ -134,7 +134,7 @@ def test_a_token_that_was_added_beyond_the_vocabulary_moves_to_its_place(tmp_pat
 def test_the_special_ids_of_internlm2(vocabulary: Callable[[str], Vocabulary]) -> None:
     raw = vocabulary("internlm2")
     assert raw.tokenizer.id_to_token(92543) == "[UNUSED_TOKEN_146]"
-    after = fitted(raw, ["<s>", *IDS], IDS)
+    after = with_special_tokens(raw, ["<s>", *IDS], IDS)
     assert {token: after.tokenizer.token_to_id(token) for token in IDS} == IDS
     assert after.tokenizer.get_vocab_size() == raw.tokenizer.get_vocab_size() == 92544
     right = vocabulary("internlm2_hf_fast").tokenizer

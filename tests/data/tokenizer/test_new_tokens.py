@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from tests.data.tokenizer.test_convert import handmade, small_ranks, written
 from tuner.data.tokenizer.load import load_vocabulary
-from tuner.data.tokenizer.new_tokens import pieces_of, with_tokens
+from tuner.data.tokenizer.new_tokens import pieces_of, write_new_tokens
 from tuner.errors import DataError
 
 
@@ -54,9 +54,9 @@ def test_new_tokens_are_under_their_ids_and_nothing_else_changes(tmp_path: Path,
         with pytest.raises(
             DataError, match=f"can't have <tool> as the id {first}. The next free id is {first - gap}"
         ):
-            with_tokens(source, ids, out)
+            write_new_tokens(source, ids, out)
         return
-    with_tokens(source, ids, out)
+    write_new_tokens(source, ids, out)
     after = load_vocabulary(out)
     assert {token: after.tokenizer.token_to_id(token) for token in names} == ids
     assert (after.bos, after.eos, after.begin) == (before.bos, before.eos, before.begin)
@@ -86,4 +86,4 @@ def test_tokens_that_can_not_be_new_are_refused(tmp_path: Path) -> None:
         pieces_of(source, [" "])
     for ids, taken in (({"<x>": 5}, "that is &"), ({"<x>": 257, "<y>": 257}, "that is another new one")):
         with pytest.raises(DataError, match=taken):
-            with_tokens(source, ids, tmp_path)
+            write_new_tokens(source, ids, tmp_path)

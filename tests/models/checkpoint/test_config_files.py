@@ -14,7 +14,7 @@ from tests.models.tiny import CHATML
 from tuner.data.chat.template import compile_template
 from tuner.data.conversation import Message
 from tuner.data.tokenizer.load import load_vocabulary
-from tuner.data.tokenizer.new_tokens import with_tokens
+from tuner.data.tokenizer.new_tokens import write_new_tokens
 from tuner.models.checkpoint.config_files import (
     chat_with_system,
     vocabulary_rows,
@@ -83,7 +83,7 @@ def test_the_rows_of_the_embedding_limit_what_pads(tmp_path: Path, tiny: Path) -
     source, out = tmp_path / "source", tmp_path / "out"
     shutil.copytree(tiny, source)
     out.mkdir()
-    with_tokens(tiny, {"<pad>": 6400}, source)
+    write_new_tokens(tiny, {"<pad>": 6400}, source)
     settings = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
     write_json_object(source / "tokenizer_config.json", settings | {"pad_token": "<pad>"})
     assert vocabulary_rows(json.loads((source / "config.json").read_text(encoding="utf-8"))) == 6400

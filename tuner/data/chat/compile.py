@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuner.data.chat.split_special import FixedText, SpecialTokens
-from tuner.data.tokenizer.load import Vocabulary, fitted
+from tuner.data.tokenizer.load import Vocabulary, with_special_tokens
 from tuner.errors import ConfigError, DataError
 
 SPEAKERS = ("system", "user", "assistant", "tool")
@@ -97,7 +97,7 @@ def compile_layout(chat: Any, vocabulary: Vocabulary) -> Layout:
     """
     check_fields(chat)
     tokens = special_tokens_of(chat, vocabulary)
-    vocabulary = fitted(vocabulary, tokens, chat.ids)
+    vocabulary = with_special_tokens(vocabulary, tokens, chat.ids)
     special = SpecialTokens(vocabulary, {token: _id(token, vocabulary) for token in tokens})
     texts = TemplateTexts(chat, vocabulary)
 

@@ -27,7 +27,7 @@ from tuner.data.chat.sandbox import Render, renderer
 from tuner.data.chat.split_special import SpecialTokens
 from tuner.data.chat.tool_calls import to_json
 from tuner.data.conversation import Conversation, Message, RowError
-from tuner.data.tokenizer.load import Vocabulary, fitted
+from tuner.data.tokenizer.load import Vocabulary, with_special_tokens
 from tuner.errors import ConfigError
 
 INSTEAD = "Name a template that is written for the model: model/chat=NAME (python -m tuner list chats)."
@@ -65,7 +65,7 @@ def load_jinja_template(vocabulary: Vocabulary, default_system: str | None = Non
         )
     tokenizer = vocabulary.tokenizer
     ids = {token: id_ for token, id_ in vocabulary.declared.items() if tokenizer.token_to_id(token) is None}
-    vocabulary = fitted(
+    vocabulary = with_special_tokens(
         vocabulary,
         [token for token in vocabulary.names.values() if tokenizer.token_to_id(token) is not None],
         ids,

@@ -31,7 +31,7 @@ class Unreadable:
     """what was found and what was expected, without the file and the row's number"""
 
 
-def keyed(names: Iterable[str]) -> re.Pattern[bytes]:
+def key_pattern(names: Iterable[str]) -> re.Pattern[bytes]:
     """What finds one of these keys in JSON's bytes, without parsing them.
 
     >>> bool(keyed(["label"]).search(b'{"label": 1}')), bool(keyed(["label"]).search(b'{"labels": 1}'))

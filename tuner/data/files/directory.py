@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tuner.data.files.kinds import PROSE
-from tuner.data.files.read import is_readable
-from tuner.data.files.splits import ASIDE, CARD, SHOWN, choose, one_kind, split_of
+from tuner.data.files.file_kind import PROSE
+from tuner.data.files.row_files import is_readable
+from tuner.data.files.splits import ASIDE, CARD, SHOWN, choose_files, one_kind, split_of
 from tuner.errors import DataError
 
 MOST = 100_000
@@ -24,7 +24,7 @@ LARGE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Taken:
+class DirectoryFiles:
     """What is read of a directory, and what is not."""
 
     folder: Path
@@ -36,7 +36,9 @@ class Taken:
     def told(self, held_out: bool) -> str:
         """Both, in words; where nothing is held out yet, with how to."""
         left = [f"{path} ({split})" if split else path for path, split in self.left.items()]
-        line = f"{self.folder}: took {listed(self.files)}" + (f"; left {listed(left)}" if left else "")
+        line = f"{self.folder}: took {short_list(self.files)}" + (
+            f"; left {short_list(left)}" if left else ""
+        )
         apart = next(
             (
                 paths
@@ -53,7 +55,7 @@ class Taken:
         )
 
 
-def training(folder: Path) -> Taken:
+def training_files(folder: Path) -> DirectoryFiles:
     """The files to train on. Raises DataError, with what there is."""
     paths = _paths(folder)
     _need_rows(folder, paths)
@@ -64,11 +66,13 @@ def training(folder: Path) -> Taken:
         else None
     )
     return _taken(
-        folder, paths, choose(paths, None, text, str(folder), field=f"data.path='{folder}/", strict=True)
+        folder,
+        paths,
+        choose_files(paths, None, text, str(folder), field=f"data.path='{folder}/", strict=True),
     )
 
 
-def held_out(folder: Path) -> Taken:
+def held_out_files(folder: Path) -> DirectoryFiles:
     """The files to measure on: those of the validation split, else of the test split, else those whose
     names say no split.
     """
@@ -79,22 +83,22 @@ def held_out(folder: Path) -> Taken:
         if found := [path for path in rows if split_of(path) == split]:
             return _taken(folder, paths, one_kind(found, str(folder), f"data.held_out_path='{folder}/"))
     raise DataError(
-        f"data.held_out_path: {folder} holds {listed(rows)}, and nothing to measure on that isn't for "
+        f"data.held_out_path: {folder} holds {short_list(rows)}, and nothing to measure on that isn't for "
         "training."
     )
 
 
-def listed(paths: Sequence[str]) -> str:
+def short_list(paths: Sequence[str]) -> str:
     """Some of many."""
     return ", ".join(paths[:SHOWN]) + (f" and {len(paths) - SHOWN:,} more" if len(paths) > SHOWN else "")
 
 
-def _taken(folder: Path, paths: Sequence[str], found: Sequence[str]) -> Taken:
+def _taken(folder: Path, paths: Sequence[str], found: Sequence[str]) -> DirectoryFiles:
     left = {
         path: (split_of(path) or "" if is_readable(path) else "") for path in paths if path not in set(found)
     }
     first = sorted(left, key=lambda path: (not left[path], not is_readable(path), path))
-    return Taken(folder=folder, files=tuple(found), left={path: left[path] for path in first})
+    return DirectoryFiles(folder=folder, files=tuple(found), left={path: left[path] for path in first})
 
 
 def _paths(folder: Path) -> list[str]:
@@ -126,7 +130,7 @@ def _need_rows(folder: Path, paths: Sequence[str]) -> None:
         if endings
         else ""
     )
-    there = f"it holds {listed(paths)}" if paths else "it holds no files"
+    there = f"it holds {short_list(paths)}" if paths else "it holds no files"
     raise DataError(
         f"data.path: {folder} is a directory without files of rows (JSONL, JSON, CSV, Parquet, Arrow, text); "
         f"{there}.{hint}"

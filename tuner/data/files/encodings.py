@@ -48,7 +48,7 @@ RETURN = re.compile("\r[^\n]")
 CONTROL = re.compile("[\0-\x06\x0e-\x1a\x1c-\x1f\x7f]")
 
 
-def unpacked(file: Path) -> io.BufferedReader:
+def open_unpacked(file: Path) -> io.BufferedReader:
     """The file's bytes, unpacked as they are read. Raises OSError, and EOFError or zlib.error while
     reading damaged gzip.
     """

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tuner.data.files.chunk import Unreadable
-from tuner.data.files.window import Ended, Window
+from tuner.data.files.json_window import Ended, Window
 from tuner.errors import DataError
 
 
@@ -48,7 +48,7 @@ def is_turn(value: Any) -> bool:
     )
 
 
-def first_of(stream: IO[bytes]) -> Any:
+def first_item(stream: IO[bytes]) -> Any:
     """The first item of the JSON list that a text begins with; None where it begins with none, or the item
     can't be read.
     """
@@ -62,12 +62,12 @@ def first_of(stream: IO[bytes]) -> Any:
         return None
 
 
-def sign_of(stream: IO[bytes]) -> str:
+def first_sign(stream: IO[bytes]) -> str:
     """The first letter of a text that is not blank."""
     return Window(stream).skip()
 
 
-def first(stream: IO[bytes]) -> tuple[Any, int]:
+def first_value(stream: IO[bytes]) -> tuple[Any, int]:
     """The value that a text begins with, and its length in characters. Raises Ended and JSONDecodeError."""
     window = Window(stream)
     window.skip()
@@ -82,7 +82,7 @@ def items(stream: IO[bytes], file: Path) -> Iterator[tuple[Any, int]]:
     """
     window = Window(stream)
     window.skip()
-    if not (yield from inside(window, file)):
+    if not (yield from items_inside(window, file)):
         return
     if window.skip():
         raise DataError(
@@ -91,7 +91,7 @@ def items(stream: IO[bytes], file: Path) -> Iterator[tuple[Any, int]]:
         )
 
 
-def inside(window: Window, file: Path) -> Generator[tuple[Any, int], None, bool]:
+def items_inside(window: Window, file: Path) -> Generator[tuple[Any, int], None, bool]:
     """The items of the list that begins at the window's place, which goes on behind it; whether the list
     ends. Raises DataError.
     """

@@ -9,10 +9,10 @@ from json.decoder import JSONDecodeError
 from pathlib import Path
 from typing import IO, Any
 
-from tuner.data.files.json_list import inside, is_turn
-from tuner.data.files.window import Ended, Window
-from tuner.data.formats.fields import named, told
-from tuner.data.formats.vocabulary import LISTS, PAIR
+from tuner.data.files.json_list import is_turn, items_inside
+from tuner.data.files.json_window import Ended, Window
+from tuner.data.formats.checks import in_words, key_list
+from tuner.data.formats.column_names import LISTS, PAIR
 from tuner.errors import DataError
 
 OF_A_ROW = frozenset(
@@ -22,7 +22,7 @@ OF_A_ROW = frozenset(
 
 
 @dataclass(kw_only=True, slots=True)
-class Held:
+class ObjectContents:
     """What a text holds that is one JSON object and nothing else."""
 
     lists: dict[str, int] = field(default_factory=dict)
@@ -43,9 +43,9 @@ class Held:
         return bool(keys & OF_A_ROW) or "text" in self.texts or not any(map(self.texts.isdisjoint, PAIR))
 
 
-def look(stream: IO[bytes], file: Path) -> Held | None:
+def inspect_object(stream: IO[bytes], file: Path) -> ObjectContents | None:
     """What the only object of a text holds; None where the text is anything else, or broken."""
-    window, held = Window(stream), Held()
+    window, held = Window(stream), ObjectContents()
     try:
         for key in _keys(window):
             if key in held.lists or key in held.beside:
@@ -54,7 +54,7 @@ def look(stream: IO[bytes], file: Path) -> Held | None:
                 _list(window, file, key, held)
             else:
                 value, _ = window.item()
-                held.beside[key] = told(value)
+                held.beside[key] = in_words(value)
                 held.columns += isinstance(value, dict)
                 held.texts |= {key} if isinstance(value, str) else set()
     except (Ended, JSONDecodeError, DataError):
@@ -62,9 +62,9 @@ def look(stream: IO[bytes], file: Path) -> Held | None:
     return held if (held.lists or held.beside) and not window.skip() else None
 
 
-def _list(window: Window, file: Path, key: str, held: Held) -> None:
+def _list(window: Window, file: Path, key: str, held: ObjectContents) -> None:
     count, objects, deep = 0, 0, False
-    for value, _ in inside(window, file):
+    for value, _ in items_inside(window, file):
         count += 1
         deep |= isinstance(value, dict) and any(isinstance(value.get(turns), list) for turns in LISTS)
         objects += not isinstance(value, str | int | float | list | None) and not is_turn(value)
@@ -96,7 +96,7 @@ def _keys(window: Window) -> Iterator[str]:
     window.at += 1
 
 
-def key_of(held: Held, file: Path) -> str | None:
+def rows_key(held: ObjectContents, file: Path) -> str | None:
     """The key that the rows are under; None where the object is a row. Raises DataError where it can't be
     told.
     """
@@ -113,14 +113,14 @@ def key_of(held: Held, file: Path) -> str | None:
         )
     if held.columns > 1 and held.columns == len(held.beside):
         raise DataError(
-            f"{file}: one JSON object whose keys ({named(held.beside)}) are columns or row numbers, where "
+            f"{file}: one JSON object whose keys ({key_list(held.beside)}) are columns or row numbers, where "
             "one row a line (JSONL) or a JSON list of rows was expected. pandas writes rows with "
             "to_json(…, orient='records', lines=True)."
         )
     return None
 
 
-def rows(stream: IO[bytes], file: Path, under: str) -> Iterator[tuple[Any, int]]:
+def items_under(stream: IO[bytes], file: Path, under: str) -> Iterator[tuple[Any, int]]:
     """The items of the list under a key, as `json_list.items` gives those of a list."""
     window = Window(stream)
     for key in _keys(window):
@@ -129,11 +129,11 @@ def rows(stream: IO[bytes], file: Path, under: str) -> Iterator[tuple[Any, int]]
             window.item()
             continue
         window.skip()
-        yield from inside(window, file)
+        yield from items_inside(window, file)
         return
 
 
-def note(held: Held, under: str) -> str:
+def note(held: ObjectContents, under: str) -> str:
     """What is to be said of an object whose rows are read."""
     beside = ", ".join(f"{key} ({what})" for key, what in held.beside.items())
     return f"the rows are the {held.lists[under]:,} objects under {under!r}" + (

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tuner.data.files.read import PACKED, is_readable
+from tuner.data.files.row_files import PACKED, is_readable
 from tuner.errors import DataError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ HELD_OUT = re.compile(r"(held|hold)[ _-]?out")
 SHOWN = 8
 
 
-def wanted(
+def wanted_files(
     listing: "Listing", patterns: Sequence[str] | None, headers: Mapping[str, str], hub: str
 ) -> list[str]:
     """The files of a data set's training rows, in their order. The card is only asked for where there are no
@@ -55,10 +55,10 @@ def wanted(
 
     cards = [remote for remote in listing.files if remote.path == CARD and (remote.size or 0) <= SMALL]
     card = content(cards[0], headers).decode(errors="replace") if cards and not patterns else None
-    return choose([remote.path for remote in listing.files], patterns, card, f"{listing.repo} on {hub}")
+    return choose_files([remote.path for remote in listing.files], patterns, card, f"{listing.repo} on {hub}")
 
 
-def choose(
+def choose_files(
     paths: Sequence[str],
     patterns: Sequence[str] | None,
     card: str | None,

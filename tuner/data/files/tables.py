@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tuner.data.files.chunk import CHUNK, Unreadable
-from tuner.data.files.window import OTHERWISE
+from tuner.data.files.json_window import OTHERWISE
 from tuner.errors import DataError
 
 CELL = 1 << 26

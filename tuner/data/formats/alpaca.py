@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuner.data.conversation import Conversation, Message, RowError
-from tuner.data.formats.fields import needed, text, told
+from tuner.data.formats.checks import in_words, required, text_of
 from tuner.data.formats.sharegpt import ROLES, turns
-from tuner.data.formats.turns import conversation
+from tuner.data.formats.turns import make_conversation
 
 
 def alpaca(row: Mapping[str, Any]) -> Conversation:
@@ -16,31 +16,33 @@ def alpaca(row: Mapping[str, Any]) -> Conversation:
     """
     messages = _history(row["history"]) if row.get("history") else []
     messages.append(question(row))
-    messages.append(Message(role="assistant", content=text(needed(row, "output"), "output"), trained=True))
-    return conversation(row, messages)
+    messages.append(
+        Message(role="assistant", content=text_of(required(row, "output"), "output"), trained=True)
+    )
+    return make_conversation(row, messages)
 
 
 def question(row: Mapping[str, Any]) -> Message:
     """What is asked."""
-    asked = text(needed(row, "instruction"), "instruction")
+    asked = text_of(required(row, "instruction"), "instruction")
     more = row.get("input")
     if more not in (None, ""):
-        more = text(more, "input")
+        more = text_of(more, "input")
         asked = f"{asked}\n{more}" if asked else more
     return Message(role="user", content=asked)
 
 
 def _history(value: Any) -> list[Message]:
     if not isinstance(value, list):
-        raise RowError(f"history must be a list of [question, answer], and this is {told(value)}")
+        raise RowError(f"history must be a list of [question, answer], and this is {in_words(value)}")
     if all(isinstance(entry, dict) for entry in value):
         return turns(value, "history", ROLES)
     messages = []
     for exchange in value:
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise RowError(
-                f"history must be a list of [question, answer], and one of them is {told(exchange)}"
+                f"history must be a list of [question, answer], and one of them is {in_words(exchange)}"
             )
-        messages.append(Message(role="user", content=text(exchange[0], "history")))
-        messages.append(Message(role="assistant", content=text(exchange[1], "history"), trained=True))
+        messages.append(Message(role="user", content=text_of(exchange[0], "history")))
+        messages.append(Message(role="assistant", content=text_of(exchange[1], "history"), trained=True))
     return messages

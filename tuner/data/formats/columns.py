@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tuner.data.conversation import RowError
-from tuner.data.formats.fields import named, told
+from tuner.data.formats.checks import in_words, key_list
 
 PLACE = re.compile(r"(?<!\{)\{(\w[\w. -]*)\}(?!\})")
 
 
-def mapped(columns: Mapping[str, str]) -> Callable[[Any], dict[str, Any]]:
+def column_mapper(columns: Mapping[str, str]) -> Callable[[Any], dict[str, Any]]:
     """The function that gives a row the columns that a format looks for. It raises RowError for a row that
     lacks one.
     """
@@ -28,12 +28,12 @@ def mapped(columns: Mapping[str, str]) -> Callable[[Any], dict[str, Any]]:
         ours: _filled(ours, theirs) if PLACE.search(theirs) else _at(ours, theirs)
         for ours, theirs in columns.items()
     }
-    taken = places(columns) - columns.keys()
-    heads = {place.partition(".")[0] for place in places(columns)} - taken - columns.keys()
+    taken = mapped_places(columns) - columns.keys()
+    heads = {place.partition(".")[0] for place in mapped_places(columns)} - taken - columns.keys()
 
     def apply(row: Any) -> dict[str, Any]:
         if not isinstance(row, dict):
-            raise RowError(f"data.columns needs an object, with columns, and this row is {told(row)}")
+            raise RowError(f"data.columns needs an object, with columns, and this row is {in_words(row)}")
         rest = {
             key: value
             for key, value in row.items()
@@ -44,12 +44,12 @@ def mapped(columns: Mapping[str, str]) -> Callable[[Any], dict[str, Any]]:
     return apply
 
 
-def places(columns: Mapping[str, str]) -> frozenset[str]:
+def mapped_places(columns: Mapping[str, str]) -> frozenset[str]:
     """All places that `columns` names."""
     return frozenset(place for theirs in columns.values() for place in PLACE.findall(theirs) or [theirs])
 
 
-def inside(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, list[list[str]]]:
+def partly_mapped(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, list[list[str]]]:
     """The columns of a row that are read in part: each with the ways to what `columns` names inside of it."""
     ways: dict[str, list[list[str]]] = {}
     for theirs in columns.values():
@@ -60,7 +60,7 @@ def inside(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, list
     return ways
 
 
-def rest(
+def unmapped_parts(
     value: Any, way: tuple[str, ...], ways: Sequence[Sequence[str]]
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
     """What stands in a value beside `ways`: the way to it, without places in lists, and what it is."""
@@ -72,10 +72,10 @@ def rest(
         if not deeper:
             yield here, part
         elif all(deeper):
-            yield from rest(part, here, deeper)
+            yield from unmapped_parts(part, here, deeper)
 
 
-def at(row: Any, place: str) -> Any:
+def value_at(row: Any, place: str) -> Any:
     """What is at a place of a row; None where there is no such place."""
     try:
         return _at("", place)(row) if isinstance(row, dict) else None
@@ -97,9 +97,9 @@ def _at(ours: str, place: str) -> Callable[[dict[str, Any]], Any]:
                 value = value[int(step)]
             else:
                 where = (
-                    f"{'.'.join(way[:depth])} is {told(value)}"
+                    f"{'.'.join(way[:depth])} is {in_words(value)}"
                     if depth
-                    else f"the row has the keys {named(row)}"
+                    else f"the row has the keys {key_list(row)}"
                 )
                 raise RowError(f"data.columns.{ours} is to be found at {place}, which is not there: {where}")
         return value
@@ -122,7 +122,7 @@ def _filled(ours: str, pattern: str) -> Callable[[dict[str, Any]], str]:
                 or (isinstance(value, int) and value.bit_length() > 1000)
             ):
                 raise RowError(
-                    f"data.columns.{ours} needs a text or a number at {place}, and this is {told(value)}"
+                    f"data.columns.{ours} needs a text or a number at {place}, and this is {in_words(value)}"
                 )
             words += [str(value), literal]
         return "".join(words)

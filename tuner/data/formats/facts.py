@@ -1,10 +1,10 @@
-"""What only a whole source can tell of its rows; `tuner.data.survey.look` finds it before they are read."""
+"""What only a whole source can tell of its rows; `tuner.data.survey.scan` finds it before they are read."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
+class SourceFacts:
     """Facts of a source. Without any, each row is taken for itself."""
 
     verdict: str | None = None

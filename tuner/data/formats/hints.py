@@ -1,8 +1,8 @@
 """What a person could say to have rows read, found by reading: each way is tried on rows of the source, and
 only what works is proposed.
 
-    a sample of rows → ways that their names suggest (tuner.data.formats.ways) → read by each → the best one →
-    words for the command line
+    a sample of rows → ways that their names suggest (tuner.data.formats.guesses) → read by each → the best
+    one → words for the command line
 
 A way works where it reads every row of the sample, something is trained, and no text is read twice. The best
 one trains on the most rows and leaves the fewest texts unread; what it leaves is named with it.
@@ -18,9 +18,9 @@ from itertools import pairwise
 from typing import Any
 
 from tuner.data.conversation import Conversation, LeftOut, Message, RowError, Sample, Text
-from tuner.data.formats import rows, vocabulary
-from tuner.data.formats.rows import Shape
-from tuner.data.formats.ways import Way, ways
+from tuner.data.formats import column_names, rows
+from tuner.data.formats.guesses import Guess, all_guesses
+from tuner.data.formats.rows import RowShape
 
 SAMPLE = 20
 """rows that a way is tried on"""
@@ -44,7 +44,7 @@ OWN = (
 class Hint:
     """A way that works."""
 
-    way: Way
+    way: Guess
     """what is to be said"""
     unread: Mapping[str, int] = field(default_factory=dict)
     """what it does not read → in how many rows of the sample"""
@@ -83,20 +83,20 @@ class Hint:
         return ", ".join(f"{name} in {count} of {self.rows} rows" for name, count in found[:SHOWN]) + others
 
 
-def proposal(sample: Sequence[Any], shape: Shape) -> Hint | None:
+def best_hint(sample: Sequence[Any], shape: RowShape) -> Hint | None:
     """The best way to read the sample, in addition to what `shape` says; None where it is read already, or
     no way works.
     """
     sample = [row for row in sample if isinstance(row, dict | list)][:SAMPLE]
-    return None if not sample or _try(sample, shape, Way()) else _best(sample, shape, None)
+    return None if not sample or _try(sample, shape, Guess()) else _best(sample, shape, None)
 
 
-def more(sample: Sequence[Any], shape: Shape) -> Hint | None:
+def better_hint(sample: Sequence[Any], shape: RowShape) -> Hint | None:
     """The best way to read more of the sample than `shape` reads of it, and nothing less; None where there
     is none.
     """
     sample = [row for row in sample if isinstance(row, dict | list)][:SAMPLE]
-    now = _try(sample, shape, Way()) if sample else None
+    now = _try(sample, shape, Guess()) if sample else None
     return _best(sample, shape, frozenset(now[1].unread)) if now else None
 
 
@@ -104,11 +104,11 @@ Score = tuple[int, int, int, int]
 """rows that train, texts unread, characters that train, words: the first and the third with a minus"""
 
 
-def _best(sample: Sequence[Any], shape: Shape, unread: frozenset[str] | None) -> Hint | None:
+def _best(sample: Sequence[Any], shape: RowShape, unread: frozenset[str] | None) -> Hint | None:
     best: tuple[Score, Hint] | None = None
-    tried: list[Way] = []
-    for way in ways(sample, shape) if sample else ():
-        if way == Way() or way in tried or not _is_plain(way):
+    tried: list[Guess] = []
+    for way in all_guesses(sample, shape) if sample else ():
+        if way == Guess() or way in tried or not _is_plain(way):
             continue
         tried.append(way)
         found = _try(sample, shape, way)
@@ -123,19 +123,19 @@ def _best(sample: Sequence[Any], shape: Shape, unread: frozenset[str] | None) ->
     return best[1] if best else None
 
 
-def _try(sample: Sequence[Any], shape: Shape, way: Way) -> tuple[Score, Hint] | None:
+def _try(sample: Sequence[Any], shape: RowShape, way: Guess) -> tuple[Score, Hint] | None:
     """How good a way is, the lower the better; None where it doesn't work."""
     said = way.of(shape)
     trained, size, again, lost, unread = 0, 0, 0, 0, Counter[str]()
     try:
-        read = rows.reader(said)
+        read = rows.row_reader(said)
         for row in sample:
             samples = read(row)
             if not all(isinstance(one, Conversation | Text) for one in samples):
                 return None
             long = sum(map(_trained, samples))
             trained, size, again = trained + bool(long), size + long, again + any(map(repeats, samples))
-            left = rows.remains(row, said)
+            left = rows.unread_values(row, said)
             unread.update(left.keys())
             lost += _drops(left, samples)
     except (RowError, LeftOut):
@@ -151,7 +151,7 @@ def _drops(left: Mapping[str, Any], samples: Sequence[Sample]) -> bool:
     """Whether what is left unread is a question, or much of a row that is read as a document."""
     texts = {name: value for name, value in left.items() if isinstance(value, str)}
     document = sum(len(sample.text) for sample in samples if isinstance(sample, Text))
-    return not vocabulary.PAIR[0].isdisjoint(texts) or (0 < document < 4 * sum(map(len, texts.values())))
+    return not column_names.PAIR[0].isdisjoint(texts) or (0 < document < 4 * sum(map(len, texts.values())))
 
 
 def _trained(sample: Sample) -> int:
@@ -174,30 +174,30 @@ def repeats(sample: Sample) -> bool:
     )
 
 
-def _is_plain(way: Way) -> bool:
+def _is_plain(way: Guess) -> bool:
     """Whether all its words arrive as they are typed."""
     return all(SAFE.fullmatch(theirs) for theirs in way.columns.values()) and all(
         WORD.fullmatch(word) for words in way.roles.values() for word in words
     )
 
 
-def to_read(sample: Sequence[Any], shape: Shape, *, mixed: bool = False) -> str | None:
+def how_to_read(sample: Sequence[Any], shape: RowShape, *, mixed: bool = False) -> str | None:
     """A sentence with the words that have such rows read; None where none were found. `mixed`: they are of
     a source of a mixture.
     """
-    found = proposal(sample, shape)
+    found = best_hint(sample, shape)
     if found is None:
         return None
     said = f"To read them, {OWN}: {found.yaml}" if mixed else f"To read them: {found.line}"
     return said + (f" (which does not read {found.left})" if found.left else "")
 
 
-def to_train(sample: Sequence[Any], shape: Shape, *, mixed: bool = False) -> str | None:
+def how_to_train(sample: Sequence[Any], shape: RowShape, *, mixed: bool = False) -> str | None:
     """A sentence with the words that train on the better answers of rows that compare some; None where
     those that compare can't be read.
     """
-    compared = [row for row in sample if rows.compares(row, shape) and _reads(row, shape)]
-    found = _try(compared, shape, Way(format="chosen")) if compared else None
+    compared = [row for row in sample if rows.compares_answers(row, shape) and _reads(row, shape)]
+    found = _try(compared, shape, Guess(format="chosen")) if compared else None
     if found is None:
         return None
     return (
@@ -206,15 +206,15 @@ def to_train(sample: Sequence[Any], shape: Shape, *, mixed: bool = False) -> str
     )
 
 
-def _reads(row: Any, shape: Shape) -> bool:
+def _reads(row: Any, shape: RowShape) -> bool:
     try:
-        rows.read(row, shape)
+        rows.read_row(row, shape)
     except (RowError, LeftOut):
         return False
     return True
 
 
-def to_use(sample: Sequence[Any], shape: Shape, *, mixed: bool = False) -> str | None:
+def how_to_read_more(sample: Sequence[Any], shape: RowShape, *, mixed: bool = False) -> str | None:
     """The words that read more of such rows; None where none were found."""
-    found = more(sample, shape)
+    found = better_hint(sample, shape)
     return None if found is None else f"{found.yaml}, {OWN}" if mixed else found.line

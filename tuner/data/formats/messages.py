@@ -14,13 +14,22 @@ from itertools import groupby
 from typing import Any
 
 from tuner.data.conversation import Call, Conversation, Message, RowError, Speaker
-from tuner.data.formats.fields import Words, named, needed, parsed, quoted, speaker, text, told
-from tuner.data.formats.flags import trained
-from tuner.data.formats.spelled import spelled
-from tuner.data.formats.tools import call, calls, spoken
-from tuner.data.formats.turns import THOUGHTS, conversation
+from tuner.data.formats.checks import (
+    RoleWords,
+    in_words,
+    key_list,
+    parse_json,
+    quoted,
+    required,
+    speaker_of,
+    text_of,
+)
+from tuner.data.formats.spelled import standard_turn
+from tuner.data.formats.tools import calls_in_text, read_call, read_calls
+from tuner.data.formats.train_flags import is_trained
+from tuner.data.formats.turns import THOUGHTS, make_conversation
 
-ROLES: Words = {
+ROLES: RoleWords = {
     "system": "system",
     "developer": "system",
     "user": "user",
@@ -57,21 +66,23 @@ WHERE = (("text", "value"), ("text", "value"), ("value", "tool_call", "function_
 """by that place, the keys of a part in which it may stand"""
 
 
-def messages(row: Any, words: Words = ROLES) -> Conversation:
+def messages(row: Any, words: RoleWords = ROLES) -> Conversation:
     """Raises RowError."""
     if isinstance(row, list):
-        return conversation({}, turns(row, "a row", words))
-    found = needed(row, "messages")
-    return conversation(
-        row, turns(parsed(found, "messages") if isinstance(found, str) else found, "messages", words)
+        return make_conversation({}, turns(row, "a row", words))
+    found = required(row, "messages")
+    return make_conversation(
+        row, turns(parse_json(found, "messages") if isinstance(found, str) else found, "messages", words)
     )
 
 
-def turns(value: Any, name: str, words: Words) -> list[Message]:
+def turns(value: Any, name: str, words: RoleWords) -> list[Message]:
     """A list of turns, of which there must be one at least."""
     if not isinstance(value, list) or not value:
-        raise RowError(f"{name} must be a list of turns with at least one in it, and this is {told(value)}")
-    value = [spelled(entry) for entry in value]
+        raise RowError(
+            f"{name} must be a list of turns with at least one in it, and this is {in_words(value)}"
+        )
+    value = [standard_turn(entry) for entry in value]
     if any(
         type(entry) is dict and type(entry.get("content")) is list and any(map(_is_result, entry["content"]))
         for entry in value
@@ -79,13 +90,13 @@ def turns(value: Any, name: str, words: Words) -> list[Message]:
         return [message for entry in value for message in _unfolded(entry, words)]
     read = [turn(entry, words) for entry in value]
     return (
-        joined(read, [entry.get("role") in CALLERS for entry in value])
+        join_calls(read, [entry.get("role") in CALLERS for entry in value])
         if any([message.calls for message in read])
         else read
     )
 
 
-def joined(read: Sequence[Message], called: Sequence[bool]) -> list[Message]:
+def join_calls(read: Sequence[Message], called: Sequence[bool]) -> list[Message]:
     """Turns that are calls put to the answer before them, as which the model writes them."""
     result: list[Message] = []
     for message, is_call in zip(read, called, strict=True):
@@ -102,13 +113,13 @@ def _is_result(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") == RESULT
 
 
-def _unfolded(value: Any, words: Words) -> Iterator[Message]:
+def _unfolded(value: Any, words: RoleWords) -> Iterator[Message]:
     """A turn of Anthropic's, in which what tools answered may stand beside what the user says."""
     content = value.get("content") if isinstance(value, dict) else None
     if not isinstance(content, list) or not any(map(_is_result, content)):
         yield turn(value, words)
         return
-    if speaker(_role(value), words) != "user":
+    if speaker_of(_role(value), words) != "user":
         raise RowError(
             f"a turn of {quoted(value['role'])} has a content part of the type {RESULT!r}, which only the "
             "user's can have"
@@ -125,32 +136,33 @@ def _unfolded(value: Any, words: Words) -> Iterator[Message]:
                 if isinstance(said, list)
                 else ""
                 if said is None
-                else text(said, f"the content of a {RESULT}")
+                else text_of(said, f"the content of a {RESULT}")
             )
             yield Message(
-                role="tool", content=said, call_id=None if id_ is None else text(id_, "tool_use_id")
+                role="tool", content=said, call_id=None if id_ is None else text_of(id_, "tool_use_id")
             )
 
 
-def turn(value: Any, words: Words) -> Message:
+def turn(value: Any, words: RoleWords) -> Message:
     """One turn."""
     if not isinstance(value, dict):
         raise RowError(
-            f'a turn must be an object such as {{"role": "user", "content": "…"}}, and this is {told(value)}'
+            'a turn must be an object such as {"role": "user", "content": "…"}, and this is '
+            f"{in_words(value)}"
         )
     if (word := value.get("role")) in CALLERS and word not in words:
         others = {key: part for key, part in value.items() if key not in ("role", "content")}
-        return calling(
+        return with_calls(
             _rich({**others, "role": "assistant"}, "assistant", ""),
-            spoken(value.get("content"), f"the content of a {word}"),
+            calls_in_text(value.get("content"), f"the content of a {word}"),
         )
-    role, content = speaker(_role(value), words), value.get("content")
+    role, content = speaker_of(_role(value), words), value.get("content")
     if len(value) == 2 and isinstance(content, str):  # nearly all
-        return Message(role=role, content=text(content, "content"), trained=role == "assistant")
+        return Message(role=role, content=text_of(content, "content"), trained=role == "assistant")
     return _rich(value, role, content)
 
 
-def calling(message: Message, calls: tuple[Call, ...]) -> Message:
+def with_calls(message: Message, calls: tuple[Call, ...]) -> Message:
     """A turn that is a call, with those that its text holds. Raises RowError where others stand beside
     them.
     """
@@ -161,7 +173,7 @@ def calling(message: Message, calls: tuple[Call, ...]) -> Message:
 
 def _role(value: Mapping[str, Any]) -> Any:
     if "role" not in value:
-        raise RowError(f"a turn has no role (its keys are {named(value)}); expected are role and content")
+        raise RowError(f"a turn has no role (its keys are {key_list(value)}); expected are role and content")
     return value["role"]
 
 
@@ -175,17 +187,17 @@ def _rich(value: Mapping[str, Any], role: Speaker, content: Any) -> Message:
     thought, said, called = (
         _parts(content)
         if isinstance(content, list)
-        else (None, None if content is None else text(content, "content"), [])
+        else (None, None if content is None else text_of(content, "content"), [])
     )
     for key in THOUGHTS:
-        if value.get(key) and (other := text(value[key], key)) != thought:
+        if value.get(key) and (other := text_of(value[key], key)) != thought:
             if thought is not None:
                 raise RowError(
                     f"a turn has two different thoughts, one of them in {key}, and one is expected"
                 )
             thought = other
-    beside = (calls(value["tool_calls"]) if value.get("tool_calls") else ()) + (
-        (call(value["function_call"]),) if value.get("function_call") else ()
+    beside = (read_calls(value["tool_calls"]) if value.get("tool_calls") else ()) + (
+        (read_call(value["function_call"]),) if value.get("function_call") else ()
     )
     if called and beside:
         raise RowError("a turn has calls both in its content and beside it, and one of them is expected")
@@ -196,8 +208,8 @@ def _rich(value: Mapping[str, Any], role: Speaker, content: Any) -> Message:
             "assistant's can have"
         )
     if said is None and "content" not in value and not thought and not called:
-        raise RowError(f"a turn has no content (its keys are {named(value)})")
-    wanted = trained(value, said or "")
+        raise RowError(f"a turn has no content (its keys are {key_list(value)})")
+    wanted = is_trained(value, said or "")
     tool = role == "tool"
     return Message(
         role=role,
@@ -205,10 +217,10 @@ def _rich(value: Mapping[str, Any], role: Speaker, content: Any) -> Message:
         trained=role == "assistant" and wanted,
         reasoning=thought or None,
         calls=tuple(called),
-        call_id=text(value["tool_call_id"], "tool_call_id")
+        call_id=text_of(value["tool_call_id"], "tool_call_id")
         if tool and value.get("tool_call_id") is not None
         else None,
-        name=text(value["name"], "name") if tool and value.get("name") is not None else None,
+        name=text_of(value["name"], "name") if tool and value.get("name") is not None else None,
     )
 
 
@@ -222,14 +234,14 @@ def _parts(content: Sequence[Any]) -> tuple[str | None, str, list[Call]]:
         if not isinstance(part, dict):
             raise RowError(
                 'a part of a content must be an object such as {"type": "text", "text": "…"}, and this is'
-                f" {told(part)}"
+                f" {in_words(part)}"
             )
         kind = part.get("type")
         place = KINDS.get(kind) if isinstance(kind, str) else None
         if place is None:
             raise RowError(
-                f"a content part of the type {quoted(kind) if isinstance(kind, str) else told(kind)} can't "
-                f"be trained; only {', '.join(KINDS)}"
+                f"a content part of the type {quoted(kind) if isinstance(kind, str) else in_words(kind)} "
+                f"can't be trained; only {', '.join(KINDS)}"
             )
         if place < last:
             raise RowError(
@@ -239,14 +251,14 @@ def _parts(content: Sequence[Any]) -> tuple[str | None, str, list[Call]]:
         last = place
         if place == 2:
             called += (
-                [call(part)]
+                [read_call(part)]
                 if part.get("name") is not None
-                else spoken(_inside(part, *WHERE[2]), f"a {kind}")
+                else calls_in_text(_inside(part, *WHERE[2]), f"a {kind}")
             )
         elif place == 1:
-            texts.append(text(_inside(part, *WHERE[1]), "the text of a part"))
+            texts.append(text_of(_inside(part, *WHERE[1]), "the text of a part"))
         else:
-            thoughts.append(text(_inside(part, *WHERE[0], str(kind)), "the reasoning of a part"))
+            thoughts.append(text_of(_inside(part, *WHERE[0], str(kind)), "the reasoning of a part"))
     return "\n".join(thoughts) if thoughts else None, "".join(texts), called
 
 
@@ -254,7 +266,7 @@ def _inside(part: Mapping[str, Any], *keys: str) -> Any:
     return next((part[key] for key in keys if part.get(key) is not None), None)
 
 
-def unread_of(part: Any) -> list[str]:
+def unread_keys_of_part(part: Any) -> list[str]:
     """The keys of a part that are not read."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == RESULT:

@@ -2,7 +2,7 @@
 that lay in one.
 
 A null among the arguments of a call is filler where this tool's own schema declares no such key. Without a
-schema it is where the key has a value only in calls of other tools of the source (`tuner.data.survey.look`),
+schema it is where the key has a value only in calls of other tools of the source (`tuner.data.survey.scan`),
 and so it is with what stands beside the schema in a tool's definition. A key that is declared and may be null
 stays; so does what can't be told, and is counted. In a tool's schema no keyword may be null, but for those
 that hold a value of the author's, such as `default`.

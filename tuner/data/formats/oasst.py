@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tuner.data.conversation import Conversation, LeftOut, Message, RowError
-from tuner.data.formats.fields import Words, needed, quoted, speaker, text, told
+from tuner.data.formats.checks import RoleWords, in_words, quoted, required, speaker_of, text_of
 
-ROLES: Words = {"prompter": "user", "assistant": "assistant", "user": "user", "system": "system"}
+ROLES: RoleWords = {"prompter": "user", "assistant": "assistant", "user": "user", "system": "system"}
 
 NOT_BEST = "not on the path of the best-ranked replies"
 UNANSWERED = "nobody answered it"
@@ -43,7 +43,7 @@ class Node:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Grown:
+class TreeResult:
     """What became of the messages of a tree."""
 
     conversations: tuple[Conversation, ...] = ()
@@ -64,7 +64,9 @@ def is_message(row: Any) -> bool:
     return isinstance(row, dict) and all(key in row for key in ("message_id", "parent_id", "role", "text"))
 
 
-def tree(row: Mapping[str, Any], words: Words = ROLES, paths: str = "best") -> tuple[Conversation, ...]:
+def read_tree(
+    row: Mapping[str, Any], words: RoleWords = ROLES, paths: str = "best"
+) -> tuple[Conversation, ...]:
     """The conversations of a row that is a tree, none where nothing was answered. Raises RowError, and
     LeftOut.
     """
@@ -75,9 +77,11 @@ def tree(row: Mapping[str, Any], words: Words = ROLES, paths: str = "best") -> t
         )
     if reason := _unfinished(row):
         raise LeftOut(reason)
-    first = needed(row, "prompt")
+    first = required(row, "prompt")
     if not isinstance(first, dict):
-        raise RowError(f"prompt must be the first message of a tree, an object, and this is {told(first)}")
+        raise RowError(
+            f"prompt must be the first message of a tree, an object, and this is {in_words(first)}"
+        )
     root = _node(first, words)
     open_ = [(root, first)]
     while open_:
@@ -88,7 +92,9 @@ def tree(row: Mapping[str, Any], words: Words = ROLES, paths: str = "best") -> t
     return tuple(_conversations(root, paths))
 
 
-def grow(rows: Sequence[tuple[int, Any]], words: Words = ROLES, paths: str = "best") -> Grown:
+def read_flat_tree(
+    rows: Sequence[tuple[int, Any]], words: RoleWords = ROLES, paths: str = "best"
+) -> TreeResult:
     """The conversations of a tree whose messages are rows of their own: (number, row) of each, in any
     order. Raises nothing.
     """
@@ -98,10 +104,10 @@ def grow(rows: Sequence[tuple[int, Any]], words: Words = ROLES, paths: str = "be
     left: dict[int, str] = {}
     for number, row in rows:
         try:
-            id_, parent = text(row["message_id"], "message_id"), row["parent_id"]
+            id_, parent = text_of(row["message_id"], "message_id"), row["parent_id"]
             if id_ in nodes:
                 raise RowError(f"the message_id {quoted(id_)} is that of row {numbers[id_]} already")
-            parents[id_] = parent if parent is None else text(parent, "parent_id")
+            parents[id_] = parent if parent is None else text_of(parent, "parent_id")
             nodes[id_], numbers[id_] = _node(row, words), number
         except RowError as error:
             left[number] = str(error)
@@ -113,33 +119,33 @@ def grow(rows: Sequence[tuple[int, Any]], words: Words = ROLES, paths: str = "be
             "as parent_id"
         )
         left |= dict.fromkeys(numbers.values(), why)
-        return Grown(left=left, bad=frozenset(left))
+        return TreeResult(left=left, bad=frozenset(left))
     bad = frozenset(left)
     if reason := next((reason for _, row in rows if (reason := _unfinished(row))), ""):
-        return Grown(left=left | dict.fromkeys(numbers.values(), reason), bad=bad)
+        return TreeResult(left=left | dict.fromkeys(numbers.values(), reason), bad=bad)
     for id_, node in nodes.items():
         parent = parents[id_]
         if parent in nodes:
             nodes[parent].replies.append(node)
     if not roots:
-        return Grown(left=left | dict.fromkeys(numbers.values(), NO_ROOT), bad=bad)
+        return TreeResult(left=left | dict.fromkeys(numbers.values(), NO_ROOT), bad=bad)
     root = nodes[roots[0]]
     places = {id(nodes[id_]): number for id_, number in numbers.items()}
     conversations = tuple(_conversations(root, paths))
     fates = _fates(root, paths)
     left |= {number: why for place, number in places.items() if (why := fates.get(place, NO_ROOT))}
-    return Grown(conversations=conversations, left=left, bad=bad)
+    return TreeResult(conversations=conversations, left=left, bad=bad)
 
 
-def _node(value: Any, words: Words) -> Node:
+def _node(value: Any, words: RoleWords) -> Node:
     if not isinstance(value, dict):
-        raise RowError(f"a message of a tree must be an object, and this is {told(value)}")
-    role = speaker(needed(value, "role"), words)
+        raise RowError(f"a message of a tree must be an object, and this is {in_words(value)}")
+    role = speaker_of(required(value, "role"), words)
     rank = value.get("rank")
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int | float)):
-        raise RowError(f"rank must be a number or null, and this is {told(rank)}")
+        raise RowError(f"rank must be a number or null, and this is {in_words(rank)}")
     deleted, failed = value.get("deleted") is True, value.get("review_result") is False
-    said = text(needed(value, "text"), "text")
+    said = text_of(required(value, "text"), "text")
     return Node(
         message=Message(role=role, content=said, trained=role == "assistant"),
         rank=float("inf") if rank is None or rank != rank else rank,
@@ -162,7 +168,7 @@ def _unfinished(row: Mapping[str, Any]) -> str:
 def _replies(value: Mapping[str, Any]) -> list[Any]:
     found = value.get("replies")
     if found is not None and not isinstance(found, list):
-        raise RowError(f"replies must be a list of messages, and this is {told(found)}")
+        raise RowError(f"replies must be a list of messages, and this is {in_words(found)}")
     return found or []
 
 

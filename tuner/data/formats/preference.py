@@ -20,11 +20,11 @@ from typing import Any
 
 from tuner.data.conversation import Conversation, Label, Message, Preference, RowError, Sample, last_only
 from tuner.data.formats.alpaca import alpaca, question
-from tuner.data.formats.fields import Words, named, needed, text, told
+from tuner.data.formats.checks import RoleWords, in_words, key_list, required, text_of
 from tuner.data.formats.messages import messages
-from tuner.data.formats.prompt import prompt, shown
+from tuner.data.formats.prompt import prompt, untrained
 from tuner.data.formats.sharegpt import ROLES, sharegpt, turns
-from tuner.data.formats.turns import conversation
+from tuner.data.formats.turns import make_conversation
 from tuner.data.formats.xtuner import xtuner
 
 LABELLED = {
@@ -89,9 +89,9 @@ NAMES = frozenset(VERDICTS)
 WORDS = dict.fromkeys(GOOD, True) | dict.fromkeys(BAD, False)
 
 
-def preference(row: Mapping[str, Any], words: Words = ROLES) -> Preference:
+def preference(row: Mapping[str, Any], words: RoleWords = ROLES) -> Preference:
     """Raises RowError."""
-    sides = {name: _side(needed(row, name), name, words) for name in ("chosen", "rejected")}
+    sides = {name: _side(required(row, name), name, words) for name in ("chosen", "rejected")}
     common = [
         one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(*sides.values(), strict=False))
     ]
@@ -101,43 +101,43 @@ def preference(row: Mapping[str, Any], words: Words = ROLES) -> Preference:
     if not asked:
         raise RowError(
             f"what came before chosen and rejected is expected in {', '.join(BEFORE)}, or in both of them; "
-            f"the keys are {named(row)}"
+            f"the keys are {key_list(row)}"
         )
     chosen, rejected = (_behind(asked, side, name) for name, side in sides.items())
-    whole = conversation(row, [*asked, *chosen], says_calls=True, compared=True)
-    conversation({}, [*asked, *rejected], says_calls=True)
+    whole = make_conversation(row, [*asked, *chosen], says_calls=True, compared=True)
+    make_conversation({}, [*asked, *rejected], says_calls=True)
     prompt = whole.messages[: len(whole.messages) - len(chosen)]
     return Preference(
-        prompt=Conversation(messages=tuple(shown(prompt)), tools=whole.tools),
+        prompt=Conversation(messages=tuple(untrained(prompt)), tools=whole.tools),
         chosen=tuple(chosen),
         rejected=tuple(rejected),
     )
 
 
-def before(row: Mapping[str, Any]) -> str | None:
+def prompt_column(row: Mapping[str, Any]) -> str | None:
     """The column of what was said before; None where it stands in both sides."""
     return next((key for key in BEFORE if row.get(key) not in (None, "", [])), None)
 
 
-def _before(row: Mapping[str, Any], words: Words) -> list[Message]:
-    key = before(row)
+def _before(row: Mapping[str, Any], words: RoleWords) -> list[Message]:
+    key = prompt_column(row)
     if key is None:
         return []
     if key == "instruction":
         return [question(row)]
     value = row[key]
     return (
-        [Message(role="user", content=text(value, key))]
+        [Message(role="user", content=text_of(value, key))]
         if key == "prompt" and isinstance(value, str)
         else turns(value, key, words)
     )
 
 
-def _side(value: Any, name: str, words: Words) -> list[Message]:
+def _side(value: Any, name: str, words: RoleWords) -> list[Message]:
     if isinstance(value, str):
-        return [Message(role="assistant", content=text(value, name), trained=True)]
+        return [Message(role="assistant", content=text_of(value, name), trained=True)]
     if not isinstance(value, list | dict):
-        raise RowError(f"{name} must be a text, a turn or a list of turns, and this is {told(value)}")
+        raise RowError(f"{name} must be a text, a turn or a list of turns, and this is {in_words(value)}")
     return turns([value], name, words) if isinstance(value, dict) else turns(value, name, words)
 
 
@@ -156,12 +156,12 @@ def _behind(before: list[Message], side: list[Message], name: str) -> list[Messa
     return rest
 
 
-def label(row: Mapping[str, Any], words: Words = ROLES, verdict: str | None = None) -> Label:
+def label(row: Mapping[str, Any], words: RoleWords = ROLES, verdict: str | None = None) -> Label:
     """`verdict` is the column of it, where that is not `label`. Raises RowError."""
-    key = verdict_of(row, verdict)
-    good = verdict_in(needed(row, key))
+    key = verdict_column(row, verdict)
+    good = verdict_value(required(row, key))
     if good is None:
-        raise RowError(f"{key} must be true or false, and this is {told(row[key])}")
+        raise RowError(f"{key} must be true or false, and this is {in_words(row[key])}")
     whole = _labelled(row, words)
     last = next((message for message in reversed(whole.messages) if message.role == "assistant"), None)
     if last is None or not last.trains:
@@ -169,7 +169,7 @@ def label(row: Mapping[str, Any], words: Words = ROLES, verdict: str | None = No
     return Label(conversation=last_only(whole), good=good)
 
 
-def better(sample: Sample) -> Sample | None:
+def better_answer(sample: Sample) -> Sample | None:
     """What a sample without comparison is, or of one with, the conversation that ends in the better
     answer; none where it was found bad.
     """
@@ -180,12 +180,12 @@ def better(sample: Sample) -> Sample | None:
     return replace(sample.prompt, messages=(*sample.prompt.messages, *sample.chosen))
 
 
-def verdict_in(value: Any) -> bool | None:
+def verdict_value(value: Any) -> bool | None:
     """What a verdict says; None where it is none."""
-    return WORDS.get(spelled(value))
+    return WORDS.get(verdict_word(value))
 
 
-def spelled(value: Any) -> str:
+def verdict_word(value: Any) -> str:
     """A value that may be a verdict as one spelling; empty where nothing is said.
 
     >>> [spelled(value) for value in (True, "True ", 1, 1.0, -1, None, "", "B", [1])]
@@ -199,7 +199,7 @@ def spelled(value: Any) -> str:
     return str(int(value)) if isinstance(value, int | float) and value in (0, 1, -1) else "…"
 
 
-def verdict_of(row: Mapping[str, Any], verdict: str | None = None) -> str:
+def verdict_column(row: Mapping[str, Any], verdict: str | None = None) -> str:
     """The column of the verdict in a row that has one: that of the source, or one that says so itself."""
     return verdict if verdict in row else next((key for key in CERTAIN if key in row), CERTAIN[0])  # type: ignore[return-value]
 
@@ -211,7 +211,7 @@ def is_judged(row: Mapping[str, Any], verdict: str | None = None) -> bool:
     if not (
         isinstance(row.get("label"), bool)
         or isinstance(row.get("kto_tag"), bool)
-        or (verdict is not None and verdict_in(row.get(verdict)) is not None)
+        or (verdict is not None and verdict_value(row.get(verdict)) is not None)
     ):
         return False
     return is_labelled(row)
@@ -219,10 +219,10 @@ def is_judged(row: Mapping[str, Any], verdict: str | None = None) -> bool:
 
 def is_labelled(row: Mapping[str, Any]) -> bool:
     """Whether there is a conversation to which a label can belong."""
-    return of_label(row) is not None
+    return labelled_format(row) is not None
 
 
-def of_label(row: Mapping[str, Any]) -> str | None:
+def labelled_format(row: Mapping[str, Any]) -> str | None:
     """The format of the conversation that a label belongs to."""
     for format, columns in LABELLED.items():
         if all([column in row for column in columns]):
@@ -230,8 +230,8 @@ def of_label(row: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _labelled(row: Mapping[str, Any], words: Words) -> Conversation:
-    match of_label(row):
+def _labelled(row: Mapping[str, Any], words: RoleWords) -> Conversation:
+    match labelled_format(row):
         case "messages":
             return messages(row, words)
         case "sharegpt":
@@ -244,5 +244,5 @@ def _labelled(row: Mapping[str, Any], words: Words) -> Conversation:
             return found
     raise RowError(
         "a label needs a conversation: messages, conversations, prompt and completion, or instruction and "
-        f"output (the keys are {named(row)})"
+        f"output (the keys are {key_list(row)})"
     )

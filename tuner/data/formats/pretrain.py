@@ -4,25 +4,25 @@ from collections.abc import Callable
 from typing import Any
 
 from tuner.data.conversation import Conversation, RowError, Text
-from tuner.data.formats.fields import Words, parsed
+from tuner.data.formats.checks import RoleWords, parse_json
 from tuner.data.formats.messages import ROLES, turn
-from tuner.data.formats.spelled import spelled
+from tuner.data.formats.spelled import standard_turn
 
 ROLE = "pretrain"
 
 
-def or_else(
-    row: Any, key: str, words: Words, read: Callable[[Any, Words], Conversation]
+def document_or_conversation(
+    row: Any, key: str, words: RoleWords, read: Callable[[Any, RoleWords], Conversation]
 ) -> tuple[Text, ...] | tuple[Conversation]:
     """The document of a row, none where it is blank, or the conversation that `read` finds in it; its
     turns are in the column `key`. Raises RowError.
     """
     value = row.get(key) if isinstance(row, dict) else row
-    found = document(parsed(value, key) if isinstance(value, str) and ROLE in value else value, words)
+    found = document(parse_json(value, key) if isinstance(value, str) and ROLE in value else value, words)
     return (read(row, words),) if found is None else found
 
 
-def document(value: Any, words: Words) -> tuple[Text, ...] | None:
+def document(value: Any, words: RoleWords) -> tuple[Text, ...] | None:
     """The document of a list of turns, none where it is blank; None where the turns are a conversation.
     Raises RowError for both in one row.
     """
@@ -34,7 +34,9 @@ def document(value: Any, words: Words) -> tuple[Text, ...] | None:
             "turns"
         )
     said = {
-        "content" if key == "value" else key: part for key, part in spelled(value[0]).items() if key != "from"
+        "content" if key == "value" else key: part
+        for key, part in standard_turn(value[0]).items()
+        if key != "from"
     }
     whole = turn({**said, "role": "assistant"}, ROLES)
     if whole.calls or whole.reasoning:

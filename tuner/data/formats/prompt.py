@@ -7,33 +7,33 @@ from dataclasses import replace
 from typing import Any
 
 from tuner.data.conversation import Conversation, Message, RowError
-from tuner.data.formats.fields import Words, needed, text, told
+from tuner.data.formats.checks import RoleWords, in_words, required, text_of
 from tuner.data.formats.messages import ROLES, turns
-from tuner.data.formats.turns import conversation
+from tuner.data.formats.turns import make_conversation
 
 
-def prompt(row: Mapping[str, Any], words: Words = ROLES) -> Conversation:
+def prompt(row: Mapping[str, Any], words: RoleWords = ROLES) -> Conversation:
     """A text is a turn of the user or the assistant. Raises RowError."""
-    asked, said = needed(row, "prompt"), needed(row, "completion")
+    asked, said = required(row, "prompt"), required(row, "completion")
     before = (
-        [Message(role="user", content=text(asked, "prompt"))]
+        [Message(role="user", content=text_of(asked, "prompt"))]
         if isinstance(asked, str)
-        else shown(_listed(asked, "prompt", words))
+        else untrained(_listed(asked, "prompt", words))
     )
     after = (
-        [Message(role="assistant", content=text(said, "completion"), trained=True)]
+        [Message(role="assistant", content=text_of(said, "completion"), trained=True)]
         if isinstance(said, str)
         else _listed(said, "completion", words)
     )
-    return conversation(row, [*before, *after])
+    return make_conversation(row, [*before, *after])
 
 
-def shown(messages: Sequence[Message]) -> list[Message]:
+def untrained(messages: Sequence[Message]) -> list[Message]:
     """The same turns, none of them trained."""
     return [replace(message, trained=False) if message.trained else message for message in messages]
 
 
-def _listed(value: Any, name: str, words: Words) -> list[Message]:
+def _listed(value: Any, name: str, words: RoleWords) -> list[Message]:
     if not isinstance(value, list):
-        raise RowError(f"{name} must be a text or a list of messages, and this is {told(value)}")
+        raise RowError(f"{name} must be a text or a list of messages, and this is {in_words(value)}")
     return turns(value, name, words)

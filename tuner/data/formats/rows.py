@@ -1,18 +1,18 @@
 """A row of a data set → samples, in whatever format it is.
 
     a row → columns under the names of the format → which format? → its function → samples
-            formats/columns                         formats/keys    formats/*
+            formats/columns                         formats/detect  formats/*
 
 A file whose rows are single messages of trees (flat OpenAssistant) becomes samples only as a whole:
-`tuner.data.formats.trees`.
+`tuner.data.formats.oasst_flat`.
 
 How to add a format:
 
-1. a module in `formats` with a pure function `name(row, …) -> Sample`; it takes what `fields` and `turns`
+1. a module in `formats` with a pure function `name(row, …) -> Sample`; it takes what `checks` and `turns`
    check, raises RowError for what it can't take, and never leaves out a part of a row that says something
 2. its line in `_readers`, its version 1 in VERSIONS, its columns in COLUMNS
-3. its keys in `formats/keys`, behind those that say more; and what it reads of a row in `formats/unread`, so
-   that the rest is named
+3. its keys in `formats/detect`, behind those that say more; and what it reads of a row in
+   `formats/unread_keys`, so that the rest is named
 4. its word in `data.format` in the schema
 5. a row of it in tests/data/formats/test_formats.py
 """
@@ -25,6 +25,7 @@ from typing import Any
 from tuner.data.conversation import RowError, Sample, Speaker
 from tuner.data.formats import (
     alpaca,
+    known_templates,
     messages,
     oasst,
     preference,
@@ -32,31 +33,30 @@ from tuner.data.formats import (
     prompt,
     sharegpt,
     templated,
-    templates,
     text,
+    unread_keys,
     xtuner,
 )
-from tuner.data.formats import unread as unread_of
-from tuner.data.formats.columns import inside, mapped, places, rest
-from tuner.data.formats.facts import Facts
-from tuner.data.formats.fields import Words, told
-from tuner.data.formats.keys import by_name, sniff, understood
-from tuner.data.formats.subsets import is_other
+from tuner.data.formats.checks import RoleWords, in_words
+from tuner.data.formats.columns import column_mapper, mapped_places, partly_mapped, unmapped_parts
+from tuner.data.formats.detect import recognise, recognise_by_name, sniff
+from tuner.data.formats.facts import SourceFacts
+from tuner.data.formats.split_column import is_other_split
 from tuner.errors import ConfigError
 
 __all__ = [
     "COLUMNS",
     "VERSIONS",
-    "Reader",
-    "Shape",
-    "compares",
-    "is_left",
-    "read",
-    "reader",
-    "remains",
+    "RowReader",
+    "RowShape",
+    "compares_answers",
+    "format_versions",
+    "is_left_out",
+    "read_row",
+    "row_reader",
     "sniff",
-    "unread",
-    "versions",
+    "unread_places",
+    "unread_values",
 ]
 
 VERSIONS = {
@@ -109,14 +109,14 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 
 SPEAKERS: tuple[Speaker, ...] = ("system", "user", "assistant", "tool")
 
-Reader = Callable[[Any], tuple[Sample, ...]]
+RowReader = Callable[[Any], tuple[Sample, ...]]
 Roles = tuple[tuple[str, tuple[str, ...]], ...]
 Chats = tuple[bool, bool]
 """whether texts, and questions, that a chat template wrote are read as conversations"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shape:
+class RowShape:
     """How the rows of a source are read."""
 
     format: str = "auto"
@@ -133,8 +133,8 @@ class Shape:
     """of rows that say in a column of which split they are: `auto` those for training, where there are
     others, `all`, or those of one
     """
-    facts: Facts = field(default_factory=Facts)
-    """what the whole source says of each row (tuner.data.survey.look)"""
+    facts: SourceFacts = field(default_factory=SourceFacts)
+    """what the whole source says of each row (tuner.data.survey.scan)"""
 
     @property
     def letters(self) -> bool:
@@ -142,12 +142,12 @@ class Shape:
         return self.format == "text" and not self.columns
 
     @property
-    def whole(self) -> "Shape":
+    def whole(self) -> "RowShape":
         """The same for files of which all rows are wanted, whatever split they say they are of."""
         return replace(self, split="all", facts=replace(self.facts, split=None))
 
 
-def reader(shape: Shape) -> Reader:
+def row_reader(shape: RowShape) -> RowReader:
     """The function that reads such rows: it gives a row's samples, mostly one, none where there is nothing
     to train on, or raises RowError.
     """
@@ -161,14 +161,14 @@ def reader(shape: Shape) -> Reader:
     )
 
 
-def unread(row: Any, shape: Shape) -> tuple[str, ...]:
+def unread_places(row: Any, shape: RowShape) -> tuple[str, ...]:
     """The places of a row that was read which hold something that its format does not read: `context`,
     `messages.thought`.
     """
-    return tuple(remains(row, shape))
+    return tuple(unread_values(row, shape))
 
 
-def remains(row: Any, shape: Shape) -> dict[str, Any]:
+def unread_values(row: Any, shape: RowShape) -> dict[str, Any]:
     """The same, each with what it holds; of several such places in a row the first."""
     found = _remainder(
         shape.format, tuple(shape.columns.items()), _frozen(shape.roles), shape.facts.verdict, _chats(shape)
@@ -176,18 +176,18 @@ def remains(row: Any, shape: Shape) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name != shape.facts.split}
 
 
-def _chats(shape: Shape) -> Chats:
+def _chats(shape: RowShape) -> Chats:
     return shape.facts.chats, shape.facts.continues
 
 
-def is_left(row: Any, shape: Shape) -> bool:
+def is_left_out(row: Any, shape: RowShape) -> bool:
     """Whether a row says that it is of another split than the one that is read."""
-    return is_other(row, shape.facts.split, shape.split)
+    return is_other_split(row, shape.facts.split, shape.split)
 
 
-def read(row: Any, shape: Shape) -> tuple[Sample, ...]:
+def read_row(row: Any, shape: RowShape) -> tuple[Sample, ...]:
     """The samples of one row. Raises RowError."""
-    return reader(shape)(row)
+    return row_reader(shape)(row)
 
 
 @lru_cache(maxsize=256)
@@ -198,7 +198,7 @@ def _reader(
     paths: str,
     verdict: str | None,
     chats: Chats,
-) -> Reader:
+) -> RowReader:
     readers, meant = _readers(roles, paths, verdict), _namer(format, columns, verdict, chats)
     if format not in ("auto", "chosen") and format not in readers:
         raise ConfigError(f"data.format={format} is not known; known are auto, {', '.join(VERSIONS)}.")
@@ -208,7 +208,7 @@ def _reader(
         return readers[name](placed)
 
     def read_chosen(row: Any) -> tuple[Sample, ...]:
-        return tuple(better for sample in read_one(row) if (better := preference.better(sample)))
+        return tuple(better for sample in read_one(row) if (better := preference.better_answer(sample)))
 
     return read_chosen if format == "chosen" else read_one
 
@@ -220,18 +220,21 @@ def _namer(
     """The function that says what a row is read as, and gives it with its columns in their places. It
     raises RowError.
     """
-    get = mapped(dict(columns)) if columns else None
+    get = column_mapper(dict(columns)) if columns else None
 
     def name_auto(row: Any) -> tuple[str, Any]:
-        name, placed = understood(row, verdict) if get is None else _meant(get(row), columns, verdict)
+        name, placed = recognise(row, verdict) if get is None else _meant(get(row), columns, verdict)
         texts, pairs = chats
         if (
             texts
             and name == "text"
-            and (templates.is_marked(placed["text"]) or templates.holds(placed["text"]))
+            and (
+                known_templates.begins_as_template(placed["text"])
+                or known_templates.holds_mark(placed["text"])
+            )
         ):
             name = "templated"
-        elif pairs and templated.pair_of(placed, name):
+        elif pairs and templated.templated_pair(placed, name):
             name = "continued"
         return name, placed
 
@@ -240,7 +243,7 @@ def _namer(
             row = get(row)
         if not isinstance(row, dict):
             if not isinstance(row, list):
-                raise RowError(f"a row must be an object, and this is {told(row)}")
+                raise RowError(f"a row must be an object, and this is {in_words(row)}")
             if format != "messages":
                 raise RowError(f"a bare list of turns is of the format messages, and data.format is {format}")
         return format, row
@@ -253,26 +256,26 @@ def _remainder(
     format: str, columns: tuple[tuple[str, str], ...], roles: Roles, verdict: str | None, chats: Chats
 ) -> Callable[[Any], dict[str, Any]]:
     meant, theirs = _namer(format, columns, verdict, chats), dict(columns)
-    taken = places(theirs)
+    taken = mapped_places(theirs)
     openai, share = _words(messages.ROLES, roles), _words(sharegpt.ROLES, roles)
 
     def find(row: Any) -> dict[str, Any]:
         name, placed = meant(row)
         found: dict[str, Any] = {}
-        ways = inside(row, theirs) if theirs else {}
+        ways = partly_mapped(row, theirs) if theirs else {}
         if placed is not row and isinstance(row, dict):
             # what stood where another column was put
             gone = [
                 key for key in row.keys() & placed.keys() if placed[key] is not row[key] and key not in taken
             ]
-            found = {key: row[key] for key in gone if unread_of.tells(key, row[key])}
-        for way, value in unread_of.left(placed, name, openai, share, verdict):
+            found = {key: row[key] for key in gone if unread_keys.may_matter(key, row[key])}
+        for way, value in unread_keys.find_unread(placed, name, openai, share, verdict):
             first = theirs.get(way[0]) or _called(way[0], row, placed)
             if first not in ways:
                 found.setdefault(".".join((first, *way[1:])), value)
         for head, steps in ways.items():
-            for way, value in rest(row[head], (head,), steps):
-                if unread_of.tells(way[-1], value):
+            for way, value in unmapped_parts(row[head], (head,), steps):
+                if unread_keys.may_matter(way[-1], value):
                     found.setdefault(".".join(way), value)
         return found
 
@@ -286,13 +289,15 @@ def _called(column: str, row: Any, placed: Any) -> str:
     return next((key for key, value in row.items() if value is placed[column]), column)
 
 
-def _readers(roles: Roles, paths: str, verdict: str | None = None) -> dict[str, Reader]:
+def _readers(roles: Roles, paths: str, verdict: str | None = None) -> dict[str, RowReader]:
     openai, share, tree, marked = (
-        _words(base, roles) for base in (messages.ROLES, sharegpt.ROLES, oasst.ROLES, templates.ROLES)
+        _words(base, roles) for base in (messages.ROLES, sharegpt.ROLES, oasst.ROLES, known_templates.ROLES)
     )
     return {
-        "messages": lambda row: pretrain.or_else(row, "messages", openai, messages.messages),
-        "sharegpt": lambda row: pretrain.or_else(row, "conversations", share, sharegpt.sharegpt),
+        "messages": lambda row: pretrain.document_or_conversation(row, "messages", openai, messages.messages),
+        "sharegpt": lambda row: pretrain.document_or_conversation(
+            row, "conversations", share, sharegpt.sharegpt
+        ),
         "xtuner": xtuner.xtuner,
         "alpaca": lambda row: (alpaca.alpaca(row),),
         "prompt": lambda row: (prompt.prompt(row, openai),),
@@ -300,13 +305,13 @@ def _readers(roles: Roles, paths: str, verdict: str | None = None) -> dict[str, 
         "templated": lambda row: (templated.templated(row, marked),),
         "continued": lambda row: (templated.continued(row, marked),),
         "guanaco": lambda row: (text.guanaco(row),),
-        "oasst": lambda row: oasst.tree(row, tree, paths),
+        "oasst": lambda row: oasst.read_tree(row, tree, paths),
         "preference": lambda row: (preference.preference(row, share),),
         "label": lambda row: (preference.label(row, share, verdict),),
     }
 
 
-def words_of(base: Words, shape: Shape) -> Words:
+def role_words(base: RoleWords, shape: RowShape) -> RoleWords:
     """The words for roles: a format's own, and those of the shape. Raises ConfigError."""
     return _words(base, _frozen(shape.roles))
 
@@ -315,7 +320,7 @@ def _frozen(roles: Mapping[str, tuple[str, ...]]) -> Roles:
     return tuple((role, tuple(words)) for role, words in sorted(roles.items()))
 
 
-def _words(base: Words, roles: Roles) -> Words:
+def _words(base: RoleWords, roles: Roles) -> RoleWords:
     result = dict(base)
     for role, words in roles:
         if role not in SPEAKERS:
@@ -332,33 +337,33 @@ def _meant(
     # The columns that were asked for say what the row is taken for, unless it says which of two answers is
     # the better one.
     try:
-        found = understood(row, verdict)
+        found = recognise(row, verdict)
         if found[0] in ("preference", "label"):
             return found
     except RowError:
         found = None
     asked = {ours: row[ours] for ours, _ in columns}
-    if meant := by_name(asked):
+    if meant := recognise_by_name(asked):
         format, placed = meant
         return format, row if placed is asked else {
             key: value for key, value in row.items() if key not in asked
         } | placed
-    return found or understood(row, verdict)
+    return found or recognise(row, verdict)
 
 
-def compares(row: Any, shape: Shape) -> bool:
+def compares_answers(row: Any, shape: RowShape) -> bool:
     """Whether the keys of a row say that it compares answers, however it can be read."""
     try:
-        return understood(placed(shape)(row), shape.facts.verdict)[0] in ("preference", "label")
+        return recognise(place_columns(shape)(row), shape.facts.verdict)[0] in ("preference", "label")
     except RowError:
         return False
 
 
-def placed(shape: Shape) -> Callable[[Any], Any]:
+def place_columns(shape: RowShape) -> Callable[[Any], Any]:
     """The columns of a row under their names, where it has them."""
     if not shape.columns:
         return lambda row: row
-    get = mapped(shape.columns)
+    get = column_mapper(shape.columns)
 
     def place(row: Any) -> Any:
         try:
@@ -369,7 +374,7 @@ def placed(shape: Shape) -> Callable[[Any], Any]:
     return place
 
 
-def versions(format: str) -> dict[str, int]:
+def format_versions(format: str) -> dict[str, int]:
     """The versions that reading as `format` depends on; `auto` and `chosen` may meet them all."""
     return {
         f"format.{known}": version

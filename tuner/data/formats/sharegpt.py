@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuner.data.conversation import Conversation, Message, RowError
-from tuner.data.formats.fields import Words, named, needed, parsed, speaker, text, told
-from tuner.data.formats.messages import CALLERS, calling, joined
+from tuner.data.formats.checks import RoleWords, in_words, key_list, parse_json, required, speaker_of, text_of
+from tuner.data.formats.messages import CALLERS, join_calls, with_calls
 from tuner.data.formats.messages import ROLES as OPENAI
 from tuner.data.formats.messages import turn as openai_turn
-from tuner.data.formats.spelled import spelled
-from tuner.data.formats.tools import spoken
-from tuner.data.formats.turns import conversation
+from tuner.data.formats.spelled import standard_turn
+from tuner.data.formats.tools import calls_in_text
+from tuner.data.formats.turns import make_conversation
 
-ROLES: Words = {
+ROLES: RoleWords = {
     "system": "system",
     "human": "user",
     "user": "user",
@@ -33,49 +33,52 @@ ROLES: Words = {
 }
 
 
-def sharegpt(row: Mapping[str, Any], words: Words = ROLES) -> Conversation:
+def sharegpt(row: Mapping[str, Any], words: RoleWords = ROLES) -> Conversation:
     """Raises RowError."""
-    found = needed(row, "conversations")
+    found = required(row, "conversations")
     listed = turns(
-        parsed(found, "conversations") if isinstance(found, str) else found, "conversations", words
+        parse_json(found, "conversations") if isinstance(found, str) else found, "conversations", words
     )
-    return conversation(row, listed, says_calls=True)
+    return make_conversation(row, listed, says_calls=True)
 
 
-def turns(value: Any, name: str, words: Words) -> list[Message]:
+def turns(value: Any, name: str, words: RoleWords) -> list[Message]:
     """A list of turns, of which there must be one at least."""
     if not isinstance(value, list) or not value:
-        raise RowError(f"{name} must be a list of turns with at least one in it, and this is {told(value)}")
-    value = [spelled(entry) for entry in value]
+        raise RowError(
+            f"{name} must be a list of turns with at least one in it, and this is {in_words(value)}"
+        )
+    value = [standard_turn(entry) for entry in value]
     read = [turn(entry, words) for entry in value]
     return (
-        joined(read, [entry.get("from", entry.get("role")) in CALLERS for entry in value])
+        join_calls(read, [entry.get("from", entry.get("role")) in CALLERS for entry in value])
         if any([message.calls for message in read])
         else read
     )
 
 
-def turn(value: Any, words: Words) -> Message:
+def turn(value: Any, words: RoleWords) -> Message:
     """One turn."""
     if not isinstance(value, dict):
         raise RowError(
-            f'a turn must be an object such as {{"from": "human", "value": "…"}}, and this is {told(value)}'
+            'a turn must be an object such as {"from": "human", "value": "…"}, and this is '
+            f"{in_words(value)}"
         )
     if "from" not in value:
         if "role" in value:
             return openai_turn(value, words)
         raise RowError(
-            f"a turn says nowhere who speaks (its keys are {named(value)}); expected are from and value"
+            f"a turn says nowhere who speaks (its keys are {key_list(value)}); expected are from and value"
         )
     word = value["from"]
     if word in CALLERS and word not in words:
         others = {key: part for key, part in value.items() if key not in ("from", "value")}
         message = openai_turn({"role": "assistant", "content": "", **others}, OPENAI)
-        return calling(message, spoken(_value(value), f"the value of a {word}"))
-    role = speaker(word, words)
+        return with_calls(message, calls_in_text(_value(value), f"the value of a {word}"))
+    role = speaker_of(word, words)
     said = _value(value)
     if not isinstance(said, list) and said is not None:
-        text(said, "value")
+        text_of(said, "value")
         if len(value) == 2:  # nearly all
             return Message(role=role, content=said, trained=role == "assistant")
     others = {key: part for key, part in value.items() if key not in ("from", "value")}
@@ -84,5 +87,5 @@ def turn(value: Any, words: Words) -> Message:
 
 def _value(value: Mapping[str, Any]) -> Any:
     if "value" not in value:
-        raise RowError(f"a turn has no value (its keys are {named(value)})")
+        raise RowError(f"a turn has no value (its keys are {key_list(value)})")
     return value["value"]

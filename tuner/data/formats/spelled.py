@@ -6,7 +6,7 @@ WHO = ("role", "from", "speaker", "author", "sender")
 WHAT = ("content", "value", "text", "utterance", "message")
 
 
-def spelled(turn: Any) -> Any:
+def standard_turn(turn: Any) -> Any:
     """A turn with the keys role and content, or from and value, where it has one key of each kind under
     another name; else as it is.
     """

@@ -13,15 +13,24 @@ from dataclasses import replace
 from typing import Any
 
 from tuner.data.conversation import Conversation, Message, RowError
-from tuner.data.formats.fields import Words, needed, quoted, text
-from tuner.data.formats.templates import CLOSED, FIRST, MARK, ROLES, Form, begin_of, form_of, role_of
-from tuner.data.formats.turns import conversation
+from tuner.data.formats.checks import RoleWords, quoted, required, text_of
+from tuner.data.formats.known_templates import (
+    CLOSED,
+    FIRST,
+    MARK,
+    ROLES,
+    KnownTemplate,
+    first_turn_at,
+    role_of,
+    template_of,
+)
+from tuner.data.formats.turns import make_conversation
 
 SYSTEM = re.compile(r"\s*<<SYS>>\s*(.*?)\s*<</SYS>>\s*", re.DOTALL)
 """in front of Llama 2's first question"""
 
 
-def is_whole(value: str) -> bool:
+def is_templated_conversation(value: str) -> bool:
     """Whether a text is a conversation with an answer."""
     try:
         return any(message.trains for message in templated({"text": value}).messages)
@@ -29,43 +38,43 @@ def is_whole(value: str) -> bool:
         return False
 
 
-def templated(row: Mapping[str, Any], words: Words = ROLES) -> Conversation:
+def templated(row: Mapping[str, Any], words: RoleWords = ROLES) -> Conversation:
     """The conversation of a row whose text a chat template wrote. Raises RowError."""
-    found = text(needed(row, "text"), "text")
-    form = form_of(found)
+    found = text_of(required(row, "text"), "text")
+    form = template_of(found)
     if form is None:
-        mark = MARK.match(found, begin_of(found))
+        mark = MARK.match(found, first_turn_at(found))
         begins = (
             f"begins with {mark[0]}, a mark of no template that is known"
             if mark
             else f"begins with no mark of a chat template ({quoted(found)})"
         )
         raise RowError(f"the text {begins}; data.format=text trains such texts letter by letter")
-    return conversation(row, _sound(form, _joined(form, _turns(found, form, words))), says_calls=True)
+    return make_conversation(row, _sound(form, _joined(form, _turns(found, form, words))), says_calls=True)
 
 
 PAIRS = {"prompt": ("prompt", "completion"), "alpaca": ("instruction", "output")}
 """formats of a question and its answer → the two columns"""
 
 
-def pair_of(row: Mapping[str, Any], format: str) -> tuple[str, str] | None:
+def templated_pair(row: Mapping[str, Any], format: str) -> tuple[str, str] | None:
     """The question and the answer of a row, where a template wrote the question, with nothing beside it."""
     asked, said = (row.get(key) for key in PAIRS.get(format, ("", "")))
     alone = not (format == "alpaca" and (row.get("input") or row.get("history")))
     return (
         (asked, said)
-        if isinstance(asked, str) and isinstance(said, str) and alone and form_of(asked)
+        if isinstance(asked, str) and isinstance(said, str) and alone and template_of(asked)
         else None
     )
 
 
-def continued(row: Mapping[str, Any], words: Words = ROLES) -> Conversation:
+def continued(row: Mapping[str, Any], words: RoleWords = ROLES) -> Conversation:
     """The conversation of a row whose question a template wrote, up to where the assistant goes on; only
     the answer is trained. Raises RowError.
     """
-    asked, said = next(pair for format in PAIRS if (pair := pair_of(row, format)))
-    asked, said = text(asked, "the question"), text(said, "the answer")
-    form = form_of(asked)
+    asked, said = next(pair for format in PAIRS if (pair := templated_pair(row, format)))
+    asked, said = text_of(asked, "the question"), text_of(said, "the answer")
+    form = template_of(asked)
     assert form is not None
     before = [
         replace(message, trained=False) for message in _sound(form, _joined(form, _turns(asked, form, words)))
@@ -75,14 +84,14 @@ def continued(row: Mapping[str, Any], words: Words = ROLES) -> Conversation:
             "the question ends with an answer, as a chat template writes it, and what follows it was "
             "expected to be one"
         )
-    if form.head.match(said, begin_of(said)):
+    if form.head.match(said, first_turn_at(said)):
         after = _sound(form, _joined(form, _turns(said, form, words)))
     else:
         after = _sound(form, [Message(role="assistant", content=_ended(form, said)[0], trained=True)])
-    return conversation(row, [*before, *after], says_calls=True)
+    return make_conversation(row, [*before, *after], says_calls=True)
 
 
-def _sound(form: Form, messages: Iterable[Message]) -> list[Message]:
+def _sound(form: KnownTemplate, messages: Iterable[Message]) -> list[Message]:
     """The messages, none of which holds a mark. Raises RowError."""
     found = list(messages)
     systems = [message.content for message in found if message.role == "system"]
@@ -101,7 +110,7 @@ def _sound(form: Form, messages: Iterable[Message]) -> list[Message]:
     return found
 
 
-def _ended(form: Form, body: str) -> tuple[str, bool]:
+def _ended(form: KnownTemplate, body: str) -> tuple[str, bool]:
     """What is said in a turn, and whether an end follows it. Raises RowError where something else follows."""
     end, sign = min(
         ((place, sign) for sign in form.ends if (place := body.find(sign)) >= 0), default=(-1, "")
@@ -116,9 +125,9 @@ def _ended(form: Form, body: str) -> tuple[str, bool]:
     return body[:end] if form.exact else body[:end].strip(), True
 
 
-def _turns(found: str, form: Form, words: Words) -> Iterator[tuple[str, str, str]]:
+def _turns(found: str, form: KnownTemplate, words: RoleWords) -> Iterator[tuple[str, str, str]]:
     """(role, channel, text) of each turn."""
-    at = begin_of(found)
+    at = first_turn_at(found)
     heads = _heads(found, form, at, words)
     if again := FIRST.search(found, heads[0].end()):
         raise RowError(
@@ -153,7 +162,7 @@ def _turns(found: str, form: Form, words: Words) -> Iterator[tuple[str, str, str
         )
 
 
-def _heads(found: str, form: Form, at: int, words: Words) -> list[re.Match[str]]:
+def _heads(found: str, form: KnownTemplate, at: int, words: RoleWords) -> list[re.Match[str]]:
     """Where turns begin. Of headings, only those words that were there up to the first answer: an answer
     has headings of its own.
     """
@@ -165,7 +174,7 @@ def _heads(found: str, form: Form, at: int, words: Words) -> list[re.Match[str]]
     return [head for head in heads if head["who"].lower() in known]
 
 
-def _joined(form: Form, turns: Iterator[tuple[str, str, str]]) -> Iterator[Message]:
+def _joined(form: KnownTemplate, turns: Iterator[tuple[str, str, str]]) -> Iterator[Message]:
     """Messages: what belongs to a question is put to it, a system prompt inside of one is taken out of it,
     a thought is put to its answer.
     """

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tuner.data.conversation import Conversation, Message, RowError, Speaker, Text
-from tuner.data.formats.fields import needed, quoted, text
-from tuner.data.formats.turns import conversation
+from tuner.data.formats.checks import quoted, required, text_of
+from tuner.data.formats.turns import make_conversation
 
 MARKS = ("### Human:", "### Assistant:", "### System:")
 SPEAKERS: Mapping[str, Speaker] = {"human": "user", "assistant": "assistant", "system": "system"}
@@ -33,11 +33,11 @@ PLAIN = tuple(map(re.compile, (_EXACT, _LOOSE)))
 
 def plain(row: Mapping[str, Any]) -> tuple[Text, ...]:
     """One document, or none. Raises RowError."""
-    found = text(needed(row, "text"), "text")
+    found = text_of(required(row, "text"), "text")
     return (Text(text=found),) if found and not found.isspace() else ()
 
 
-def is_marked(value: Any) -> bool:
+def is_guanaco(value: Any) -> bool:
     """Whether a text begins as the guanaco form does. A system prompt is followed by a question: other
     templates have `### User:` there.
     """
@@ -45,23 +45,23 @@ def is_marked(value: Any) -> bool:
     return begin is not None and (not begin["system"] or HUMAN.search(value, begin.end()) is not None)
 
 
-def is_apart(row: Mapping[str, Any]) -> bool:
+def has_answer_apart(row: Mapping[str, Any]) -> bool:
     """Whether its last answer stands apart."""
-    return is_marked(row.get("input")) and "output" in row
+    return is_guanaco(row.get("input")) and "output" in row
 
 
-def is_whole(value: str) -> bool:
+def is_guanaco_conversation(value: str) -> bool:
     """Whether a text is a conversation in the guanaco form, with an answer."""
     try:
-        return is_marked(value) and any(message.trains for message in guanaco({"text": value}).messages)
+        return is_guanaco(value) and any(message.trains for message in guanaco({"text": value}).messages)
     except RowError:
         return False
 
 
 def guanaco(row: Mapping[str, Any]) -> Conversation:
     """Raises RowError."""
-    apart = is_apart(row)
-    found = text(row["input"] if apart else needed(row, "text"), "input" if apart else "text")
+    apart = has_answer_apart(row)
+    found = text_of(row["input"] if apart else required(row, "text"), "input" if apart else "text")
     messages, who, rest = _read(found, 0 if EXACT.match(found) else 1)
     if not any(message.role == "assistant" for message in messages) and who != "assistant":
         messages, who, rest = _read(found, 1)
@@ -72,9 +72,9 @@ def guanaco(row: Mapping[str, Any]) -> Conversation:
     if apart:
         if who != "assistant" or rest.strip():
             raise RowError("input must end with the mark ### Assistant:, as output is what follows it")
-        rest = text(row["output"], "output")
+        rest = text_of(row["output"], "output")
     _turn(messages, who, rest)
-    return conversation(row, messages)
+    return make_conversation(row, messages)
 
 
 def _read(found: str, loose: int) -> tuple[list[Message], str | None, str]:

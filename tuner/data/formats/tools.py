@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from tuner.data.conversation import Call, RowError
-from tuner.data.formats.fields import named, parsed, quoted, sound, text, told
+from tuner.data.formats.checks import checked_json, in_words, key_list, parse_json, quoted, text_of
 
 OFFERED = ("tools", "functions")
 ALSO = (
@@ -56,7 +56,7 @@ BESIDE = frozenset((*IDS, "type", "index"))
 CALL = BESIDE | {*NAMES, *ARGUMENTS}
 
 
-def tools(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def offered_tools(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What the assistant may call: `tools` or `functions`, a list or JSON in a text, each in OpenAI's
     form.
     """
@@ -90,16 +90,16 @@ def is_offer(value: Any) -> bool:
 @lru_cache(maxsize=64)
 def _written(value: str, key: str) -> tuple[Any, ...]:
     # the rows of a set often offer the same tools, and nobody writes into them
-    return _all(parsed(value, key), key) if value.strip() else ()
+    return _all(parse_json(value, key), key) if value.strip() else ()
 
 
 def _all(value: Any, key: str) -> tuple[Any, ...]:
     if value in (None, {}, []):
         return ()
     if not isinstance(value, list):
-        raise RowError(f"{key} must be a list of functions, and this is {told(value)}")
-    sound(value, key)
-    entries = [parsed(entry, key) if isinstance(entry, str) else entry for entry in value]
+        raise RowError(f"{key} must be a list of functions, and this is {in_words(value)}")
+    checked_json(value, key)
+    entries = [parse_json(entry, key) if isinstance(entry, str) else entry for entry in value]
     return tuple(_tool(entry, key) for group in entries for entry in _ungrouped(group, key))
 
 
@@ -110,21 +110,21 @@ def _ungrouped(entry: Any, key: str) -> Sequence[Any]:
     _refuse(entry, frozenset((group,)), f"an entry of {key}")
     inner = entry[group]
     if not isinstance(inner, list):
-        raise RowError(f"{group} must be a list of functions, and this is {told(inner)}")
+        raise RowError(f"{group} must be a list of functions, and this is {in_words(inner)}")
     return inner
 
 
 def _tool(value: Any, key: str) -> Any:
     if not isinstance(value, Mapping):
-        raise RowError(f"{key} must be a list of functions, and one of them is {told(value)}")
+        raise RowError(f"{key} must be a list of functions, and one of them is {in_words(value)}")
     kind, inner = value.get("type") or "function", value.get("function")
     if kind == "custom" and isinstance(value.get("input_schema"), dict):
         kind = "function"  # Anthropic's word for it
     if inner is not None or kind != "function":
         if kind != "function" or not isinstance(inner, Mapping):
             raise RowError(
-                f'{key} has an entry of the type {told(kind)}; expected is {{"type": "function", "function":'
-                ' {"name": …}}'
+                f"{key} has an entry of the type {in_words(kind)}; expected is "
+                '{"type": "function", "function": {"name": …}}'
             )
         _refuse(value, WRAPPER, f"the tool {_name(inner, key)!r}")
         function = _function(inner, key)
@@ -172,25 +172,25 @@ def _refuse(value: Mapping[str, Any], known: frozenset[str], what: str) -> None:
             if len(known) < 20
             else "name, description, parameters"
         )
-        raise RowError(f"{what} has {named(unknown)}, which can't be read; known are {expected}")
+        raise RowError(f"{what} has {key_list(unknown)}, which can't be read; known are {expected}")
 
 
-def calls(value: Any) -> tuple[Call, ...]:
+def read_calls(value: Any) -> tuple[Call, ...]:
     """OpenAI's `tool_calls`: a list of calls, or one written as JSON in a text."""
     if isinstance(value, str) and value.lstrip()[:1] == "[":
-        value = parsed(value, "tool_calls")
+        value = parse_json(value, "tool_calls")
     if not isinstance(value, list):
-        raise RowError(f"tool_calls must be a list, and this is {told(value)}")
+        raise RowError(f"tool_calls must be a list, and this is {in_words(value)}")
     for entry in value:
         if not isinstance(entry, Mapping):
-            raise RowError(f"tool_calls must be a list of calls, and one of them is {told(entry)}")
-    return tuple(call(entry) for entry in value)
+            raise RowError(f"tool_calls must be a list of calls, and one of them is {in_words(entry)}")
+    return tuple(read_call(entry) for entry in value)
 
 
-def call(value: Any) -> Call:
+def read_call(value: Any) -> Call:
     """One call, in any of the forms. Raises RowError."""
     if not isinstance(value, Mapping):
-        raise RowError(f'a call must be an object {{"name", "arguments"}}, and this is {told(value)}')
+        raise RowError(f'a call must be an object {{"name", "arguments"}}, and this is {in_words(value)}')
     id_ = _id(value)
     inner = next((key for key in INNER if value.get(key) is not None), None)
     if inner is not None and isinstance(value[inner], Mapping):
@@ -201,7 +201,9 @@ def call(value: Any) -> Call:
     elif inner == "function" and isinstance(value["function"], str):
         value = {"name": value["function"]} | {key: part for key, part in value.items() if key != "function"}
     elif inner is not None:
-        raise RowError(f'a call must be an object {{"name", "arguments"}}, and this is {told(value[inner])}')
+        raise RowError(
+            f'a call must be an object {{"name", "arguments"}}, and this is {in_words(value[inner])}'
+        )
     name = _name(value, "a call", NAMES)
     _refuse(value, CALL, f"a call of {quoted(name)}")
     if len(names := [key for key in NAMES if value.get(key) is not None]) > 1:
@@ -216,11 +218,11 @@ def _id(value: Mapping[str, Any]) -> str | None:
     where something else is beside it.
     """
     if not isinstance(kind := value.get("type"), str | None) or kind not in KINDS:
-        raise RowError(f"a call of the type {told(kind)}; only those of functions can be taken")
+        raise RowError(f"a call of the type {in_words(kind)}; only those of functions can be taken")
     if not isinstance(index := value.get("index"), int | None):
-        raise RowError(f"the index of a call must be a number, and this is {told(index)}")
+        raise RowError(f"the index of a call must be a number, and this is {in_words(index)}")
     return next(
-        iter([text(value[key], "the id of a call") for key in IDS if value.get(key) is not None]), None
+        iter([text_of(value[key], "the id of a call") for key in IDS if value.get(key) is not None]), None
     )
 
 
@@ -234,29 +236,29 @@ def _arguments(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
         return {}
     of, arguments = f"{given[0]} of the call of {quoted(name)}", value[given[0]]
     if isinstance(arguments, str):
-        arguments = parsed(arguments, f"the {of}") if arguments.strip() else {}
+        arguments = parse_json(arguments, f"the {of}") if arguments.strip() else {}
     else:
-        sound(arguments, f"the {of}")
+        checked_json(arguments, f"the {of}")
     if arguments is not None and not isinstance(arguments, Mapping):
         raise RowError(
-            f"the {of} must be an object, or a text that is JSON of one, and this is {told(arguments)}"
+            f"the {of} must be an object, or a text that is JSON of one, and this is {in_words(arguments)}"
         )
     return {} if arguments is None else arguments
 
 
-def spoken(value: Any, name: str) -> tuple[Call, ...]:
+def calls_in_text(value: Any, name: str) -> tuple[Call, ...]:
     """A call or a list of them, as it is or as JSON in a text: ShareGPT's function_call, and the part of
     the type tool_call.
     """
-    found = parsed(value, name) if isinstance(value, str) else value
+    found = parse_json(value, name) if isinstance(value, str) else value
     entries: Sequence[Any] = found if isinstance(found, list) else [found]
     if not entries:
         raise RowError(f"{name} must be a call, and this is an empty list")
-    return tuple(call(entry) for entry in entries)
+    return tuple(read_call(entry) for entry in entries)
 
 
 def _name(value: Mapping[str, Any], where: str, keys: Sequence[str] = ("name",)) -> str:
     found = next((value[key] for key in keys if value.get(key)), None)
     if not found:
-        raise RowError(f"{where} has a function without a name (its keys are {named(value)})")
-    return text(found, "the name of a function")
+        raise RowError(f"{where} has a function without a name (its keys are {key_list(value)})")
+    return text_of(found, "the name of a function")

@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from tuner.data.conversation import Conversation, Message, RowError
-from tuner.data.formats.fields import named, quoted, text
-from tuner.data.formats.flags import FLAGS, NO, YES, is_list, listed
-from tuner.data.formats.tools import ALSO, OFFERED, is_offer, tools
+from tuner.data.formats.checks import key_list, quoted, text_of
+from tuner.data.formats.tools import ALSO, OFFERED, is_offer, offered_tools
+from tuner.data.formats.train_flags import FLAGS, NO, YES, flag_columns, is_flag_list
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 SYSTEM = ("system", "system_prompt", "system_message", "systemPrompt", "sys_prompt")
@@ -25,7 +25,7 @@ SHORT = re.compile(r"\S{,12}")
 """what stands under `reasoning` and is a switch, such as "on", and no thought"""
 
 
-def conversation(
+def make_conversation(
     row: Mapping[str, Any], messages: Sequence[Message], *, says_calls: bool = False, compared: bool = False
 ) -> Conversation:
     """The turns of a row with what else it says of them: a system prompt, tools, the thought of the last
@@ -40,18 +40,18 @@ def conversation(
         for key in MEDIA:
             if row.get(key):
                 raise RowError(f"the row has {key}, and only text can be trained")
-        offered = tools(row)
+        offered = offered_tools(row)
         if not compared:
-            messages = _flagged(listed(row), _with_thought(row, messages))
+            messages = _flagged(flag_columns(row), _with_thought(row, messages))
         for key in SYSTEM:
             if row.get(key) not in (None, ""):
-                messages = _with_system(text(row[key], key), key, messages)
+                messages = _with_system(text_of(row[key], key), key, messages)
     if any([message.role == "tool" for message in messages]):
-        answered(messages, says_calls=says_calls)
+        check_tool_answers(messages, says_calls=says_calls)
     return Conversation(messages=tuple(messages), tools=offered)
 
 
-def beside(row: Mapping[str, Any], *, compared: bool = False) -> frozenset[str]:
+def columns_beside(row: Mapping[str, Any], *, compared: bool = False) -> frozenset[str]:
     """The columns that `conversation` reads of a row."""
     found = BESIDE.intersection(row)
     return frozenset(key for key in found if _reads(key, row[key], compared)) if found else found
@@ -61,7 +61,7 @@ def _reads(key: str, value: Any, compared: bool) -> bool:
     if key in THOUGHTS:
         return not compared and is_thought(key, value)
     if key in FLAGS:
-        return not compared and is_list(value, key)
+        return not compared and is_flag_list(value, key)
     return key not in ALSO or is_offer(value)
 
 
@@ -75,7 +75,7 @@ def is_thought(key: str, value: Any) -> bool:
 
 
 def _with_thought(row: Mapping[str, Any], messages: Sequence[Message]) -> Sequence[Message]:
-    found = {key: text(row[key], key) for key in THOUGHTS if is_thought(key, row.get(key))}
+    found = {key: text_of(row[key], key) for key in THOUGHTS if is_thought(key, row.get(key))}
     if not found:
         return messages
     key, thought = next(iter(found.items()))
@@ -119,7 +119,7 @@ def _with_system(system: str, key: str, messages: Sequence[Message]) -> Sequence
     return messages
 
 
-def answered(messages: Sequence[Message], *, says_calls: bool) -> None:
+def check_tool_answers(messages: Sequence[Message], *, says_calls: bool) -> None:
     """Refuse a tool's answer to no call."""
     ids: set[str] = set()
     asked: Message | None = None
@@ -137,5 +137,5 @@ def answered(messages: Sequence[Message], *, says_calls: bool) -> None:
         elif message.call_id is not None and ids:
             raise RowError(
                 f"a tool answers the call {quoted(message.call_id)}, and there is none of that id (there are "
-                f"{named(sorted(ids))})"
+                f"{key_list(sorted(ids))})"
             )

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuner.data.conversation import Conversation, Message, RowError, Text
-from tuner.data.formats import flags
+from tuner.data.formats import train_flags
 from tuner.data.formats.alpaca import question
-from tuner.data.formats.fields import needed, parsed, text, told
-from tuner.data.formats.turns import conversation
+from tuner.data.formats.checks import in_words, parse_json, required, text_of
+from tuner.data.formats.turns import make_conversation
 
 PAIRS = (
     ("input", "output"),
@@ -41,16 +41,16 @@ SET = {"need_eos_token": (None, True), "sep": (None, "")}
 
 def xtuner(row: Mapping[str, Any]) -> tuple[Conversation, ...] | tuple[Text, ...]:
     """A conversation, or the documents of a row without questions. Raises RowError."""
-    found = needed(row, "conversation")
-    value = parsed(found, "conversation") if isinstance(found, str) else found
+    found = required(row, "conversation")
+    value = parse_json(found, "conversation") if isinstance(found, str) else found
     if not isinstance(value, list) or not value:
         raise RowError(
-            f"conversation must be a list of exchanges with at least one in it, and this is {told(value)}"
+            f"conversation must be a list of exchanges with at least one in it, and this is {in_words(value)}"
         )
     messages = [message for entry in value for message in exchange(entry)]
     if not messages:
         raise RowError("conversation has no text in any exchange")
-    asked = {pair[0].lower() for entry in value if (pair := pair_of(entry))}
+    asked = {pair[0].lower() for entry in value if (pair := exchange_keys(entry))}
     if (
         asked == {"input"}
         and all(message.role == "assistant" for message in messages)
@@ -62,34 +62,34 @@ def xtuner(row: Mapping[str, Any]) -> tuple[Conversation, ...] | tuple[Text, ...
                 f"{len(messages)} exchanges"
             )
         return tuple(Text(text=message.content) for message in messages if message.trains)
-    return (conversation(row, messages),)
+    return (make_conversation(row, messages),)
 
 
 def exchange(value: Any) -> list[Message]:
     """The turns of one exchange: system, question and answer, of which those without text are left out,
     but for an answer to a question.
     """
-    pair = pair_of(value)
+    pair = exchange_keys(value)
     if pair is None:
         example = '{"input": "…", "output": "…"}'
-        raise RowError(f"an exchange must be an object such as {example}, and this is {told(value)}")
+        raise RowError(f"an exchange must be an object such as {example}, and this is {in_words(value)}")
     asked, said = pair
     for key, plain in SET.items():
         if value.get(key) not in plain:
             raise RowError(
-                f"an exchange has {key}={told(value[key])}, which a chat template decides here; expected is "
-                "none"
+                f"an exchange has {key}={in_words(value[key])}, which a chat template decides here; expected "
+                "is none"
             )
     both = asked.lower() == "instruction" and value.get("input") not in (None, "")
     put = question(value).content if both else _text(value, asked)
     messages = [Message(role="system", content=system)] if (system := _text(value, "system")) else []
     messages += [Message(role="user", content=put)] if put else []
     answer = _text(value, said)
-    wanted = flags.trained(value, answer)
+    wanted = train_flags.is_trained(value, answer)
     return messages + ([Message(role="assistant", content=answer, trained=wanted)] if answer or put else [])
 
 
-def pair_of(value: Any) -> tuple[str, str] | None:
+def exchange_keys(value: Any) -> tuple[str, str] | None:
     """How question and answer are called in an exchange; None where it is none, or may be read in two
     ways.
     """
@@ -107,9 +107,9 @@ def keys_read(value: Mapping[str, Any]) -> frozenset[str]:
     """The keys of an exchange that say something here."""
     return frozenset(
         (
-            *(pair_of(value) or ()),
+            *(exchange_keys(value) or ()),
             "system",
-            *flags.FLAGS,
+            *train_flags.FLAGS,
             *SET,
             *(("input",) if "instruction" in value else ()),
         )
@@ -118,4 +118,4 @@ def keys_read(value: Mapping[str, Any]) -> frozenset[str]:
 
 def _text(value: Mapping[str, Any], key: str) -> str:
     found = value.get(key)
-    return "" if found is None else text(found, f"{key} of an exchange")
+    return "" if found is None else text_of(found, f"{key} of an exchange")

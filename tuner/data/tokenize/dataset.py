@@ -12,14 +12,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tuner.data.files.locate import named, no_answers
-from tuner.data.files.read import Chunk, chunks, count, values
-from tuner.data.formats import hints, rows, trees
+from tuner.data.files.data_paths import file_names, no_answers
+from tuner.data.files.row_files import Chunk, chunks, count_rows, parse_rows
+from tuner.data.formats import hints, oasst_flat, rows
 from tuner.data.formats.oasst import CUT_OFF, NOT_BEST, UNANSWERED
-from tuner.data.formats.subsets import OTHER
+from tuner.data.formats.split_column import OTHER_SPLIT
 from tuner.data.shares import as_fraction
-from tuner.data.survey import marked
-from tuner.data.survey.look import surveyed
+from tuner.data.survey import templated_texts
+from tuner.data.survey.scan import scan_source
 from tuner.data.tokenize import packing
 from tuner.data.tokenize.cuts import Cuts
 from tuner.data.tokenize.job import (
@@ -44,7 +44,7 @@ WORTH = 4 << 20
 TREES = 500
 """trees of messages in a job"""
 BAD = "can't be used"
-CHOSEN = (NOT_DRAWN, NOT_BEST, UNANSWERED, CUT_OFF, OTHER)
+CHOSEN = (NOT_DRAWN, NOT_BEST, UNANSWERED, CUT_OFF, OTHER_SPLIT)
 """reasons that are no loss: a sample was wanted, or the best path of a tree, or the rows for training"""
 
 
@@ -164,7 +164,7 @@ def _mend(bad: RefusedRows, listed: Sequence[DataFile], settings: TokenizeSettin
     file = next(file for file in listed if file.path == path)
     shape, sample = settings.sources[file.source].shape, list[Any]()
     for chunk in chunks(path, file.encoding, shape.letters):
-        for line, row in values(chunk):
+        for line, row in parse_rows(chunk):
             if line in wanted or len(sample) < hints.SAMPLE - len(wanted):
                 wanted.discard(line)
                 sample.append(row)
@@ -173,13 +173,13 @@ def _mend(bad: RefusedRows, listed: Sequence[DataFile], settings: TokenizeSettin
     others = "Mend or remove them, or leave them out and count them with data.bad_rows=skip."
     way = (
         None
-        if trees.gathers(sample[0], shape)
-        else hints.to_read(sample, shape, mixed=len(settings.sources) > 1)
+        if oasst_flat.is_flat(sample[0], shape)
+        else hints.how_to_read(sample, shape, mixed=len(settings.sources) > 1)
     )
     if (
         way is None
         and settings.sources[file.source].strict
-        and (more := hints.to_use(sample, shape, mixed=len(settings.sources) > 1))
+        and (more := hints.how_to_read_more(sample, shape, mixed=len(settings.sources) > 1))
     ):
         way = f"To use what is not read: {more}"
     return f"{others} {way}" if way else others
@@ -213,31 +213,31 @@ def _account(
     source.nulls.add(made.nulls)
 
 
-JobRows = Chunk | tuple[trees.Gathered, ...]
+JobRows = Chunk | tuple[oasst_flat.RowGroup, ...]
 
 
-def job_rows(file: DataFile, shape: rows.Shape) -> Iterator[JobRows]:
+def job_rows(file: DataFile, shape: rows.RowShape) -> Iterator[JobRows]:
     """A file in pieces for a job each: chunks of rows, or trees where its rows are the messages of trees."""
     rest = chunks(file.path, file.encoding, shape.letters)
     head, first = list[Chunk](), None  # chunks up to the first that has a row
     for chunk in rest:
         head.append(chunk)
-        if (found := next(values(chunk), None)) is not None:
+        if (found := next(parse_rows(chunk), None)) is not None:
             first = found[1]
             break
     every = chain(head, rest)
-    if not trees.gathers(first, shape):
+    if not oasst_flat.is_flat(first, shape):
         yield from every
         return
     shape = shape.whole if file.apart else shape
-    gathered = trees.gather((entry for chunk in every for entry in values(chunk)), shape)
+    gathered = oasst_flat.group_rows((entry for chunk in every for entry in parse_rows(chunk)), shape)
     while batch := tuple(islice(gathered, TREES)):
         yield batch
 
 
 def count_units(cut: JobRows) -> int:
     """What a draw counts: rows, or trees."""
-    return len(cut) if isinstance(cut, tuple) else count(cut)
+    return len(cut) if isinstance(cut, tuple) else count_rows(cut)
 
 
 def survey_sources(settings: TokenizeSettings, listed: Sequence[DataFile]) -> TokenizeSettings:
@@ -245,7 +245,7 @@ def survey_sources(settings: TokenizeSettings, listed: Sequence[DataFile]) -> To
     sources = list(settings.sources)
     for number in sorted({file.source for file in listed}):
         found = [(file.path, file.encoding) for file in listed if file.source == number]
-        sources[number] = replace(sources[number], shape=surveyed(found, sources[number].shape))
+        sources[number] = replace(sources[number], shape=scan_source(found, sources[number].shape))
     return replace(settings, sources=tuple(sources))
 
 
@@ -255,7 +255,9 @@ def reading_hints(settings: TokenizeSettings, listed: Sequence[DataFile]) -> Fin
 
     def find(label: str, found: Mapping[str, Unread]) -> str | None:
         examples = [row for _, entry in most_texts_first(found) for row in entry.examples]
-        return hints.to_use(examples, settings.sources[numbers[label]].shape, mixed=len(settings.sources) > 1)
+        return hints.how_to_read_more(
+            examples, settings.sources[numbers[label]].shape, mixed=len(settings.sources) > 1
+        )
 
     return find
 
@@ -266,7 +268,7 @@ def source_notes(settings: TokenizeSettings, listed: Sequence[DataFile]) -> list
     said = [
         (labels.get(number, ""), line)
         for number, source in enumerate(settings.sources)
-        for line in marked.told(source.shape)
+        for line in templated_texts.describe_templates(source.shape)
     ]
     return [f"{label}: {line}" if label else line for label, line in said]
 
@@ -302,7 +304,7 @@ def nothing_left(listed: Sequence[DataFile], sources: Sequence[FileCounts]) -> D
         {reason for source in sources for reason in source.dropped},
     )
     if not read or why == {NO_ANSWER}:
-        return DataError(f"{named([file.path for file in listed])}: {no_answers(read)}")
+        return DataError(f"{file_names([file.path for file in listed])}: {no_answers(read)}")
     mend = "Raise data.length, or look at the rows" if why & {TOO_LONG, OUT_OF_REACH} else "Look at the rows"
     return DataError(
         f"all {read} rows were left out ({'; '.join(sorted(why))}). {mend}: python -m tuner preview shows "

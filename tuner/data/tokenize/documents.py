@@ -32,11 +32,11 @@ from tuner.data.conversation import (
     with_system,
     without_reasoning,
 )
-from tuner.data.files.read import Unreadable, values
+from tuner.data.files.row_files import Unreadable, parse_rows
 from tuner.data.formats import rows
 from tuner.data.formats.nulls import Nulls, stripped
-from tuner.data.formats.subsets import OTHER
-from tuner.data.formats.unread import is_prose
+from tuner.data.formats.split_column import OTHER_SPLIT
+from tuner.data.formats.unread_keys import is_prose
 from tuner.data.tokenize.cuts import Cut, cuts_calls
 from tuner.data.tokenize.job import (
     NO_ANSWER,
@@ -80,7 +80,7 @@ class DocumentMaker:
     def __init__(self, settings: TokenizeSettings) -> None:
         self.settings = settings
         self.template: Template = compile_template(settings.chat, load_vocabulary(settings.model))
-        self._readers = [rows.reader(source.shape) for source in settings.sources]
+        self._readers = [rows.row_reader(source.shape) for source in settings.sources]
 
     def make(self, job: Job) -> TokenizedRows:
         """The documents of a job's rows."""
@@ -106,7 +106,7 @@ class DocumentMaker:
 
     def _remains(self, row: Any, source: SourceSettings, made: TokenizedRows) -> None:
         """Count what is not read of a row. Raises RowError where that is asked for."""
-        if not (found := rows.remains(row, source.shape)):
+        if not (found := rows.unread_values(row, source.shape)):
             return
         if source.strict and (strange := [name for name in found if not source.is_left(name)]):
             raise RowError(_strange(strange))
@@ -144,14 +144,14 @@ class DocumentMaker:
                     yield _Unit(place=place, lines=lines), tree.samples
             return
         reader = self._readers[job.source]
-        for place, (line, row) in enumerate(values(job.rows)):
+        for place, (line, row) in enumerate(parse_rows(job.rows)):
             made.read += 1
             if job.drawn is not None and not job.drawn[place]:
                 made.drop(NOT_DRAWN, [line])
             elif isinstance(row, Unreadable):
                 made.bad.append((line, row.reason))
-            elif not job.apart and rows.is_left(row, source.shape):
-                made.drop(OTHER, [line])
+            elif not job.apart and rows.is_left_out(row, source.shape):
+                made.drop(OTHER_SPLIT, [line])
             else:
                 try:
                     samples = reader(row)

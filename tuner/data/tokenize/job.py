@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuner.config.schema import Chat
-from tuner.data.files.read import Chunk
-from tuner.data.formats import rows, trees
+from tuner.data.files.row_files import Chunk
+from tuner.data.formats import oasst_flat, rows
 from tuner.data.formats.nulls import Nulls
 from tuner.data.tokenize.cuts import Cut
 
@@ -33,7 +33,7 @@ def _none(kind: Any) -> Any:
 class SourceSettings:
     """How the rows of one source are read."""
 
-    shape: rows.Shape
+    shape: rows.RowShape
     fill: dict[str, str]
     system: str | None
     leave: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class Job:
 
     source: int
     """index into the settings' sources"""
-    rows: Chunk | tuple[trees.Gathered, ...]
+    rows: Chunk | tuple[oasst_flat.RowGroup, ...]
     drawn: NDArray[np.bool_] | None = None
     """[rows] which of them are wanted; None for all"""
     apart: bool = False

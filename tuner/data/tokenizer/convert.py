@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from tuner.data.tokenizer import families
-from tuner.data.tokenizer.entries import entry, named
-from tuner.data.tokenizer.families import Manner
+from tuner.data.tokenizer.added_tokens import added_token, name_tokens
+from tuner.data.tokenizer.families import TokenizerFamily
 from tuner.data.tokenizer.leading_space import START
-from tuner.data.tokenizer.sentencepiece import SPACE, Kind, Method, Model, read_model
-from tuner.data.tokenizer.tiktoken import is_ranks, pairs, read_ranks, spell
+from tuner.data.tokenizer.sentencepiece import SPACE, ModelType, PieceKind, SentencePieceModel, read_model
+from tuner.data.tokenizer.tiktoken import is_ranks, merge_pairs, read_ranks, spell
 from tuner.errors import DataError
 
 NAMES = ("qwen.tiktoken", "tokenizer.model")
@@ -34,7 +34,7 @@ NAMES = ("qwen.tiktoken", "tokenizer.model")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Foreign:
+class ConvertedTokenizer:
     """A converted tokenizer."""
 
     text: str
@@ -43,14 +43,14 @@ class Foreign:
     """what the family calls bos_token, eos_token and so on"""
 
 
-def foreign_file(directory: Path) -> Path | None:
+def vocabulary_file(directory: Path) -> Path | None:
     """The file of another library in a model directory."""
     return next((file for name in NAMES if (file := directory / name).is_file()), None)
 
 
 def convert(
     file: Path, settings: Mapping[str, Any], config: Mapping[str, Any], added: Mapping[str, Any]
-) -> Foreign:
+) -> ConvertedTokenizer:
     """The tokenizer in a file that `foreign_file` found.
 
     settings   tokenizer_config.json and special_tokens_map.json
@@ -66,16 +66,16 @@ def convert(
         if is_ranks(data):
             return _of_ranks(
                 [spell(token) for token in read_ranks(data)],
-                families.of_ranks(file.name, settings, config),
+                families.tiktoken_family(file.name, settings, config),
                 settings,
                 added,
             )
         return _of_model(
             read_model(data),
-            families.of_pieces(settings, config),
+            families.sentencepiece_family(settings, config),
             settings,
             added,
-            piecewise=families.piecewise(settings, config),
+            piecewise=families.is_piecewise(settings, config),
         )
     except DataError as error:
         raise DataError(
@@ -84,7 +84,7 @@ def convert(
         ) from error
 
 
-def pieces(file: Path) -> dict[str, int]:
+def ordinary_pieces(file: Path) -> dict[str, int]:
     """The pieces that ordinary text becomes, as a tokenizer.json spells them, and their ids. Raises
     DataError.
     """
@@ -95,20 +95,20 @@ def pieces(file: Path) -> dict[str, int]:
     return {
         piece: id_
         for id_, (piece, kind) in enumerate(zip(model.pieces, model.kinds, strict=True))
-        if kind == Kind.NORMAL
+        if kind == PieceKind.NORMAL
     }
 
 
 def _of_ranks(
-    tokens: list[str], manner: Manner, settings: Mapping[str, Any], added: Mapping[str, Any]
-) -> Foreign:
-    tokens, extra, special = named(tokens, manner, settings, added)
+    tokens: list[str], manner: TokenizerFamily, settings: Mapping[str, Any], added: Mapping[str, Any]
+) -> ConvertedTokenizer:
+    tokens, extra, special = name_tokens(tokens, manner, settings, added)
     vocab = {token: id_ for id_, token in enumerate(tokens)} | extra
     split = {"type": "Split", "pattern": {"Regex": manner.cut}, "behavior": "Isolated", "invert": False}
     bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     # A word that is a token becomes it at once, whichever pairs it is made of: tiktoken looks first.
-    model = _bpe(vocab, pairs(tokens, tokens), unk_token=None, byte_fallback=False, ignore_merges=True)
-    return Foreign(
+    model = _bpe(vocab, merge_pairs(tokens, tokens), unk_token=None, byte_fallback=False, ignore_merges=True)
+    return ConvertedTokenizer(
         text=_text(
             model,
             special,
@@ -122,35 +122,41 @@ def _of_ranks(
 
 
 def _of_model(
-    model: Model, manner: Manner, settings: Mapping[str, Any], added: Mapping[str, Any], *, piecewise: bool
-) -> Foreign:
-    if model.method not in (Method.BPE, Method.UNIGRAM):
+    model: SentencePieceModel,
+    manner: TokenizerFamily,
+    settings: Mapping[str, Any],
+    added: Mapping[str, Any],
+    *,
+    piecewise: bool,
+) -> ConvertedTokenizer:
+    if model.method not in (ModelType.BPE, ModelType.UNIGRAM):
         raise DataError(
             f"its pieces are put together by a method of number {model.method}; BPE (2) and Unigram (1) are "
             "known"
         )
-    if model.suffix or (model.method == Method.BPE and Kind.UNUSED in model.kinds):
+    if model.suffix or (model.method == ModelType.BPE and PieceKind.UNUSED in model.kinds):
         raise DataError("it writes its space behind words" if model.suffix else "it has unused pieces")
-    names, extra, special = named(list(model.pieces), manner, settings, added)
+    names, extra, special = name_tokens(list(model.pieces), manner, settings, added)
     kinds = {
         name: kind for name, old, kind in zip(names, model.pieces, model.kinds, strict=True) if name == old
     }
     places = {name: id_ for id_, name in enumerate(names)}
     special |= {
-        name: entry(name, places[name])
+        name: added_token(name, places[name])
         for name, kind in kinds.items()
-        if kind in (Kind.UNKNOWN, Kind.CONTROL) and name not in special
+        if kind in (PieceKind.UNKNOWN, PieceKind.CONTROL) and name not in special
     }
-    unigram = model.method == Method.UNIGRAM
+    unigram = model.method == ModelType.UNIGRAM
     # A symbol of one character is a piece that is never joined, and Unigram finds symbols by their score; but
     # no rules may change them before.
     symbols = [
         name
         for name, kind in kinds.items()
-        if kind == Kind.USER_DEFINED and (model.charsmap or (len(name) > 1 and not unigram))
+        if kind == PieceKind.USER_DEFINED and (model.charsmap or (len(name) > 1 and not unigram))
     ]
     symbolic = {
-        name: entry(name, places[name], special=False, normalized=not model.charsmap) for name in symbols
+        name: added_token(name, places[name], special=False, normalized=not model.charsmap)
+        for name in symbols
     }
     vocab = places | extra
     where = _where(model, settings, piecewise=piecewise)
@@ -168,7 +174,7 @@ def _of_model(
         if model.bos and settings.get("add_bos_token") is not False
         else ()
     )
-    return Foreign(
+    return ConvertedTokenizer(
         text=_text(
             _unigram(model, names, extra) if unigram else _merging(model, vocab, kinds),
             symbolic | special,
@@ -184,7 +190,7 @@ def _of_model(
     )
 
 
-def _where(model: Model, settings: Mapping[str, Any], *, piecewise: bool) -> str:
+def _where(model: SentencePieceModel, settings: Mapping[str, Any], *, piecewise: bool) -> str:
     """Before which texts a space is written: `always`, `first` (where no token stands before it), `never`.
 
     piecewise   whether the tokenizer's class gives SentencePiece the texts between special tokens one by one,
@@ -195,7 +201,7 @@ def _where(model: Model, settings: Mapping[str, Any], *, piecewise: bool) -> str
     return "always" if piecewise else "first"
 
 
-def _normalizers(model: Model, where: str, symbols: list[str]) -> list[dict[str, Any]]:
+def _normalizers(model: SentencePieceModel, where: str, symbols: list[str]) -> list[dict[str, Any]]:
     """The steps from a text to what is cut into pieces, in SentencePiece's order."""
     steps: list[dict[str, Any]] = []
     if model.charsmap:
@@ -237,11 +243,11 @@ def _pre_tokenizer(where: str, unwanted: list[str]) -> dict[str, Any] | None:
     return {"type": "Sequence", "pretokenizers": steps} if len(steps) > 1 else next(iter(steps), None)
 
 
-def _found_in_text(model: Model, kinds: Mapping[str, int]) -> list[str]:
+def _found_in_text(model: SentencePieceModel, kinds: Mapping[str, int]) -> list[str]:
     """Pieces that no text becomes, but for which Unigram would take them: an unknown character costs more
     than any of them.
     """
-    known = {name for name, kind in kinds.items() if kind in (Kind.NORMAL, Kind.USER_DEFINED)}
+    known = {name for name, kind in kinds.items() if kind in (PieceKind.NORMAL, PieceKind.USER_DEFINED)}
     return [piece for piece in model.pieces if piece not in known and not known.issuperset(piece)]
 
 
@@ -254,14 +260,14 @@ def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": pattern, "content": content}
 
 
-def _merging(model: Model, vocab: Mapping[str, int], kinds: Mapping[str, int]) -> dict[str, Any]:
+def _merging(model: SentencePieceModel, vocab: Mapping[str, int], kinds: Mapping[str, int]) -> dict[str, Any]:
     # Only normal pieces are joined: text never becomes a control piece, and user-defined symbols are not
     # taken apart or added to.
-    normal = [name for name, kind in kinds.items() if kind == Kind.NORMAL]
+    normal = [name for name, kind in kinds.items() if kind == PieceKind.NORMAL]
     ranked = sorted(normal, key=lambda name: -model.scores[vocab[name]])
     return _bpe(
         vocab,
-        pairs(ranked, normal),
+        merge_pairs(ranked, normal),
         unk_token=model.unk,
         byte_fallback=model.byte_fallback,
         ignore_merges=False,
@@ -290,21 +296,21 @@ def _bpe(
     }
 
 
-def _unigram(model: Model, names: list[str], extra: Mapping[str, int]) -> dict[str, Any]:
+def _unigram(model: SentencePieceModel, names: list[str], extra: Mapping[str, int]) -> dict[str, Any]:
     """The tokenizer would find any piece in a text, so those that no text becomes get a score that loses
     against every other way to write them.
     """
     lowest = min(
-        (score for score, kind in zip(model.scores, model.kinds, strict=True) if kind == Kind.NORMAL),
+        (score for score, kind in zip(model.scores, model.kinds, strict=True) if kind == PieceKind.NORMAL),
         default=0.0,
     )
     never = 100 * min(lowest, -1.0)
 
     def score(name: str, id_: int) -> float:
-        if name != model.pieces[id_] or model.kinds[id_] not in (Kind.NORMAL, Kind.USER_DEFINED):
+        if name != model.pieces[id_] or model.kinds[id_] not in (PieceKind.NORMAL, PieceKind.USER_DEFINED):
             return never
         # as SentencePiece has it for a symbol, whatever the file says
-        return model.scores[id_] if model.kinds[id_] == Kind.NORMAL else -0.1
+        return model.scores[id_] if model.kinds[id_] == PieceKind.NORMAL else -0.1
 
     scored = [[name, score(name, id_)] for id_, name in enumerate(names)]
     behind = {id_: name for name, id_ in extra.items()}
@@ -314,7 +320,7 @@ def _unigram(model: Model, names: list[str], extra: Mapping[str, int]) -> dict[s
     ]
     return {
         "type": "Unigram",
-        "unk_id": model.kinds.index(Kind.UNKNOWN),
+        "unk_id": model.kinds.index(PieceKind.UNKNOWN),
         "vocab": scored,
         "byte_fallback": model.byte_fallback,
     }

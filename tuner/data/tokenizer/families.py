@@ -23,7 +23,7 @@ _CUT = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Manner:
+class TokenizerFamily:
     """How a family uses its vocabulary."""
 
     special: tuple[str, ...] = ()
@@ -38,21 +38,21 @@ class Manner:
     """whether characters and their marks are joined first (Unicode's NFC)"""
 
 
-GLM = Manner(
+GLM = TokenizerFamily(
     special=("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"),
     begin=("[gMASK]", "sop"),
     names={"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"},
 )
 """ChatGLM2"""
 
-GLM3 = Manner(
+GLM3 = TokenizerFamily(
     special=(*GLM.special, "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
     begin=GLM.begin,
     names=GLM.names,
 )
 """ChatGLM3"""
 
-GLM4 = Manner(
+GLM4 = TokenizerFamily(
     special=tuple(
         (
             "<|endoftext|> [MASK] [gMASK] [sMASK] <sop> <eop> <|system|> <|user|> <|assistant|> "
@@ -65,7 +65,7 @@ GLM4 = Manner(
 )
 """GLM-4 in its first layout"""
 
-QWEN = Manner(
+QWEN = TokenizerFamily(
     special=("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))),
     begin=(),
     names={"eos_token": "<|endoftext|>"},
@@ -75,14 +75,14 @@ QWEN = Manner(
 """Qwen, the first generation"""
 
 
-def of_pieces(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Manner:
+def sentencepiece_family(settings: Mapping[str, Any], config: Mapping[str, Any]) -> TokenizerFamily:
     """The manner of a SentencePiece model, by tokenizer_config.json and config.json.
 
     ChatGLM2 and 3 have the same classes; only a config that says where it comes from tells them apart. Where
     none does, the rows of ChatGLM3's roles are named too: both have them in the embedding.
     """
     if not _glm(settings, config):
-        return Manner()
+        return TokenizerFamily()
     return GLM if "chatglm2" in str(config.get("_name_or_path", "")).lower() else GLM3
 
 
@@ -90,7 +90,7 @@ NATIVE = ("Llama", "CodeLlama", "Mistral", "PreTrainedTokenizer", "TokenizersBac
 """how the names of transformers' own classes begin that take a text with its special tokens as one"""
 
 
-def piecewise(settings: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+def is_piecewise(settings: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether a tokenizer of SentencePiece's takes the texts between special tokens one by one, as if each
     were a text of its own.
 
@@ -108,7 +108,7 @@ def piecewise(settings: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     return own or (bool(kind) and not kind.startswith(NATIVE))
 
 
-def of_ranks(name: str, settings: Mapping[str, Any], config: Mapping[str, Any]) -> Manner:
+def tiktoken_family(name: str, settings: Mapping[str, Any], config: Mapping[str, Any]) -> TokenizerFamily:
     """The manner of a vocabulary of tiktoken in a file of this name. Raises DataError for a family that is
     not known.
     """

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from tuner.data.chat.choice import own_template
 from tuner.data.tokenizer import leading_space
-from tuner.data.tokenizer.convert import convert, foreign_file, pieces
+from tuner.data.tokenizer.convert import convert, ordinary_pieces, vocabulary_file
 from tuner.data.tokenizer.families import RESERVE
 from tuner.errors import DataError
 
@@ -58,7 +58,7 @@ def load_vocabulary(directory: Path) -> Vocabulary:
     model was trained. Raises DataError when there is none, when a file can't be read, or when two disagree.
     """
     settings = settings_of(directory)
-    file, other = directory / "tokenizer.json", foreign_file(directory)
+    file, other = directory / "tokenizer.json", vocabulary_file(directory)
     if not file.is_file():
         if other is None:
             raise DataError(
@@ -70,7 +70,7 @@ def load_vocabulary(directory: Path) -> Vocabulary:
         found = convert(other, settings, config, _object(directory / "added_tokens.json"))
     try:
         text = file.read_text(encoding="utf-8") if file.is_file() else found.text
-        tokenizer = reading(text)
+        tokenizer = tokenizer_from(text)
         later, inner = _elsewhere(text, tokenizer)
         begin = _begin(tokenizer)
     except BaseException as error:  # the Rust side raises bare Exception, and BaseException where it panics
@@ -111,7 +111,7 @@ def settings_of(directory: Path) -> dict[str, Any]:
     return _object(directory / "special_tokens_map.json") | _object(directory / "tokenizer_config.json")
 
 
-def fitted(vocabulary: Vocabulary, special: Iterable[str], ids: Mapping[str, int]) -> Vocabulary:
+def with_special_tokens(vocabulary: Vocabulary, special: Iterable[str], ids: Mapping[str, int]) -> Vocabulary:
     """The vocabulary with the tokens of `ids` under those names, and all of `special` marked as special
     tokens, so that other readers see them too.
 
@@ -173,7 +173,7 @@ def fitted(vocabulary: Vocabulary, special: Iterable[str], ids: Mapping[str, int
     ]
     data["added_tokens"] = sorted([*kept, *marked_now], key=lambda token: token["id"])
     text = json.dumps(data, ensure_ascii=False)
-    fresh = reading(text)
+    fresh = tokenizer_from(text)
     later, inner = _elsewhere(text, fresh)
     return replace(vocabulary, tokenizer=fresh, later=later, inner=inner, repaired=True)
 
@@ -181,7 +181,7 @@ def fitted(vocabulary: Vocabulary, special: Iterable[str], ids: Mapping[str, int
 _CHOOSE = "Choose the template the model was made for (model/chat=…), or the tokenizer that belongs to it."
 
 
-def reading(text: str) -> Tokenizer:
+def tokenizer_from(text: str) -> Tokenizer:
     """A tokenizer.json as it is used here: it cuts and pads nothing, and reads no special token out of
     text.
     """
@@ -195,7 +195,7 @@ def reading(text: str) -> Tokenizer:
 def _elsewhere(text: str, tokenizer: Tokenizer) -> tuple[Tokenizer, Tokenizer]:
     """`later` and `inner` for the tokenizer of a text."""
     later, inner = (
-        tokenizer if other is text else reading(other)
+        tokenizer if other is text else tokenizer_from(other)
         for other in (leading_space.later(text), leading_space.inner(text))
     )
     return later, inner
@@ -235,7 +235,7 @@ def _agree(tokenizer: Tokenizer, file: Path, other: Path) -> None:
     ids = tokenizer.get_vocab(with_added_tokens=True)
     added = tokenizer.get_added_tokens_decoder()
     try:
-        known = pieces(other)
+        known = ordinary_pieces(other)
     except DataError:
         return  # what can't be read says nothing else, and is not needed
     for piece, id_ in known.items():

@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from tuner.data.tokenizer.load import Vocabulary, load_vocabulary, reading
+from tuner.data.tokenizer.load import Vocabulary, load_vocabulary, tokenizer_from
 from tuner.data.tokenizer.save import save_vocabulary
 from tuner.errors import DataError
 
@@ -37,7 +37,7 @@ def pieces_of(directory: Path, tokens: Sequence[str]) -> dict[str, list[int]]:
     return pieces
 
 
-def with_tokens(directory: Path, ids: Mapping[str, int], out: Path) -> None:
+def write_new_tokens(directory: Path, ids: Mapping[str, int], out: Path) -> None:
     """Write the tokenizer.json and tokenizer_config.json of `directory` to `out`, with new tokens under the
     ids given.
 
@@ -76,7 +76,7 @@ def _grown(tokenizer: Tokenizer, ids: Mapping[str, int], *, placed: bool) -> Tok
         data["added_tokens"].append({"id": id_, "content": token, **flags, "special": _special(token)})
         if placed and isinstance(data["model"]["vocab"], dict):
             data["model"]["vocab"][token] = id_
-    return reading(json.dumps(data, ensure_ascii=False))
+    return tokenizer_from(json.dumps(data, ensure_ascii=False))
 
 
 def _check_new(vocabulary: Vocabulary, tokens: Sequence[str], directory: Path) -> None:

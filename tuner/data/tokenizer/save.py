@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.data.tokenizer.families import RESERVE
-from tuner.data.tokenizer.load import Vocabulary, fitted, settings_of
+from tuner.data.tokenizer.load import Vocabulary, settings_of, with_special_tokens
 
 CLASS = "PreTrainedTokenizerFast"
 """the general class of transformers, which reads tokenizer.json"""
@@ -49,7 +49,7 @@ def as_declared(vocabulary: Vocabulary) -> Vocabulary:
     missing = {
         token: id_ for token, id_ in vocabulary.declared.items() if tokenizer.token_to_id(token) is None
     }
-    return fitted(
+    return with_special_tokens(
         vocabulary,
         (),
         {token: id_ for token, id_ in missing.items() if RESERVE.fullmatch(tokenizer.id_to_token(id_) or "")},

@@ -17,7 +17,7 @@ SPACE = "▁"
 """what stands for a space inside a piece"""
 
 
-class Kind(IntEnum):
+class PieceKind(IntEnum):
     """What a piece is."""
 
     NORMAL = 1
@@ -30,7 +30,7 @@ class Kind(IntEnum):
     BYTE = 6
 
 
-class Method(IntEnum):
+class ModelType(IntEnum):
     """How pieces are put together."""
 
     UNIGRAM = 1
@@ -40,7 +40,7 @@ class Method(IntEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Model:
+class SentencePieceModel:
     """A SentencePiece model. The id of a piece is its place."""
 
     pieces: tuple[str, ...]
@@ -66,7 +66,7 @@ class Model:
     """whether spaces become SPACE"""
 
 
-def read_model(data: bytes) -> Model:
+def read_model(data: bytes) -> SentencePieceModel:
     """The model in the bytes of a file. Raises DataError, which does not name the file, where they are
     something else.
     """
@@ -78,7 +78,7 @@ def read_model(data: bytes) -> Model:
         ) from error
 
 
-def _model(data: bytes) -> Model:
+def _model(data: bytes) -> SentencePieceModel:
     pieces: list[str] = []
     scores: list[float] = []
     kinds: list[int] = []
@@ -94,26 +94,26 @@ def _model(data: bytes) -> Model:
             trainer.update(_fields(_bytes(value)))
         elif number == 3:
             normalizer.update(_fields(_bytes(value)))
-    if len({*pieces}) < max(len(pieces), 1) or kinds.count(Kind.UNKNOWN) != 1:
+    if len({*pieces}) < max(len(pieces), 1) or kinds.count(PieceKind.UNKNOWN) != 1:
         raise DataError(
             f"a SentencePiece model has different pieces and one unknown piece; here are {len(pieces):,}, "
             f"{len({*pieces}):,} of them different"
         )
 
-    if unknown := {*kinds} - {*Kind}:
+    if unknown := {*kinds} - {*PieceKind}:
         raise DataError(f"there are pieces of kinds that are not known: {sorted(unknown)}")
 
     def control(number: int, default: str) -> str | None:
         name = _bytes(trainer.get(number, default.encode())).decode()
-        return name if name in pieces and kinds[pieces.index(name)] == Kind.CONTROL else None
+        return name if name in pieces and kinds[pieces.index(name)] == PieceKind.CONTROL else None
 
-    return Model(
+    return SentencePieceModel(
         pieces=tuple(pieces),
         scores=tuple(scores),
         kinds=tuple(kinds),
-        method=int(trainer.get(3, Method.UNIGRAM)),
+        method=int(trainer.get(3, ModelType.UNIGRAM)),
         byte_fallback=bool(trainer.get(35)),
-        unk=pieces[kinds.index(Kind.UNKNOWN)],
+        unk=pieces[kinds.index(PieceKind.UNKNOWN)],
         bos=control(46, "<s>"),
         eos=control(47, "</s>"),
         pad=control(48, "<pad>"),
@@ -138,7 +138,7 @@ def _charsmap(data: bytes) -> bytes:
 def _piece(message: int | bytes) -> tuple[str, float, int]:
     found = dict(_fields(_bytes(message)))
     score = struct.unpack("<f", _bytes(found[2]))[0] if 2 in found else 0.0
-    return _bytes(found.get(1, b"")).decode(), score, int(found.get(3, Kind.NORMAL))
+    return _bytes(found.get(1, b"")).decode(), score, int(found.get(3, PieceKind.NORMAL))
 
 
 def _bytes(value: int | bytes) -> bytes:

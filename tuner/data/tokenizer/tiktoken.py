@@ -67,7 +67,7 @@ def _letters() -> Iterator[tuple[int, int]]:
 _LETTERS = dict(_letters())
 
 
-def pairs(ranked: Iterable[str], parts: Iterable[str]) -> Iterator[tuple[str, str]]:
+def merge_pairs(ranked: Iterable[str], parts: Iterable[str]) -> Iterator[tuple[str, str]]:
     """What may be joined, first to last: every cut of each of `ranked`, in that order, into two of `parts`.
 
     tiktoken and SentencePiece join the neighbours whose joined text comes first in the order, whatever they

@@ -5,15 +5,15 @@ settings say of special tokens.
 from collections.abc import Mapping
 from typing import Any
 
-from tuner.data.tokenizer.families import RESERVE, Manner
+from tuner.data.tokenizer.families import RESERVE, TokenizerFamily
 from tuner.errors import DataError
 
 ROOM = 65_536
 """ids that may lie between a vocabulary and a token added to it; more are an error in the settings"""
 
 
-def named(
-    names: list[str], manner: Manner, settings: Mapping[str, Any], added: Mapping[str, Any]
+def name_tokens(
+    names: list[str], manner: TokenizerFamily, settings: Mapping[str, Any], added: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, int], dict[str, dict[str, Any]]]:
     """The pieces with reserved ones under the names that the settings give them, the ids of tokens behind
     them, and all added tokens by name.
@@ -30,7 +30,9 @@ def named(
         for name in _list(settings.get(key))
     }
     wanted = {
-        name: entry(name, id_, special=name in called) for name, id_ in added.items() if isinstance(id_, int)
+        name: added_token(name, id_, special=name in called)
+        for name, id_ in added.items()
+        if isinstance(id_, int)
     }
     decoder = settings.get("added_tokens_decoder")
     for number, token in decoder.items() if isinstance(decoder, dict) else ():
@@ -39,10 +41,10 @@ def named(
                 key: bool(token.get(key))
                 for key in ("single_word", "lstrip", "rstrip", "normalized", "special")
             }
-            wanted[name] = entry(name, int(number)) | flags
+            wanted[name] = added_token(name, int(number)) | flags
     told = {token["id"] for token in wanted.values()}
     wanted = {
-        name: entry(name, size + i) for i, name in enumerate(manner.special) if size + i not in told
+        name: added_token(name, size + i) for i, name in enumerate(manner.special) if size + i not in told
     } | wanted
     wanted = {name: token for name, token in wanted.items() if places.get(name, token["id"]) == token["id"]}
     for name, token in list(wanted.items()):
@@ -62,7 +64,7 @@ def named(
     return names, behind, wanted
 
 
-def entry(name: str, id_: int, *, special: bool = True, normalized: bool = False) -> dict[str, Any]:
+def added_token(name: str, id_: int, *, special: bool = True, normalized: bool = False) -> dict[str, Any]:
     return {
         "id": id_,
         "content": name,

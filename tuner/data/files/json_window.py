@@ -47,13 +47,13 @@ def _nothing(_: str) -> None:
     """What NaN and Infinity are, which are no JSON: pandas writes NaN where there is no value."""
 
 
-decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_nothing).raw_decode
+decode_json = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_nothing).raw_decode
 """text, where → the value there, and where it ends; raises the ValueErrors and the RecursionError that
 `why` explains
 """
 
 
-def why(error: Exception) -> str:
+def why_unreadable(error: Exception) -> str:
     """Why a text is no row, in words."""
     match error:
         case JSONDecodeError():
@@ -129,7 +129,7 @@ class Window:
         while True:
             value: Any
             try:
-                value, end = decode(self.text, self.at)
+                value, end = decode_json(self.text, self.at)
             except JSONDecodeError as error:
                 if self._cut_off(error):
                     if self._more():
@@ -137,7 +137,7 @@ class Window:
                     raise Ended from error
                 raise
             except (RepeatedKey, RecursionError, ValueError) as error:
-                value, end = Unreadable(reason=f"in line {self.here()}: {why(error)}"), self._end()
+                value, end = Unreadable(reason=f"in line {self.here()}: {why_unreadable(error)}"), self._end()
             else:
                 if end + 2 >= len(self.text) and self._more():  # a number may go on, as 1 does in 1e+5
                     continue

@@ -9,20 +9,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from tuner.data.files.chunk import Chunk, keyed
+from tuner.data.files.chunk import Chunk, key_pattern
 from tuner.data.files.splits import split_of
-from tuner.data.formats.facts import Facts
+from tuner.data.formats.facts import SourceFacts
 from tuner.errors import DataError
 
 COLUMNS = ("split", "Split", "SPLIT", "data_split", "dataset_split", "partition", "subset")
 """what such a column is called; the first that tells splits apart does"""
-OTHER = "of another split (data.split)"
+OTHER_SPLIT = "of another split (data.split)"
 """why a row is left out"""
 MOST = 50
 """values of a column that are kept: with more of them it holds no splits"""
 
 
-def is_other(row: Any, column: str | None, wanted: str) -> bool:
+def is_other_split(row: Any, column: str | None, wanted: str) -> bool:
     """Whether a row says in `column` that it is of another split than the one that is `wanted`; `auto` is
     training.
     """
@@ -37,7 +37,7 @@ def _is(value: Any, wanted: str) -> bool:
     )
 
 
-class Subsets:
+class SplitColumns:
     """What the columns of splits hold in the whole source."""
 
     def __init__(self, wanted: str) -> None:
@@ -45,7 +45,7 @@ class Subsets:
         self._values: dict[str, set[str]] = {}
         self._names = list(COLUMNS)
         """those that were not found to hold more"""
-        self._keyed = keyed(self._names)
+        self._keyed = key_pattern(self._names)
 
     def keys(self) -> frozenset[str]:
         """The names of such columns."""
@@ -66,12 +66,12 @@ class Subsets:
                 known.add(value)
                 if len(known) == MOST:
                     self._names.remove(name)
-                    self._keyed = keyed(self._names)
+                    self._keyed = key_pattern(self._names)
 
     def then(self) -> None:
         """All is known."""
 
-    def tell(self, facts: Facts) -> Facts:
+    def tell(self, facts: SourceFacts) -> SourceFacts:
         """The column, where it tells what is wanted from the rest. Raises DataError where no row is what
         was asked for.
         """

@@ -1,5 +1,5 @@
 """Columns that say of each answer whether it is good, as all rows of a source show them: a watch of
-`tuner.data.survey.look`.
+`tuner.data.survey.scan`.
 """
 
 from collections.abc import Mapping
@@ -7,16 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from tuner.data.conversation import RowError
-from tuner.data.files.chunk import Chunk, keyed
+from tuner.data.files.chunk import Chunk, key_pattern
 from tuner.data.formats import preference
-from tuner.data.formats.facts import Facts
-from tuner.data.formats.keys import understood
+from tuner.data.formats.detect import recognise
+from tuner.data.formats.facts import SourceFacts
 
 MOST = 8
 """values of a column that are kept: with more of them it holds no verdicts"""
 
 
-class Verdicts:
+class VerdictColumns:
     """Columns with a verdict on each row's answer: what they hold in the whole source.
 
     Classes are called `label` too. So a verdict takes two values, a good one and a bad one, and no others.
@@ -31,7 +31,7 @@ class Verdicts:
         }
         self._names = {name: heads.get(name, name) for name in preference.VERDICTS}
         """those that were not found to hold more, as the rows call them"""
-        self._keyed = keyed(self._names.values())
+        self._keyed = key_pattern(self._names.values())
 
     def keys(self) -> frozenset[str]:
         """The names of such columns."""
@@ -49,23 +49,23 @@ class Verdicts:
         if not isinstance(row, dict) or preference.NAMES.isdisjoint(row):
             return
         try:
-            _, row = understood(row)
+            _, row = recognise(row)
         except RowError:
             return
         if not isinstance(row, dict) or not preference.is_labelled(row):
             return
         for name in preference.NAMES.intersection(row):
             known = self._values.setdefault(name, set())
-            if len(known) < MOST and (value := preference.spelled(row[name])):
+            if len(known) < MOST and (value := preference.verdict_word(row[name])):
                 known.add(value)
                 if len(known) == MOST:
                     del self._names[name]
-                    self._keyed = keyed(self._names.values())
+                    self._keyed = key_pattern(self._names.values())
 
     def then(self) -> None:
         """All is known."""
 
-    def tell(self, facts: Facts) -> Facts:
+    def tell(self, facts: SourceFacts) -> SourceFacts:
         """The first of such columns."""
         return replace(
             facts,

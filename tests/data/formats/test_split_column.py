@@ -12,10 +12,10 @@ import pytest
 from pyarrow import parquet as pq
 
 from tests.conftest import Tuner
-from tuner.data.formats import rows, trees
-from tuner.data.formats.rows import Shape
-from tuner.data.formats.subsets import OTHER
-from tuner.data.survey import look as survey
+from tuner.data.formats import oasst_flat, rows
+from tuner.data.formats.rows import RowShape
+from tuner.data.formats.split_column import OTHER_SPLIT
+from tuner.data.survey import scan
 from tuner.errors import DataError
 
 
@@ -23,14 +23,14 @@ def row(n: int, **more: Any) -> dict[str, Any]:
     return {"instruction": f"q{n}", "output": f"a{n}", **more}
 
 
-def surveyed(folder: Path, values: list[Any], **shape: Any) -> Shape:
+def surveyed(folder: Path, values: list[Any], **shape: Any) -> RowShape:
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
-    return survey.surveyed([(file, "auto")], Shape(**shape))
+    return scan.scan_source([(file, "auto")], RowShape(**shape))
 
 
-def left(values: list[Any], shape: Shape) -> list[bool]:
-    return [rows.is_left(value, shape) for value in values]
+def left(values: list[Any], shape: RowShape) -> list[bool]:
+    return [rows.is_left_out(value, shape) for value in values]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_training_rows_are_read_where_others_stand_beside_them(
     assert not any(left(values, surveyed(tmp_path, values, split="all")))
     table = tmp_path / "rows.parquet"
     pq.write_table(pa.Table.from_pylist(values), table)
-    assert left(values, survey.surveyed([(table, "auto")], Shape())) == wanted
+    assert left(values, scan.scan_source([(table, "auto")], RowShape())) == wanted
 
 
 def test_one_split_is_read_by_its_name_and_must_be_there(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_many_values_are_no_splits(tmp_path: Path) -> None:
 
 def test_the_column_is_read_and_is_not_named_as_unread(tmp_path: Path) -> None:
     values = [row(1, split="train"), row(2, split="test")]
-    assert "split" not in rows.remains(values[0], surveyed(tmp_path, values))
+    assert "split" not in rows.unread_values(values[0], surveyed(tmp_path, values))
 
 
 def test_messages_of_trees_are_left_out_by_their_split(tmp_path: Path) -> None:
@@ -101,11 +101,13 @@ def test_messages_of_trees_are_left_out_by_their_split(tmp_path: Path) -> None:
     shape = surveyed(tmp_path, [asked, said, other])
     kept = Counter(
         reason
-        for tree in trees.gather(enumerate([asked, said, other], start=1), shape)
+        for tree in oasst_flat.group_rows(enumerate([asked, said, other], start=1), shape)
         for reason in tree.left.values()
     )
-    assert kept == {OTHER: 1}
-    assert all(not tree.left for tree in list(trees.gather(enumerate([asked, said], start=1), shape.whole)))
+    assert kept == {OTHER_SPLIT: 1}
+    assert all(
+        not tree.left for tree in list(oasst_flat.group_rows(enumerate([asked, said], start=1), shape.whole))
+    )
 
 
 def test_what_is_left_is_in_the_ledger_and_no_loss(tuner: Tuner, tiny_model: Path, tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ def test_what_is_left_is_in_the_ledger_and_no_loss(tuner: Tuner, tiny_model: Pat
         "until=tokenize",
     ]
     done = tuner(*words, "data.max_dropped=0")
-    assert f"dropped 5: {OTHER} (rows.jsonl:1, 5, 9, 13, 17)" in done.err + done.out
+    assert f"dropped 5: {OTHER_SPLIT} (rows.jsonl:1, 5, 9, 13, 17)" in done.err + done.out
     (run,) = (tmp_path / "outputs" / "runs").iterdir()
     (source,) = json.loads((run / "tokenize" / "ledger.json").read_text(encoding="utf-8"))["sources"]
     assert (source["rows"], source["kept"]) == (20, 15)

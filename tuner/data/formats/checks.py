@@ -6,7 +6,7 @@ from typing import Any
 
 from tuner.data.conversation import RowError, Speaker
 
-Words = Mapping[str, Speaker]
+RoleWords = Mapping[str, Speaker]
 """role → who speaks"""
 
 SHORT = 40
@@ -23,7 +23,7 @@ def quoted(value: str) -> str:
     return shown if len(value) <= SHORT and len(shown) <= SHORT else f"{shown[: SHORT - 2]}…{shown[0]}"
 
 
-def named(keys: Iterable[Any]) -> str:
+def key_list(keys: Iterable[Any]) -> str:
     """Keys of a row in a list.
 
     >>> named({"question": "…", "answer": "…"})
@@ -36,7 +36,7 @@ def named(keys: Iterable[Any]) -> str:
     return ", ".join(shown[:KEYS]) + (f" and {len(shown) - KEYS} more" if len(shown) > KEYS else "") or "none"
 
 
-def told(value: Any) -> str:
+def in_words(value: Any) -> str:
     """What a value is, in a few words; never all of it, however large or deep it may be.
 
     >>> told(None), told(True), told(3), told("hello"), told([1, 2]), told({"role": "user"})
@@ -53,14 +53,14 @@ def told(value: Any) -> str:
     if isinstance(value, list):
         return f"a list of {len(value)}"
     if isinstance(value, Mapping):
-        return f"an object with the keys {named(value)}" if value else "an empty object"
+        return f"an object with the keys {key_list(value)}" if value else "an empty object"
     return f"a value of the type {type(value).__name__}"
 
 
-def text(value: Any, name: str) -> str:
+def text_of(value: Any, name: str) -> str:
     """The text that must stand in `name`, as it is. Raises RowError."""
     if not isinstance(value, str):
-        raise RowError(f"{name} must be a text, and this is {told(value)}")
+        raise RowError(f"{name} must be a text, and this is {in_words(value)}")
     if not value.isascii():
         try:
             value.encode()
@@ -71,24 +71,25 @@ def text(value: Any, name: str) -> str:
     return value
 
 
-def needed(row: Mapping[str, Any], key: str) -> Any:
+def required(row: Mapping[str, Any], key: str) -> Any:
     """The value of a key that a format can't do without."""
     if key not in row:
-        raise RowError(f"{key} is expected, and the row has none (its keys are {named(row)})")
+        raise RowError(f"{key} is expected, and the row has none (its keys are {key_list(row)})")
     return row[key]
 
 
-def speaker(word: Any, words: Words) -> Speaker:
+def speaker_of(word: Any, words: RoleWords) -> Speaker:
     """Who speaks where the role is `word`. Raises RowError for one that isn't known."""
     role = words.get(word) if isinstance(word, str) else None
     if role is None:
         raise RowError(
-            f"a turn of {quoted(word) if isinstance(word, str) else told(word)}; known are {', '.join(words)}"
+            f"a turn of {quoted(word) if isinstance(word, str) else in_words(word)}; known are "
+            f"{', '.join(words)}"
         )
     return role
 
 
-def parsed(value: str, name: str) -> Any:
+def parse_json(value: str, name: str) -> Any:
     """The JSON value written in a text. Raises RowError."""
     try:
         result = json.loads(value)
@@ -96,8 +97,8 @@ def parsed(value: str, name: str) -> Any:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else _where(error)
         raise RowError(f"{name} must be JSON in a text, and {quoted(value)} is none ({why})") from None
     if "\\u" in value:
-        return sound(result, name)
-    text(value, name)
+        return checked_json(result, name)
+    text_of(value, name)
     return _shallow(result, value, name)
 
 
@@ -109,13 +110,13 @@ def _where(error: ValueError) -> str:
     )
 
 
-def sound(value: Any, name: str) -> Any:
+def checked_json(value: Any, name: str) -> Any:
     """A JSON value, found to be one in all its parts. Raises RowError."""
     try:
         written = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise RowError(f"{name} must be a JSON value, and this is {told(value)} ({why})") from None
+        raise RowError(f"{name} must be a JSON value, and this is {in_words(value)} ({why})") from None
     if not written.isascii():
         try:
             written.encode()

@@ -17,22 +17,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tuner.data.conversation import RowError
-from tuner.data.files import encodings, tables
-from tuner.data.files import read as files
+from tuner.data.files import encodings, row_files, tables
 from tuner.data.files.chunk import CHUNK
-from tuner.data.formats.columns import mapped
-from tuner.data.formats.facts import Facts
-from tuner.data.formats.rows import Shape
-from tuner.data.formats.subsets import Subsets
-from tuner.data.survey.empties import CALLING, Empties
-from tuner.data.survey.marked import Marked
-from tuner.data.survey.verdicts import Verdicts
+from tuner.data.formats.columns import column_mapper
+from tuner.data.formats.facts import SourceFacts
+from tuner.data.formats.rows import RowShape
+from tuner.data.formats.split_column import SplitColumns
+from tuner.data.survey.null_arguments import CALLING, NullArguments
+from tuner.data.survey.templated_texts import TemplatedTexts
+from tuner.data.survey.verdict_columns import VerdictColumns
 
 EDGE = 64
 """bytes of a piece that are looked at with the next, too: more than a key or a mark has"""
 
 
-class Watch(Protocol):
+class Observer(Protocol):
     """What is looked for in the rows of a source."""
 
     def keys(self) -> frozenset[str]:
@@ -45,7 +44,7 @@ class Watch(Protocol):
         """
         ...
 
-    def passed(self, chunk: files.Chunk) -> None:
+    def passed(self, chunk: row_files.Chunk) -> None:
         """A chunk that it does not want."""
         ...
 
@@ -53,16 +52,16 @@ class Watch(Protocol):
         """A row, with its columns in their places; it may be anything."""
         ...
 
-    def then(self) -> "Watch | None":
+    def then(self) -> "Observer | None":
         """What is to be looked for in a second pass, once all rows were seen."""
         ...
 
-    def tell(self, facts: Facts) -> Facts:
+    def tell(self, facts: SourceFacts) -> SourceFacts:
         """What was found, in the end."""
         ...
 
 
-def surveyed(found: Sequence[tuple[Path, str]], shape: Shape) -> Shape:
+def scan_source(found: Sequence[tuple[Path, str]], shape: RowShape) -> RowShape:
     """The shape with what the whole source says: its files, each with its encoding. Raises DataError as
     reading them does.
     """
@@ -70,33 +69,33 @@ def surveyed(found: Sequence[tuple[Path, str]], shape: Shape) -> Shape:
     _pass(found, shape, watches)
     again = [second for watch in watches if (second := watch.then()) is not None]
     _pass(found, shape, again)
-    facts = Facts()
+    facts = SourceFacts()
     for watch in (*watches, *again):
         facts = watch.tell(facts)
     return replace(shape, facts=facts)
 
 
-def _watches(shape: Shape) -> list[Watch]:
-    watches: list[Watch] = [Empties(shape)] if shape.format in CALLING else []
-    watches += [Verdicts(shape.columns)] if shape.format in ("auto", "chosen", "label") else []
-    watches += [Marked(shape.columns)] if shape.format in ("auto", "chosen") else []
-    return watches + ([Subsets(shape.split)] if shape.split != "all" else [])
+def _watches(shape: RowShape) -> list[Observer]:
+    watches: list[Observer] = [NullArguments(shape)] if shape.format in CALLING else []
+    watches += [VerdictColumns(shape.columns)] if shape.format in ("auto", "chosen", "label") else []
+    watches += [TemplatedTexts(shape.columns)] if shape.format in ("auto", "chosen") else []
+    return watches + ([SplitColumns(shape.split)] if shape.split != "all" else [])
 
 
-def _pass(found: Sequence[tuple[Path, str]], shape: Shape, watches: Sequence[Watch]) -> None:
-    get = mapped(shape.columns) if shape.columns else None
+def _pass(found: Sequence[tuple[Path, str]], shape: RowShape, watches: Sequence[Observer]) -> None:
+    get = column_mapper(shape.columns) if shape.columns else None
     unwanted = list[tuple[Path, str]]()
     for file, encoding in found if watches else ():
         if not _could(file, encoding, watches):
             unwanted.append((file, encoding))
             continue
-        for chunk in files.chunks(file, encoding, shape.letters):
+        for chunk in row_files.chunks(file, encoding, shape.letters):
             wanting = [watch for watch in watches if chunk.lines is None or watch.wants(chunk.lines)]
             for watch in watches:
                 if watch not in wanting:
                     watch.passed(chunk)
-            for _, row in files.values(chunk) if wanting else ():
-                if isinstance(row, files.Unreadable):
+            for _, row in row_files.parse_rows(chunk) if wanting else ():
+                if isinstance(row, row_files.Unreadable):
                     continue
                 try:
                     row = get(row) if get else row
@@ -105,20 +104,24 @@ def _pass(found: Sequence[tuple[Path, str]], shape: Shape, watches: Sequence[Wat
                 for watch in wanting:
                     watch.see(row)
     for watch in watches:
-        if isinstance(watch, Marked) and watch.found:  # what most rows are depends on those of all files
+        if (
+            isinstance(watch, TemplatedTexts) and watch.found
+        ):  # what most rows are depends on those of all files
             for file, encoding in unwanted:
-                for chunk in files.chunks(file, encoding, shape.letters) if tables.keys(file) is None else ():
+                for chunk in (
+                    row_files.chunks(file, encoding, shape.letters) if tables.keys(file) is None else ()
+                ):
                     watch.passed(chunk)
 
 
-def _could(file: Path, encoding: str, watches: Sequence[Watch]) -> bool:
+def _could(file: Path, encoding: str, watches: Sequence[Observer]) -> bool:
     """Whether a file could tell anything: a table by its keys, JSON by its bytes; any other text could."""
     names = tables.keys(file)
     if names is not None:
         return any(not names.isdisjoint(watch.keys()) for watch in watches)
     before = b""
     try:
-        with encodings.unpacked(file) as stream:
+        with encodings.open_unpacked(file) as stream:
             piece = stream.read(encodings.HEAD)
             is_json = piece.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"[")
             if not is_json or not encodings.codec_of(piece, encoding, file).startswith("utf-8"):

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from tuner.data.conversation import Speaker
-from tuner.data.formats import vocabulary as known
-from tuner.data.formats.columns import at
-from tuner.data.formats.fields import Words
-from tuner.data.formats.keys import LISTED, format_of
+from tuner.data.formats import column_names
+from tuner.data.formats.checks import RoleWords
+from tuner.data.formats.columns import value_at
+from tuner.data.formats.detect import TURN_COLUMNS, turns_format
 from tuner.data.formats.messages import CALLERS, ROLES
-from tuner.data.formats.rows import Shape
+from tuner.data.formats.rows import RowShape
 from tuner.data.formats.sharegpt import ROLES as SHARE
-from tuner.data.formats.spelled import spelled
+from tuner.data.formats.spelled import standard_turn
 
 DEEP = 3
 """steps of the way to a value"""
@@ -59,7 +59,7 @@ SPOKEN = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Way:
+class Guess:
     """What could be said of rows."""
 
     format: str | None = None
@@ -69,7 +69,7 @@ class Way:
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """data.roles, each with the words that were said for it"""
 
-    def of(self, shape: Shape) -> Shape:
+    def of(self, shape: RowShape) -> RowShape:
         """The shape with this said, as later words on the command line go before earlier ones."""
         return replace(
             shape,
@@ -79,7 +79,7 @@ class Way:
         )
 
 
-def ways(sample: Sequence[Any], shape: Shape) -> Iterator[Way]:
+def all_guesses(sample: Sequence[Any], shape: RowShape) -> Iterator[Guess]:
     """All that may be worth trying, the likeliest first."""
     for columns, format in _columns(sample):
         if set(columns.items()) <= set(shape.columns.items()) and columns:
@@ -87,13 +87,13 @@ def ways(sample: Sequence[Any], shape: Shape) -> Iterator[Way]:
         lean = {ours: theirs for ours, theirs in columns.items() if ours != theirs}
         formats = [None] if shape.format in ("auto", "chosen", format) else [format, "auto"]
         for named, said in itertools.product(formats, (lean, columns)):
-            way = Way(format=named, columns=said)
+            way = Guess(format=named, columns=said)
             yield way
             for base in ({**SHARE, **ROLES}, ROLES):
                 if roles := _roles(sample, way.of(shape), base):
                     yield replace(way, roles=roles)
     if shape.format != "chosen":
-        yield Way(format="chosen")
+        yield Guess(format="chosen")
 
 
 def _columns(sample: Sequence[Any]) -> Iterator[tuple[dict[str, str], str]]:
@@ -118,15 +118,18 @@ def _columns(sample: Sequence[Any]) -> Iterator[tuple[dict[str, str], str]]:
         if all(isinstance(value, list) for value in values) and any(values)
     ]
     turns = [(place, found) for place, values in places.items() if (found := _turns(values))]
-    system, tools = _named(texts, known.SYSTEM), _named([*texts, *lists], known.TOOLS)
+    system, tools = _named(texts, column_names.SYSTEM), _named([*texts, *lists], column_names.TOOLS)
     beside = [dict(pairs) for pairs in _some([("system", system), ("tools", tools)])]
     for (place, format), others in itertools.product(turns, beside):
-        yield {LISTED[format]: place, **others}, format
+        yield {TURN_COLUMNS[format]: place, **others}, format
     for others in beside:
         yield others, "auto"
-    said, context = _named(list(dict.fromkeys([*texts, *numbers])), known.SAID), _named(texts, known.CONTEXT)
-    asked = _named(texts, known.ASKED) or context
-    thoughts, history = _named(texts, known.THOUGHT), _named(lists, known.HISTORY)
+    said, context = (
+        _named(list(dict.fromkeys([*texts, *numbers])), column_names.SAID),
+        _named(texts, column_names.CONTEXT),
+    )
+    asked = _named(texts, column_names.ASKED) or context
+    thoughts, history = _named(texts, column_names.THOUGHT), _named(lists, column_names.HISTORY)
     for (ask, say), others in itertools.product(itertools.product(asked, said), beside):
         if ask == say:
             continue
@@ -145,7 +148,7 @@ def _columns(sample: Sequence[Any]) -> Iterator[tuple[dict[str, str], str]]:
         if ask != say and {ask, say} & {place for place, _ in turns}:
             for others in beside:
                 yield {"prompt": ask, "completion": say, **others}, "prompt"
-    for place in _named(texts, known.TEXTS) if not said else ():
+    for place in _named(texts, column_names.TEXTS) if not said else ():
         yield {"text": place}, "text"
 
 
@@ -180,14 +183,14 @@ def _inside(value: Any, way: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
     steps = [(f"{way}.{key}" if way else str(key), part) for key, part in parts if isinstance(key, str)]
     yield from steps
     for place, part in steps:
-        is_turns = isinstance(part, list) and format_of(part) is not None
+        is_turns = isinstance(part, list) and turns_format(part) is not None
         if isinstance(part, dict | list) and depth + 1 < DEEP and not is_turns:
             yield from _inside(part, place, depth + 1)
 
 
 def _turns(values: Sequence[Any]) -> str | None:
     """The format of a column of turns."""
-    found = {format_of(value) for value in values}
+    found = {turns_format(value) for value in values}
     return found.pop() if len(found) == 1 else None
 
 
@@ -224,7 +227,7 @@ def _name(place: str) -> str:
     return last.replace("-", "_").replace(" ", "_")
 
 
-def _roles(sample: Sequence[Any], shape: Shape, base: Words) -> dict[str, tuple[str, ...]]:
+def _roles(sample: Sequence[Any], shape: RowShape, base: RoleWords) -> dict[str, tuple[str, ...]]:
     """What unknown words for roles may mean, beside those that `shape` knows; nothing where one of them
     may mean several things.
     """
@@ -249,15 +252,22 @@ def _roles(sample: Sequence[Any], shape: Shape, base: Words) -> dict[str, tuple[
     }
 
 
-def _speakers(row: Any, shape: Shape) -> Iterator[str]:
+def _speakers(row: Any, shape: RowShape) -> Iterator[str]:
     """The words for who speaks, in all turns of a row."""
     for place in (
         shape.columns.get(column, column)
-        for column in ("messages", "conversations", "conversation", "prompt", "completion", *known.LISTS)
+        for column in (
+            "messages",
+            "conversations",
+            "conversation",
+            "prompt",
+            "completion",
+            *column_names.LISTS,
+        )
     ):
-        turns = row if isinstance(row, list) else at(row, place)
+        turns = row if isinstance(row, list) else value_at(row, place)
         for turn in turns if isinstance(turns, list) else ():
-            said = spelled(turn)
+            said = standard_turn(turn)
             word = said.get("role", said.get("from")) if isinstance(said, dict) else None
             if isinstance(word, str) and word not in CALLERS:
                 yield word

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet as pq
 
-from tests.data.files.test_read import comma, read, reasons, write
-from tuner.data.files.read import note
-from tuner.data.formats.rows import Shape
+from tests.data.files.test_row_files import comma, read, reasons, write
+from tuner.data.files.row_files import file_note
+from tuner.data.formats.rows import RowShape
 from tuner.errors import DataError
 
 ROWS: list[Any] = [{"instruction": f"What is {i}+1?", "output": f"{i + 1}."} for i in range(8)]
@@ -108,9 +108,9 @@ def test_what_was_said_to_be_a_text_is_one_unless_it_holds_rows_of_texts(tmp_pat
         assert [row for _, row in read(write(tmp_path / name, json.dumps(texts)), letters=True)] == texts
     assert [row for _, row in read(write(tmp_path / "rows.jsonl", LINES), letters=True)] == ROWS
     assert (
-        Shape(format="text").letters,
-        Shape(format="text", columns={"text": "a"}).letters,
-        Shape().letters,
+        RowShape(format="text").letters,
+        RowShape(format="text", columns={"text": "a"}).letters,
+        RowShape().letters,
     ) == (True, False, False)
 
 
@@ -151,11 +151,15 @@ def test_rows_under_the_only_key_are_read_and_the_rest_is_named(tmp_path: Path) 
         )
         assert [row for _, row in read(file)] == ROWS
         assert (
-            note(file)
+            file_note(file)
             == "the rows are the 8 objects under 'data'; beside it, not read: version (the text '1.1'),"
             " labels (a list of 1), by (an object with the keys name)"
         )
-    assert note(write(tmp_path / "b.json", json.dumps(ROWS))) == note(write(tmp_path / "c.txt", "")) == ""
+    assert (
+        file_note(write(tmp_path / "b.json", json.dumps(ROWS)))
+        == file_note(write(tmp_path / "c.txt", ""))
+        == ""
+    )
 
 
 @pytest.mark.parametrize("indent", [None, 1])

@@ -5,18 +5,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tuner.data.conversation import LeftOut, RowError, Sample
-from tuner.data.files.read import Unreadable
-from tuner.data.formats import oasst, rows, unread
-from tuner.data.formats.fields import needed, text
-from tuner.data.formats.rows import Shape
-from tuner.data.formats.subsets import OTHER
+from tuner.data.files.row_files import Unreadable
+from tuner.data.formats import oasst, rows, unread_keys
+from tuner.data.formats.checks import required, text_of
+from tuner.data.formats.rows import RowShape
+from tuner.data.formats.split_column import OTHER_SPLIT
 
 WINDOW = 10_000
 """rows that may lie between two messages of a tree: so many are held in memory at once"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Gathered:
+class RowGroup:
     """What became of some rows of a file together."""
 
     numbers: tuple[int, ...]
@@ -30,32 +30,34 @@ class Gathered:
     """what no format reads of them → in how many of the rows, and in how many it is more than a word"""
 
 
-def gathers(row: Any, shape: Shape) -> bool:
+def is_flat(row: Any, shape: RowShape) -> bool:
     """Whether the rows of a file that begins with `row` become samples only together."""
     if shape.format not in ("auto", "chosen", "oasst"):
         return False
-    return oasst.is_message(rows.placed(shape)(row)) if isinstance(row, dict) else shape.format == "oasst"
+    return (
+        oasst.is_message(rows.place_columns(shape)(row)) if isinstance(row, dict) else shape.format == "oasst"
+    )
 
 
-def gather(entries: Iterable[tuple[int, Any]], shape: Shape) -> Iterator[Gathered]:
+def group_rows(entries: Iterable[tuple[int, Any]], shape: RowShape) -> Iterator[RowGroup]:
     """The trees of a file, from the number and value of each row, in the order of their last messages; a row
     that is no message stands for itself.
 
     The messages of a tree may stand in any order, with no more than WINDOW rows of others in between; later
     ones are refused.
     """
-    place_of, read_alone = rows.placed(shape), rows.reader(shape)
-    words = rows.words_of(oasst.ROLES, shape)
+    place_of, read_alone = rows.place_columns(shape), rows.row_reader(shape)
+    words = rows.role_words(oasst.ROLES, shape)
     open_: dict[str, list[tuple[int, Any]]] = {}
     counts: dict[str, dict[str, tuple[int, int]]] = {}
     last: dict[str, int] = {}
     closed: set[str] = set()
 
-    def grown(tree: str) -> Gathered:
+    def grown(tree: str) -> RowGroup:
         closed.add(tree)
         members = open_.pop(tree)
-        found = oasst.grow(members, words, shape.paths)
-        return Gathered(
+        found = oasst.read_flat_tree(members, words, shape.paths)
+        return RowGroup(
             numbers=tuple(number for number, _ in members),
             samples=found.conversations,
             left=found.left,
@@ -69,27 +71,27 @@ def gather(entries: Iterable[tuple[int, Any]], shape: Shape) -> Iterator[Gathere
         try:
             if isinstance(row, Unreadable):
                 raise RowError(row.reason)
-            if rows.is_left(row, shape):
-                raise LeftOut(OTHER)
+            if rows.is_left_out(row, shape):
+                raise LeftOut(OTHER_SPLIT)
             if not oasst.is_message(placed := place_of(row)):
-                found = _counted({}, rows.remains(row, shape))
-                yield Gathered(numbers=(number,), samples=read_alone(row), unread=found)
+                found = _counted({}, rows.unread_values(row, shape))
+                yield RowGroup(numbers=(number,), samples=read_alone(row), unread=found)
                 continue
-            tree = text(needed(placed, "message_tree_id"), "message_tree_id")
+            tree = text_of(required(placed, "message_tree_id"), "message_tree_id")
             if tree in closed:
                 raise RowError(
                     f"its tree ended more than {WINDOW:,} rows before; sort the file by message_tree_id"
                 )
         except RowError as error:
-            yield Gathered(numbers=(number,), left={number: str(error)}, bad=frozenset((number,)))
+            yield RowGroup(numbers=(number,), left={number: str(error)}, bad=frozenset((number,)))
             continue
         except LeftOut as reason:
-            yield Gathered(numbers=(number,), left={number: str(reason)})
+            yield RowGroup(numbers=(number,), left={number: str(reason)})
             continue
         # behind the others, as the one that was seen last; and only what is read of it
         open_[tree] = open_.pop(tree, [])
         open_[tree].append((number, {key: placed[key] for key in rows.COLUMNS["oasst"] if key in placed}))
-        _counted(counts.setdefault(tree, {}), dict(unread.nodes(placed)))
+        _counted(counts.setdefault(tree, {}), dict(unread_keys.unread_in_tree(placed)))
         last[tree] = place
     yield from map(grown, list(open_))
 
@@ -97,5 +99,5 @@ def gather(entries: Iterable[tuple[int, Any]], shape: Shape) -> Iterator[Gathere
 def _counted(counts: dict[str, tuple[int, int]], found: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     for name, value in found.items():
         rows, texts = counts.get(name, (0, 0))
-        counts[name] = rows + 1, texts + unread.is_prose(value)
+        counts[name] = rows + 1, texts + unread_keys.is_prose(value)
     return counts

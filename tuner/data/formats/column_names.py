@@ -63,7 +63,7 @@ LISTS = tuple(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Form:
+class ColumnLayout:
     """A form of rows whose columns are called otherwise."""
 
     format: str
@@ -77,32 +77,34 @@ class Form:
     """
 
 
-FORMS = (
+LAYOUTS = (
     # Dolly
-    Form(
+    ColumnLayout(
         format="alpaca", needs={"instruction": "instruction", "output": "response"}, may={"input": "context"}
     ),
-    Form(format="alpaca", needs={"instruction": "instruction", "output": "response"}, may={"input": "input"}),
+    ColumnLayout(
+        format="alpaca", needs={"instruction": "instruction", "output": "response"}, may={"input": "input"}
+    ),
     # OpenOrca
-    Form(
+    ColumnLayout(
         format="alpaca",
         needs={"instruction": "question", "output": "response"},
         may={"system": "system_prompt"},
     ),
-    Form(format="alpaca", needs={"instruction": "query", "output": "response"}),  # ms-swift
-    Form(
+    ColumnLayout(format="alpaca", needs={"instruction": "query", "output": "response"}),  # ms-swift
+    ColumnLayout(
         format="alpaca",
         needs={"instruction": "prompt", "output": "response"},
         may={"system": "system_prompt"},
         alone=True,
     ),
-    Form(format="alpaca", needs={"instruction": "question", "output": "answer"}, alone=True),
-    Form(format="alpaca", needs={"instruction": "input", "output": "output"}, alone=True),
+    ColumnLayout(format="alpaca", needs={"instruction": "question", "output": "answer"}, alone=True),
+    ColumnLayout(format="alpaca", needs={"instruction": "input", "output": "output"}, alone=True),
     # Firefly's first set
-    Form(format="alpaca", needs={"instruction": "input", "output": "target"}, alone=True),
-    Form(format="alpaca", needs={"instruction": "human", "output": "assistant"}, alone=True),
-    Form(format="alpaca", needs={"instruction": "human", "output": "bot"}, alone=True),
-    Form(format="alpaca", needs={"instruction": "user", "output": "assistant"}, alone=True),
+    ColumnLayout(format="alpaca", needs={"instruction": "input", "output": "target"}, alone=True),
+    ColumnLayout(format="alpaca", needs={"instruction": "human", "output": "assistant"}, alone=True),
+    ColumnLayout(format="alpaca", needs={"instruction": "human", "output": "bot"}, alone=True),
+    ColumnLayout(format="alpaca", needs={"instruction": "user", "output": "assistant"}, alone=True),
 )
 ABOUT = frozenset(
     (
@@ -139,13 +141,13 @@ PAIR = (
 """columns beside which `text` may be anything"""
 
 
-def form_of(row: Mapping[str, Any]) -> tuple[str, dict[str, str]] | None:
+def layout_of(row: Mapping[str, Any]) -> tuple[str, dict[str, str]] | None:
     """The format of a row of a known form, and what its columns are called there; None where no form has a
     place for all that the row says.
     """
     filled = {key for key, value in row.items() if isinstance(value, str | list | dict) and value}
-    read = {"history", *turns.beside(row)}
-    for form in FORMS:
+    read = {"history", *turns.columns_beside(row)}
+    for form in LAYOUTS:
         if all(isinstance(row.get(theirs), str) for theirs in form.needs.values()):
             columns = {**form.needs, **{ours: theirs for ours, theirs in form.may.items() if theirs in row}}
             others = filled.difference(columns.values(), read)

@@ -23,11 +23,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from tuner.data.files import encodings, json_list, json_object, kinds, tables, window
+from tuner.data.files import encodings, file_kind, json_list, json_object, json_window, tables
 from tuner.data.files.chunk import CHUNK, Chunk, Unreadable
 from tuner.errors import DataError
 
-__all__ = ["ENDINGS", "Chunk", "Unreadable", "chunks", "count", "is_readable", "note", "values"]
+__all__ = ["ENDINGS", "Chunk", "Unreadable", "chunks", "count_rows", "file_note", "is_readable", "parse_rows"]
 
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 """how files that can be read are called, as a rule"""
@@ -68,7 +68,7 @@ def chunks(file: Path, encoding: str = "auto", letters: bool = False) -> Iterato
         raise DataError(f"{file} can't be unpacked: {found}. Copy or download it again.") from error
 
 
-def values(chunk: Chunk) -> Iterator[tuple[int, Any | Unreadable]]:
+def parse_rows(chunk: Chunk) -> Iterator[tuple[int, Any | Unreadable]]:
     """The rows of a chunk, parsed, each with its number. Blank lines are no rows."""
     if chunk.values is not None:
         yield from enumerate(chunk.values, chunk.first)
@@ -79,11 +79,11 @@ def values(chunk: Chunk) -> Iterator[tuple[int, Any | Unreadable]]:
             text = (str(line, "utf-8") if isinstance(line, bytes) else line).strip(BLANK)
             if not text:
                 continue
-            value, end = window.decode(text, 0)
+            value, end = json_window.decode_json(text, 0)
             if end < len(text) and text[end:].strip(BLANK) != ",":
                 raise json.JSONDecodeError("Extra data", text, end)
         except (ValueError, RecursionError) as error:
-            yield number, Unreadable(reason=window.why(error))
+            yield number, Unreadable(reason=json_window.why_unreadable(error))
         else:
             yield number, value
 
@@ -95,7 +95,7 @@ def _split(lines: bytes) -> Sequence[str | bytes]:
         return lines.split(b"\n")
 
 
-def count(chunk: Chunk) -> int:
+def count_rows(chunk: Chunk) -> int:
     """The number of rows that `values` gives, without parsing them."""
     if chunk.values is not None:
         return len(chunk.values)
@@ -103,7 +103,7 @@ def count(chunk: Chunk) -> int:
 
 
 def _pieces(file: Path, encoding: str, letters: bool) -> Iterator[Chunk]:
-    with encodings.unpacked(file) as stream:
+    with encodings.open_unpacked(file) as stream:
         head = stream.read(encodings.HEAD)
     if not head:
         return
@@ -114,7 +114,7 @@ def _pieces(file: Path, encoding: str, letters: bool) -> Iterator[Chunk]:
         with _seekable(file) as source:
             yield from _gathered(tables.arrow(source, file, streamed=False))
     elif head.startswith(b"\xff\xff\xff\xff"):
-        with encodings.unpacked(file) as stream:
+        with encodings.open_unpacked(file) as stream:
             yield from _gathered(
                 tables.arrow(stream if encodings.is_packed(stream) else file, file, streamed=True)
             )
@@ -131,9 +131,9 @@ def _text_pieces(file: Path, head: bytes, encoding: str, letters: bool) -> Itera
             case "list":
                 yield from _gathered(json_list.items(stream, file))
             case "under":
-                yield from _gathered(json_object.rows(stream, file, kind.key))
+                yield from _gathered(json_object.items_under(stream, file, kind.key))
             case "object":
-                yield from _gathered([json_list.first(stream)])
+                yield from _gathered([json_list.first_value(stream)])
             case "table":
                 yield from _gathered(tables.separated(stream, file, tabs=kind.tabs))
             case "texts":
@@ -142,19 +142,21 @@ def _text_pieces(file: Path, head: bytes, encoding: str, letters: bool) -> Itera
                 yield from _documents(stream)
 
 
-def _text(file: Path, head: bytes, encoding: str, letters: bool) -> tuple[kinds.Opened, kinds.Kind]:
+def _text(
+    file: Path, head: bytes, encoding: str, letters: bool
+) -> tuple[file_kind.Opened, file_kind.FileKind]:
     codec = encodings.codec_of(head, encoding, file)
     encodings.refuse_binary(head, codec, file)
 
     def opened() -> IO[bytes]:
-        return encodings.in_utf8(encodings.unpacked(file), head, codec, file)
+        return encodings.in_utf8(encodings.open_unpacked(file), head, codec, file)
 
-    return opened, kinds.kind_of(_plain_name(file.name), opened, file, letters)
+    return opened, file_kind.kind_of(_plain_name(file.name), opened, file, letters)
 
 
-def note(file: Path, encoding: str = "auto", letters: bool = False) -> str:
+def file_note(file: Path, encoding: str = "auto", letters: bool = False) -> str:
     """What is to be said of a file beside its rows; mostly nothing. Raises what `chunks` raises."""
-    with encodings.unpacked(file) as stream:
+    with encodings.open_unpacked(file) as stream:
         head = stream.read(encodings.HEAD)
     if not head or head.startswith(TABLES):
         return ""
@@ -171,7 +173,7 @@ def _plain_name(name: str) -> str:
 @contextmanager
 def _seekable(file: Path) -> Iterator[Path | IO[bytes]]:
     """The file, or an unpacked copy in a temporary place: some kinds are read from their end."""
-    with encodings.unpacked(file) as stream:
+    with encodings.open_unpacked(file) as stream:
         if not encodings.is_packed(stream):
             yield file
             return
@@ -243,7 +245,8 @@ def _document(text: bytes, line: int) -> Any:
     try:
         decoded = text.decode()
     except UnicodeDecodeError as error:
-        return Unreadable(reason=f"in line {line + text.count(NEWLINE, 0, error.start)}: {window.why(error)}")
+        where = line + text.count(NEWLINE, 0, error.start)
+        return Unreadable(reason=f"in line {where}: {json_window.why_unreadable(error)}")
     if "\0" in decoded:
         return Unreadable(
             reason=(

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuner.data.conversation import RowError
-from tuner.data.formats import oasst, preference, templates, text, vocabulary, xtuner
-from tuner.data.formats.fields import named, told
-from tuner.data.formats.spelled import spelled
+from tuner.data.formats import column_names, known_templates, oasst, preference, text, xtuner
+from tuner.data.formats.checks import in_words, key_list
+from tuner.data.formats.spelled import standard_turn
 
-LISTED = {"messages": "messages", "sharegpt": "conversations", "xtuner": "conversation"}
+TURN_COLUMNS = {"messages": "messages", "sharegpt": "conversations", "xtuner": "conversation"}
 """formats of turns → the column that they are in"""
 BEGIN = re.compile(r"\s*\[\s*")
 
@@ -23,48 +23,48 @@ def sniff(row: Any, verdict: str | None = None) -> str:
 
     Raises RowError when it is none of them.
     """
-    return understood(row, verdict)[0]
+    return recognise(row, verdict)[0]
 
 
-def understood(row: Any, verdict: str | None = None) -> tuple[str, Any]:
+def recognise(row: Any, verdict: str | None = None) -> tuple[str, Any]:
     """The format of a row, and the row with its columns called as that format calls them. Raises RowError."""
-    format, placed = by_name(row) or _by_words(row)
+    format, placed = recognise_by_name(row) or _by_words(row)
     judged = format != "preference" and isinstance(placed, dict) and preference.is_judged(placed, verdict)
     return ("label" if judged else format), placed
 
 
 def _by_words(row: Mapping[str, Any]) -> tuple[str, Any]:
-    lists = [(key, turns) for key in vocabulary.LISTS if key in row and (turns := format_of(row[key]))]
+    lists = [(key, turns) for key in column_names.LISTS if key in row and (turns := turns_format(row[key]))]
     if len(lists) == 1 and "text" not in row:
         (key, format), *_ = lists
-        return format, moved(row, {LISTED[format]: key})
-    if not lists and (form := vocabulary.form_of(row)):
-        return form[0], moved(row, form[1])
-    if len(marked := [key for key, value in row.items() if templates.form_of(value)]) == 1:
-        return "templated", moved(row, {"text": marked[0]})
+        return format, rename_columns(row, {TURN_COLUMNS[format]: key})
+    if not lists and (form := column_names.layout_of(row)):
+        return form[0], rename_columns(row, form[1])
+    if len(marked := [key for key, value in row.items() if known_templates.template_of(value)]) == 1:
+        return "templated", rename_columns(row, {"text": marked[0]})
     raise RowError(
-        f"no known format has these keys ({named(row)}); known are messages, conversations (sharegpt), "
+        f"no known format has these keys ({key_list(row)}); known are messages, conversations (sharegpt), "
         "conversation (xtuner), instruction and output (alpaca), prompt and completion, text, chosen and "
         "rejected"
     )
 
 
-def by_name(row: Any) -> tuple[str, Any] | None:
+def recognise_by_name(row: Any) -> tuple[str, Any] | None:
     """The same for a row whose columns are called as a format calls them; None for others."""
     if isinstance(row, list):
         return "messages", row
     if not isinstance(row, dict):
-        raise RowError(f"a row must be an object or a list of turns, and this is {told(row)}")
+        raise RowError(f"a row must be an object or a list of turns, and this is {in_words(row)}")
     if "chosen" in row and "rejected" in row:
         return "preference", row
     for format in ("messages", "sharegpt"):
-        if (key := LISTED[format]) in row:
-            turns = format_of(row[key])
+        if (key := TURN_COLUMNS[format]) in row:
+            turns = turns_format(row[key])
             # turns of role and content are known to ShareGPT as well
             return (
                 (format, row)
                 if turns in (None, "messages", format)
-                else (str(turns), moved(row, {LISTED[str(turns)]: key}))
+                else (str(turns), rename_columns(row, {TURN_COLUMNS[str(turns)]: key}))
             )
     if "instruction" in row and "output" in row:
         return "alpaca", row
@@ -72,14 +72,14 @@ def by_name(row: Any) -> tuple[str, Any] | None:
         return "prompt", row
     if oasst.is_tree(row) or oasst.is_message(row):
         return "oasst", row
-    if text.is_marked(row.get("text")) or (text.is_marked(row.get("input")) and "output" in row):
+    if text.is_guanaco(row.get("text")) or (text.is_guanaco(row.get("input")) and "output" in row):
         return "guanaco", row
-    if "text" in row and not vocabulary.is_pair(row):
+    if "text" in row and not column_names.is_pair(row):
         return "text", row
     return None
 
 
-def moved(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+def rename_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """The row with columns called otherwise: ours → theirs."""
     theirs = set(columns.values())
     return {key: value for key, value in row.items() if key not in theirs} | {
@@ -87,18 +87,18 @@ def moved(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def format_of(value: Any) -> str | None:
+def turns_format(value: Any) -> str | None:
     """The format of a column of turns, as the first of them says; None where there is none, or it may be
     read in two ways.
     """
-    first = spelled(
+    first = standard_turn(
         _first(value) if isinstance(value, str) else value[0] if isinstance(value, list) and value else None
     )
     if not isinstance(first, dict):
         return None
     if "from" in first:
         return "sharegpt" if "role" not in first else None
-    return "messages" if "role" in first else "xtuner" if xtuner.pair_of(first) else None
+    return "messages" if "role" in first else "xtuner" if xtuner.exchange_keys(first) else None
 
 
 def _first(value: str) -> Any:

@@ -1,5 +1,5 @@
 """Nulls in calls and tools of which no schema says anything, as all rows of a source show them: a watch of
-`tuner.data.survey.look`.
+`tuner.data.survey.scan`.
 """
 
 import re
@@ -7,27 +7,27 @@ from dataclasses import replace
 from typing import Any
 
 from tuner.data.conversation import Conversation, Label, LeftOut, RowError
-from tuner.data.files.chunk import Chunk, keyed
+from tuner.data.files.chunk import Chunk, key_pattern
 from tuner.data.formats import nulls
-from tuner.data.formats.facts import Facts
-from tuner.data.formats.rows import Shape, read
+from tuner.data.formats.facts import SourceFacts
+from tuner.data.formats.rows import RowShape, read_row
 from tuner.data.formats.tools import ALSO, OFFERED
 
 CALLING = ("auto", "messages", "sharegpt", "xtuner", "prompt", "chosen")
 """formats in whose rows there may be calls"""
 OFFERS = (*OFFERED, *ALSO)
-CALLED = re.compile(b"tool_call|function_call|tool_use|" + keyed(OFFERS).pattern)
+CALLED = re.compile(b"tool_call|function_call|tool_use|" + key_pattern(OFFERS).pattern)
 """what is written beside each call, and the columns of tools"""
 PLAIN = re.compile(rb'"(?:content|tool_calls|function_call|tool_call_id|refusal|reasoning_content)" ?: ?null')
 """nulls of turns, as they are in nearly all files of calls"""
 
 
-class Empties:
+class NullArguments:
     """Arguments that are null in a call and of which its tool's schema says nothing: of which tools they
     have a value tells a second pass.
     """
 
-    def __init__(self, shape: Shape, empty: frozenset[tuple[str, str]] | None = None) -> None:
+    def __init__(self, shape: RowShape, empty: frozenset[tuple[str, str]] | None = None) -> None:
         # the rows come with their columns in place
         self._shape, self._empty = replace(shape, columns={}), empty
         self._paths = {path for _, path in empty or ()}
@@ -49,7 +49,7 @@ class Empties:
     def see(self, row: Any) -> None:
         """A row."""
         try:
-            samples = read(row, self._shape)
+            samples = read_row(row, self._shape)
         except (RowError, LeftOut):
             return
         for sample in samples:
@@ -71,7 +71,7 @@ class Empties:
                         (call.name, path) for path in nulls.values_of(call.arguments) if path in self._paths
                     )
 
-    def tell(self, facts: Facts) -> Facts:
+    def tell(self, facts: SourceFacts) -> SourceFacts:
         """Which are filler: those that never have a value in calls of this tool, and have one in calls of
         others.
         """
@@ -89,6 +89,10 @@ class Empties:
             ),
         )
 
-    def then(self) -> "Empties | None":
+    def then(self) -> "NullArguments | None":
         """The values, where there are such nulls."""
-        return Empties(self._shape, frozenset(self._found)) if self._empty is None and self._found else None
+        return (
+            NullArguments(self._shape, frozenset(self._found))
+            if self._empty is None and self._found
+            else None
+        )

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet as pq
 
-from tuner.data.files import window
+from tuner.data.files import json_window
 from tuner.data.files.chunk import CHUNK
-from tuner.data.files.read import Chunk, Unreadable, chunks, count, is_readable, values
+from tuner.data.files.row_files import Chunk, Unreadable, chunks, count_rows, is_readable, parse_rows
 from tuner.errors import ConfigError, DataError
 
 ROWS: list[Any] = [{"instruction": f"问 {i} \u2028 «é»", "output": "line\nline", "n": i} for i in range(40)]
@@ -35,9 +35,9 @@ def read(file: Path, encoding: str = "auto", letters: bool = False) -> list[tupl
     """The rows, after looking that each chunk has as many as it says, and is the same in another process."""
     rows = []
     for chunk in chunks(file, encoding, letters):
-        found = list(values(chunk))
-        assert count(chunk) == len(found)
-        assert list(values(pickle.loads(pickle.dumps(chunk)))) == found or any(
+        found = list(parse_rows(chunk))
+        assert count_rows(chunk) == len(found)
+        assert list(parse_rows(pickle.loads(pickle.dumps(chunk)))) == found or any(
             value != value for _, row in found for value in row.values()
         )
         rows += found
@@ -201,7 +201,7 @@ def test_whatever_is_in_a_file_is_rows_or_an_error_in_words(
 
 
 @settings(deadline=None, max_examples=40, derandomize=True)
-@given(at=st.integers(0, len(KINDS["a.json"])), what=st.binary(max_size=3))
+@given(at=st.integers(0, len(KINDS["a.json"]) - 1), what=st.binary(max_size=3))
 def test_a_broken_list_loses_no_row_silently(
     tmp_path_factory: pytest.TempPathFactory, at: int, what: bytes
 ) -> None:
@@ -363,7 +363,7 @@ def test_values_across_the_borders_of_the_window_are_whole(
 ) -> None:
     rows = [1234567, True, None, -1.5e-7, '\\"é😀\ud800', {"a": [{}], "b": ["x" * 40]}, [], "", 0]
     for step in (1, 2, 3, 5, 7, 16):
-        monkeypatch.setattr(window, "STEP", step)
+        monkeypatch.setattr(json_window, "STEP", step)
         for plain in (True, False):
             content = json.dumps(rows, ensure_ascii=plain, indent=1).encode("utf-8", "replace")
             expected = (
@@ -622,9 +622,9 @@ def test_a_large_file_is_read_in_little_memory_and_cut_the_same_every_time(tmp_p
         firsts, found = [], 0
         for chunk in chunks(file):
             firsts.append(chunk.first)
-            found += count(chunk)
+            found += count_rows(chunk)
             if len(firsts) % 8 == 1:
-                assert sum(1 for _ in values(chunk)) == count(chunk)
+                assert sum(1 for _ in parse_rows(chunk)) == count_rows(chunk)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -637,7 +637,7 @@ def test_a_large_file_is_read_in_little_memory_and_cut_the_same_every_time(tmp_p
 def test_lines_are_cut_faster_than_they_could_be_parsed(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", b"".join(generated("lines", 30_000)))
     begin = time.perf_counter()
-    found = sum(map(count, chunks(file)))
+    found = sum(map(count_rows, chunks(file)))
     cut = time.perf_counter() - begin
     begin = time.perf_counter()
     with file.open("rb") as lines:

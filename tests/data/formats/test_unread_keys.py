@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.data.conftest import ROOT, SHARED, read_chat
-from tuner.data.files.read import Chunk
-from tuner.data.formats.rows import Shape
+from tuner.data.files.row_files import Chunk
+from tuner.data.formats.rows import RowShape
 from tuner.data.tokenize.documents import DocumentMaker
 from tuner.data.tokenize.job import Job, SourceSettings, TokenizedRows, TokenizeSettings
 
@@ -232,10 +232,10 @@ def makers() -> dict[str, DocumentMaker]:
         reasoning="keep",
     )
     shapes = {
-        "auto": Shape(),
-        "chosen": Shape(format="chosen"),
-        "columns": Shape(columns={"instruction": "asked.0.text", "output": "said"}),
-        "templated": Shape(format="templated"),
+        "auto": RowShape(),
+        "chosen": RowShape(format="chosen"),
+        "columns": RowShape(columns={"instruction": "asked.0.text", "output": "said"}),
+        "templated": RowShape(format="templated"),
     }
     return {
         name: DocumentMaker(replace(base, sources=(SourceSettings(shape=shape, fill={}, system=None),)))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuner.data.conversation import RowError
-from tuner.data.formats.fields import told
+from tuner.data.formats.checks import in_words
 
 YES = tuple(
     (
@@ -27,18 +27,18 @@ FLAGS = frozenset((*YES, *NO, SPANS, UNCLEAR))
 WORDS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
 
-def trained(turn: Mapping[str, Any], said: str) -> bool:
+def is_trained(turn: Mapping[str, Any], said: str) -> bool:
     """Whether a turn of the assistant is to be trained, as far as its flags say; `said` is its text.
     Raises RowError.
     """
     result = True
     for key in FLAGS.intersection(turn):
         if turn[key] is not None:
-            result &= _spans(turn[key], said) if key == SPANS else wanted(turn[key], key)
+            result &= _spans(turn[key], said) if key == SPANS else flag_value(turn[key], key)
     return result
 
 
-def wanted(value: Any, key: str) -> bool:
+def flag_value(value: Any, key: str) -> bool:
     """What a flag says. Raises RowError."""
     if key == UNCLEAR:
         raise RowError(
@@ -50,21 +50,21 @@ def wanted(value: Any, key: str) -> bool:
         found = bool(value)
     if found is None:
         raise RowError(
-            f"{key} must be 0 or 1, false or true, and this is {told(value)}; no turn is trained in part"
+            f"{key} must be 0 or 1, false or true, and this is {in_words(value)}; no turn is trained in part"
         )
     return found is not (key in NO)
 
 
-def listed(row: Mapping[str, Any]) -> dict[str, list[bool]]:
+def flag_columns(row: Mapping[str, Any]) -> dict[str, list[bool]]:
     """Flags beside the turns, one for each: name → what it says."""
     return {
-        key: [wanted(one, key) for one in row[key]]
+        key: [flag_value(one, key) for one in row[key]]
         for key in sorted(FLAGS.intersection(row))
-        if is_list(row[key], key)
+        if is_flag_list(row[key], key)
     }
 
 
-def is_list(value: Any, key: str) -> bool:
+def is_flag_list(value: Any, key: str) -> bool:
     """Whether it is a list of flags."""
     return (
         isinstance(value, list)

@@ -1,5 +1,5 @@
-"""Texts and questions of a source that a chat template wrote (formats/templates): how many there are, and
-what is to be said of that.
+"""Texts and questions of a source that a chat template wrote (formats/known_templates): how many there are,
+and what is to be said of that.
 """
 
 import re
@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from tuner.data.conversation import RowError
-from tuner.data.files import read as files
-from tuner.data.files.chunk import keyed
-from tuner.data.formats import templated, templates
-from tuner.data.formats.facts import Facts
-from tuner.data.formats.keys import understood
-from tuner.data.formats.rows import Shape
+from tuner.data.files import row_files
+from tuner.data.files.chunk import key_pattern
+from tuner.data.formats import known_templates, templated
+from tuner.data.formats.detect import recognise
+from tuner.data.formats.facts import SourceFacts
+from tuner.data.formats.rows import RowShape
 
 ASKED = ("question", "query", "input")
 """columns of questions, beside those of the formats, as sets call them"""
@@ -24,7 +24,7 @@ MARK = re.compile(
 """what is in the marks of chat templates (formats/templated), also as JSON may spell it"""
 
 
-def told(shape: Shape) -> list[str]:
+def describe_templates(shape: RowShape) -> list[str]:
     """What is to be said of what was found; mostly nothing."""
     facts, lines = shape.facts, list[str]()
     for what, (marked, many), read, otherwise in (
@@ -47,7 +47,7 @@ def told(shape: Shape) -> list[str]:
     return lines
 
 
-class Marked:
+class TemplatedTexts:
     """Plain texts, and questions with their answers; and how many of each begin as a chat template does."""
 
     def __init__(self, columns: Mapping[str, str]) -> None:
@@ -61,7 +61,7 @@ class Marked:
                 if ours in read and "{" not in place
             ),
         }
-        self._keyed = keyed(self._heads)
+        self._keyed = key_pattern(self._heads)
 
     @property
     def found(self) -> bool:
@@ -76,12 +76,12 @@ class Marked:
         """Where such a column and a part of a mark are."""
         return self._keyed.search(content) is not None and MARK.search(content) is not None
 
-    def passed(self, chunk: files.Chunk) -> None:
+    def passed(self, chunk: row_files.Chunk) -> None:
         """Its rows count as texts and questions that begin with no mark."""
         for row in chunk.values or ():
             self.see(row)
         if chunk.lines is not None and self._keyed.search(chunk.lines):
-            many = files.count(chunk)
+            many = row_files.count_rows(chunk)
             self._texts, self._pairs = (
                 (self._texts[0], self._texts[1] + many),
                 (self._pairs[0], self._pairs[1] + many),
@@ -92,23 +92,23 @@ class Marked:
         if not isinstance(row, dict) or "messages" in row or "conversations" in row:
             return
         try:
-            format, placed = understood(row)
+            format, placed = recognise(row)
         except RowError:
             return
         if format == "text" and isinstance(found := placed["text"], str) and found.strip():
-            marked = templates.is_marked(found)
+            marked = known_templates.begins_as_template(found)
             self._texts = (self._texts[0] + marked, self._texts[1] + 1)
-            if not marked and (token := templates.spelled(found)):
+            if not marked and (token := known_templates.written_token(found)):
                 self._spelled = (self._spelled[0] + 1, self._spelled[1] or token)
         elif format in templated.PAIRS:
             self._pairs = (
-                self._pairs[0] + (templated.pair_of(placed, format) is not None),
+                self._pairs[0] + (templated.templated_pair(placed, format) is not None),
                 self._pairs[1] + 1,
             )
 
     def then(self) -> None:
         """All is counted."""
 
-    def tell(self, facts: Facts) -> Facts:
+    def tell(self, facts: SourceFacts) -> SourceFacts:
         """The counts."""
         return replace(facts, templated=self._texts, opened=self._pairs, spelled=self._spelled)

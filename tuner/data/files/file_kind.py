@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from tuner.data.conversation import RowError
-from tuner.data.files import json_list, json_object, window
+from tuner.data.files import json_list, json_object, json_window
 from tuner.data.formats import templated
 from tuner.data.formats import text as guanaco
-from tuner.data.formats.keys import sniff
-from tuner.data.formats.vocabulary import ABOUT, SAYING, is_pair
+from tuner.data.formats.column_names import ABOUT, SAYING, is_pair
+from tuner.data.formats.detect import sniff
 from tuner.errors import DataError
 
 Opened = Callable[[], IO[bytes]]
@@ -46,7 +46,7 @@ what tells of a row is there
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Kind:
+class FileKind:
     """How a file is read."""
 
     of: Literal["lines", "list", "under", "object", "table", "texts", "letters"]
@@ -61,7 +61,7 @@ class Kind:
     """what is to be said of it"""
 
 
-def kind_of(name: str, opened: Opened, file: Path, letters: bool) -> Kind:
+def kind_of(name: str, opened: Opened, file: Path, letters: bool) -> FileKind:
     """What the text is that `opened` opens.
 
     name     of the file, in small letters, without the ending of what it is packed with
@@ -70,22 +70,22 @@ def kind_of(name: str, opened: Opened, file: Path, letters: bool) -> Kind:
     Raises DataError, naming `file`, where it can't be told.
     """
     if name.endswith(TABLES):
-        return _json(opened, file) or Kind(of="table", tabs=name.endswith(".tsv"))
+        return _json(opened, file) or FileKind(of="table", tabs=name.endswith(".tsv"))
     if name.endswith(JSON):
         return _named_json(opened, file, letters)
     rows = _json(opened, file) or _table(opened)
     if rows and rows.of == "object" and name.endswith(PROSE) and not _is_row(opened):
         rows = None  # such as settings, in a text about them
     if letters:
-        return rows if rows and _has_text(opened, file, rows) else Kind(of="letters")
+        return rows if rows and _has_text(opened, file, rows) else FileKind(of="letters")
     if rows:
         return rows
     first = _lines(opened, MANY)
     if name.endswith(PROSE):
         if 2 * sum(PYTHON.fullmatch(line) is not None for line in first) > len(first):
-            return Kind(of="lines")  # rows as Python prints them, each of which is told to be no JSON
+            return FileKind(of="lines")  # rows as Python prints them, each of which is told to be no JSON
         whole = sum(_is_conversation(line) for line in first)
-        return Kind(of="texts" if 2 * whole > len(first) else "letters")
+        return FileKind(of="texts" if 2 * whole > len(first) else "letters")
     if not first or first[0][:1] in b"[{" or any(_value(line) is not None for line in first):
         return _named_json(opened, file, letters)
     raise DataError(
@@ -95,20 +95,20 @@ def kind_of(name: str, opened: Opened, file: Path, letters: bool) -> Kind:
     )
 
 
-def _named_json(opened: Opened, file: Path, letters: bool) -> Kind:
+def _named_json(opened: Opened, file: Path, letters: bool) -> FileKind:
     """Of a file that says it is JSON: rows even where some of them are broken."""
     with closing(opened()) as stream:
         if json_list.is_list(stream):
-            return Kind(of="list")
+            return FileKind(of="list")
     if found := _json(opened, file):
         return (
             found
             if not letters or found.of != "object" or _has_text(opened, file, found)
-            else Kind(of="letters")
+            else FileKind(of="letters")
         )
     first = _lines(opened, MANY)
     if letters and not any(isinstance(_value(line), dict | list) for line in first):
-        return Kind(of="letters")
+        return FileKind(of="letters")
     if first and first[0][:1] not in b'[{"' and _value(first[0]) is None:
         if table := _table(opened):
             return table
@@ -118,34 +118,34 @@ def _named_json(opened: Opened, file: Path, letters: bool) -> Kind:
                 "Call it .csv or .tsv."
             )
     _refuse_object(first, file)
-    return Kind(of="lines")
+    return FileKind(of="lines")
 
 
-def _json(opened: Opened, file: Path) -> Kind | None:
+def _json(opened: Opened, file: Path) -> FileKind | None:
     """Rows in JSON, told by the first of them; None for anything else."""
     with closing(opened()) as stream:
-        sign = json_list.sign_of(stream)
+        sign = json_list.first_sign(stream)
     if sign not in ("[", "{"):
         return None
     if sign == "[":
         with closing(opened()) as stream:
-            item = json_list.first_of(stream)
+            item = json_list.first_item(stream)
         if not (isinstance(item, dict) or (isinstance(item, list) and item and json_list.is_turn(item[0]))):
             return None
         with closing(opened()) as stream:
-            return Kind(of="list" if json_list.is_list(stream) else "lines")
+            return FileKind(of="list" if json_list.is_list(stream) else "lines")
     values = [_value(line) for line in _lines(opened, LINES)]
     if all(isinstance(value, dict) for value in values) and len(values) > 1:
-        return Kind(of="lines")
+        return FileKind(of="lines")
     if isinstance(values[0], dict) and len(values) > 1:
         return None
     with closing(opened()) as stream:
-        held = json_object.look(stream, file)
+        held = json_object.inspect_object(stream, file)
     if held is None:
-        return None if values[0] is None else Kind(of="lines")
-    if key := json_object.key_of(held, file):
-        return Kind(of="under", key=key, note=json_object.note(held, key))
-    return Kind(of="lines") if isinstance(values[0], dict) else Kind(of="object")
+        return None if values[0] is None else FileKind(of="lines")
+    if key := json_object.rows_key(held, file):
+        return FileKind(of="under", key=key, note=json_object.note(held, key))
+    return FileKind(of="lines") if isinstance(values[0], dict) else FileKind(of="object")
 
 
 def _is_row(opened: Opened) -> bool:
@@ -153,7 +153,7 @@ def _is_row(opened: Opened) -> bool:
     answer, or a list of objects.
     """
     with closing(opened()) as stream:
-        row, _ = json_list.first(stream)
+        row, _ = json_list.first_value(stream)
     if is_pair(row) or any(
         isinstance(value, list) and any(isinstance(one, dict) for one in value) for value in row.values()
     ):
@@ -164,22 +164,22 @@ def _is_row(opened: Opened) -> bool:
         return False
 
 
-def _has_text(opened: Opened, file: Path, rows: Kind) -> bool:
+def _has_text(opened: Opened, file: Path, rows: FileKind) -> bool:
     """Whether the first row has a text in the column `text`."""
     if rows.of == "table":
         return "text" in _header(opened, known=True)
     with closing(opened()) as stream:
         if rows.of == "under":
-            row, _ = next(json_object.rows(stream, file, rows.key))
+            row, _ = next(json_object.items_under(stream, file, rows.key))
         else:
-            row = json_list.first_of(stream) if rows.of == "list" else json_list.first(stream)[0]
+            row = json_list.first_item(stream) if rows.of == "list" else json_list.first_value(stream)[0]
     return isinstance(row, dict) and isinstance(row.get("text"), str)
 
 
 def _is_conversation(line: bytes) -> bool:
     """Whether a line of text is a conversation as a chat template, or the guanaco form, writes it."""
     line_ = line.decode("utf-8", "replace")
-    return guanaco.is_whole(line_) or templated.is_whole(line_)
+    return guanaco.is_guanaco_conversation(line_) or templated.is_templated_conversation(line_)
 
 
 def _lines(opened: Opened, most: int) -> list[bytes]:
@@ -193,7 +193,7 @@ def _value(line: bytes) -> Any:
     """The JSON value that a line is, which a comma may follow; None where it is none."""
     try:
         text = line.decode().rstrip(", \t\r")
-        value, end = window.decode(text, 0)
+        value, end = json_window.decode_json(text, 0)
     except (ValueError, RecursionError):
         return None
     return value if end == len(text) else None
@@ -202,17 +202,17 @@ def _value(line: bytes) -> Any:
 def _begins(line: bytes) -> bool:
     """Whether a line begins with a whole JSON value."""
     try:
-        window.decode(line.decode(), 0)
+        json_window.decode_json(line.decode(), 0)
     except (ValueError, RecursionError):
         return False
     return True
 
 
-def _table(opened: Opened) -> Kind | None:
+def _table(opened: Opened) -> FileKind | None:
     """A table whose columns have names that are known, and whose first records are as wide as the first
     line says.
     """
-    return Kind(of="table") if _header(opened, known=True) else None
+    return FileKind(of="table") if _header(opened, known=True) else None
 
 
 def _header(opened: Opened, known: bool) -> Sequence[str]:

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tuner.data.conversation import Conversation
-from tuner.data.formats import flags, messages, preference, pretrain, text, turns, xtuner
-from tuner.data.formats.fields import Words
-from tuner.data.formats.spelled import spelled
+from tuner.data.formats import messages, preference, pretrain, text, train_flags, turns, xtuner
+from tuner.data.formats.checks import RoleWords
+from tuner.data.formats.spelled import standard_turn
 
 Way = tuple[str, ...]
 """keys one inside the other; places in lists are left out"""
 Left = Iterator[tuple[Way, Any]]
 
-BESIDE = frozenset(("tool_calls", "function_call", *turns.THOUGHTS, *flags.FLAGS, *messages.REFUSED))
+BESIDE = frozenset(("tool_calls", "function_call", *turns.THOUGHTS, *train_flags.FLAGS, *messages.REFUSED))
 OPENAI = BESIDE | {"role", "content"}
 SHARE = BESIDE | {"from", "value"}
 CALLED = SHARE | {"role", "content"}
@@ -53,17 +53,17 @@ LISTS = {
 """those that may be turns"""
 
 
-def says(value: Any) -> bool:
+def holds_anything(value: Any) -> bool:
     """Whether a value says something: all but null, blanks and what holds nothing else."""
     return _any(value, lambda one: one is not None and not (isinstance(one, str) and not one.strip()))
 
 
-def tells(key: str, value: Any) -> bool:
+def may_matter(key: str, value: Any) -> bool:
     """Whether a column holds text, or what may be a mask or a verdict: true and false, ones and zeros.
     Other numbers are measures and ids.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return key in flags.FLAGS or key in preference.VERDICTS
+        return key in train_flags.FLAGS or key in preference.VERDICTS
     if (
         isinstance(value, list)
         and value
@@ -92,7 +92,9 @@ def _any(value: Any, right: Callable[[Any], bool]) -> bool:
     return False
 
 
-def left(row: Any, format: str, openai: Words, share: Words, verdict: str | None = None) -> Left:
+def find_unread(
+    row: Any, format: str, openai: RoleWords, share: RoleWords, verdict: str | None = None
+) -> Left:
     """What is not read of a row that was read as `format`, with its columns in their places: the way to
     it, and the value.
     """
@@ -100,13 +102,13 @@ def left(row: Any, format: str, openai: Words, share: Words, verdict: str | None
         yield from _turns(row, "messages", openai, shares=False)
         return
     if format == "oasst":
-        yield from (((name,), value) for name, value in nodes(row))
+        yield from (((name,), value) for name, value in unread_in_tree(row))
         return
     kept, lists = _read(row, format, verdict)
     if not row.keys() <= kept:
         beside = _beside(row, format, openai, share)
         for key, value in row.items():
-            if key not in kept and key not in beside and tells(key, value):
+            if key not in kept and key not in beside and may_matter(key, value):
                 yield (key,), value
     for key in lists:
         if key == "conversation":
@@ -117,11 +119,11 @@ def left(row: Any, format: str, openai: Words, share: Words, verdict: str | None
             )
 
 
-def _beside(row: Mapping[str, Any], format: str, openai: Words, share: Words) -> frozenset[str]:
+def _beside(row: Mapping[str, Any], format: str, openai: RoleWords, share: RoleWords) -> frozenset[str]:
     """The columns beside its own that are read as well: none of them where the row is a document."""
     if format == "text":
         return frozenset()
-    found = turns.beside(row, compared=format == "preference")
+    found = turns.columns_beside(row, compared=format == "preference")
     if found and format == "xtuner":
         return (
             found if any(isinstance(sample, Conversation) for sample in xtuner.xtuner(row)) else frozenset()
@@ -137,7 +139,7 @@ def _exchanges(value: Any) -> Left:
     value = _written(value) if isinstance(value, str) else value
     for exchange in value if isinstance(value, list) else ():
         for key in exchange.keys() - xtuner.keys_read(exchange) if isinstance(exchange, dict) else ():
-            if says(exchange[key]):
+            if holds_anything(exchange[key]):
                 yield ("conversation", key), exchange[key]
 
 
@@ -146,20 +148,20 @@ def _read(row: Mapping[str, Any], format: str, verdict: str | None) -> tuple[fro
     if kept := COLUMNS.get(format):
         return kept, LISTS.get(format, ())
     if format == "guanaco":
-        return frozenset(("input", "output") if text.is_apart(row) else ("text",)), ()
+        return frozenset(("input", "output") if text.has_answer_apart(row) else ("text",)), ()
     if format == "label":
-        kept, lists = _read(row, preference.of_label(row) or "", None)
-        return kept | {preference.verdict_of(row, verdict)}, lists
-    before = preference.before(row)
+        kept, lists = _read(row, preference.labelled_format(row) or "", None)
+        return kept | {preference.verdict_column(row, verdict)}, lists
+    before = preference.prompt_column(row)
     asked = ("instruction", "input") if before == "instruction" else (before,) if before else ()
     return frozenset(("chosen", "rejected", *asked)), ("chosen", "rejected", *((before,) if before else ()))
 
 
-def _turns(value: Any, name: str, words: Words, shares: bool) -> Left:
+def _turns(value: Any, name: str, words: RoleWords, shares: bool) -> Left:
     if isinstance(value, str):
         value = _written(value) if name in ("messages", "conversations") else None
     for entry in value if isinstance(value, list) else (value,):
-        turn = spelled(entry)
+        turn = standard_turn(entry)
         if not isinstance(turn, dict) or (
             len(turn) == 2 and isinstance(turn.get("content") or turn.get("value"), str)
         ):
@@ -169,12 +171,12 @@ def _turns(value: Any, name: str, words: Words, shares: bool) -> Left:
         if isinstance(who, str) and words.get(who) == "tool":
             known |= OF_TOOLS
         for key in turn.keys() - known:
-            if says(turn[key]):
+            if holds_anything(turn[key]):
                 yield (name, key), turn[key]
         parts = turn.get(said)
         for part in parts if isinstance(parts, list) else ():
-            for key in messages.unread_of(part):
-                if says(part[key]):
+            for key in messages.unread_keys_of_part(part):
+                if holds_anything(part[key]):
                     yield (name, said, key), part[key]
 
 
@@ -185,12 +187,12 @@ def _written(value: str) -> Any:
         return None
 
 
-def nodes(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def unread_in_tree(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What is not read of a tree, or of a message of one: its name, and the value."""
     first = row.get("prompt")
     is_tree = isinstance(first, dict)
     for key, value in row.items():
-        if key not in (("prompt", "message_tree_id", "tree_state") if is_tree else NODE) and tells(
+        if key not in (("prompt", "message_tree_id", "tree_state") if is_tree else NODE) and may_matter(
             key, value
         ):
             yield key, value
@@ -198,6 +200,6 @@ def nodes(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     while open_:
         node = open_.pop()
         for key, value in node.items():
-            if key not in NODE and tells(key, value):
+            if key not in NODE and may_matter(key, value):
                 yield f"prompt.{key}", value
         open_ += [reply for reply in node.get("replies") or () if isinstance(reply, dict)]

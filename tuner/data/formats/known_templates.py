@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.data.formats.fields import Words, speaker
+from tuner.data.formats.checks import RoleWords, speaker_of
 from tuner.data.formats.sharegpt import ROLES as SHAREGPT
 
-ROLES: Words = {
+ROLES: RoleWords = {
     **SHAREGPT,
     "model": "assistant",
     "bot": "assistant",
@@ -46,7 +46,7 @@ LONG = 4000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Form:
+class KnownTemplate:
     """How a template writes a conversation."""
 
     name: str
@@ -70,9 +70,9 @@ class Form:
 
 def _form(
     name: str, head: str, sign: str, *ends: str, who: Mapping[str, str] | None = None, be: str = "exact"
-) -> Form:
+) -> KnownTemplate:
     said = be.split()
-    return Form(
+    return KnownTemplate(
         name=name,
         head=re.compile(head, re.MULTILINE),
         signs=tuple(sign.split(" | ")),
@@ -102,7 +102,7 @@ BAICHUAN = {
     "reserved_106": "user",
     "reserved_107": "assistant",
 }
-FORMS = (
+TEMPLATES = (
     _form(
         "ChatML",
         r"<\|im_start\|>(?P<who>[^\n<]*?)(?:\n|<\|im_sep\|>|\Z)",
@@ -200,22 +200,22 @@ FORMS = (
         be="leads words",
     ),
 )
-SIGNS = tuple(dict.fromkeys(sign for form in FORMS for sign in form.signs))
+SIGNS = tuple(dict.fromkeys(sign for form in TEMPLATES for sign in form.signs))
 BEGIN = re.compile(START)
 BEGINS = ("<s>", "<|begin_of_text|>", "<bos>", "<BOS_TOKEN>", "<|endoftext|>", "<｜begin▁of▁sentence｜>")
 
 
-def form_of(value: Any) -> Form | None:
+def template_of(value: Any) -> KnownTemplate | None:
     """The template whose mark a text begins with, or that its system prompt is followed by; None for any
     other text.
     """
     if not isinstance(value, str):
         return None
-    at = begin_of(value)
+    at = first_turn_at(value)
     near = value[at : at + LONG]
     if not any([sign in near for sign in SIGNS]):  # nearly all
         return None
-    for form in FORMS:
+    for form in TEMPLATES:
         if not any(sign in near for sign in form.signs):
             continue
         first = form.head.match(value, at) or (form.head.search(value, at, at + LONG) if form.leads else None)
@@ -228,14 +228,14 @@ def form_of(value: Any) -> Form | None:
     return None
 
 
-def is_marked(value: Any) -> bool:
+def begins_as_template(value: Any) -> bool:
     """Whether a text begins as one of a chat template does, known or not."""
     return isinstance(value, str) and (
-        MARK.match(value, begin_of(value)) is not None or form_of(value) is not None
+        MARK.match(value, first_turn_at(value)) is not None or template_of(value) is not None
     )
 
 
-def spelled(value: str) -> str:
+def written_token(value: str) -> str:
     """The token that ends or begins a text, written out at its end or begin; empty where there is none."""
     end = value.rstrip()
     return next((token for token in FINAL if end.endswith(token)), "") or next(
@@ -243,12 +243,12 @@ def spelled(value: str) -> str:
     )
 
 
-def holds(value: Any) -> bool:
+def holds_mark(value: Any) -> bool:
     """Whether something is in a text that only a template writes."""
     return isinstance(value, str) and MARK.search(value) is not None
 
 
-def begin_of(value: str) -> int:
+def first_turn_at(value: str) -> int:
     found = BEGIN.match(value)
     return found.end() if found else 0
 
@@ -258,7 +258,7 @@ def _fits(before: str) -> bool:
     return not MARK.search(before) and "\n#" not in f"\n{before}"
 
 
-def _answered(value: str, form: Form, first: re.Match[str]) -> bool:
+def _answered(value: str, form: KnownTemplate, first: re.Match[str]) -> bool:
     """Whether a text asks and then answers, in words that people write too."""
     asked = role_of(form, first, ROLES)
     return asked in ("user", "system") and any(
@@ -266,8 +266,8 @@ def _answered(value: str, form: Form, first: re.Match[str]) -> bool:
     )
 
 
-def role_of(form: Form, head: re.Match[str], words: Words) -> str:
+def role_of(form: KnownTemplate, head: re.Match[str], words: RoleWords) -> str:
     word = head["who"].strip()
     if form.who is not None:
         return form.who.get(word) or form.who[word.lower()]
-    return speaker(word if word in words else word.lower(), words)
+    return speaker_of(word if word in words else word.lower(), words)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tuner.data.files import directory, splits
-from tuner.data.files.read import ENDINGS, is_readable
+from tuner.data.files.row_files import ENDINGS, is_readable
 from tuner.errors import ConfigError, DataError
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -43,7 +43,7 @@ def locate(paths: Sequence[str], package: str | None = None, *, apart: bool = Fa
     return {f"{number:04d}-{file.name}": file for number, file in enumerate(files)}
 
 
-def told(
+def describe_files(
     paths: Sequence[str], package: str | None = None, *, apart: bool = False, held_out: bool = False
 ) -> list[str]:
     """What was taken of directories and what was left, and what a pattern takes that its name calls another
@@ -56,25 +56,25 @@ def told(
     for path in paths:
         found = _match(folder, path)
         lines += [
-            directory.training(file).told(held_out)
+            directory.training_files(file).told(held_out)
             for file in found
             if not apart and file.is_dir() and not _is_saved(file)
         ]
         lines += [
-            directory.held_out(file).told(True)
+            directory.held_out_files(file).told(True)
             for file in found
             if apart and file.is_dir() and not _is_saved(file)
         ]
         others = [file.name for file in found if splits.split_of(file.name) in ("test", "validation")]
         if not apart and others and len(others) < len(found):
             lines.append(
-                f"{path} takes {directory.listed(others)} too, by the name no training rows; name the others "
-                "alone to leave that out"
+                f"{path} takes {directory.short_list(others)} too, by the name no training rows; name the "
+                "others alone to leave that out"
             )
     return lines
 
 
-def named(files: Sequence[Path]) -> str:
+def file_names(files: Sequence[Path]) -> str:
     """The files of a data set in an error: the first few of many."""
     more = f" and {len(files) - SHOWN:,} more files" if len(files) > SHOWN + 1 else ""
     return ", ".join(map(str, files[:SHOWN] if more else files)) + more
@@ -147,7 +147,8 @@ def _inside(folder: Path, apart: bool) -> list[Path]:
     if _is_saved(folder):
         return _shards(folder)
     return [
-        folder / path for path in (directory.held_out(folder) if apart else directory.training(folder)).files
+        folder / path
+        for path in (directory.held_out_files(folder) if apart else directory.training_files(folder)).files
     ]
 
 
