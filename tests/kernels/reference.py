@@ -5,8 +5,8 @@ from itertools import accumulate
 
 import torch
 
+from tuner.kernels.backend import Scoring
 from tuner.kernels.packed_documents import Documents
-from tuner.kernels.scoring import Scoring
 
 
 def row(lengths: Sequence[int], device: str = "cpu") -> Documents:

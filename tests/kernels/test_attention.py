@@ -1,17 +1,22 @@
+import importlib
 import re
 from collections.abc import Callable
+from pkgutil import iter_modules
 from types import ModuleType
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.kernels.reference import reference, row
+from tuner import kernels
+from tuner.config.schema.machine import Machine
 from tuner.errors import ConfigError
 from tuner.kernels import attention, flash, varlen
 from tuner.kernels.attention import choose_backend, packed_attention, using_backend
+from tuner.kernels.backend import AttentionNeeds, Scoring
 from tuner.kernels.packed_documents import announce_documents
-from tuner.kernels.scoring import AttentionNeeds, Scoring
 
 LENGTHS = (7, 1, 19, 2)
 
@@ -203,6 +208,15 @@ def test_auto_takes_the_fastest_that_can_do_what_is_needed(
     found, said = choose_backend("auto", needs(device=torch.device("cuda"), **wanted))
     assert found == name
     assert why in said
+
+
+def test_every_backend_stands_in_the_table_and_among_the_words_of_the_config() -> None:
+    modules = [
+        importlib.import_module(f"tuner.kernels.{found.name}") for found in iter_modules(kernels.__path__)
+    ]
+    written = [module.BACKEND for module in modules if hasattr(module, "BACKEND")]
+    assert {backend.name: backend for backend in written} == attention.BACKENDS
+    assert get_args(get_type_hints(Machine)["attention"]) == ("auto", *attention.BACKENDS)
 
 
 def test_another_backend_for_a_while() -> None:

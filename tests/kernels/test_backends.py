@@ -9,9 +9,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.kernels.reference import reference, row
-from tuner.kernels import attention, flash, flex, sdpa, varlen
+from tuner.kernels import attention, flex
 from tuner.kernels.attention import BACKENDS, choose_backend, using_backend
-from tuner.kernels.scoring import AttentionNeeds, Scoring
+from tuner.kernels.backend import AttentionNeeds, Scoring
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,7 +20,6 @@ pytestmark = [
 
 LENGTHS = (300, 1, 129, 7, 1, 128, 1000, 64)
 """odd lengths, documents of one token, blocks that are seen in part and as a whole"""
-MODULES = {"flash": flash, "varlen": varlen, "flex": flex, "sdpa": sdpa}
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +32,7 @@ def compiled_anew() -> None:
 def usable(backend: str, **wanted: object) -> None:
     """Skip what the backend can't do here, with its own reason."""
     asked = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "head_dim": 128, **wanted}
-    if reason := MODULES[backend].trouble(AttentionNeeds(**asked)):  # type: ignore[arg-type]
+    if reason := BACKENDS[backend].trouble(AttentionNeeds(**asked)):  # type: ignore[arg-type]
         pytest.skip(f"{backend}: {reason}")
 
 
@@ -63,7 +62,7 @@ def errors(
         lengths,
         Scoring(scaling=scoring.scaling, window=scoring.window, softcap=scoring.softcap, sinks=sinks),
     )
-    found = MODULES[backend].attend(inputs[0], inputs[1], inputs[2], row(lengths, "cuda"), scoring)
+    found = BACKENDS[backend].attend(inputs[0], inputs[1], inputs[2], row(lengths, "cuda"), scoring)
     assert found.dtype == dtype
     assert found.shape == wanted.shape
     grad = torch.randn_like(found)
@@ -112,7 +111,7 @@ def test_few_tokens_and_many(backend: str, lengths: tuple[int, ...]) -> None:
         for h in (4, 2, 2)
     )
     scoring = Scoring(scaling=128**-0.5)
-    found = MODULES[backend].attend(q, k, v, row(lengths, "cuda"), scoring)
+    found = BACKENDS[backend].attend(q, k, v, row(lengths, "cuda"), scoring)
     wanted = reference(q, k, v, lengths, scoring)
     torch.testing.assert_close(found.double(), wanted, atol=2e-2, rtol=2e-2)
     for a, b in zip(
@@ -239,15 +238,15 @@ def test_speed(capsys: pytest.CaptureFixture[str], lengths: tuple[int, ...]) -> 
     seen = sum(n * (n + 1) / 2 for n in lengths)
     work = 4 * 16 * 128 * seen  # two products of the forward pass, five of the backward pass
     with capsys.disabled():
-        name, why = choose_backend("auto", asked)
+        best, why = choose_backend("auto", asked)
         print(
             f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}; {len(lengths)} documents of "
-            f"{lengths[0]}; auto takes {name} ({why})"
+            f"{lengths[0]}; auto takes {best} ({why})"
         )
         print(f"{'backend':<10}{'forward ms':>12}{'TFLOP/s':>10}{'both ms':>12}{'TFLOP/s':>10}")
-        for backend, module in MODULES.items():
-            if reason := module.trouble(asked):
-                print(f"{backend:<10}{reason}")
+        for name, backend in BACKENDS.items():
+            if reason := backend.trouble(asked):
+                print(f"{name:<10}{reason}")
                 continue
             q, k, v = (
                 torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
@@ -256,7 +255,7 @@ def test_speed(capsys: pytest.CaptureFixture[str], lengths: tuple[int, ...]) -> 
                 torch.randn(1, sum(lengths), 16, 128, device="cuda", dtype=torch.bfloat16),
                 row(lengths, "cuda"),
             )
-            attend = module.attend
+            attend = backend.attend
 
             def forward() -> torch.Tensor:
                 return attend(q, k, v, documents, scoring)  # noqa: B023
@@ -270,7 +269,7 @@ def test_speed(capsys: pytest.CaptureFixture[str], lengths: tuple[int, ...]) -> 
 
             once, twice = timed(alone), timed(both)
             print(
-                f"{backend:<10}{once * 1e3:>12.3f}{work / once / 1e12:>10.1f}"
+                f"{name:<10}{once * 1e3:>12.3f}{work / once / 1e12:>10.1f}"
                 f"{twice * 1e3:>12.3f}{3.5 * work / twice / 1e12:>10.1f}"
             )
     assert once > 0

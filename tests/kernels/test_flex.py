@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from tests.kernels.reference import reference, row
 from tuner.kernels import flex
-from tuner.kernels.scoring import Scoring
+from tuner.kernels.backend import Scoring
 
 CASES = [
     ((5,), None),

@@ -3,7 +3,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from tests.kernels.reference import reference, row
-from tuner.kernels.scoring import Scoring
+from tuner.kernels.backend import Scoring
 from tuner.kernels.sdpa import attend, window_mask
 
 

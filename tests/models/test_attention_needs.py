@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from tuner.kernels import alibi
-from tuner.kernels.scoring import AttentionNeeds
+from tuner.kernels.backend import AttentionNeeds
 from tuner.models.attention_needs import attention_needs, generation_attention
 
 SMALL = {

@@ -11,8 +11,8 @@ from tests.kernels.reference import row
 from tests.train.conftest import make_pack
 from tuner.config.schema import Optim
 from tuner.errors import ConfigError, StageError
-from tuner.kernels import attention, flash, flex, sdpa, varlen
-from tuner.kernels.scoring import AttentionNeeds, Scoring
+from tuner.kernels import attention
+from tuner.kernels.backend import AttentionNeeds, Scoring
 from tuner.models.attention_needs import attention_needs
 from tuner.models.full_finetune import load_trainable
 from tuner.models.load import load_model
@@ -193,11 +193,8 @@ def test_two_trainings_are_equal_to_the_bit(
 def test_attention_gives_the_same_gradients_each_time(
     backend: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module, lengths = (
-        {"flash": flash, "varlen": varlen, "flex": flex, "sdpa": sdpa}[backend],
-        (3000, 1, 700, 4096, 395),
-    )
-    if reason := module.trouble(
+    computed, lengths = attention.BACKENDS[backend], (3000, 1, 700, 4096, 395)
+    if reason := computed.trouble(
         AttentionNeeds(device=torch.device("cuda"), dtype=torch.bfloat16, head_dim=128)
     ):
         pytest.skip(reason)
@@ -214,7 +211,7 @@ def test_attention_gives_the_same_gradients_each_time(
             for _ in range(8):
                 torch.cuda.synchronize()
                 began = time.perf_counter()
-                out = module.attend(q, k, v, row(lengths, "cuda"), Scoring(scaling=128**-0.5))
+                out = computed.attend(q, k, v, row(lengths, "cuda"), Scoring(scaling=128**-0.5))
                 made.append((out, *torch.autograd.grad(out, (q, k, v), grad)))
                 torch.cuda.synchronize()
                 spent.append(time.perf_counter() - began)

@@ -3,13 +3,13 @@
 transformers calls the function registered here instead of its own attention, and passes it the `position_ids`
 that restart at every document of a pack. The borders come from there, so neither a cache nor a mask of ones
 can let documents see each other. Where a family passes no positions on, a row that was announced as one
-document is one. What computes it is one of four backends, each in a file of its own; `choose` says which is
-best here, `use` takes it.
+document is one. What computes it is one of several backends, each in a file of its own; `choose_backend`
+says which is best here, `use_backend` takes it.
 
 Not covered: generation with a cache, and batches of several rows; both are refused with a reason.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,31 +20,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tuner.errors import ConfigError
 from tuner.kernels import flash, flex, sdpa, varlen
+from tuner.kernels.backend import HALF, AttentionNeeds, Scoring
 from tuner.kernels.packed_documents import Documents, documents_of, single_document
-from tuner.kernels.scoring import HALF, AttentionNeeds, Scoring
 
 IMPLEMENTATION = "tuner"
-BACKENDS = {
-    "flash": "the FlashAttention package",
-    "varlen": "PyTorch's own flash kernel for documents of varying length",
-    "flex": "FlexAttention with a block mask",
-    "sdpa": "SDPA, document by document",
-}
-"""machine.attention → what it is, the fastest first"""
+BACKENDS = {backend.name: backend for backend in (flash.BACKEND, varlen.BACKEND, flex.BACKEND, sdpa.BACKEND)}
+"""by their words for machine.attention, the fastest first"""
 
-_attend: dict[str, Callable[[Tensor, Tensor, Tensor, Documents, Scoring], Tensor]] = {
-    "flash": flash.attend,
-    "varlen": varlen.attend,
-    "flex": flex.attend,
-    "sdpa": sdpa.attend,
-}
-_trouble: dict[str, Callable[[AttentionNeeds], str | None]] = {
-    "flash": flash.trouble,
-    "varlen": varlen.trouble,
-    "flex": flex.trouble,
-    "sdpa": sdpa.trouble,
-}
-_used = "sdpa"
+_used = sdpa.BACKEND
 
 
 def choose_backend(wish: str, needs: AttentionNeeds) -> tuple[str, str]:
@@ -53,18 +36,18 @@ def choose_backend(wish: str, needs: AttentionNeeds) -> tuple[str, str]:
     `auto` takes the fastest that can do what is needed. In fp32 that is SDPA, but for capped scores and
     sinks, for which it writes all scores out. Raises ConfigError where a wish can't be met.
     """
-    troubles = {name: trouble(needs) for name, trouble in _trouble.items()}
+    troubles = {name: backend.trouble(needs) for name, backend in BACKENDS.items()}
     order = [*BACKENDS] if needs.dtype in HALF or needs.softcap or needs.sinks else ["sdpa", *BACKENDS]
     best = next(name for name in order if troubles[name] is None)
     if wish == "auto":
         passed = [f"{name}: {troubles[name]}" for name in order[: order.index(best)]]
-        return best, "; ".join([BACKENDS[best], *passed])
+        return best, "; ".join([BACKENDS[best].words, *passed])
     if reason := troubles[wish]:
         raise ConfigError(
-            f"machine.attention={wish} ({BACKENDS[wish]}) can't be used here: {reason}. "
-            f"Leave machine.attention=auto, which takes {best} here ({BACKENDS[best]})."
+            f"machine.attention={wish} ({BACKENDS[wish].words}) can't be used here: {reason}. "
+            f"Leave machine.attention=auto, which takes {best} here ({BACKENDS[best].words})."
         )
-    return wish, BACKENDS[wish]
+    return wish, BACKENDS[wish].words
 
 
 def use_backend(name: str) -> None:
@@ -74,13 +57,13 @@ def use_backend(name: str) -> None:
     global _used
     if name not in BACKENDS:
         raise ValueError(f"{name!r} is none of {', '.join(BACKENDS)}")
-    _used = name
+    _used = BACKENDS[name]
 
 
 @contextmanager
 def using_backend(name: str) -> Iterator[None]:
     """The same for a while."""
-    before = _used
+    before = _used.name
     use_backend(name)
     try:
         yield
@@ -137,7 +120,7 @@ def packed_attention(
     scoring = Scoring(
         scaling=scaling, window=sliding_window or None, softcap=softcap, sinks=s_aux, dropout=dropout
     )
-    return _attend[_used](*in_one_dtype(q_1HND, k_1KND, v_1KND), documents, scoring), None
+    return _used.attend(*in_one_dtype(q_1HND, k_1KND, v_1KND), documents, scoring), None
 
 
 def in_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

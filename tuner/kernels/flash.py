@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tuner.kernels.backend import AttentionNeeds, Backend, Scoring
+from tuner.kernels.flash_support import flash_rows, flash_trouble, flash_window
 from tuner.kernels.packed_documents import Documents
-from tuner.kernels.scoring import AttentionNeeds, Scoring, flash_rows, flash_trouble
-from tuner.kernels.varlen import flash_window
 
 MODULES = {4: "flash_attn.cute", 3: "flash_attn_interface", 2: "flash_attn.flash_attn_interface"}
 MAJORS = {4: (9, 10), 3: (9,), 2: (8, 9, 10, 11, 12)}
@@ -119,3 +119,6 @@ def call_keywords(
     if unknown := words.keys() - signature(called).parameters.keys():
         raise NotImplementedError(f"this FlashAttention has no {', '.join(sorted(unknown))}")
     return words
+
+
+BACKEND = Backend(name="flash", words="the FlashAttention package", attend=attend, trouble=trouble)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from tuner.kernels.backend import AttentionNeeds, Backend, Scoring
 from tuner.kernels.packed_documents import Documents, to_device
-from tuner.kernels.scoring import AttentionNeeds, Scoring
 
 BLOCK = 128
 """tokens on each side of a block"""
@@ -171,3 +171,6 @@ def block_indices(dense_QK: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any],
     return dense_QK.sum(axis=1, dtype=np.int32)[None, None], np.argsort(
         ~dense_QK, axis=1, kind="stable"
     ).astype(np.int32)[None, None]
+
+
+BACKEND = Backend(name="flex", words="FlexAttention with a block mask", attend=attend, trouble=trouble)

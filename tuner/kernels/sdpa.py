@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
+from tuner.kernels.backend import AttentionNeeds, Backend, Scoring
 from tuner.kernels.packed_documents import Documents
-from tuner.kernels.scoring import AttentionNeeds, Scoring
 
 
 def trouble(_needs: AttentionNeeds) -> str | None:
@@ -70,3 +70,6 @@ def scored_attention(
     if scoring.dropout:
         shares_1HLL = dropout(shares_1HLL, p=scoring.dropout)
     return shares_1HLL.to(v_1HLD.dtype) @ v_1HLD
+
+
+BACKEND = Backend(name="sdpa", words="SDPA, document by document", attend=attend, trouble=trouble)

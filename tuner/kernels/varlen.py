@@ -10,8 +10,9 @@ from inspect import signature
 
 from torch import Tensor
 
+from tuner.kernels.backend import AttentionNeeds, Backend, Scoring
+from tuner.kernels.flash_support import flash_rows, flash_trouble, flash_window
 from tuner.kernels.packed_documents import Documents
-from tuner.kernels.scoring import AttentionNeeds, Scoring, flash_rows, flash_trouble
 
 
 def trouble(needs: AttentionNeeds) -> str | None:
@@ -59,18 +60,17 @@ def attend(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor, documents: Documents,
     return out_NHF[None, :, :, : v_1KNE.shape[-1]]
 
 
-def flash_window(width: int | None, longest: int) -> tuple[int, int]:
-    """How many keys before the query's own, and after it, are seen; -1 is all.
-
-    >>> window(None, 9), window(4, 9), window(4, 3)
-    ((-1, 0), (3, 0), (-1, 0))
-    """
-    return (-1 if width is None or width >= longest else width - 1, 0)
-
-
 @cache
 def takes_enable_gqa() -> bool:
     """Whether this PyTorch's function has a word for grouped heads: from 2.12 on."""
     from torch.nn.attention.varlen import varlen_attn
 
     return "enable_gqa" in signature(varlen_attn).parameters
+
+
+BACKEND = Backend(
+    name="varlen",
+    words="PyTorch's own flash kernel for documents of varying length",
+    attend=attend,
+    trouble=trouble,
+)

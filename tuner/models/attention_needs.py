@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from tuner.kernels.alibi import COLUMNS, AlibiConfig
 from tuner.kernels.attention import IMPLEMENTATION
-from tuner.kernels.scoring import AttentionNeeds
+from tuner.kernels.backend import AttentionNeeds
 
 
 def attention_needs(model: PreTrainedModel, *, dtype: torch.dtype, device: torch.device) -> AttentionNeeds:

@@ -70,8 +70,8 @@ def dequantize_checkpoint(
 def config_in_bf16(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json without its quantisation, with bf16 as its dtype; also in its language part.
 
-    >>> plain_config({"model_type": "llama", "torch_dtype": "float16", "quantization_config": {"quant_method":
-    ...     "fp8"}})
+    >>> config_in_bf16({"model_type": "llama", "torch_dtype": "float16",
+    ...     "quantization_config": {"quant_method": "fp8"}})
     {'model_type': 'llama', 'torch_dtype': 'bfloat16', 'dtype': 'bfloat16'}
     """
     kept = {key: value for key, value in config.items() if key not in SETTINGS}
@@ -167,8 +167,8 @@ def scale_block(
     """How many rows and columns of a tensor share a scale. Raises DataError where scales of that shape do not
     fit.
 
-    >>> (blocks("w", (576, 512), (5, 4), (128, 128)), blocks("w", (6, 4), (), None), blocks("w", (6, 4), (6,
-    ...  1), None))
+    >>> (scale_block("w", (576, 512), (5, 4), (128, 128)), scale_block("w", (6, 4), (), None),
+    ...  scale_block("w", (6, 4), (6, 1), None))
     ((128, 128), (6, 4), (1, 4))
     """
     rows, columns = shape[-2:] if len(shape) > 1 else (1, *shape)

@@ -55,7 +55,7 @@ def write_adapter(
     weights    under PEFT's own names
     base_name  what PEFT loads the base by: a public name, never a local path
     initial    the values with which adapters began that took a part out of their base; what is written then
-               belongs to the plain base, see `differences`
+               belongs to the plain base, see `difference_tensors`
 
     quant      how the base was held (algo.quant)
     tie        the head and the embedding of the base where they are one matrix
@@ -127,7 +127,7 @@ def difference_tensors(
 def difference_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of an adapter of twice the rank with the same scale, as alpha / r.
 
-    >>> widened({"r": 16, "lora_alpha": 8, "use_rslora": True})
+    >>> difference_settings({"r": 16, "lora_alpha": 8, "use_rslora": True})
     {'r': 32, 'lora_alpha': 64, 'use_rslora': False}
     """
     r, alpha = int(settings["r"]), float(settings["lora_alpha"])

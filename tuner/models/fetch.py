@@ -196,7 +196,7 @@ def download_model(source: str, repo: str, pin: Pin, out: Path, say: Callable[[s
 
 def download_cost(source: str, repo: str, pin: Pin, partial: Path | None = None) -> tuple[int, int]:
     """Bytes still to download, and bytes that are here already: in the hubs' caches, or in `partial`, the
-    directory that `bring` is given.
+    directory that `download_model` is given.
 
     No file is read and nobody is asked. A file whose size the hub does not tell counts as none.
     """

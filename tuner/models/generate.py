@@ -174,7 +174,7 @@ class CachedGenerator:
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many ids two sequences begin with alike.
 
-    >>> common([1, 2, 3], [1, 2, 4, 5]), common([], [1])
+    >>> common_prefix([1, 2, 3], [1, 2, 4, 5]), common_prefix([], [1])
     (2, 0)
     """
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -35,7 +35,7 @@ def tensor_shapes(geometry: Geometry) -> dict[str, Shape]:
 
     >>> tiny = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2,
     ...         "vocab_size": 32}
-    >>> found = shapes({"model_type": "llama", **tiny})
+    >>> found = tensor_shapes({"model_type": "llama", **tiny})
     >>> len(found), found["model.layers.0.mlp.down_proj.weight"]
     (12, (8, 12))
     """

@@ -89,8 +89,8 @@ def write_rows(
     *,
     tick: Callable[[Spec], None] = lambda _: None,
 ) -> tuple[int, int]:
-    """The part of `grow` that is not the tokenizer's: `pieces` says of each new id which ids its rows are the
-    mean of. Files in `out` stay.
+    """The part of `add_new_tokens` that is not the tokenizer's: `pieces` says of each new id which ids its
+    rows are the mean of. Files in `out` stay.
 
     Returns the rows of the embedding before and after.
     """
@@ -152,7 +152,7 @@ def vocabulary_tensors(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> 
 def padded_rows(rows: int, needed: int) -> int:
     """How many rows an embedding of `rows` gets so that it has `needed`.
 
-    >>> enlarged(151_936, 151_670), enlarged(32_000, 32_003), enlarged(50_257, 50_258)
+    >>> padded_rows(151_936, 151_670), padded_rows(32_000, 32_003), padded_rows(50_257, 50_258)
     (151936, 32064, 50258)
     """
     step = MULTIPLE if rows % MULTIPLE == 0 else 1
@@ -177,7 +177,7 @@ def extended_matrix(old: Tensor, pieces: Mapping[int, Sequence[int]], count: int
     The other rows that it grows by are the mean of all old ones. With the mean as its row in the head, a
     token's logit is the mean logit, and so its probability at most the average one (Jensen's inequality).
 
-    >>> with_rows(torch.tensor([[1.0], [2.0], [6.0]]), {3: [0, 1]}, 5).flatten().tolist()
+    >>> extended_matrix(torch.tensor([[1.0], [2.0], [6.0]]), {3: [0, 1]}, 5).flatten().tolist()
     [1.0, 2.0, 6.0, 1.5, 3.0]
     """
     new = torch.empty(count, old.shape[1], dtype=old.dtype)

@@ -113,7 +113,7 @@ def in_layers(model: torch.nn.Module, run: Callable[[], object]) -> str | None:
 def count_nonfinite(tensor: Tensor) -> str | None:
     """How many of a tensor's values are not finite, in words; None where all are.
 
-    >>> count(torch.tensor([1.0, float("nan"), float("inf"), float("nan")]))
+    >>> count_nonfinite(torch.tensor([1.0, float("nan"), float("inf"), float("nan")]))
     '3 values of 4 that are not finite (nan, inf)'
     """
     flat = tensor.reshape(-1)

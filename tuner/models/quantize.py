@@ -6,7 +6,7 @@ int8   8 bits: each row of a weight by its largest value; inputs are quantised t
        processor, training leaves inputs as they are
 
 What is quantised is always the bf16 value, whatever arithmetic follows. Held in few bits are the linear
-layers that `targets.linears` names; embeddings, head, norms, routers and what sees or hears stay in bf16.
+layers that `targets.linear_layers` names; embeddings, head, norms, routers, vision and audio stay in bf16.
 """
 
 import logging
@@ -72,7 +72,7 @@ def quantised_tensors_of(model: PreTrainedModel, names: Mapping[str, str]) -> fr
 def quantization_config(
     model: PreTrainedModel, quant: str, *, compute: torch.dtype, storage: torch.dtype | None = None
 ) -> Any:
-    """What transformers needs to know to load `model` with the `meant` layers quantised.
+    """What transformers needs to know to load `model` with its `quantised_layers` quantised.
 
     compute   the dtype of the products
     storage   the dtype whose bytes hold the 4 bits, uint8 when None

@@ -73,10 +73,10 @@ def target_modules(model: PreTrainedModel, targets: str | Iterable[str]) -> str 
     whole names.
 
     Names stay as they are, which keeps adapter_config.json readable; `all-linear` becomes the names of
-    `linears`, and PEFT shortens the list. Beside experts only attention is adapted: PEFT would take a dense
-    or shared MLP's gate_proj for that of all experts, here and wherever it reads the adapter. In a model that
-    sees, the end of a name means the language model's modules, where it has such; a regular expression or a
-    whole name means what it says.
+    `linear_layers`, and PEFT shortens the list. Beside experts only attention is adapted: PEFT would take a
+    dense or shared MLP's gate_proj for that of all experts, here and wherever it reads the adapter. In a
+    model that sees, the end of a name means the language model's modules, where it has such; a regular
+    expression or a whole name means what it says.
     Raises ConfigError when something fits no module.
     """
     if targets == ALL:

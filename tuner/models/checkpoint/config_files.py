@@ -147,7 +147,7 @@ def write_config(source: Path, out: Path, dtype: str, *, untied: bool = False) -
 def untied_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json that says that the head is not the embedding, of the whole and of its text part.
 
-    >>> apart({"vocab_size": 5, "text_config": {"tie_word_embeddings": True}})
+    >>> untied_config({"vocab_size": 5, "text_config": {"tie_word_embeddings": True}})
     {'vocab_size': 5, 'text_config': {'tie_word_embeddings': False}, 'tie_word_embeddings': False}
     """
     text = config.get("text_config")

@@ -86,7 +86,7 @@ def convert_pickles(files: Sequence[Path], out: Path, *, say: Callable[[str], No
 
 def read_pickle(path: Path, *, say: Callable[[str], None]) -> dict[str, Tensor]:
     """The tensors of one pickle by name, mapped into memory where its format allows. Raises DataError as
-    `convert` does.
+    `convert_pickles` does.
     """
     zipped = _is_zip(path)
     try:

@@ -186,7 +186,7 @@ class Checkpoint:
 def natural_key(name: str) -> list[str | int]:
     """A sort key that counts: `layers.2` before `layers.10`.
 
-    >>> sorted(["layers.10", "layers.2"], key=natural)
+    >>> sorted(["layers.10", "layers.2"], key=natural_key)
     ['layers.2', 'layers.10']
     """
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]

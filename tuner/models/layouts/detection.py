@@ -68,7 +68,7 @@ def detect_layout(config: Mapping[str, Any]) -> str:
     """The layout of the checkpoint with this config.json. Raises DataError where config.json does not tell,
     or where nothing can be done with it.
 
-    >>> detect({"model_type": "internlm2"}), detect({"model_type": "llama"})
+    >>> detect_layout({"model_type": "internlm2"}), detect_layout({"model_type": "llama"})
     ('internlm2', 'native')
     """
     kind, architectures = config.get("model_type"), config.get("architectures")

@@ -185,7 +185,7 @@ def with_vocabulary(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> dic
 
     >>> name = "model.embed_tokens.weight"
     >>> specs = {name: Spec(name=name, dtype="BF16", shape=(320, 64))}
-    >>> grown({"vocab_size": 300, "pad_token_id": 0}, specs)
+    >>> with_vocabulary({"vocab_size": 300, "pad_token_id": 0}, specs)
     {'vocab_size': 320, 'pad_token_id': 0}
     """
     before = next((config[key] for key in VOCABULARY if config.get(key) is not None), None)

@@ -100,8 +100,8 @@ def _code(base: str, *, quantised: bool, rows: int) -> list[str]:
 def new_token_ids(settings: Mapping[str, Any]) -> set[int]:
     """The tokens whose rows an adapter holds, from its adapter_config.json.
 
-    >>> (sorted(new_rows({"trainable_token_indices": {"model.embed_tokens": [70, 71], "lm_head": [70, 71]}})),
-    ...  new_rows({}))
+    >>> ids = {"model.embed_tokens": [70, 71], "lm_head": [70, 71]}
+    >>> sorted(new_token_ids({"trainable_token_indices": ids})), new_token_ids({})
     ([70, 71], set())
     """
     said = settings.get("trainable_token_indices") or {}

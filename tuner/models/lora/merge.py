@@ -44,9 +44,9 @@ def merged_weight(
     """W + scale · B·A in fp32, and with DoRA its rows at the lengths `magnitude`. W is [outputs, inputs], A
     [r, inputs], B [outputs, r], `magnitude` [outputs]; the result is like W.
 
-    >>> merged(torch.eye(2), torch.ones(1, 2), torch.tensor([[1.0], [0.0]]), 0.5).tolist()
+    >>> merged_weight(torch.eye(2), torch.ones(1, 2), torch.tensor([[1.0], [0.0]]), 0.5).tolist()
     [[1.5, 0.5], [0.0, 1.0]]
-    >>> merged(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), torch.zeros(1, 1), 1.0,
+    >>> merged_weight(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), torch.zeros(1, 1), 1.0,
     ...     torch.tensor([10.0])).tolist()
     [[6.0, 8.0]]
     """
@@ -60,7 +60,7 @@ def merged_weight(
 def replace_rows(weight: Tensor, values: Tensor, ids: Iterable[int]) -> Tensor:
     """The weight with `values` as the rows `ids`, rounded to its own type.
 
-    >>> replaced(torch.zeros(3, 1), torch.tensor([[7.0], [8.0]]), [2, 0]).tolist()
+    >>> replace_rows(torch.zeros(3, 1), torch.tensor([[7.0], [8.0]]), [2, 0]).tolist()
     [[8.0], [0.0], [7.0]]
     """
     return weight.index_copy(0, torch.tensor(list(ids), dtype=torch.long), values.to(weight.dtype))
