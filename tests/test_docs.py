@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tuner.cli.main import VERBS, parse
+from tuner.cli.parse import parse
+from tuner.cli.verbs import VERBS
 from tuner.config.compose import compose, group_options
 from tuner.config.overrides import translate
 
@@ -185,6 +186,23 @@ def test_every_heading_of_the_readmes_has_an_anchor_of_its_own(page: str) -> Non
 def test_every_verb_is_in_the_readme(page: str) -> None:
     words = set(re.findall(r"`(\w+)", text(page)))
     assert set(VERBS) <= words
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_the_table_of_verbs_is_that_of_the_command_line(page: str) -> None:
+    """In English to the word; a flag is in code style there."""
+    rows = dict(re.findall(r"^\| `(.+?)` \| (.+) \|$", verb_table(page), re.MULTILINE))
+    about = {verb.usage: re.sub(r"--[a-z-]+", r"`\g<0>`", verb.about) for verb in VERBS.values()}
+    assert list(rows) == list(about)
+    if page == "README.md":
+        assert rows == about
+
+
+def verb_table(page: str) -> str:
+    """The rows of the table that begins with `run`."""
+    found = re.search(r"^\| --- \| --- \|\n(\| `run` \|.*?)\n\n", text(page), re.MULTILINE | re.DOTALL)
+    assert found
+    return found[1]
 
 
 def test_the_readmes_have_the_same_code_blocks() -> None:

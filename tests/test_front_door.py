@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO, Done, Tuner, environment, linked, reasons, states
-from tuner.cli.main import VERBS
+from tuner.cli.verbs import VERBS
 
 ALL = ["fetch_data", "fetch_model", "tokenize", "train", "convert", "merge", "baseline", "evaluate"]
 

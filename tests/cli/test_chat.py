@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.conftest import environment
 from tests.models.talkers import moody, parrot, put
 from tests.models.tiny import tiny_adapter
-from tuner.cli.chat import chat
+from tuner.cli.chat_session import chat
 from tuner.config.schema import Config
 from tuner.data.chat.template import compile_template
 from tuner.data.conversation import Conversation, Message

@@ -15,7 +15,7 @@ import yaml
 
 from tests.conftest import Tuner, environment
 from tests.store.test_artifacts import publish
-from tuner.cli.clean import clean
+from tuner.cli.cleanup import clean
 from tuner.config.build import dump_config
 from tuner.config.schema import Config, Data, Model
 from tuner.errors import ConfigError, StoreError

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Tuner, environment
-from tuner.cli.compare import compare
+from tuner.cli.compare_runs import compare
 from tuner.errors import ConfigError, StoreError
 from tuner.pipeline.run import RunDirectory, find_run
 

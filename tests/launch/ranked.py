@@ -132,9 +132,9 @@ def fake_machines(directory: Path) -> dict[str, str]:
 
 def launcher(directory: Path, ranks: Ranks, scene: str) -> int:
     """A launcher in a process of its own: it prints what became of the training."""
-    from tuner.cli.main import _stop
+    from tuner.cli.main import interrupt
 
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, interrupt)
     lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT)
     import fcntl
 

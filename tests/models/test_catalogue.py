@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tests.conftest import ROWS, write_rows
 from tuner.cli.main import main
-from tuner.cli.verbs import plan_config
+from tuner.cli.verbs.plan import plan_config
 from tuner.config.compose import compose, conf_dir
 from tuner.config.schema import Algo, Config, Model
 from tuner.estimate import model_size as sizes

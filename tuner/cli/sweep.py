@@ -3,7 +3,7 @@ equal stages once.
 """
 
 import traceback
-from collections.abc import Collection
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -11,7 +11,6 @@ from pathlib import Path
 
 from tuner.api import to_stderr
 from tuner.cli.plan_text import sweep_summary
-from tuner.cli.verbs import plan_config, run_config
 from tuner.config.compose import compose_sweep
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, Interrupted, Stopped, TunerError
@@ -22,12 +21,13 @@ from tuner.pipeline.run import RunDirectory, store_of
 from tuner.stages import STAGES
 
 
-def sweep(verb: str, words: list[str], flags: Collection[str], extra: Path | None) -> int:
-    """Run or plan every job; the highest exit code of theirs."""
-    dry = verb == "plan"
+def sweep(words: list[str], verb: Callable[[Config], int], *, extra: Path | None, dry: bool = False) -> int:
+    """Call `verb` with the config of every job; returns the highest of their exit codes. A `dry` sweep
+    builds nothing.
+    """
     if not dry:
         _check_disk(words, extra)
-    results = compose_sweep(words, partial(_job, verb, frozenset(flags), set()), extra=extra, dry=dry)
+    results = compose_sweep(words, partial(_job, verb), extra=extra, dry=dry)
     if not dry:
         print(sweep_summary(results))
     return max((code for _, code, _ in results), default=0)
@@ -59,7 +59,7 @@ def sweep_job_config(job: Config) -> Config:
 
 
 def _job(
-    verb: str, flags: frozenset[str], redone: set[str], job: Config | ConfigError, overrides: list[str]
+    verb: Callable[[Config], int], job: Config | ConfigError, overrides: list[str]
 ) -> tuple[str, int, str]:
     """One job: (what it is, exit code, what went wrong). Only an interruption ends the sweep."""
     title = " ".join(overrides)
@@ -67,8 +67,7 @@ def _job(
     try:
         if isinstance(job, ConfigError):
             raise job
-        job = sweep_job_config(job)
-        return title, plan_config(job, flags) if verb == "plan" else run_config(job, to_stderr, redone), ""
+        return title, verb(sweep_job_config(job)), ""
     except Stopped as stopped:  # this training only, and on purpose
         to_stderr(f"tuner: {stopped}")
         return title, stopped.exit_code, str(stopped)

@@ -24,7 +24,7 @@ at all runs
 """
 
 
-def clean(config: Config, words: list[str], *, dry_run: bool, spare_recent: bool) -> int:
+def clean(config: Config, words: Sequence[str], *, dry_run: bool, spare_recent: bool) -> int:
     """List, then remove. With words, the directories of the runs that they mean; without, what no run refers
     to.
 

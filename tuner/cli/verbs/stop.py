@@ -3,25 +3,36 @@ with it.
 """
 
 import time
+from typing import TYPE_CHECKING
 
+from tuner.cli.on_a_run import find_one
+from tuner.cli.verb import CommandLine, Verb
 from tuner.errors import ConfigError
-from tuner.pipeline.inherit import load_config
-from tuner.pipeline.run import RunDirectory, store_of
-from tuner.train.checkpoints import steps
-from tuner.train.stop_signal import STOP_FILE
+
+if TYPE_CHECKING:
+    from tuner.pipeline.run import RunDirectory
 
 
-def stop(run: RunDirectory) -> int:
+def run(line: CommandLine) -> int:
+    return stop(find_one(line))
+
+
+def stop(run: "RunDirectory") -> int:
     """Ask, wait until the training has saved, and say what can be done now. Raises ConfigError when
     nothing trains.
     """
+    from tuner.pipeline.inherit import load_config
+    from tuner.pipeline.run import store_of
+    from tuner.train.checkpoints import steps
+    from tuner.train.stop_signal import STOP_FILE
+
     store, key = store_of(load_config(run)), run.key("train") or "-"
     holder, partial = store.holder(key), store.partial(key)
     if holder is None or not partial.is_dir():
         state = (
             "is finished"
             if store.find(key)
-            else f"was stopped at {_far(run)}"
+            else f"was stopped at {_reached(run)}"
             if steps.saved_steps(partial)
             else "is not training"
         )
@@ -43,13 +54,24 @@ def stop(run: RunDirectory) -> int:
         print(f"{run.dir.name} had just finished")
         return 0
     print(
-        f"{run.dir.name} is stopped at {_far(run)}\n"
+        f"{run.dir.name} is stopped at {_reached(run)}\n"
         f"  use what is there   python -m tuner evaluate {run.digest}   (or convert, merge, chat)\n"
         f"  go on training      the same command again"
     )
     return 0
 
 
-def _far(run: RunDirectory) -> str:
+def _reached(run: "RunDirectory") -> str:
+    from tuner.train.checkpoints import steps
+
     found = steps.saved_steps(run.path("train"))
     return f"step {found[-1].step}" if found else "no step yet"
+
+
+VERB = Verb(
+    name="stop",
+    words="RUN",
+    help="a running training saves and ends; later stages may go on from there",
+    run=run,
+    on_a_run=True,
+)

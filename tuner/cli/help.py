@@ -1,0 +1,70 @@
+"""`--help`, made from the table of verbs and the groups of the config."""
+
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+
+from tuner.cli.verb import Verb
+from tuner.cli.verbs import VERBS
+from tuner.config.options import group_lines
+
+TEXT = """\
+usage: python -m tuner [VERB] [RECIPE.yaml] [group=option | field=value ...] [-m]
+
+Fine-tunes a language model: fetch → tokenize → train → convert → merge → evaluate. What is done already is
+not done again; what was killed goes on; and it says which, and why.
+
+verbs
+{verbs}
+
+verbs on a run, called by its name, its path, its digest or the start of it, or `last`; they train nothing
+{on_a_run}
+
+groups (each with a default; `list` shows the options)
+{groups}
+
+examples
+  python -m tuner                                the default: a real model, real training, on any machine
+  python -m tuner algo=full algo.optim.lr=2e-5   full fine-tuning, at a lower learning rate
+  python -m tuner -m algo=lora,full seed=1,2     a sweep; equal stages are built once
+  python -m tuner plan algo.optim.lr=1e-4        what that would run, and why
+  python -m tuner chat last                      talk with what came out
+  python -m tuner model=local model.path=~/models/qwen data=local 'data.path=客服/2026(1).jsonl' name=support
+  python -m tuner model=run model.run=support data=local data.path=week2.jsonl   go on from an earlier run
+
+options
+  -m, --multirun    {sweep}
+  -cd DIR           a directory of your own YAML, laid out as the groups; it wins over the shipped one
+  until=STAGE       stop after fetch, tokenize, train, convert, merge or evaluate
+  redo=STAGE        build again from this stage on; the old artifacts go to the store's trash
+  --completion SH   completion for your shell: eval "$(tuner --completion bash)", or zsh
+  --version, --help
+
+exit codes: 0 done, 1 failed, 2 the config or the data is wrong, 3 work to do (plan --check),
+75 interrupted: run it again
+"""
+COLUMN = 20
+"""where what a verb does begins"""
+
+
+def help_text(extra: Path | None) -> str:
+    """The whole of it; `extra` is a directory of the user's own options."""
+    return TEXT.format(
+        verbs=_entries(verb for verb in VERBS.values() if not verb.on_a_run),
+        on_a_run=_entries(verb for verb in VERBS.values() if verb.on_a_run),
+        groups="\n".join(group_lines(extra)),
+        sweep=VERBS["run"].flags["-m"],
+    )
+
+
+def _entries(verbs: Iterable[Verb]) -> str:
+    return "\n".join(
+        textwrap.fill(
+            verb.about,
+            width=108,
+            initial_indent=f"  {verb.usage}".ljust(COLUMN),
+            subsequent_indent=" " * COLUMN,
+            break_on_hyphens=False,
+        )
+        for verb in verbs
+    )

@@ -1,0 +1,77 @@
+"""argv → verb, flags, recipes and overrides."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tuner.cli.verb import CommandLine, Verb
+from tuner.cli.verbs import VERBS
+from tuner.errors import ConfigError, nearest
+
+FLAGS = {flag for verb in VERBS.values() for flag in verb.flags}
+SPELLINGS = {"-h": "--help", "--multirun": "-m", "-cd": "--config-dir"}
+"""another spelling of an option → the one that stands for both"""
+OPTIONS = ("--help", "--version", "--config-dir", "--completion")
+"""what goes with every verb"""
+SHELLS = ("bash", "zsh")
+
+
+def parse(argv: Sequence[str]) -> CommandLine:
+    """Take a command line apart. Raises ConfigError."""
+    verb: str | None = None
+    bare: list[str] = []
+    typed: list[str] = []
+    flags: set[str] = set()
+    valued: dict[str, str] = {}
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        option = SPELLINGS.get(word, word)
+        if option in ("--config-dir", "--completion"):
+            if not rest:
+                what = "a directory" if option == "--config-dir" else " or ".join(SHELLS)
+                raise ConfigError(f"{word} needs {what} behind it.")
+            valued[option] = rest.pop(0)
+        elif option in FLAGS or option in OPTIONS:
+            flags.add(option)
+        elif word.startswith("-"):
+            raise ConfigError(f"{word} is not an option.{nearest(word, [*FLAGS, *OPTIONS])}")
+        elif "=" in word or (word.startswith("~") and not word.startswith("~/")):
+            typed.append(word)
+        elif word in VERBS and verb is None and not bare:
+            verb = word
+        else:
+            bare.append(word)
+    chosen = VERBS[verb or "run"]
+    for flag in sorted(flags - set(OPTIONS) - chosen.flags.keys()):
+        takers = sorted(name for name, other in VERBS.items() if flag in other.flags)
+        raise ConfigError(f"{flag} does not go with {chosen.name}, but with {' and '.join(takers)}.")
+    recipe, own = _read_recipes(chosen, bare) if chosen.recipes else ([], bare)
+    directory, shell = valued.get("--config-dir"), valued.get("--completion")
+    if shell is not None and shell not in SHELLS:
+        raise ConfigError(f"--completion knows {' and '.join(SHELLS)}, not {shell!r}.")
+    return CommandLine(
+        verb=chosen.name,
+        bare=own,
+        words=recipe + typed,
+        flags=frozenset(flags),
+        extra=Path(directory).expanduser() if directory is not None else None,
+        completion=shell,
+    )
+
+
+def _read_recipes(verb: Verb, bare: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides of the recipes among the bare words, and the words that are the verb's own."""
+    from tuner.config.recipes import read_recipe
+
+    end = len(bare) - (verb.own_words or 0)
+    overrides: list[str] = []
+    own: list[str] = []
+    for word in bare[: max(end, 0)]:
+        if word.endswith((".yaml", ".yml")):
+            overrides += read_recipe(Path(word).expanduser())
+        elif verb.own_words is None:
+            own.append(word)
+        else:
+            hint = nearest(word, VERBS) or " A bare word is a verb in front, or a recipe that ends in .yaml."
+            raise ConfigError(f"{word!r} is not a verb.{hint}")
+    return overrides, own + list(bare[max(end, 0) :])

@@ -1,0 +1,22 @@
+"""`chat RUN`: talk with what came out."""
+
+from tuner.cli.on_a_run import fields_of_run, find_one
+from tuner.cli.verb import CommandLine, Verb
+
+
+def run(line: CommandLine) -> int:
+    from tuner.api import to_stderr
+    from tuner.cli.chat_session import chat
+    from tuner.pipeline.rerun import prepare_result
+    from tuner.stages import STAGES
+
+    return chat(*prepare_result(find_one(line), fields_of_run(line), to_stderr, STAGES, line.extra))
+
+
+VERB = Verb(
+    name="chat",
+    words="RUN",
+    help="talk with the result; /help says how",
+    run=run,
+    on_a_run=True,
+)

@@ -1,0 +1,21 @@
+"""`clean [RUN]`: give disk back."""
+
+from tuner.cli.verb import CommandLine, Verb
+
+
+def run(line: CommandLine) -> int:
+    from tuner.cli.cleanup import clean
+
+    return clean(
+        line.compose(), line.bare, dry_run="--dry-run" in line.flags, spare_recent="--all" not in line.flags
+    )
+
+
+VERB = Verb(
+    name="clean",
+    words="[RUN]",
+    help="remove one run, or what no run refers to",
+    run=run,
+    flags={"--dry-run": "only lists", "--all": "does not spare what is younger than a day"},
+    on_a_run=True,
+)

@@ -1,0 +1,17 @@
+"""`convert RUN`: a trained step as files."""
+
+from tuner.cli.on_a_run import rerun_until
+from tuner.cli.verb import CommandLine, Verb
+
+
+def run(line: CommandLine) -> int:
+    return rerun_until("convert", line)
+
+
+VERB = Verb(
+    name="convert",
+    words="RUN",
+    help="a trained step as files: convert.step=N, last or best",
+    run=run,
+    on_a_run=True,
+)

@@ -1,0 +1,16 @@
+"""`doctor`: what this machine has and lacks."""
+
+from tuner.cli.verb import CommandLine, Verb
+
+
+def run(line: CommandLine) -> int:
+    from tuner.cli.diagnosis import examine
+
+    return examine(line.compose(), line.extra)
+
+
+VERB = Verb(
+    name="doctor",
+    help="versions, GPU, disk, locks, shadowed YAML, and what mends them",
+    run=run,
+)

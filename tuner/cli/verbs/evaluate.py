@@ -1,0 +1,17 @@
+"""`evaluate RUN`: measure a result again."""
+
+from tuner.cli.on_a_run import rerun_until
+from tuner.cli.verb import CommandLine, Verb
+
+
+def run(line: CommandLine) -> int:
+    return rerun_until("evaluate", line)
+
+
+VERB = Verb(
+    name="evaluate",
+    words="RUN",
+    help="measure again: another step, other questions",
+    run=run,
+    on_a_run=True,
+)

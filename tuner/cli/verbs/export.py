@@ -1,0 +1,55 @@
+"""`export RUN KIND [DIR]`: copies of what a run made. What is missing for them is made first, which trains
+nothing.
+"""
+
+from pathlib import Path
+
+from tuner.cli.on_a_run import fields_of_run, find_one
+from tuner.cli.verb import CommandLine, Verb
+from tuner.errors import ConfigError
+
+
+def run(line: CommandLine) -> int:
+    from tuner.api import to_stderr
+    from tuner.cli.export_files import ExportSource, check_kind, export
+    from tuner.pipeline.rerun import prepare_result, rerun
+    from tuner.stages import STAGES
+
+    found = find_one(line, more_words=True)
+    if len(line.bare) not in (2, 3):
+        raise ConfigError(
+            "export takes a run, what of it, and where to, if not under the root: python -m tuner export "
+            "RUN adapter DIR"
+        )
+    kind = line.bare[1]
+    check_kind(kind)
+    result, config, base = prepare_result(found, fields_of_run(line), to_stderr, STAGES, line.extra)
+    merge = (
+        rerun(result, [], "merge", to_stderr, STAGES, line.extra).path("merge")
+        if kind == "model" and config.algo.uses_adapter
+        else None
+    )
+    source = ExportSource(
+        called=found.name,
+        base=base,
+        convert=result.path("convert").resolve(),
+        merge=merge,
+        quant=config.algo.quant,
+        precision=config.algo.precision,
+    )
+    exports = found.dir.parent.parent / "exports"
+    out = Path(line.bare[2]).expanduser() if line.bare[2:] else exports / f"{result.name}-{kind}"
+    export(source, kind, out, to_stderr)
+    return 0
+
+
+VERB = Verb(
+    name="export",
+    words="RUN KIND",
+    help=(
+        "copies to take away: adapter, base, model, or original, the layout of the model's publisher; "
+        "a third word names the directory"
+    ),
+    run=run,
+    on_a_run=True,
+)

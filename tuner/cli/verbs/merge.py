@@ -1,0 +1,17 @@
+"""`merge RUN`: base and adapter in one model."""
+
+from tuner.cli.on_a_run import rerun_until
+from tuner.cli.verb import CommandLine, Verb
+
+
+def run(line: CommandLine) -> int:
+    return rerun_until("merge", line)
+
+
+VERB = Verb(
+    name="merge",
+    words="RUN",
+    help="the merged model, where it was not made",
+    run=run,
+    on_a_run=True,
+)

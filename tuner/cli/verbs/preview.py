@@ -1,0 +1,54 @@
+"""`preview`: rows as the model will see them. It fetches what is not here yet, and trains nothing."""
+
+from dataclasses import replace
+
+from tuner.cli.verb import CommandLine, Verb
+
+
+def run(line: CommandLine) -> int:
+    from tuner.api import execute_config, prepare, to_stderr
+    from tuner.cli.preview_rows import parse_row_ranges, preview
+    from tuner.config.view import View
+    from tuner.data.sources import sources_of
+    from tuner.data.tokenize.settings import listed_files, settings_of
+    from tuner.pipeline.plan import plan
+    from tuner.pipeline.run import store_of
+    from tuner.stages import STAGES, fetch_model
+    from tuner.stages.fetch_data import notes
+
+    config = prepare(line.words, line.extra)
+    requested, config = parse_row_ranges(line.bare), replace(config, until="fetch")
+    said: list[str] = []
+
+    def tell(text: str) -> None:
+        said.append(text.strip())
+        to_stderr(text)
+
+    directory = execute_config(config, tell)
+    steps = {step.stage.name: step for step in plan(config, STAGES, store_of(config), directory)}
+    settled = fetch_model.settle(config, steps["fetch_model"].input().dir)
+    for note in [*notes(View(config, "fetch_data")), *([settled.told] if settled.told else [])]:
+        if note not in said:
+            to_stderr(f"  {note}")
+    view = View(settled.config, "tokenize")
+    return preview(
+        settings_of(view, steps["fetch_model"].input().dir),
+        listed_files(view, steps["fetch_data"].input().files),
+        requested,
+        takes=[part.take for part in sources_of(view)],
+        seed=view.data.seed,
+        skip=view.data.bad_rows == "skip",
+        flags=line.flags,
+    )
+
+
+VERB = Verb(
+    name="preview",
+    words="[ROW]",
+    help=(
+        "rows as the model will see them, and what is trained: the first of each source, or 12, 3-17, FILE:12"
+    ),
+    run=run,
+    flags={"--ids": "shows the tokens", "--all": "leaves nothing out", "--json": "for machines"},
+    recipes=True,
+)

@@ -1,0 +1,20 @@
+"""`rename RUN NAME`: another name for a run."""
+
+from tuner.cli.on_a_run import fields_of_run, find_one
+from tuner.cli.verb import CommandLine, Verb
+
+
+def run(line: CommandLine) -> int:
+    from tuner.pipeline.rerun import relabel
+    from tuner.stages import STAGES
+
+    return relabel(find_one(line, more_words=True), line.bare[1:], fields_of_run(line), STAGES)
+
+
+VERB = Verb(
+    name="rename",
+    words="RUN NAME",
+    help="call it otherwise; note=… and tags=[…] too",
+    run=run,
+    on_a_run=True,
+)
