@@ -10,17 +10,14 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from tuner.config import deepspeed, lora_init
-from tuner.config.schema import HUBS, Algo, Chat, Config, Data, DataSource, Model
+from tuner.config import deepspeed
+from tuner.config.algo_checks import algo_problems
+from tuner.config.schema import HUBS, Chat, Config, Data, DataSource, Model
 from tuner.config.view import leaves
 from tuner.errors import ConfigError, nearest
 
 UNTIL = ("fetch", "tokenize", "train", "convert", "merge", "evaluate")
 
-LARGEST, SMALLEST = 3.4028234e38, 1.1754944e-38
-"""of positive 32-bit floats that are kept with all their digits"""
-WIDEST = 2**31
-"""what no rank is above"""
 PATIENCE = 1e9
 """seconds; a clock's numbers end somewhere above"""
 
@@ -30,73 +27,17 @@ def validate(config: Config) -> None:
     secret.
     """
     model, algo, data, machine = config.model, config.algo, config.data, config.machine
-    at_least_one = {
-        "algo.r": algo.r,
-        "algo.steps": algo.steps,
-        "algo.stop_step": algo.stop_step,
-        "algo.schedule_steps": algo.schedule_steps,
-        "algo.batch_tokens": algo.batch_tokens,
-        "data.length": data.length,
-        "data.min_trained_tokens": data.min_trained_tokens,
-        "machine.threads": machine.threads,
-        "machine.workers": machine.workers,
-        "machine.micro_batch": machine.micro_batch,
-        "machine.save_every": machine.save_every,
-        "machine.keep": machine.keep,
-        "machine.gpus": machine.gpus,
-        "machine.processes": machine.processes,
-        "machine.nodes": machine.nodes,
-        "machine.sequence_parallel": machine.sequence_parallel,
-        "machine.measure_every": machine.measure_every,
-        "algo.last_layers": algo.last_layers,
-        "algo.early_stop": algo.early_stop,
-        "algo.early_stop_every": algo.early_stop_every,
-        "convert.step": config.convert.step,
-        "eval.max_new_tokens": config.eval.max_new_tokens,
-        "generation.max_new_tokens": config.generation.max_new_tokens,
-    }
-    more_than_zero = {
-        "algo.alpha": algo.alpha,
-        "algo.epochs": algo.epochs,
-        "algo.optim.lr": algo.optim.lr,
-        "algo.optim.eps": algo.optim.eps,
-        "algo.clip": algo.clip,
-        "algo.lora_plus": algo.lora_plus,
-        "algo.neftune": algo.neftune,
-        "machine.timeout": machine.timeout,
-        "generation.top_p": config.generation.top_p,
-    }
-    shares = {
-        "algo.dropout": algo.dropout,
-        "algo.label_smoothing": algo.label_smoothing,
-        "data.held_out": data.held_out,
-        "algo.optim.betas": next(
-            (beta for beta in algo.optim.betas if not 0 <= beta < 1), algo.optim.betas[0]
-        ),
-        "algo.optim.momentum": algo.optim.momentum,
-    }
     problems = [
-        f"{path} is {n}, but must be at least 1."
-        for path, n in at_least_one.items()
-        if isinstance(n, int) and n < 1
-    ]
-    problems += [
-        f"{path} is {x}, but must be more than 0."
-        for path, x in more_than_zero.items()
-        if isinstance(x, int | float) and x <= 0
+        f"{path} is {number}, but must be {declared.limits}."
+        for path, declared, value in leaves(config)
+        if (number := declared.limits.outside(value)) is not None
     ]
     if data.length == 1:
         problems.append(
             "data.length is 1, but a pack needs at least 2 tokens: one to read and one to predict."
         )
-    problems += [
-        f"{path} is {x}, but must be at least 0 and less than 1."
-        for path, x in shares.items()
-        if isinstance(x, float) and not 0 <= x < 1
-    ]
     problems += _model(model)
-    problems += _algo(algo)
-    problems += _floats(algo)
+    problems += algo_problems(algo)
     if machine.timeout > PATIENCE:
         problems.append(f"machine.timeout is {machine.timeout:g}, but must be at most {PATIENCE:g} seconds.")
     if (unpaged := algo.optim.kind.unpaged) and machine.device == "cpu":
@@ -122,7 +63,8 @@ def validate(config: Config) -> None:
             "algo.init=continue goes on with the adapter of an earlier run: it needs model=run model.run=RUN "
             "and algo=lora."
         )
-    problems += _ends(algo)
+    if isinstance(machine.gpus, int) and machine.gpus < 1:
+        problems.append(f"machine.gpus is {machine.gpus}, but must be at least 1.")
     if isinstance(machine.gpus, tuple) and (
         not machine.gpus or min(machine.gpus) < 0 or len(set(machine.gpus)) < len(machine.gpus)
     ):
@@ -218,100 +160,6 @@ def _model(model: Model) -> list[str]:
     return problems
 
 
-def _algo(algo: Algo) -> list[str]:
-    """What is trained, and whether its parts go together."""
-    problems = []
-    full = not algo.uses_adapter
-    if algo.quant != "none" and full:
-        problems.append(
-            f"algo.quant={algo.quant} holds a frozen base, and algo.adapter=none trains all of it: leave one "
-            "of them out, or take algo=qlora."
-        )
-    of_adapters = {
-        "dropout": algo.dropout,
-        "dora": algo.dora,
-        "rslora": algo.rslora,
-        "lora_init": algo.lora_init != "default",
-        "lora_plus": algo.lora_plus,
-    }
-    if full and (there := [name for name, value in of_adapters.items() if value]):
-        problems.append(
-            f"algo.{there[0]} acts on adapters, but algo.adapter is none: leave it out, or take algo=lora."
-        )
-    of_full = {"last_layers": algo.last_layers, "freeze": algo.freeze}
-    if not full and (there := [name for name, value in of_full.items() if value]):
-        problems.append(
-            f"algo.{there[0]} says what full fine-tuning leaves as it is, and algo.adapter={algo.adapter} "
-            "trains no weight of the model anyway."
-        )
-    if algo.dora and algo.quant == "int8":
-        problems.append(
-            "algo.dora=true needs the length of each row of the base's weights, which PEFT can't take in 8 "
-            "bits: take algo.quant=nf4 or none."
-        )
-    if not 0 <= algo.warmup < 1 and not (algo.warmup >= 1 and float(algo.warmup).is_integer()):
-        problems.append(
-            f"algo.warmup is {algo.warmup}, but must be a share of the steps below 1, or a whole number of "
-            "steps."
-        )
-    if algo.schedule == "wsd" and not 0 < algo.decay <= 1:
-        problems.append(
-            f"algo.decay is {algo.decay}, but must be a share of the steps, more than 0 and at most 1."
-        )
-    if problem := lora_init.lora_init_problem(algo.lora_init, r=algo.r):
-        problems.append(problem)
-    elif lora_init.changes_base(algo.lora_init) and (algo.quant != "none" or algo.init == "continue"):
-        other = f"algo.quant={algo.quant}" if algo.quant != "none" else "algo.init=continue"
-        problems.append(
-            f"algo.lora_init={algo.lora_init} takes a part out of the base's weights, which can't be with "
-            f"{other}: leave one of them out."
-        )
-    return problems
-
-
-def _floats(algo: Algo) -> list[str]:
-    """What training computes with in 32-bit floats must be one of them, and not 0 there where it is not 0
-    as it is written.
-    """
-    optim, r = algo.optim, min(max(1, algo.r), WIDEST)
-    alpha = lora_init.alpha_of(algo.alpha, r=r, rslora=algo.rslora)
-    lr, by = optim.lr, algo.lora_plus
-    scale = f"alpha / {'√r' if algo.rslora else 'r'}"
-    values = {
-        "algo.alpha": alpha,
-        f"the adapters' scale, {scale} of algo.alpha={algo.alpha} and algo.r={algo.r},": alpha
-        / (r**0.5 if algo.rslora else r),
-        "algo.optim.lr": lr,
-        "algo.optim.eps": optim.eps,
-        "algo.optim.weight_decay": optim.weight_decay,
-        "algo.clip": algo.clip,
-        "algo.neftune": algo.neftune,
-        "algo.lora_plus": by,
-        f"the rate of B, algo.lora_plus={by} times algo.optim.lr={lr},": lr * by if by else None,
-        f"algo.optim.weight_decay={optim.weight_decay} times algo.optim.lr={lr}": lr * optim.weight_decay,
-    }
-    problems = [
-        f"{name} is {x:g}, and 32-bit floats, which training computes with, end at {LARGEST:.2g}."
-        for name, x in values.items()
-        if x and x > LARGEST
-    ]
-    small = {
-        name: x
-        for name, x in values.items()
-        if not name.startswith("algo.optim.weight_decay") and x and 0 < x < SMALLEST
-    }
-    problems += [
-        f"{name} is {x:g}, which is nothing in 32-bit floats, which training computes with: they begin at "
-        f"{SMALLEST:.2g}."
-        for name, x in small.items()
-    ]
-    if algo.r > WIDEST:
-        problems.append(f"algo.r is {algo.r:,}, and no layer is as wide.")
-    if optim.weight_decay < 0:
-        problems.append(f"algo.optim.weight_decay is {optim.weight_decay}, but must be at least 0.")
-    return problems
-
-
 def _data(data: Data) -> list[str]:
     """Where rows come from, and what is done with them."""
     problems = []
@@ -361,25 +209,6 @@ def _codec(name: str) -> bool:
         return codecs.lookup(name)._is_text_encoding
     except LookupError:
         return False
-
-
-def _ends(algo: Algo) -> list[str]:
-    """Where the training, its stop and the learning rate's course end, as far as that is known without the
-    data.
-    """
-    problems = []
-    if algo.steps and algo.stop_step and algo.stop_step > algo.steps:
-        problems.append(
-            f"algo.stop_step is {algo.stop_step}, but algo.steps ends the training at {algo.steps}: raise "
-            "that to train longer."
-        )
-    end = algo.stop_step or algo.steps
-    if end and algo.schedule_steps and algo.schedule_steps < end and algo.schedule != "constant":
-        problems.append(
-            f"algo.schedule_steps is {algo.schedule_steps}, but the training ends at step {end}: the "
-            "learning rate would be 0 from there. Raise it, or set algo.schedule=constant."
-        )
-    return problems
 
 
 def _secrets(config: Config) -> list[str]:

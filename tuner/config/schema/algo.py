@@ -47,13 +47,13 @@ class Algo:
     )
     """how the frozen base is held: `nf4` in 4 bits, with its constants quantised too (arXiv:2305.14314);
     `int8` in 8 bits, with outlying inputs multiplied in 16 (arXiv:2208.07339)"""
-    r: int = identity("train", default=16)
+    r: int = identity("train", default=16, at_least=1)
     """the rank of the adapters"""
-    alpha: float | Literal["auto"] = identity("train", default="auto")
+    alpha: float | Literal["auto"] = identity("train", default="auto", more_than=0)
     """the adapters' output is scaled by alpha / r; `auto` is a scale of 2 at every rank: 2·r, or 2·√r with
     rslora
     """
-    dropout: float = identity("train", default=0.0)
+    dropout: float = identity("train", default=0.0, at_least=0, less_than=1)
     """on the adapters' input"""
     dora: bool = identity("train", default=False, left_out=False)
     """adapt direction and magnitude of the weights apart (arXiv:2402.09353)"""
@@ -63,18 +63,18 @@ class Algo:
     """how the adapters begin: `default` (A random, B zero), `gaussian`, `orthogonal`, `olora`, `pissa` or
     `pissa_niter_N`, as PEFT calls them
     """
-    lora_plus: float | None = identity("train", default=None, left_out=None)
+    lora_plus: float | None = identity("train", default=None, left_out=None, more_than=0)
     """B learns this many times as fast as A (arXiv:2402.12354)"""
     targets: str | tuple[str, ...] = identity("train", default="all-linear")
     """module names that get an adapter, a regular expression of whole names, or `all-linear`: every linear
     layer of the language model but its head and the routers of experts"""
-    last_layers: int | None = identity("train", default=None, left_out=None)
+    last_layers: int | None = identity("train", default=None, left_out=None, at_least=1)
     """full fine-tuning of the last so many layers only, and of what comes after them"""
     freeze: tuple[Literal["embeddings", "norms", "head"], ...] = identity("train", default=(), left_out=())
     """what full fine-tuning leaves as it is"""
-    neftune: float | None = identity("train", default=None, left_out=None)
+    neftune: float | None = identity("train", default=None, left_out=None, more_than=0)
     """uniform noise on the embedded tokens while training, of this strength (arXiv:2310.05914)"""
-    label_smoothing: float = identity("train", default=0.0, left_out=0.0)
+    label_smoothing: float = identity("train", default=0.0, left_out=0.0, at_least=0, less_than=1)
     """the share of the target's probability that is spread over the whole vocabulary (arXiv:1512.00567)"""
     precision: Literal["bf16", "fp32"] = identity(
         "train", "convert", "baseline", "evaluate", default="bf16", seen_by=("merge",)
@@ -82,15 +82,15 @@ class Algo:
     """of the forward and backward pass, and of what is merged; adapters, fp32 masters and optimizer state
     are always fp32
     """
-    epochs: float = identity("train", default=3.0)
+    epochs: float = identity("train", default=3.0, more_than=0)
     """passes over the training packs"""
-    steps: int | None = identity("train", default=None)
+    steps: int | None = identity("train", default=None, at_least=1)
     """optimizer steps, instead of epochs"""
-    stop_step: int | None = identity("train", default=None, left_out=None)
+    stop_step: int | None = identity("train", default=None, left_out=None, at_least=1)
     """end after this step, with the schedule of the whole training; raised later, the training goes on
     from there
     """
-    schedule_steps: int | None = identity("train", default=None, left_out=None)
+    schedule_steps: int | None = identity("train", default=None, left_out=None, at_least=1)
     """the steps over which the learning rate runs its course; those of the training when null"""
     init: Literal["on_merged", "continue"] = identity(
         "train", "baseline", default="on_merged", left_out="on_merged"
@@ -98,7 +98,7 @@ class Algo:
     """with model=run and an adapter there: train on the merged model, or `continue` that adapter on its
     own base
     """
-    batch_tokens: int | Literal["auto"] = identity("train", default="auto")
+    batch_tokens: int | Literal["auto"] = identity("train", default="auto", at_least=1)
     """tokens that an optimizer step sees, over all devices; `auto` keeps small data at about 100 steps or
     more
     """
@@ -108,11 +108,11 @@ class Algo:
     """the share of steps over which the learning rate rises from zero; from 1 on, their number"""
     decay: float = identity("train", default=0.1, left_out=0.1)
     """the share of steps over which `wsd` falls at the end"""
-    early_stop: int | None = identity("train", default=None, left_out=None)
+    early_stop: int | None = identity("train", default=None, left_out=None, at_least=1)
     """end when the loss on held-out packs has not fallen in so many measurements"""
-    early_stop_every: int = identity("train", default=50, left_out=50)
+    early_stop_every: int = identity("train", default=50, left_out=50, at_least=1)
     """steps between these measurements"""
-    clip: float | None = identity("train", default=1.0)
+    clip: float | None = identity("train", default=1.0, more_than=0)
     """the largest 2-norm of all gradients together; null for none"""
     optim: Optim = field(default_factory=Optim)
 

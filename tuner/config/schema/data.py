@@ -87,7 +87,7 @@ class Data(DataSource):
     """the sources of a mixture (data=mix): an option of `data` or a file → `take`"""
     parts: tuple[DataSource, ...] = field(default=())
     """what `of` names: filled by the tool"""
-    length: int = identity("tokenize", "train", default=2048)
+    length: int = identity("tokenize", "train", default=2048, at_least=1)
     """the length of a pack, in tokens"""
     overlong: Literal["auto", "truncate", "split", "drop", "error"] = identity("tokenize", default="auto")
     """what happens to a row longer than a pack; `auto` splits a plain text and truncates a conversation,
@@ -106,7 +106,7 @@ class Data(DataSource):
     """what happens to rows that can't be read; the ledger counts those that were skipped"""
     duplicates: Literal["keep", "drop"] = identity("tokenize", default="keep", left_out="keep")
     """what happens to rows that give the same tokens again"""
-    held_out: float | Literal["auto"] = identity("tokenize", default="auto")
+    held_out: float | Literal["auto"] = identity("tokenize", default="auto", at_least=0, less_than=1)
     """the share of rows kept out of training, to measure the loss on, drawn by distinct content; `auto` is
     5 %, at most 1,000 rows and 500,000 tokens
     """
@@ -114,7 +114,7 @@ class Data(DataSource):
     """a file of its own for that, instead of a share; read as the rest is"""
     max_dropped: int | float | None = identity("tokenize", default=None, left_out=None)
     """fail when more rows than this, or a larger share of them, are left out"""
-    min_trained_tokens: int | None = identity("tokenize", default=None, left_out=None)
+    min_trained_tokens: int | None = identity("tokenize", default=None, left_out=None, at_least=1)
     """fail when fewer tokens than this are trained"""
     seed: int = identity("tokenize", default=0)
     """of the draws, the held-out share and the packing; the top `seed` enters training only"""

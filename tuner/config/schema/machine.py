@@ -15,9 +15,9 @@ class Machine:
     gpus: int | Literal["auto"] | tuple[int, ...] = neutral(default="auto")
     """how many GPUs, the emptiest of those that are visible, never a busy one; a list such as [0,3] takes
     just those; `auto` is 1. A training has a process for each"""
-    processes: int | Literal["auto"] = neutral("train", default="auto")
+    processes: int | Literal["auto"] = neutral("train", default="auto", at_least=1)
     """processes of a training on this node; `auto` is one for each GPU, and one on the processor"""
-    nodes: int = neutral("train", default=1)
+    nodes: int = neutral("train", default=1, at_least=1)
     """machines that train together; each has as many processes and GPUs, and sees the store at the same
     path
     """
@@ -27,7 +27,7 @@ class Machine:
     """
     launcher: Literal["auto", "local", "ssh", "slurm"] = neutral(default="auto")
     """how processes are started on other nodes; `auto` is srun inside a Slurm allocation, else ssh"""
-    timeout: float = neutral("train", default=600.0)
+    timeout: float = neutral("train", default=600.0, more_than=0)
     """seconds after which processes that wait for each other, in a training of several, count as hanging"""
     engine: Literal["auto", "torch", "deepspeed"] = neutral("train", default="auto")
     """what computes the steps; `auto` is DeepSpeed for several processes, and where ZeRO or offload is
@@ -44,13 +44,15 @@ class Machine:
     """a directory on a fast disk (NVMe) for what is offloaded (ZeRO 3); the host's memory when null"""
     deepspeed: str | None = neutral("train", default=None)
     """a JSON file of one's own, merged over the DeepSpeed settings that follow from the fields above"""
-    sequence_parallel: int = neutral("train", default=1)
+    sequence_parallel: int = neutral("train", default=1, at_least=1)
     """processes that share each pack (Ulysses, arXiv:2309.14509), for packs that one GPU can't hold"""
-    threads: int | Literal["auto"] = neutral("train", "merge", "baseline", "evaluate", default="auto")
+    threads: int | Literal["auto"] = neutral(
+        "train", "merge", "baseline", "evaluate", default="auto", at_least=1
+    )
     """CPU threads; `auto` is the number of cores this process may use"""
-    workers: int | Literal["auto"] = neutral("tokenize", default="auto")
+    workers: int | Literal["auto"] = neutral("tokenize", default="auto", at_least=1)
     """processes that tokenize; `auto` is one for each core, or one where there is little to do"""
-    micro_batch: int | Literal["auto"] = neutral("train", default="auto")
+    micro_batch: int | Literal["auto"] = neutral("train", default="auto", at_least=1)
     """packs in one forward pass; `auto` is the most that fit into the GPU's memory, and 1 on the processor"""
     recompute: Literal["auto", "none", "blocks"] = neutral("train", default="auto")
     """activations: `blocks` keeps the input of each layer and computes the rest again in the backward pass
@@ -67,11 +69,11 @@ class Machine:
     """before the first step, try the longest pack and the save, and prove on the run's own data that
     packing, accumulation and adapters change nothing
     """
-    save_every: int = neutral("train", default=50)
+    save_every: int = neutral("train", default=50, at_least=1)
     """optimizer steps between checkpoints; the last step is always saved"""
-    keep: int = neutral("train", default=2)
+    keep: int = neutral("train", default=2, at_least=1)
     """newest steps that stay, beside the best one and that of convert.step"""
-    measure_every: int | None = neutral("train", default=None)
+    measure_every: int | None = neutral("train", default=None, at_least=1)
     """optimizer steps between measurements of the loss on held-out packs; with each checkpoint when null"""
     samples: bool = neutral("train", default=False)
     """answer eval.prompts whenever the held-out loss is measured"""

@@ -60,15 +60,15 @@ class Optim:
     """`adamw` (arXiv:1711.05101); with its moments in 8 bits (arXiv:2110.02861) or in memory that a full GPU
     pages out, by bitsandbytes; `adafactor` (arXiv:1804.04235); `muon`: orthogonalised momentum on the
     matrices of the layers, AdamW on everything else"""
-    lr: float = identity("train", default=2e-4)
+    lr: float = identity("train", default=2e-4, more_than=0)
     """the highest learning rate, reached after the warm-up"""
-    betas: tuple[float, float] = identity("train", default=(0.9, 0.999))
+    betas: tuple[float, float] = identity("train", default=(0.9, 0.999), at_least=0, less_than=1)
     """decay of the running means of the gradient and of its square; `adafactor` uses neither"""
-    eps: float = identity("train", default=1e-8)
+    eps: float = identity("train", default=1e-8, more_than=0)
     """added to the denominator, but for `adafactor`"""
-    weight_decay: float = identity("train", default=0.0)
+    weight_decay: float = identity("train", default=0.0, at_least=0)
     """decoupled weight decay, on matrices only"""
-    momentum: float = identity("train", default=0.95, left_out=0.95)
+    momentum: float = identity("train", default=0.95, left_out=0.95, at_least=0, less_than=1)
     """of `muon`"""
 
     @property

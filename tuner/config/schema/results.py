@@ -21,7 +21,7 @@ class Convert:
     """Which step of the training is handed on."""
 
     step: int | Literal["last", "best"] = identity(
-        "convert", default="last", left_out="last", seen_by=("train",)
+        "convert", default="last", left_out="last", seen_by=("train",), at_least=1
     )
     """a step's number, the `last` one, or the `best` by convert.best_by"""
     best_by: Literal["held_out", "loss"] = neutral("convert", "train", default="held_out")
@@ -46,7 +46,7 @@ class Eval:
 
     prompts: tuple[str, ...] = identity("baseline", "evaluate", default=(), seen_by=("train",))
     """questions that the base and the tuned model answer, greedily"""
-    max_new_tokens: int = identity("baseline", "evaluate", default=48, seen_by=("train",))
+    max_new_tokens: int = identity("baseline", "evaluate", default=48, seen_by=("train",), at_least=1)
     """the longest answer, in tokens"""
 
 
@@ -58,9 +58,9 @@ class Generation:
     """a system prompt for the conversation, before the one that was trained"""
     temperature: float = neutral(default=0.0)
     """0 always takes the likeliest token; higher values draw, and 1 draws as the model says"""
-    top_p: float = neutral(default=1.0)
+    top_p: float = neutral(default=1.0, more_than=0)
     """draw among the likeliest tokens that have this probability together"""
-    max_new_tokens: int = neutral(default=512)
+    max_new_tokens: int = neutral(default=512, at_least=1)
     """the longest answer, in tokens"""
     seed: int | None = neutral(default=None)
     """of the draws; null for a new one each time"""
