@@ -10,12 +10,12 @@ multiply the base. The layout says which.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from tuner.errors import DataError
 from tuner.models.checkpoint.safetensors import Spec, main_dtype
 from tuner.models.layouts import llama
+from tuner.models.layouts.llama import Sizes
 from tuner.models.layouts.mapped_tensor import MappedTensor, NativeCheckpoint
 from tuner.models.layouts.original_config import AGAIN, MOST_LAYERS, OriginalConfig
 from tuner.models.layouts.table import Fusion, Shape, Table, buffers
@@ -39,30 +39,11 @@ USUAL = {
 """what every published checkpoint says, and GLM can't do otherwise"""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Geometry:
-    """What decides the shapes of the tensors. All heads together need not be as wide as the model."""
-
-    layers: int
-    hidden: int
-    heads: int
-    groups: int
-    """heads of key and value"""
-    dim: int
-    """rows of a head"""
-    ffn: int
-    vocabulary: int
-    bias: bool
-    """of query, key and value"""
-    by_head: bool
-    """they lie head by head"""
-
-
 def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> NativeCheckpoint:
     """The checkpoint as GLM's. Raises DataError for what the mapping can't represent."""
     settings = OriginalConfig(layout=layout, config=config)
     _refuse(settings)
-    sizes = _geometry(settings)
+    sizes = _sizes(settings)
     pieces = _table(settings, sizes).to_native(specs)
     ids = _ids(settings, sizes.vocabulary)
     native = {
@@ -79,7 +60,7 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
         "max_position_embeddings": settings.size("seq_length", 2048),
         "rope_parameters": _rope(settings),
         "rms_norm_eps": settings.number("layernorm_epsilon", 1e-5),
-        "attention_bias": sizes.bias,
+        "attention_bias": _bias(settings),
         "attention_dropout": settings.number("attention_dropout", 0.0, zero=True),
         "tie_word_embeddings": False,
         "use_cache": True,
@@ -103,10 +84,10 @@ def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: st
     padded_vocab_size as large.
     """
     settings = OriginalConfig(layout=layout, config=config)
-    return _table(settings, _geometry(settings, specs)).to_original(specs)
+    return _table(settings, _sizes(settings, specs)).to_original(specs)
 
 
-def _geometry(settings: OriginalConfig, specs: Mapping[str, Spec] | None = None) -> Geometry:
+def _sizes(settings: OriginalConfig, specs: Mapping[str, Spec] | None = None) -> Sizes:
     """The sizes in config.json; with the `specs` of a native checkpoint the vocabulary is as large as its
     embedding, which may have grown since.
     """
@@ -117,14 +98,13 @@ def _geometry(settings: OriginalConfig, specs: Mapping[str, Spec] | None = None)
         raise settings.refusal(
             "kv_channels", f"a multiple of 4 was expected: half of each head is turned, in pairs. {AGAIN}"
         )
-    by_head = not settings.flag("multi_query_attention", False)
-    groups = heads if by_head else settings.size("multi_query_group_num", 1)
+    groups = heads if _by_head(settings) else settings.size("multi_query_group_num", 1)
     if heads % groups:
         raise settings.refusal(
             "multi_query_group_num", f"a divisor of num_attention_heads {heads} was expected. {AGAIN}"
         )
     vocabulary = settings.size("padded_vocab_size")
-    return Geometry(
+    return Sizes(
         layers=settings.size("num_layers", most=MOST_LAYERS),
         hidden=hidden,
         heads=heads,
@@ -132,9 +112,17 @@ def _geometry(settings: OriginalConfig, specs: Mapping[str, Spec] | None = None)
         dim=dim,
         ffn=settings.size("ffn_hidden_size"),
         vocabulary=llama.vocabulary_size(specs or {}) or vocabulary,
-        bias=settings.flag("add_qkv_bias", False),
-        by_head=by_head,
     )
+
+
+def _bias(settings: OriginalConfig) -> bool:
+    """Whether query, key and value have one."""
+    return settings.flag("add_qkv_bias", False)
+
+
+def _by_head(settings: OriginalConfig) -> bool:
+    """Whether query, key and value lie head by head."""
+    return not settings.flag("multi_query_attention", False)
 
 
 def _refuse(settings: OriginalConfig) -> None:
@@ -175,7 +163,7 @@ def _ids(settings: OriginalConfig, vocabulary: int) -> dict[str, int | list[int]
     return {"eos_token_id": said, "pad_token_id": pad if own is None and pad < vocabulary else own}
 
 
-def _table(settings: OriginalConfig, sizes: Geometry) -> Table:
+def _table(settings: OriginalConfig, sizes: Sizes) -> Table:
     hidden, ends = sizes.hidden, (sizes.vocabulary, sizes.hidden)
     same: dict[str, tuple[str, Shape]] = {
         "transformer.embedding.word_embeddings.weight": (llama.EMBEDDING, ends),
@@ -196,10 +184,10 @@ def _table(settings: OriginalConfig, sizes: Geometry) -> Table:
             f"{here}.mlp.dense_4h_to_h.weight": (f"{at}.mlp.down_proj.weight", (hidden, sizes.ffn)),
         }
         fused[f"{here}.self_attention.query_key_value.weight"] = (llama.qkv_names(number), (hidden,))
-        if sizes.bias:
+        if _bias(settings):
             fused[f"{here}.self_attention.query_key_value.bias"] = (llama.qkv_names(number, "bias"), ())
     by_block, by_head = (1, (sizes.heads, sizes.groups, sizes.groups)), (sizes.heads, (1, 1, 1))
-    groups, heads = by_head if sizes.by_head else by_block
+    groups, heads = by_head if _by_head(settings) else by_block
     return Table(
         layout=settings.layout,
         same=same,

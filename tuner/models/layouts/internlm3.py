@@ -19,7 +19,7 @@ from tuner.models.layouts.table import Table, buffers
 def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> NativeCheckpoint:
     """The checkpoint as Llama's. Raises DataError for what the mapping can't represent."""
     settings = OriginalConfig(layout=layout, config=config)
-    sizes, bias = _geometry(settings), _bias(settings)
+    sizes, bias = _sizes(settings), _bias(settings)
     native = llama.llama_config(
         settings,
         sizes,
@@ -41,10 +41,10 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
 def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[MappedTensor]:
     """Llama's tensors as InternLM3's: the same ones. An embedding that has grown goes through as it is."""
     settings = OriginalConfig(layout=layout, config=config)
-    return _table(settings, _geometry(settings, specs), specs).to_original(specs)
+    return _table(settings, _sizes(settings, specs), specs).to_original(specs)
 
 
-def _geometry(settings: OriginalConfig, specs: Mapping[str, Spec] | None = None) -> Sizes:
+def _sizes(settings: OriginalConfig, specs: Mapping[str, Spec] | None = None) -> Sizes:
     sizes = llama.sizes_of(settings, specs)
     if settings.size("head_dim", sizes.dim) != sizes.dim:
         raise settings.refusal(

@@ -24,14 +24,11 @@ class Sizes:
     """of the query"""
     groups: int
     """heads of key and value"""
+    dim: int
+    """rows of a head; all heads together need not be as wide as the model"""
     ffn: int
     vocabulary: int
     """rows of the embedding and of the head"""
-
-    @property
-    def dim(self) -> int:
-        """Rows of a head."""
-        return self.hidden // self.heads
 
 
 def sizes_of(settings: OriginalConfig, specs: Mapping[str, Spec] | None = None) -> Sizes:
@@ -57,6 +54,7 @@ def sizes_of(settings: OriginalConfig, specs: Mapping[str, Spec] | None = None) 
         hidden=hidden,
         heads=heads,
         groups=groups,
+        dim=hidden // heads,
         ffn=settings.size("intermediate_size"),
         vocabulary=vocabulary_size(specs or {}) or vocabulary,
     )

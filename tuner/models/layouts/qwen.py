@@ -40,7 +40,7 @@ LAYER = {
 def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> NativeCheckpoint:
     """The checkpoint as Qwen2's. Raises DataError for what the mapping can't represent."""
     settings = OriginalConfig(layout=layout, config=config)
-    sizes = _geometry(settings)
+    sizes = _sizes(settings)
     _refuse(settings, sizes)
     pieces = _table(settings, sizes, specs).to_native(specs)
     window = settings.size("seq_length")
@@ -71,10 +71,10 @@ def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: st
     large.
     """
     settings = OriginalConfig(layout=layout, config=config)
-    return _table(settings, _geometry(settings, specs), specs).to_original(specs)
+    return _table(settings, _sizes(settings, specs), specs).to_original(specs)
 
 
-def _geometry(settings: OriginalConfig, specs: Mapping[str, Spec] | None = None) -> Sizes:
+def _sizes(settings: OriginalConfig, specs: Mapping[str, Spec] | None = None) -> Sizes:
     sizes = llama.sizes_of(settings, specs)
     if sizes.ffn % 2:
         raise settings.refusal(
