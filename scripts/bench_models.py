@@ -104,7 +104,8 @@ def write_model(out: Path, sizes: dict[str, int], *, native: bool) -> tuple[int,
     """
     import torch
 
-    from tuner.models.checkpoint.safetensors import Spec, write_checkpoint
+    from tuner.models.checkpoint.safetensors import Spec
+    from tuner.models.checkpoint.write_safetensors import write_checkpoint
 
     vocab, hidden, ffn = 92544, sizes["hidden_size"], sizes["intermediate_size"]
     head, kv = hidden // sizes["num_attention_heads"], sizes["num_key_value_heads"]
@@ -230,8 +231,9 @@ def adapter(home: Path, _device: str) -> None:
     import torch
 
     from tuner.models.checkpoint.files import weight_files
-    from tuner.models.checkpoint.safetensors import Checkpoint, Spec, write_file
-    from tuner.models.lora.merge import HEAD
+    from tuner.models.checkpoint.safetensors import Checkpoint, Spec
+    from tuner.models.checkpoint.write_safetensors import write_file
+    from tuner.models.layouts.llama import HEAD
 
     (home / "adapter").mkdir()
     specs = {}

@@ -154,8 +154,9 @@ def test_the_numbers_that_train_are_those_that_peft_makes(
 ) -> None:
     import torch
 
+    from tuner.models.full_finetune import count_trainable
     from tuner.models.load import load_model
-    from tuner.models.lora.add import add_lora, count_trainable
+    from tuner.models.lora.add import add_lora
 
     model = add_lora(
         load_model(tiny_model, dtype=torch.float32, device="cpu"),
@@ -359,8 +360,7 @@ def test_frozen_parts_do_not_count(
 ) -> None:
     import torch
 
-    from tuner.models.full_finetune import load_trainable
-    from tuner.models.lora.add import count_trainable
+    from tuner.models.full_finetune import count_trainable, load_trainable
 
     cpu, fp32 = torch.device("cpu"), torch.float32
     model = load_trainable(

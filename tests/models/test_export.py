@@ -16,8 +16,10 @@ from tests.models.tiny import tiny_adapter, write_tiny
 from tuner.errors import StageError
 from tuner.models.checkpoint.config_files import write_config
 from tuner.models.checkpoint.safetensors import Checkpoint
-from tuner.models.export import write_adapter, write_full
-from tuner.models.new_tokens import trainable_rows, write_rows
+from tuner.models.export import write_full
+from tuner.models.lora.add import trainable_rows
+from tuner.models.lora.export import write_adapter
+from tuner.models.new_tokens import write_rows
 
 # PEFT asks transformers by a name that is going away.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")

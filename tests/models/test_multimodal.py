@@ -42,7 +42,8 @@ from tuner.models.checkpoint.files import weight_files
 from tuner.models.checkpoint.meta_model import meta_model
 from tuner.models.checkpoint.safetensors import Checkpoint
 from tuner.models.checkpoint.weight_names import OriginalTensors, WeightNames, checkpoint_names, map_names
-from tuner.models.lora.add import add_lora, load_adapter
+from tuner.models.lora.add import add_lora
+from tuner.models.lora.initial import load_adapter
 from tuner.models.lora.merge import merge_adapter
 from tuner.models.targets import ALL, linear_layers, target_modules
 

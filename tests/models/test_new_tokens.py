@@ -32,8 +32,10 @@ from tuner.data.tokenizer.load import load_vocabulary
 from tuner.errors import ConfigError, DataError
 from tuner.models.checkpoint.config_files import write_config
 from tuner.models.checkpoint.files import INDEX, checkpoint_files
-from tuner.models.checkpoint.safetensors import Checkpoint, Spec, write_checkpoint
+from tuner.models.checkpoint.safetensors import Checkpoint, Spec
+from tuner.models.checkpoint.write_safetensors import write_checkpoint
 from tuner.models.load import load_model, load_tuned
+from tuner.models.lora.add import trainable_rows
 from tuner.models.lora.merge import merge_adapter, merge_original
 from tuner.models.new_tokens import (
     ExtendedVocabulary,
@@ -42,7 +44,6 @@ from tuner.models.new_tokens import (
     padded_rows,
     resized_config,
     token_ids,
-    trainable_rows,
     vocabulary_tensors,
     write_rows,
 )

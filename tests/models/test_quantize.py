@@ -25,8 +25,9 @@ from tuner.models.checkpoint.files import weight_files
 from tuner.models.checkpoint.meta_model import meta_model
 from tuner.models.checkpoint.safetensors import Checkpoint
 from tuner.models.checkpoint.weight_names import checkpoint_names
-from tuner.models.export import write_adapter
-from tuner.models.lora.add import adapter_config, add_lora
+from tuner.models.lora.add import add_lora
+from tuner.models.lora.export import write_adapter
+from tuner.models.lora.layers import adapter_config
 from tuner.models.lora.merge import merge_adapter
 
 bnb = pytest.importorskip("bitsandbytes")

@@ -13,7 +13,7 @@ from tuner.config.schema import Algo, Config, Eval, Machine, Model
 from tuner.config.view import View
 from tuner.data.packs import Pack, write_packs
 from tuner.files import write_json
-from tuner.models.lora.add import adapter_config
+from tuner.models.lora.layers import adapter_config
 from tuner.pipeline.stage import Context, Input, Stage
 from tuner.train.checkpoints import save as checkpoint
 from tuner.train.engine import State

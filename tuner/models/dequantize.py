@@ -27,7 +27,8 @@ from tuner.models.checkpoint.quantised import (
     scale_of,
     unpacked_shape,
 )
-from tuner.models.checkpoint.safetensors import Checkpoint, Spec, write_checkpoint
+from tuner.models.checkpoint.safetensors import Checkpoint, Spec
+from tuner.models.checkpoint.write_safetensors import write_checkpoint
 from tuner.models.layouts.mapped_tensor import MappedTensor, renamed
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)

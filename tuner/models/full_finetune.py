@@ -1,5 +1,6 @@
 """Full fine-tuning of a part of a model: which weights train, and in what dtype the others lie."""
 
+import math
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -112,3 +113,8 @@ def hold_frozen(model: PreTrainedModel, compute: torch.dtype, rounded: torch.dty
 
 def _widen(_module: nn.Module, _args: tuple[Any, ...], out: Tensor) -> Tensor:
     return out.float()
+
+
+def count_trainable(model: torch.nn.Module) -> int:
+    """How many numbers train."""
+    return sum(math.prod(p.shape) for p in model.parameters() if p.requires_grad)

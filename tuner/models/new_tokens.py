@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from tuner.data.tokenizer.load import load_vocabulary
 from tuner.data.tokenizer.new_tokens import BRACKETED, pieces_of, write_new_tokens
-from tuner.errors import ConfigError, DataError
+from tuner.errors import DataError
 from tuner.files import link_or_copy
 from tuner.models.checkpoint.config_files import read_json_object, write_json_object
 from tuner.models.checkpoint.files import INDEX
 from tuner.models.checkpoint.headers import EMBEDDINGS, module_name
-from tuner.models.checkpoint.safetensors import FLOATS, Checkpoint, Spec, read_specs, write_file, write_index
+from tuner.models.checkpoint.safetensors import FLOATS, Checkpoint, Spec, read_specs
+from tuner.models.checkpoint.write_safetensors import write_file, write_index
 from tuner.models.layouts.detection import ORIGINAL
 
 HEADS = frozenset({"lm_head", "embed_out"})
@@ -208,28 +208,6 @@ def token_ids(directory: Path, tokens: Sequence[str]) -> tuple[int, ...]:
             )
         ids.append(id_)
     return tuple(ids)
-
-
-def trainable_rows(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]] | None:
-    """What PEFT takes as `trainable_token_indices` so that the rows `ids` train with a LoRA, in fp32: by
-    module, the embedding and a head of its own.
-
-    A tied head follows the embedding by itself. Raises ConfigError for a head that PEFT would compute
-    otherwise than the model does.
-    """
-    if not ids:
-        return None
-    names = {module: name for name, module in model.named_modules()}
-    embedding: Any = model.get_input_embeddings()
-    head: Any = model.get_output_embeddings()
-    if head is not None and head.weight is not embedding.weight:
-        if not isinstance(head, torch.nn.Linear) or getattr(head, "bias", None) is not None:
-            raise ConfigError(
-                "model.new_tokens with algo.adapter=lora needs an output head without bias, and this "
-                f"model's is {head}. Train all weights (algo=full), or train without new tokens."
-            )
-        return {names[embedding]: list(ids), names[head]: list(ids)}
-    return {names[embedding]: list(ids)}
 
 
 def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -65,7 +65,8 @@ def run(ctx: Context) -> dict[str, Any]:
         write_generation_config,
         write_tokenizer,
     )
-    from tuner.models.export import write_adapter, write_full
+    from tuner.models.export import write_full
+    from tuner.models.lora.export import write_adapter
     from tuner.models.lora.tied_head import tied_head_in
     from tuner.train.checkpoints import sharded
 

@@ -19,6 +19,7 @@ from tuner.errors import ConfigError, DataError, nearest
 from tuner.hub import lockfile
 from tuner.models import locate
 from tuner.models.checkpoint import files, quantised
+from tuner.models.checkpoint.config_limits import check_config
 from tuner.models.layouts import detection
 from tuner.pipeline.stage import Context, Settled, Stage
 
@@ -259,8 +260,6 @@ def native(directory: Path) -> dict[str, Any]:
     """
     from transformers import CONFIG_MAPPING, __version__
 
-    from tuner.models import fetch
-
     path = directory / "config.json"
     config = files.read_config(path)
     kind = config.get("model_type")
@@ -274,7 +273,7 @@ def native(directory: Path) -> dict[str, Any]:
             f"{path} says model_type {kind}, which transformers {__version__} does not know{own}. "
             "A newer transformers may know it; else use a model of a family that it has."
         )
-    fetch.check_config(config)
+    check_config(config)
     return config
 
 

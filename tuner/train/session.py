@@ -16,8 +16,8 @@ from tuner.data.sampler import AUTO_TOKENS, Order, plan_order
 from tuner.errors import ConfigError, DataError
 from tuner.models.checkpoint.config_files import chat_with_system
 from tuner.models.checkpoint.files import weight_files
+from tuner.models.full_finetune import count_trainable
 from tuner.models.load import PRECISIONS, compute_dtype
-from tuner.models.lora.add import count_trainable
 from tuner.models.nonfinite import explain_nonfinite
 from tuner.models.stateful_layers import carried_state
 from tuner.pipeline.stage import Context

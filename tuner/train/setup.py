@@ -14,17 +14,12 @@ from tuner.estimate import flops
 from tuner.files import read_json, write_json
 from tuner.kernels import attention
 from tuner.models.attention_needs import attention_needs
-from tuner.models.full_finetune import load_trainable
+from tuner.models.full_finetune import count_trainable, load_trainable
 from tuner.models.layouts import detection
 from tuner.models.load import PRECISIONS, load_model
-from tuner.models.lora.add import (
-    adapted_layers,
-    adapter_config,
-    add_lora,
-    count_trainable,
-    load_adapter,
-    write_initial,
-)
+from tuner.models.lora.add import add_lora
+from tuner.models.lora.initial import load_adapter, write_initial
+from tuner.models.lora.layers import adapted_layers, adapter_config
 from tuner.models.new_tokens import token_ids
 from tuner.models.stateful_layers import carried_state
 from tuner.train import optimizers

@@ -21,6 +21,7 @@ from tests.hub.server import Hub
 from tuner.errors import DataError
 from tuner.hub import lockfile
 from tuner.models import fetch
+from tuner.models.checkpoint.config_limits import check_config
 from tuner.models.checkpoint.files import SINGLE
 from tuner.models.checkpoint.headers import HEADER, read_header
 from tuner.models.checkpoint.safetensors import read_specs
@@ -195,15 +196,15 @@ def test_a_pickle_in_the_place_of_safetensors_is_not_opened(tmp_path: Path, form
 
 
 def test_sizes_that_a_model_can_have_are_accepted() -> None:
-    fetch.check_config(LLAMA)
-    fetch.check_config(
+    check_config(LLAMA)
+    check_config(
         {
             "model_type": "gemma3",
             "text_config": LLAMA,
             "vision_config": {"hidden_size": 1152, "intermediate_size": [1, 2]},
         }
     )
-    fetch.check_config(
+    check_config(
         {
             **LLAMA,
             "hidden_size": 16384,
@@ -212,7 +213,7 @@ def test_sizes_that_a_model_can_have_are_accepted() -> None:
             "vocab_size": 128256,
         }
     )
-    fetch.check_config(
+    check_config(
         {
             **LLAMA,
             "hidden_size": 7168,
@@ -222,7 +223,7 @@ def test_sizes_that_a_model_can_have_are_accepted() -> None:
             "q_lora_rank": None,
         }
     )
-    fetch.check_config({"model_type": "qwen", "seq_length": 8192, "num_experts": 0, "n_shared_experts": None})
+    check_config({"model_type": "qwen", "seq_length": 8192, "num_experts": 0, "n_shared_experts": None})
 
 
 def test_every_model_of_the_catalogue_can_exist() -> None:
@@ -235,7 +236,7 @@ def test_every_model_of_the_catalogue_can_exist() -> None:
         for path in (SHARED / "fixtures" / "models").glob("*/config.json")
     ]
     for config in filter(None, [*geometries, *configs]):
-        fetch.check_config(config)
+        check_config(config)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +266,7 @@ def test_every_model_of_the_catalogue_can_exist() -> None:
 )
 def test_absurd_sizes_are_refused_before_anything_is_allocated(change: dict[str, Any], why: str) -> None:
     with pytest.raises(DataError, match=why) as caught:
-        fetch.check_config({**LLAMA, **change})
+        check_config({**LLAMA, **change})
     one_paragraph(caught.value)
 
 
@@ -274,7 +275,7 @@ def test_a_config_that_is_nested_without_end_is_refused() -> None:
     for _ in range(200):
         deep = {"a": [deep]}
     with pytest.raises(DataError, match="nested more than 16 levels deep"):
-        fetch.check_config(deep)
+        check_config(deep)
 
 
 @pytest.mark.parametrize(

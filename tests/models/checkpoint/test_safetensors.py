@@ -14,16 +14,8 @@ from torch import Tensor
 
 from tuner.errors import DataError
 from tuner.models.checkpoint.files import INDEX, weight_files
-from tuner.models.checkpoint.safetensors import (
-    DTYPES,
-    Checkpoint,
-    Spec,
-    main_dtype,
-    read_specs,
-    split_shards,
-    write_checkpoint,
-    write_file,
-)
+from tuner.models.checkpoint.safetensors import DTYPES, Checkpoint, Spec, main_dtype, read_specs
+from tuner.models.checkpoint.write_safetensors import split_shards, write_checkpoint, write_file
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 

@@ -33,11 +33,11 @@ from tests.models.fixtures import (
 from tuner.errors import DataError
 from tuner.kernels import alibi
 from tuner.models.checkpoint.files import INDEX, checkpoint_files, weight_files
-from tuner.models.checkpoint.safetensors import Checkpoint, Spec, write_checkpoint
+from tuner.models.checkpoint.safetensors import Checkpoint, Spec, specs_in_dtype
+from tuner.models.checkpoint.write_safetensors import write_checkpoint
 from tuner.models.layouts.baichuan import normalised
 from tuner.models.layouts.detection import MODULES, ORIGINAL, VERSIONS, WITHOUT_CLASS, detect_layout
 from tuner.models.layouts.rewrite import KEPT, layout_module, original_tensors, write_native, write_original
-from tuner.models.lora.merge import specs_in_dtype
 
 LAYOUTS = {
     "internlm2": "internlm2",

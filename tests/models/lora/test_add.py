@@ -14,16 +14,11 @@ from tests.models.tiny import SIZES
 from tuner.errors import ConfigError, StageError
 from tuner.models import load
 from tuner.models.checkpoint.safetensors import Checkpoint
-from tuner.models.export import write_adapter
-from tuner.models.lora.add import (
-    adapted_layers,
-    adapter_config,
-    add_lora,
-    count_trainable,
-    decompose,
-    load_adapter,
-    write_initial,
-)
+from tuner.models.full_finetune import count_trainable
+from tuner.models.lora.add import add_lora
+from tuner.models.lora.export import write_adapter
+from tuner.models.lora.initial import decompose, load_adapter, write_initial
+from tuner.models.lora.layers import adapted_layers, adapter_config
 from tuner.models.targets import target_modules
 
 # PEFT asks transformers by a name that is going away.

@@ -27,10 +27,10 @@ from tuner.errors import StageError
 from tuner.models import quantize
 from tuner.models.checkpoint.config_files import write_config
 from tuner.models.checkpoint.files import checkpoint_files, weight_files
-from tuner.models.checkpoint.safetensors import Checkpoint, Spec
+from tuner.models.checkpoint.safetensors import Checkpoint, Spec, specs_in_dtype
 from tuner.models.layouts.rewrite import write_native
 from tuner.models.load import load_model, load_tuned
-from tuner.models.lora.merge import merge_adapter, merge_original, merged_weight, replace_rows, specs_in_dtype
+from tuner.models.lora.merge import merge_adapter, merge_original, merged_weight, replace_rows
 from tuner.models.lora.tensors import lora_pairs, token_rows
 
 # PEFT asks transformers by a name that is going away.

@@ -26,10 +26,11 @@ from tuner.files import write_json
 from tuner.models.checkpoint.config_files import write_config
 from tuner.models.checkpoint.files import checkpoint_files
 from tuner.models.checkpoint.safetensors import Checkpoint
-from tuner.models.export import write_adapter
 from tuner.models.layouts.rewrite import write_native
 from tuner.models.load import load_model, load_tuned
-from tuner.models.lora.add import adapter_config, add_lora
+from tuner.models.lora.add import add_lora
+from tuner.models.lora.export import write_adapter
+from tuner.models.lora.layers import adapter_config
 from tuner.models.lora.merge import merge_adapter, merge_original
 from tuner.models.lora.tied_head import tied_head_in, tied_head_of, untie_head
 

@@ -17,7 +17,8 @@ from transformers.utils import logging
 from tuner.errors import DataError
 from tuner.models.checkpoint.config_files import read_json_object, write_json_object
 from tuner.models.checkpoint.files import SETTINGS, TEXT
-from tuner.models.checkpoint.safetensors import DTYPES, Spec, write_checkpoint
+from tuner.models.checkpoint.safetensors import DTYPES, Spec
+from tuner.models.checkpoint.write_safetensors import write_checkpoint
 
 MAGIC = b"GGUF"
 

@@ -21,14 +21,8 @@ from torch import Tensor
 
 from tuner.errors import DataError
 from tuner.models.checkpoint.files import INDEX
-from tuner.models.checkpoint.safetensors import (
-    DTYPES,
-    Spec,
-    shard_name,
-    write_checkpoint,
-    write_file,
-    write_index,
-)
+from tuner.models.checkpoint.safetensors import DTYPES, Spec
+from tuner.models.checkpoint.write_safetensors import shard_name, write_checkpoint, write_file, write_index
 
 ZIP, POINTER = b"PK\x03\x04", b"version https://git-lfs"
 """how a zip archive begins, and what Git leaves in the place of a large file"""

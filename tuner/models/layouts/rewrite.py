@@ -20,7 +20,8 @@ from torch import Tensor
 from tuner.errors import DataError
 from tuner.models.checkpoint.config_files import TIED, read_json_object, write_json_object
 from tuner.models.checkpoint.files import INDEX
-from tuner.models.checkpoint.safetensors import Checkpoint, Spec, main_dtype, write_checkpoint, write_file
+from tuner.models.checkpoint.safetensors import Checkpoint, Spec, main_dtype
+from tuner.models.checkpoint.write_safetensors import write_checkpoint, write_file
 from tuner.models.layouts.detection import LAYOUT_FILE, MODULES, NATIVE, ORIGINAL, WITHOUT_CLASS
 from tuner.models.layouts.llama import DTYPES, vocabulary_size
 from tuner.models.layouts.mapped_tensor import MappedTensor, NativeCheckpoint

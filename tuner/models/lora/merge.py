@@ -17,15 +17,9 @@ from torch import Tensor
 
 from tuner.errors import StageError
 from tuner.models.checkpoint.files import weight_files
-from tuner.models.checkpoint.safetensors import (
-    DTYPES,
-    FLOATS,
-    SHARD_LIMIT,
-    Checkpoint,
-    Spec,
-    main_dtype,
-    write_checkpoint,
-)
+from tuner.models.checkpoint.safetensors import DTYPES, FLOATS, Checkpoint, Spec, specs_in_dtype
+from tuner.models.checkpoint.write_safetensors import SHARD_LIMIT, write_checkpoint
+from tuner.models.layouts.llama import HEAD
 from tuner.models.layouts.rewrite import write_original
 from tuner.models.lora import tied_head
 from tuner.models.lora.tensors import LoraPair, lora_pairs, token_rows
@@ -34,8 +28,6 @@ CODES = {"bf16": "BF16", "fp32": "F32"}
 """algo.precision, as safetensors calls it: what is merged lies in the dtype in which training held the
 base
 """
-HEAD = "lm_head.weight"
-"""the output head, which may be tied to the embedding"""
 
 
 def merged_weight(
@@ -64,19 +56,6 @@ def replace_rows(weight: Tensor, values: Tensor, ids: Iterable[int]) -> Tensor:
     [[8.0], [0.0], [7.0]]
     """
     return weight.index_copy(0, torch.tensor(list(ids), dtype=torch.long), values.to(weight.dtype))
-
-
-def specs_in_dtype(specs: Mapping[str, Spec], dtype: str) -> dict[str, Spec]:
-    """The specs with the checkpoint's own type replaced by `dtype`.
-
-    Tensors of another type stay as they are: integers, and the few that a family keeps in fp32 inside a bf16
-    checkpoint.
-    """
-    own = main_dtype(specs.values())
-    return {
-        name: replace(spec, dtype=dtype) if spec.dtype == own and own in FLOATS else spec
-        for name, spec in specs.items()
-    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

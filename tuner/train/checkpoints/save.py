@@ -19,7 +19,8 @@ from torch import Tensor
 
 from tuner.errors import Interrupted, StageError
 from tuner.files import read_json, sha256_of, sync, write_json
-from tuner.models.checkpoint.safetensors import DTYPES, Spec, write_file
+from tuner.models.checkpoint.safetensors import DTYPES, Spec
+from tuner.models.checkpoint.write_safetensors import write_file
 from tuner.train.checkpoints import sharded, steps
 from tuner.train.checkpoints.copies import HostCopies, available_memory
 from tuner.train.engine import State
