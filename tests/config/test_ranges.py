@@ -34,21 +34,24 @@ def of_optim(config: Config, **values: object) -> Config:
     [
         (
             {"alpha": 1e308},
-            r"algo\.alpha is 1e\+308, and 32-bit floats, which training computes with, end at 3\.4e\+38",
+            r"algo\.alpha is 1e\+308, but training uses 32-bit floats, and the largest is 3\.4e\+38",
         ),
         ({"alpha": 3.5e38}, r"algo\.alpha is 3\.5e\+38"),
-        ({"alpha": 1e-320}, r"algo\.alpha is .*, which is nothing in 32-bit floats"),
+        (
+            {"alpha": 1e-320},
+            r"algo\.alpha is .*, but training uses 32-bit floats, and the smallest above 0 is",
+        ),
         (
             {"alpha": 2e-38, "r": 16},
             (
-                r"the adapters' scale, alpha / r of algo\.alpha=2e-38 and algo\.r=16, is 1\.25e-39, which is"
-                r" nothing"
+                r"the adapters' scale, alpha / r of algo\.alpha=2e-38 and algo\.r=16, is 1\.25e-39, but"
+                r" training uses 32-bit floats, and the smallest"
             ),
         ),
         ({"alpha": 2e-38, "r": 16, "rslora": True}, r"the adapters' scale, alpha / √r .* is 5e-39"),
-        ({"r": 10**400}, r"and no layer is as wide"),
+        ({"r": 10**400}, r"which is wider than any layer"),
         ({"clip": 1e308}, r"algo\.clip is 1e\+308"),
-        ({"clip": 1e-300}, r"algo\.clip is 1e-300, which is nothing"),
+        ({"clip": 1e-300}, r"algo\.clip is 1e-300, but training uses 32-bit floats, and the smallest"),
         ({"neftune": 1e300}, r"algo\.neftune is 1e\+300"),
         ({"lora_plus": 1e308}, r"algo\.lora_plus is 1e\+308"),
         (
@@ -56,9 +59,9 @@ def of_optim(config: Config, **values: object) -> Config:
             r"the rate of B, algo\.lora_plus=1e\+38 times algo\.optim\.lr=100\.0, is 1e\+40",
         ),
         ({"lr": 1e308}, r"algo\.optim\.lr is 1e\+308"),
-        ({"lr": 1e-310}, r"algo\.optim\.lr is 1e-310, which is nothing"),
+        ({"lr": 1e-310}, r"algo\.optim\.lr is 1e-310, but training uses 32-bit floats, and the smallest"),
         ({"eps": 1e308}, r"algo\.optim\.eps is 1e\+308"),
-        ({"eps": 1e-60}, r"algo\.optim\.eps is 1e-60, which is nothing"),
+        ({"eps": 1e-60}, r"algo\.optim\.eps is 1e-60, but training uses 32-bit floats, and the smallest"),
         ({"weight_decay": 1e308}, r"algo\.optim\.weight_decay is 1e\+308"),
         (
             {"weight_decay": 1e30, "lr": 1e30},

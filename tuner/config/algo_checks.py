@@ -22,8 +22,8 @@ def _combinations(algo: Algo) -> list[str]:
     full = not algo.uses_adapter
     if algo.quant != "none" and full:
         problems.append(
-            f"algo.quant={algo.quant} holds a frozen base, and algo.adapter=none trains all of it: leave one "
-            "of them out, or take algo=qlora."
+            f"algo.quant={algo.quant} quantises a frozen base, but algo.adapter=none trains all of its "
+            "weights: leave one of them out, or take algo=qlora."
         )
     of_adapters = {
         "dropout": algo.dropout,
@@ -39,12 +39,12 @@ def _combinations(algo: Algo) -> list[str]:
     of_full = {"last_layers": algo.last_layers, "freeze": algo.freeze}
     if not full and (there := [name for name, value in of_full.items() if value]):
         problems.append(
-            f"algo.{there[0]} says what full fine-tuning leaves as it is, and algo.adapter={algo.adapter} "
-            "trains no weight of the model anyway."
+            f"algo.{there[0]} says what full fine-tuning keeps frozen, but algo.adapter={algo.adapter} "
+            "trains none of the model's own weights anyway."
         )
     if algo.dora and algo.quant == "int8":
         problems.append(
-            "algo.dora=true needs the length of each row of the base's weights, which PEFT can't take in 8 "
+            "algo.dora=true needs the norm of each row of the base's weights, which PEFT can't compute in 8 "
             "bits: take algo.quant=nf4 or none."
         )
     if not 0 <= algo.warmup < 1 and not (algo.warmup >= 1 and float(algo.warmup).is_integer()):
@@ -61,16 +61,14 @@ def _combinations(algo: Algo) -> list[str]:
     elif lora_init.changes_base(algo.lora_init) and (algo.quant != "none" or algo.init == "continue"):
         other = f"algo.quant={algo.quant}" if algo.quant != "none" else "algo.init=continue"
         problems.append(
-            f"algo.lora_init={algo.lora_init} takes a part out of the base's weights, which can't be with "
-            f"{other}: leave one of them out."
+            f"algo.lora_init={algo.lora_init} subtracts a part from the base's weights, which does not go "
+            f"with {other}: leave one of them out."
         )
     return problems
 
 
 def _floats(algo: Algo) -> list[str]:
-    """What training computes with in 32-bit floats must be one of them, and not 0 there where it is not 0
-    as it is written.
-    """
+    """Numbers that training uses as 32-bit floats must neither overflow nor underflow there."""
     optim, r = algo.optim, min(max(1, algo.r), WIDEST)
     alpha = lora_init.alpha_of(algo.alpha, r=r, rslora=algo.rslora)
     lr, by = optim.lr, algo.lora_plus
@@ -89,7 +87,7 @@ def _floats(algo: Algo) -> list[str]:
         f"algo.optim.weight_decay={optim.weight_decay} times algo.optim.lr={lr}": lr * optim.weight_decay,
     }
     problems = [
-        f"{name} is {x:g}, and 32-bit floats, which training computes with, end at {LARGEST:.2g}."
+        f"{name} is {x:g}, but training uses 32-bit floats, and the largest is {LARGEST:.2g}."
         for name, x in values.items()
         if x and x > LARGEST
     ]
@@ -99,29 +97,28 @@ def _floats(algo: Algo) -> list[str]:
         if not name.startswith("algo.optim.weight_decay") and x and 0 < x < SMALLEST
     }
     problems += [
-        f"{name} is {x:g}, which is nothing in 32-bit floats, which training computes with: they begin at "
-        f"{SMALLEST:.2g}."
+        f"{name} is {x:g}, but training uses 32-bit floats, and the smallest above 0 is {SMALLEST:.2g}."
         for name, x in small.items()
     ]
     if algo.r > WIDEST:
-        problems.append(f"algo.r is {algo.r:,}, and no layer is as wide.")
+        problems.append(f"algo.r is {algo.r:,}, which is wider than any layer.")
     return problems
 
 
 def _ends(algo: Algo) -> list[str]:
-    """Where the training, its stop and the learning rate's course end, as far as that is known without the
+    """Where the run, its early end and the learning rate schedule stop, as far as that is known without the
     data.
     """
     problems = []
     if algo.steps and algo.stop_step and algo.stop_step > algo.steps:
         problems.append(
-            f"algo.stop_step is {algo.stop_step}, but algo.steps ends the training at {algo.steps}: raise "
-            "that to train longer."
+            f"algo.stop_step is {algo.stop_step}, but algo.steps ends training at {algo.steps}: raise "
+            "algo.steps to train longer."
         )
     end = algo.stop_step or algo.steps
     if end and algo.schedule_steps and algo.schedule_steps < end and algo.schedule != "constant":
         problems.append(
-            f"algo.schedule_steps is {algo.schedule_steps}, but the training ends at step {end}: the "
-            "learning rate would be 0 from there. Raise it, or set algo.schedule=constant."
+            f"algo.schedule_steps is {algo.schedule_steps}, but training ends at step {end}: the learning "
+            "rate would be 0 before that. Raise it, or set algo.schedule=constant."
         )
     return problems

@@ -64,9 +64,9 @@ RULES = (
     Rule(
         what="an optimizer other than adamw with ZeRO 1 to 3 or offload",
         why=(
-            "ZeRO gives each process a slice of the flattened state: AdamW works number by number, and other "
-            "optimizers need blocks, rows or whole matrices. Take algo.optim.name=adamw, or, to keep the "
-            "optimizer"
+            "ZeRO gives each process a slice of the flattened state: AdamW works element by element, but "
+            "other optimizers need blocks, rows or whole matrices. Take algo.optim.name=adamw, or, to keep "
+            "the optimizer"
         ),
         refused=lambda c: not OPTIMIZERS[c.optimizer].zero and (c.zero > 0 or _offloads(c)),
         mended=lambda c: replace(c, zero=0, offload="none", offload_path=None),
@@ -105,7 +105,7 @@ RULES = (
     ),
     Rule(
         what="machine.offload=optimizer with ZeRO 0",
-        why="what is offloaded is a shard of the optimizer's state, which ZeRO 0 does not make",
+        why="what is offloaded is a shard of the optimizer state, and ZeRO 0 makes none",
         refused=lambda c: c.offload == "optimizer" and c.zero == 0,
         mended=lambda c: replace(c, zero=2),
     ),

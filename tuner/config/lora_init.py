@@ -1,4 +1,4 @@
-"""How an adapter may begin: the names that PEFT has for it, which of them change the base, and at what
+"""How an adapter is initialised: the names that PEFT has for it, which of them change the base, and at what
 scale it acts.
 """
 
@@ -16,7 +16,7 @@ def lora_init_problem(name: str, *, r: int) -> str | None:
 
     >>> lora_init_problem("pissa_niter_16", r=8)
     >>> lora_init_problem("orthogonal", r=7)
-    'algo.lora_init=orthogonal begins with two halves of the rank, and algo.r is 7: make it even.'
+    'algo.lora_init=orthogonal initialises two halves of the rank, but algo.r is 7: make it even.'
     """
     if name not in NAMES and pissa_iterations(name) is None:
         return (
@@ -25,13 +25,13 @@ def lora_init_problem(name: str, *, r: int) -> str | None:
         )
     if name == "orthogonal" and r % 2:
         return (
-            f"algo.lora_init=orthogonal begins with two halves of the rank, and algo.r is {r}: make it even."
+            f"algo.lora_init=orthogonal initialises two halves of the rank, but algo.r is {r}: make it even."
         )
     return None
 
 
 def changes_base(name: str) -> bool:
-    """Whether the adapter begins with a part of the weight, which is then taken out of the base.
+    """Whether the adapter starts from a part of the weight, which is then subtracted from the base.
 
     >>> [changes_base(name) for name in ("default", "orthogonal", "olora", "pissa_niter_4")]
     [False, False, True, True]

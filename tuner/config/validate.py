@@ -42,7 +42,7 @@ def validate(config: Config) -> None:
         problems.append(f"machine.timeout is {machine.timeout:g}, but must be at most {PATIENCE:g} seconds.")
     if (unpaged := algo.optim.kind.unpaged) and machine.device == "cpu":
         problems.append(
-            f"algo.optim.name={algo.optim.name} pages a GPU's memory, and machine.device is cpu: take "
+            f"algo.optim.name={algo.optim.name} pages a GPU's memory, but machine.device is cpu: take "
             f"{unpaged}."
         )
     if algo.neftune and machine.sequence_parallel > 1:
@@ -69,8 +69,8 @@ def validate(config: Config) -> None:
         not machine.gpus or min(machine.gpus) < 0 or len(set(machine.gpus)) < len(machine.gpus)
     ):
         problems.append(
-            f"machine.gpus is {list(machine.gpus)}, but must be different numbers of GPUs, such as [0,1], or "
-            "how many."
+            f"machine.gpus is {list(machine.gpus)}, but must be a list of different GPU numbers, such as "
+            "[0,1], or how many GPUs to use."
         )
     if config.generation.temperature < 0 or config.generation.top_p > 1:
         problems.append("generation.temperature must be at least 0, and generation.top_p at most 1.")
@@ -138,7 +138,7 @@ def _model(model: Model) -> list[str]:
             )
         elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo, re.ASCII):
             problems.append(
-                f"model.repo is {repo!r}, which is no name of a repository, such as org/name. For a "
+                f"model.repo is {repo!r}, which is not the name of a repository, such as org/name. For a "
                 "directory write model=local model.path=DIR."
             )
     if model.chat.auto and (
@@ -150,13 +150,13 @@ def _model(model: Model) -> list[str]:
         ]
     ):
         problems.append(
-            f"model.chat.{said[0]} is set, and model/chat=auto takes a template as it is, whichever the "
-            "tokenizer goes with: name the one to change, such as model/chat=chatml."
+            f"model.chat.{said[0]} is set, but model/chat=auto takes the template that goes with the "
+            "tokenizer as it is: name the template to change, such as model/chat=chatml."
         )
     if twice := sorted({token for token in model.new_tokens if model.new_tokens.count(token) > 1}):
         problems.append(f"model.new_tokens names {twice[0]!r} twice.")
     if any(not token.strip() for token in model.new_tokens):
-        problems.append("model.new_tokens holds a token without a letter or sign.")
+        problems.append("model.new_tokens holds a token that is empty or only white space.")
     return problems
 
 
@@ -184,8 +184,8 @@ def _data(data: Data) -> list[str]:
             )
         if part.encoding != "auto" and not _codec(part.encoding):
             problems.append(
-                f"{where}: encoding is {part.encoding!r}, which is no text encoding of Python's, such as "
-                "utf-8, gb18030, latin-1 or utf-16."
+                f"{where}: encoding is {part.encoding!r}, which is not a text encoding that Python knows, "
+                "such as utf-8, gb18030, latin-1 or utf-16."
             )
         if part.take is not None and part.take <= 0:
             problems.append(

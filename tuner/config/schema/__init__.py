@@ -50,11 +50,11 @@ class Config:
     merge: Merge = field(default_factory=Merge)
     generation: Generation = field(default_factory=Generation)
     seed: int = identity("train", default=0)
-    """of the initial adapters, the order of the data and dropout"""
+    """of the initial adapters, the order of the packs, and dropout"""
     variant: str = identity("train", default="", left_out="")
-    """a free word in the identity, for training the same thing again"""
+    """a free word in the fingerprint, to train the same config again"""
     root: str = neutral(default="outputs")
-    """the output root: the store and the views of the runs"""
+    """the output root: the store and the directories of the runs"""
     store: str | None = neutral(default=None)
     """where the artifacts lie; `root`/store when null"""
     lock: str = neutral("fetch_data", "fetch_model", default="tuner.lock")
@@ -66,9 +66,9 @@ class Config:
     until: str | None = neutral(default=None)
     """stop after this stage: fetch, tokenize, train, convert, merge or evaluate"""
     redo: str | None = neutral(default=None)
-    """build again from this stage on; what was there goes to the trash"""
+    """build again from this stage on; what was there is moved to the trash"""
     name: str | None = neutral(default=None)
-    """the run's directory is called so, instead of model-algo-data"""
+    """the name of the run's directory, instead of model-algo-data"""
     note: str | None = neutral(default=None)
     """a line of your own, shown by `status`"""
     tags: tuple[str, ...] = neutral(default=())

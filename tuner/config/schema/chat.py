@@ -43,7 +43,7 @@ class Chat:
     user: str = of_text(default="{text}\n\n")
     """a user turn"""
     assistant: str = of_text(default="{text}\n\n")
-    """an assistant turn, with `end` somewhere after `{text}`; trained is all from `{text}` to `end`"""
+    """an assistant turn, with `end` somewhere after `{text}`; all from `{text}` to `end` is trained"""
     prompt: str | None = of_text(default=None, left_out=None)
     """how the assistant is made to speak, where that isn't all before `{text}` in `assistant`: more, such as
     an open thought, or less. What comes after it is trained"""

@@ -26,7 +26,7 @@ class DataSource:
     revision: str | None = identity("fetch_data", default=None, left_out=None)
     """a branch, a tag or a commit; the hub's default when null"""
     files: str | tuple[str, ...] | None = identity("fetch_data", default=None, left_out=None)
-    """patterns of the files wanted of it; those of the training split when null"""
+    """patterns of the files to take from it; those of the training split when null"""
     encoding: str = identity("tokenize", default="auto", left_out="auto", seen_by=("fetch_data",))
     """of text files; `auto` is UTF-8, or UTF-16 with a byte order mark"""
     format: Literal[
@@ -68,15 +68,15 @@ class DataSource:
     system: str | None = of_text(default=None)
     """a system prompt for conversations that bring none, before model.chat.default_system"""
     leave: str | tuple[str, ...] = identity("tokenize", default=(), left_out=())
-    """what no format reads of the rows and is to be left, such as [id,messages.timestamp]; `*` is all. The
-    ledger counts it, and no line names it
+    """columns and keys that no format reads and that may be left unread, such as [id,messages.timestamp]; `*`
+    is all. The ledger counts them, and no line names them
     """
     unread: Literal["name", "error"] = identity("tokenize", default="name", left_out="name")
-    """what happens where something else is not read of a row, a column with text or a key of a turn: it is
-    named once, or the row is an error
+    """what happens where anything else in a row is not read, such as a column with text or a key of a turn:
+    it is named once, or the row is an error
     """
     take: int | float | None = identity("tokenize", default=None, left_out=None)
-    """how many rows are drawn (by data.seed), or as which share; 2.0 takes each twice"""
+    """how many rows are drawn (by data.seed), or what share of them; 2.0 takes each twice"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,11 +96,11 @@ class Data(DataSource):
     loss: Literal["assistant", "last", "all"] = identity(
         "tokenize", default="assistant", left_out="assistant", seen_by=("train",)
     )
-    """on what the assistant writes, on its last turn only, or on everything"""
+    """on what the assistant writes, on its last turn only, or on all text"""
     reasoning: Literal["last", "every_turn", "keep", "strip"] = identity(
         "tokenize", default="last", left_out="last"
     )
-    """`last` shows the thoughts that the template shows and trains no answer whose thoughts it hides;
+    """`last` shows the thoughts that the template shows, and trains on no answer whose thoughts it hides;
     `every_turn` makes one sample of each turn; `keep` shows all; `strip` none"""
     bad_rows: Literal["error", "skip"] = identity("tokenize", default="error", left_out="error")
     """what happens to rows that can't be read; the ledger counts those that were skipped"""
@@ -115,6 +115,6 @@ class Data(DataSource):
     max_dropped: int | float | None = identity("tokenize", default=None, left_out=None)
     """fail when more rows than this, or a larger share of them, are left out"""
     min_trained_tokens: int | None = identity("tokenize", default=None, left_out=None, at_least=1)
-    """fail when fewer tokens than this are trained"""
+    """fail when there are fewer trained tokens than this"""
     seed: int = identity("tokenize", default=0)
-    """of the draws, the held-out share and the packing; the top `seed` enters training only"""
+    """of the draws, the held-out share and the packing; the top-level `seed` is for training only"""

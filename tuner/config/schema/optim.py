@@ -61,11 +61,11 @@ class Optim:
     pages out, by bitsandbytes; `adafactor` (arXiv:1804.04235); `muon`: orthogonalised momentum on the
     matrices of the layers, AdamW on everything else"""
     lr: float = identity("train", default=2e-4, more_than=0)
-    """the highest learning rate, reached after the warm-up"""
+    """the peak learning rate, reached after the warm-up"""
     betas: tuple[float, float] = identity("train", default=(0.9, 0.999), at_least=0, less_than=1)
-    """decay of the running means of the gradient and of its square; `adafactor` uses neither"""
+    """decay of the running means of the gradient and of its square; not used by `adafactor`"""
     eps: float = identity("train", default=1e-8, more_than=0)
-    """added to the denominator, but for `adafactor`"""
+    """added to the denominator; not used by `adafactor`"""
     weight_decay: float = identity("train", default=0.0, at_least=0)
     """decoupled weight decay, on matrices only"""
     momentum: float = identity("train", default=0.95, left_out=0.95, at_least=0, less_than=1)

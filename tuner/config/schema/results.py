@@ -8,24 +8,24 @@ from tuner.config.fields import identity, neutral
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Train:
-    """What a training leaves."""
+    """What training leaves behind."""
 
     keep: Literal["auto", "resume", "weights"] = neutral("train", default="auto")
-    """`resume` keeps the optimizer's state, so that a longer training can go on; `auto` does where
-    algo.stop_step ended it early
+    """`resume` keeps the optimizer state, so that a longer run can continue; `auto` does so where
+    algo.stop_step ended training early
     """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Convert:
-    """Which step of the training is handed on."""
+    """Which saved step becomes the result."""
 
     step: int | Literal["last", "best"] = identity(
         "convert", default="last", left_out="last", seen_by=("train",), at_least=1
     )
     """a step's number, the `last` one, or the `best` by convert.best_by"""
     best_by: Literal["held_out", "loss"] = neutral("convert", "train", default="held_out")
-    """the lowest value decides: the loss on held-out conversations, or the training loss"""
+    """what is lowest at the best step: the loss on held-out conversations, or the training loss"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
