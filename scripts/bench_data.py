@@ -38,8 +38,9 @@ def conversations() -> list[list[dict[str, str]]]:
     """Real rows, as messages."""
     from tuner.data.files import row_files
     from tuner.data.formats import rows
+    from tuner.data.formats.shape import RowShape
 
-    shape = rows.RowShape()
+    shape = RowShape()
     return [
         [{"role": message.role, "content": message.content} for message in sample.messages]
         for name in FILES

@@ -6,7 +6,7 @@ import pytest
 
 from tuner.config.compose import compose
 from tuner.config.schema import Config
-from tuner.data.formats import rows
+from tuner.data.formats import table
 from tuner.pipeline.plan import origin_of
 from tuner.pipeline.stage import Stage
 from tuner.stages import STAGES
@@ -44,8 +44,8 @@ def test_a_bumped_version_of_something_not_used_changes_nothing(
     default: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {stage.name: fingerprint(stage, default) for stage in STAGES}
-    monkeypatch.setitem(rows.VERSIONS, "alpaca", 99)
+    monkeypatch.setitem(table.VERSIONS, "alpaca", 99)
     assert {stage.name: fingerprint(stage, default) for stage in STAGES} == before
-    monkeypatch.setitem(rows.VERSIONS, "messages", 99)
+    monkeypatch.setitem(table.VERSIONS, "messages", 99)
     after = {stage.name: fingerprint(stage, default) for stage in STAGES}
     assert [name for name in before if after[name] != before[name]] == ["tokenize"]

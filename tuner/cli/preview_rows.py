@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from tuner.data.files.row_files import Chunk, Unreadable, parse_rows
-from tuner.data.formats.rows import RowShape
+from tuner.data.formats.shape import RowShape
 from tuner.data.tokenize import dataset
 from tuner.data.tokenize.documents import DocumentMaker
 from tuner.data.tokenize.job import NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, TokenizedRows, TokenizeSettings

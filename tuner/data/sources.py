@@ -8,7 +8,8 @@ only source.
 import re
 
 from tuner.config.view import View
-from tuner.data.formats import rows
+from tuner.data.formats import table
+from tuner.data.formats.shape import RowShape
 from tuner.errors import ConfigError, nearest
 
 OWNED = re.compile(r"p(\d{2,})-|held_out-")
@@ -31,12 +32,10 @@ def source_of_file(name: str) -> tuple[int, bool]:
     return (int(found[1] or 0), found[1] is None) if found else (0, False)
 
 
-def shape_of(part: View) -> rows.RowShape:
+def shape_of(part: View) -> RowShape:
     """How the rows of a source are read."""
     words = {role: (word,) if isinstance(word, str) else tuple(word) for role, word in part.roles.items()}
-    return rows.RowShape(
-        format=part.format, columns=part.columns, roles=words, paths=part.paths, split=part.split
-    )
+    return RowShape(format=part.format, columns=part.columns, roles=words, paths=part.paths, split=part.split)
 
 
 def name_in_dataset(name: str, number: int | None) -> str:
@@ -54,7 +53,7 @@ def source_prefix(number: int) -> str:
 def check_columns(view: View) -> None:
     """Raises ConfigError for a column that the format of its source doesn't have."""
     for part in sources_of(view):
-        known = rows.COLUMNS.get(part.format, set().union(*rows.COLUMNS.values()))
+        known = table.COLUMNS.get(part.format, set().union(*table.COLUMNS.values()))
         if unknown := next((column for column in part.columns if column not in known), None):
             theirs = part.columns[unknown]
             if theirs in known:

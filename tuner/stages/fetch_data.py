@@ -13,6 +13,7 @@ from tuner.data.conversation import Conversation, Label, LeftOut, Preference, Ro
 from tuner.data.files import data_paths
 from tuner.data.files.row_files import Unreadable, chunks, file_note, parse_rows
 from tuner.data.formats import hints, oasst_flat, rows
+from tuner.data.formats.shape import RowShape
 from tuner.data.sources import (
     check_columns,
     name_in_dataset,
@@ -145,7 +146,7 @@ def run(context: Context) -> dict[str, Any]:
         download.remove_leftovers(context.out, own)
     found |= {name: context.out / name for name in own}
     described = sources_of(view)
-    shapes: dict[int, rows.RowShape] = {}
+    shapes: dict[int, RowShape] = {}
     for number, apart in sorted({source_of_file(name) for name in found}):
         part = described[number]
         if number not in shapes:
@@ -184,7 +185,7 @@ def _bring(part: View, prefix: str, context: Context) -> dict[str, Any]:
 
 
 def require_trainable_row(
-    found: Sequence[Path], encoding: str, shape: rows.RowShape, *, mixed: bool = False
+    found: Sequence[Path], encoding: str, shape: RowShape, *, mixed: bool = False
 ) -> None:
     """Read files until a row can be trained on. Raises DataError when none can, with what would have them
     read, if that was found by trying.
@@ -208,7 +209,7 @@ def require_trainable_row(
 
 
 def _why_none(
-    read: int, compared: int, bad: Sequence[str], sample: Sequence[Any], shape: rows.RowShape, mixed: bool
+    read: int, compared: int, bad: Sequence[str], sample: Sequence[Any], shape: RowShape, mixed: bool
 ) -> str:
     """Why no row can be trained on, of so many that were read, so many of which compare answers; and what
     mends it.
@@ -241,7 +242,7 @@ def has_trained_text(sample: Sample) -> bool:
 
 
 def _samples(
-    file: Path, encoding: str, shape: rows.RowShape
+    file: Path, encoding: str, shape: RowShape
 ) -> Iterable[tuple[int, Sequence[Sample], Iterable[tuple[int, str]], Any]]:
     """(how many rows, their samples, those that can't be read and why, the row), a row or the rows of a
     tree at a time; of a tree no row.

@@ -8,7 +8,7 @@ from typing import Any
 from tuner.config.build import build_config
 from tuner.config.schema import Config
 from tuner.config.view import View
-from tuner.data.formats import rows
+from tuner.data.formats import table
 from tuner.data.sources import check_columns, sources_of
 from tuner.data.tokenize import packing
 from tuner.errors import DataError
@@ -26,7 +26,7 @@ def versions(view: View) -> dict[str, int]:
     formats = {
         name: version
         for part in sources_of(view)
-        for name, version in rows.format_versions(part.format).items()
+        for name, version in table.format_versions(part.format).items()
     }
     return {**formats, "chat": CHAT, "packing": packing.VERSION, "packs": PACKS, "prepare": PREPARE}
 

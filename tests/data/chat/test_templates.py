@@ -24,7 +24,8 @@ from tuner.config.schema import Chat
 from tuner.data.chat.template import Template, compile_template
 from tuner.data.chat.to_jinja import to_jinja
 from tuner.data.conversation import Call, Conversation, Message
-from tuner.data.formats.rows import RowShape, read_row
+from tuner.data.formats.rows import read_row
+from tuner.data.formats.shape import RowShape
 from tuner.data.tokenizer.load import Vocabulary, load_vocabulary
 from tuner.errors import DataError
 

@@ -16,7 +16,7 @@ from pyarrow import parquet as pq
 
 from tests.data.files.test_row_files import comma, read, reasons, write
 from tuner.data.files.row_files import file_note
-from tuner.data.formats.rows import RowShape
+from tuner.data.formats.shape import RowShape
 from tuner.errors import DataError
 
 ROWS: list[Any] = [{"instruction": f"What is {i}+1?", "output": f"{i + 1}."} for i in range(8)]

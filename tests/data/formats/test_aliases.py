@@ -9,7 +9,8 @@ import pytest
 from tests.conftest import write_rows
 from tests.data.formats.test_formats import A, U, brief, one, said
 from tuner.data.conversation import Label, RowError
-from tuner.data.formats.rows import RowShape, read_row, unread_places
+from tuner.data.formats.rows import read_row, unread_places
+from tuner.data.formats.shape import RowShape
 from tuner.data.survey.scan import scan_source
 
 CITY = {"city": "Oslo"}

@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 from tuner.data.conversation import Call, Conversation, Label, Message, Preference, RowError, Sample, Text
 from tuner.data.files import row_files
 from tuner.data.formats.checks import in_words, key_list
+from tuner.data.formats.detect import sniff
 from tuner.data.formats.oasst_flat import group_rows, is_flat
-from tuner.data.formats.rows import COLUMNS, VERSIONS, RowShape, format_versions, read_row, row_reader, sniff
+from tuner.data.formats.rows import read_row, row_reader
+from tuner.data.formats.shape import RowShape
+from tuner.data.formats.table import COLUMNS, VERSIONS, format_versions
 from tuner.errors import ConfigError
 
 

@@ -9,7 +9,9 @@ import pytest
 
 from tests.data.formats.test_formats import A, U, brief, one, said
 from tuner.data.conversation import Call, Conversation, RowError, Text
-from tuner.data.formats.rows import RowShape, read_row, sniff
+from tuner.data.formats.detect import sniff
+from tuner.data.formats.rows import read_row
+from tuner.data.formats.shape import RowShape
 
 Q, R = {"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}
 CALL = {"name": "look", "arguments": {"at": "云"}}

@@ -16,7 +16,7 @@ from tuner.config.view import View
 from tuner.data.conversation import Conversation, RowError, Text
 from tuner.data.formats import column_names, hints, rows
 from tuner.data.formats.guesses import SPOKEN
-from tuner.data.formats.rows import RowShape
+from tuner.data.formats.shape import RowShape
 from tuner.data.sources import shape_of
 
 

@@ -11,7 +11,8 @@ from tests.data.formats.test_formats import A, U, one
 from tuner.data.conversation import Conversation
 from tuner.data.files import row_files
 from tuner.data.formats.nulls import Nulls, stripped
-from tuner.data.formats.rows import RowShape, read_row
+from tuner.data.formats.rows import read_row
+from tuner.data.formats.shape import RowShape
 from tuner.data.survey.scan import scan_source
 
 STRING: dict[str, Any] = {"type": "string"}

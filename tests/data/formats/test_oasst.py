@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from tuner.data.conversation import Conversation, LeftOut, RowError
 from tuner.data.files import row_files
 from tuner.data.files.row_files import Unreadable
-from tuner.data.formats import oasst_flat, rows
+from tuner.data.formats import detect, oasst_flat
 from tuner.data.formats.oasst import CUT_OFF, NO_ROOT, NOT_BEST, UNANSWERED
 from tuner.data.formats.oasst_flat import RowGroup, group_rows, is_flat
-from tuner.data.formats.rows import RowShape, read_row
+from tuner.data.formats.rows import read_row
+from tuner.data.formats.shape import RowShape
 
 
 def node(name: str, *replies: dict[str, Any], **others: Any) -> dict[str, Any]:
@@ -66,7 +67,7 @@ for _reply, _rank in zip(TREE["prompt"]["replies"], (None, 1, 0, 0), strict=True
 
 
 def test_the_best_path_takes_the_lowest_rank_at_each_level() -> None:
-    assert rows.sniff(TREE) == "oasst"
+    assert detect.sniff(TREE) == "oasst"
     assert told(read_row(TREE, RowShape())) == [["q", "a0*"]]
     ranked = tree(
         node(

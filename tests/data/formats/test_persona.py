@@ -10,7 +10,8 @@ import yaml
 from tuner.data.chat.template import Template
 from tuner.data.conversation import PLACE, Conversation, fill
 from tuner.data.files import row_files
-from tuner.data.formats.rows import RowShape, read_row
+from tuner.data.formats.rows import read_row
+from tuner.data.formats.shape import RowShape
 
 ROOT = Path(__file__).parents[3]
 OPTION = yaml.safe_load((ROOT / "conf" / "data" / "persona.yaml").read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ from tuner.config.view import View
 from tuner.data.conversation import Call, Conversation, Message, Sample, Text, with_system
 from tuner.data.files import row_files, splits
 from tuner.data.formats import oasst_flat, rows
+from tuner.data.formats.shape import RowShape
 from tuner.data.sources import shape_of
 
 FOLDER = Path(__file__).parents[3] / "conf" / "data"
@@ -28,7 +29,7 @@ def recipe(name: str) -> dict[str, Any]:
     return values
 
 
-def shape(name: str) -> rows.RowShape:
+def shape(name: str) -> RowShape:
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in recipe(name).items()}
     return shape_of(View(Config(data=Data(**values)), "fetch_data").data)
 

@@ -15,7 +15,7 @@ from tests.data.files.test_row_files import write
 from tuner.data.conversation import Conversation, RowError, Text
 from tuner.data.formats import rows
 from tuner.data.formats.known_templates import begins_as_template, template_of
-from tuner.data.formats.rows import RowShape
+from tuner.data.formats.shape import RowShape
 from tuner.data.formats.templated import continued, templated
 from tuner.data.survey import scan, templated_texts
 

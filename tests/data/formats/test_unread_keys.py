@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.data.conftest import ROOT, SHARED, read_chat
 from tuner.data.files.row_files import Chunk
-from tuner.data.formats.rows import RowShape
+from tuner.data.formats.shape import RowShape
 from tuner.data.tokenize.documents import DocumentMaker
 from tuner.data.tokenize.job import Job, SourceSettings, TokenizedRows, TokenizeSettings
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from tuner.config.schema import Chat
-from tuner.data.formats.rows import RowShape
+from tuner.data.formats.shape import RowShape
 from tuner.data.tokenize.cuts import Cuts
 from tuner.data.tokenize.dataset import DataFile, read_dataset, survey_sources
 from tuner.data.tokenize.job import SourceSettings, TokenizeSettings

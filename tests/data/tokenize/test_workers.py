@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import environment
 from tuner.config.schema import Chat
 from tuner.data.files.row_files import Chunk
-from tuner.data.formats.rows import RowShape
+from tuner.data.formats.shape import RowShape
 from tuner.data.tokenize.job import Job, SourceSettings, TokenizeSettings
 from tuner.data.tokenize.workers import tokenize_jobs
 from tuner.errors import DataError, StageError

@@ -18,10 +18,10 @@ from typing import IO, Any, Literal
 
 from tuner.data.conversation import RowError
 from tuner.data.files import json_list, json_object, json_window
-from tuner.data.formats import templated
-from tuner.data.formats import text as guanaco
 from tuner.data.formats.column_names import ABOUT, SAYING, is_pair
 from tuner.data.formats.detect import sniff
+from tuner.data.formats.guanaco import is_guanaco_conversation
+from tuner.data.formats.templated import is_templated_conversation
 from tuner.errors import DataError
 
 Opened = Callable[[], IO[bytes]]
@@ -179,7 +179,7 @@ def _has_text(opened: Opened, file: Path, rows: FileKind) -> bool:
 def _is_conversation(line: bytes) -> bool:
     """Whether a line of text is a conversation as a chat template, or the guanaco form, writes it."""
     line_ = line.decode("utf-8", "replace")
-    return guanaco.is_guanaco_conversation(line_) or templated.is_templated_conversation(line_)
+    return is_guanaco_conversation(line_) or is_templated_conversation(line_)
 
 
 def _lines(opened: Opened, most: int) -> list[bytes]:

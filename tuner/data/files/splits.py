@@ -230,6 +230,17 @@ def split_of(path: str) -> str | None:
     return None
 
 
+def names_split(value: Any, wanted: str) -> bool:
+    """Whether a value of a row says that it is of the split `wanted`.
+
+    >>> names_split("Dev", "validation"), names_split("train_sft", "train"), names_split(None, "train")
+    (True, True, False)
+    """
+    return isinstance(value, str) and (
+        value.casefold() == wanted.casefold() or split_of(value) == wanted.casefold()
+    )
+
+
 def one_kind(paths: list[str], what: str, field: str) -> list[str]:
     """Of the same rows in several kinds of files, the kind with the most files; a plain text beside others
     describes them.

@@ -6,6 +6,7 @@ from typing import Any
 
 from tuner.data.conversation import Conversation, Message, RowError
 from tuner.data.formats.checks import in_words, required, text_of
+from tuner.data.formats.format import TURNS, Format
 from tuner.data.formats.sharegpt import ROLES, turns
 from tuner.data.formats.turns import make_conversation
 
@@ -46,3 +47,13 @@ def _history(value: Any) -> list[Message]:
         messages.append(Message(role="user", content=text_of(exchange[0], "history")))
         messages.append(Message(role="assistant", content=text_of(exchange[1], "history"), trained=True))
     return messages
+
+
+FORMAT = Format(
+    name="alpaca",
+    version=4,
+    columns=("instruction", "input", "output", "history", *TURNS),
+    keys=("instruction", "output"),
+    roles=ROLES,
+    read=lambda row, _: (alpaca(row),),
+)

@@ -26,7 +26,7 @@ def quoted(value: str) -> str:
 def key_list(keys: Iterable[Any]) -> str:
     """Keys of a row in a list.
 
-    >>> named({"question": "…", "answer": "…"})
+    >>> key_list({"question": "…", "answer": "…"})
     'question, answer'
     """
     shown = [
@@ -39,8 +39,8 @@ def key_list(keys: Iterable[Any]) -> str:
 def in_words(value: Any) -> str:
     """What a value is, in a few words; never all of it, however large or deep it may be.
 
-    >>> told(None), told(True), told(3), told("hello"), told([1, 2]), told({"role": "user"})
-    ('null', 'true', 'the number 3', "the text 'hello'", 'a list of 2', 'an object with the keys role')
+    >>> in_words(None), in_words(3), in_words("hello"), in_words([1, 2]), in_words({"role": "user"})
+    ('null', 'the number 3', "the text 'hello'", 'a list of 2', 'an object with the keys role')
     """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

@@ -8,11 +8,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuner.data.conversation import RowError
-from tuner.data.formats import column_names, known_templates, oasst, preference, text, xtuner
+from tuner.data.formats import column_names, known_templates
 from tuner.data.formats.checks import in_words, key_list
-from tuner.data.formats.spelled import standard_turn
+from tuner.data.formats.label import is_judged
+from tuner.data.formats.table import FORMATS
+from tuner.data.formats.turns import standard_turn
 
-TURN_COLUMNS = {"messages": "messages", "sharegpt": "conversations", "xtuner": "conversation"}
+BY_COLUMNS = tuple(
+    (format.name, format.fits, frozenset(format.keys), format.is_turn is not None)
+    for format in FORMATS
+    if format.fits or format.keys
+)
+BY_TURNS = tuple((format.name, format.is_turn) for format in FORMATS if format.is_turn)
+TURN_COLUMNS = {format.name: format.keys[0] for format in FORMATS if format.is_turn}
 """formats of turns → the column that they are in"""
 BEGIN = re.compile(r"\s*\[\s*")
 
@@ -29,7 +37,7 @@ def sniff(row: Any, verdict: str | None = None) -> str:
 def recognise(row: Any, verdict: str | None = None) -> tuple[str, Any]:
     """The format of a row, and the row with its columns called as that format calls them. Raises RowError."""
     format, placed = recognise_by_name(row) or _by_words(row)
-    judged = format != "preference" and isinstance(placed, dict) and preference.is_judged(placed, verdict)
+    judged = format != "preference" and isinstance(placed, dict) and is_judged(placed, verdict)
     return ("label" if judged else format), placed
 
 
@@ -42,11 +50,13 @@ def _by_words(row: Mapping[str, Any]) -> tuple[str, Any]:
         return form[0], rename_columns(row, form[1])
     if len(marked := [key for key, value in row.items() if known_templates.template_of(value)]) == 1:
         return "templated", rename_columns(row, {"text": marked[0]})
-    raise RowError(
-        f"no known format has these keys ({key_list(row)}); known are messages, conversations (sharegpt), "
-        "conversation (xtuner), instruction and output (alpaca), prompt and completion, text, chosen and "
-        "rejected"
-    )
+    raise RowError(f"no known format has these keys ({key_list(row)}); known are {_known()}")
+
+
+def _known() -> str:
+    """The formats by their columns, for an error."""
+    listed = [(format.name, " and ".join(format.keys)) for format in FORMATS if format.keys]
+    return ", ".join(keys if name in keys else f"{keys} ({name})" for name, keys in listed)
 
 
 def recognise_by_name(row: Any) -> tuple[str, Any] | None:
@@ -55,28 +65,21 @@ def recognise_by_name(row: Any) -> tuple[str, Any] | None:
         return "messages", row
     if not isinstance(row, dict):
         raise RowError(f"a row must be an object or a list of turns, and this is {in_words(row)}")
-    if "chosen" in row and "rejected" in row:
-        return "preference", row
-    for format in ("messages", "sharegpt"):
-        if (key := TURN_COLUMNS[format]) in row:
-            turns = turns_format(row[key])
-            # turns of role and content are known to ShareGPT as well
-            return (
-                (format, row)
-                if turns in (None, "messages", format)
-                else (str(turns), rename_columns(row, {TURN_COLUMNS[str(turns)]: key}))
-            )
-    if "instruction" in row and "output" in row:
-        return "alpaca", row
-    if "prompt" in row and "completion" in row:
-        return "prompt", row
-    if oasst.is_tree(row) or oasst.is_message(row):
-        return "oasst", row
-    if text.is_guanaco(row.get("text")) or (text.is_guanaco(row.get("input")) and "output" in row):
-        return "guanaco", row
-    if "text" in row and not column_names.is_pair(row):
-        return "text", row
+    present = row.keys()
+    for format, fits, needed, has_turns in BY_COLUMNS:
+        if fits(row) if fits else present >= needed:
+            return _by_turns(format, row) if has_turns else (format, row)
     return None
+
+
+def _by_turns(format: str, row: Mapping[str, Any]) -> tuple[str, Any]:
+    """The same for a row with a column of turns: other turns than its name says may be in it."""
+    column = TURN_COLUMNS[format]
+    found = turns_format(row[column])
+    # turns of role and content are known to ShareGPT as well
+    if found is None or found in ("messages", format):
+        return format, row
+    return found, rename_columns(row, {TURN_COLUMNS[found]: column})
 
 
 def rename_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -96,9 +99,10 @@ def turns_format(value: Any) -> str | None:
     )
     if not isinstance(first, dict):
         return None
-    if "from" in first:
-        return "sharegpt" if "role" not in first else None
-    return "messages" if "role" in first else "xtuner" if xtuner.exchange_keys(first) else None
+    for format, is_turn in BY_TURNS:
+        if is_turn(first):
+            return format
+    return None
 
 
 def _first(value: str) -> Any:

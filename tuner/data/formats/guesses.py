@@ -9,14 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from tuner.data.conversation import Speaker
-from tuner.data.formats import column_names
+from tuner.data.formats import column_names, messages, sharegpt
 from tuner.data.formats.checks import RoleWords
 from tuner.data.formats.columns import value_at
 from tuner.data.formats.detect import TURN_COLUMNS, turns_format
-from tuner.data.formats.messages import CALLERS, ROLES
-from tuner.data.formats.rows import RowShape
-from tuner.data.formats.sharegpt import ROLES as SHARE
-from tuner.data.formats.spelled import standard_turn
+from tuner.data.formats.shape import RowShape
+from tuner.data.formats.turns import CALLERS, standard_turn
 
 DEEP = 3
 """steps of the way to a value"""
@@ -89,7 +87,7 @@ def all_guesses(sample: Sequence[Any], shape: RowShape) -> Iterator[Guess]:
         for named, said in itertools.product(formats, (lean, columns)):
             way = Guess(format=named, columns=said)
             yield way
-            for base in ({**SHARE, **ROLES}, ROLES):
+            for base in ({**sharegpt.ROLES, **messages.ROLES}, messages.ROLES):
                 if roles := _roles(sample, way.of(shape), base):
                     yield replace(way, roles=roles)
     if shape.format != "chosen":

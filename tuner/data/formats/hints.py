@@ -20,7 +20,7 @@ from typing import Any
 from tuner.data.conversation import Conversation, LeftOut, Message, RowError, Sample, Text
 from tuner.data.formats import column_names, rows
 from tuner.data.formats.guesses import Guess, all_guesses
-from tuner.data.formats.rows import RowShape
+from tuner.data.formats.shape import RowShape
 
 SAMPLE = 20
 """rows that a way is tried on"""

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tuner.data.formats import sharegpt
 from tuner.data.formats.checks import RoleWords, speaker_of
-from tuner.data.formats.sharegpt import ROLES as SHAREGPT
 
 ROLES: RoleWords = {
-    **SHAREGPT,
+    **sharegpt.ROLES,
     "model": "assistant",
     "bot": "assistant",
     "ai": "assistant",

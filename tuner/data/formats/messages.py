@@ -6,14 +6,16 @@ in the order in which a message is written: thoughts, text, calls; another order
 pictures, sound and files. Anthropic's `tool_use` is a call, and `tool_result` in a user's turn what a tool
 answered: a turn of its own. An answer with `"weight": 0` or another of the flags is shown and not trained; on
 other turns, which are never trained, these say nothing.
+
+`{"messages": [{"role": "pretrain", "content": "…"}]}` is XTuner's way to write a plain text.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-from tuner.data.conversation import Call, Conversation, Message, RowError, Speaker
+from tuner.data.conversation import Call, Conversation, Message, RowError, Speaker, Text
 from tuner.data.formats.checks import (
     RoleWords,
     in_words,
@@ -24,11 +26,22 @@ from tuner.data.formats.checks import (
     speaker_of,
     text_of,
 )
-from tuner.data.formats.spelled import standard_turn
+from tuner.data.formats.content_parts import RESULT, read_parts
+from tuner.data.formats.format import TURNS, Format, Options
 from tuner.data.formats.tools import calls_in_text, read_call, read_calls
 from tuner.data.formats.train_flags import is_trained
-from tuner.data.formats.turns import THOUGHTS, make_conversation
+from tuner.data.formats.turns import (
+    CALLERS,
+    REFUSED,
+    THOUGHTS,
+    columns_beside,
+    make_conversation,
+    standard_turn,
+)
+from tuner.data.formats.unread_keys import Unread, unread_in_turns
 
+PRETRAIN = "pretrain"
+"""the role of a turn that is a document, in XTuner's form of pre-training"""
 ROLES: RoleWords = {
     "system": "system",
     "developer": "system",
@@ -39,31 +52,6 @@ ROLES: RoleWords = {
         "tool",
     ),
 }
-CALLERS = ("function_call", "tool_call", "tool_calls")
-"""roles of turns that are calls: ms-swift's and LLaMA-Factory's; the content is the call, as JSON in a
-text, or a list of them
-"""
-
-REFUSED = frozenset(
-    "refusal audio audios image images image_url video videos file files attachments tool_call".split()
-)
-"""keys of a turn that say something a message can't hold; others that aren't known, such as `id`, say
-nothing about its text
-"""
-KINDS = {
-    "text": 1,
-    "input_text": 1,
-    "output_text": 1,
-    "reasoning": 0,
-    "thinking": 0,
-    "tool_call": 2,
-    "tool_use": 2,
-    "function_call": 2,
-}
-"""types of parts → their place in a message"""
-RESULT = "tool_result"
-WHERE = (("text", "value"), ("text", "value"), ("value", "tool_call", "function_call", "text"))
-"""by that place, the keys of a part in which it may stand"""
 
 
 def messages(row: Any, words: RoleWords = ROLES) -> Conversation:
@@ -132,7 +120,7 @@ def _unfolded(value: Any, words: RoleWords) -> Iterator[Message]:
         for part in parts:
             said, id_ = part.get("content"), part.get("tool_use_id")
             said = (
-                _parts(said)[1]
+                read_parts(said)[1]
                 if isinstance(said, list)
                 else ""
                 if said is None
@@ -185,7 +173,7 @@ def _rich(value: Mapping[str, Any], role: Speaker, content: Any) -> Message:
                     f"a turn has {key}, which can't be trained; only text, reasoning and calls can"
                 )
     thought, said, called = (
-        _parts(content)
+        read_parts(content)
         if isinstance(content, list)
         else (None, None if content is None else text_of(content, "content"), [])
     )
@@ -224,55 +212,72 @@ def _rich(value: Mapping[str, Any], role: Speaker, content: Any) -> Message:
     )
 
 
-def _parts(content: Sequence[Any]) -> tuple[str | None, str, list[Call]]:
-    """Thoughts, text and calls."""
-    thoughts: list[str] = []
-    texts: list[str] = []
-    called: list[Call] = []
-    last = 0
-    for part in content:
-        if not isinstance(part, dict):
-            raise RowError(
-                'a part of a content must be an object such as {"type": "text", "text": "…"}, and this is'
-                f" {in_words(part)}"
-            )
-        kind = part.get("type")
-        place = KINDS.get(kind) if isinstance(kind, str) else None
-        if place is None:
-            raise RowError(
-                f"a content part of the type {quoted(kind) if isinstance(kind, str) else in_words(kind)} "
-                f"can't be trained; only {', '.join(KINDS)}"
-            )
-        if place < last:
-            raise RowError(
-                f"a content part of the type {quoted(str(kind))} comes late: thoughts are expected first, "
-                "then text, then calls"
-            )
-        last = place
-        if place == 2:
-            called += (
-                [read_call(part)]
-                if part.get("name") is not None
-                else calls_in_text(_inside(part, *WHERE[2]), f"a {kind}")
-            )
-        elif place == 1:
-            texts.append(text_of(_inside(part, *WHERE[1]), "the text of a part"))
-        else:
-            thoughts.append(text_of(_inside(part, *WHERE[0], str(kind)), "the reasoning of a part"))
-    return "\n".join(thoughts) if thoughts else None, "".join(texts), called
+def conversation_or_document(
+    row: Any, key: str, words: RoleWords, read: Callable[[Any, RoleWords], Conversation]
+) -> tuple[Text, ...] | tuple[Conversation]:
+    """The conversation that `read` finds in a row, or its document, none where that is blank; its turns are
+    in the column `key`. Raises RowError.
+    """
+    found = document_in(row, key, words)
+    return (read(row, words),) if found is None else found
 
 
-def _inside(part: Mapping[str, Any], *keys: str) -> Any:
-    return next((part[key] for key in keys if part.get(key) is not None), None)
+def document_in(row: Any, key: str, words: RoleWords) -> tuple[Text, ...] | None:
+    """The document that a row's turns are, none where it is blank; None where they are a conversation."""
+    value = row.get(key) if isinstance(row, dict) else row
+    return document(parse_json(value, key) if isinstance(value, str) and PRETRAIN in value else value, words)
 
 
-def unread_keys_of_part(part: Any) -> list[str]:
-    """The keys of a part that are not read."""
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind == RESULT:
-        return [key for key in part if key not in ("type", "content", "tool_use_id")]
-    place = KINDS.get(kind) if isinstance(kind, str) else None
-    if place is None or (place == 2 and part.get("name") is not None):
-        return []  # refused, or read to its last key
-    taken = next((key for key in (*WHERE[place], str(kind)) if part.get(key) is not None), None)
-    return [key for key in part if key not in ("type", taken)]
+def document(value: Any, words: RoleWords) -> tuple[Text, ...] | None:
+    """The document of a list of turns, none where it is blank; None where the turns are a conversation.
+    Raises RowError for both in one row.
+    """
+    if not isinstance(value, list) or PRETRAIN in words or not any(_is_document(entry) for entry in value):
+        return None
+    if len(value) > 1:
+        raise RowError(
+            f"a turn of {PRETRAIN!r} is a document, which stands alone in its row, and this row has "
+            f"{len(value)} turns"
+        )
+    said = {
+        "content" if key == "value" else key: part
+        for key, part in standard_turn(value[0]).items()
+        if key != "from"
+    }
+    whole = turn({**said, "role": "assistant"}, ROLES)
+    if whole.calls or whole.reasoning:
+        raise RowError(
+            f"a turn of {PRETRAIN!r} is a document, and this one has "
+            f"{'calls' if whole.calls else 'reasoning'}"
+        )
+    if not whole.trained:
+        raise RowError(f"a turn of {PRETRAIN!r} is trained as a whole, and this one is marked not to be")
+    return (Text(text=whole.content),) if whole.trains else ()
+
+
+def _is_document(entry: Any) -> bool:
+    return isinstance(entry, dict) and (entry.get("role") == PRETRAIN or entry.get("from") == PRETRAIN)
+
+
+def columns_beside_turns(row: Mapping[str, Any], key: str, words: RoleWords) -> frozenset[str]:
+    """The columns that are read beside turns in the column `key`: none where they are a document."""
+    found = columns_beside(row)
+    return found if not found or document_in(row, key, words) is None else frozenset()
+
+
+def _inside(row: Any, options: Options) -> Unread:
+    turns = row if isinstance(row, list) else row["messages"]
+    return unread_in_turns(turns, "messages", options.words, shares=False)
+
+
+FORMAT = Format(
+    name="messages",
+    version=5,
+    columns=("messages", *TURNS),
+    keys=("messages",),
+    is_turn=lambda turn: "role" in turn and "from" not in turn,
+    roles=ROLES,
+    read=lambda row, options: conversation_or_document(row, "messages", options.words, messages),
+    beside=lambda row, options: columns_beside_turns(row, "messages", options.words),
+    inside=_inside,
+)

@@ -18,8 +18,16 @@ from typing import Any
 
 from tuner.data.conversation import Conversation, LeftOut, Message, RowError
 from tuner.data.formats.checks import RoleWords, in_words, quoted, required, speaker_of, text_of
+from tuner.data.formats.format import Format, Options
+from tuner.data.formats.unread_keys import Unread, may_matter
 
 ROLES: RoleWords = {"prompter": "user", "assistant": "assistant", "user": "user", "system": "system"}
+
+NODE = frozenset(
+    "text role rank replies deleted review_result message_id parent_id message_tree_id tree_state".split()
+)
+TREE = frozenset(("prompt", "message_tree_id", "tree_state"))
+"""what is read of a row that is a message, or a tree"""
 
 NOT_BEST = "not on the path of the best-ranked replies"
 UNANSWERED = "nobody answered it"
@@ -227,3 +235,31 @@ def _fates(root: Node, paths: str) -> dict[int, str]:
         )
         open_ += [(reply, CUT_OFF if above or node.left_out else "") for reply in node.replies]
     return result
+
+
+def _inside(row: Mapping[str, Any], _: Options) -> Unread:
+    """What is not read of the messages of a tree."""
+    first = row.get("prompt")
+    open_ = [first] if isinstance(first, dict) else []
+    while open_:
+        node = open_.pop()
+        for key, value in node.items():
+            if key not in NODE and may_matter(key, value):
+                yield ("prompt", key), value
+        open_ += [reply for reply in node.get("replies") or () if isinstance(reply, dict)]
+
+
+FORMAT = Format(
+    name="oasst",
+    version=2,
+    columns=(
+        *("prompt", "message_tree_id", "message_id", "parent_id", "role", "text", "rank"),
+        *("deleted", "review_result", "tree_state"),
+    ),
+    fits=lambda row: is_tree(row) or is_message(row),
+    roles=ROLES,
+    read=lambda row, options: read_tree(row, options.words, options.paths),
+    own=lambda row, _: TREE if isinstance(row.get("prompt"), dict) else NODE,
+    beside=lambda *_: frozenset(),
+    inside=_inside,
+)

@@ -6,10 +6,12 @@ from typing import Any
 
 from tuner.data.conversation import LeftOut, RowError, Sample
 from tuner.data.files.row_files import Unreadable
-from tuner.data.formats import oasst, rows, unread_keys
+from tuner.data.formats import oasst, rows
 from tuner.data.formats.checks import required, text_of
-from tuner.data.formats.rows import RowShape
-from tuner.data.formats.split_column import OTHER_SPLIT
+from tuner.data.formats.format import Options
+from tuner.data.formats.rows import OTHER_SPLIT
+from tuner.data.formats.shape import RowShape
+from tuner.data.formats.unread_keys import is_prose
 
 WINDOW = 10_000
 """rows that may lie between two messages of a tree: so many are held in memory at once"""
@@ -47,7 +49,7 @@ def group_rows(entries: Iterable[tuple[int, Any]], shape: RowShape) -> Iterator[
     ones are refused.
     """
     place_of, read_alone = rows.place_columns(shape), rows.row_reader(shape)
-    words = rows.role_words(oasst.ROLES, shape)
+    options = Options(words=rows.role_words(oasst.ROLES, shape), paths=shape.paths)
     open_: dict[str, list[tuple[int, Any]]] = {}
     counts: dict[str, dict[str, tuple[int, int]]] = {}
     last: dict[str, int] = {}
@@ -56,7 +58,7 @@ def group_rows(entries: Iterable[tuple[int, Any]], shape: RowShape) -> Iterator[
     def grown(tree: str) -> RowGroup:
         closed.add(tree)
         members = open_.pop(tree)
-        found = oasst.read_flat_tree(members, words, shape.paths)
+        found = oasst.read_flat_tree(members, options.words, options.paths)
         return RowGroup(
             numbers=tuple(number for number, _ in members),
             samples=found.conversations,
@@ -90,8 +92,11 @@ def group_rows(entries: Iterable[tuple[int, Any]], shape: RowShape) -> Iterator[
             continue
         # behind the others, as the one that was seen last; and only what is read of it
         open_[tree] = open_.pop(tree, [])
-        open_[tree].append((number, {key: placed[key] for key in rows.COLUMNS["oasst"] if key in placed}))
-        _counted(counts.setdefault(tree, {}), dict(unread_keys.unread_in_tree(placed)))
+        open_[tree].append((number, {key: placed[key] for key in oasst.FORMAT.columns if key in placed}))
+        _counted(
+            counts.setdefault(tree, {}),
+            {".".join(way): value for way, value in oasst.FORMAT.unread(placed, options)},
+        )
         last[tree] = place
     yield from map(grown, list(open_))
 
@@ -99,5 +104,5 @@ def group_rows(entries: Iterable[tuple[int, Any]], shape: RowShape) -> Iterator[
 def _counted(counts: dict[str, tuple[int, int]], found: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     for name, value in found.items():
         rows, texts = counts.get(name, (0, 0))
-        counts[name] = rows + 1, texts + unread_keys.is_prose(value)
+        counts[name] = rows + 1, texts + is_prose(value)
     return counts

@@ -1,16 +1,9 @@
-"""Preferences: two ways to go on, the better one first; and conversations whose last answer was found good or
-bad.
+"""Preferences: two ways to go on, the better one first.
 
 `{"prompt": …, "chosen": …, "rejected": …}`, where each is a text or turns, or a single turn. What comes
 before may also be `messages`, `conversations` (ShareGPT), or `instruction` and `input`; without any, it is
 what the turns of both sides have in common at their beginning. Sides that repeat the prompt are taken behind
 it. The prompt is never trained, what the assistant says on either side is.
-
-`better` turns either into what fine-tuning on the better answers takes.
-
-`{"label": true, …}`, beside a conversation as messages, ShareGPT, prompt and completion, or Alpaca; its last
-answer is trained. A verdict may also be called `kto_tag` and the like, and be 1 and 0, or a word; as classes
-are called so too, it then has to be two verdicts in the whole source.
 """
 
 from collections.abc import Mapping
@@ -18,75 +11,17 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
-from tuner.data.conversation import Conversation, Label, Message, Preference, RowError, Sample, last_only
-from tuner.data.formats.alpaca import alpaca, question
+from tuner.data.conversation import Conversation, Label, Message, Preference, RowError, Sample
+from tuner.data.formats.alpaca import question
 from tuner.data.formats.checks import RoleWords, in_words, key_list, required, text_of
-from tuner.data.formats.messages import messages
-from tuner.data.formats.prompt import prompt, untrained
-from tuner.data.formats.sharegpt import ROLES, sharegpt, turns
-from tuner.data.formats.turns import make_conversation
-from tuner.data.formats.xtuner import xtuner
+from tuner.data.formats.format import TURNS, Format, Options
+from tuner.data.formats.prompt import untrained
+from tuner.data.formats.sharegpt import ROLES, turns
+from tuner.data.formats.turns import columns_beside, make_conversation
 
-LABELLED = {
-    "messages": ("messages",),
-    "sharegpt": ("conversations",),
-    "prompt": ("prompt", "completion"),
-    "alpaca": ("instruction", "output"),
-    "xtuner": ("conversation",),
-}
-"""formats to whose conversations a label may belong → the columns they can't do without"""
+CHOSEN = 1
+"""version of data.format=chosen, which takes `better_answer` of each row"""
 BEFORE = ("prompt", "messages", "conversations", "instruction")
-CERTAIN = ("label", "kto_tag")
-"""true and false there are a verdict, whatever the other rows hold"""
-VERDICTS = (
-    *CERTAIN,
-    *(
-        "verdict desirable is_desirable is_good good thumbs_up thumbs thumb vote rating feedback preferred "
-        "is_preferred chosen is_chosen accepted is_accepted liked upvoted acceptable is_acceptable "
-        "is_correct correct"
-    ).split(),
-)
-GOOD = (
-    "true",
-    "1",
-    "1.0",
-    "+1",
-    "yes",
-    "good",
-    "desirable",
-    "chosen",
-    "accepted",
-    "accept",
-    "like",
-    "liked",
-    "up",
-    "upvote",
-    "thumbs_up",
-    "thumbs up",
-    "👍",
-    "correct",
-)
-BAD = (
-    "false",
-    "0",
-    "0.0",
-    "-1",
-    "no",
-    "bad",
-    "undesirable",
-    "rejected",
-    "reject",
-    "dislike",
-    "disliked",
-    "down",
-    "downvote",
-    "thumbs_down",
-    "thumbs down",
-    "👎",
-    "incorrect",
-)
-NAMES = frozenset(VERDICTS)
-WORDS = dict.fromkeys(GOOD, True) | dict.fromkeys(BAD, False)
 
 
 def preference(row: Mapping[str, Any], words: RoleWords = ROLES) -> Preference:
@@ -156,19 +91,6 @@ def _behind(before: list[Message], side: list[Message], name: str) -> list[Messa
     return rest
 
 
-def label(row: Mapping[str, Any], words: RoleWords = ROLES, verdict: str | None = None) -> Label:
-    """`verdict` is the column of it, where that is not `label`. Raises RowError."""
-    key = verdict_column(row, verdict)
-    good = verdict_value(required(row, key))
-    if good is None:
-        raise RowError(f"{key} must be true or false, and this is {in_words(row[key])}")
-    whole = _labelled(row, words)
-    last = next((message for message in reversed(whole.messages) if message.role == "assistant"), None)
-    if last is None or not last.trains:
-        raise RowError("a label is of the last answer, and there is none that can be trained")
-    return Label(conversation=last_only(whole), good=good)
-
-
 def better_answer(sample: Sample) -> Sample | None:
     """What a sample without comparison is, or of one with, the conversation that ends in the better
     answer; none where it was found bad.
@@ -180,69 +102,22 @@ def better_answer(sample: Sample) -> Sample | None:
     return replace(sample.prompt, messages=(*sample.prompt.messages, *sample.chosen))
 
 
-def verdict_value(value: Any) -> bool | None:
-    """What a verdict says; None where it is none."""
-    return WORDS.get(verdict_word(value))
+def _own(row: Mapping[str, Any], _: Options) -> frozenset[str]:
+    asked = prompt_column(row)
+    more = ("instruction", "input") if asked == "instruction" else (asked,) if asked else ()
+    return frozenset(("chosen", "rejected", *more))
 
 
-def verdict_word(value: Any) -> str:
-    """A value that may be a verdict as one spelling; empty where nothing is said.
-
-    >>> [spelled(value) for value in (True, "True ", 1, 1.0, -1, None, "", "B", [1])]
-    ['true', 'true', '1', '1', '-1', '', '', 'b', '…']
-    """
-    if isinstance(value, bool | str):
-        word = str(value).strip().lower()
-        return word.removesuffix(".0").removeprefix("+") if word[-2:] == ".0" or word[:1] == "+" else word
-    if value is None:
-        return ""
-    return str(int(value)) if isinstance(value, int | float) and value in (0, 1, -1) else "…"
-
-
-def verdict_column(row: Mapping[str, Any], verdict: str | None = None) -> str:
-    """The column of the verdict in a row that has one: that of the source, or one that says so itself."""
-    return verdict if verdict in row else next((key for key in CERTAIN if key in row), CERTAIN[0])  # type: ignore[return-value]
-
-
-def is_judged(row: Mapping[str, Any], verdict: str | None = None) -> bool:
-    """Whether a row says of its answer that it is good or bad; `verdict` is the column that does so in its
-    source.
-    """
-    if not (
-        isinstance(row.get("label"), bool)
-        or isinstance(row.get("kto_tag"), bool)
-        or (verdict is not None and verdict_value(row.get(verdict)) is not None)
-    ):
-        return False
-    return is_labelled(row)
-
-
-def is_labelled(row: Mapping[str, Any]) -> bool:
-    """Whether there is a conversation to which a label can belong."""
-    return labelled_format(row) is not None
-
-
-def labelled_format(row: Mapping[str, Any]) -> str | None:
-    """The format of the conversation that a label belongs to."""
-    for format, columns in LABELLED.items():
-        if all([column in row for column in columns]):
-            return format
-    return None
-
-
-def _labelled(row: Mapping[str, Any], words: RoleWords) -> Conversation:
-    match labelled_format(row):
-        case "messages":
-            return messages(row, words)
-        case "sharegpt":
-            return sharegpt(row, words)
-        case "prompt":
-            return prompt(row, words)
-        case "alpaca":
-            return alpaca(row)
-        case "xtuner" if isinstance(found := xtuner(row)[0], Conversation):
-            return found
-    raise RowError(
-        "a label needs a conversation: messages, conversations, prompt and completion, or instruction and "
-        f"output (the keys are {key_list(row)})"
-    )
+FORMAT = Format(
+    name="preference",
+    version=3,
+    columns=(
+        *("chosen", "rejected", "prompt", "messages", "conversations", "instruction", "input"),
+        *TURNS,
+    ),
+    keys=("chosen", "rejected"),
+    roles=ROLES,
+    read=lambda row, options: (preference(row, options.words),),
+    own=_own,
+    beside=lambda row, _: columns_beside(row, compared=True),
+)

@@ -8,8 +8,10 @@ from typing import Any
 
 from tuner.data.conversation import Conversation, Message, RowError
 from tuner.data.formats.checks import RoleWords, in_words, required, text_of
+from tuner.data.formats.format import TURNS, Format, Options
 from tuner.data.formats.messages import ROLES, turns
 from tuner.data.formats.turns import make_conversation
+from tuner.data.formats.unread_keys import Unread, unread_in_turns
 
 
 def prompt(row: Mapping[str, Any], words: RoleWords = ROLES) -> Conversation:
@@ -37,3 +39,19 @@ def _listed(value: Any, name: str, words: RoleWords) -> list[Message]:
     if not isinstance(value, list):
         raise RowError(f"{name} must be a text or a list of messages, and this is {in_words(value)}")
     return turns(value, name, words)
+
+
+def _inside(row: Mapping[str, Any], options: Options) -> Unread:
+    for column in ("prompt", "completion"):
+        yield from unread_in_turns(row[column], column, options.words, shares=False)
+
+
+FORMAT = Format(
+    name="prompt",
+    version=3,
+    columns=("prompt", "completion", *TURNS),
+    keys=("prompt", "completion"),
+    roles=ROLES,
+    read=lambda row, options: (prompt(row, options.words),),
+    inside=_inside,
+)

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuner.data.conversation import Conversation, Message, RowError
+from tuner.data.formats import messages
 from tuner.data.formats.checks import RoleWords, in_words, key_list, parse_json, required, speaker_of, text_of
-from tuner.data.formats.messages import CALLERS, join_calls, with_calls
-from tuner.data.formats.messages import ROLES as OPENAI
-from tuner.data.formats.messages import turn as openai_turn
-from tuner.data.formats.spelled import standard_turn
+from tuner.data.formats.format import TURNS, Format, Options
+from tuner.data.formats.messages import columns_beside_turns, conversation_or_document, join_calls, with_calls
 from tuner.data.formats.tools import calls_in_text
-from tuner.data.formats.turns import make_conversation
+from tuner.data.formats.turns import CALLERS, make_conversation, standard_turn
+from tuner.data.formats.unread_keys import Unread, unread_in_turns
 
 ROLES: RoleWords = {
     "system": "system",
@@ -29,7 +29,7 @@ ROLES: RoleWords = {
     "chatgpt": "assistant",
     "bing": "assistant",
     "bard": "assistant",
-    **OPENAI,
+    **messages.ROLES,
 }
 
 
@@ -66,14 +66,14 @@ def turn(value: Any, words: RoleWords) -> Message:
         )
     if "from" not in value:
         if "role" in value:
-            return openai_turn(value, words)
+            return messages.turn(value, words)
         raise RowError(
             f"a turn says nowhere who speaks (its keys are {key_list(value)}); expected are from and value"
         )
     word = value["from"]
     if word in CALLERS and word not in words:
         others = {key: part for key, part in value.items() if key not in ("from", "value")}
-        message = openai_turn({"role": "assistant", "content": "", **others}, OPENAI)
+        message = messages.turn({"role": "assistant", "content": "", **others}, messages.ROLES)
         return with_calls(message, calls_in_text(_value(value), f"the value of a {word}"))
     role = speaker_of(word, words)
     said = _value(value)
@@ -82,10 +82,27 @@ def turn(value: Any, words: RoleWords) -> Message:
         if len(value) == 2:  # nearly all
             return Message(role=role, content=said, trained=role == "assistant")
     others = {key: part for key, part in value.items() if key not in ("from", "value")}
-    return openai_turn({**others, "role": word, "content": said}, words)
+    return messages.turn({**others, "role": word, "content": said}, words)
 
 
 def _value(value: Mapping[str, Any]) -> Any:
     if "value" not in value:
         raise RowError(f"a turn has no value (its keys are {key_list(value)})")
     return value["value"]
+
+
+def _inside(row: Mapping[str, Any], options: Options) -> Unread:
+    return unread_in_turns(row["conversations"], "conversations", options.words)
+
+
+FORMAT = Format(
+    name="sharegpt",
+    version=5,
+    columns=("conversations", *TURNS),
+    keys=("conversations",),
+    is_turn=lambda turn: "from" in turn and "role" not in turn,
+    roles=ROLES,
+    read=lambda row, options: conversation_or_document(row, "conversations", options.words, sharegpt),
+    beside=lambda row, options: columns_beside_turns(row, "conversations", options.words),
+    inside=_inside,
+)

@@ -14,6 +14,7 @@ from typing import Any
 
 from tuner.data.conversation import Conversation, Message, RowError
 from tuner.data.formats.checks import RoleWords, quoted, required, text_of
+from tuner.data.formats.format import TURNS, Format
 from tuner.data.formats.known_templates import (
     CLOSED,
     FIRST,
@@ -209,3 +210,20 @@ def _joined(form: KnownTemplate, turns: Iterator[tuple[str, str, str]]) -> Itera
             thought = "" if answers else thought
     if asked is not None:
         yield Message(role="user", content=asked)
+
+
+FORMAT = Format(
+    name="templated",
+    version=2,
+    columns=("text", *TURNS),
+    roles=ROLES,
+    read=lambda row, options: (templated(row, options.words),),
+)
+CONTINUED = Format(
+    name="continued",
+    version=None,
+    columns=tuple(column for pair in PAIRS.values() for column in pair),
+    roles=ROLES,
+    read=lambda row, options: (continued(row, options.words),),
+)
+"""questions that a template wrote, of rows of another format"""

@@ -21,8 +21,43 @@ SYSTEM = ("system", "system_prompt", "system_message", "systemPrompt", "sys_prom
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 BESIDE = frozenset((*SYSTEM, *OFFERED, *ALSO, *MEDIA, *THOUGHTS, *YES, *NO))
 """columns that may say something about the turns"""
+WHO = ("role", "from", "speaker", "author", "sender")
+WHAT = ("content", "value", "text", "utterance", "message")
+"""how a turn says who speaks, and what is said"""
+CALLERS = ("function_call", "tool_call", "tool_calls")
+"""roles of turns that are calls: ms-swift's and LLaMA-Factory's; the content is the call, as JSON in a
+text, or a list of them
+"""
+
+REFUSED = frozenset(
+    "refusal audio audios image images image_url video videos file files attachments tool_call".split()
+)
+"""keys of a turn that say something a message can't hold; others that aren't known, such as `id`, say
+nothing about its text
+"""
 SHORT = re.compile(r"\S{,12}")
 """what stands under `reasoning` and is a switch, such as "on", and no thought"""
+
+
+def standard_turn(turn: Any) -> Any:
+    """A turn with the keys role and content, or from and value, where it has one key of each kind under
+    another name; else as it is.
+    """
+    # nearly all
+    if (
+        not isinstance(turn, dict)
+        or ("role" in turn and "content" in turn)
+        or ("from" in turn and "value" in turn)
+    ):
+        return turn
+    who = [key for key in WHO if isinstance(turn.get(key), str)]
+    what = [key for key in WHAT if turn.get(key) is not None]
+    if len(who) != 1 or len(what) != 1:
+        return turn
+    ours = ("from", "value") if who[0] == "from" else ("role", "content")
+    return dict(zip(ours, (turn[who[0]], turn[what[0]]), strict=True)) | {
+        key: part for key, part in turn.items() if key not in (*who, *what)
+    }
 
 
 def make_conversation(

@@ -14,7 +14,9 @@ from tuner.data.conversation import Conversation, Message, RowError, Text
 from tuner.data.formats import train_flags
 from tuner.data.formats.alpaca import question
 from tuner.data.formats.checks import in_words, parse_json, required, text_of
-from tuner.data.formats.turns import make_conversation
+from tuner.data.formats.format import TURNS, Format, Options
+from tuner.data.formats.turns import columns_beside, make_conversation
+from tuner.data.formats.unread_keys import Unread, holds_anything, json_or_none
 
 PAIRS = (
     ("input", "output"),
@@ -119,3 +121,30 @@ def keys_read(value: Mapping[str, Any]) -> frozenset[str]:
 def _text(value: Mapping[str, Any], key: str) -> str:
     found = value.get(key)
     return "" if found is None else text_of(found, f"{key} of an exchange")
+
+
+def _beside(row: Mapping[str, Any], _: Options) -> frozenset[str]:
+    found = columns_beside(row)
+    are_turns = found and any(isinstance(sample, Conversation) for sample in xtuner(row))
+    return found if are_turns else frozenset()
+
+
+def _inside(row: Mapping[str, Any], _: Options) -> Unread:
+    value = json_or_none(row["conversation"])
+    for entry in value if isinstance(value, list) else ():
+        for key in entry.keys() - keys_read(entry) if isinstance(entry, dict) else ():
+            if holds_anything(entry[key]):
+                yield ("conversation", key), entry[key]
+
+
+FORMAT = Format(
+    name="xtuner",
+    version=1,
+    columns=("conversation", *TURNS),
+    keys=("conversation",),
+    fits=lambda _: False,  # but by its entries: other sets have turns of another kind in such a column
+    is_turn=lambda turn: exchange_keys(turn) is not None,
+    read=lambda row, _: xtuner(row),
+    beside=_beside,
+    inside=_inside,
+)

@@ -1,5 +1,5 @@
-"""Nulls in calls and tools of which no schema says anything, as all rows of a source show them: a watch of
-`tuner.data.survey.scan`.
+"""Nulls in calls and tools of which no schema says anything, as all rows of a source show them: an observer
+of `tuner.data.survey.scan`.
 """
 
 import re
@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from tuner.data.conversation import Conversation, Label, LeftOut, RowError
-from tuner.data.files.chunk import Chunk, key_pattern
+from tuner.data.files.chunk import key_pattern
 from tuner.data.formats import nulls
-from tuner.data.formats.facts import SourceFacts
-from tuner.data.formats.rows import RowShape, read_row
+from tuner.data.formats.rows import read_row
+from tuner.data.formats.shape import RowShape, SourceFacts
 from tuner.data.formats.tools import ALSO, OFFERED
+from tuner.data.survey.observer import Observer
 
 CALLING = ("auto", "messages", "sharegpt", "xtuner", "prompt", "chosen")
 """formats in whose rows there may be calls"""
@@ -22,7 +23,7 @@ PLAIN = re.compile(rb'"(?:content|tool_calls|function_call|tool_call_id|refusal|
 """nulls of turns, as they are in nearly all files of calls"""
 
 
-class NullArguments:
+class NullArguments(Observer):
     """Arguments that are null in a call and of which its tool's schema says nothing: of which tools they
     have a value tells a second pass.
     """
@@ -42,9 +43,6 @@ class NullArguments:
         if self._empty is None and content.count(b"null") == len(PLAIN.findall(content)):
             return False
         return CALLED.search(content) is not None
-
-    def passed(self, chunk: Chunk) -> None:
-        """Without calls there are none of their arguments."""
 
     def see(self, row: Any) -> None:
         """A row."""

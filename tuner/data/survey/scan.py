@@ -1,12 +1,11 @@
 """A look over all files of a source before its rows are read, for what one row can't tell.
 
-    a file's bytes → could they tell anything? → its chunks, the same → rows, parsed → each watch → Facts, a
-    part of the source's Shape
+    a file's bytes → could they tell anything? → its chunks, the same → rows, parsed → each observer →
+    SourceFacts, a part of the source's RowShape
 
-A watch says by a look at the bytes whether it wants to see the rows in them; where none does, nothing is
+An observer says by a look at the bytes whether it wants to see the rows in them; where none does, nothing is
 parsed, and of a table nothing is read but its schema. The order of the files and of the rows changes nothing.
-How to watch for more: a class as those of `verdicts`, `marked`, `empties` and `subsets`, its place in
-`_watches`, its field in `Facts`.
+How to look for more: a module with an Observer, its place in `_observers`, its field in `SourceFacts`.
 """
 
 import codecs
@@ -14,16 +13,15 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
 from tuner.data.conversation import RowError
 from tuner.data.files import encodings, row_files, tables
 from tuner.data.files.chunk import CHUNK
 from tuner.data.formats.columns import column_mapper
-from tuner.data.formats.facts import SourceFacts
-from tuner.data.formats.rows import RowShape
-from tuner.data.formats.split_column import SplitColumns
+from tuner.data.formats.shape import RowShape, SourceFacts
 from tuner.data.survey.null_arguments import CALLING, NullArguments
+from tuner.data.survey.observer import Observer
+from tuner.data.survey.split_columns import SplitColumns
 from tuner.data.survey.templated_texts import TemplatedTexts
 from tuner.data.survey.verdict_columns import VerdictColumns
 
@@ -31,69 +29,41 @@ EDGE = 64
 """bytes of a piece that are looked at with the next, too: more than a key or a mark has"""
 
 
-class Observer(Protocol):
-    """What is looked for in the rows of a source."""
-
-    def keys(self) -> frozenset[str]:
-        """One of them is a column, or a key inside of one, of each table that could tell more."""
-        ...
-
-    def wants(self, content: bytes) -> bool:
-        """Whether JSON rows of these bytes could tell more. It holds for the whole where it holds for a
-        part.
-        """
-        ...
-
-    def passed(self, chunk: row_files.Chunk) -> None:
-        """A chunk that it does not want."""
-        ...
-
-    def see(self, row: Any) -> None:
-        """A row, with its columns in their places; it may be anything."""
-        ...
-
-    def then(self) -> "Observer | None":
-        """What is to be looked for in a second pass, once all rows were seen."""
-        ...
-
-    def tell(self, facts: SourceFacts) -> SourceFacts:
-        """What was found, in the end."""
-        ...
-
-
 def scan_source(found: Sequence[tuple[Path, str]], shape: RowShape) -> RowShape:
     """The shape with what the whole source says: its files, each with its encoding. Raises DataError as
     reading them does.
     """
-    watches = _watches(shape)
-    _pass(found, shape, watches)
-    again = [second for watch in watches if (second := watch.then()) is not None]
+    observers = _observers(shape)
+    _pass(found, shape, observers)
+    again = [second for observer in observers if (second := observer.then()) is not None]
     _pass(found, shape, again)
     facts = SourceFacts()
-    for watch in (*watches, *again):
-        facts = watch.tell(facts)
+    for observer in (*observers, *again):
+        facts = observer.tell(facts)
     return replace(shape, facts=facts)
 
 
-def _watches(shape: RowShape) -> list[Observer]:
-    watches: list[Observer] = [NullArguments(shape)] if shape.format in CALLING else []
-    watches += [VerdictColumns(shape.columns)] if shape.format in ("auto", "chosen", "label") else []
-    watches += [TemplatedTexts(shape.columns)] if shape.format in ("auto", "chosen") else []
-    return watches + ([SplitColumns(shape.split)] if shape.split != "all" else [])
+def _observers(shape: RowShape) -> list[Observer]:
+    observers: list[Observer] = [NullArguments(shape)] if shape.format in CALLING else []
+    observers += [VerdictColumns(shape.columns)] if shape.format in ("auto", "chosen", "label") else []
+    observers += [TemplatedTexts(shape.columns)] if shape.format in ("auto", "chosen") else []
+    return observers + ([SplitColumns(shape.split)] if shape.split != "all" else [])
 
 
-def _pass(found: Sequence[tuple[Path, str]], shape: RowShape, watches: Sequence[Observer]) -> None:
+def _pass(found: Sequence[tuple[Path, str]], shape: RowShape, observers: Sequence[Observer]) -> None:
     get = column_mapper(shape.columns) if shape.columns else None
     unwanted = list[tuple[Path, str]]()
-    for file, encoding in found if watches else ():
-        if not _could(file, encoding, watches):
+    for file, encoding in found if observers else ():
+        if not _could(file, encoding, observers):
             unwanted.append((file, encoding))
             continue
         for chunk in row_files.chunks(file, encoding, shape.letters):
-            wanting = [watch for watch in watches if chunk.lines is None or watch.wants(chunk.lines)]
-            for watch in watches:
-                if watch not in wanting:
-                    watch.passed(chunk)
+            wanting = [
+                observer for observer in observers if chunk.lines is None or observer.wants(chunk.lines)
+            ]
+            for observer in observers:
+                if observer not in wanting:
+                    observer.passed(chunk)
             for _, row in row_files.parse_rows(chunk) if wanting else ():
                 if isinstance(row, row_files.Unreadable):
                     continue
@@ -101,24 +71,20 @@ def _pass(found: Sequence[tuple[Path, str]], shape: RowShape, watches: Sequence[
                     row = get(row) if get else row
                 except RowError:
                     continue
-                for watch in wanting:
-                    watch.see(row)
-    for watch in watches:
-        if (
-            isinstance(watch, TemplatedTexts) and watch.found
-        ):  # what most rows are depends on those of all files
-            for file, encoding in unwanted:
-                for chunk in (
-                    row_files.chunks(file, encoding, shape.letters) if tables.keys(file) is None else ()
-                ):
-                    watch.passed(chunk)
+                for observer in wanting:
+                    observer.see(row)
+    counting = [observer for observer in observers if observer.counts_all()]
+    for file, encoding in unwanted if counting else ():
+        for chunk in row_files.chunks(file, encoding, shape.letters) if tables.keys(file) is None else ():
+            for observer in counting:
+                observer.passed(chunk)
 
 
-def _could(file: Path, encoding: str, watches: Sequence[Observer]) -> bool:
+def _could(file: Path, encoding: str, observers: Sequence[Observer]) -> bool:
     """Whether a file could tell anything: a table by its keys, JSON by its bytes; any other text could."""
     names = tables.keys(file)
     if names is not None:
-        return any(not names.isdisjoint(watch.keys()) for watch in watches)
+        return any(not names.isdisjoint(observer.keys()) for observer in observers)
     before = b""
     try:
         with encodings.open_unpacked(file) as stream:
@@ -127,7 +93,7 @@ def _could(file: Path, encoding: str, watches: Sequence[Observer]) -> bool:
             if not is_json or not encodings.codec_of(piece, encoding, file).startswith("utf-8"):
                 return True
             while piece:
-                if any(watch.wants(before + piece) for watch in watches):
+                if any(observer.wants(before + piece) for observer in observers):
                     return True
                 before, piece = piece[-EDGE:], stream.read(CHUNK)
     except (EOFError, zlib.error, OSError):

@@ -12,8 +12,8 @@ from tuner.data.files import row_files
 from tuner.data.files.chunk import key_pattern
 from tuner.data.formats import known_templates, templated
 from tuner.data.formats.detect import recognise
-from tuner.data.formats.facts import SourceFacts
-from tuner.data.formats.rows import RowShape
+from tuner.data.formats.shape import RowShape, SourceFacts
+from tuner.data.survey.observer import Observer
 
 ASKED = ("question", "query", "input")
 """columns of questions, beside those of the formats, as sets call them"""
@@ -47,7 +47,7 @@ def describe_templates(shape: RowShape) -> list[str]:
     return lines
 
 
-class TemplatedTexts:
+class TemplatedTexts(Observer):
     """Plain texts, and questions with their answers; and how many of each begin as a chat template does."""
 
     def __init__(self, columns: Mapping[str, str]) -> None:
@@ -63,9 +63,8 @@ class TemplatedTexts:
         }
         self._keyed = key_pattern(self._heads)
 
-    @property
-    def found(self) -> bool:
-        """Whether any text or question begins so."""
+    def counts_all(self) -> bool:
+        """Where any text or question begins so: most of them decide."""
         return bool(self._texts[0] or self._pairs[0])
 
     def keys(self) -> frozenset[str]:
@@ -105,9 +104,6 @@ class TemplatedTexts:
                 self._pairs[0] + (templated.templated_pair(placed, format) is not None),
                 self._pairs[1] + 1,
             )
-
-    def then(self) -> None:
-        """All is counted."""
 
     def tell(self, facts: SourceFacts) -> SourceFacts:
         """The counts."""

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from tuner.data.files.data_paths import file_names, no_answers
 from tuner.data.files.row_files import Chunk, chunks, count_rows, parse_rows
-from tuner.data.formats import hints, oasst_flat, rows
+from tuner.data.formats import hints, oasst_flat
 from tuner.data.formats.oasst import CUT_OFF, NOT_BEST, UNANSWERED
-from tuner.data.formats.split_column import OTHER_SPLIT
+from tuner.data.formats.rows import OTHER_SPLIT
+from tuner.data.formats.shape import RowShape
 from tuner.data.shares import as_fraction
 from tuner.data.survey import templated_texts
 from tuner.data.survey.scan import scan_source
@@ -216,7 +217,7 @@ def _account(
 JobRows = Chunk | tuple[oasst_flat.RowGroup, ...]
 
 
-def job_rows(file: DataFile, shape: rows.RowShape) -> Iterator[JobRows]:
+def job_rows(file: DataFile, shape: RowShape) -> Iterator[JobRows]:
     """A file in pieces for a job each: chunks of rows, or trees where its rows are the messages of trees."""
     rest = chunks(file.path, file.encoding, shape.letters)
     head, first = list[Chunk](), None  # chunks up to the first that has a row

@@ -35,7 +35,7 @@ from tuner.data.conversation import (
 from tuner.data.files.row_files import Unreadable, parse_rows
 from tuner.data.formats import rows
 from tuner.data.formats.nulls import Nulls, stripped
-from tuner.data.formats.split_column import OTHER_SPLIT
+from tuner.data.formats.rows import OTHER_SPLIT
 from tuner.data.formats.unread_keys import is_prose
 from tuner.data.tokenize.cuts import Cut, cuts_calls
 from tuner.data.tokenize.job import (

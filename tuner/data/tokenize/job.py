@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from tuner.config.schema import Chat
 from tuner.data.files.row_files import Chunk
-from tuner.data.formats import oasst_flat, rows
+from tuner.data.formats import oasst_flat
 from tuner.data.formats.nulls import Nulls
+from tuner.data.formats.shape import RowShape
 from tuner.data.tokenize.cuts import Cut
 
 NO_ANSWER = "no assistant turn with text is trained"
@@ -33,7 +34,7 @@ def _none(kind: Any) -> Any:
 class SourceSettings:
     """How the rows of one source are read."""
 
-    shape: rows.RowShape
+    shape: RowShape
     fill: dict[str, str]
     system: str | None
     leave: tuple[str, ...] = ()

@@ -13,8 +13,8 @@ from pyarrow import parquet as pq
 
 from tests.conftest import Tuner
 from tuner.data.formats import oasst_flat, rows
-from tuner.data.formats.rows import RowShape
-from tuner.data.formats.split_column import OTHER_SPLIT
+from tuner.data.formats.rows import OTHER_SPLIT
+from tuner.data.formats.shape import RowShape
 from tuner.data.survey import scan
 from tuner.errors import DataError
 

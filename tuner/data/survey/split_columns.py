@@ -9,35 +9,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from tuner.data.files.chunk import Chunk, key_pattern
-from tuner.data.files.splits import split_of
-from tuner.data.formats.facts import SourceFacts
+from tuner.data.files.chunk import key_pattern
+from tuner.data.files.splits import names_split, split_of
+from tuner.data.formats.shape import SourceFacts
+from tuner.data.survey.observer import Observer
 from tuner.errors import DataError
 
 COLUMNS = ("split", "Split", "SPLIT", "data_split", "dataset_split", "partition", "subset")
 """what such a column is called; the first that tells splits apart does"""
-OTHER_SPLIT = "of another split (data.split)"
-"""why a row is left out"""
 MOST = 50
 """values of a column that are kept: with more of them it holds no splits"""
 
 
-def is_other_split(row: Any, column: str | None, wanted: str) -> bool:
-    """Whether a row says in `column` that it is of another split than the one that is `wanted`; `auto` is
-    training.
-    """
-    if column is None or not isinstance(row, dict):
-        return False
-    return not _is(row.get(column), "train" if wanted == "auto" else wanted)
-
-
-def _is(value: Any, wanted: str) -> bool:
-    return isinstance(value, str) and (
-        value.casefold() == wanted.casefold() or split_of(value) == wanted.casefold()
-    )
-
-
-class SplitColumns:
+class SplitColumns(Observer):
     """What the columns of splits hold in the whole source."""
 
     def __init__(self, wanted: str) -> None:
@@ -55,9 +39,6 @@ class SplitColumns:
         """Where such a column is."""
         return bool(self._names) and self._keyed.search(content) is not None
 
-    def passed(self, chunk: Chunk) -> None:
-        """Nothing is in it."""
-
     def see(self, row: Any) -> None:
         """A row."""
         for name in tuple(self._names) if isinstance(row, dict) else ():
@@ -67,9 +48,6 @@ class SplitColumns:
                 if len(known) == MOST:
                     self._names.remove(name)
                     self._keyed = key_pattern(self._names)
-
-    def then(self) -> None:
-        """All is known."""
 
     def tell(self, facts: SourceFacts) -> SourceFacts:
         """The column, where it tells what is wanted from the rest. Raises DataError where no row is what
@@ -83,7 +61,7 @@ class SplitColumns:
             (
                 name
                 for name in COLUMNS
-                if any(_is(value, self._wanted) for value in self._values.get(name, ()))
+                if any(names_split(value, self._wanted) for value in self._values.get(name, ()))
             ),
             None,
         )
