@@ -36,8 +36,6 @@ class Combination:
 class Rule:
     """Combinations that are refused."""
 
-    what: str
-    """as the documentation has it"""
     why: str
     """ends before `: set FIELD=VALUE`"""
     refused: Callable[[Combination], bool]
@@ -47,10 +45,6 @@ class Rule:
 
 RULES = (
     Rule(
-        what=(
-            "machine.engine=torch with several processes, ZeRO, offload, sequence_parallel or a DeepSpeed "
-            "JSON"
-        ),
         why=(
             "machine.engine=torch computes in one process, which shards and offloads nothing; DeepSpeed does "
             "all of that"
@@ -62,7 +56,6 @@ RULES = (
         mended=lambda c: replace(c, engine="deepspeed"),
     ),
     Rule(
-        what="an optimizer other than adamw with ZeRO 1 to 3 or offload",
         why=(
             "ZeRO gives each process a slice of the flattened state: AdamW works element by element, but "
             "other optimizers need blocks, rows or whole matrices. Take algo.optim.name=adamw, or, to keep "
@@ -72,10 +65,6 @@ RULES = (
         mended=lambda c: replace(c, zero=0, offload="none", offload_path=None),
     ),
     Rule(
-        what=(
-            "algo.quant=int8, or algo.dora on a quantised base, with ZeRO 3, machine.offload=all or "
-            "machine.offload_path"
-        ),
         why=(
             "ZeRO 3, which machine.offload=all and machine.offload_path need, shards frozen weights too: of "
             "int8 weights bitsandbytes keeps another, whole copy, so that nothing would be gained "
@@ -87,7 +76,6 @@ RULES = (
         ),
     ),
     Rule(
-        what="machine.offload_path with machine.offload=none",
         why=(
             "machine.offload_path says where offloaded tensors lie, and machine.offload=none offloads nothing"
         ),
@@ -95,7 +83,6 @@ RULES = (
         mended=lambda c: replace(c, offload="optimizer"),
     ),
     Rule(
-        what="machine.offload=all or machine.offload_path with ZeRO 0 to 2",
         why=(
             "only ZeRO 3, which gathers weights layer by layer, moves them out of memory "
             "(machine.offload=all) or anything to a disk (machine.offload_path)"
@@ -104,13 +91,11 @@ RULES = (
         mended=lambda c: replace(c, zero=3),
     ),
     Rule(
-        what="machine.offload=optimizer with ZeRO 0",
         why="what is offloaded is a shard of the optimizer state, and ZeRO 0 makes none",
         refused=lambda c: c.offload == "optimizer" and c.zero == 0,
         mended=lambda c: replace(c, zero=2),
     ),
     Rule(
-        what="machine.sequence_parallel that does not divide the number of processes",
         why=(
             "each pack is shared by machine.sequence_parallel processes, which must divide all of them into "
             "equal groups"

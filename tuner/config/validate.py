@@ -12,7 +12,7 @@ from typing import Any
 
 from tuner.config import deepspeed
 from tuner.config.algo_checks import algo_problems
-from tuner.config.schema import HUBS, Chat, Config, Data, DataSource, Model
+from tuner.config.schema import HUBS, Algo, Chat, Config, Data, DataSource, Machine, Model
 from tuner.config.view import leaves
 from tuner.errors import ConfigError, nearest
 
@@ -38,60 +38,16 @@ def validate(config: Config) -> None:
         )
     problems += _model(model)
     problems += algo_problems(algo)
-    if machine.timeout > PATIENCE:
-        problems.append(f"machine.timeout is {machine.timeout:g}, but must be at most {PATIENCE:g} seconds.")
-    if (unpaged := algo.optim.kind.unpaged) and machine.device == "cpu":
-        problems.append(
-            f"algo.optim.name={algo.optim.name} pages a GPU's memory, but machine.device is cpu: take "
-            f"{unpaged}."
-        )
-    if algo.neftune and machine.sequence_parallel > 1:
-        problems.append(
-            "algo.neftune needs whole documents in one process: leave it out, or set "
-            "machine.sequence_parallel=1."
-        )
-    if machine.zero != "auto" and not 0 <= machine.zero <= 3:
-        problems.append(
-            f"machine.zero is {machine.zero}, but ZeRO has the stages 1, 2 and 3; 0 shards nothing."
-        )
-    elif why := deepspeed.why_refused(
-        deepspeed.combination_of(machine, algo, processes=deepspeed.process_count(machine))
-    ):
-        problems.append(why)
+    problems += _machine(machine, algo)
     if algo.init == "continue" and (model.source != "run" or not algo.uses_adapter):
         problems.append(
             "algo.init=continue goes on with the adapter of an earlier run: it needs model=run model.run=RUN "
             "and algo=lora."
         )
-    if isinstance(machine.gpus, int) and machine.gpus < 1:
-        problems.append(f"machine.gpus is {machine.gpus}, but must be at least 1.")
-    if isinstance(machine.gpus, tuple) and (
-        not machine.gpus or min(machine.gpus) < 0 or len(set(machine.gpus)) < len(machine.gpus)
-    ):
-        problems.append(
-            f"machine.gpus is {list(machine.gpus)}, but must be a list of different GPU numbers, such as "
-            "[0,1], or how many GPUs to use."
-        )
     if config.generation.temperature < 0 or config.generation.top_p > 1:
         problems.append("generation.temperature must be at least 0, and generation.top_p at most 1.")
     problems += _data(data)
-    paths: list[tuple[str, Any, str, str]] = [("model", model, "a directory or a GGUF file", "")]
-    if not data.parts:
-        paths.append(
-            ("data", data, "a file or a list of files", " data=mix needs data.of={SOURCE: share, …}.")
-        )
-    for group, part, kinds, more in paths:
-        if part.source == "path" and not part.path:
-            problems.append(
-                f"{group}.path is not set: {group}=local needs "
-                f"{group}.path={'DIR' if group == 'model' else 'FILE'}, {kinds}.{more}"
-            )
-        inside = "file" if group == "model" else "path"
-        if part.source == "package" and not (part.package and getattr(part, inside)):
-            problems.append(
-                f"{group}.source is package: it needs {group}.package, the name to import, and "
-                f"{group}.{inside}, what lies inside it."
-            )
+    problems += _sources(model, data)
     if isinstance(algo.batch_tokens, int) and algo.batch_tokens < data.length:
         problems.append(
             f"algo.batch_tokens is {algo.batch_tokens}, less than one pack of data.length={data.length} "
@@ -120,6 +76,64 @@ def validate(config: Config) -> None:
     problems += _secrets(config)
     if problems:
         raise ConfigError(" ".join(problems))
+
+
+def _machine(machine: Machine, algo: Algo) -> list[str]:
+    """Whether it can compute what `algo` says, and in so many processes."""
+    problems = []
+    if machine.timeout > PATIENCE:
+        problems.append(f"machine.timeout is {machine.timeout:g}, but must be at most {PATIENCE:g} seconds.")
+    if (unpaged := algo.optim.kind.unpaged) and machine.device == "cpu":
+        problems.append(
+            f"algo.optim.name={algo.optim.name} pages a GPU's memory, but machine.device is cpu: take "
+            f"{unpaged}."
+        )
+    if algo.neftune and machine.sequence_parallel > 1:
+        problems.append(
+            "algo.neftune needs whole documents in one process: leave it out, or set "
+            "machine.sequence_parallel=1."
+        )
+    if machine.zero != "auto" and not 0 <= machine.zero <= 3:
+        problems.append(
+            f"machine.zero is {machine.zero}, but ZeRO has the stages 1, 2 and 3; 0 shards nothing."
+        )
+    elif why := deepspeed.why_refused(
+        deepspeed.combination_of(machine, algo, processes=deepspeed.process_count(machine))
+    ):
+        problems.append(why)
+    if isinstance(machine.gpus, int) and machine.gpus < 1:
+        problems.append(f"machine.gpus is {machine.gpus}, but must be at least 1.")
+    if isinstance(machine.gpus, tuple) and (
+        not machine.gpus or min(machine.gpus) < 0 or len(set(machine.gpus)) < len(machine.gpus)
+    ):
+        problems.append(
+            f"machine.gpus is {list(machine.gpus)}, but must be a list of different GPU numbers, such as "
+            "[0,1], or how many GPUs to use."
+        )
+    return problems
+
+
+def _sources(model: Model, data: Data) -> list[str]:
+    """Whether a model or data on this machine has its path, or its package and file."""
+    problems = []
+    paths: list[tuple[str, Any, str, str]] = [("model", model, "a directory or a GGUF file", "")]
+    if not data.parts:
+        paths.append(
+            ("data", data, "a file or a list of files", " data=mix needs data.of={SOURCE: share, …}.")
+        )
+    for group, part, kinds, more in paths:
+        if part.source == "path" and not part.path:
+            problems.append(
+                f"{group}.path is not set: {group}=local needs "
+                f"{group}.path={'DIR' if group == 'model' else 'FILE'}, {kinds}.{more}"
+            )
+        inside = "file" if group == "model" else "path"
+        if part.source == "package" and not (part.package and getattr(part, inside)):
+            problems.append(
+                f"{group}.source is package: it needs {group}.package, the name to import, and "
+                f"{group}.{inside}, what lies inside it."
+            )
+    return problems
 
 
 def _model(model: Model) -> list[str]:

@@ -1,7 +1,7 @@
 """The optimizer: `algo.optim`, and what the rest of the package knows of each.
 
-Another optimizer is an entry of `OPTIMIZERS` with its name in `OptimizerName`, and a branch of `build` in
-tuner/train/optimizers.py.
+Another optimizer is an entry of `OPTIMIZERS` with its name in `OptimizerName`, and a branch of
+`build_optimizer` in tuner/train/optimizers.py.
 """
 
 from collections.abc import Mapping
