@@ -7,7 +7,7 @@ import pytest
 from tuner.config.compose import compose
 from tuner.config.schema import Config
 from tuner.data.formats import table
-from tuner.pipeline.plan import origin_of
+from tuner.pipeline.plan_stage import origin_of
 from tuner.pipeline.stage import Stage
 from tuner.stages import STAGES
 from tuner.store.artifacts import digest

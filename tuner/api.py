@@ -15,8 +15,10 @@ from tuner.config.schema import Config
 from tuner.estimate import disk
 from tuner.pipeline.execute import execute
 from tuner.pipeline.inherit import inherit, load_config
-from tuner.pipeline.plan import PlannedStage, plan
+from tuner.pipeline.plan import plan
+from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory, find_run, store_of
+from tuner.pipeline.selection import check_stop_words
 from tuner.stages import STAGES
 
 if TYPE_CHECKING:
@@ -73,15 +75,17 @@ def find(word: str = "last", *, root: str | Path = "outputs") -> Run:
 
 def prepare(overrides: Sequence[str], config_dir: str | Path | None = None) -> Config:
     """The config that the words mean. Raises ConfigError."""
-    return inherit(compose(list(overrides), extra=Path(config_dir) if config_dir else None), STAGES)
+    config = compose(list(overrides), extra=Path(config_dir) if config_dir else None)
+    check_stop_words(config, STAGES)
+    return inherit(config, STAGES)
 
 
 def execute_config(config: Config, tell: Callable[[str], None], redone: set[str] | None = None) -> Run:
     """Run the pipeline of a config, if the disk holds what it will make."""
-    disk.check_disk(
-        [(plan(config, STAGES, store_of(config), RunDirectory.of(config), redo=config.redo), config)]
-    )
-    return Run(execute(config, STAGES, tell, redone).dir)
+    directory = RunDirectory.of(config)
+    found = plan(config, STAGES, store_of(config), directory, redo=config.redo)
+    disk.check_disk([(found, config)])
+    return Run(execute(config, STAGES, tell, redone, run=directory, found=found).dir)
 
 
 def to_stderr(line: str) -> None:

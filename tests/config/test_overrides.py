@@ -153,7 +153,6 @@ def test_lists_numbers_and_home(monkeypatch: pytest.MonkeyPatch) -> None:
         ("algo.r=true", "must be a whole number"),
         ("machine.deterministic=yes please", "true or false"),
         ("algo.precision=fp16", "Did you mean"),
-        ("until=trian", "Did you mean train"),
         ("model=local", r"model\.path=DIR"),
         ("algo.batch_tokens=16", "less than one pack"),
         ("data.length=9000", "made for 8192"),
@@ -176,7 +175,6 @@ def test_refused_in_one_paragraph(word: str, says: str) -> None:
 
 def test_contradictions() -> None:
     for words, says in [
-        (["until=fetch", "redo=train"], "comes after"),
         (["algo=full", "algo.dropout=0.1"], "acts on adapters"),
     ]:
         with pytest.raises(ConfigError, match=says):

@@ -17,11 +17,14 @@ from tuner.config.schema import Algo, Config
 from tuner.errors import StoreError
 from tuner.estimate import disk
 from tuner.estimate import model_size as sizes
-from tuner.estimate.disk import DiskNeed, check_disk, disk_needs, peak_bytes
+from tuner.estimate.disk import check_disk, disk_needs, peak_bytes
 from tuner.models.checkpoint.headers import read_header
-from tuner.pipeline.plan import PlannedStage, plan
+from tuner.pipeline.plan import plan
+from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory, all_runs, store_of
+from tuner.pipeline.sizes import MANIFEST, DiskNeed
 from tuner.stages import STAGES
+from tuner.stages.tokenize import FRAMES, PACKED
 from tuner.train.checkpoints import steps as saved
 
 SMOL = {"parameters": 134_515_008, "lora": 4_884_480}
@@ -79,7 +82,7 @@ def test_what_stays_of_tokens(finished: Path) -> None:
     made = linked(finished, "tokenize")
     facts = json.loads((made / "manifest.json").read_bytes())["facts"]
     tokens = facts["tokens"] + facts["held_out_tokens"]
-    assert tokens * disk.PACKED + disk.FRAMES + disk.MANIFEST == pytest.approx(under(made), rel=0.05)
+    assert tokens * PACKED + FRAMES + MANIFEST == pytest.approx(under(made), rel=0.05)
 
 
 def test_what_stays_of_a_training(again: dict[str, DiskNeed], finished: Path, config: Config) -> None:
@@ -136,7 +139,7 @@ def test_packs_take_what_is_said_of_a_token(length: int, tmp_path: Path) -> None
     )
     write_packs(tmp_path / "packs", [pack] * 300)
     written = (tmp_path / "packs").stat().st_size
-    assert written < 300 * tokens * disk.PACKED + disk.FRAMES / 2 < 1.12 * written
+    assert written < 300 * tokens * PACKED + FRAMES / 2 < 1.12 * written
 
 
 def test_a_full_checkpoint_is_as_large_as_the_model_itself(fresh: Config, tiny_model: Path) -> None:

@@ -50,6 +50,7 @@ def stages(built: list[str]) -> list[Stage]:
     return [
         Stage(
             name="fetch_data",
+            until="fetch",
             version=1,
             run=fetch,
             sources=lambda v: {"rows": Path(v.path)} if isinstance(v, Data) else {"rows": Path(v.data.path)},
@@ -323,7 +324,7 @@ def test_a_version_bump_is_explained(config: Config, stages: list[Stage]) -> Non
 def test_large_files_are_pending(
     config: Config, stages: list[Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuner.pipeline.plan.HASH_AT_ONCE", 3)
+    monkeypatch.setattr("tuner.pipeline.plan_stage.HASH_AT_ONCE", 3)
     assert look(config, stages)["fetch_data"] == ("run", "hash pending: rows")
     assert look(config, stages)["tokenize"] == ("run", "after fetch_data")
     run(config, stages)

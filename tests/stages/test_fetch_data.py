@@ -282,8 +282,8 @@ def test_a_hubs_files_are_brought_and_local_ones_stay_where_they_are(server: Hub
         "files": {"p00-0000-train.jsonl": "train.jsonl"},
     }
     stage = fetch_data.STAGE
-    assert stage.fetches(view(**fields))
-    assert not stage.fetches(view(path="mine.jsonl"))
+    assert stage.remote.fetches(view(**fields))
+    assert not stage.remote.fetches(view(path="mine.jsonl"))
     assert list(fetch_data.local_files(view(source="hub", repo="org/name"))) == []
 
 

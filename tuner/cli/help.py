@@ -7,11 +7,13 @@ from pathlib import Path
 from tuner.cli.verb import Verb
 from tuner.cli.verbs import VERBS
 from tuner.config.options import group_lines
+from tuner.pipeline.selection import stop_words
+from tuner.stages import STAGES
 
 TEXT = """\
 usage: python -m tuner [VERB] [RECIPE.yaml] [group=option | field=value ...] [-m]
 
-Fine-tunes a language model: fetch → tokenize → train → convert → merge → evaluate. What is done already is
+Fine-tunes a language model: {way}. What is done already is
 not done again; what was killed goes on; and it says which, and why.
 
 verbs
@@ -35,7 +37,7 @@ examples
 options
   -m, --multirun    {sweep}
   -cd DIR           a directory of your own YAML, laid out as the groups; it wins over the shipped one
-  until=STAGE       stop after fetch, tokenize, train, convert, merge or evaluate
+  until=STAGE       stop after {stages}
   redo=STAGE        build again from this stage on; the old artifacts go to the store's trash
   --completion SH   completion for your shell: eval "$(tuner --completion bash)", or zsh
   --version, --help
@@ -49,11 +51,14 @@ COLUMN = 20
 
 def help_text(extra: Path | None) -> str:
     """The whole of it; `extra` is a directory of the user's own options."""
+    *words, last = stop_words(STAGES)
     return TEXT.format(
         verbs=_entries(verb for verb in VERBS.values() if not verb.on_a_run),
         on_a_run=_entries(verb for verb in VERBS.values() if verb.on_a_run),
         groups="\n".join(group_lines(extra)),
         sweep=VERBS["run"].flags["-m"],
+        way=" → ".join([*words, last]),
+        stages=f"{', '.join(words)} or {last}",
     )
 
 

@@ -10,7 +10,7 @@ from tuner.errors import Stopped
 from tuner.estimate import disk, training
 from tuner.estimate.model_size import measure_model
 from tuner.files import read_json
-from tuner.pipeline.plan import PlannedStage
+from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory, store_of
 from tuner.report.page import printable, tokens_measured
 
@@ -87,7 +87,7 @@ def estimate(steps: Sequence[PlannedStage], config: Config) -> dict[str, str]:
     data = by_name["fetch_data"]
     if "tokenize" not in by_name:
         return told | {"of disk": size}
-    if data.artifact is None and data.stage.fetches(View(data.config, data.stage.name)):
+    if data.artifact is None and data.stage.remote.fetches(View(data.config, data.stage.name)):
         told |= {
             "of disk without the data": size,
             "until the data is downloaded": "tokens and steps are not known",

@@ -11,7 +11,8 @@ from rich.cells import cell_len
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, StoreError, TunerError
 from tuner.pipeline.inherit import load_config
-from tuner.pipeline.plan import PlannedStage, plan
+from tuner.pipeline.plan import plan
+from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory, all_runs, store_of
 from tuner.report.page import printable
 from tuner.stages import STAGES

@@ -16,8 +16,10 @@ from tuner.config.schema import Config
 from tuner.errors import ConfigError, Interrupted, Stopped, TunerError
 from tuner.estimate import disk
 from tuner.pipeline.inherit import inherit
-from tuner.pipeline.plan import PlannedStage, plan
+from tuner.pipeline.plan import plan
+from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory, store_of
+from tuner.pipeline.selection import check_stop_words
 from tuner.stages import STAGES
 
 
@@ -53,6 +55,7 @@ def sweep_job_config(job: Config) -> Config:
     """A job's config: with what it takes from an earlier run, and without a merged model that nobody asked
     for.
     """
+    check_stop_words(job, STAGES)
     return inherit(
         replace(job, merge=replace(job.merge, when="never")) if job.merge.when == "auto" else job, STAGES
     )

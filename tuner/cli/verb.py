@@ -27,8 +27,12 @@ class CommandLine:
     def compose(self) -> "Config":
         """The config that the words name. Raises ConfigError."""
         from tuner.config.compose import compose
+        from tuner.pipeline.selection import check_stop_words
+        from tuner.stages import STAGES
 
-        return compose(self.words, extra=self.extra)
+        config = compose(self.words, extra=self.extra)
+        check_stop_words(config, STAGES)
+        return config
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

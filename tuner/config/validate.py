@@ -16,8 +16,6 @@ from tuner.config.schema import HUBS, Algo, Chat, Config, Data, DataSource, Mach
 from tuner.config.view import leaves
 from tuner.errors import ConfigError, nearest
 
-UNTIL = ("fetch", "tokenize", "train", "convert", "merge", "evaluate")
-
 PATIENCE = 1e9
 """seconds; a clock's numbers end somewhere above"""
 
@@ -58,17 +56,6 @@ def validate(config: Config) -> None:
             f"data.length is {data.length}, but the model was made for {model.context} tokens "
             "(model.context)."
         )
-    for path, word in (("until", config.until), ("redo", config.redo)):
-        if word is not None and word not in UNTIL:
-            problems.append(
-                f"{path} is {word!r}, but must be one of {', '.join(UNTIL)}.{nearest(word, UNTIL)}"
-            )
-    if (
-        config.until in UNTIL
-        and config.redo in UNTIL
-        and UNTIL.index(config.redo) > UNTIL.index(config.until)
-    ):
-        problems.append(f"redo={config.redo} comes after until={config.until}: nothing would be built again.")
     if config.name is not None and not re.fullmatch(r"[^/\\\0]*[^/\\\0.\s][^/\\\0]*", config.name):
         problems.append(
             f"name is {config.name!r}, but it names a directory: no slashes, and not only dots or spaces."

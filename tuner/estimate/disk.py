@@ -7,7 +7,6 @@ of tokens is a guess until they are counted. Standard library only, so that a pl
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tuner.config.schema import Algo, Config
@@ -17,41 +16,20 @@ from tuner.errors import StoreError
 from tuner.estimate.memory import count_trainable
 from tuner.estimate.model_size import ModelSize, measure_model, trainable_size
 from tuner.files import bytes_under
-from tuner.pipeline.plan import PlannedStage
+from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import store_of
+from tuner.pipeline.sizes import DiskNeed, Quantities
 from tuner.store.artifacts import digest
 
 BYTES_A_TOKEN = 4
 """of JSONL, for a data set that was not tokenized yet: between English and Chinese, with the keys and
 quotes around the text
 """
-PACKED, FRAMES = 4.6, 4200
-"""bytes of a token in tuner.data.packs (its id, its bit of the loss mask, its share of a short document's
-numbers); of both files' schema and footer
-"""
-TENSOR = 128
-"""bytes of a tensor's entry in the header of a safetensors file"""
-MANIFEST, SETTINGS, MEASURED = 2560, 2048, 64 << 10
-"""bytes of an artifact's manifest; of the small files beside weights; of losses, answers and a report"""
-ROW, POINTS = 160, 320
-"""bytes of a step's line in metrics.jsonl, and of its points for TensorBoard"""
-RESUMABLE = 2
-"""saved steps that keep the optimizer's moments while tuner.train.loop trains"""
 
 SHARE, BLOCKS = 20, 64 << 10
 """What should be free besides: a 20th for guesses and the file system's own books, and 64 KiB an artifact,
 since each file fills up its last block. No flat reserve: a small run should start on a small disk, for the
 only way around a refusal is another disk."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DiskNeed:
-    """Bytes that the making of one artifact adds to the disk."""
-
-    peak: int
-    """at most, while it is made"""
-    stays: int
-    """once it is published"""
 
 
 def disk_needs(steps: Sequence[PlannedStage], config: Config) -> dict[str, DiskNeed]:
@@ -65,7 +43,7 @@ def disk_needs(steps: Sequence[PlannedStage], config: Config) -> dict[str, DiskN
     if not any(step.to_do for step in steps):
         return {}
     store, by_name = store_of(config), {step.stage.name: step for step in steps}
-    shapes = measure_model(by_name["fetch_model"])
+    known = quantities(by_name, config)
     identities: dict[str, str] = {}
     found = {}
     for name, step in by_name.items():
@@ -76,10 +54,10 @@ def disk_needs(steps: Sequence[PlannedStage], config: Config) -> dict[str, DiskN
         )
         identities[name] = step.known_as or guess
         if step.to_do:
-            peak, stays = _sizes(name, shapes, by_name, config)
+            need = step.stage.size(View(config, name), known)
             there = bytes_under(store.partial(step.key)) if step.key else 0  # gone on from, or removed
             found[step.key or f"{name}-~{guess[:12]}"] = DiskNeed(
-                peak=max(0, peak - there), stays=max(0, stays - there)
+                peak=max(0, need.peak - there), stays=max(0, need.stays - there)
             )
     return found
 
@@ -159,10 +137,10 @@ def download_size(steps: Mapping[str, PlannedStage], config: Config) -> tuple[in
     missing = here = 0
     counted = True
     for step in steps.values():
-        if not step.to_do or not step.stage.fetches(View(step.config, step.stage.name)):
+        if not step.to_do or not step.stage.remote.fetches(View(step.config, step.stage.name)):
             continue
         if not step.unresolved:
-            more, there = step.stage.cost(
+            more, there = step.stage.remote.cost(
                 View(step.config, step.stage.name), store_of(config).partial(step.key or "-")
             )
             missing, here = missing + more, here + there
@@ -200,69 +178,31 @@ def training_order(packs: int, config: Config) -> Order:
     return order.until(algo.stop_step)
 
 
-def _sizes(
-    stage: str, shapes: ModelSize, steps: Mapping[str, PlannedStage], config: Config
-) -> tuple[int, int]:
-    """Bytes of a stage's artifact: at most while it is made, and once it is published."""
-    numbers, tensors = trainable_size(shapes, config.algo)
-    beside = shapes.tokenizer + SETTINGS + MANIFEST
-    whole = shapes.parameters * 2 + shapes.tensors * TENSOR
-    adapter = config.algo.uses_adapter
-    match stage:
-        case "fetch_model" if shapes.gguf:
-            return whole + beside + shapes.tokenizer, whole + beside  # the tokenizer is written twice
-        case "fetch_model" if not (step := steps[stage]).stage.references(view := View(step.config, stage)):
-            copies = bool(step.stage.versions(view)) + step.stage.fetches(view)  # what was rewritten goes
-            return (whole + beside) * copies, whole + beside
-        case "tokenize":
-            size = int(epoch_size(steps, config)[0] * PACKED) + FRAMES + MANIFEST
-            return 2 * size, size  # the documents, until they are packed
-        case "train":
-            return _training(numbers, tensors, _remembered(numbers, shapes, config.algo), steps, config)
-        case "convert":
-            size = (
-                (numbers if adapter else shapes.parameters)
-                * (4 if adapter or config.algo.precision == "fp32" else 2)
-                + tensors * TENSOR
-                + beside
-            )
-        case "merge":
-            wide = shapes.parameters * (4 if config.algo.precision == "fp32" else 2) + shapes.tensors * TENSOR
-            size = wide + beside if adapter else MANIFEST  # else hard links
-        case "baseline" | "evaluate":
-            size = MEASURED
-        case _:
-            size = 0  # the person's own files, referenced
-    return size, size
+def quantities(steps: Mapping[str, PlannedStage], config: Config) -> Quantities:
+    """What decides the sizes of all that the plan makes."""
+    model = measure_model(steps["fetch_model"])
+    parameters, tensors = trainable_size(model, config.algo)
+    tokens, packs, counted = epoch_size(steps, config) if "tokenize" in steps else (0, 0, False)
+    return Quantities(
+        parameters=model.parameters,
+        tensors=model.tensors,
+        tokenizer=model.tokenizer,
+        gguf=model.gguf,
+        trainable=parameters,
+        trainable_tensors=tensors,
+        optimizer_state=_optimizer_state(parameters, model, config.algo),
+        tokens=tokens,
+        steps=training_order(packs, config).steps if packs else 0,
+        counted=counted,
+    )
 
 
-def _remembered(numbers: int, shapes: ModelSize, algo: Algo) -> int:
+def _optimizer_state(numbers: int, shapes: ModelSize, algo: Algo) -> int:
     """Bytes of what the optimizer remembers."""
     inside = (
         numbers if algo.uses_adapter or shapes.geometry is None else count_trainable(shapes.geometry, algo)[1]
     )
     return int(algo.optim.kind.saved * inside + algo.optim.kind.elsewhere * (numbers - inside))
-
-
-def _training(
-    numbers: int, tensors: int, remembered: int, steps: Mapping[str, PlannedStage], config: Config
-) -> tuple[int, int]:
-    """Of the saved steps: fp32 weights of the newest, the best and convert.step's, and the optimizer's
-    moments where a training may go on from.
-
-    A step is written before the oldest goes, so there is one more at the peak.
-    """
-    machine, stop = config.machine, config.algo.stop_step
-    weights, moments = 4 * numbers + TENSOR * tensors, remembered + 3 * TENSOR * tensors
-    _, packs, counted = epoch_size(steps, config)
-    length, pinned = training_order(packs, config).steps, isinstance(config.convert.step, int)
-    saves = -(-length // machine.save_every) + pinned if counted or config.algo.steps else machine.keep + 1
-    beside = (saves > machine.keep) + pinned  # the best may be one of the newest too
-    earlier = min(machine.keep, saves - 1) + beside
-    journal = MANIFEST + SETTINGS + length * (ROW + POINTS * ("tensorboard" in machine.trackers))
-    resumable = config.train.keep == "resume" or (config.train.keep == "auto" and stop is not None)
-    peak = (earlier + 1) * weights + (min(RESUMABLE, earlier) + 1) * moments
-    return peak + journal, (min(machine.keep, saves) + beside) * weights + resumable * moments + journal
 
 
 def _room(root: Path) -> int | None:

@@ -20,7 +20,7 @@ from tuner.models import geometry
 from tuner.models.checkpoint import quantised
 from tuner.models.checkpoint.files import TEXT
 from tuner.models.checkpoint.headers import read_header
-from tuner.pipeline.plan import PlannedStage
+from tuner.pipeline.planned_stage import PlannedStage
 
 VOCABULARY = 75
 """bytes of the tokenizer's files for each row of the embedding, before they are here: from 45 (SmolLM2) to
@@ -106,7 +106,7 @@ def _held(step: PlannedStage) -> str | None:
 
 def _downloads(step: PlannedStage) -> int:
     """About how many parameters the weights hold that the lock names."""
-    pins = step.stage.pins(View(step.config, step.stage.name))
+    pins = step.stage.remote.pins(View(step.config, step.stage.name))
     files = {name: pinned.size or 0 for pin in pins.values() if pin for name, pinned in pin.files.items()}
     size = sum(size for name, size in files.items() if name.endswith(WEIGHTS))
     return quantised.parameters_in(_held(step), size) + 2 * sum(

@@ -16,8 +16,9 @@ from tuner.config.view import leaves
 from tuner.errors import ConfigError, TunerError, nearest
 from tuner.pipeline.execute import execute
 from tuner.pipeline.inherit import load_config
-from tuner.pipeline.plan import plan, settle_from_run, stages_named, stages_up_to_train
+from tuner.pipeline.plan import plan, settle_from_run
 from tuner.pipeline.run import RunDirectory, run_digest, run_name, store_of
+from tuner.pipeline.selection import check_stop_words, stages_named, stages_up_to_train
 from tuner.pipeline.stage import Stage
 
 
@@ -42,6 +43,7 @@ def with_overrides(
         if path in GROUPS:
             values["choices"][path] = composed.choices[path]
     changed = build_config(values)
+    check_stop_words(changed, stages)
     before, decides = {path: value for path, _, value in leaves(config)}, stages_up_to_train(stages)
     for path, declared, value in leaves(changed):
         if (

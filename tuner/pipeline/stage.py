@@ -5,13 +5,14 @@ decides those files; everything else (whether to run, where, locking, publishing
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tuner.config.schema import Config
 from tuner.config.view import View
 from tuner.hub.lockfile import Pin
+from tuner.pipeline.sizes import DiskNeed, Quantities
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +107,34 @@ def _nothing(_config: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Remote:
+    """How a stage brings files from hubs; by default it brings none."""
+
+    fetches: Callable[[View], bool] = lambda _: False
+    """whether this config has it bring files, beside the local `sources`: then its content is known only
+    once it was made
+    """
+    pins: Callable[[View], Mapping[str, Pin | None]] = _nothing
+    """what the lock says of the references to hubs that the config uses, by the lock's names; None of one
+    that was not looked up yet
+    """
+    look_up: Callable[[View, Callable[[str], None]], None] = lambda _view, _say: None
+    """asks the hubs for what `pins` lacks, and writes it into the lock"""
+    cost: Callable[[View, Path], tuple[int, int]] = lambda _view, _partial: (0, 0)
+    """bytes still to download, and bytes that are here already: in a directory that it has begun to fill,
+    or in a cache of this machine
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One step of the pipeline."""
+    """One stage of the pipeline."""
 
     name: str
+    until: str = ""
+    """the word of `until` and `redo` that means it, where that is not its name"""
+    stop: bool = True
+    """whether people may stop after it, or begin again at it"""
     version: int
     """bumped by hand when the stage's own code changes what it writes"""
     run: Callable[[Context], dict[str, Any]]
@@ -124,18 +149,8 @@ class Stage:
     """raises what can be known to fail before anything runs; no heavy import"""
     references: Callable[[View], bool] = lambda _: False
     """whether `sources` are themselves the artifact's files: referenced with their hashes, not copied"""
-    fetches: Callable[[View], bool] = lambda _: False
-    """whether it brings files of its own beside those: then its content is known only once it was made"""
-    cost: Callable[[View, Path], tuple[int, int]] = lambda _view, _partial: (0, 0)
-    """bytes still to download, and bytes that are here already: in a directory that it has begun to fill,
-    or in a cache of this machine
-    """
-    pins: Callable[[View], Mapping[str, Pin | None]] = _nothing
-    """what the lock says of the references to hubs that the config uses, by the lock's names; None of one
-    that was not looked up yet
-    """
-    look_up: Callable[[View, Callable[[str], None]], None] = lambda _view, _say: None
-    """asks the hubs for what `pins` lacks, and writes it into the lock"""
+    remote: Remote = Remote()
+    """what it takes from hubs"""
     child: bool = False
     """runs in a process of its own: it imports torch"""
     computes: bool = False
@@ -160,5 +175,12 @@ class Stage:
     """
     product: Callable[[View], bool] = lambda _: False
     """whether it is wanted for its own sake: built even if no later stage needs it"""
-    journal: tuple[str, ...] = field(default=())
+    size: Callable[[View, Quantities], DiskNeed] = lambda _view, _known: DiskNeed(peak=0, stays=0)
+    """bytes of its artifact; none where the files are the person's own, referenced"""
+    journal: tuple[str, ...] = ()
     """patterns of files that record how it went: kept and verified, but not part of the content's digest"""
+
+    @property
+    def word(self) -> str:
+        """What `until` and `redo` call it."""
+        return self.until or self.name

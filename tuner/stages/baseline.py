@@ -8,7 +8,7 @@ from typing import Any
 from tuner.config.view import View
 from tuner.models.checkpoint.files import adapter_sources
 from tuner.pipeline.stage import Context, Stage
-from tuner.stages.measured import FP32, measure, measure_versions, write_result
+from tuner.stages.measured import FP32, measure, measure_versions, size, write_result
 
 
 def versions(view: View) -> dict[str, int]:
@@ -33,4 +33,6 @@ STAGE = Stage(
     sources=adapter_sources,
     child=True,
     computes=True,
+    stop=False,
+    size=size,
 )

@@ -10,6 +10,7 @@ from tuner.config.schema import Config
 from tuner.config.view import View
 from tuner.errors import ConfigError, StageError
 from tuner.models.layouts import detection
+from tuner.pipeline.sizes import TENSOR, DiskNeed, Quantities
 from tuner.pipeline.stage import Choice, ChosenStep, Context, Stage
 from tuner.train.checkpoints import steps
 
@@ -108,6 +109,14 @@ def run(ctx: Context) -> dict[str, Any]:
     return {"step": found.step, "bytes": size}
 
 
+def size(view: View, known: Quantities) -> DiskNeed:
+    """Of the adapter, in fp32, or of all weights."""
+    adapter = view.algo.uses_adapter
+    width = 4 if adapter or view.algo.precision == "fp32" else 2
+    weights = (known.trainable if adapter else known.parameters) * width + known.trainable_tensors * TENSOR
+    return DiskNeed(peak=weights + known.beside, stays=weights + known.beside)
+
+
 STAGE = Stage(
     name="convert",
     version=1,
@@ -116,5 +125,6 @@ STAGE = Stage(
     versions=versions,
     child=True,
     product=lambda _: True,
+    size=size,
     choice=Choice(upstream="train", pick=pick, extract=steps.adopt_step),
 )

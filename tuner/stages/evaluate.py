@@ -11,7 +11,7 @@ from tuner.config.view import View
 from tuner.models.checkpoint.files import ADAPTER_FILES
 from tuner.pipeline.stage import Context, Stage
 from tuner.report import page
-from tuner.stages.measured import FP32, measure, measure_versions, write_result
+from tuner.stages.measured import FP32, measure, measure_versions, size, write_result
 
 PAGE = 2
 """2: says where held-out tokens are few"""
@@ -54,4 +54,5 @@ STAGE = Stage(
     child=True,
     computes=True,
     product=lambda _: True,
+    size=size,
 )

@@ -21,7 +21,9 @@ from tuner.models import locate
 from tuner.models.checkpoint import files, quantised
 from tuner.models.checkpoint.config_limits import check_config
 from tuner.models.layouts import detection
-from tuner.pipeline.stage import Context, Settled, Stage
+from tuner.pipeline.sizes import DiskNeed, Quantities
+from tuner.pipeline.stage import Context, Remote, Settled, Stage
+from tuner.stages.rewrite_model import clear_leftovers, rewrite_files
 
 GGUF, PICKLE, NEW_TOKENS = 1, 1, 1
 """bumped when the same files would be rewritten as other bytes"""
@@ -145,6 +147,17 @@ def cost(view: View, partial: Path) -> tuple[int, int]:
     )
 
 
+def size(view: View, known: Quantities) -> DiskNeed:
+    """Of the files that are brought or rewritten; each rewriting goes once the next is written."""
+    whole = known.weights(2) + known.beside
+    if known.gguf:
+        return DiskNeed(peak=whole + known.tokenizer, stays=whole)  # the tokenizer is written twice
+    if references(view):
+        return DiskNeed(peak=0, stays=0)
+    copies = bool(versions(view)) + (view.model.source in HUBS)
+    return DiskNeed(peak=whole * copies, stays=whole)
+
+
 def run(ctx: Context) -> dict[str, Any]:
     """Bring the files, rewrite them where that is needed, and read every header, where a cut-off download
     shows.
@@ -162,8 +175,8 @@ def run(ctx: Context) -> dict[str, Any]:
     scratch: list[Path] = [out / HUB]
     for number, name in enumerate(todo, start=1):
         target = out if number == len(todo) else out / f".{number}"
-        _clear(target, keep=scratch)
-        _rewrite(name, found, view, target, ctx.say)
+        clear_leftovers(target, keep=scratch)
+        rewrite_files(name, found, view, target, ctx.say)
         found = files.checkpoint_files(target)
         for done in scratch:
             shutil.rmtree(done, ignore_errors=True)
@@ -208,52 +221,6 @@ def _bring(ctx: Context, out: Path) -> tuple[Mapping[str, Path], str | None]:
     return {name: out / name for name in pin.files}, pin.commit
 
 
-def _clear(directory: Path, keep: list[Path]) -> None:
-    """Remove what an interrupted rewriting left, but not what is still to be read."""
-    directory.mkdir(exist_ok=True)
-    for path in directory.iterdir():
-        if path in keep:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _rewrite(name: str, found: Mapping[str, Path], view: View, out: Path, say: Callable[[str], None]) -> None:
-    """One rewriting of the files `found`, into a directory that is empty but for what is read."""
-    match name.partition("."):
-        case "gguf", _, _:
-            from tuner.models.checkpoint.gguf import convert_gguf
-
-            path = next(path for path in found.values() if path.suffix == ".gguf")
-            say(f"rewriting {path.name} as bf16 safetensors, once")
-            convert_gguf(path, out)
-        case "pickle", _, _:
-            from tuner.models.checkpoint import pickles
-
-            say("rewriting pickled weights as safetensors, once")
-            pickles.convert_pickles(
-                [path for path in found.values() if path.suffix in files.PICKLES], out, say=say
-            )
-            files.copy_small_files(found, out)
-        case "dequantize", _, method:
-            from tuner.models import dequantize
-
-            say(f"rewriting the weights in {quantised.WORDS[method]} as bf16, once")
-            dequantize.dequantize_checkpoint(found, method, out, say=say)
-        case "layout", _, wanted:
-            from tuner.models.layouts import rewrite
-
-            say(f"rewriting the layout of {wanted}, once")
-            rewrite.write_native(found, wanted, out, say=say)
-        case _:
-            from tuner.models import new_tokens
-
-            say(f"rows for {len(view.model.new_tokens)} new tokens")
-            new_tokens.add_new_tokens(found, view.model.new_tokens, out, say=say)
-
-
 def native(directory: Path) -> dict[str, Any]:
     """The model's config.json. Raises DataError when the installed transformers has no class of its own
     for the model's type, or absurd sizes.
@@ -279,16 +246,17 @@ def native(directory: Path) -> dict[str, Any]:
 
 STAGE = Stage(
     name="fetch_model",
+    until="fetch",
     version=1,
     run=run,
     versions=versions,
     sources=locate.local_files,
-    pins=locate.locked_pins,
-    look_up=look_up,
+    remote=Remote(
+        fetches=lambda view: view.model.source in HUBS, pins=locate.locked_pins, look_up=look_up, cost=cost
+    ),
     check=check,
     references=references,
-    fetches=lambda view: view.model.source in HUBS,
-    cost=cost,
+    size=size,
     progress=progress,
     settle=settle,
     by_content=True,

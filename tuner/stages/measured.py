@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.config.view import View
+from tuner.pipeline.sizes import DiskNeed, Quantities
 from tuner.pipeline.stage import Context
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ MEASURE = {"held_out": 1, "answers": 1}
 """versions of tuner.train.evaluate and tuner.models.generate"""
 FP32 = 1
 """an adapter that trained in fp32 is measured merged in fp32"""
+MEASURED = 64 << 10
+"""bytes of losses, answers and a report"""
 
 
 def measure_versions(view: View) -> dict[str, int]:
@@ -37,3 +40,7 @@ def measure(
 def write_result(path: Path, value: dict[str, Any]) -> None:
     """A result as people may read it."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def size(_view: View, _known: Quantities) -> DiskNeed:
+    return DiskNeed(peak=MEASURED, stays=MEASURED)

@@ -11,6 +11,7 @@ from tuner.errors import ConfigError
 from tuner.files import link_or_copy
 from tuner.models.checkpoint.files import SETTINGS, TEXT, read_config, weight_files
 from tuner.models.layouts import detection
+from tuner.pipeline.sizes import MANIFEST, DiskNeed, Quantities
 from tuner.pipeline.stage import Context, Stage
 
 ORIGINAL, QUANT = 1, 1
@@ -99,6 +100,14 @@ def weight_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
 
 
+def size(view: View, known: Quantities) -> DiskNeed:
+    """Of a whole model; with full fine-tuning its files are hard links."""
+    if not view.algo.uses_adapter:
+        return DiskNeed(peak=MANIFEST, stays=MANIFEST)
+    whole = known.weights(4 if view.algo.precision == "fp32" else 2) + known.beside
+    return DiskNeed(peak=whole, stays=whole)
+
+
 STAGE = Stage(
     name="merge",
     version=1,
@@ -107,4 +116,5 @@ STAGE = Stage(
     versions=versions,
     child=True,
     product=lambda config: config.merge.when != "never",
+    size=size,
 )

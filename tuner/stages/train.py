@@ -8,6 +8,7 @@ from tuner.config import lora_init
 from tuner.config.view import View
 from tuner.errors import ConfigError
 from tuner.models.checkpoint.files import adapter_sources
+from tuner.pipeline.sizes import MANIFEST, SETTINGS, TENSOR, DiskNeed, Quantities
 from tuner.pipeline.stage import Context, Extension, Stage
 from tuner.train.checkpoints import steps
 
@@ -21,6 +22,10 @@ QUANT = 2
 """2: with products in fp32, gradients through a base in 4 bits are of the weights that the forward pass
 multiplies with
 """
+ROW, POINTS = 160, 320
+"""bytes of a step's line in metrics.jsonl, and of its points for TensorBoard"""
+RESUMABLE = 2
+"""saved steps that keep the optimizer's state while tuner.train.loop trains"""
 
 
 def run(ctx: Context) -> dict[str, Any]:
@@ -86,6 +91,28 @@ def reach(directory: Path, config: View) -> int | None:
     )
 
 
+def size(view: View, known: Quantities) -> DiskNeed:
+    """Of the saved steps: fp32 weights of the newest, the best and convert.step's, and the optimizer's state
+    where training may go on from.
+
+    A step is written before the oldest goes, so there is one more at the peak.
+    """
+    machine, stop = view.machine, view.algo.stop_step
+    weights = 4 * known.trainable + TENSOR * known.trainable_tensors
+    state = known.optimizer_state + 3 * TENSOR * known.trainable_tensors
+    pinned = isinstance(view.convert.step, int)
+    exact = known.counted or view.algo.steps
+    saves = -(-known.steps // machine.save_every) + pinned if exact else machine.keep + 1
+    beside = (saves > machine.keep) + pinned  # the best may be one of the newest too
+    earlier = min(machine.keep, saves - 1) + beside
+    records = MANIFEST + SETTINGS + known.steps * (ROW + POINTS * ("tensorboard" in machine.trackers))
+    resumable = view.train.keep == "resume" or (view.train.keep == "auto" and stop is not None)
+    return DiskNeed(
+        peak=(earlier + 1) * weights + (min(RESUMABLE, earlier) + 1) * state + records,
+        stays=(min(machine.keep, saves) + beside) * weights + resumable * state + records,
+    )
+
+
 STAGE = Stage(
     name="train",
     version=1,
@@ -99,5 +126,6 @@ STAGE = Stage(
     several=True,
     progress=progress,
     extension=Extension(field="algo.stop_step", reach=reach, adopt=steps.adopt_step),
+    size=size,
     journal=("metrics.jsonl", "samples.jsonl", "trackers.json", "tensorboard/*", "steps/*"),
 )

@@ -76,7 +76,7 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
 
     stage = next(s for s in stages if s.name == job["stage"])
     view = View(config, stage.name)
-    if not stage.fetches(view):  # what it reads is there; nothing may be looked up behind its back
+    if not stage.remote.fetches(view):  # what it reads is there; nothing may be looked up behind its back
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     inputs = {name: Input.of_json(told) for name, told in job["inputs"].items()}
     context = Context(config=view, inputs=inputs, out=Path(job["out"]), say=lambda line: write(f"  {line}"))

@@ -64,7 +64,7 @@ class Config:
     locked: bool = neutral("fetch_data", "fetch_model", default=False)
     """refuse what is not in `lock`: for runs that must be the same everywhere"""
     until: str | None = neutral(default=None)
-    """stop after this stage: fetch, tokenize, train, convert, merge or evaluate"""
+    """stop after this stage; `--help` lists the words"""
     redo: str | None = neutral(default=None)
     """build again from this stage on; what was there is moved to the trash"""
     name: str | None = neutral(default=None)

@@ -1,0 +1,239 @@
+"""Making one stage's artifact: lock, look again, run in a partial directory, publish."""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tuner.config.view import View
+from tuner.errors import Interrupted
+from tuner.hardware.gpus import choose, gpus, hidden
+from tuner.hub import lockfile
+from tuner.hub.lockfile import made
+from tuner.launch.child import launch
+from tuner.launch.members import ranks_for
+from tuner.pipeline.plan_stage import why_unusable
+from tuner.pipeline.planned_stage import PlannedStage
+from tuner.pipeline.run import RunDirectory
+from tuner.pipeline.stage import Context, Input
+from tuner.store.artifacts import Artifact, Store
+
+LIBRARIES = tuple("tuner torch transformers tokenizers peft bitsandbytes safetensors pyarrow numpy".split())
+
+
+def build_stage(
+    planned: PlannedStage,
+    others: dict[str, PlannedStage],
+    store: Store,
+    run: RunDirectory,
+    say: Callable[[str], None],
+) -> None:
+    """Make the artifact of a stage, from those of `others`, under its lock; nothing where somebody else made
+    it meanwhile, or where what it reads is not as it was planned: then a new plan says what is to do. Raises
+    TunerError and OSError.
+    """
+    stage, key, config = planned.stage, planned.key, planned.config
+    assert key is not None
+    assert planned.origin is not None
+    say(f"{stage.name:<12} {planned.state}  {planned.why}")
+    read = [others[name].key or "" for name in stage.upstream if others[name].artifact]
+    with ExitStack() as stack:
+        lock = stack.enter_context(
+            store.lock(key, lambda holder: say(f"{stage.name:<12} waiting: {holder} builds it"))
+        )
+        assert planned.fingerprint is not None
+        if (other := store.find(key)) and why_unusable(
+            other, stage, planned.fingerprint, planned.contents, store
+        ) is None:
+            return  # built by somebody else while we waited; the next plan looks at it
+        if not _inputs_hold(planned, others, store, say):
+            return
+        # Held as long as anything reads them, by the child too: a clean meanwhile leaves them alone.
+        held = stack.enter_context(store.shared(read))
+        if any(store.find(name) is None for name in read):
+            return
+        try:
+            given = {name: _input(planned, others[name], store, stack) for name in stage.upstream}
+        except OSError as error:
+            say(f"{stage.name:<12} {error}; looking again")
+            return
+        began = time.monotonic()
+        note = {
+            "fingerprint": planned.fingerprint,
+            "upstream": dict(planned.contents),
+            "origin": planned.origin,
+        }
+        out = store.begin(key, note, resume=stage.progress is not None)
+        if stage.progress:
+            run.link(stage.name, out)  # what is there so far can be watched, and a clean leaves it alone
+        if planned.predecessor and stage.extension:
+            with suppress(OSError):  # it was pruned or cleaned meanwhile: begin anew
+                stage.extension.adopt(planned.predecessor.path, out, planned.predecessor.step)
+        try:
+            facts = _run(planned, given, out, run, [lock, *held], say)
+        except BaseException:
+            if stage.progress is None or (not stage.child and stage.progress(out) is None):
+                store.drop(key)
+            raise
+        references = {}
+        if stage.references(View(config, stage.name)):
+            references = {
+                name: {"sha256": planned.origin["sources"][name], "size": path.stat().st_size}
+                for name, path in planned.sources.items()
+            }
+        manifest = {
+            "stage": stage.name,
+            "fingerprint": planned.fingerprint,
+            "origin": planned.origin,
+            "upstream": dict(planned.contents),
+            "references": references,
+            "facts": facts,
+            "libraries": _libraries(),
+            "made": round(time.time(), 3),
+            "seconds": round(time.monotonic() - began, 3),
+        }
+        artifact = store.publish(key, manifest, stage.journal)
+        _remember(planned, artifact, say)
+        run.link(stage.name, artifact.path)
+        say(f"{stage.name:<12} done in {manifest['seconds']:.1f} s")
+
+
+def _remember(planned: PlannedStage, artifact: Artifact, say: Callable[[str], None]) -> None:
+    """Write into the lock what became of a hub's files, so that whoever has the lock knows what later
+    stages are made from before the download.
+    """
+    stage, view = planned.stage, View(planned.config, planned.stage.name)
+    pins = stage.remote.pins(view)
+    if not stage.by_content or len(pins) != 1 or planned.sources or planned.fingerprint is None:
+        return  # what is made of several sources belongs to none of their entries
+    ((name, pin),) = pins.items()
+    said = made(pins, planned.fingerprint)
+    if said not in (None, artifact.content):
+        say(
+            f"{stage.name:<12} its content is {artifact.content[:12]}, and {planned.config.lock} says "
+            f"{said[:12] if said else ''}: made by another version"
+        )
+    if pin is not None and said != artifact.content and not planned.config.locked:
+        lockfile.write(
+            Path(planned.config.lock),
+            name,
+            replace(pin, made={**pin.made, planned.fingerprint[:12]: artifact.content}),
+        )
+
+
+def _inputs_hold(
+    planned: PlannedStage, others: dict[str, PlannedStage], store: Store, say: Callable[[str], None]
+) -> bool:
+    """Read every byte that the stage is about to use; a rotten artifact goes to the trash, and the next
+    plan builds it again.
+    """
+    whole = True
+    for name in planned.stage.upstream:
+        source = others[name]
+        if source.artifact is None:
+            continue  # a part of what is not finished; the stage looks at its hashes itself
+        assert source.key is not None
+        changed = [
+            n
+            for n, entry in source.artifact.manifest["references"].items()
+            if _hash(source.sources.get(n), store) != entry["sha256"]
+        ]
+        if changed:
+            say(f"{name:<12} {', '.join(changed)} changed just now; looking again")
+            whole = False
+        elif problem := store.damage(source.artifact, deep=True):
+            with store.lock(
+                source.key,
+                lambda holder, name=name: say(f"{name:<12} waiting: held by {holder}"),  # type: ignore[misc]
+            ):
+                store.trash(source.key)
+            say(f"{name:<12} damaged: {problem}; it will be built again")
+            whole = False
+    return whole
+
+
+def _hash(path: Path | None, store: Store) -> str | None:
+    try:
+        return store.sha256(path, fresh=True) if path else None
+    except OSError:
+        return None
+
+
+def _input(planned: PlannedStage, source: PlannedStage, store: Store, stack: ExitStack) -> Input:
+    """What `planned` reads of `source`. A part of what is not finished is put aside first: whoever goes on
+    building it may prune it.
+    """
+    if source.artifact is not None:
+        return source.input()
+    assert source.partial is not None
+    assert planned.pick is not None
+    assert planned.stage.choice is not None
+    aside = Path(
+        stack.enter_context(TemporaryDirectory(dir=store.root / ".partial", prefix=f"{planned.key}.reads-"))
+    )
+    planned.stage.choice.extract(source.partial, aside, planned.pick.step)
+    return Input(dir=aside, files={}, facts={})
+
+
+def _run(
+    planned: PlannedStage,
+    given: dict[str, Input],
+    out: Path,
+    run: RunDirectory,
+    locks: list[int],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Run the stage, in a process of its own where it wants one; returns its facts."""
+    stage, config = planned.stage, planned.config
+    if stage.child:
+        gpus = _gpus(planned, say)
+        ranks = ranks_for(config.machine, gpus, os.environ) if stage.several else None
+        inputs = {name: source.to_json() for name, source in given.items()}
+        return launch(
+            stage.name, config, inputs, out, run.dir, locks=locks, gpus=gpus, ranks=ranks, log=run.log
+        )
+    context = Context(
+        config=View(config, stage.name), inputs=given, out=out, say=lambda line: say(f"  {line}")
+    )
+    try:
+        return stage.run(context)
+    except KeyboardInterrupt:
+        raise Interrupted(f"{stage.name} was interrupted; the same command begins it again.") from None
+
+
+def _gpus(planned: PlannedStage, say: Callable[[str], None]) -> str | None:
+    """The GPUs for a stage that computes on them, chosen when it starts: what is idle changes."""
+    machine = planned.config.machine
+    if not planned.stage.computes or machine.device == "cpu" or hidden(os.environ):
+        return None
+    found = gpus()
+    chosen = choose(machine.gpus, found, os.environ)
+    if chosen and len(found) > 1:
+        cards = [card for card in found if card.uuid in chosen.split(",")]
+        alone = len(cards) > 1 and not planned.stage.several
+        more = ", of which one process uses the first" if alone else ""
+        say(
+            "  on "
+            + " and ".join(
+                f"GPU {card.index} ({card.name}, {card.free / 1024:.0f} GiB free)" for card in cards
+            )
+            + more
+        )
+    return chosen
+
+
+def _libraries() -> dict[str, str]:
+    """Versions, as facts: a drift is shown, never hashed."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
