@@ -14,10 +14,11 @@ from tuner.config.compose import compose
 from tuner.config.schema import Config
 from tuner.estimate import disk
 from tuner.pipeline.execute import execute
+from tuner.pipeline.find_run import find_run
 from tuner.pipeline.inherit import inherit, load_config
 from tuner.pipeline.plan import plan
 from tuner.pipeline.planned_stage import PlannedStage
-from tuner.pipeline.run import RunDirectory, find_run, store_of
+from tuner.pipeline.run import RunDirectory, store_of
 from tuner.pipeline.selection import check_stop_words
 from tuner.stages import STAGES
 

@@ -16,7 +16,8 @@ import pytest
 from tests.conftest import Tuner, environment
 from tuner.cli.compare_runs import compare
 from tuner.errors import ConfigError, StoreError
-from tuner.pipeline.run import RunDirectory, find_run
+from tuner.pipeline.find_run import find_run
+from tuner.pipeline.run import RunDirectory
 
 
 @pytest.fixture(scope="module")

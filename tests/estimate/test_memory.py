@@ -14,7 +14,8 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from tuner.config.schema import Algo, Config, Optim
 from tuner.config.view import View
-from tuner.estimate.memory import NF4, WORKSPACE, Memory, Workload, estimate_memory
+from tuner.estimate.memory import WORKSPACE, Memory, Workload, estimate_memory
+from tuner.estimate.trained_model import NF4
 from tuner.estimate.what_fits import GIB, cheaper_workloads, plain_algo, ways_to_fit
 from tuner.train.batch import Batch
 from tuner.train.loss import summed_loss

@@ -79,6 +79,7 @@ def test_what_does_not_fit_says_so_with_what_would() -> None:
     found = ahead(6, micro_batch=4)
     assert not found.fits
     assert any("algo.quant=nf4" in words for words in found.ways)
+    assert f"fullest in {found.memory.moment}" in found.sentence
     assert "will not fit; these would: machine.micro_batch=1" in found.sentence
     assert ahead(2).ways == ()
 

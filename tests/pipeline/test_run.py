@@ -13,7 +13,8 @@ import pytest
 from tests.conftest import Tuner
 from tuner.config.schema import Algo, Config, Data, Model, Optim
 from tuner.errors import ConfigError
-from tuner.pipeline.run import RunDirectory, differing_fields, find_run, run_digest, store_of
+from tuner.pipeline.find_run import differing_fields, find_run
+from tuner.pipeline.run import RunDirectory, run_digest, store_of
 
 
 def config(root: Path, **changes: object) -> Config:

@@ -9,9 +9,10 @@ from pathlib import Path
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, StoreError, TunerError
 from tuner.files import foreign, owner
+from tuner.pipeline.find_run import find_run
 from tuner.pipeline.inherit import load_config
 from tuner.pipeline.plan import plan
-from tuner.pipeline.run import RunDirectory, find_run, store_of
+from tuner.pipeline.run import RunDirectory, store_of
 from tuner.stages import STAGES
 from tuner.store import references
 from tuner.store.artifacts import Store

@@ -13,7 +13,8 @@ from tuner.config.schema import Config
 from tuner.config.view import leaves
 from tuner.errors import ConfigError, StoreError
 from tuner.files import read_json, write_text
-from tuner.pipeline.run import RunDirectory, differing_fields
+from tuner.pipeline.find_run import differing_fields
+from tuner.pipeline.run import RunDirectory
 from tuner.report.comparison import ComparedRun, DifferingField, compare_runs
 from tuner.stages import STAGES
 from tuner.store.artifacts import Store

@@ -27,7 +27,7 @@ def fields_of_run(line: CommandLine) -> list[str]:
 
 def find_one(line: CommandLine, *, more_words: bool = False) -> "RunDirectory":
     """The run that the first bare word names; `more_words` may follow. Raises ConfigError."""
-    from tuner.pipeline.run import find_run
+    from tuner.pipeline.find_run import find_run
 
     if not line.bare or (len(line.bare) > 1 and not more_words):
         raise _needs(line, "one run")
@@ -36,7 +36,7 @@ def find_one(line: CommandLine, *, more_words: bool = False) -> "RunDirectory":
 
 def find_several(line: CommandLine, root: Path) -> list["RunDirectory"]:
     """The runs that the bare words name, two at least. Raises ConfigError."""
-    from tuner.pipeline.run import find_run
+    from tuner.pipeline.find_run import find_run
 
     if len(line.bare) < 2:
         raise _needs(line, "two runs or more")

@@ -13,8 +13,8 @@ from tuner.config.schema import Algo, Config
 from tuner.config.view import View, identity_fields
 from tuner.data.sampler import Order, plan_order
 from tuner.errors import StoreError
-from tuner.estimate.memory import count_trainable
 from tuner.estimate.model_size import ModelSize, measure_model, trainable_size
+from tuner.estimate.trained_model import count_trainable
 from tuner.files import bytes_under
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import store_of

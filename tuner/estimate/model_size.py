@@ -14,7 +14,7 @@ from typing import Any
 from tuner.config.schema import Algo, Model
 from tuner.config.view import View
 from tuner.errors import DataError
-from tuner.estimate.memory import count_trainable
+from tuner.estimate.trained_model import count_trainable
 from tuner.files import bytes_under, read_json
 from tuner.models import geometry
 from tuner.models.checkpoint import quantised

@@ -57,7 +57,7 @@ class GpuEstimate:
         return (
             said
             if self.fits
-            else f"{said}: that will not fit"
+            else f"{said}, fullest in {self.memory.moment}: that will not fit"
             + (f"; these would: {'; '.join(self.ways[:4])}" if self.ways else "")
         )
 

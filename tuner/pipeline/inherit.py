@@ -13,9 +13,10 @@ from pathlib import Path
 from tuner.config.schema import Chat, Config
 from tuner.config.view import View
 from tuner.errors import ConfigError
+from tuner.pipeline.find_run import find_run
 from tuner.pipeline.plan import plan, settle_from_run
 from tuner.pipeline.planned_stage import PlannedStage
-from tuner.pipeline.run import RunDirectory, find_run, store_of
+from tuner.pipeline.run import RunDirectory, store_of
 from tuner.pipeline.stage import Stage
 
 

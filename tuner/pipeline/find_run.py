@@ -1,0 +1,83 @@
+"""The run that a person means, among those under an output root, and in what runs differ."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from tuner.config.view import leaves
+from tuner.errors import ConfigError, nearest
+from tuner.pipeline.run import RunDirectory, all_runs
+
+
+def find_run(root: Path, word: str) -> RunDirectory:
+    """The run that a person means: its directory, its name, its digest or the start of it, or `last`.
+
+    Raises ConfigError that lists the candidates when there are several, and the nearest name when there is
+    none.
+    """
+    path = Path(word).expanduser()
+    if (path / "config.yaml").is_file():
+        return RunDirectory(path)
+    runs = list(all_runs(root))
+    if word == "last" and runs:
+        return max(runs, key=RunDirectory.used)
+    found = (
+        [run for run in runs if run.dir.name == word]
+        or [run for run in runs if run.name == word]
+        or [run for run in runs if len(word) >= 3 and run.digest.startswith(word)]
+    )
+    if len(found) == 1:
+        return found[0]
+    if found:
+        choice = "\n".join(
+            f"  {run.dir.name}  {_ago(run.used())}{_apart(run, found)}"
+            for run in sorted(found, key=RunDirectory.used)
+        )
+        raise ConfigError(
+            f"{word} means {len(found)} runs under {root}; name one by its digest, the end of its "
+            f"directory's name:\n{choice}"
+        )
+    there = (
+        f" There are: {', '.join(run.dir.name for run in runs)}."
+        if runs
+        else " There are none; start one with: python -m tuner"
+    )
+    raise ConfigError(
+        f"{word} is no run under "
+        f"{root}.{nearest(word, {name for run in runs for name in (run.dir.name, run.name)})}{there}"
+    )
+
+
+def _ago(time_used: float) -> str:
+    minutes = (time.time() - time_used) / 60
+    return (
+        f"{minutes:.0f} min ago"
+        if minutes < 90
+        else f"{minutes / 60:.0f} h ago"
+        if minutes < 2880
+        else f"{minutes / 1440:.0f} days ago"
+    )
+
+
+def _apart(run: RunDirectory, others: list[RunDirectory]) -> str:
+    """The fields that tell a run from the others, with its own values."""
+    try:
+        differing = differing_fields([run, *(other for other in others if other is not run)])
+    except ConfigError:
+        return ""
+    return "".join(f"  {path}={values[0]}" for path, values in differing.items())
+
+
+def differing_fields(runs: list[RunDirectory]) -> dict[str, list[Any]]:
+    """The identity and place fields in which the runs' configs differ: path → a value for each run. Raises
+    ConfigError.
+    """
+    written = [
+        {path: value for path, declared, value in leaves(run.config()) if declared.kind != "neutral"}
+        for run in runs
+    ]
+    return {
+        path: [fields[path] for fields in written]
+        for path in written[0]
+        if any(fields[path] != written[0][path] for fields in written)
+    }
