@@ -15,7 +15,6 @@ import pytest
 from tests.conftest import Tuner, linked
 from tuner.config.schema import Algo, Config
 from tuner.errors import StoreError
-from tuner.estimate import disk
 from tuner.estimate import model_size as sizes
 from tuner.estimate.disk import check_disk, disk_needs, peak_bytes
 from tuner.models.checkpoint.headers import read_header
@@ -23,6 +22,7 @@ from tuner.pipeline.plan import plan
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory, all_runs, store_of
 from tuner.pipeline.sizes import MANIFEST, DiskNeed
+from tuner.report.byte_size import readable_bytes
 from tuner.stages import STAGES
 from tuner.stages.tokenize import FRAMES, PACKED
 from tuner.train.checkpoints import steps as saved
@@ -200,7 +200,7 @@ def test_a_plan_costs_milliseconds(gguf: Path, fresh: Config) -> None:
 
 def test_a_plan_says_it(tuner: Tuner, words: list[str], fresh: Config) -> None:
     said = json.loads(tuner("plan", "--json", *words).out)["estimate"]["of disk"]
-    assert said == f"~{disk.readable(peak_bytes(disk_needs(planned(fresh), fresh).values()))}"
+    assert said == f"~{readable_bytes(peak_bytes(disk_needs(planned(fresh), fresh).values()))}"
     assert re.fullmatch(r"~\d+ kB", said)
 
 
@@ -320,8 +320,8 @@ def test_a_disk_that_is_too_small_is_refused_and_one_that_holds_it_is_not(fresh:
     with pytest.raises(
         StoreError,
         match=(
-            r"This run needs about .* of disk, and .*store has 66 kB free; the most goes to merge .*, train"
-            r" .*store=DIR"
+            r"This run needs about .* of disk, and .*store has 65\.5 kB free; the most goes to merge .*, "
+            r"train .*store=DIR"
         ),
     ) as raised:
         check_disk([(steps, fresh)], free=65_536)

@@ -92,7 +92,7 @@ def test_the_training_files_come_under_names_that_keep_their_order(
         "files": dict(zip(names, sorted(files), strict=True)),
     }
     assert published(out) == {name: files[path] for name, path in facts["files"].items()}
-    assert said == [f"org/name at {commit[:12]}: 2 files, 10 kB"]
+    assert said == [f"org/name at {commit[:12]}: 2 files, 10.0 kB"]
     assert "data/test-00000-of-00001.parquet" not in server.sent
     assert list(fetch("org/name", prefix="p01-")["files"]) == [f"p01-{name}" for name in names]
 
@@ -169,7 +169,7 @@ def test_an_attempt_that_failed_is_gone_on_from_at_the_commit_of_the_pin(
     with pytest.raises(DataError, match=r"http://.* can't be reached, after several attempts: .*503"):
         fetch("org/name", pin=pin)
     assert published(out) == {"0000-a.jsonl": ROWS}
-    assert download.progress(out) == "700 kB of 2.0 MB"
+    assert download.progress(out) == "700 kB of 2.00 MB"
     server.add("org/name", {"a.jsonl": b"other", "b.jsonl": b"others"})
     asked = len(server.asked)
     assert fetch("org/name", pin=pin)["commit"] == commit

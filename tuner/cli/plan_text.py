@@ -12,6 +12,7 @@ from tuner.estimate.model_size import measure_model
 from tuner.files import read_json
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory, store_of
+from tuner.report.byte_size import readable_bytes
 from tuner.report.page import printable, tokens_measured
 
 MEMORY = "GPU memory"
@@ -77,13 +78,13 @@ def estimate(steps: Sequence[PlannedStage], config: Config) -> dict[str, str]:
     told: dict[str, str] = {}
     if found := disk.download_size(by_name, config):
         missing, here, certain = found
-        told["to download"] = f"{'' if certain else '~'}{disk.readable(missing)}" + (
-            f" ({disk.readable(here)} here already)" if here else ""
+        told["to download"] = f"{'' if certain else '~'}{readable_bytes(missing)}" + (
+            f" ({readable_bytes(here)} here already)" if here else ""
         )
     model = by_name["fetch_model"]
     if model.unresolved and not (config.model.geometry or config.model.parameters):
         return told | {"until the hub is asked": "the model's sizes are not known"}
-    size = f"~{disk.readable(disk.peak_bytes(disk.disk_needs(steps, config).values()))}"
+    size = f"~{readable_bytes(disk.peak_bytes(disk.disk_needs(steps, config).values()))}"
     data = by_name["fetch_data"]
     if "tokenize" not in by_name:
         return told | {"of disk": size}

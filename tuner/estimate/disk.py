@@ -19,6 +19,7 @@ from tuner.files import bytes_under
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import store_of
 from tuner.pipeline.sizes import DiskNeed, Quantities
+from tuner.report.byte_size import readable_bytes
 from tuner.store.artifacts import digest
 
 BYTES_A_TOKEN = 4
@@ -93,8 +94,8 @@ def check_disk(jobs: Sequence[tuple[Sequence[PlannedStage], Config]], free: int 
         if found and room is not None and wanted > room:
             who = "This run needs" if len(jobs) == 1 else f"These {len(jobs)} jobs need"
             raise StoreError(
-                f"{who} about {readable(wanted)} of disk, and {root} has {readable(room)} free; the most "
-                f"goes to {_largest(found)}. Nothing was started. Make space (python -m tuner clean removes "
+                f"{who} about {readable_bytes(wanted)} of disk, and {root} has {readable_bytes(room)} free; "
+                f"the most goes to {_largest(found)}. Nothing was started. Make space (python -m tuner clean removes "
                 "what no run uses), or put the store on a larger disk with store=DIR. Less is needed with "
                 "machine.keep=1 (fewer saved steps stay) and with merge.when=never (no merged model)."
             )
@@ -105,26 +106,10 @@ def _largest(found: Mapping[str, DiskNeed]) -> str:
     stages: dict[str, list[DiskNeed]] = {}
     for key, need in found.items():
         stages.setdefault(key.partition("-")[0], []).append(need)
-    largest = sorted(((peak_bytes(group), name, len(group)) for name, group in stages.items()), reverse=True)[
-        :3
-    ]
+    largest = sorted(((peak_bytes(group), name, len(group)) for name, group in stages.items()), reverse=True)
     return ", ".join(
-        f"{f'{count} × ' if count > 1 else ''}{name} ({readable(size)})" for size, name, count in largest
-    )
-
-
-def readable(size: int) -> str:
-    """A number of bytes for a person.
-
-    >>> readable(65_536), readable(269_060_552), readable(6_500_000_000)
-    ('66 kB', '269 MB', '6.50 GB')
-    """
-    return (
-        f"{size / 1e9:.2f} GB"
-        if size >= 1e9
-        else f"{size / 1e6:.0f} MB"
-        if size >= 1e7
-        else f"{size / 1e3:,.0f} kB"
+        f"{f'{count} × ' if count > 1 else ''}{name} ({readable_bytes(size)})"
+        for size, name, count in largest[:3]
     )
 
 

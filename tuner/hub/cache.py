@@ -71,8 +71,9 @@ def take(source: str, repo: str, pin: Pin, out: Path, say: Callable[[str], None]
     """Put what is here of the pinned files into `out`; returns their names. Files that `out` has already
     are left to whoever downloads.
     """
-    from tuner.hub.download import PARTS, readable
+    from tuner.hub.download import PARTS
     from tuner.hub.listing import is_right
+    from tuner.report.byte_size import readable_bytes
 
     taken, size = set[str](), 0
     (out / PARTS).mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,7 @@ def take(source: str, repo: str, pin: Pin, out: Path, say: Callable[[str], None]
             say(f"{found} is damaged, and is not used; {path} is downloaded")
     if taken:
         say(
-            f"{len(taken):,} file{'s' if len(taken) > 1 else ''}, {readable(size)}, "
+            f"{len(taken):,} file{'s' if len(taken) > 1 else ''}, {readable_bytes(size)}, "
             f"{'were' if len(taken) > 1 else 'was'} here already"
         )
     return taken

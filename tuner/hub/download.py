@@ -20,6 +20,7 @@ from tuner.files import read_json, write_json
 from tuner.hub import http
 from tuner.hub.listing import Remote, check_names, digest_of, is_right
 from tuner.progress import bar
+from tuner.report.byte_size import readable_bytes
 
 PARTS = ".parts"
 """where files lie that are not whole; it begins with a dot, so nothing in it is ever published"""
@@ -61,7 +62,8 @@ def begin(
     check_names(wanted)
     write_json(out / PARTS / f"{key}.json", {"sizes": {name: remote.size for name, remote in wanted.items()}})
     count = f"{len(wanted):,} file{'s' if len(wanted) != 1 else ''}"
-    say(f"{repo} at {commit[:12]}: {count}, {readable(sum(remote.size or 0 for remote in wanted.values()))}")
+    size = sum(remote.size or 0 for remote in wanted.values())
+    say(f"{repo} at {commit[:12]}: {count}, {readable_bytes(size)}")
 
 
 def progress(out: Path) -> str | None:
@@ -73,8 +75,8 @@ def progress(out: Path) -> str | None:
     there = sum(
         path.stat().st_size for path in [*out.glob("*"), *(out / PARTS).glob("*.part")] if path.is_file()
     )
-    of = f" of {readable(sum(sizes))}" if any(sizes) else ""  # all is there, or the hub tells no sizes
-    return f"{readable(there)}{of}" if there else None
+    of = f" of {readable_bytes(sum(sizes))}" if any(sizes) else ""  # all is there, or the hub tells no sizes
+    return f"{readable_bytes(there)}{of}" if there else None
 
 
 def bring(
@@ -153,8 +155,8 @@ def content(remote: Remote, headers: Mapping[str, str]) -> bytes:
     """
     if (remote.size or 0) > SMALL:
         raise DataError(
-            f"{remote.path} is {readable(remote.size or 0)} long, and no such file has more than "
-            f"{readable(SMALL)}: it is not read."
+            f"{remote.path} is {readable_bytes(remote.size or 0)} long, and no such file has more than "
+            f"{readable_bytes(SMALL)}: it is not read."
         )
     size = 0
     for _ in range(BEGINNINGS):
@@ -251,15 +253,3 @@ def remove_leftovers(out: Path, wanted: Iterable[str]) -> None:
         path.unlink(missing_ok=True)
     with suppress(OSError):
         (out / PARTS).rmdir()
-
-
-def readable(size: int) -> str:
-    """A number of bytes for a person.
-
-    >>> readable(812), readable(269_060_552), readable(6_500_000_000)
-    ('812 bytes', '269 MB', '6.5 GB')
-    """
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= unit:
-            return f"{size / unit:.{1 if size < 10 * unit else 0}f} {name}"
-    return f"{size} bytes"

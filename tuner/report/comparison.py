@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tuner.report import chart
+from tuner.report.byte_size import readable_bytes
 from tuner.report.page import LITTLE
 
 T = TypeVar("T")
@@ -64,16 +65,6 @@ class Score:
     """over held-out tokens: runs with others can't win or lose"""
 
 
-def size(count: float) -> str:
-    """Bytes, in decimal units.
-
-    >>> size(36256), size(2.5e9)
-    ('36.3 kB', '2.5 GB')
-    """
-    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if count >= u), (1e3, "kB"))
-    return f"{count / unit:,.1f} {name}"
-
-
 def perplexity(value: float) -> str:
     """With as many decimals as a loss has, and short where it is huge.
 
@@ -124,7 +115,9 @@ SCORES = {
     ),
     "seconds": Score(label="training seconds", value=_trained("seconds"), shown="{:,.1f}".format),
     "trainable": Score(label="trainable parameters", value=_trained("trainable"), shown="{:,}".format),
-    "bytes": Score(label="adapter or model", value=lambda side: side.convert.get("bytes"), shown=size),
+    "bytes": Score(
+        label="adapter or model", value=lambda side: side.convert.get("bytes"), shown=readable_bytes
+    ),
 }
 CURVES = {"loss": "training loss", "held_out": "held-out loss while training"}
 
