@@ -6,7 +6,7 @@ through here.
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -55,6 +55,19 @@ def dump_config(config: Config) -> dict[str, Any]:
     """
     values: dict[str, Any] = _plain(asdict(config))
     return values
+
+
+def flatten(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a nested mapping, by dotted path.
+
+    >>> list(flatten({"algo": {"r": 4, "freeze": []}, "choices": {}}))
+    [('algo.r', 4), ('algo.freeze', []), ('choices', {})]
+    """
+    for key, item in values.items():
+        if isinstance(item, dict) and item:
+            yield from flatten(item, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", item
 
 
 def _plain(value: Any) -> Any:

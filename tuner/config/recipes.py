@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from tuner.config.build import dump_config
+from tuner.config.build import dump_config, flatten
 from tuner.config.compose import compose, load_yaml, refuse_hydra_keys
 from tuner.config.overrides import GROUPS, Override, quote
 from tuner.config.schema import Config
@@ -92,7 +92,7 @@ def write_recipe(file: Path, config: Config) -> int:
     if file.exists():
         raise ConfigError(f"{file} is there already; copy does not overwrite.")
     base = compose([f"{group}={option}" for group, option in config.choices.items()], whole=False)
-    before, after = dict(_flat(dump_config(base))), dict(_flat(dump_config(config)))
+    before, after = _values(base), _values(config)
     changed = {path: value for path, value in after.items() if before.get(path) != value}
     about = dict(field_documentation(Config))
     options = [
@@ -119,14 +119,10 @@ def _follows(config: Config) -> bool:
     )
 
 
-def _flat(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, item in values.items():
-        if f"{path}{key}" in ("choices", "data.parts"):
-            continue
-        if isinstance(item, dict) and item:
-            yield from _flat(item, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", item
+def _values(config: Config) -> dict[str, Any]:
+    """What a recipe may say, by dotted path."""
+    leaves = flatten(dump_config(config))
+    return {path: value for path, value in leaves if not path.startswith(("choices", "data.parts"))}
 
 
 def _tree(entries: dict[str, tuple[Any, str, bool]]) -> list[str]:

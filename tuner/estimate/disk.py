@@ -95,9 +95,9 @@ def check_disk(jobs: Sequence[tuple[Sequence[PlannedStage], Config]], free: int 
             who = "This run needs" if len(jobs) == 1 else f"These {len(jobs)} jobs need"
             raise StoreError(
                 f"{who} about {readable_bytes(wanted)} of disk, and {root} has {readable_bytes(room)} free; "
-                f"the most goes to {_largest(found)}. Nothing was started. Make space (python -m tuner clean removes "
-                "what no run uses), or put the store on a larger disk with store=DIR. Less is needed with "
-                "machine.keep=1 (fewer saved steps stay) and with merge.when=never (no merged model)."
+                f"the most goes to {_largest(found)}. Nothing was started. Make space (python -m tuner clean "
+                "removes what no run uses), or put the store on a larger disk with store=DIR. Less is needed "
+                "with machine.keep=1 (fewer saved steps stay) and with merge.when=never (no merged model)."
             )
 
 

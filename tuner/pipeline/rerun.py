@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tuner.config.build import build_config, dump_config
+from tuner.config.build import build_config, dump_config, flatten
 from tuner.config.compose import compose
 from tuner.config.overrides import GROUPS
 from tuner.config.schema import Config
@@ -36,7 +36,7 @@ def with_overrides(
         path = word.lstrip("+").partition("=")[0]
         for key in [
             leaf
-            for leaf in _flat(said)
+            for leaf, _ in flatten(said)
             if leaf == path or (path in GROUPS and leaf.startswith(f"{path.replace('/', '.')}."))
         ] or [path]:
             _put(values, key, _get(said, key))
@@ -58,20 +58,11 @@ def with_overrides(
     return changed
 
 
-def _flat(values: dict[str, Any], path: str = "") -> list[str]:
-    found = []
-    for key, item in values.items():
-        found += _flat(item, f"{path}{key}.") if isinstance(item, dict) and item else [f"{path}{key}"]
-    return found
-
-
 def _get(values: dict[str, Any], path: str) -> Any:
     for key in path.split("."):
         if not isinstance(values, dict) or key not in values:
-            raise ConfigError(
-                f"{path} is not a field of the "
-                f"config.{nearest(path, _flat(values) if isinstance(values, dict) else [])}"
-            )
+            known = [leaf for leaf, _ in flatten(values)] if isinstance(values, dict) else []
+            raise ConfigError(f"{path} is not a field of the config.{nearest(path, known)}")
         values = values[key]
     return values
 

@@ -106,7 +106,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     if report["answers"]:
         lines += ["", "## Answers", "", "Greedy, one turn each."]
     for row in report["answers"]:
-        lines += ["", f"### {_escape(_flat(row['prompt']))}"]
+        lines += ["", f"### {_escape(_one_line(row['prompt']))}"]
         for key in ("before", "after"):
             lines += [
                 "",
@@ -126,7 +126,7 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
 
 
-def _flat(text: str) -> str:
+def _one_line(text: str) -> str:
     return " ".join(text.split()) or "(nothing)"
 
 
