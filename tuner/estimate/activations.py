@@ -1,10 +1,10 @@
 """The bytes that autograd keeps of a layer for its backward pass, for each token: tensor by tensor, as
 transformers and PEFT compute it.
 
-A product keeps its input where its own weight trains, and nothing where the weight is frozen. An adapter's A
+A matmul keeps its input where its own weight trains, and nothing where the weight is frozen. An adapter's A
 is fp32, so PEFT makes a copy of the input in fp32 for each adapted layer, and A keeps that. RMSNorm computes
 in fp32 and keeps its input so. Attention keeps queries, keys, values, its output and a number for each head
-(arXiv:2307.08691). Where fp32 weights train under autocast, the residual stream is fp32 and each product
+(arXiv:2307.08691). Where fp32 weights train under autocast, the residual stream is fp32 and each matmul
 keeps a copy of its input in bf16. Standard library only.
 """
 
@@ -20,7 +20,7 @@ Layer = Mapping[str, Shape]
 Adapted = Mapping[str, tuple[int, int]]
 """(outputs, inputs) of what has an adapter, likewise"""
 ENDS = ("down_proj", "c_proj")
-"""the last product of an MLP"""
+"""the last matmul of an MLP"""
 
 
 def layer_tensors(tensors: Mapping[str, Any], at: int) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _norms(layer: Layer, algo: Algo) -> float:
 
 
 def _matmul_inputs(layer: Layer, pairs: Adapted, algo: Algo) -> float:
-    """The inputs that products keep. Attention's output is the input of o_proj, and is kept anyway."""
+    """The inputs that matmuls keep. Attention's output is the input of o_proj, and is kept anyway."""
     wide, found = algo.precision == "fp32", 0.0
     linears = {
         name.removesuffix(".weight"): shape
@@ -112,9 +112,7 @@ def _attention(geometry: Geometry, built: Architecture, layer: Layer, a: int) ->
 
 
 def _mlp(geometry: Geometry, built: Architecture, layer: Layer, algo: Algo) -> float:
-    """Gate, what the activation makes of it, and the other half; of experts, for those that a token is
-    sent to.
-    """
+    """Gate, what the activation makes of it, and the other half; of experts, for the routed ones."""
     a, found = activation_bytes(algo), 0.0
     for name, shape in layer.items():
         if len(shape) == 2 and _leaf(name.removesuffix(".weight")) in ENDS:

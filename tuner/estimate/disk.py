@@ -150,7 +150,7 @@ def epoch_size(steps: Mapping[str, PlannedStage], config: Config) -> tuple[int, 
 
 
 def training_order(packs: int, config: Config) -> Order:
-    """The steps that a training on `packs` packs does."""
+    """The steps of training on `packs` packs."""
     algo = config.algo
     order = plan_order(
         packs,

@@ -1,11 +1,11 @@
-"""How many floating-point operations a training needs, and how many a second a GPU can do at most. Standard
-library only: a plan asks.
+"""How many floating-point operations a training run needs, and how many a GPU can do per second at most.
+Standard library only: a plan asks.
 
-A product of [N, I] and [I, O] is 2·N·I·O operations. A matrix W takes one product a token forward, one
-backward for the gradient of its input, and one for its own gradient if it trains: 6·W a token for full
-fine-tuning (arXiv:2001.08361, section 2.1), but 4·W for a base that is frozen, plus 6 times the adapters'
-numbers. Experts count for the tokens that are sent to them, the head for the targets, at which alone it runs,
-and attention for the pairs of a query and a key within a document.
+A matmul of [N, I] and [I, O] is 2·N·I·O operations. A matrix W takes one matmul per token forward, one
+backward for the gradient of its input, and one for its own gradient if it trains: 6·W per token for full
+fine-tuning (arXiv:2001.08361, section 2.1), but 4·W for a frozen base, plus 6 times the adapters' parameters.
+Experts count for the tokens routed to them, the head for the targets, at which alone it runs, and attention
+for the pairs of a query and a key within a document.
 
 Not counted, as is usual: element-wise work, norms, the softmax, the loss, what restores 4-bit weights, and
 the norms of DoRA.
@@ -54,7 +54,7 @@ PEAKS: Mapping[str, float] = {
     "RTX 4090": 165.2e12,
     "RTX 3090": 71e12,
 }
-"""bf16 products with fp32 sums, dense, in operations a second, as NVIDIA's datasheets say; the first name
+"""bf16 matmuls with fp32 sums, dense, in operations per second, as NVIDIA's datasheets say; the first name
 that a card's has in it counts
 """
 
@@ -147,8 +147,8 @@ def _place(name: str) -> tuple[int, int]:
 
 
 def layer_matrices(geometry: Geometry) -> dict[str, tuple[float, int]]:
-    """(numbers that a token uses, numbers in all) of each matrix in the layers, by its module's name; of
-    experts, those that a token is sent to.
+    """(parameters that a token uses, parameters in all) of each matrix in the layers, by its module's name; a
+    token uses its routed experts only.
     """
     share = 1.0
     if architecture_of(geometry).experts is not None:
@@ -233,7 +233,7 @@ def _attention(pairs: Mapping[int | None, float], lengths: Sequence[int]) -> flo
 
 
 def _pair_width(geometry: Geometry, tensors: Mapping[str, tuple[int, ...]]) -> int:
-    """Numbers of query and value over all heads: a score takes one product of a query's width, and its use
+    """Numbers of query and value over all heads: a score takes a dot product of a query's width, and its use
     one of a value's.
     """
     if architecture_of(geometry).attention == "latent":

@@ -1,4 +1,4 @@
-"""How much memory of a GPU a training takes, before it starts. Standard library only: a plan asks.
+"""How much memory of a GPU training takes, before it starts. Standard library only: a plan asks.
 
 What is counted are the bytes that PyTorch, transformers and PEFT allocate for a step, at each moment at which
 it may hold most: the fullest is the estimate. `fragmentation` and `workspace` were measured on a GPU, the
@@ -56,7 +56,7 @@ class Memory:
     weights: float
     """as they are kept: the frozen base, and what trains in fp32"""
     copies: float = 0.0
-    """of fp32 weights in bf16 for the products"""
+    """of fp32 weights in bf16 for the matmuls"""
     gradients: float = 0.0
     optimizer: float = 0.0
     activations: float = 0.0

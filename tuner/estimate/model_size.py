@@ -144,7 +144,7 @@ def _described(model: Model, parameters: int) -> ModelSize:
 
 
 def trainable_size(shapes: ModelSize, algo: Algo) -> tuple[int, int]:
-    """How many numbers train, and in how many tensors. LoRA on a layer has r · (inputs + outputs) of them
+    """Trainable parameters, and in how many tensors. LoRA on a layer has r · (inputs + outputs) of them
     (arXiv:2106.09685).
     """
     if not algo.uses_adapter:

@@ -1,4 +1,4 @@
-"""What a plan says of a training's memory and time on a GPU, before anything runs: estimates, marked as
+"""What a plan says of a run's memory and training time on a GPU, before anything runs: estimates, marked as
 such. Standard library only.
 """
 
@@ -17,7 +17,7 @@ from tuner.hardware.gpus import Gpu, gpus
 from tuner.models.geometry import Geometry
 
 REACHED = 0.35
-"""the share of a card's peak that a training reaches: between 0.2 for a model of 100M and 0.5 for one of
+"""the share of a GPU's peak that training reaches: between 0.2 for a model of 100M and 0.5 for one of
 some billions
 """
 LEFT = 0.94
@@ -63,14 +63,14 @@ class GpuEstimate:
 
 
 def training_gpu(config: Config) -> Gpu | None:
-    """The card that a training here would take; None where it will run on the processor, or that can't be
+    """The GPU that a run here would train on; None where it will train on the CPU, or that can't be
     told.
     """
     if config.machine.device == "cpu":
         return None
     try:
         whole = [card for card in gpus() if not card.mig]
-    except ConfigError:  # what is wrong is said when the training is about to start
+    except ConfigError:  # what is wrong is said when training is about to start
         return None
     wish = config.machine.gpus
     if isinstance(wish, tuple):
@@ -81,7 +81,7 @@ def training_gpu(config: Config) -> Gpu | None:
 def estimate_on_gpu(
     geometry: Geometry, config: Config, order: Order, packs: PackCounts, card: Gpu
 ) -> GpuEstimate:
-    """The memory that a training will take on `card`: with what is `auto` chosen as the rehearsal will, if
+    """The memory that training will take on `card`: with what is `auto` chosen as the preflight will, if
     the estimates hold.
 
     Raises DataError for a family whose shapes are not known.

@@ -1,4 +1,4 @@
-"""What would make a training fit into a GPU's memory, by the estimate. Standard library only."""
+"""What would make a training run fit into a GPU's memory, by the estimate. Standard library only."""
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -13,7 +13,7 @@ SHORTEST = 256
 """tokens of a pack below which none is proposed"""
 
 Change = tuple[tuple[str, ...], Algo, Workload]
-"""words of a command line, and what they make of the training"""
+"""words of a command line, and what they make of the run"""
 
 
 def ways_to_fit(

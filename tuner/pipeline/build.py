@@ -117,7 +117,7 @@ def _remember(planned: PlannedStage, artifact: Artifact, say: Callable[[str], No
     if said not in (None, artifact.content):
         say(
             f"{stage.name:<12} its content is {artifact.content[:12]}, and {planned.config.lock} says "
-            f"{said[:12] if said else ''}: made by another version"
+            f"{said[:12] if said else ''}: another version made it"
         )
     if pin is not None and said != artifact.content and not planned.config.locked:
         lockfile.write(

@@ -184,7 +184,7 @@ class _Execution:
 def _refuse(
     planned: PlannedStage, found: Sequence[PlannedStage], stages: Sequence[Stage], run: RunDirectory
 ) -> None:
-    """A verb on a run builds what follows the training, and nothing else. Raises StoreError for anything
+    """A verb on a run builds what follows train, and nothing else. Raises StoreError for anything
     else that is to do.
     """
     if planned.stage.name in stages_up_to_train(stages):

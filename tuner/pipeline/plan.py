@@ -83,7 +83,7 @@ def _skip_unneeded(found: list[PlannedStage], targets: set[str]) -> list[Planned
             or name in wanted
             or (planned.known_as is None and planned.to_do)
         )
-        left = replace(planned, state="skip", why="not there, and nothing needs it")
+        left = replace(planned, state="skip", why="not there, and not needed")
         result.append(planned if needed or not planned.to_do else left)
         if result[-1].to_do:
             wanted |= set(planned.stage.upstream)

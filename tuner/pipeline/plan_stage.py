@@ -16,6 +16,7 @@ from tuner.pipeline.planned_stage import PlannedStage, State
 from tuner.pipeline.reasons import find_predecessor, why_rebuild
 from tuner.pipeline.run import RunDirectory
 from tuner.pipeline.stage import ChosenStep, Stage
+from tuner.report.byte_size import readable_bytes
 from tuner.store.artifacts import Artifact, Store, canonical, content_digest, digest
 
 HASH_AT_ONCE = 256 << 20
@@ -44,7 +45,7 @@ def plan_stage(
     pending = [] if hashing else large
     if large and hashing:
         size = sum(sources[name].stat().st_size for name in large)
-        hashing(f"{stage.name:<12} hashing {', '.join(large)} ({size / 1e9:.1f} GB), once")
+        hashing(f"{stage.name:<12} hashing {', '.join(large)} ({readable_bytes(size)}), once")
     step = PlannedStage(
         stage=stage,
         config=config,

@@ -82,11 +82,11 @@ def rerun(
     stages: Sequence[Stage],
     extra: Path | None = None,
 ) -> RunDirectory:
-    """Bring `run` to the stage `until`, with what the words say of the stages after the training; returns the
+    """Bring `run` to the stage `until`, with what the words say of the stages after train; returns the
     run that holds the result.
 
     That is the run itself, or, when the words ask for another result (another step, other questions), a run
-    of its own beside it, with links to the same training. Raises TunerError.
+    of its own beside it, with links to the same train artifact. Raises TunerError.
     """
     before, decides = load_config(run), stages_up_to_train(stages)
     config = with_overrides(before, words, stages, extra)

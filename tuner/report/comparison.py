@@ -30,7 +30,7 @@ class ComparedRun:
     note: str | None
     tags: tuple[str, ...]
     train: Mapping[str, Any]
-    """facts of the training; of an unfinished one those that its last row tells"""
+    """facts of the training run; of an unfinished one those that its last row tells"""
     convert: Mapping[str, Any]
     """facts of what was handed on; empty while there is nothing"""
     rows: Sequence[Mapping[str, Any]]

@@ -12,6 +12,7 @@ from tuner.errors import ConfigError, StageError
 from tuner.models.layouts import detection
 from tuner.pipeline.sizes import TENSOR, DiskNeed, Quantities
 from tuner.pipeline.stage import Choice, ChosenStep, Context, Stage
+from tuner.report.byte_size import readable_bytes
 from tuner.train.checkpoints import steps
 
 LAYOUT = {"adapter": 1, "full": 1, "sidecars": 3}
@@ -27,10 +28,10 @@ def versions(view: View) -> dict[str, int]:
 
 
 def pick(trained: Path, config: Config, finished: bool) -> ChosenStep | None:
-    """The step that convert.step means. Of an unfinished training `last` and `best` become the number that
-    they are now.
+    """The step that convert.step means. Of an unfinished run `last` and `best` become the number that they
+    are now.
 
-    Raises ConfigError when a finished training has not kept the step.
+    Raises ConfigError when a finished run has not kept the step.
     """
     wish, found = config.convert.step, steps.saved_steps(trained)
     chosen = steps.choose(found, wish, config.convert.best_by)
@@ -40,11 +41,11 @@ def pick(trained: Path, config: Config, finished: bool) -> ChosenStep | None:
         if wish == "best":
             raise ConfigError(
                 f"convert.step=best asks for the step with the lowest {config.convert.best_by}, and this "
-                "training measured none: set data.held_out above 0, or convert.best_by=loss."
+                "run measured none: set data.held_out above 0, or convert.best_by=loss."
             )
         kept = ", ".join(str(checkpoint.step) for checkpoint in found)
         raise ConfigError(
-            f"convert.step={wish}: the training is finished and kept the steps {kept}. Choose one of these, "
+            f"convert.step={wish}: training is finished, and kept the steps {kept}. Choose one of these, "
             "or train again with redo=train, which keeps the step that convert.step names."
         )
     whole = finished and wish != chosen.step and chosen is found[-1]
@@ -79,7 +80,7 @@ def run(ctx: Context) -> dict[str, Any]:
     if found is None or (damaged := found.damaged()):
         which = f": {', '.join(damaged)} of step {found.step}" if found else ""
         raise StageError(
-            f"The training's files of the step to convert are damaged{which}. Train again with redo=train."
+            f"The saved files of the step to convert are damaged{which}. Train again with redo=train."
         )
     weights = sharded.open_step(found).weights
     if algo.uses_adapter:
@@ -104,7 +105,7 @@ def run(ctx: Context) -> dict[str, Any]:
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     ctx.say(
         f"step {found.step} as {'an adapter for PEFT' if algo.uses_adapter else 'a full checkpoint'}, "
-        f"{size / 1e6:,.0f} MB"
+        f"{readable_bytes(size)}"
     )
     return {"step": found.step, "bytes": size}
 

@@ -23,6 +23,7 @@ from tuner.models.checkpoint.config_limits import check_config
 from tuner.models.layouts import detection
 from tuner.pipeline.sizes import DiskNeed, Quantities
 from tuner.pipeline.stage import Context, Remote, Settled, Stage
+from tuner.report.byte_size import readable_bytes
 from tuner.stages.rewrite_model import clear_leftovers, rewrite_files
 
 GGUF, PICKLE, NEW_TOKENS = 1, 1, 1
@@ -201,7 +202,7 @@ def run(ctx: Context) -> dict[str, Any]:
     }
     ctx.say(
         f"{facts['architecture']}, {facts['parameters']:,} parameters in {facts['dtype']}, "
-        f"{size / 1e9:.2f} GB"
+        f"{readable_bytes(size)}"
     )
     return facts | ({"commit": commit} if commit else {}) | ({"rewritten": sorted(todo)} if todo else {})
 

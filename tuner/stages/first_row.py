@@ -54,7 +54,7 @@ def _why_none(
         better = hints.how_to_train(sample, shape, mixed=mixed)
         return (
             f"found {many}{f', {compared:,} of them' if compared < read else ' of'} comparisons (chosen and "
-            "rejected, or a verdict), which are for an objective of their own, and none trains on them "
+            "rejected, or a verdict), which are for preference training, and that is not supported "
             "yet."
             + (f" {better}" if better else "")
             + (f"\nSome of them can't be read as comparisons either. The first:\n  {first}" if bad else "")
@@ -71,7 +71,7 @@ def _why_none(
 
 
 def has_trained_text(sample: Sample) -> bool:
-    """Whether there is something to train in it. What compares answers is for objectives of its own."""
+    """Whether there is something to train in it. What compares answers is for preference training."""
     return isinstance(sample, Text) or (isinstance(sample, Conversation) and sample.trains)
 
 

@@ -13,6 +13,7 @@ from tuner.models.checkpoint.files import SETTINGS, TEXT, read_config, weight_fi
 from tuner.models.layouts import detection
 from tuner.pipeline.sizes import MANIFEST, DiskNeed, Quantities
 from tuner.pipeline.stage import Context, Stage
+from tuner.report.byte_size import readable_bytes
 
 ORIGINAL, QUANT = 1, 1
 FP32 = 1
@@ -85,7 +86,7 @@ def run(ctx: Context) -> dict[str, Any]:
         detection.copy_original_files(base, ctx.out)
     size = weight_bytes(ctx.out)
     ctx.say(
-        f"base and adapter in one, {size / 1e9:.2f} GB in "
+        f"base and adapter in one, {readable_bytes(size)} in "
         f"{config.algo.precision}{', in the original layout' if original else ''}"
     )
     if untied:

@@ -19,8 +19,8 @@ NOISE = 1
 EARLY_STOP = 2
 """2: decided by up to 64 held-out packs, whatever machine.measure_every and save_every are"""
 QUANT = 2
-"""2: with products in fp32, gradients through a base in 4 bits are of the weights that the forward pass
-multiplies with
+"""2: with matmuls in fp32, gradients through a base in 4 bits are of the weights that the forward pass
+multiplies by
 """
 ROW, POINTS = 160, 320
 """bytes of a step's line in metrics.jsonl, and of its points for TensorBoard"""
@@ -51,7 +51,7 @@ def versions(config: View) -> dict[str, int]:
 
 
 def check(config: View) -> None:
-    """An adapter that is gone on from is made as the config says."""
+    """An adapter that training goes on from was made with the settings of this config."""
     algo = config.algo
     if algo.init != "continue":
         return
@@ -67,13 +67,14 @@ def check(config: View) -> None:
     if wrong := {name: value for name, (own, value) in pairs.items() if own != value}:
         words = " ".join(f"algo.{name}={str(value).lower()}" for name, value in wrong.items())
         raise ConfigError(
-            "algo.init=continue goes on from an adapter that was made otherwise than this config says. Add: "
+            "algo.init=continue goes on from an adapter that was made with other settings than this config "
+            "has. Add: "
             f"{words}"
         )
 
 
 def progress(partial: Path) -> str | None:
-    """The newest step that a killed training left; whether its files are sound is looked at when it goes
+    """The newest step that a killed run left; whether its files are sound is looked at when it goes
     on from there.
     """
     found = steps.saved_steps(partial)
@@ -81,7 +82,7 @@ def progress(partial: Path) -> str | None:
 
 
 def reach(directory: Path, config: View) -> int | None:
-    """The newest step that another training left with its optimizer's state, not behind the end of this
+    """The newest step that another run left with its optimizer's state, not behind the end of this
     one.
     """
     end = config.algo.stop_step

@@ -1,7 +1,8 @@
 """The child's side of a stage: `python -m tuner.stages.worker` reads a job from standard input and answers on
 standard output.
 
-A training in several processes has this in each of them; they answer over their connections to the launcher.
+A training run in several processes has this in each of them; they answer over their connections to the
+launcher.
 The config arrives resolved; Hydra is never imported here.
 """
 
@@ -33,7 +34,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(parent: int) -> None:
-    """Get SIGTERM when the parent dies, even of SIGKILL: a training saves and ends, anything else just
+    """Get SIGTERM when the parent dies, even of SIGKILL: a training run saves and ends, anything else just
     ends.
     """
     if sys.platform == "linux":
