@@ -364,7 +364,7 @@ def test_what_an_interrupted_download_left_is_told_and_used(server: Hub, folder:
     assert fetch_data.progress(folder / "out") is None
     with pytest.raises(DataError, match="can't be reached"):
         run(folder / "out", source="hub", repo="org/name")
-    assert fetch_data.progress(folder / "out") == "1.00 MB of 2.00 MB"
+    assert fetch_data.progress(folder / "out") == "1.00 MB of 2.01 MB"
     (folder / "out" / "0007-stale.jsonl").write_text("of another attempt")
     run(folder / "out", source="hub", repo="org/name")
     assert [path.name for path in (folder / "out").rglob("*")] == ["0000-train.jsonl"]
@@ -455,7 +455,7 @@ def test_a_killed_download_goes_on_with_the_bytes_it_had(
     server.go.set()
     plan = tuner("plan", "--json", *words, env=server.env)
     assert states(plan)["fetch_data"] == "continue"
-    assert "MB of 2.00 MB" in reasons(plan)["fetch_data"]
+    assert "MB of 2.01 MB" in reasons(plan)["fetch_data"]
     before = server.sent["b.jsonl"]
     tuner(*words, env=server.env)
     artifact = linked(tmp_path / "outputs", "fetch_data")
