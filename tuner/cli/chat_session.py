@@ -5,14 +5,12 @@ Nothing is trained.
 """
 
 import os
-import signal
 import sys
-import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tuner.cli.terminal import Terminal, visible
 from tuner.config.schema import Config, Generation
 from tuner.errors import ConfigError
 from tuner.files import read_json
@@ -131,18 +129,8 @@ def locate(run: RunDirectory, base: Path | None) -> Weights:
     return Weights(home=convert, base=base, adapter=convert, called=f"{step}the adapter on its base")
 
 
-def visible(text: str) -> str:
-    r"""What a terminal may be shown: no character that moves the cursor or starts a command, but for line
-    breaks and tabs.
-
-    >>> visible("a\x1b[2Jb\r\n你好\x07\x9b")
-    'a[2Jb\n你好'
-    """
-    return "".join(sign for sign in text if sign in "\n\t" or unicodedata.category(sign) != "Cc")
-
-
 def converse(
-    terminal: "Terminal",
+    terminal: Terminal,
     dialogue: "Dialogue",
     speaker: "CachedGenerator",
     wish: Generation,
@@ -183,7 +171,7 @@ def converse(
 
 def _answer(
     question: str,
-    terminal: "Terminal",
+    terminal: Terminal,
     dialogue: "Dialogue",
     speaker: "CachedGenerator",
     wish: Generation,
@@ -222,81 +210,3 @@ def _answer(
         )
     elif speaker.ended == "length":
         terminal.hint(f"The answer ends here, at generation.max_new_tokens={wish.max_new_tokens}.")
-
-
-class Terminal:
-    """Questions come from standard input, answers go to standard output, and all else to standard error.
-
-    Where a person sits at it, there is a prompt, lines can be edited, and Ctrl-C is looked at instead of
-    breaking in: at the prompt it clears the line, and an answer ends between two tokens. Through a pipe each
-    line is a question, and Ctrl-C ends the program.
-    """
-
-    def __init__(self) -> None:
-        self.interactive = sys.stdin.isatty()
-        self._asking = self._pressed = False
-        self._before: Any = None
-
-    def __enter__(self) -> "Terminal":
-        for stream in (sys.stdin, sys.stdout, sys.stderr):
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-        if self.interactive:
-            if os.environ.get("LC_ALL") in ("C", "POSIX"):
-                # as Python itself takes it; readline would cut a character into bytes
-                os.environ["LC_ALL"] = "C.UTF-8"
-            import readline  # noqa: F401  input() edits lines with it
-
-            self._before = signal.signal(signal.SIGINT, self._press)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.interactive:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _press(self, *_: object) -> None:
-        self._pressed = True
-        if self._asking:
-            raise KeyboardInterrupt
-
-    def stop_wished(self) -> bool:
-        """Whether Ctrl-C was pressed since the question."""
-        return self._pressed
-
-    def lines(self) -> Iterator[str]:
-        """What was typed, without space around it, until there is no more."""
-        if not self.interactive:
-            yield from (line.strip() for line in sys.stdin)
-            return
-        while True:
-            try:
-                self._asking = True
-                line = self._ask()
-                self._asking = False
-            except KeyboardInterrupt:
-                self._asking = False
-                self.hint("\n/exit or Ctrl-D leaves")
-                continue
-            except EOFError:
-                self.hint("")
-                return
-            self._pressed = False
-            yield line.strip()
-
-    def _ask(self) -> str:
-        if sys.stdout.isatty():
-            return input("> ")
-        print("> ", end="", file=sys.stderr, flush=True)
-        if not (line := sys.stdin.readline()):
-            raise EOFError
-        return line
-
-    def show(self, piece: str) -> None:
-        """A piece of an answer, at once."""
-        print(piece, end="", flush=True)
-
-    def end_answer(self) -> None:
-        print(flush=True)
-
-    def hint(self, text: str) -> None:
-        """A line for the person, that is no answer."""
-        print(text, file=sys.stderr, flush=True)
