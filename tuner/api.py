@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Run(RunDirectory):
-    """A run: its directory `dir`, and what lies there."""
+    """A run: its directory `dir`, and what is in it."""
 
     def plan(self) -> list[PlannedStage]:
         """What the run's config would do now, a step for each stage; `step.stage.name`, `step.state` and
@@ -38,8 +38,8 @@ class Run(RunDirectory):
 
     @property
     def metrics(self) -> "Table":
-        """How the training went so far, a row for each step; columns a step lacks are null. `.to_pandas()`
-        makes a frame of it, where pandas is installed.
+        """The metrics of training so far, a row for each step; columns that a step lacks are null.
+        `.to_pandas()` makes a data frame of it, where pandas is installed.
         """
         from pyarrow import Table
 
@@ -63,7 +63,7 @@ def run(
     is done is not done again.
 
     `tell` gets each line of progress; they go to standard error when it is None.
-    Raises TunerError: ConfigError and DataError for what a person can mend, StageError for a stage that
+    Raises TunerError: ConfigError and DataError for what a user can fix, StageError for a stage that
     failed.
     """
     return execute_config(prepare(overrides, config_dir), tell or to_stderr)

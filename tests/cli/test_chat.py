@@ -132,7 +132,7 @@ def test_through_a_pipe_each_line_is_a_question_and_only_answers_come_out(
     out, err = say(*ASKED)
     assert out == "".join(shown(answer) + "\n" for answer in expected)
     assert err.startswith(
-        f"{run.dir.name}: step 6, the merged model\non cpu in float32; /help says what there is, /exit "
+        f"{run.dir.name}: step 6, the merged model\non cpu in float32; /help lists the commands, /exit "
         "leaves\n"
     )
     assert say(ASKED[0], "", "/exit", ASKED[1])[0] == shown(expected[0]) + "\n"
@@ -164,7 +164,7 @@ def test_undo_reset_and_system(run: RunDirectory, say: Callable[..., tuple[str, 
     assert f"forgotten: {b}" in err
     assert "a new conversation\nthere is nothing to undo\n" in err
     assert err.count("system prompt: Be kind.\n") == 2
-    assert "/uno is no command. There are:\n/undo" in err
+    assert "/uno is not a command. The commands are:\n/undo" in err
     assert say(c, system="Be kind.")[0] == shown(other) + "\n"
 
 
@@ -185,7 +185,7 @@ def test_without_a_merged_model_it_is_the_adapter_on_its_base(
     assert out == "".join(shown(answer) + "\n" for answer in expected)
     assert "step 6, the adapter on its base" in err
     for missing in (None, tmp_path / "gone"):
-        with pytest.raises(ConfigError, match="the model that it belongs to is not there"):
+        with pytest.raises(ConfigError, match="but its base model is missing"):
             say("Hi", base=missing)
     shutil.rmtree(convert)
     with pytest.raises(ConfigError, match=f"python -m tuner convert {run.digest}"):
@@ -215,12 +215,12 @@ def test_a_full_context_is_said_and_can_be_left(
     out, err = say("long " * 40, ASKED[0], "/reset", ASKED[0], max_new_tokens=12)
     assert out == (shown(expected) + "\n") * 2
     assert re.search(
-        r"With this question the conversation is \d+ tokens long, and the model reads 64: /undo or /reset"
+        r"With this question the conversation has \d+ tokens, and the model's context is 64: /undo or /reset"
         r" makes room",
         err,
     )
     out, err = say(ASKED[0], ASKED[0], max_new_tokens=200)
-    assert "The answer ends here, since the model reads 64 tokens" in err
+    assert "The answer ends here: the model's context is 64 tokens" in err
     assert "With this question" in err
     assert "The answer ends here, at generation.max_new_tokens=2." in say(ASKED[0], max_new_tokens=2)[1]
 

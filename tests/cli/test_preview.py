@@ -360,7 +360,7 @@ def test_rows_are_named_by_number_range_file_and_source(show: Show, tmp_path: Pa
     ]
     assert [(v["source"], v["line"]) for v in objects(show(mixed, "b:9", "--json"))] == [("b", 9)]
     assert "── b · p01-b.jsonl:9 · " in show(mixed, "b:9")
-    with pytest.raises(ConfigError, match="'9-3' names no row"):
+    with pytest.raises(ConfigError, match="'9-3' is not a row"):
         show(config, "9-3")
     with pytest.raises(ConfigError, match=r"3001: the data has no such row"):
         show(config, "1", "3001")
@@ -373,7 +373,7 @@ def test_rows_are_named_by_number_range_file_and_source(show: Show, tmp_path: Pa
 
 @pytest.mark.parametrize("word", ["0", "-", "x", "a.jsonl", "1-", "1.5", ":3"])
 def test_other_words_name_no_row(word: str) -> None:
-    with pytest.raises(ConfigError, match="names no row"):
+    with pytest.raises(ConfigError, match="is not a row"):
         parse_row_ranges([word])
 
 

@@ -1,7 +1,7 @@
-"""`chat RUN`: a conversation with what a run made, in the terminal or through a pipe.
+"""A conversation with the model of a run, in the terminal or through a pipe.
 
-The ids that the model reads are those of the training: the same compiled template over the same texts.
-Nothing is trained.
+The model reads the same token ids as in training: the same compiled template over the same texts. Nothing is
+trained.
 """
 
 import os
@@ -31,7 +31,7 @@ Ctrl-C stops an answer; what was said so far stays in the conversation."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Weights:
-    """Where the model of a run lies."""
+    """Where the model of a run is."""
 
     home: Path
     """the artifact: tokenizer, generation settings"""
@@ -43,9 +43,9 @@ class Weights:
 
 
 def chat(run: RunDirectory, config: Config, base: Path | None) -> int:
-    """Talk with what `run` made until the person leaves; returns the exit code.
+    """Chat with the model of `run` until the user leaves; returns the exit code.
 
-    config  the run's own, with `generation` and `machine` as they are wished now
+    config  the run's own, with `generation` and `machine` as they are requested now
     base    the directory of the model that an adapter of this run belongs to
     Raises ConfigError when the run has made no model yet.
     """
@@ -86,18 +86,23 @@ def chat(run: RunDirectory, config: Config, base: Path | None) -> int:
         rounded=PRECISIONS[config.algo.precision],
         quant=quant,
     )
-    wish = config.generation
+    requested = config.generation
     stops = stop_ids(found.home, template.stops)
     speaker = CachedGenerator(
-        model, template.tokenizer, stops=stops, temperature=wish.temperature, top_p=wish.top_p, seed=wish.seed
+        model,
+        template.tokenizer,
+        stops=stops,
+        temperature=requested.temperature,
+        top_p=requested.top_p,
+        seed=requested.seed,
     )
     known = (config.model.context, getattr(model.config.get_text_config(), "max_position_embeddings", None))
     context = min((length for length in known if length), default=None)
     terminal.hint(
-        f"on {device.type} in {str(dtype).removeprefix('torch.')}; /help says what there is, /exit leaves"
+        f"on {device.type} in {str(dtype).removeprefix('torch.')}; /help lists the commands, /exit leaves"
     )
     with terminal:
-        return converse(terminal, Dialogue(template, wish.system), speaker, wish, context)
+        return converse(terminal, Dialogue(template, requested.system), speaker, requested, context)
 
 
 def locate(run: RunDirectory, base: Path | None) -> Weights:
@@ -108,22 +113,22 @@ def locate(run: RunDirectory, base: Path | None) -> Weights:
     made, merged = (read_json(directory / "manifest.json") or {} for directory in (convert, merge))
     step = f"step {made['facts']['step']}, " if "step" in made.get("facts", {}) else ""
     current = made.get("content")
-    # what talks is a class of transformers'
+    # only what transformers has a class for can generate
     native = merged.get("facts", {}).get("layout", "native") == "native"
     # not of a step that was converted before
     if native and merge.is_dir() and current in (None, merged.get("upstream", {}).get("convert", current)):
         return Weights(home=merge, base=merge, adapter=None, called=f"{step}the merged model")
     if not convert.is_dir():
         raise ConfigError(
-            f"{run.dir} has neither a merged model nor a converted one, so there is nothing to talk to. "
+            f"{run.dir} has neither a merged nor a converted model, so there is nothing to chat with. "
             f"Once it is trained, make one with: python -m tuner convert {run.digest}"
         )
     if not (convert / "adapter_config.json").is_file():
         return Weights(home=convert, base=convert, adapter=None, called=f"{step}the whole model")
     if base is None or not base.is_dir():
         raise ConfigError(
-            f"{run.dir.name} has an adapter, and the model that it belongs to is not "
-            f"there{f' ({base})' if base else ''}. Put it back where the run's config says, or run the "
+            f"{run.dir.name} has an adapter, but its base model is "
+            f"missing{f' ({base})' if base else ''}. Put it back where the run's config says, or run the "
             "pipeline again."
         )
     return Weights(home=convert, base=base, adapter=convert, called=f"{step}the adapter on its base")
@@ -133,7 +138,7 @@ def converse(
     terminal: Terminal,
     dialogue: "Dialogue",
     speaker: "CachedGenerator",
-    wish: Generation,
+    requested: Generation,
     context: int | None,
 ) -> int:
     """Answer questions and follow commands until the lines end. `context` is the longest sequence of the
@@ -160,12 +165,12 @@ def converse(
             dialogue.system = rest.strip() or dialogue.system
             terminal.hint(
                 "system prompt: "
-                f"{'that of the training' if dialogue.system is None else visible(dialogue.system)}"
+                f"{'the one used in training' if dialogue.system is None else visible(dialogue.system)}"
             )
         elif word.startswith("/"):
-            terminal.hint(f"{visible(word)} is no command. There are:\n{COMMANDS}")
+            terminal.hint(f"{visible(word)} is not a command. The commands are:\n{COMMANDS}")
         else:
-            _answer(line, terminal, dialogue, speaker, wish, context)
+            _answer(line, terminal, dialogue, speaker, requested, context)
     return 0
 
 
@@ -174,7 +179,7 @@ def _answer(
     terminal: Terminal,
     dialogue: "Dialogue",
     speaker: "CachedGenerator",
-    wish: Generation,
+    requested: Generation,
     context: int | None,
 ) -> None:
     from torch import OutOfMemoryError
@@ -183,14 +188,14 @@ def _answer(
     room = sys.maxsize if context is None else context - len(prompt)
     if room < 1:
         terminal.hint(
-            f"With this question the conversation is {len(prompt)} tokens long, and the model reads "
+            f"With this question the conversation has {len(prompt)} tokens, and the model's context is "
             f"{context}: /undo or /reset makes room."
         )
         return
     said, full = "", False
     try:
         for piece in speaker.answer(
-            prompt, most=min(room, wish.max_new_tokens), stopped=terminal.stop_wished
+            prompt, most=min(room, requested.max_new_tokens), stopped=terminal.stop_requested
         ):
             said += piece
             terminal.show(visible(piece))
@@ -201,12 +206,12 @@ def _answer(
         dialogue.turns.append((question, said))
     if full:
         terminal.hint(
-            f"The GPU's memory is full with a conversation of {len(prompt)} tokens: /undo or /reset makes "
+            f"The GPU ran out of memory on a conversation of {len(prompt)} tokens: /undo or /reset makes "
             "room."
         )
-    elif speaker.ended == "length" and room <= wish.max_new_tokens:
+    elif speaker.ended == "length" and room <= requested.max_new_tokens:
         terminal.hint(
-            f"The answer ends here, since the model reads {context} tokens: /undo or /reset makes room."
+            f"The answer ends here: the model's context is {context} tokens. /undo or /reset makes room."
         )
     elif speaker.ended == "length":
-        terminal.hint(f"The answer ends here, at generation.max_new_tokens={wish.max_new_tokens}.")
+        terminal.hint(f"The answer ends here, at generation.max_new_tokens={requested.max_new_tokens}.")

@@ -1,4 +1,4 @@
-"""`clean`: give disk back. One run's directory, or all in the store that no run refers to."""
+"""Giving disk back: one run's directory, or all in the store that no run refers to."""
 
 import shutil
 import time
@@ -76,8 +76,8 @@ def _remove_run(run: RunDirectory, root: Path, store: Store, dry_run: bool) -> N
     own = ""
     with suppress(StoreError, FileNotFoundError):  # a note that can't be read is said where it matters
         own = (
-            f"; {Ledger(store, root).own(run.dir) / 1e6:.1f} MB in the store are its own alone, for `clean` "
-            "to free"
+            f"; {Ledger(store, root).own(run.dir) / 1e6:.1f} MB in the store are used by no other run, and "
+            "`clean` can free them"
         )
     print(f"run {run.dir.name}: {'would be ' if dry_run else ''}removed{own}")
     if not dry_run:

@@ -1,4 +1,4 @@
-"""`compare`: what differs between runs, their scores, curves and answers, in the terminal and as a page.
+"""What differs between runs, their scores, curves and answers, in the terminal and as a page.
 It builds nothing.
 """
 
@@ -21,7 +21,7 @@ from tuner.store.artifacts import Store
 from tuner.train.monitor.rows import read_rows
 
 MOST = 20
-"""runs that can still be read beside each other"""
+"""runs that can still be read side by side"""
 
 
 def compare(runs: Sequence[RunDirectory], root: Path, *, as_json: bool) -> int:
@@ -34,7 +34,7 @@ def compare(runs: Sequence[RunDirectory], root: Path, *, as_json: bool) -> int:
     if twice := [run.dir.name for run, place in zip(runs, places, strict=True) if places.count(place) > 1]:
         raise ConfigError(f"{twice[0]} is named twice. compare needs different runs; status lists them.")
     if not 2 <= len(runs) <= MOST:
-        raise ConfigError(f"compare shows 2 to {MOST} runs beside each other, not {len(runs)}.")
+        raise ConfigError(f"compare shows 2 to {MOST} runs side by side, not {len(runs)}.")
     kinds = {path: declared.kind for path, declared, _ in leaves(Config())}
     differing = [
         DifferingField(field=path, kind=kinds[path], values=values)
@@ -93,7 +93,7 @@ def _side(run: RunDirectory) -> ComparedRun:
 
 
 def _so_far(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The facts of a training that is not finished, from its last row."""
+    """The facts of a run that is still training, from its last row."""
     if not rows:
         return {}
     facts = {name: rows[-1][name] for name in ("step", "loss", "tokens", "seconds")}

@@ -1,10 +1,9 @@
-"""`doctor`: what this machine has and lacks, each lack with the command that mends it. Imports no torch."""
+"""What this machine has and what it lacks, with the command that fixes each. Imports no torch."""
 
 import importlib.util
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -91,7 +90,7 @@ def _model_package(config: Config) -> Iterator[Finding]:
     if config.model.source == "package" and name and importlib.util.find_spec(name) is None:
         yield Finding(
             "!!",
-            f"the model {config.choices.get('model')} is carried by the package {name}, which is missing",
+            f"the model {config.choices.get('model')} comes in the package {name}, which is missing",
             config.model.install or f"pip install {name}",
         )
 
@@ -174,6 +173,6 @@ def _shadowed(extra: Path | None) -> Iterator[Finding]:
             if (conf_dir() / group / file.name).exists():
                 yield Finding(
                     "--",
-                    f"{file} stands in for the shipped option of the same name",
-                    f"rename it if that is not meant ({sys.argv[0]} list {group})",
+                    f"{file} shadows the shipped option of the same name",
+                    f"rename it if that is not intended (python -m tuner list {group})",
                 )

@@ -1,5 +1,5 @@
-"""`export RUN KIND [DIR]`: what a run made, as files to take away: copies, never links, so that nothing
-done to them reaches the store.
+"""What a run made, as files to take away: copies, never links, so that nothing done to them reaches the
+store.
 """
 
 import shutil
@@ -14,16 +14,16 @@ from tuner.models.checkpoint.quantised import WORDS
 from tuner.models.layouts import detection
 
 KINDS = {
-    "adapter": "the adapter, as PEFT reads it",
-    "model": "base and adapter in one, as transformers reads it",
-    "base": "the model it was trained on, as transformers reads it: what the adapter belongs to",
-    "original": "the same in the layout of the model's publisher, for a family that was rewritten",
+    "adapter": "the adapter, in the format of PEFT",
+    "model": "base and adapter merged, in the format of transformers",
+    "base": "the base model that the adapter belongs to, in the format of transformers",
+    "original": "the merged model in the layout of its publisher, for a family that was rewritten",
 }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportSource:
-    """What there is of a run."""
+    """What a run has to export."""
 
     called: str
     base: Path | None
@@ -42,25 +42,25 @@ class ExportSource:
 
 
 def check_kind(kind: str) -> None:
-    """Raise ConfigError for a kind that there is not."""
+    """Raise ConfigError for an unknown kind."""
     if kind not in KINDS:
         known = "; ".join(f"{name}, {about}" for name, about in KINDS.items())
-        raise ConfigError(f"export knows no {kind!r}.{nearest(kind, KINDS)} There are: {known}.")
+        raise ConfigError(f"export has no kind {kind!r}.{nearest(kind, KINDS)} The kinds are: {known}.")
 
 
-def export(made: ExportSource, kind: str, out: Path, tell: Callable[[str], None]) -> None:
+def export(source: ExportSource, kind: str, out: Path, tell: Callable[[str], None]) -> None:
     """Write `kind` to the directory `out`, whole or not at all. Raises ConfigError for what this run can't
     give, StoreError for a full disk.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
-            f"{out} is there already. Name another directory: python -m tuner export {made.called} {kind} DIR"
+            f"{out} already exists. Name another directory: python -m tuner export {source.called} {kind} DIR"
         )
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        _write(made, kind, partial, tell)
+        _write(source, kind, partial, tell)
         partial.replace(out)
     except OSError as error:
         if disk_full(error):
@@ -76,70 +76,69 @@ def export(made: ExportSource, kind: str, out: Path, tell: Callable[[str], None]
     print(out)
 
 
-def _write(made: ExportSource, kind: str, out: Path, tell: Callable[[str], None]) -> None:
+def _write(source: ExportSource, kind: str, out: Path, tell: Callable[[str], None]) -> None:
     if kind == "adapter":
-        if not made.adapted:
+        if not source.adapted:
             raise ConfigError(
-                f"{made.called} trained all weights, so there is no adapter. Export the model: python -m "
-                f"tuner export {made.called} model"
+                f"{source.called} trained all weights, so there is no adapter. Export the model: python -m "
+                f"tuner export {source.called} model"
             )
-        _copy(made.convert, out)
+        _copy(source.convert, out)
     elif kind == "model":
-        whole = made.merge or made.convert
+        whole = source.merge or source.convert
         if (read_json(whole / "manifest.json") or {}).get("facts", {}).get("layout") == "original":
             raise ConfigError(
-                "transformers has no class for this family, so the model goes away in its own layout: "
-                f"python -m tuner export {made.called} original"
+                "transformers has no class for this family, so the model is exported in its original layout: "
+                f"python -m tuner export {source.called} original"
             )
         _copy(whole, out)
     elif kind == "base":
-        _copy(_base(made), out)
+        _copy(_base(source), out)
     else:
-        _write_original(made, out, tell)
+        _write_original(source, out, tell)
 
 
-def _write_original(made: ExportSource, out: Path, tell: Callable[[str], None]) -> None:
+def _write_original(source: ExportSource, out: Path, tell: Callable[[str], None]) -> None:
     from tuner.models.checkpoint.files import weight_files
     from tuner.models.checkpoint.safetensors import Checkpoint
     from tuner.models.lora.merge import CODES, merge_original
     from tuner.progress import bar
 
-    base = _base(made)
-    whole = base if made.adapted else made.convert
+    base = _base(source)
+    whole = base if source.adapted else source.convert
     aside = base / detection.ORIGINAL
     rewritten = [
         str(name) for name in (read_json(base / "manifest.json") or {}).get("facts", {}).get("rewritten", ())
     ]
     if method := next((name.partition(".")[2] for name in rewritten if name.startswith("dequantize.")), None):
         raise ConfigError(
-            f"{made.called} was trained on weights that were dequantised to bf16 when they were fetched: "
-            f"their publisher has them in {WORDS[method]}, and what was trained would be rounded away in "
-            f"that. Export the model in bf16: python -m tuner export {made.called} model"
+            f"{source.called} was trained on weights that were dequantised to bf16 when they were fetched: "
+            f"their publisher has them in {WORDS[method]}, which would round away what was trained. "
+            f"Export the model in bf16: python -m tuner export {source.called} model"
         )
     if not aside.is_dir():
         raise ConfigError(
-            f"{made.called} was trained on a model that transformers has a class for, so its layout is the "
-            f"original one: python -m tuner export {made.called} model"
+            f"{source.called} was trained on a model that transformers has a class for, so its layout is the "
+            f"original one: python -m tuner export {source.called} model"
         )
     total = sum(spec.nbytes for spec in Checkpoint(weight_files(whole)).specs.values())
     with bar("export", total, tell) as advance:
-        adapter, code = made.convert if made.adapted else None, CODES[made.precision]
+        adapter, code = source.convert if source.adapted else None, CODES[source.precision]
         merge_original(
-            whole, adapter, aside, out, dtype=code, quant=made.quant, tick=lambda spec: advance(spec.nbytes)
+            whole, adapter, aside, out, dtype=code, quant=source.quant, tick=lambda spec: advance(spec.nbytes)
         )
 
 
-def _base(made: ExportSource) -> Path:
-    if made.base is None:
+def _base(source: ExportSource) -> Path:
+    if source.base is None:
         raise ConfigError(
-            f"The model that {made.called} was trained on is gone. Run its pipeline again: what is trained "
-            "stays."
+            f"The base model of {source.called} is gone. Run its pipeline again: what was trained is kept."
         )
-    return made.base
+    return source.base
 
 
-def _copy(source: Path, out: Path) -> None:
+def _copy(artifact: Path, out: Path) -> None:
     """An artifact's files, but for the store's own and what only the way back to another layout needs."""
-    for path in sorted(source.iterdir()):
+    for path in sorted(artifact.iterdir()):
         if path.is_file() and path.name != "manifest.json":
             shutil.copyfile(path, out / path.name)

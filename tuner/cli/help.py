@@ -14,7 +14,7 @@ TEXT = """\
 usage: python -m tuner [VERB] [RECIPE.yaml] [group=option | field=value ...] [-m]
 
 Fine-tunes a language model: {way}. What is done already is
-not done again; what was killed goes on; and it says which, and why.
+not done again; what was killed continues; and it says which, and why.
 
 verbs
 {verbs}
@@ -30,9 +30,9 @@ examples
   python -m tuner algo=full algo.optim.lr=2e-5   full fine-tuning, at a lower learning rate
   python -m tuner -m algo=lora,full seed=1,2     a sweep; equal stages are built once
   python -m tuner plan algo.optim.lr=1e-4        what that would run, and why
-  python -m tuner chat last                      talk with what came out
+  python -m tuner chat last                      chat with the result
   python -m tuner model=local model.path=~/models/qwen data=local 'data.path=客服/2026(1).jsonl' name=support
-  python -m tuner model=run model.run=support data=local data.path=week2.jsonl   go on from an earlier run
+  python -m tuner model=run model.run=support data=local data.path=week2.jsonl   start from an earlier run
 
 options
   -m, --multirun    {sweep}

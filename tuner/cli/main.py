@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tuner: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("tuner: interrupted; run the same command again to go on.", file=sys.stderr)
+        print("tuner: interrupted; run the same command again to continue.", file=sys.stderr)
         return Interrupted.exit_code
     except BrokenPipeError:  # the reader of our output went away: `tuner status | head`
         sys.stderr.close()
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def interrupt(_number: int, _frame: Any) -> NoReturn:
     """What SIGTERM does."""
-    raise Interrupted("stopped by SIGTERM; run the same command again to go on.")
+    raise Interrupted("stopped by SIGTERM; run the same command again to continue.")
 
 
 def _answer(line: CommandLine) -> int:

@@ -56,5 +56,5 @@ def rerun_until(stage: str, line: CommandLine) -> int:
 
 def _needs(line: CommandLine, runs: str) -> ConfigError:
     return ConfigError(
-        f"{line.verb} needs {runs}: a name, a path, a digest, or `last`. `python -m tuner status` shows them."
+        f"{line.verb} needs {runs}: a name, a path, a digest, or `last`. `python -m tuner status` lists them."
     )

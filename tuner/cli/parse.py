@@ -29,7 +29,7 @@ def parse(argv: Sequence[str]) -> CommandLine:
         if option in ("--config-dir", "--completion"):
             if not rest:
                 what = "a directory" if option == "--config-dir" else " or ".join(SHELLS)
-                raise ConfigError(f"{word} needs {what} behind it.")
+                raise ConfigError(f"{word} needs {what} after it.")
             valued[option] = rest.pop(0)
         elif option in FLAGS or option in OPTIONS:
             flags.add(option)
@@ -72,6 +72,6 @@ def _read_recipes(verb: Verb, bare: Sequence[str]) -> tuple[list[str], list[str]
         elif verb.own_words is None:
             own.append(word)
         else:
-            hint = nearest(word, VERBS) or " A bare word is a verb in front, or a recipe that ends in .yaml."
-            raise ConfigError(f"{word!r} is not a verb.{hint}")
+            known = " A bare word is a verb, which comes first, or a recipe, which ends in .yaml."
+            raise ConfigError(f"{word!r} is not a verb.{nearest(word, VERBS) or known}")
     return overrides, own + list(bare[max(end, 0) :])

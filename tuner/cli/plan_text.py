@@ -1,4 +1,4 @@
-"""What a person reads: the plan, the end of a run, the end of a sweep."""
+"""Text for the terminal: the plan, the end of a run, the end of a sweep."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from tuner.report.page import printable, tokens_measured
 
 MEMORY = "GPU memory"
 MANY = 100_000
-"""packs of data that are not here yet: so many that steps are as large as they get"""
+"""packs assumed for data that is not here yet: so many that steps reach their full size"""
 
 
 def plan_text(steps: Sequence[PlannedStage], config: Config, run: RunDirectory) -> str:
@@ -124,8 +124,8 @@ def _memory(ahead: tuple[training.GpuEstimate, float | None] | None) -> dict[str
 def _seconds(
     tokens: float, config: Config, ahead: tuple[training.GpuEstimate, float | None] | None
 ) -> float | None:
-    """How long training takes: by the speed of an earlier one in this store on the same kind of machine,
-    whatever it trained; else by its operations.
+    """How long training takes: from the speed of an earlier run in this store on the same GPU, whatever it
+    trained; else from its FLOPs.
     """
     card = ahead[0].card.name if ahead else None
     done = [artifact.manifest["facts"] for artifact in store_of(config).all("train")]

@@ -1,4 +1,4 @@
-"""`preview`: rows as the model will see them, and what of them is trained. Nothing is tokenized for good, and
+"""Rows as the model will see them, and what of them is trained. Nothing is tokenized for good, and
 nothing is trained.
 
     the requested rows → DocumentMaker, as in the tokenize stage → documents, and why a row gives none →
@@ -41,7 +41,7 @@ ROW_RANGE = re.compile(r"(?:(?P<file>.+):)?(?P<first>[1-9]\d*)(?:-(?P<last>[1-9]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowRange:
-    """Rows that a person names: `12`, `3-17`, `support.jsonl:12`."""
+    """Rows named on the command line: `12`, `3-17`, `support.jsonl:12`."""
 
     word: str
     first: int
@@ -82,9 +82,9 @@ def parse_row_ranges(words: Sequence[str]) -> list[RowRange]:
         match = ROW_RANGE.fullmatch(word)
         if not match or (last := int(match["last"] or match["first"])) < int(match["first"]):
             raise ConfigError(
-                f"{word!r} names no row. preview takes the number of a row (12), several (3-17), the same of "
-                "one file or source (support.jsonl:12), and, as any run, recipes that end in .yaml and "
-                "fields."
+                f"{word!r} is not a row. preview takes the number of a row (12), a range (3-17), either of "
+                "them in one file or source (support.jsonl:12), and, like any run, recipes that end in .yaml "
+                "and fields."
             )
         found.append(RowRange(word=word, first=int(match["first"]), last=last, file=match["file"]))
     return found
@@ -193,7 +193,7 @@ def _chosen(
     if lost := [request for request in requested if request not in found]:
         raise ConfigError(
             f"{', '.join(request.word for request in lost)}: the data has no such row. The first row is 1, "
-            "and blank lines are none."
+            "and blank lines don't count."
         )
 
 

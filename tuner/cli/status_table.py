@@ -1,4 +1,4 @@
-"""`status`: every run under the root, as far as it is, and what it takes on the disk."""
+"""Every run under the root: how far it is, and the disk that it takes."""
 
 import json
 from collections.abc import Sequence
@@ -162,7 +162,7 @@ def _where(config: Config, run: RunDirectory, store: Store, *, trained: bool) ->
 
 
 def _last_row(store: Store, step: PlannedStage) -> dict[str, Any] | None:
-    """The last whole line of a running training's metrics.jsonl; in a shared store whoever trains it."""
+    """The last whole line of metrics.jsonl of a run that is training; in a shared store whoever trains it."""
     for journal in (store.root / ".partial").glob(f"{step.key}*/metrics.jsonl"):
         with suppress(OSError, ValueError, IndexError), journal.open("rb") as file:
             file.seek(max(0, journal.stat().st_size - 8192))

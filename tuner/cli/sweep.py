@@ -71,7 +71,7 @@ def _job(
         if isinstance(job, ConfigError):
             raise job
         return title, verb(sweep_job_config(job)), ""
-    except Stopped as stopped:  # this training only, and on purpose
+    except Stopped as stopped:  # this run only, and on purpose
         to_stderr(f"tuner: {stopped}")
         return title, stopped.exit_code, str(stopped)
     except (Interrupted, KeyboardInterrupt) as error:

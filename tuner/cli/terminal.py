@@ -1,4 +1,4 @@
-"""The person at a chat: a terminal where they type, or a pipe of questions."""
+"""Where a chat's questions come from and its answers go: a terminal, or a pipe."""
 
 import os
 import signal
@@ -21,8 +21,8 @@ def visible(text: str) -> str:
 class Terminal:
     """Questions come from standard input, answers go to standard output, and all else to standard error.
 
-    Where a person sits at it, there is a prompt, lines can be edited, and Ctrl-C is looked at instead of
-    breaking in: at the prompt it clears the line, and an answer ends between two tokens. Through a pipe each
+    A terminal has a prompt, lines can be edited, and Ctrl-C does not break in: at the prompt it clears the
+    line, and an answer ends between two tokens. Through a pipe each
     line is a question, and Ctrl-C ends the program.
     """
 
@@ -52,7 +52,7 @@ class Terminal:
         if self._asking:
             raise KeyboardInterrupt
 
-    def stop_wished(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether Ctrl-C was pressed since the question."""
         return self._pressed
 
@@ -92,5 +92,5 @@ class Terminal:
         print(flush=True)
 
     def hint(self, text: str) -> None:
-        """A line for the person, that is no answer."""
+        """A line for the user that is not part of an answer."""
         print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""`chat RUN`: talk with what came out."""
+"""`chat RUN`: a conversation with the result."""
 
 from tuner.cli.on_a_run import fields_of_run, find_one
 from tuner.cli.verb import CommandLine, Verb
@@ -16,7 +16,7 @@ def run(line: CommandLine) -> int:
 VERB = Verb(
     name="chat",
     words="RUN",
-    help="talk with the result; /help says how",
+    help="chat with the result; /help lists the commands",
     run=run,
     on_a_run=True,
 )

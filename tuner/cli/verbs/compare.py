@@ -14,7 +14,7 @@ def run(line: CommandLine) -> int:
 VERB = Verb(
     name="compare",
     words="RUN RUN",
-    help="what differs, scores, curves and answers side by side, here and as a page",
+    help="fields that differ, scores, curves and answers side by side, here and as a page",
     run=run,
     flags={"--json": "for machines"},
     on_a_run=True,

@@ -11,7 +11,7 @@ def run(line: CommandLine) -> int:
 VERB = Verb(
     name="convert",
     words="RUN",
-    help="a trained step as files: convert.step=N, last or best",
+    help="write a trained step as model files: convert.step=N, last or best",
     run=run,
     on_a_run=True,
 )

@@ -11,6 +11,6 @@ def run(line: CommandLine) -> int:
 
 VERB = Verb(
     name="doctor",
-    help="versions, GPU, disk, locks, shadowed YAML, and what mends them",
+    help="versions, GPU, disk, locks, shadowed YAML, and how to fix what is wrong",
     run=run,
 )

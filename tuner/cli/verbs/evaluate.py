@@ -11,7 +11,7 @@ def run(line: CommandLine) -> int:
 VERB = Verb(
     name="evaluate",
     words="RUN",
-    help="measure again: another step, other questions",
+    help="evaluate again: another step, other questions",
     run=run,
     on_a_run=True,
 )

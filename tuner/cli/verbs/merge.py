@@ -11,7 +11,7 @@ def run(line: CommandLine) -> int:
 VERB = Verb(
     name="merge",
     words="RUN",
-    help="the merged model, where it was not made",
+    help="write the merged model, where the run did not",
     run=run,
     on_a_run=True,
 )

@@ -14,7 +14,7 @@ def run(line: CommandLine) -> int:
 VERB = Verb(
     name="rename",
     words="RUN NAME",
-    help="call it otherwise; note=… and tags=[…] too",
+    help="give it another name; note=… and tags=[…] too",
     run=run,
     on_a_run=True,
 )

@@ -1,5 +1,5 @@
-"""`stop RUN`: a running training saves and ends; what it saved can be used, and the same command goes on
-with it.
+"""`stop RUN`: a run that is training saves and ends. What it saved can be used, and the same command
+continues it.
 """
 
 import time
@@ -18,8 +18,8 @@ def run(line: CommandLine) -> int:
 
 
 def stop(run: "RunDirectory") -> int:
-    """Ask, wait until the training has saved, and say what can be done now. Raises ConfigError when
-    nothing trains.
+    """Ask the run to stop, wait until it has saved, and say what can be done now. Raises ConfigError when
+    it is not training.
     """
     from tuner.pipeline.inherit import load_config
     from tuner.pipeline.run import store_of
@@ -36,17 +36,17 @@ def stop(run: "RunDirectory") -> int:
             if steps.saved_steps(partial)
             else "is not training"
         )
-        raise ConfigError(f"{run.dir.name} {state}: there is no running training to stop.")
+        raise ConfigError(f"{run.dir.name} {state}: there is nothing to stop.")
     print(f"asking {holder} to save and stop", flush=True)
     while store.holder(key) == holder:
-        # Asked again and again: a training that is just starting clears what was asked of one before it.
+        # Asked again and again: a worker that is just starting clears a request made of the one before it.
         try:
             (partial / STOP_FILE).touch()
         except FileNotFoundError:
             break  # it was published this moment
         except PermissionError as error:
             raise ConfigError(
-                f"{run.dir.name} is trained by another user ({holder}), and only they can stop it."
+                f"{run.dir.name} is being trained by another user ({holder}), and only they can stop it."
             ) from error
         time.sleep(0.1)
     (partial / STOP_FILE).unlink(missing_ok=True)
@@ -56,7 +56,7 @@ def stop(run: "RunDirectory") -> int:
     print(
         f"{run.dir.name} is stopped at {_reached(run)}\n"
         f"  use what is there   python -m tuner evaluate {run.digest}   (or convert, merge, chat)\n"
-        f"  go on training      the same command again"
+        f"  continue training   the same command again"
     )
     return 0
 
@@ -71,7 +71,7 @@ def _reached(run: "RunDirectory") -> str:
 VERB = Verb(
     name="stop",
     words="RUN",
-    help="a running training saves and ends; later stages may go on from there",
+    help="end a run that is training, once it has saved; later stages can use what it saved",
     run=run,
     on_a_run=True,
 )
