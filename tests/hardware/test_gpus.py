@@ -483,7 +483,7 @@ def test_a_device_is_the_processor_only_where_there_is_no_card_or_none_is_wanted
     monkeypatch.setenv(VARIABLE, "")
     assert resolve_device("auto").type == "cpu"
     with pytest.raises(
-        ConfigError, match=r"machine\.device=cuda needs .* CUDA_VISIBLE_DEVICES='' hides every card"
+        ConfigError, match=r"machine\.device=cuda needs .* CUDA_VISIBLE_DEVICES='' hides every GPU"
     ):
         resolve_device("cuda")
 

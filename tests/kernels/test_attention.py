@@ -186,7 +186,7 @@ CARDS = [
     ({"softcap": True}, (9, 0), "flex", "can't cap the scores"),
     ({"sinks": True}, (9, 0), "flex", "no attention sinks"),
     ({"dropout": True}, (9, 0), "sdpa", "no dropout"),
-    ({"head_dim": 512}, (9, 0), "flex", "256 numbers at most, and this model has 512"),
+    ({"head_dim": 512}, (9, 0), "flex", "at most 256, and this model's is 512"),
     ({"head_dim": 256}, (9, 0), "varlen", "PyTorch's own"),
     ({"head_dim": 256}, (8, 9), "flex", "more shared memory"),
     ({}, (7, 5), "sdpa", "Ampere"),

@@ -1,1 +1,1 @@
-"""The attention seam and its backends."""
+"""Attention within documents and its backends, and the classes of models that transformers has none for."""

@@ -3,9 +3,9 @@ class.
 
     score of query i and key j = q_i · k_j · scaling + slope_h · (j - i)
 
-The second term is a product too, of columns that queries and keys get besides: so every attention of
+The second term is a dot product too, of columns appended to queries and keys: so every attention of
 transformers computes it, with its own masks and caches and without a matrix of distances, and so does tuner's
-for packed rows, whose positions restart. Nothing of it trains.
+for packed rows, whose positions restart. It has no trainable parameters.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, eager_atten
 MODEL_TYPE = "alibi_llama"
 """plain transformers does not know it, and refuses the checkpoint rather than compute it with rope"""
 COLUMNS = 8
-"""that queries and keys get besides: six, and two of zeros, as fast kernels want multiples of eight"""
+"""appended to queries and keys: six, and two of zeros, as fast kernels want multiples of eight"""
 DIGIT = 128
 """positions are a · 128 + b: whole numbers up to 256 are exact in bf16, so positions are up to 32,896"""
 
@@ -42,8 +42,8 @@ def slopes(heads: int) -> list[float]:
 def distance_columns(
     positions_BN: Tensor, heads: int, scaling: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """What queries [B, H, N, 8] and keys [B, 1, N, 8] get besides, so that their product times `scaling` is
-    slope · (key position - query position).
+    """The columns appended to queries [B, H, N, 8] and keys [B, 1, N, 8]: their dot product times `scaling`
+    is slope · (key position - query position).
 
     A slope is the sum of two numbers of `dtype`, and a position of two digits: in bf16 the slope is off by 2
     ** -17 of itself, and the distance exact. The query's own part is the same for all keys, so its rounding
@@ -85,7 +85,7 @@ class AlibiAttention(LlamaAttention):  # type: ignore[misc]
         **flags: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """As Llama's: ([B, N, C], weights or None). The signature is transformers' own; the rotation's
-        angles are not looked at.
+        angles are not used.
         """
         split = (*hidden_states.shape[:-1], -1, self.head_dim)
         q_BHND, k_BHND, v_BHND = (

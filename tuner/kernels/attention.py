@@ -1,10 +1,10 @@
-"""The seam through which every model attends: causal, within documents only.
+"""The one function by which every model attends: causal, within documents only.
 
 transformers calls the function registered here instead of its own attention, and passes it the `position_ids`
-that restart at every document of a pack. The borders come from there, so neither a cache nor a mask of ones
-can let documents see each other. Where a family passes no positions on, a row that was announced as one
-document is one. What computes it is one of several backends, each in a file of its own; `choose_backend`
-says which is best here, `use_backend` takes it.
+that restart at every document of a pack. The document borders come from there, so neither a cache nor a mask
+of ones can let documents attend to each other. Where a family passes no positions on, a row that was
+announced as one document is one. What computes it is one of several backends, each in a file of its own;
+`choose_backend` says which is best here, `use_backend` takes it.
 
 Not covered: generation with a cache, and batches of several rows; both are refused with a reason.
 """
@@ -72,8 +72,8 @@ def using_backend(name: str) -> Iterator[None]:
 
 
 def register_attention() -> None:
-    """Make the seam known to transformers as `attn_implementation="tuner"`. Where something is registered
-    under that name, it stays.
+    """Register it with transformers as `attn_implementation="tuner"`. What is registered under that name
+    already stays.
 
     No mask function is registered beside it, so transformers builds no mask for it.
     """
@@ -124,8 +124,8 @@ def packed_attention(
 
 
 def in_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All three in one dtype: that of autocast where it is on, for which a kernel of its own is no matrix
-    product; else that of the values.
+    """All three in one dtype: that of autocast where it is on, which does not cast the inputs of custom
+    kernels; else that of the values.
 
     Rotary positions and norms in fp32 make queries and keys fp32 where values are not.
     """

@@ -23,19 +23,19 @@ class Scoring:
     scaling: float
     """of q k'"""
     window: int | None = None
-    """a query sees so many keys at most, its own being the last"""
+    """a query attends to at most so many keys, its own being the last"""
     softcap: float | None = None
     """c in c tanh(score / c): Gemma 2's bound of the scores (arXiv:2408.00118, section 2)"""
     sinks: Tensor | None = None
-    """[H]: a score for each head that takes its share of the softmax and has no value (gpt-oss)"""
+    """[H]: a learned logit for each head that takes a share of the softmax and has no value (gpt-oss)"""
     dropout: float = 0.0
-    """the share of the softmax's results that is dropped"""
+    """the share of the attention weights that is dropped"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionNeeds:
-    """What a kernel must be able to do, to be used for a model here. All of them do windows, and fewer key
-    heads than query heads.
+    """What a backend must support to be used for a model here. All of them support sliding windows and
+    grouped-query attention.
     """
 
     device: torch.device
@@ -63,8 +63,8 @@ class Backend:
 
 
 def unsupported(needs: AttentionNeeds, *, softcap: bool = False, dropout: bool = False) -> str | None:
-    """The first thing that is needed and that a kernel does not do, in words; `softcap` and `dropout` say
-    whether it does those.
+    """The first need that a backend does not meet, in words; `softcap` and `dropout` say whether it supports
+    those.
     """
     if needs.softcap and not softcap:
         return "it can't cap the scores, as this model does"

@@ -14,7 +14,7 @@ def flash_trouble(needs: AttentionNeeds, *, softcap: bool = False, dropout: bool
     if needs.dtype not in HALF:
         return f"it computes in bf16 or fp16, not in {SHORT.get(needs.dtype, needs.dtype)}"
     if needs.head_dim > 256:
-        return f"it takes heads of 256 numbers at most, and this model has {needs.head_dim}"
+        return f"it takes a head dimension of at most 256, and this model's is {needs.head_dim}"
     capability = torch.cuda.get_device_capability(needs.device)
     if capability < (8, 0):
         return (
@@ -23,7 +23,7 @@ def flash_trouble(needs: AttentionNeeds, *, softcap: bool = False, dropout: bool
         )
     if needs.head_dim > 192 and (capability in ((8, 6), (8, 9)) or capability[0] == 12):
         return (
-            f"heads of {needs.head_dim} numbers need more shared memory in its backward pass than this "
+            f"a head dimension of {needs.head_dim} needs more shared memory in its backward pass than this "
             "GPU has"
         )
     return unsupported(needs, softcap=softcap, dropout=dropout)
@@ -33,8 +33,8 @@ def flash_rows(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor) -> tuple[Tensor, 
     """As flash kernels take them: [N, H, F], [N, K, F], [N, K, F], where F is the width of the heads, up to
     the next multiple of 8.
 
-    Columns of zeros add nothing to a score, and to the output columns that are cut off again. They are needed
-    by heads of unusual width, and where values are narrower than keys.
+    Columns of zeros add nothing to a score, and to the output only columns that are cut off again. They are
+    needed by heads of unusual width, and where values are narrower than keys.
     """
     width = -(-max(q_1HND.shape[-1], v_1KNE.shape[-1]) // 8) * 8
     q_NHF, k_NKF, v_NKF = (

@@ -1,8 +1,8 @@
 """Attention by PyTorch's FlexAttention (arXiv:2412.05496): a kernel compiled for the scores at hand, which
-skips blocks that no document sees.
+skips the blocks in which no document attends.
 
-It does soft caps, sinks and any width of head. Its backward pass is for GPUs only, and the first call of a
-kind compiles for some seconds.
+It supports soft caps, sinks and any head dimension. Its backward pass is for GPUs only, and the first call of
+a kind compiles for some seconds.
 """
 
 import shutil

@@ -1,9 +1,9 @@
 """A checkpoint in FP8 or MXFP4 rewritten in bf16, as transformers does it while loading (`dequantize=True`):
 tensor by tensor, never the whole in memory.
 
-FP8 is a number in 8 bits times a scale: one for the tensor, for each row, or for each block of, say, 128 ×
-128. MXFP4 is 32 numbers in 4 bits each, and an exponent that they share (Open Compute Project, Microscaling
-Formats 1.0). Products are computed in fp32 and rounded to bf16 once.
+FP8 is an 8-bit float times a scale: one for the tensor, for each row, or for each block of, say, 128 × 128.
+MXFP4 is 32 values in 4 bits each, and an exponent that they share (Open Compute Project, Microscaling
+Formats 1.0). Values are computed in fp32 and rounded to bf16 once.
 """
 
 import json
@@ -53,7 +53,9 @@ def dequantize_checkpoint(
     """
     weights = Checkpoint(path for name, path in sorted(source.items()) if name.endswith(".safetensors"))
     config = read_json_object(source["config.json"])
-    made = {piece.spec.name: piece for piece in dequantised_tensors(weights.specs, method, fp8_block(config))}
+    made = {
+        tensor.spec.name: tensor for tensor in dequantised_tensors(weights.specs, method, fp8_block(config))
+    }
 
     def value(name: str) -> Tensor:
         result: Tensor = made[name].make(*(weights[part] for part in made[name].sources))
@@ -63,8 +65,8 @@ def dequantize_checkpoint(
     (out / "config.json").write_text(
         json.dumps(config_in_bf16(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    write_checkpoint(out, [piece.spec for piece in made.values()], value, tick=tick)
-    count = sum(len(piece.sources) > 1 for piece in made.values())
+    write_checkpoint(out, [tensor.spec for tensor in made.values()], value, tick=tick)
+    count = sum(len(tensor.sources) > 1 for tensor in made.values())
     say(f"{count:,} tensors in bf16; the other {len(made) - count:,} are as they were")
 
 

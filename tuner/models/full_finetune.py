@@ -1,4 +1,4 @@
-"""Full fine-tuning of a part of a model: which weights train, and in what dtype the others lie."""
+"""Full fine-tuning of a part of a model: which weights are trained, and the dtype of the frozen ones."""
 
 import math
 from collections.abc import Collection, Iterable
@@ -22,12 +22,12 @@ def load_trainable(
     last_layers: int | None = None,
     freeze: Collection[str] = (),
 ) -> PreTrainedModel:
-    """The model in a directory with fp32 masters of what trains, for products in `compute` by autocast; in
-    eval mode.
+    """The model in a directory with fp32 master weights of what is trained, for matmuls in `compute` by
+    autocast; in eval mode.
 
-    Where a part is frozen, the linear layers and embeddings in it lie in `compute`, with the values that they
-    have in `rounded`: half the memory, and products see the same numbers. The whole model is then on the
-    processor first, so that the GPU never holds it in fp32.
+    Frozen linear layers and embeddings are held in `compute`, with the values that they have in `rounded`:
+    half the memory, and matmuls get the same inputs. The whole model is then loaded on the CPU first, so
+    that the GPU never holds it in fp32.
 
     Raises ConfigError when nothing is left to train, or the model has fewer layers.
     """
@@ -48,7 +48,7 @@ def choose_trainable(
     freeze       "embeddings", "norms", "head": leave these as they are
 
     A head that is tied to the embedding is the embedding: either name freezes it, and so does `last_layers`,
-    as it comes first too. What sees or hears does not train with `last_layers`.
+    as it comes first too. Vision and audio towers are frozen with `last_layers`.
     Raises ConfigError when nothing is left to train, or the model has fewer layers.
     """
     head = model.get_output_embeddings()
@@ -116,5 +116,5 @@ def _widen(_module: nn.Module, _args: tuple[Any, ...], out: Tensor) -> Tensor:
 
 
 def count_trainable(model: torch.nn.Module) -> int:
-    """How many numbers train."""
+    """How many trainable parameters a model has."""
     return sum(math.prod(p.shape) for p in model.parameters() if p.requires_grad)

@@ -31,14 +31,14 @@ BATCH = 16
 
 
 class Dialogue:
-    """What was said so far. Texts are kept, not ids: they are tokenised each time as a row of the training
+    """What was said so far. Texts are kept, not ids: they are tokenised each time, as a row of training data
     is.
     """
 
     def __init__(self, template: Template, system: str | None) -> None:
         self._template = template
         self.system = system
-        """in place of the system prompt of the training, which None leaves"""
+        """in place of the system prompt of the training data; None leaves that"""
         self.turns: list[tuple[str, str]] = []
         """questions and their answers"""
 
@@ -102,7 +102,7 @@ class CachedGenerator:
         self._read: list[int] = []
         self._cache = None
         self.ended: Literal["end", "length", "stopped"] = "end"
-        """what ended the last answer: a token of `stops`, `most`, or a person"""
+        """what ended the last answer: a token of `stops`, `most`, or the user"""
 
     @property
     def read(self) -> tuple[int, ...]:

@@ -25,8 +25,8 @@ EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 another
 """
 NOT_ADAPTED = {"embed_tokens", "lm_head", "gate", "router", "shared_expert_gate"}
-"""the last part of the name of matrices that no adapter is put around: embedding, head, and what chooses
-experts
+"""the last part of the name of matrices that no adapter is put around: embedding, head, and what routes
+tokens to experts
 """
 
 
@@ -62,15 +62,15 @@ def tensor_shapes(geometry: Geometry) -> dict[str, Shape]:
 
 
 def parameter_count(geometry: Geometry) -> int:
-    """How many numbers there are. A tied head counts once; a router's corrections count, though nothing
-    trains them.
+    """How many parameters there are. A tied head counts once; a router's correction biases count, though they
+    are not trained by gradients.
     """
     return sum(map(prod, tensor_shapes(geometry).values()))
 
 
 def active_parameter_count(geometry: Geometry) -> int:
-    """Those that one token uses: all but the experts that its routers leave out. The embedding counts
-    whole, as in published figures.
+    """Those that one token uses: of the experts only the routed ones. The embedding counts whole, as in
+    published figures.
     """
     found = tensor_shapes(geometry)
     of_experts = sum(prod(shape) for name, shape in found.items() if ".experts." in name)

@@ -27,7 +27,7 @@ def resolve_device(wish: str) -> torch.device:
     """`auto`, `cpu` or `cuda` as a device. Raises ConfigError when a GPU is present and can't be used: that
     is never a silent CPU run.
 
-    A CUDA_VISIBLE_DEVICES that hides every card is a person's wish for the processor.
+    A CUDA_VISIBLE_DEVICES that hides every GPU asks for the CPU.
     """
     if wish == "cpu":
         return torch.device("cpu")
@@ -37,7 +37,7 @@ def resolve_device(wish: str) -> torch.device:
     if usable:
         return torch.device("cuda")
     if hidden(os.environ):
-        reason = f"{VARIABLE}={os.environ[VARIABLE]!r} hides every card"
+        reason = f"{VARIABLE}={os.environ[VARIABLE]!r} hides every GPU"
     elif why := trouble(os.environ, str(said[0].message) if said else "it does not say why"):
         raise ConfigError(f"machine.device={wish} finds a GPU that can't be used. {why.paragraph}")
     else:
@@ -45,16 +45,16 @@ def resolve_device(wish: str) -> torch.device:
     if wish == "auto":
         return torch.device("cpu")
     raise ConfigError(
-        f"machine.device={wish} needs an NVIDIA GPU, and {reason}. Mend that, or train on the processor with "
+        f"machine.device={wish} needs an NVIDIA GPU, and {reason}. Fix that, or train on the CPU with "
         "machine=cpu."
     )
 
 
 def compute_dtype(precision: str, device: torch.device | str) -> torch.dtype:
-    """The dtype of the matrix products for algo.precision.
+    """The dtype of the matmuls for algo.precision.
 
-    A processor without bf16 instructions multiplies bf16 matrices ten times slower than fp32 ones. There,
-    bf16 means weights rounded to bf16 and arithmetic in fp32: a difference of rounding, which is neutral.
+    A CPU without bf16 instructions multiplies bf16 matrices ten times slower than fp32 ones. There, bf16
+    means weights rounded to bf16 and arithmetic in fp32: a difference of rounding, which is neutral.
     """
     if precision == "bf16" and torch.device(device).type == "cpu" and not has_bf16():
         return torch.float32
@@ -78,7 +78,7 @@ def load_model(
     rounded     weights take this dtype's values first: torch.bfloat16 with dtype=torch.float32 computes in
                 fp32 on bf16 weights
     quant       "nf4" or "int8": the linear layers in 4 or 8 bits, see tuner.models.quantize; `dtype` is then
-                that of the products, and the base is bf16
+                that of the matmuls, and the base is bf16
     storage     the dtype whose bytes hold the 4 bits: torch.bfloat16 where weights are sharded, which takes
                 floats only; the bits are the same
 
@@ -107,7 +107,7 @@ def load_tuned(
 
     The weights take the values that merging writes, in `rounded` (bf16 when None), whatever `dtype` is.
     `quant` says how the base was held while the adapter trained: for "nf4" and "int8" the merged weights are
-    those of the base in 4 or 8 bits plus the product. Without an adapter it is the model in `base` as it lies
+    those of the base in 4 or 8 bits plus B·A. Without an adapter it is the model in `base` as it lies
     there. Beside the model there is never more than one of its tensors. Raises DataError like `load_model`,
     and StageError when the adapter doesn't fit.
     """

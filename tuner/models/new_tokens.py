@@ -30,7 +30,7 @@ HEADS = frozenset({"lm_head", "embed_out"})
 """what families call the output head"""
 
 MULTIPLE = 64
-"""an embedding whose rows are a multiple of this keeps that, for the sake of fast matrix products"""
+"""an embedding whose rows are a multiple of this keeps that, for the sake of fast matmuls"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

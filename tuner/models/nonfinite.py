@@ -1,7 +1,7 @@
-"""Where a value that is not finite comes from: a tensor of the checkpoint, a weight that trains, or the layer
-that first gives one.
+"""Where a nan or an infinity comes from: a tensor of the checkpoint, a trained weight, or the first layer
+whose output has one.
 
-Asked when a loss or a logit is no number, not before: it reads the whole checkpoint.
+Asked when a loss or a logit is not finite, not before: it reads the whole checkpoint.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,13 +40,13 @@ def explain_nonfinite(
         )
     if name := any_of(in_weights(model)):
         return (
-            f"It comes from {name}, whose values are not finite any more, and which trains: lower "
+            f"It comes from {name}, a trained weight whose values are not finite any more: lower "
             "algo.optim.lr."
         )
     if name := any_of(in_layers(model, run)):
         return (
-            f"All weights are finite, and the first output that is not is that of {name}: values grow beyond "
-            "what floats hold. Such a model needs another algo.precision, or is damaged."
+            f"All weights are finite, and the first output that is not is that of {name}: the activations "
+            "overflow. Such a model needs another algo.precision, or is damaged."
         )
     return ""
 
@@ -128,7 +128,7 @@ def count_nonfinite(tensor: Tensor) -> str | None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all values are; whole numbers always."""
+    """Whether all values are finite; integers always are."""
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor.detach()).all())
 
 

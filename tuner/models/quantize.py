@@ -1,12 +1,12 @@
-"""A frozen base in 4 or 8 bits, by bitsandbytes.
+"""A frozen base quantised to 4 or 8 bits, by bitsandbytes.
 
 nf4    4 bits: NF4 in blocks of 64, whose constants are quantised too (QLoRA, arXiv:2305.14314, section 3)
 int8   8 bits: each row of a weight by its largest value; inputs are quantised too, token by token, except for
-       the columns in which one is above 6, whose products are in 16 bits (LLM.int8, arXiv:2208.07339). On a
-       processor, training leaves inputs as they are
+       the columns in which one is above 6, which are multiplied in 16 bits (LLM.int8, arXiv:2208.07339). On
+       the CPU, training leaves inputs as they are
 
-What is quantised is always the bf16 value, whatever arithmetic follows. Held in few bits are the linear
-layers that `targets.linear_layers` names; embeddings, head, norms, routers, vision and audio stay in bf16.
+It is always the bf16 value that is quantised, whatever arithmetic follows. Quantised are the linear layers
+that `targets.linear_layers` names; embeddings, head, norms, routers, vision and audio stay in bf16.
 """
 
 import logging
@@ -46,7 +46,7 @@ def require_library(quant: str) -> None:
 
 
 def quantised_layers(model: PreTrainedModel) -> list[str]:
-    """The modules whose weights are to be held in few bits. bitsandbytes takes plain linear layers, no
+    """The modules whose weights are to be quantised. bitsandbytes takes plain linear layers, no
     classes derived from them.
     """
     return [name for name in linear_layers(model) if type(model.get_submodule(name)) is torch.nn.Linear]
@@ -74,7 +74,7 @@ def quantization_config(
 ) -> Any:
     """What transformers needs to know to load `model` with its `quantised_layers` quantised.
 
-    compute   the dtype of the products
+    compute   the dtype of the matmuls
     storage   the dtype whose bytes hold the 4 bits, uint8 when None
 
     Raises ConfigError for a model whose experts would stay as they are, with their share.
@@ -133,11 +133,11 @@ def prepare_for_training(
     packed = {id(modules[name].weight) for name in layers}
     for module in modules.values():
         if isinstance(module, Linear4bit):
-            # A forward pass in eval mode would repack the weight for a faster product, and neither gradients
+            # A forward pass in eval mode would repack the weight for a faster matmul, and neither gradients
             # nor merging know that order.
             module.support_avx512bf16_for_cpu = False
-            # In this dtype the backward pass restores the weight; the forward pass does in that of the
-            # products.
+            # In this dtype the backward pass dequantises the weight; the forward pass does in that of the
+            # matmuls.
             module.weight.quant_state.dtype = compute
     for parameter in model.parameters():
         if id(parameter) not in packed and parameter.dtype == torch.bfloat16:
@@ -148,14 +148,14 @@ def quantise_dequantise(weight: Tensor, quant: str, dtype: torch.dtype = torch.b
     """What the frozen base computes with where its checkpoint has `weight`: for "nf4" in `dtype`, for "int8"
     in fp32, for "none" the weight itself.
 
-    dtype   of training's products, algo.precision: in fp32, bitsandbytes does not round to bf16 what it
-            restores of 4 bits
+    dtype   of training's matmuls, algo.precision: in fp32, bitsandbytes does not round to bf16 what it
+            dequantises of 4 bits
 
-    Of 8 bits it multiplies whole numbers, and scales in fp32; in training on a processor it restores the
-    weight in the dtype of the products.
+    In 8 bits it multiplies integers, and scales in fp32; in training on the CPU it dequantises the weight to
+    the dtype of the matmuls.
 
-    It is computed where the weight lies. bitsandbytes rounds some constants otherwise on a GPU than on a
-    processor: one weight in 1,600 differs (H100, bitsandbytes 0.50), by 2.4 % at most, which is less in sum
+    It is computed where the weight lies. bitsandbytes rounds some constants otherwise on a GPU than on the
+    CPU: one weight in 1,600 differs (H100, bitsandbytes 0.50), by 2.4 % at most, which is less in sum
     than rounding to bf16 does.
     """
     if quant == "none":

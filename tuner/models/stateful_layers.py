@@ -1,8 +1,8 @@
 """Layers that carry something from token to token outside of attention: recurrent states (Mamba, linear
 attention), short convolutions.
 
-They know no borders of documents: what the positions of a packed row say is for attention only. A model with
-such layers gets one document a row.
+They know no document borders: the positions of a packed row are for attention only. A model with such layers
+gets one document a row.
 """
 
 from collections.abc import Iterator
@@ -28,8 +28,8 @@ STATELESS = frozenset(
         "global local moe mlp dense sparse reference_sliding_attention"
     ).split()
 )
-"""kinds of layers that see a document's tokens by attention or one by one; whatever else a layer is called
-is taken for one that carries a state
+"""kinds of layers that mix tokens by attention or not at all; whatever else a layer is called is taken for
+one that carries a state
 """
 
 DIRECT = ("x_proj", "dt_proj", "out_proj")
@@ -37,8 +37,8 @@ DIRECT = ("x_proj", "dt_proj", "out_proj")
 
 
 def carried_state(model: PreTrainedModel | PeftModel) -> str | None:
-    """What of a model goes from one document of a packed row into the next, in words; None for a model of
-    attention alone.
+    """What a model carries from one document of a packed row into the next, in words; None for a model with
+    attention only.
 
     Whatever transformers says of it counts: the kinds of layers in its config, its own word that it is
     stateful, a convolution along the tokens.
@@ -68,7 +68,7 @@ def carried_state(model: PreTrainedModel | PeftModel) -> str | None:
 
 def linears_read_by_mixers(model: torch.nn.Module) -> frozenset[str]:
     """The names of linear layers in Mamba's mixers whose weight the mixer reads by itself, here or in its
-    kernels on a GPU: an adapter on one, or fewer bits, would pass unseen."""
+    kernels on a GPU: an adapter on one, or its quantisation, would have no effect."""
     mixers = [
         (name, module)
         for name, module in model.named_modules()

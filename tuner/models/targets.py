@@ -1,5 +1,5 @@
-"""Which linear layers of a model get an adapter, and which are held in 4 bits: those of the language
-model, without its head and its routers.
+"""Which linear layers of a model get an adapter, and which are quantised: those of the language model,
+without its head and its routers.
 """
 
 import re
@@ -26,7 +26,7 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
     """The names of every linear layer of the language model but the head and the routers, in the model's
     order.
 
-    What sees or hears, and what leads from there into the language model, lies outside of it. Experts are no
+    Vision and audio towers, and the projectors from them, lie outside of it. Experts are no
     linear layers in transformers: those of a layer are one tensor of three dimensions. Nor are those that a
     mixer of Mamba's reads by itself.
     """
@@ -75,7 +75,7 @@ def target_modules(model: PreTrainedModel, targets: str | Iterable[str]) -> str 
     Names stay as they are, which keeps adapter_config.json readable; `all-linear` becomes the names of
     `linear_layers`, and PEFT shortens the list. Beside experts only attention is adapted: PEFT would take a
     dense or shared MLP's gate_proj for that of all experts, here and wherever it reads the adapter. In a
-    model that sees, the end of a name means the language model's modules, where it has such; a regular
+    multimodal model, the end of a name means the language model's modules, where it has such; a regular
     expression or a whole name means what it says.
     Raises ConfigError when something fits no module.
     """

@@ -163,10 +163,10 @@ def test_other_keys_that_say_it() -> None:
         ({"a.q_proj.weight": "F8_E4M3", "a.q_proj.weight_scale_inv": "F32"}, "FP8"),
         ({"a.q_proj.weight": "F8_E4M3", "a.q_proj.weight_scale": "F32"}, "FP8"),
         ({"a.experts.down_proj_blocks": "U8", "a.experts.down_proj_scales": "U8"}, "MXFP4"),
-        ({"a.q_proj.weight": "I8", "a.q_proj.weight_scale": "BF16"}, "whole numbers as weights"),
+        ({"a.q_proj.weight": "I8", "a.q_proj.weight_scale": "BF16"}, "integer weights"),
         (
             {"a.q_proj.weight": "U32", "a.q_proj.scales": "BF16", "a.q_proj.biases": "BF16"},
-            "whole numbers as weights",
+            "integer weights",
         ),
     ],
 )

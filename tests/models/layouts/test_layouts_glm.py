@@ -272,7 +272,7 @@ UNREPRESENTED = [
     ("qwen", {"no_bias": False}, "no_bias False, where"),
     ("qwen", {"scale_attn_weights": False}, "scale_attn_weights False, where"),
     ("qwen", {"intermediate_size": 191}, "intermediate_size 191, where an even number"),
-    ("qwen", {"visual": {"layers": 48}}, "sees pictures"),
+    ("qwen", {"visual": {"layers": 48}}, "reads images"),
     ("minicpm", {"num_experts": 8}, "num_experts 8, where"),
     ("minicpm", {"hidden_act": "fatrelu"}, "hidden_act 'fatrelu', where"),
     ("minicpm", {"rope_scaling": {"rope_type": "longrope", "long_factor": [1.0]}}, "rope_scaling .*longrope"),
@@ -357,6 +357,6 @@ def test_qwen_without_its_biases_is_refused() -> None:
 def test_a_tied_head_that_is_in_the_file_stays_there(tmp_path: Path) -> None:
     config, specs = parts("minicpm")
     specs = specs | {"lm_head.weight": Spec(name="lm_head.weight", dtype="F32", shape=(288, 64))}
-    found = {piece.spec.name: piece.spec for piece in minicpm.to_native(config, specs, "minicpm").pieces}
+    found = {piece.spec.name: piece.spec for piece in minicpm.to_native(config, specs, "minicpm").tensors}
     assert found == specs
     assert {piece.spec.name for piece in minicpm.to_original(config, found, "minicpm")} == specs.keys()

@@ -52,7 +52,7 @@ MAY_BE_NONE = frozenset(
 )
 """sizes that are 0 where a model has no such part"""
 MOST_WEIGHTS = 10**13
-"""numbers in the linear layers of the largest model that is believed"""
+"""parameters in the linear layers of the largest model that is believed"""
 DEEPEST = 16
 """how far the objects of a config.json are nested in each other, at most"""
 

@@ -131,7 +131,7 @@ def by_types(types: Mapping[str, str]) -> Quantisation | None:
     ):
         return Quantisation(
             method="integers",
-            words="whole numbers as weights",
+            words="integer weights",
             said=f"the tensor {name:.120}, which is {types[name]}",
         )
     return None
@@ -267,7 +267,7 @@ def is_mxfp4_blocks(name: str, names: Mapping[str, Any]) -> bool:
 
 
 def unpacked_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of experts in MXFP4, [E, rows, blocks, 16 bytes of two numbers], as their class has them:
+    """The shape of experts in MXFP4, [E, rows, blocks, 16 bytes of two values], as their class has them:
     inputs first.
     """
     *experts, rows, blocks, width = shape
@@ -284,12 +284,12 @@ def scale_of(name: str, names: Mapping[str, Any]) -> str | None:
 
 
 def parameters_in(method: str | None, size: int) -> int:
-    """About how many numbers lie in so many bytes of weights: 16 bits each, 8, or 4 with 8 more for 32 of
+    """About how many parameters lie in so many bytes of weights: 16 bits each, 8, or 4 with 8 more for 32 of
     them.
     """
     return {"fp8": size, "mxfp4": size * 32 // 17}.get(method or "", size // 2)
 
 
 def count(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """All numbers of these tensors."""
+    """All parameters of these tensors."""
     return sum(map(prod, shapes.values()))

@@ -79,7 +79,7 @@ def checkpoint_names(directory: Path) -> dict[str, str]:
     """Weight → tensor, for the model in `directory` and each of its weights that is one whole tensor of the
     checkpoint.
 
-    A model of text: model.layers.0.… is called the same. One that sees: model.language_model.layers.0.… is
+    A text model: model.layers.0.… is called the same. A multimodal one: model.language_model.layers.0.… is
     language_model.model.layers.0.…
     """
     return dict(map_names(meta_model(directory), stored_specs(directory)).plain)

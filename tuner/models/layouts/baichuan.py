@@ -50,15 +50,16 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
     )
     if layout in WITHOUT_CLASS:
         native |= {"model_type": ALIBI, "architectures": ["AlibiLlamaForCausalLM"]}
-    pieces = _table(settings, sizes, specs).to_native(specs)
+    tensors = _table(settings, sizes, specs).to_native(specs)
     kept = buffers(specs)
     if layout in NORMALISED:
-        pieces = [
-            replace(piece, make=normalised) if piece.spec.name == llama.HEAD else piece for piece in pieces
+        tensors = [
+            replace(tensor, make=normalised) if tensor.spec.name == llama.HEAD else tensor
+            for tensor in tensors
         ]
         kept = (*kept, llama.HEAD)
     return NativeCheckpoint(
-        config=native, pieces=pieces, generation=llama.generation_ids(settings, sizes.vocabulary), kept=kept
+        config=native, tensors=tensors, generation=llama.generation_ids(settings, sizes.vocabulary), kept=kept
     )
 
 
@@ -75,15 +76,15 @@ def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: st
             "original layout normalises the head on every use, so the rows of new tokens can't be written "
             f"in it. Train without model.new_tokens{otherwise}."
         )
-    pieces = _table(settings, sizes, specs).to_original(specs)
-    return [piece for piece in pieces if layout not in NORMALISED or piece.spec.name != llama.HEAD]
+    tensors = _table(settings, sizes, specs).to_original(specs)
+    return [tensor for tensor in tensors if layout not in NORMALISED or tensor.spec.name != llama.HEAD]
 
 
 def normalised(head_VC: Tensor) -> Tensor:
     """W / max(2-norm of each row, 1e-12), in the dtype of W, as the original does it.
 
     The norms are summed in fp64 and then rounded to that dtype: so the result does not depend on the order in
-    which a processor adds. fp16 has no 1e-12, and its smallest number stands in.
+    which a device adds. fp16 has no 1e-12, and its smallest number stands in.
     """
     least = max(1e-12, torch.finfo(head_VC.dtype).smallest_normal)
     return torch.cat(

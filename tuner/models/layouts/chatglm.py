@@ -44,7 +44,7 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
     settings = OriginalConfig(layout=layout, config=config)
     _refuse(settings)
     sizes = _sizes(settings)
-    pieces = _table(settings, sizes).to_native(specs)
+    tensors = _table(settings, sizes).to_native(specs)
     ids = _ids(settings, sizes.vocabulary)
     native = {
         "architectures": ["GlmForCausalLM"],
@@ -66,7 +66,7 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
         "use_cache": True,
         "bos_token_id": None,
         **ids,
-        "dtype": llama.DTYPES[main_dtype(piece.spec for piece in pieces)],
+        "dtype": llama.DTYPES[main_dtype(tensor.spec for tensor in tensors)],
     }
     said: tuple[str, ...] = ()
     if settings.number("hidden_dropout", 0.0, zero=True):
@@ -76,7 +76,9 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
                 "has none"
             ),
         )
-    return NativeCheckpoint(config=native, pieces=pieces, generation=ids, kept=buffers(specs), warnings=said)
+    return NativeCheckpoint(
+        config=native, tensors=tensors, generation=ids, kept=buffers(specs), warnings=said
+    )
 
 
 def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[MappedTensor]:

@@ -122,8 +122,8 @@ def _chatglm(config: Mapping[str, Any]) -> str:
     """
     if "inner_hidden_size" in config or "position_encoding_2d" in config:
         raise DataError(
-            "config.json describes ChatGLM-6B, the first, with positions of two dimensions and a prefix that "
-            "sees itself: no class of transformers computes that. Use ChatGLM3-6B or GLM-4-9B."
+            "config.json describes ChatGLM-6B, the first, with positions of two dimensions and a prefix with "
+            "bidirectional attention: no class of transformers computes that. Use ChatGLM3-6B or GLM-4-9B."
         )
     epsilon, path = config.get("layernorm_epsilon"), config.get("_name_or_path")
     name = PurePosixPath(path).name.lower() if isinstance(path, str) else ""

@@ -34,7 +34,7 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
     )
     return NativeCheckpoint(
         config=native,
-        pieces=_table(settings, sizes, specs).to_native(specs),
+        tensors=_table(settings, sizes, specs).to_native(specs),
         generation=llama.generation_ids(settings, sizes.vocabulary),
         kept=buffers(specs),
         warnings=(said,) if rope["rope_type"] == "dynamic" else (),

@@ -42,10 +42,10 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
         rope=llama.rope_scaling(settings, settings.number("rope_theta", 10000)),
         bias=settings.flag("bias", True),
     )
-    pieces = _table(settings, sizes, NAMES[llama.HEAD], specs).to_native(specs)
+    tensors = _table(settings, sizes, NAMES[llama.HEAD], specs).to_native(specs)
     return NativeCheckpoint(
         config=native,
-        pieces=pieces,
+        tensors=tensors,
         generation=llama.generation_ids(settings, sizes.vocabulary),
         kept=buffers(specs),
     )

@@ -29,10 +29,10 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
         bias=bias,
         mlp_bias=bias,
     )
-    pieces = _table(settings, sizes, specs).to_native(specs)
+    tensors = _table(settings, sizes, specs).to_native(specs)
     return NativeCheckpoint(
         config=native,
-        pieces=pieces,
+        tensors=tensors,
         generation=llama.generation_ids(settings, sizes.vocabulary),
         kept=buffers(specs),
     )

@@ -1,5 +1,5 @@
-"""What a rewriting is made of: pieces, each a tensor that is made of tensors of the other layout. Nothing
-is read until a piece is made.
+"""A tensor that is made of tensors of the other layout, and a checkpoint of such tensors. Nothing is read
+until one is made.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,19 +25,19 @@ class MappedTensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NativeCheckpoint:
-    """A checkpoint as a class of transformers' reads it."""
+    """A checkpoint as a class of transformers reads it."""
 
     config: Mapping[str, Any]
     """config.json, whole"""
-    pieces: Sequence[MappedTensor]
+    tensors: Sequence[MappedTensor]
     generation: Mapping[str, Any] = field(default_factory=dict)
     """what generation_config.json says where the repository's does not: the ids that begin, end and pad"""
     kept: tuple[str, ...] = ()
-    """tensors of the original that can't be made again from the pieces: they are kept beside, for the way
-    back
+    """tensors of the original that can't be made again from the native ones: they are kept beside it, for
+    the way back
     """
     warnings: tuple[str, ...] = ()
-    """what a person should know, such as a window beyond which the two differ"""
+    """what users should know, such as a window beyond which the two differ"""
 
 
 def renamed(spec: Spec, name: str) -> MappedTensor:

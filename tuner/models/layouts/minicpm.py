@@ -26,7 +26,7 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
     settings = OriginalConfig(layout=layout, config=config)
     sizes = llama.sizes_of(settings)
     settings.usual("num_experts", 0, mend="The mixture of experts is another model.")
-    pieces = _table(settings, sizes, specs).to_native(specs)
+    tensors = _table(settings, sizes, specs).to_native(specs)
     rope = llama.rope_scaling(settings, settings.number("rope_theta", 10000.0))
     native = llama.llama_config(
         settings,
@@ -49,7 +49,7 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
     ids = {"bos_token_id": 1, "eos_token_id": 2} | {
         key: ids for key, ids in llama.generation_ids(settings, sizes.vocabulary).items() if ids is not None
     }
-    return NativeCheckpoint(config=native | ids, pieces=pieces, generation=ids, kept=buffers(specs))
+    return NativeCheckpoint(config=native | ids, tensors=tensors, generation=ids, kept=buffers(specs))
 
 
 def to_original(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str) -> list[MappedTensor]:

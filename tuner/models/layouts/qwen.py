@@ -42,7 +42,7 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
     settings = OriginalConfig(layout=layout, config=config)
     sizes = _sizes(settings)
     _refuse(settings, sizes)
-    pieces = _table(settings, sizes, specs).to_native(specs)
+    tensors = _table(settings, sizes, specs).to_native(specs)
     window = settings.size("seq_length")
     theta = settings.number("rotary_emb_base", 10000.0)
     native = llama.llama_config(
@@ -59,7 +59,7 @@ def to_native(config: Mapping[str, Any], specs: Mapping[str, Spec], layout: str)
     ids = {"eos_token_id": [END, TURN], "pad_token_id": END} if sizes.vocabulary > TURN else {}
     return NativeCheckpoint(
         config=native,
-        pieces=pieces,
+        tensors=tensors,
         generation=ids,
         kept=buffers(specs),
         warnings=_warnings(settings, window),
@@ -94,7 +94,7 @@ def _refuse(settings: OriginalConfig, sizes: Sizes) -> None:
         settings.usual(key, usual, mend=PLAIN)
     if "visual" in settings.config:
         raise DataError(
-            f"This {settings.layout} checkpoint sees pictures (config.json has `visual`), which Qwen2 does "
+            f"This {settings.layout} checkpoint reads images (config.json has `visual`), which Qwen2 does "
             f"not. {PLAIN}"
         )
 

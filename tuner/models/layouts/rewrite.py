@@ -74,14 +74,14 @@ def write_native(
     """Write the checkpoint whose files are `source` (name → path) to `out` as transformers reads it, and the
     directory `original` beside it.
 
-    Tokenizer files are copied as they are. What a person should know of the family goes to `say`, each
+    Tokenizer files are copied as they are. What users should know of the family goes to `say`, each
     written tensor to `tick`. Raises DataError, before anything is written, for a checkpoint that its layout's
     mapping can't represent.
     """
     weights = Checkpoint(path for name, path in sorted(source.items()) if name.endswith(".safetensors"))
     config = read_json_object(source[CONFIG])
     native = layout_module(layout).to_native(config, weights.specs, layout)
-    made = {piece.spec.name: piece for piece in native.pieces}
+    made = {tensor.spec.name: tensor for tensor in native.tensors}
     beside = {
         name: path
         for name, path in source.items()
@@ -105,7 +105,7 @@ def write_native(
     def value(name: str) -> Tensor:
         return _make(made[name], weights.__getitem__)
 
-    write_checkpoint(out, [piece.spec for piece in native.pieces], value, tick=tick)
+    write_checkpoint(out, [tensor.spec for tensor in native.tensors], value, tick=tick)
     for warning in native.warnings:
         say(warning)
 
@@ -123,28 +123,28 @@ def original_tensors(aside: Path, specs: Mapping[str, Spec], *, untied: bool = F
     loose = {TIED: False} if untied else {}
     layout, config = _layout(aside), with_vocabulary(read_json_object(aside / CONFIG), specs) | loose
     family = layout_module(layout)
-    pieces = family.to_original(read_json_object(aside / CONFIG) | loose, specs, layout)
+    tensors = family.to_original(read_json_object(aside / CONFIG) | loose, specs, layout)
     kept = Checkpoint([aside / KEPT] if (aside / KEPT).is_file() else [])
-    before = {piece.spec.name: piece.spec for piece in pieces} | kept.specs
+    before = {tensor.spec.name: tensor.spec for tensor in tensors} | kept.specs
     forward = {
-        piece.sources[0]: piece
-        for piece in family.to_native(config, before, layout).pieces
-        if len(piece.sources) == 1
+        tensor.sources[0]: tensor
+        for tensor in family.to_native(config, before, layout).tensors
+        if len(tensor.sources) == 1
     }
     for name, spec in kept.specs.items():
         if name not in forward:
-            pieces.append(MappedTensor(spec=spec, sources=(), make=lambda name=name: kept[name]))
+            tensors.append(MappedTensor(spec=spec, sources=(), make=lambda name=name: kept[name]))
             continue
         native = forward[name].spec.name
         dtype = specs[native].dtype
-        pieces.append(
+        tensors.append(
             MappedTensor(
                 spec=replace(spec, dtype=dtype),
                 sources=(native,),
                 make=_untrained(layout, forward[name], kept),
             )
         )
-    return pieces
+    return tensors
 
 
 def write_original(
@@ -166,7 +166,7 @@ def write_original(
     types and bytes; where shards are cut is free. Raises DataError where a tensor has trained that the layout
     has no place for.
     """
-    pieces = {piece.spec.name: piece for piece in original_tensors(aside, specs, untied=untied)}
+    tensors = {tensor.spec.name: tensor for tensor in original_tensors(aside, specs, untied=untied)}
     for path in sorted(aside.iterdir()):
         if path.name not in (KEPT, LAYOUT_FILE, CONFIG):
             shutil.copyfile(path, out / path.name)
@@ -176,9 +176,9 @@ def write_original(
     (out / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def made(name: str) -> Tensor:
-        return _make(pieces[name], value)
+        return _make(tensors[name], value)
 
-    return write_checkpoint(out, [piece.spec for piece in pieces.values()], made, tick=tick)
+    return write_checkpoint(out, [tensor.spec for tensor in tensors.values()], made, tick=tick)
 
 
 def with_vocabulary(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[str, Any]:
@@ -206,8 +206,8 @@ def _layout(aside: Path) -> str:
     return str(read_json_object(aside / LAYOUT_FILE).get("layout"))
 
 
-def _make(piece: MappedTensor, value: Callable[[str], Tensor]) -> Tensor:
-    made: Tensor = piece.make(*(value(name) for name in piece.sources))
+def _make(tensor: MappedTensor, value: Callable[[str], Tensor]) -> Tensor:
+    made: Tensor = tensor.make(*(value(name) for name in tensor.sources))
     return made
 
 

@@ -79,10 +79,10 @@ class Table:
         check_tensors(
             self.layout, {name: spec for name, spec in specs.items() if name not in buffers(specs)}, expected
         )
-        pieces = [renamed(specs[name], native) for name, (native, _) in self.same.items()]
+        tensors = [renamed(specs[name], native) for name, (native, _) in self.same.items()]
         for name, (natives, tail) in self.fused.items():
-            pieces += [self._cut(specs[name], native, part, tail) for part, native in enumerate(natives)]
-        return pieces
+            tensors += [self._cut(specs[name], native, part, tail) for part, native in enumerate(natives)]
+        return tensors
 
     def to_original(self, specs: Mapping[str, Spec]) -> list[MappedTensor]:
         """The original tensors, made of the native ones. Raises DataError unless `specs` are exactly
@@ -92,8 +92,8 @@ class Table:
         for natives, tail in self.fused.values():
             expected |= {native: (self._fusion.rows(part), *tail) for part, native in enumerate(natives)}
         check_tensors(f"rewritten {self.layout}", specs, expected)
-        pieces = [renamed(specs[native], name) for name, (native, _) in self.same.items()]
-        return pieces + [
+        tensors = [renamed(specs[native], name) for name, (native, _) in self.same.items()]
+        return tensors + [
             self._join([specs[native] for native in natives], name, tail)
             for name, (natives, tail) in self.fused.items()
         ]
@@ -130,8 +130,8 @@ class Table:
 
 
 def buffers(specs: Mapping[str, Spec]) -> tuple[str, ...]:
-    """Tensors that the original stores and computes anew: no piece is made of them, and they are kept for
-    the way back.
+    """Buffers that the original stores and computes anew: no native tensor is made of them, and they are kept
+    for the way back.
     """
     return tuple(name for name in specs if name.endswith(BUFFERS))
 
@@ -149,7 +149,7 @@ def check_tensors(layout: str, specs: Mapping[str, Spec], expected: Mapping[str,
     if strange := [name for name in specs if name not in expected]:
         raise DataError(
             f"The {layout} checkpoint holds {len(strange)} tensors that its layout does not have, first "
-            f"{strange[0]:.120}. A quantised or adapted checkpoint, or one that sees pictures, can't be "
+            f"{strange[0]:.120}. A quantised or adapted checkpoint, or one that reads images, can't be "
             "rewritten: take the plain one. A layout that was guessed wrongly is set by model.layout."
         )
     for name, shape in expected.items():

@@ -37,10 +37,10 @@ def add_lora(
     names, in fp32.
 
     dora    magnitudes of the weights' rows train besides (arXiv:2402.09353)
-    rslora  the product is scaled by alpha / sqrt(r) instead of alpha / r (arXiv:2312.03732)
+    rslora  B·A is scaled by alpha / sqrt(r) instead of alpha / r (arXiv:2312.03732)
     init    how A and B begin, see `tuner.config.lora_init`. With olora and pissa they are a part of the
             weight, which is taken out of the base
-    first   the file that `write_initial` wrote when this training began: with olora and pissa, that part and
+    first   the file that `write_initial` wrote when this run began: with olora and pissa, that part and
             no other is taken out
 
     First values depend on `seed`, and on the device not at all, or where a weight is decomposed, by rounding

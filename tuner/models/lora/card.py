@@ -1,6 +1,6 @@
 """README.md beside an adapter: what its base has to be, in words and as lines of Python that load it.
 
-A plain LoRA on a plain base needs none. The same about a base in few bits stands in QUANTIZATION, as
+A plain LoRA on a plain base needs none. For a quantised base the same stands in QUANTIZATION, as
 transformers' settings; adapter_config.json has no key for it, and PEFT warns of keys that it does not know.
 """
 
@@ -50,8 +50,7 @@ instead, so take the merged model.
 
 
 def write_card(out: Path, config: Mapping[str, Any], base: str, *, quant: str, split: bool) -> None:
-    """Write what a person has to know to use the adapter with this adapter_config.json; nothing where that is
-    nothing.
+    """Write what one has to know to use the adapter with this adapter_config.json, if there is anything.
 
     quant   how the base was held (algo.quant)
     split   whether the adapter is on one of two that are one matrix in the base, head or embedding

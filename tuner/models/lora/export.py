@@ -40,7 +40,7 @@ def write_adapter(
     quant      how the base was held (algo.quant)
     tie        the head and the embedding of the base where they are one matrix
 
-    An adapter that is more than the plain product on the plain base gets a README.md besides, see
+    An adapter that is more than plain LoRA on the plain base gets a README.md besides, see
     `tuner.models.lora.card`.
     """
     config = read_json_object(settings) | {"base_model_name_or_path": base_name, "inference_mode": True}

@@ -66,7 +66,7 @@ def initialise(model: PeftModel, init: str, *, r: int, seed: int, first: dict[st
 
 
 def orthogonal_pair(r: int, inputs: int, outputs: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Random A [r, inputs] and B [outputs, r] whose product is zero, as B's rows lie in one half of an
+    """Random A [r, inputs] and B [outputs, r] with B·A = 0, as B's rows lie in one half of an
     orthogonal basis and A's columns in the other.
     """
     basis_RR = torch.linalg.qr(torch.randn(r, r, generator=generator)).Q
@@ -125,8 +125,8 @@ def dora_magnitudes(layer: Any) -> Tensor:
     without adapters. PEFT takes it in the dtype of W.
     """
     weight_OI = dequantize_module_weight(layer.get_base_layer()).float()
-    product_OI = layer.lora_B[ADAPTER].weight.float() @ layer.lora_A[ADAPTER].weight.float()
-    length_O: Tensor = torch.linalg.norm(weight_OI + layer.scaling[ADAPTER] * product_OI, dim=1)
+    update_OI = layer.lora_B[ADAPTER].weight.float() @ layer.lora_A[ADAPTER].weight.float()
+    length_O: Tensor = torch.linalg.norm(weight_OI + layer.scaling[ADAPTER] * update_OI, dim=1)
     return length_O
 
 

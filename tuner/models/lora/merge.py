@@ -1,7 +1,7 @@
 """A LoRA adapter written into its base model: W + s·B·A, tensor by tensor, never the whole model in memory.
 
-The product is the one of arXiv:2106.09685, section 4.1, in the order PEFT's own merge computes it, in fp32,
-and rounded once to the dtype in which training held the base: bf16, or fp32 where algo.precision says so.
+B·A is that of arXiv:2106.09685, section 4.1, in the order PEFT's own merge computes it, in fp32, and rounded
+once to the dtype in which training held the base: bf16, or fp32 where algo.precision says so.
 With DoRA, the rows of the sum get the lengths that trained (arXiv:2402.09353, equation 5).
 An adapter that trained on a base in 4 or 8 bits goes into what that base was: every weight, quantised and
 back (arXiv:2305.14314, section 3).
@@ -42,11 +42,11 @@ def merged_weight(
     ...     torch.tensor([10.0])).tolist()
     [[6.0, 8.0]]
     """
-    weight, product = weight.float(), (b.float() @ a.float()) * scale
+    weight, update = weight.float(), (b.float() @ a.float()) * scale
     if magnitude is None:
-        return weight + product
-    length: Tensor = torch.linalg.norm(weight + product, dim=1)
-    return (magnitude.float() / length).view(-1, 1) * (weight + product)
+        return weight + update
+    length: Tensor = torch.linalg.norm(weight + update, dim=1)
+    return (magnitude.float() / length).view(-1, 1) * (weight + update)
 
 
 def replace_rows(weight: Tensor, values: Tensor, ids: Iterable[int]) -> Tensor:

@@ -27,7 +27,7 @@ PLAIN: dict[str, Any] = {
     "monteclora_config": None,
     "lora_ga_config": None,
 }
-"""what an adapter's settings say when it is the plain product, or DoRA"""
+"""what an adapter's settings say when it is plain LoRA, or DoRA"""
 
 INITS = ("True", "False", "default", "gaussian", "orthogonal", "eva")
 """how adapters begin that leave their base as it is"""
@@ -91,8 +91,8 @@ def lora_pairs(settings: Mapping[str, Any], specs: Mapping[str, Spec]) -> dict[s
     """Which weight each pair of adapter tensors belongs to, by the name of the module that PEFT has wrapped.
 
     PEFT writes `base_model.model.` + the module's name + `.lora_A.weight`, or `.lora_embedding_A` for an
-    embedding. Raises StageError for an adapter that is more than the plain product or DoRA, for one whose
-    base is not the plain one any more, and for a tensor that belongs to no pair.
+    embedding. Raises StageError for an adapter that is more than plain LoRA or DoRA, for one whose base
+    has been changed, and for a tensor that belongs to no pair.
     """
     if odd := {key: settings[key] for key, plain in PLAIN.items() if (settings.get(key) or plain) != plain}:
         said = ", ".join(f"{key}={value}" for key, value in odd.items())
