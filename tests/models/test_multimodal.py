@@ -442,7 +442,7 @@ def test_a_class_of_its_own_for_text_reads_the_same_checkpoint(tmp_path: Path) -
 
 def test_a_model_that_writes_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "vit"}', encoding="utf-8")
-    with pytest.raises(DataError, match="model_type vit is no language model"):
+    with pytest.raises(DataError, match="model_type vit is not a language model"):
         load.load_model(tmp_path, dtype=torch.float32, device="cpu")
 
 

@@ -84,7 +84,7 @@ def target_modules(model: PreTrainedModel, targets: str | Iterable[str]) -> str 
         if found := [name for name in linear_layers(model) if name.rpartition(".")[2] not in taken]:
             return found
         raise ConfigError(
-            "algo.targets=all-linear fits no module of this model: it has no linear layers of a kind that "
+            "algo.targets=all-linear fits no module of this model: it has no linear layers that "
             "adapters are made for."
         )
     wanted = [targets] if isinstance(targets, str) else list(targets)
@@ -98,7 +98,7 @@ def target_modules(model: PreTrainedModel, targets: str | Iterable[str]) -> str 
             ]
         except re.error as error:
             raise ConfigError(
-                f"algo.targets={target} is no regular expression ({error}) and no module's name."
+                f"algo.targets={target} is neither a module's name nor a regular expression ({error})."
             ) from error
         if not fits[target]:
             raise ConfigError(

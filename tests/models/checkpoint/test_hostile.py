@@ -1,4 +1,4 @@
-"""A checkpoint made to do harm runs nothing, writes nothing outside its directory, allocates nothing, and
+"""A malicious checkpoint runs nothing, writes nothing outside its directory, allocates nothing, and
 is refused in one paragraph.
 """
 
@@ -95,13 +95,19 @@ def one_paragraph(error: BaseException) -> None:
         ({"a": tensor(0, 16, [1] * 9 + [4])}, "which no tensor has"),
         ({"a": tensor(0, 16, "4")}, "gives 'a' the shape 4"),
         ({"a": tensor(0, 16, {"0": 4})}, "gives 'a' the shape"),
-        ({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16, 32]}}, "has no two offsets for 'a'"),
-        ({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0.0, 16.0]}}, "has no two offsets for 'a'"),
-        ({"a": {"dtype": "F32", "shape": [4], "data_offsets": "0"}}, "has no two offsets for 'a'"),
+        (
+            {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16, 32]}},
+            "does not have two offsets for 'a'",
+        ),
+        (
+            {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0.0, 16.0]}},
+            "does not have two offsets for 'a'",
+        ),
+        ({"a": {"dtype": "F32", "shape": [4], "data_offsets": "0"}}, "does not have two offsets for 'a'"),
         ({"a": tensor(0, 16, dtype=["F32"])}, "tensors of type"),
         ({"a": tensor(0, 16, dtype="OBJECT")}, "tensors of type OBJECT"),
-        ({"a": [0, 16]}, "no safetensors header"),
-        ({"a": {"dtype": "F32"}}, "no safetensors header"),
+        ({"a": [0, 16]}, "not a safetensors header"),
+        ({"a": {"dtype": "F32"}}, "not a safetensors header"),
         (
             (
                 '{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}, "a": {"dtype": "F32",'
@@ -109,13 +115,13 @@ def one_paragraph(error: BaseException) -> None:
             ),
             "a name is in it twice",
         ),
-        ('{"a": ' * 100_000, "no safetensors header .nested too deeply"),
+        ('{"a": ' * 100_000, "not a safetensors header .nested too deeply"),
         (
             '{"a": {"dtype": "F32", "shape": [' + "9" * 5000 + '], "data_offsets": [0, 16]}}',
-            "no safetensors header",
+            "not a safetensors header",
         ),
-        (b"\xff\xfe{}", "no safetensors header"),
-        ("null", "no safetensors header"),
+        (b"\xff\xfe{}", "not a safetensors header"),
+        ("null", "not a safetensors header"),
     ],
 )
 def test_a_header_that_lies_is_refused(tmp_path: Path, header: Any, why: str) -> None:
@@ -283,11 +289,11 @@ def test_a_config_that_is_nested_without_end_is_refused() -> None:
     [
         (b"[1, 2]", "holds a list"),
         (b"null", "holds a NoneType"),
-        (b"{", "is no JSON"),
-        (b"\xff", "is no JSON"),
-        (b'{"a":' * 100_000, r"is no JSON that can be read \(RecursionError\)"),
-        (b'{"vocab_size": ' + b"9" * 5000 + b"}", "is no JSON"),
-        (b" " * (17 << 20), "17,825,792 bytes long: no model's config is"),
+        (b"{", "is not JSON"),
+        (b"\xff", "is not JSON"),
+        (b'{"a":' * 100_000, r"is not JSON that can be read \(RecursionError\)"),
+        (b'{"vocab_size": ' + b"9" * 5000 + b"}", "is not JSON"),
+        (b" " * (17 << 20), "17,825,792 bytes long, which no model's config is"),
     ],
     ids=["list", "null", "cut", "bytes", "deep", "long number", "large"],
 )
@@ -396,5 +402,5 @@ def test_links_of_a_repository_are_never_made(server: Hub, tmp_path: Path) -> No
     assert pin is not None
     fetch.download_model("hub", "org/model", pin, out, print)
     assert not any(path.is_symlink() for path in out.rglob("*"))
-    with pytest.raises(DataError, match="no safetensors file, or only the beginning of one"):
+    with pytest.raises(DataError, match="not a safetensors file, or only the beginning of one"):
         read_specs(out / SINGLE)

@@ -492,6 +492,7 @@ def test_every_layout_has_a_version_and_a_module() -> None:
         assert callable(layout_module(layout).to_native)
         assert callable(layout_module(layout).to_original)
     with pytest.raises(
-        DataError, match=r"model.layout=llama is no layout that is rewritten\. There are: internlm, internlm2"
+        DataError,
+        match=r"model.layout=llama is not a layout that is rewritten\. There are: internlm, internlm2",
     ):
         layout_module("llama")

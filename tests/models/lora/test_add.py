@@ -106,7 +106,9 @@ def test_targets(tiny: Path) -> None:
             targets=("nope",),
             seed=0,
         )
-    with pytest.raises(ConfigError, match=r"algo\.targets=\[q is no regular expression"):
+    with pytest.raises(
+        ConfigError, match=r"algo\.targets=\[q is neither a module's name nor a regular expression"
+    ):
         add_lora(
             load.load_model(tiny, dtype=torch.float32, device="cpu"),
             r=2,

@@ -37,7 +37,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path} is no JSON ({error}). Get the file again.") from error
+        raise DataError(f"{path} is not JSON ({error}). Get the file again.") from error
     if not isinstance(value, dict):
         raise DataError(
             f"{path} holds a {type(value).__name__} where a JSON object is expected. Get the file again."

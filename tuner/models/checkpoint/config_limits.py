@@ -110,6 +110,6 @@ def _first(node: Mapping[str, Any], *keys: str) -> int:
 def _absurd(where: str, value: Any, expected: str) -> DataError:
     return DataError(
         f"config.json says {where} {str(value)[:60]}, where {expected} was expected: no such model is "
-        "loaded, and nothing was allocated. The file is damaged or made to do harm: get the model from a "
+        "loaded, and nothing was allocated. The file is damaged or malicious: get the model from a "
         "source that you trust."
     )

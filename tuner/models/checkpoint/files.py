@@ -148,11 +148,11 @@ def parse_config(content: bytes, size: int, what: str, mend: str) -> dict[str, A
     DataError for what is none.
     """
     if size > LARGEST_CONFIG:
-        raise DataError(f"{what} is {size:,} bytes long: no model's config is. {mend}")
+        raise DataError(f"{what} is {size:,} bytes long, which no model's config is. {mend}")
     try:
         config = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{what} is no JSON that can be read ({type(error).__name__}). {mend}") from error
+        raise DataError(f"{what} is not JSON that can be read ({type(error).__name__}). {mend}") from error
     if not isinstance(config, dict):
         raise DataError(
             f"{what} holds a {type(config).__name__}, where a model's config is a JSON object with a "

@@ -62,8 +62,8 @@ def _auto(config: Any) -> Any:
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForImageTextToText
     raise ValueError(
-        f"its model_type {config.model_type} is no language model; model.repo or model.path should name one "
-        "that continues text"
+        f"its model_type {config.model_type} is not a language model; model.repo or model.path should name "
+        "one that continues text"
     )
 
 

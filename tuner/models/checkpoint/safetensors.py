@@ -83,8 +83,8 @@ def read_specs(path: Path) -> dict[str, Spec]:
                     "safetensors from a source that you trust."
                 )
             raise DataError(
-                f"{path.name} is no safetensors file, or only the beginning of one ({size} bytes). Download "
-                "it again."
+                f"{path.name} is not a safetensors file, or only the beginning of one ({size} bytes). "
+                "Download it again."
             )
         if length > HEADER:
             raise _lies(path, f"is {length:,} bytes long, where the format allows {HEADER:,}")
@@ -95,7 +95,7 @@ def read_specs(path: Path) -> dict[str, Spec]:
         except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
             why = "nested too deeply" if isinstance(error, RecursionError) else error
             raise DataError(
-                f"{path.name} has a header that is no safetensors header ({why}). Download it again."
+                f"{path.name} has a header that is not a safetensors header ({why}). Download it again."
             ) from error
     specs = {}
     for name, (dtype, shape, _) in found.items():
@@ -126,7 +126,7 @@ def _end(path: Path, specs: dict[str, Spec], offsets: dict[str, object]) -> int:
     places: list[tuple[int, int, str]] = []
     for name, place in offsets.items():
         if not (isinstance(place, list) and len(place) == 2 and all(type(offset) is int for offset in place)):
-            raise _lies(path, f"has no two offsets for {name[:80]!r}, but {str(place)[:80]}")
+            raise _lies(path, f"does not have two offsets for {name[:80]!r}, but {str(place)[:80]}")
         first, last = place
         if last - first != specs[name].nbytes:
             spec = specs[name]
@@ -155,7 +155,7 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _lies(path: Path, what: str) -> DataError:
     return DataError(
-        f"{path.name} is not opened: its header {what}. The file is damaged or made to do harm. Get it "
+        f"{path.name} is not opened: its header {what}. The file is damaged or malicious. Get it "
         "again, from a source that you trust."
     )
 

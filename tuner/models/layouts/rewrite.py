@@ -53,8 +53,8 @@ def layout_module(layout: str) -> Family:
     """The module of a layout in tuner.models.layouts.detection.VERSIONS. Raises DataError for any other."""
     if layout not in MODULES:
         raise DataError(
-            f"model.layout={layout} is no layout that is rewritten. There are: {', '.join(MODULES)}, and "
-            f"{NATIVE} for what needs none."
+            f"model.layout={layout} is not a layout that is rewritten. There are: {', '.join(MODULES)}, "
+            f"and {NATIVE} for what needs no rewriting."
         )
     return cast(Family, import_module(f"tuner.models.layouts.{MODULES[layout]}"))
 
