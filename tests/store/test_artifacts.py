@@ -194,7 +194,9 @@ def test_an_unwritable_root_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "says"), [("return errno = ENOLCK, -1;", "has no locks"), ("return 0;", "Locks do nothing")]
 )
-def test_a_file_system_without_locks_is_refused(tmp_path: Path, answer: str, says: str) -> None:
+def test_a_file_system_without_locks_is_refused(
+    words: list[str], tmp_path: Path, answer: str, says: str
+) -> None:
     """A C library in front of libc's plays the file system: flock fails, or does nothing."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
@@ -202,7 +204,7 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, answer: str, say
     (tmp_path / "no.c").write_text(f"#include <errno.h>\nint flock(int fd, int op) {{ {answer} }}\n")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "no.so", tmp_path / "no.c"], check=True)
     done = subprocess.run(
-        [sys.executable, "-m", "tuner", f"root={tmp_path}/out"],
+        [sys.executable, "-m", "tuner", f"root={tmp_path}/out", *words],
         env=environment({"LD_PRELOAD": str(tmp_path / "no.so")}),
         capture_output=True,
         text=True,
