@@ -69,7 +69,7 @@ def open_unpacked(file: Path) -> io.BufferedReader:
 
 
 def is_packed(stream: io.BufferedReader) -> bool:
-    """Whether a stream of `unpacked` unpacks."""
+    """Whether a stream of `open_unpacked` unpacks."""
     return not isinstance(stream.raw, io.FileIO)
 
 

@@ -49,7 +49,7 @@ def _nothing(_: str) -> None:
 
 decode_json = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_nothing).raw_decode
 """text, where → the value there, and where it ends; raises the ValueErrors and the RecursionError that
-`why` explains
+`why_unreadable` explains
 """
 
 

@@ -4,7 +4,7 @@
     encodings    encodings           here, kinds   here, lists, wrapped, tables
 
 What a file is, its content says: Parquet and Arrow by their first bytes, what is text by its first rows
-(`kinds`). JSONL is cut without looking into the lines, which are parsed by `values`, maybe in another
+(`file_kind`). JSONL is cut without looking into the lines, which are parsed by `parse_rows`, maybe in another
 process; all others have to be parsed to be cut. A comma behind a line of JSONL is passed over, as in a list
 that lost its brackets.
 
@@ -96,7 +96,7 @@ def _split(lines: bytes) -> Sequence[str | bytes]:
 
 
 def count_rows(chunk: Chunk) -> int:
-    """The number of rows that `values` gives, without parsing them."""
+    """The number of rows that `parse_rows` gives, without parsing them."""
     if chunk.values is not None:
         return len(chunk.values)
     return sum(map(bool, map(bytes.strip, (chunk.lines or b"").split(b"\n"))))

@@ -48,7 +48,7 @@ def wanted_files(
     patterns.
 
     hub      in words, for errors
-    Raises what `choose` and `download.content` raise.
+    Raises what `choose_files` and `download.content` raise.
     """
     # and with it the modules of the network, which a plan can do without
     from tuner.hub.download import SMALL, content

@@ -87,7 +87,7 @@ def make_conversation(
 
 
 def columns_beside(row: Mapping[str, Any], *, compared: bool = False) -> frozenset[str]:
-    """The columns that `conversation` reads of a row."""
+    """The columns that `make_conversation` reads of a row."""
     found = BESIDE.intersection(row)
     return frozenset(key for key in found if _reads(key, row[key], compared)) if found else found
 

@@ -11,6 +11,7 @@ from tuner.data.files.chunk import key_pattern
 from tuner.data.formats import nulls
 from tuner.data.formats.rows import read_row
 from tuner.data.formats.shape import RowShape, SourceFacts
+from tuner.data.formats.tool_schema import tool_schemas
 from tuner.data.formats.tools import ALSO, OFFERED
 from tuner.data.survey.observer import Observer
 
@@ -58,7 +59,7 @@ class NullArguments(Observer):
             if not (isinstance(row, dict) and any(isinstance(row.get(key), str) for key in OFFERS)):
                 parts = nulls.parts_of(sample.tools, null=self._empty is None)
                 self._found.update(part for part in parts if self._empty is None or part[1] in self._paths)
-            schemas = nulls.schemas_of(sample.tools)
+            schemas = tool_schemas(sample.tools)
             for call in (call for message in sample.messages for call in message.calls):
                 if self._empty is None:
                     self._found.update(

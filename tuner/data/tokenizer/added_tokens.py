@@ -13,7 +13,7 @@ ROOM = 65_536
 
 
 def name_tokens(
-    names: list[str], manner: TokenizerFamily, settings: Mapping[str, Any], added: Mapping[str, Any]
+    names: list[str], family: TokenizerFamily, settings: Mapping[str, Any], added: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, int], dict[str, dict[str, Any]]]:
     """The pieces with reserved ones under the names that the settings give them, the ids of tokens behind
     them, and all added tokens by name.
@@ -44,7 +44,7 @@ def name_tokens(
             wanted[name] = added_token(name, int(number)) | flags
     told = {token["id"] for token in wanted.values()}
     wanted = {
-        name: added_token(name, size + i) for i, name in enumerate(manner.special) if size + i not in told
+        name: added_token(name, size + i) for i, name in enumerate(family.special) if size + i not in told
     } | wanted
     wanted = {name: token for name, token in wanted.items() if places.get(name, token["id"]) == token["id"]}
     for name, token in list(wanted.items()):
@@ -65,6 +65,7 @@ def name_tokens(
 
 
 def added_token(name: str, id_: int, *, special: bool = True, normalized: bool = False) -> dict[str, Any]:
+    """An entry under `added_tokens`."""
     return {
         "id": id_,
         "content": name,

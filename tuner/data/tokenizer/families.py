@@ -76,7 +76,7 @@ QWEN = TokenizerFamily(
 
 
 def sentencepiece_family(settings: Mapping[str, Any], config: Mapping[str, Any]) -> TokenizerFamily:
-    """The manner of a SentencePiece model, by tokenizer_config.json and config.json.
+    """The family of a SentencePiece model, by tokenizer_config.json and config.json.
 
     ChatGLM2 and 3 have the same classes; only a config that says where it comes from tells them apart. Where
     none does, the rows of ChatGLM3's roles are named too: both have them in the embedding.
@@ -109,7 +109,7 @@ def is_piecewise(settings: Mapping[str, Any], config: Mapping[str, Any]) -> bool
 
 
 def tiktoken_family(name: str, settings: Mapping[str, Any], config: Mapping[str, Any]) -> TokenizerFamily:
-    """The manner of a vocabulary of tiktoken in a file of this name. Raises DataError for a family that is
+    """The family of a vocabulary of tiktoken in a file of this name. Raises DataError for a family that is
     not known.
     """
     if name == "qwen.tiktoken":

@@ -74,7 +74,7 @@ def merge_pairs(ranked: Iterable[str], parts: Iterable[str]) -> Iterator[tuple[s
     are; a list of merges that has every cut of a text in one place says the same. Raises DataError for a
     token of absurd length.
 
-    >>> list(pairs(["ab", "bc", "abc"], ["a", "b", "c", "ab", "bc"]))
+    >>> list(merge_pairs(["ab", "bc", "abc"], ["a", "b", "c", "ab", "bc"]))
     [('a', 'b'), ('b', 'c'), ('a', 'bc'), ('ab', 'c')]
     """
     known = {*parts}
