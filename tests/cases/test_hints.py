@@ -105,7 +105,7 @@ def test_bad_rows_of_comparisons_are_not_the_first_thing_to_mend(preview: Previe
     write_rows(tmp_path / "dpo.jsonl", [{**good, "chosen": None}, good, good])
     refused = preview("1", "data.path=dpo.jsonl", code=2)
     assert "found 3 rows of comparisons" in refused.err
-    assert "dpo.jsonl:1: chosen must be a text" in refused.err
+    assert "dpo.jsonl:1: chosen must be a string" in refused.err
     assert "Mend" not in refused.err
     assert hinted(refused, "To train on the better answers alone: ") == ["data.format=chosen"]
     write_rows(tmp_path / "none.jsonl", [{**good, "chosen": None}] * 3)
@@ -176,6 +176,6 @@ def test_bad_rows_among_good_ones_are_given_words_that_read_both(
         [{"messages": [USER, ANSWER]}] * 30 + [{"messages": [USER, {"role": "assistant", "content": 3}]}],
     )
     refused = tuner(*words, code=2)
-    assert "rows.jsonl:31: content must be a text" in refused.err
+    assert "rows.jsonl:31: content must be a string" in refused.err
     assert "data.bad_rows=skip" in refused.err
     assert "To read them" not in refused.err

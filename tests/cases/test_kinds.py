@@ -81,5 +81,5 @@ def test_texts_that_a_template_wrote_are_conversations_or_letters_as_is_asked(
     shown = preview("1", "data.path=code.jsonl")
     assert (
         "1 of 21 texts begin as a chat template writes a conversation; as most don't, they are trained "
-        "letter by letter" in shown.err
+        "as plain text" in shown.err
     )

@@ -48,7 +48,7 @@ def test_calls_and_tools_of_other_vendors_are_written_as_openais(preview: Previe
     for text in texts[-3:-1]:
         assert '{"name": "now", "arguments": {}}' in text
     assert (
-        "must be a text, and this is an object with the keys sky"
+        "must be a string, and this is an object with the keys sky"
         in json.loads(shown.out.splitlines()[-1])["left_out"]
     )
 

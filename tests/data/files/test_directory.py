@@ -81,7 +81,7 @@ def test_the_training_rows_are_taken_and_the_rest_is_named(
 def test_the_card_says_which_files_are_for_training(tmp_path: Path) -> None:
     found = training_files(made(tmp_path, "data/a-0.jsonl", "data/b-0.jsonl", "README.md", card=CARD))
     assert found.files == ("data/a-0.jsonl",)
-    assert found.told(False) == f"{tmp_path}: took data/a-0.jsonl; left data/b-0.jsonl, README.md"
+    assert found.describe(False) == f"{tmp_path}: took data/a-0.jsonl; left data/b-0.jsonl, README.md"
 
 
 def test_what_is_left_is_said_with_how_to_measure_on_it(tmp_path: Path) -> None:

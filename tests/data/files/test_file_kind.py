@@ -152,7 +152,7 @@ def test_rows_under_the_only_key_are_read_and_the_rest_is_named(tmp_path: Path) 
         assert [row for _, row in read(file)] == ROWS
         assert (
             file_note(file)
-            == "the rows are the 8 objects under 'data'; beside it, not read: version (the text '1.1'),"
+            == "the rows are the 8 objects under 'data'; beside it, not read: version (the string '1.1'),"
             " labels (a list of 1), by (an object with the keys name)"
         )
     assert (

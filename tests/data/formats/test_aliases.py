@@ -85,13 +85,13 @@ def test_no_arguments_are_none(nothing: Any, key: str) -> None:
         ({"name": "look", "tool_name": "see"}, "both name and tool_name"),
         (
             {"name": "look", "arguments": '{"city": "Oslo", }'},
-            r"must be JSON in a text, and '.*' is none \(.*, at character 18\)$",
+            r"must be JSON in a string, and '.*' is none \(.*, at character 18\)$",
         ),
         ({"name": "look", "arguments": "[]"}, "must be an object"),
-        ({"type": "custom", "name": "look"}, "a call of the type the text 'custom'"),
+        ({"type": "custom", "name": "look"}, "a call of the type the string 'custom'"),
         (
             {"id": "1", "function": {"name": "look", "id": {"a": "b"}}},
-            "the id of a call must be a text, and this is an object",
+            "the id of a call must be a string, and this is an object",
         ),
         ({"name": "look", "index": "first"}, "the index of a call must be a number"),
         ({"function": 3, "name": "look"}, "a call must be an object"),
@@ -235,7 +235,7 @@ def test_a_flag_that_says_train_changes_nothing(flag: dict[str, Any]) -> None:
             "has train_detail, which trains parts of a text",
         ),
         ({"train_detail": "all"}, "has train_detail"),
-        ({"mask": 1}, "has mask, which means trained to some"),
+        ({"mask": 1}, "has mask, which some trainers train on"),
     ],
 )
 def test_a_flag_that_can_not_be_kept_is_refused_by_name(flag: dict[str, Any], words: str) -> None:
@@ -299,9 +299,9 @@ def test_a_thought_beside_the_turns_is_of_the_last_answer(key: str) -> None:
     for row in (said(U, A, U, A), {"instruction": "u", "output": "a"}, {"prompt": "u", "completion": "a"}):
         assert brief(one({**row, **thought}).messages)[-1] == "a* (let me see what that is)a"
         assert unread_places({**row, **thought}, RowShape()) == ()
-    with pytest.raises(RowError, match="two different thoughts"):
+    with pytest.raises(RowError, match="two different pieces of reasoning"):
         one(said(U, {**A, "reasoning": "other"}, **thought))
-    with pytest.raises(RowError, match="two different thoughts"):
+    with pytest.raises(RowError, match="two different pieces of reasoning"):
         one(said(U, {**A, "content": "<think>no</think>a"}, **thought))
 
 

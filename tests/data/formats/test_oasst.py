@@ -106,10 +106,10 @@ def test_a_tree_without_answer_gives_nothing(root: dict[str, Any]) -> None:
     ("root", "words"),
     [
         (node("q", node("a", role="king")), "a turn of 'king'; known are prompter, assistant"),
-        (node("q", node("a", text=None)), "text must be a text, and this is null"),
-        (node("q", node("a", rank="0")), "rank must be a number or null, and this is the text '0'"),
+        (node("q", node("a", text=None)), "text must be a string, and this is null"),
+        (node("q", node("a", rank="0")), "rank must be a number or null, and this is the string '0'"),
         (node("q", replies={}), "replies must be a list"),
-        (node("q", replies=["a"]), "a message of a tree must be an object, and this is the text 'a'"),
+        (node("q", replies=["a"]), "a message of a tree must be an object, and this is the string 'a'"),
         (node("q\ud800"), "surrogate"),
     ],
 )
@@ -211,10 +211,10 @@ def test_a_tree_with_two_first_messages_is_refused() -> None:
     ("bad", "words"),
     [
         (message("q", "a"), "the message_id 'q' is that of row 1 already"),
-        (message("a1", "q", text=3), "text must be a text"),
-        (message("a1", 3), "parent_id must be a text"),  # type: ignore[arg-type]
+        (message("a1", "q", text=3), "text must be a string"),
+        (message("a1", 3), "parent_id must be a string"),  # type: ignore[arg-type]
         (message("a1", "q", role="king"), "a turn of 'king'"),
-        (message("a1", "q", None), "message_tree_id must be a text"),  # type: ignore[arg-type]
+        (message("a1", "q", None), "message_tree_id must be a string"),  # type: ignore[arg-type]
         ({"message_id": "x", "no": "format"}, "no known format"),
         (Unreadable(reason="not JSON"), "not JSON"),
         ("a word", "must be an object"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.data.files.test_row_files import read as read_file
+from tests.data.files import test_row_files
 from tests.data.files.test_row_files import write
 from tuner.data.conversation import Conversation, RowError, Text
 from tuner.data.formats import rows
@@ -273,7 +273,7 @@ def test_a_special_token_that_is_written_out_in_a_text_is_said(tmp_path: Path, t
     (line,) = templated_texts.describe_templates(shape)
     assert line.startswith(
         f"1 of 2 texts begin or end with a special token written out, such as {shape.facts.spelled[1]}, "
-        "which is trained letter"
+        "which is trained as plain text"
     )
     assert shape.facts.spelled[1] in text
 
@@ -288,10 +288,10 @@ def test_another_column_that_begins_so_is_the_text_where_no_format_is_known(colu
 def test_lines_of_a_text_that_are_conversations_are_rows(tmp_path: Path) -> None:
     lines = ["<s>[INST] Q [/INST] A </s>", "", "<s>[INST] Q2 [/INST] A2 </s>", "### Human: Q### Assistant: A"]
     file = write(tmp_path / "a.txt", "\r\n".join(lines) + "\r\n")
-    assert read_file(file) == [(n, {"text": line}) for n, line in enumerate(lines, start=1) if line]
-    assert len(read_file(file, letters=True)) == 1
+    assert test_row_files.read(file) == [(n, {"text": line}) for n, line in enumerate(lines, start=1) if line]
+    assert len(test_row_files.read(file, letters=True)) == 1
     whole = write(tmp_path / "b.txt", WRITTEN["chatml"][0])
-    assert read_file(whole) == [(1, {"text": WRITTEN["chatml"][0]})]
+    assert test_row_files.read(whole) == [(1, {"text": WRITTEN["chatml"][0]})]
 
 
 def test_a_text_beside_a_pair_is_not_looked_at() -> None:

@@ -443,7 +443,7 @@ def test_damaged_rules_of_normalisation_are_refused(tmp_path: Path, charsmap: by
 def test_models_that_a_tokenizer_json_cannot_say_are_refused(tmp_path: Path) -> None:
     for model, reason in (
         (handmade(trainer=((3, 3),)), "a method of number 3"),
-        (handmade(trainer=((3, 2), (24, 1))), "writes its space behind words"),
+        (handmade(trainer=((3, 2), (24, 1))), "puts spaces behind words"),
         (handmade(unused=True), "has unused pieces"),
     ):
         with pytest.raises(DataError, match=reason):

@@ -116,7 +116,7 @@ def test_a_reserved_place_gets_its_name_and_nothing_else_moves(tmp_path: Path) -
 def test_only_a_reserved_place_can_be_named(tmp_path: Path) -> None:
     before = load(tiny(), tmp_path)
     with pytest.raises(
-        DataError, match=r"is the id 4, and the tokenizer calls that ab, which is no free place"
+        DataError, match=r"is the id 4, and the tokenizer calls that ab, which is no reserved token"
     ):
         with_special_tokens(before, [], {"<|end|>": 4})
     with pytest.raises(DataError, match=r"is the id 7, which the tokenizer does not have \(7 tokens\)"):

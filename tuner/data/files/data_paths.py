@@ -56,20 +56,20 @@ def describe_files(
     for path in paths:
         found = _match(folder, path)
         lines += [
-            directory.training_files(file).told(held_out)
+            directory.training_files(file).describe(held_out)
             for file in found
             if not apart and file.is_dir() and not _is_saved(file)
         ]
         lines += [
-            directory.held_out_files(file).told(True)
+            directory.held_out_files(file).describe(True)
             for file in found
             if apart and file.is_dir() and not _is_saved(file)
         ]
         others = [file.name for file in found if splits.split_of(file.name) in ("test", "validation")]
         if not apart and others and len(others) < len(found):
             lines.append(
-                f"{path} takes {directory.short_list(others)} too, by the name no training rows; name the "
-                "others alone to leave that out"
+                f"{path} also matches {directory.short_list(others)}, by the name not for training; to leave "
+                "that out, name the others alone"
             )
     return lines
 

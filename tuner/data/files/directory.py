@@ -33,7 +33,7 @@ class DirectoryFiles:
     left: dict[str, str] = field(default_factory=dict)
     """the other files → the split that they are of, or nothing"""
 
-    def told(self, held_out: bool) -> str:
+    def describe(self, held_out: bool) -> str:
         """Both, in words; where nothing is held out yet, with how to."""
         left = [f"{path} ({split})" if split else path for path, split in self.left.items()]
         line = f"{self.folder}: took {short_list(self.files)}" + (

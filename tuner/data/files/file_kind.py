@@ -90,7 +90,7 @@ def kind_of(name: str, opened: Opened, file: Path, letters: bool) -> FileKind:
         return _named_json(opened, file, letters)
     raise DataError(
         f"{file} holds no rows that are known: its first line is no JSON, and its name says neither CSV nor "
-        "plain text. To train on it as a plain text, letter by letter: data.format=text. A table is to be "
+        "plain text. To train on it as plain text: data.format=text. A table is to be "
         "called .csv or .tsv."
     )
 

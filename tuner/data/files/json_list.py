@@ -139,5 +139,5 @@ def items_inside(window: Window, file: Path) -> Generator[tuple[Any, int], None,
 def _broken(file: Path, window: Window, number: int, found: str) -> str:
     return (
         f"{file}:{window.here()}: no valid JSON in item {number} of the list ({found}: {window.excerpt()}). "
-        f"What comes behind can't be told apart; mend it, or write one row a line (JSONL){window.doubt()}."
+        f"What follows can't be split into items; mend it, or write one row a line (JSONL){window.doubt()}."
     )

@@ -40,12 +40,12 @@ def in_words(value: Any) -> str:
     """What a value is, in a few words; never all of it, however large or deep it may be.
 
     >>> in_words(None), in_words(3), in_words("hello"), in_words([1, 2]), in_words({"role": "user"})
-    ('null', 'the number 3', "the text 'hello'", 'a list of 2', 'an object with the keys role')
+    ('null', 'the number 3', "the string 'hello'", 'a list of 2', 'an object with the keys role')
     """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
-        return f"the text {quoted(value)}"
+        return f"the string {quoted(value)}"
     if isinstance(value, int | float):
         return (
             f"the number {value}" if isinstance(value, float) or value.bit_length() < 64 else "a large number"
@@ -60,13 +60,13 @@ def in_words(value: Any) -> str:
 def text_of(value: Any, name: str) -> str:
     """The text that must stand in `name`, as it is. Raises RowError."""
     if not isinstance(value, str):
-        raise RowError(f"{name} must be a text, and this is {in_words(value)}")
+        raise RowError(f"{name} must be a string, and this is {in_words(value)}")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
             raise RowError(
-                f"{name} holds half of a surrogate pair, which is no character (in {quoted(value)})"
+                f"{name} holds an unpaired surrogate, which is no character (in {quoted(value)})"
             ) from None
     return value
 
@@ -95,7 +95,7 @@ def parse_json(value: str, name: str) -> Any:
         result = json.loads(value)
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else _where(error)
-        raise RowError(f"{name} must be JSON in a text, and {quoted(value)} is none ({why})") from None
+        raise RowError(f"{name} must be JSON in a string, and {quoted(value)} is none ({why})") from None
     if "\\u" in value:
         return checked_json(result, name)
     text_of(value, name)
@@ -121,7 +121,7 @@ def checked_json(value: Any, name: str) -> Any:
         try:
             written.encode()
         except UnicodeEncodeError:
-            raise RowError(f"{name} holds half of a surrogate pair, which is no character") from None
+            raise RowError(f"{name} holds an unpaired surrogate, which is no character") from None
     return _shallow(value, written, name)
 
 

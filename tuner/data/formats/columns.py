@@ -101,7 +101,7 @@ def _at(ours: str, place: str) -> Callable[[dict[str, Any]], Any]:
                     if depth
                     else f"the row has the keys {key_list(row)}"
                 )
-                raise RowError(f"data.columns.{ours} is to be found at {place}, which is not there: {where}")
+                raise RowError(f"data.columns.{ours} points to {place}, which is not there: {where}")
         return value
 
     return get
@@ -122,7 +122,8 @@ def _filled(ours: str, pattern: str) -> Callable[[dict[str, Any]], str]:
                 or (isinstance(value, int) and value.bit_length() > 1000)
             ):
                 raise RowError(
-                    f"data.columns.{ours} needs a text or a number at {place}, and this is {in_words(value)}"
+                    f"data.columns.{ours} needs a string or a number at {place}, and this is "
+                    f"{in_words(value)}"
                 )
             words += [str(value), literal]
         return "".join(words)

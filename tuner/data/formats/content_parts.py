@@ -44,8 +44,8 @@ def read_parts(content: Sequence[Any]) -> tuple[str | None, str, list[Call]]:
             )
         if place < last:
             raise RowError(
-                f"a content part of the type {quoted(str(kind))} comes late: thoughts are expected first, "
-                "then text, then calls"
+                f"a content part of the type {quoted(str(kind))} is out of order: reasoning is expected "
+                "first, then text, then calls"
             )
         last = place
         if place == 2:

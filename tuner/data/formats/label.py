@@ -28,7 +28,7 @@ def label(row: Mapping[str, Any], options: Options) -> Label:
     whole = _conversation(row, options)
     last = next((message for message in reversed(whole.messages) if message.role == "assistant"), None)
     if last is None or not last.trains:
-        raise RowError("a label is of the last answer, and there is none that can be trained")
+        raise RowError("a label belongs to the last answer, and here is none that can be trained")
     return Label(conversation=last_only(whole), good=good)
 
 

@@ -181,7 +181,7 @@ def _rich(value: Mapping[str, Any], role: Speaker, content: Any) -> Message:
         if value.get(key) and (other := text_of(value[key], key)) != thought:
             if thought is not None:
                 raise RowError(
-                    f"a turn has two different thoughts, one of them in {key}, and one is expected"
+                    f"a turn has two different pieces of reasoning, one of them in {key}, and one is expected"
                 )
             thought = other
     beside = (read_calls(value["tool_calls"]) if value.get("tool_calls") else ()) + (

@@ -72,7 +72,7 @@ def _side(value: Any, name: str, words: RoleWords) -> list[Message]:
     if isinstance(value, str):
         return [Message(role="assistant", content=text_of(value, name), trained=True)]
     if not isinstance(value, list | dict):
-        raise RowError(f"{name} must be a text, a turn or a list of turns, and this is {in_words(value)}")
+        raise RowError(f"{name} must be a string, a turn or a list of turns, and this is {in_words(value)}")
     return turns([value], name, words) if isinstance(value, dict) else turns(value, name, words)
 
 

@@ -37,7 +37,7 @@ def untrained(messages: Sequence[Message]) -> list[Message]:
 
 def _listed(value: Any, name: str, words: RoleWords) -> list[Message]:
     if not isinstance(value, list):
-        raise RowError(f"{name} must be a text or a list of messages, and this is {in_words(value)}")
+        raise RowError(f"{name} must be a string or a list of messages, and this is {in_words(value)}")
     return turns(value, name, words)
 
 

@@ -19,7 +19,7 @@ class SourceFacts:
     opened: tuple[int, int] = (0, 0)
     """the same of the questions of pairs, up to where the assistant goes on"""
     spelled: tuple[int, str] = (0, "")
-    """how many plain texts that are trained letter by letter begin or end with a special token written
+    """how many plain texts begin or end with a special token written
     out, and one such token
     """
     split: str | None = None

@@ -50,7 +50,7 @@ def templated(row: Mapping[str, Any], words: RoleWords = ROLES) -> Conversation:
             if mark
             else f"begins with no mark of a chat template ({quoted(found)})"
         )
-        raise RowError(f"the text {begins}; data.format=text trains such texts letter by letter")
+        raise RowError(f"the text {begins}; data.format=text trains such texts as they stand")
     return make_conversation(row, _sound(form, _joined(form, _turns(found, form, words))), says_calls=True)
 
 
@@ -106,7 +106,7 @@ def _sound(form: KnownTemplate, messages: Iterable[Message]) -> list[Message]:
             raise RowError(
                 f"a turn of the {message.role} holds {mark[0]}, which {form.name} writes around turns or "
                 "calls and which can't be read there; data.bad_rows=skip leaves such rows out, "
-                "data.format=text trains all rows letter by letter"
+                "data.format=text trains all rows as plain text"
             )
     return found
 

@@ -241,7 +241,7 @@ def _arguments(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
         checked_json(arguments, f"the {of}")
     if arguments is not None and not isinstance(arguments, Mapping):
         raise RowError(
-            f"the {of} must be an object, or a text that is JSON of one, and this is {in_words(arguments)}"
+            f"the {of} must be an object, or a string with the JSON of one, and this is {in_words(arguments)}"
         )
     return {} if arguments is None else arguments
 

@@ -42,7 +42,7 @@ def flag_value(value: Any, key: str) -> bool:
     """What a flag says. Raises RowError."""
     if key == UNCLEAR:
         raise RowError(
-            f"a turn has {key}, which means trained to some and left out to others; say it with train or "
+            f"a turn has {key}, which some trainers train on and others leave out; say it with train or "
             "masked, 0 or 1"
         )
     found = WORDS.get(value.strip().lower()) if isinstance(value, str) else None

@@ -116,13 +116,14 @@ def _with_thought(row: Mapping[str, Any], messages: Sequence[Message]) -> Sequen
     key, thought = next(iter(found.items()))
     last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=None)
     if last is None:
-        raise RowError(f"the row has {key}, and no answer that was thought of before")
+        raise RowError(f"the row has {key}, and no answer that it could belong to")
     own = messages[last].reasoning
     if {*found.values(), *([own] if own else ())} != {thought} or (
         "</think>" in messages[last].content and thought not in messages[last].content
     ):
         raise RowError(
-            f"the last answer has two different thoughts, one of them in {key}, and one is expected"
+            f"the last answer has two different pieces of reasoning, one of them in {key}, and one is "
+            "expected"
         )
     if own or "</think>" in messages[last].content:
         return messages
@@ -166,8 +167,8 @@ def check_tool_answers(messages: Sequence[Message], *, says_calls: bool) -> None
             continue
         elif asked is None or asked.role != "assistant" or not (asked.calls or says_calls):
             raise RowError(
-                "a tool answers, and no call stands before it; expected is a turn of the assistant that "
-                "calls it"
+                "a tool result follows no call; expected before it is a turn of the assistant that calls the "
+                "tool"
             )
         elif message.call_id is not None and ids:
             raise RowError(

@@ -33,16 +33,16 @@ def describe_templates(shape: RowShape) -> list[str]:
     ):
         found = f"{marked:,} of {many:,} {what} begin as a chat template writes a conversation"
         if marked and read:
-            lines.append(f"{found}, and are read as one; {otherwise} them letter by letter")
+            lines.append(f"{found}, and are read as one; {otherwise} them as plain text")
         elif marked:
             more = ". data.format=templated reads all as conversations" if what == "texts" else ""
-            lines.append(f"{found}; as most don't, they are trained letter by letter{more}")
+            lines.append(f"{found}; as most don't, they are trained as plain text{more}")
     if facts.spelled[0]:
         many, token = facts.spelled
         lines.append(
             f"{many:,} of {facts.templated[1]:,} texts begin or end with a special token written out, such "
-            f"as {token}, which is trained letter by letter; the tokens that begin and end a text are put "
-            "there without it, so remove it"
+            f"as {token}, which is trained as plain text; the tokenizer adds the tokens that begin and end "
+            "a text, so remove it"
         )
     return lines
 

@@ -54,7 +54,9 @@ def from_sentencepiece(
             "known"
         )
     if model.suffix or (model.method == ModelType.BPE and PieceKind.UNUSED in model.kinds):
-        raise DataError("it writes its space behind words" if model.suffix else "it has unused pieces")
+        raise DataError(
+            "it puts spaces behind words and not before them" if model.suffix else "it has unused pieces"
+        )
     names, extra, special = name_tokens(list(model.pieces), family, settings, added)
     kinds = {
         name: kind for name, old, kind in zip(names, model.pieces, model.kinds, strict=True) if name == old

@@ -148,7 +148,7 @@ def with_special_tokens(vocabulary: Vocabulary, special: Iterable[str], ids: Map
         if not RESERVE.fullmatch(present):
             raise DataError(
                 f"model.chat.ids says that {token} is the id {id_}, and the tokenizer calls that {present}, "
-                f"which is no free place. {_CHOOSE}"
+                f"which is no reserved token. {_CHOOSE}"
             )
     data = json.loads(tokenizer.to_str())
     rename = {tokenizer.id_to_token(id_): token for token, id_ in wanted.items()}

@@ -31,8 +31,8 @@ def pieces_of(directory: Path, tokens: Sequence[str]) -> dict[str, list[int]]:
     }
     if empty := [token for token, ids in pieces.items() if not ids]:
         raise DataError(
-            f"model.new_tokens names {empty[0]!r}, which the tokenizer in {directory} makes nothing of: a "
-            "token is a visible text."
+            f"model.new_tokens names {empty[0]!r}, which the tokenizer in {directory} encodes to no tokens: "
+            "a token is a visible text."
         )
     return pieces
 

@@ -74,7 +74,7 @@ def read_model(data: bytes) -> SentencePieceModel:
         return _model(data)
     except (IndexError, struct.error, ValueError, TypeError) as error:
         raise DataError(
-            f"these {len(data):,} bytes are no SentencePiece model, or a part of one ({error})"
+            f"these {len(data):,} bytes are not a SentencePiece model, or a part of one ({error})"
         ) from error
 
 

@@ -81,7 +81,7 @@ def merge_pairs(ranked: Iterable[str], parts: Iterable[str]) -> Iterator[tuple[s
     for text in ranked:
         if len(text) > LONGEST:
             raise DataError(
-                f"a token of it has {len(text):,} characters, and more than {LONGEST:,} are not believed"
+                f"a token of it has {len(text):,} characters, and at most {LONGEST:,} are accepted"
             )
         for at in range(1, len(text)):
             if (left := text[:at]) in known and (right := text[at:]) in known:
