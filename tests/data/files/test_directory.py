@@ -104,7 +104,7 @@ def test_what_is_left_is_said_with_how_to_measure_on_it(tmp_path: Path) -> None:
         "test-1.jsonl",
     ]
     (line,) = data_paths.describe_files([f"{tmp_path}/ds/t*.jsonl"])
-    assert line.startswith(f"{tmp_path}/ds/t*.jsonl takes test.jsonl too")
+    assert line.startswith(f"{tmp_path}/ds/t*.jsonl also matches test.jsonl")
     assert data_paths.describe_files([f"{tmp_path}/ds/train.jsonl", f"{tmp_path}/ds/test.jsonl"]) == []
 
 
