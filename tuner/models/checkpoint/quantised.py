@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -288,8 +287,3 @@ def parameters_in(method: str | None, size: int) -> int:
     them.
     """
     return {"fp8": size, "mxfp4": size * 32 // 17}.get(method or "", size // 2)
-
-
-def count(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """All parameters of these tensors."""
-    return sum(map(prod, shapes.values()))
