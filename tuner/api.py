@@ -30,8 +30,8 @@ class Run(RunDirectory):
     """A run: its directory `dir`, and what is in it."""
 
     def plan(self) -> list[PlannedStage]:
-        """What the run's config would do now, a step for each stage; `step.stage.name`, `step.state` and
-        `step.why` say it.
+        """What the run's config would do now, an entry for each stage; its `stage.name`, `state` and `why`
+        say it.
         """
         config = load_config(self)
         return plan(config, STAGES, store_of(config), self)

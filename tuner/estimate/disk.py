@@ -33,7 +33,7 @@ since each file fills up its last block. No flat reserve: a small run should sta
 only way around a refusal is another disk."""
 
 
-def disk_needs(steps: Sequence[PlannedStage], config: Config) -> dict[str, DiskNeed]:
+def disk_needs(stages: Sequence[PlannedStage], config: Config) -> dict[str, DiskNeed]:
     """The need of each stage that is to do, in their order, by its artifact's key: jobs that will share an
     artifact have it under one key.
 
@@ -41,23 +41,23 @@ def disk_needs(steps: Sequence[PlannedStage], config: Config) -> dict[str, DiskN
     can't be read count with a guess from their size, since the stage that reads them says better what is
     wrong.
     """
-    if not any(step.to_do for step in steps):
+    if not any(planned.to_do for planned in stages):
         return {}
-    store, by_name = store_of(config), {step.stage.name: step for step in steps}
+    store, by_name = store_of(config), {planned.stage.name: planned for planned in stages}
     known = quantities(by_name, config)
     identities: dict[str, str] = {}
     found = {}
-    for name, step in by_name.items():
-        places = {file: str(path.absolute()) for file, path in step.sources.items()}
-        upstream = [identities[before] for before in step.stage.upstream]
+    for name, planned in by_name.items():
+        places = {file: str(path.absolute()) for file, path in planned.sources.items()}
+        upstream = [identities[before] for before in planned.stage.upstream]
         guess = digest(
             {"stage": name, "inputs": identity_fields(config, name), "sources": places, "upstream": upstream}
         )
-        identities[name] = step.known_as or guess
-        if step.to_do:
-            need = step.stage.size(View(config, name), known)
-            there = bytes_under(store.partial(step.key)) if step.key else 0  # gone on from, or removed
-            found[step.key or f"{name}-~{guess[:12]}"] = DiskNeed(
+        identities[name] = planned.known_as or guess
+        if planned.to_do:
+            need = planned.stage.size(View(config, name), known)
+            there = bytes_under(store.partial(planned.key)) if planned.key else 0  # gone on from, or removed
+            found[planned.key or f"{name}-~{guess[:12]}"] = DiskNeed(
                 peak=max(0, need.peak - there), stays=max(0, need.stays - there)
             )
     return found
@@ -83,9 +83,9 @@ def check_disk(jobs: Sequence[tuple[Sequence[PlannedStage], Config]], free: int 
     `free` is the room in bytes; by default what the file system says. A quota is not seen.
     """
     stores: dict[Path, dict[str, DiskNeed]] = {}
-    for steps, config in jobs:
+    for stages, config in jobs:
         found = stores.setdefault(store_of(config).root, {})
-        for key, need in disk_needs(steps, config).items():
+        for key, need in disk_needs(stages, config).items():
             found.setdefault(key, need)
     for root, found in stores.items():
         wanted = peak_bytes(found.values())
@@ -113,7 +113,7 @@ def _largest(found: Mapping[str, DiskNeed]) -> str:
     )
 
 
-def download_size(steps: Mapping[str, PlannedStage], config: Config) -> tuple[int, int, bool] | None:
+def download_size(stages: Mapping[str, PlannedStage], config: Config) -> tuple[int, int, bool] | None:
     """Bytes to download, bytes that are here already, and whether that was counted: before a hub was asked, a
     model's size follows from its shapes.
 
@@ -121,27 +121,27 @@ def download_size(steps: Mapping[str, PlannedStage], config: Config) -> tuple[in
     """
     missing = here = 0
     counted = True
-    for step in steps.values():
-        if not step.to_do or not step.stage.remote.fetches(View(step.config, step.stage.name)):
+    for planned in stages.values():
+        if not planned.to_do or not planned.stage.remote.fetches(View(planned.config, planned.stage.name)):
             continue
-        if not step.unresolved:
-            more, there = step.stage.remote.cost(
-                View(step.config, step.stage.name), store_of(config).partial(step.key or "-")
+        if not planned.unresolved:
+            more, there = planned.stage.remote.cost(
+                View(planned.config, planned.stage.name), store_of(config).partial(planned.key or "-")
             )
             missing, here = missing + more, here + there
-        elif step.stage.name == "fetch_model":
-            shapes = measure_model(step)
+        elif planned.stage.name == "fetch_model":
+            shapes = measure_model(planned)
             missing, counted = missing + shapes.parameters * 2 + shapes.tokenizer, False
     return (missing, here, counted) if missing or here else None
 
 
-def epoch_size(steps: Mapping[str, PlannedStage], config: Config) -> tuple[int, int, bool]:
+def epoch_size(stages: Mapping[str, PlannedStage], config: Config) -> tuple[int, int, bool]:
     """Tokens and packs of the training set, and whether they were counted; else they are a guess from the
     size of the data.
     """
-    if made := steps["tokenize"].artifact:
+    if made := stages["tokenize"].artifact:
         return made.manifest["facts"]["tokens"], made.manifest["facts"]["packs"], True
-    data = steps["fetch_data"]
+    data = stages["fetch_data"]
     size = sum(bytes_under(path) for path in data.sources.values()) + (
         data.artifact.size() if data.artifact else 0
     )
@@ -163,11 +163,11 @@ def training_order(packs: int, config: Config) -> Order:
     return order.until(algo.stop_step)
 
 
-def quantities(steps: Mapping[str, PlannedStage], config: Config) -> Quantities:
+def quantities(stages: Mapping[str, PlannedStage], config: Config) -> Quantities:
     """What decides the sizes of all that the plan makes."""
-    model = measure_model(steps["fetch_model"])
+    model = measure_model(stages["fetch_model"])
     parameters, tensors = trainable_size(model, config.algo)
-    tokens, packs, counted = epoch_size(steps, config) if "tokenize" in steps else (0, 0, False)
+    tokens, packs, counted = epoch_size(stages, config) if "tokenize" in stages else (0, 0, False)
     return Quantities(
         parameters=model.parameters,
         tensors=model.tensors,

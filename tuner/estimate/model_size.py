@@ -55,18 +55,18 @@ class ModelSize:
     """the native config.json, where it is there and its family is known"""
 
 
-def measure_model(step: PlannedStage) -> ModelSize:
+def measure_model(planned: PlannedStage) -> ModelSize:
     """The shapes of the model that fetch_model has made, or will find. Before a hub's model is here, what
     the config says of it.
     """
-    made = step.artifact
+    made = planned.artifact
     files = (
         {name: made.path / name for name in made.manifest["files"]}
         if made and not made.manifest["references"]
-        else step.sources
+        else planned.sources
     )
     if not files:
-        return _described(step.config.model, _downloads(step))
+        return _described(planned.config.model, _downloads(planned))
     tokenizer = guessed = 0
     shapes: dict[str, tuple[int, ...]] = {}
     for name, path in files.items():
@@ -79,7 +79,7 @@ def measure_model(step: PlannedStage) -> ModelSize:
             tokenizer += 2 * length * gguf  # the vocabulary is in the header, and about twice as long as JSON
         elif name in TEXT:
             tokenizer += size
-    shapes = quantised.plain_shapes(_held(step), shapes)
+    shapes = quantised.plain_shapes(_held(planned), shapes)
     parameters, tensors = sum(map(prod, shapes.values())) + guessed, len(shapes)
     widths = {
         key: sum(shape) for key, shape in shapes.items() if len(shape) == 2 and not NOT_LINEAR.search(key)
@@ -96,20 +96,20 @@ def measure_model(step: PlannedStage) -> ModelSize:
     )
 
 
-def _held(step: PlannedStage) -> str | None:
+def _held(planned: PlannedStage) -> str | None:
     """How the weights are quantised that will be rewritten in bf16."""
-    if step.artifact:
+    if planned.artifact:
         return None
-    found = (name.partition(".") for name in step.stage.versions(View(step.config, step.stage.name)))
+    found = (name.partition(".") for name in planned.stage.versions(View(planned.config, planned.stage.name)))
     return next((method for what, _, method in found if what == "dequantize"), None)
 
 
-def _downloads(step: PlannedStage) -> int:
+def _downloads(planned: PlannedStage) -> int:
     """About how many parameters the weights hold that the lock names."""
-    pins = step.stage.remote.pins(View(step.config, step.stage.name))
+    pins = planned.stage.remote.pins(View(planned.config, planned.stage.name))
     files = {name: pinned.size or 0 for pin in pins.values() if pin for name, pinned in pin.files.items()}
     size = sum(size for name, size in files.items() if name.endswith(WEIGHTS))
-    return quantised.parameters_in(_held(step), size) + 2 * sum(
+    return quantised.parameters_in(_held(planned), size) + 2 * sum(
         size for name, size in files.items() if name.endswith(".gguf")
     )
 

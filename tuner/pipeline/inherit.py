@@ -38,22 +38,22 @@ def inherit(config: Config, stages: Sequence[Stage]) -> Config:
     _refuse_cycle(parent, Path(config.root))
     theirs = load_config(parent)
     theirs = settle_from_run(theirs, stages, store_of(theirs), parent)
-    steps = {
-        step.stage.name: step
-        for step in plan(replace(theirs, until="merge"), stages, store_of(theirs), parent, pinned=True)
+    found = {
+        planned.stage.name: planned
+        for planned in plan(replace(theirs, until="merge"), stages, store_of(theirs), parent, pinned=True)
     }
-    adapter, base = None, _made(steps["fetch_model"], parent)
+    adapter, base = None, _made(found["fetch_model"], parent)
     if not theirs.algo.uses_adapter:
         if config.algo.init == "continue":
             raise ConfigError(
                 f"algo.init=continue goes on with an adapter, and {parent.dir.name} has none: all its "
                 "weights were trained. Leave it out."
             )
-        base = _made(steps["convert"], parent)
+        base = _made(found["convert"], parent)
     elif config.algo.init == "continue":
-        adapter = _made(steps["convert"], parent)
+        adapter = _made(found["convert"], parent)
     else:
-        base = _made(steps["merge"], parent)
+        base = _made(found["merge"], parent)
     model = replace(
         config.model,
         run=parent.digest,
@@ -76,19 +76,19 @@ def inherit(config: Config, stages: Sequence[Stage]) -> Config:
     return config
 
 
-def _made(step: PlannedStage, parent: RunDirectory) -> Path:
+def _made(planned: PlannedStage, parent: RunDirectory) -> Path:
     """Where an artifact of the parent lies."""
-    if step.artifact is None:
-        name = step.stage.name
+    if planned.artifact is None:
+        name = planned.stage.name
         mend = (
             f"Make it, which trains nothing: python -m tuner {name} {parent.digest}"
             if name in ("convert", "merge")
             else "Run its pipeline again."
         )
         raise ConfigError(
-            f"The run {parent.dir.name} has no {name} to start from ({step.why or step.state}). {mend}"
+            f"The run {parent.dir.name} has no {name} to start from ({planned.why or planned.state}). {mend}"
         )
-    return step.input().dir
+    return planned.input().dir
 
 
 def _refuse_cycle(parent: RunDirectory, root: Path) -> None:

@@ -154,9 +154,9 @@ def prepare_result(
         run = rerun(run, kept, "convert", tell, stages, extra)
     ours = replace(load_config(run), until="fetch")
     model = next(
-        step
-        for step in plan(ours, stages, store_of(ours), run, pinned=True)
-        if step.stage.name == "fetch_model"
+        planned
+        for planned in plan(ours, stages, store_of(ours), run, pinned=True)
+        if planned.stage.name == "fetch_model"
     )
     return (
         run,
