@@ -15,7 +15,8 @@ import pytest
 
 from tests.conftest import ROWS, Tuner, environment, linked, write_rows
 from tests.models.tiny import CHATML
-from tuner.cli.preview_rows import parse_row_ranges, preview
+from tuner.cli.preview_rows import preview
+from tuner.cli.row_ranges import parse_row_ranges
 from tuner.config.schema import Config, Data, DataSource, Machine, Model
 from tuner.config.view import View
 from tuner.data.packs import Packs

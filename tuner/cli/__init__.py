@@ -1,1 +1,1 @@
-"""The command line: one file a verb."""
+"""The command line: argv → verb, and what the verbs do."""

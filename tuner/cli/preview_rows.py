@@ -9,19 +9,16 @@ What depends on all rows together is not looked at: duplicates, and the held-out
 
 import copy
 import json
-import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tuner.data.files.row_files import Chunk, Unreadable, parse_rows
-from tuner.data.formats.shape import RowShape
+from tuner.cli.row_ranges import RowOrTree, RowRange, rows_of
 from tuner.data.tokenize import dataset
 from tuner.data.tokenize.documents import DocumentMaker
 from tuner.data.tokenize.job import NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, TokenizedRows, TokenizeSettings
@@ -35,59 +32,6 @@ Document = tuple[list[int], list[bool]]
 
 FIRST = 3
 """rows of each source that are shown where none were named"""
-
-ROW_RANGE = re.compile(r"(?:(?P<file>.+):)?(?P<first>[1-9]\d*)(?:-(?P<last>[1-9]\d*))?")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RowRange:
-    """Rows named on the command line: `12`, `3-17`, `support.jsonl:12`."""
-
-    word: str
-    first: int
-    last: int
-    file: str | None
-    """a file's name or path, or a source of a mixture; None for all"""
-
-    def means(self, file: dataset.DataFile) -> bool:
-        """Whether it is about this file."""
-        return self.file is None or self.file in (file.name, file.label, file.path.name, str(file.path))
-
-    def holds(self, number: int) -> bool:
-        return self.first <= number <= self.last
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RowOrTree:
-    """A row, or a tree of rows."""
-
-    numbers: tuple[int, ...]
-    """of the rows"""
-    cut: dataset.JobRows
-    """what holds just those"""
-    times: int
-    """how often it is drawn"""
-
-    @property
-    def row(self) -> Any:
-        """The row itself; None where it is a tree, or no value."""
-        value = None if isinstance(self.cut, tuple) or not self.cut.values else self.cut.values[0]
-        return None if isinstance(value, Unreadable) else value
-
-
-def parse_row_ranges(words: Sequence[str]) -> list[RowRange]:
-    """What the bare words of the command line name. Raises ConfigError."""
-    found = []
-    for word in words:
-        match = ROW_RANGE.fullmatch(word)
-        if not match or (last := int(match["last"] or match["first"])) < int(match["first"]):
-            raise ConfigError(
-                f"{word!r} is not a row. preview takes the number of a row (12), a range (3-17), either of "
-                "them in one file or source (support.jsonl:12), and, like any run, recipes that end in .yaml "
-                "and fields."
-            )
-        found.append(RowRange(word=word, first=int(match["first"]), last=last, file=match["file"]))
-    return found
 
 
 def preview(
@@ -128,17 +72,17 @@ def preview(
         )
     counted: dict[str, FileCounts] = {}
     for file, unit in _chosen(settings, listed, requested, drawn):
-        made, looks = inspect_row(maker, file, unit, skip)
+        tokenized, previewed = inspect_row(maker, file, unit, skip)
         shown = counted.setdefault(file.label, FileCounts(source=file.label, file=file.name))
-        shown.rows += made.read
-        shown.not_read(made.unread)
-        shown.nulls.add(made.nulls)
+        shown.rows += tokenized.read
+        shown.not_read(tokenized.unread)
+        shown.nulls.add(tokenized.nulls)
         if "--json" in flags:
-            for value in as_json(looks, words):
+            for value in as_json(previewed, words):
                 print(json.dumps(value), flush=True)
         else:
             text = as_text(
-                looks,
+                previewed,
                 words,
                 painter(coloured),
                 marks=not coloured,
@@ -197,35 +141,6 @@ def _chosen(
         )
 
 
-def rows_of(
-    file: dataset.DataFile, shape: RowShape, times: NDArray[np.int64] | None, near: Sequence[RowRange]
-) -> Iterator[RowOrTree]:
-    """The rows of a file, or its trees; with `near`, pieces of it that hold none of those rows are passed
-    over unread.
-    """
-    at = 0  # among the units of the file
-    for cut in dataset.job_rows(file, shape):
-        if isinstance(cut, tuple):
-            for index, tree in enumerate(cut, at):
-                yield RowOrTree(
-                    numbers=tree.numbers, cut=(tree,), times=1 if times is None else int(times[index])
-                )
-        else:
-            last = cut.first + (
-                cut.lines.count(b"\n") if cut.lines is not None else len(cut.values or ()) - 1
-            )
-            if not near or any(request.first <= last and cut.first <= request.last for request in near):
-                for index, (number, row) in enumerate(parse_rows(cut), at):
-                    yield RowOrTree(
-                        numbers=(number,),
-                        cut=Chunk(first=number, values=[row]),
-                        times=1 if times is None else int(times[index]),
-                    )
-            if near and all(request.last <= last for request in near):
-                return
-        at += dataset.count_units(cut) if times is not None else 0
-
-
 def inspect_row(
     maker: DocumentMaker, file: dataset.DataFile, unit: RowOrTree, skip: bool
 ) -> tuple[TokenizedRows, list[PreviewedDocument]]:
@@ -233,14 +148,14 @@ def inspect_row(
     left out.
     """
     drawn = None if unit.times else np.zeros(1, dtype=np.bool_)
-    made = maker.make(Job(source=file.source, rows=unit.cut, drawn=drawn, apart=file.apart))
-    return made, list(_looks(maker, made, file, unit, skip))
+    tokenized = maker.make(Job(source=file.source, rows=unit.cut, drawn=drawn, apart=file.apart))
+    return tokenized, list(_previewed_documents(maker, tokenized, file, unit, skip))
 
 
-def _looks(
-    maker: DocumentMaker, made: TokenizedRows, file: dataset.DataFile, unit: RowOrTree, skip: bool
+def _previewed_documents(
+    maker: DocumentMaker, tokenized: TokenizedRows, file: dataset.DataFile, unit: RowOrTree, skip: bool
 ) -> Iterator[PreviewedDocument]:
-    strange = [name for name, entry in most_texts_first(made.unread) if not entry.left]
+    strange = [name for name, entry in most_texts_first(tokenized.unread) if not entry.left]
     whole = _endless(maker).make(Job(source=file.source, rows=unit.cut, apart=file.apart))
     blank = PreviewedDocument(
         source=file.label,
@@ -252,14 +167,14 @@ def _looks(
         unread=strange,
     )
     wholes = dict(zip(whole.parts.tolist(), _documents(whole), strict=True))
-    kept: dict[int, list[Document]] = {number: [] for number in sorted({*wholes, *made.parts.tolist()})}
-    for number, document in zip(made.parts.tolist(), _documents(made), strict=True):
+    kept: dict[int, list[Document]] = {number: [] for number in sorted({*wholes, *tokenized.parts.tolist()})}
+    for number, document in zip(tokenized.parts.tolist(), _documents(tokenized), strict=True):
         kept[number].append(document)
     why, rule = (
-        next((reason for reason in (NOT_DRAWN, TOO_LONG, OUT_OF_REACH) if reason in made.dropped), None),
+        next((reason for reason in (NOT_DRAWN, TOO_LONG, OUT_OF_REACH) if reason in tokenized.dropped), None),
         maker.settings.overlong,
     )
-    lines = tuple(made.lines[:1].tolist() if why is None else made.dropped[why])
+    lines = tuple(tokenized.lines[:1].tolist() if why is None else tokenized.dropped[why])
     for sample, (number, documents) in enumerate(kept.items(), start=1):
         ids, trained = wholes.get(number, ([], []))
         one = replace(blank, lines=lines, sample=sample, samples=len(kept), whole=ids)
@@ -273,11 +188,11 @@ def _looks(
                 fails=why == TOO_LONG and rule == "error",
             )
         for part, (given, mask) in enumerate(documents, start=1):
-            cut = bool(made.truncated) and len(given) < len(ids)
+            cut = bool(tokenized.truncated) and len(given) < len(ids)
             yield replace(one, ids=given, trained=mask, part=part, parts=len(documents), truncated=cut)
-    for line, problem in made.bad + made.unwritten:
+    for line, problem in tokenized.bad + tokenized.unwritten:
         yield replace(blank, lines=(line,), left_out=f"{dataset.BAD}: {problem}", fails=not skip)
-    for reason, some in made.dropped.items():
+    for reason, some in tokenized.dropped.items():
         if reason != why or not kept:
             yield replace(blank, lines=tuple(some), left_out=reason)
 
@@ -289,6 +204,10 @@ def _endless(maker: DocumentMaker) -> DocumentMaker:
     return other
 
 
-def _documents(made: TokenizedRows) -> list[Document]:
-    ids, trained, ends = made.ids.tolist(), made.trained.tolist(), np.cumsum(made.lengths).tolist()
+def _documents(tokenized: TokenizedRows) -> list[Document]:
+    ids, trained, ends = (
+        tokenized.ids.tolist(),
+        tokenized.trained.tolist(),
+        np.cumsum(tokenized.lengths).tolist(),
+    )
     return [(ids[start:end], trained[start:end]) for start, end in pairwise([0, *ends])]

@@ -7,7 +7,8 @@ from tuner.cli.verb import CommandLine, Verb
 
 def run(line: CommandLine) -> int:
     from tuner.api import execute_config, prepare, to_stderr
-    from tuner.cli.preview_rows import parse_row_ranges, preview
+    from tuner.cli.preview_rows import preview
+    from tuner.cli.row_ranges import parse_row_ranges
     from tuner.config.view import View
     from tuner.data.sources import sources_of
     from tuner.data.tokenize.settings import listed_files, settings_of
