@@ -415,11 +415,11 @@ import random, sys, time
 from pathlib import Path
 from tests.cli.test_clean import KEYS
 from tests.store.test_artifacts import publish
-from tuner.pipeline.run import Run
+from tuner.pipeline.run import RunDirectory
 from tuner.store.artifacts import Store
 
 root, store, until = Path(sys.argv[1]), Store(Path(sys.argv[2])), time.time() + float(sys.argv[3])
-run = Run(root / "runs" / sys.argv[4])
+run = RunDirectory(root / "runs" / sys.argv[4])
 run.dir.mkdir(parents=True)
 print("ready", flush=True)
 made = kept = 0
