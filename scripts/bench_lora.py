@@ -35,7 +35,7 @@ from tuner.models.attention_needs import attention_needs
 from tuner.models.load import load_model
 from tuner.pipeline.stage import Context, Input
 from tuner.train import session
-from tuner.train.evaluate import held_out_loss
+from tuner.train.held_out import held_out_loss
 
 SIDES: dict[str, tuple[str, ...]] = {
     "r 16, alpha auto": ("algo=lora",),

@@ -154,6 +154,7 @@ def test_speed_of_a_135m_llama(tmp_path: Path, capsys: pytest.CaptureFixture[str
             device=torch.device("cuda"),
             vocabulary=vocabulary_weights(model),
         ),
+        loss=summed_loss,
     )
     ids = torch.randint(49152, (1, 8 * 2048), device="cuda")
     positions = torch.arange(512, device="cuda").repeat(32)[None]

@@ -49,6 +49,7 @@ from tuner.models.new_tokens import (
 )
 from tuner.train.batch import collate
 from tuner.train.engine import TorchEngine, trainable_parameters
+from tuner.train.loss import summed_loss
 from tuner.train.noise import prepare_noise
 from tuner.train.optimizers import build_optimizer, vocabulary_weights
 
@@ -447,6 +448,7 @@ def test_rows_train_through_the_engine_and_nothing_else_of_the_embedding(tmp_pat
                 device=torch.device("cpu"),
                 vocabulary=vocabulary_weights(model),
             ),
+            loss=summed_loss,
         )
 
     ids, lengths = np.array([1, 68, 5, 69, 3, 69, 2], dtype=np.int32), np.array([4, 3], dtype=np.int32)

@@ -27,6 +27,8 @@ from tuner.train.deepspeed.engine import ZeroEngine
 from tuner.train.deepspeed.settings import deepspeed_json
 from tuner.train.distributed import World, single_process
 from tuner.train.engine import Engine, State, TorchEngine, trainable_parameters
+from tuner.train.held_out import measure_batches
+from tuner.train.loss import summed_loss
 from tuner.train.optimizers import build_optimizer, vocabulary_weights
 
 OPTIM = Optim(lr=1e-3, weight_decay=0.01)
@@ -81,6 +83,7 @@ def torch_engine(adapter: str, autocast: torch.dtype | None = None, hidden: int 
         model,
         build_optimizer(trainable_parameters(model), OPTIM, device=CPU, vocabulary=vocabulary_weights(model)),
         autocast=autocast,
+        loss=summed_loss,
     )
 
 
@@ -95,7 +98,12 @@ def zero_engine(
 ) -> ZeroEngine:
     settings = make_settings(stage, world, offload, disk=disk)
     return ZeroEngine(
-        make_model(adapter, hidden), world=world, settings=settings, optim=OPTIM, autocast=autocast
+        make_model(adapter, hidden),
+        world=world,
+        settings=settings,
+        optim=OPTIM,
+        autocast=autocast,
+        loss=summed_loss,
     )
 
 
@@ -187,7 +195,7 @@ def live(world: World, given: dict[str, Any]) -> dict[str, Any]:
         with pytest.raises(RuntimeError, match="step or reset"):
             engine.forward_backward(batches[:1], targets[0])
         engine.reset()
-        measured = engine.measure(batches[:4][world.rank :: world.size])
+        measured = measure_batches(engine, batches[:4][world.rank :: world.size], summed_loss)
         norms = train(engine, world, 0, HALF)
         half = whole(world, engine.state())
         with Saver(given["out"] / name, rank=world.rank, of=world.size) as saver:
@@ -242,7 +250,10 @@ def true_life(adapter: str, hidden: int = HIDDEN) -> dict[str, Any]:
     losses = engine.forward_backward(batches[:4], targets[0])
     gradients = {name: gradient.clone() for name, gradient in engine.gradients()}
     engine.reset()
-    begin, measured = whole(single_process(CPU), engine.state()), engine.measure(batches[:4])
+    begin, measured = (
+        whole(single_process(CPU), engine.state()),
+        measure_batches(engine, batches[:4], summed_loss),
+    )
     norms = train(engine, single_process(CPU), 0, HALF)
     half = whole(single_process(CPU), engine.state())
     norms += train(engine, single_process(CPU), HALF, STEPS)
@@ -319,6 +330,7 @@ def idles(world: World, given: dict[str, Any]) -> dict[tuple[int, str], Any]:
             world=world,
             settings=make_settings(stage, world, offload, disk=given.get("disk")),
             optim=OPTIM,
+            loss=summed_loss,
         )
         found[stage, offload] = train_idle(engine, layer, world), whole(world, engine.state())
     return found
@@ -337,7 +349,7 @@ def hold_to_idle(norms: list[float], saved: Saved, name: str, hidden: int = HIDD
     )
     # Shards step on zeros where there is no gradient: weights decay, and moments fade.
     optimizer.register_step_pre_hook(fill_gradients)
-    engine = TorchEngine(model, optimizer)
+    engine = TorchEngine(model, optimizer, loss=summed_loss)
     begin = whole(single_process(CPU), engine.state()).weights
     assert norms == pytest.approx(train_idle(engine, layer, single_process(CPU)), rel=1e-4), name
     assert apart(saved.weights, whole(single_process(CPU), engine.state()).weights, begin) < 1e-4, name

@@ -20,6 +20,7 @@ from tuner.models.lora.add import add_lora
 from tuner.train.batch import collate, count_targets
 from tuner.train.determinism import ENVIRONMENT, deterministic
 from tuner.train.engine import TorchEngine, trainable_parameters
+from tuner.train.loss import summed_loss
 from tuner.train.noise import prepare_noise
 from tuner.train.optimizers import build_optimizer, vocabulary_weights
 
@@ -131,6 +132,7 @@ def trained_on_gpu(
             ),
             noise=noise,
             autocast=torch.bfloat16 if algo == "full" else None,
+            loss=summed_loss,
         )
         draw, losses, spent = random.Random(0), [], []
         for step in range(8):

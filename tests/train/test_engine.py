@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tuner.models.load import load_model
 from tuner.models.lora.add import add_lora
 from tuner.train.batch import collate, count_targets
 from tuner.train.engine import State, TorchEngine, trainable_parameters
+from tuner.train.held_out import measure_batches
 from tuner.train.loss import summed_loss
 from tuner.train.noise import prepare_noise
 from tuner.train.optimizers import build_optimizer, vocabulary_weights
@@ -38,7 +40,9 @@ def engine(
     built = build_optimizer(
         trainable_parameters(model), optim, device=torch.device("cpu"), vocabulary=vocabulary_weights(model)
     )
-    return TorchEngine(model.train(), built, label_smoothing=smoothing, noise=noise)
+    return TorchEngine(
+        model.train(), built, loss=partial(summed_loss, label_smoothing=smoothing), noise=noise
+    )
 
 
 def copied(state: State) -> dict[str, torch.Tensor]:
@@ -153,10 +157,10 @@ def test_measuring_changes_nothing_drops_nothing_and_smooths_nothing(tiny: Path,
     it, exact = engine(tiny, "lora", dropout=0.5, neftune=5.0, smoothing=0.1), engine(tiny, "lora")
     batches = [collate([packs[0], packs[1]]), collate([packs[2]])]
     before = copied(it.state())
-    loss, targets = it.measure(batches)
+    loss, targets = measure_batches(it, batches, summed_loss)
     assert targets == count_targets([packs[0], packs[1], packs[2]])
     assert loss == pytest.approx(sum(exact.forward_backward(batches, targets)), rel=1e-6)
-    assert it.measure(batches) == (loss, targets)
+    assert measure_batches(it, batches, summed_loss) == (loss, targets)
     assert it.model.training
     assert equal(before, copied(it.state()))
     assert not any(gradient.any() for _, gradient in it.gradients())
@@ -201,7 +205,11 @@ def test_a_frozen_part_is_neither_trained_nor_saved(tiny: Path, packs: Packs) ->
     model = load_model(tiny, dtype=torch.float32, device="cpu").train()
     model.model.embed_tokens.requires_grad_(False)
     frozen = model.model.embed_tokens.weight.clone()
-    it = TorchEngine(model, build_optimizer(trainable_parameters(model), Optim(), device=torch.device("cpu")))
+    it = TorchEngine(
+        model,
+        build_optimizer(trainable_parameters(model), Optim(), device=torch.device("cpu")),
+        loss=summed_loss,
+    )
     it.forward_backward([collate([packs[0]])], count_targets([packs[0]]))
     it.step(1e-3, 1.0)
     assert torch.equal(frozen, model.model.embed_tokens.weight)

@@ -4,7 +4,7 @@ the state to save.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.optim import Optimizer
 
 from tuner.train.batch import Batch
-from tuner.train.loss import summed_loss
+from tuner.train.loss import Loss
 from tuner.train.noise import Noise
 from tuner.train.optimizers import moments, reset_moments, restore_moments, set_lr
 
@@ -52,6 +52,10 @@ class Engine(Protocol):
     batches, with as many of them.
     """
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+
     def forward_backward(self, batches: Sequence[Batch], targets: int) -> list[float]:
         """Add the gradient of (summed loss / targets) of this process's micro batches, which lie on the
         processor; returns their summed losses, in nats.
@@ -70,9 +74,9 @@ class Engine(Protocol):
         Where the norm is not finite, nothing is applied.
         """
 
-    def measure(self, batches: Sequence[Batch]) -> tuple[float, int]:
-        """The summed loss over this process's batches, in nats, without dropout, and the number of their
-        targets. Changes nothing.
+    def evaluating(self) -> AbstractContextManager[torch.nn.Module]:
+        """While entered, the model to compute with, in eval mode and without gradients, under the autocast of
+        training. Changes nothing.
         """
 
     def state(self) -> State:
@@ -93,45 +97,47 @@ class TorchEngine:
         model: torch.nn.Module,
         optimizer: Optimizer,
         *,
+        loss: Loss,
         autocast: torch.dtype | None = None,
-        label_smoothing: float = 0.0,
         noise: Noise | None = None,
     ) -> None:
         """
-        model            in train mode, with requires_grad on what trains
-        optimizer        of the parameters that train, as `optimizers.build_optimizer` makes it
-        autocast         the dtype of matrix products on fp32 weights
-        label_smoothing  of the training loss (arXiv:1512.00567); what is measured has none
-        noise            dropout and the like, keyed by step and rows
+        model      in train mode, with requires_grad on what trains
+        optimizer  of the trainable parameters, as `optimizers.build_optimizer` makes it
+        loss       whose gradient is taken
+        autocast   the dtype of matmuls on fp32 weights
+        noise      dropout and the like, keyed by step and rows
         """
         self.model, self.optimizer = model, optimizer
         self.device = next(model.parameters()).device
-        self.autocast, self.label_smoothing, self.noise = autocast, label_smoothing, noise
+        self.loss, self.autocast, self.noise = loss, autocast, noise
         self.named = trainable_parameters(model)
 
     def forward_backward(self, batches: Sequence[Batch], targets: int) -> list[float]:
         losses: list[torch.Tensor] = []
         for batch in batches:
             with noise_for(self.noise, batch):
-                loss = self._loss(batch, self.label_smoothing)
+                with self._autocast():
+                    loss = self.loss(self.model, batch.to(self.device))
                 (loss / max(1, targets)).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         return torch.stack(losses).tolist() if losses else []  # one wait for the device a step
 
-    def _loss(self, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
-        with torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext():
-            return summed_loss(self.model, batch.to(self.device), label_smoothing)
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext()
 
     def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, p in self.named.items():
             yield name, torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float()
 
-    @torch.no_grad()
-    def measure(self, batches: Sequence[Batch]) -> tuple[float, int]:
+    @contextmanager
+    def evaluating(self) -> Iterator[torch.nn.Module]:
         self.model.eval()
-        losses = [self._loss(batch).item() for batch in batches]
-        self.model.train()
-        return sum(losses), sum(len(batch.targets_M) for batch in batches)
+        try:
+            with torch.no_grad(), self._autocast():
+                yield self.model
+        finally:
+            self.model.train()
 
     def step(self, lr: float, max_norm: float | None) -> float:
         norm = torch.nn.utils.clip_grad_norm_(

@@ -4,7 +4,7 @@ questions.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,18 @@ from tuner.config.schema import Chat
 from tuner.config.view import View
 from tuner.data.chat.template import Template, compile_template
 from tuner.data.conversation import Message
-from tuner.data.packs import Pack, Packs
+from tuner.data.packs import Packs
 from tuner.data.tokenizer.load import load_vocabulary
-from tuner.errors import StageError
 from tuner.kernels import attention
 from tuner.models.attention_needs import attention_needs, generation_attention
 from tuner.models.checkpoint.config_files import chat_with_system
 from tuner.models.checkpoint.files import weight_files
 from tuner.models.generate import generate_answers
 from tuner.models.load import PRECISIONS, compute_dtype, load_tuned, resolve_device
-from tuner.models.nonfinite import explain_nonfinite
-from tuner.models.stateful_layers import carried_state
 from tuner.progress import track
-from tuner.train.batch import collate, split_documents
 from tuner.train.determinism import deterministic
-from tuner.train.loss import summed_loss
+from tuner.train.held_out import held_out_loss
+from tuner.train.objectives import objective_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +84,11 @@ def measure_model(
     )
     with attention.using_backend(backend), deterministic(config.machine.deterministic):
         loss, tokens = held_out_loss(
-            model, track(packs, "held-out loss", len(packs), say), device, weight_files(directory)
+            model,
+            track(packs, "held-out loss", len(packs), say),
+            device,
+            weight_files(directory),
+            objective_of(config.algo).held_out,
         )
         # Answers grow token by token on a cache, which the kernel for packed rows does not serve.
         model.set_attn_implementation(generation_attention(model))
@@ -107,32 +108,6 @@ def measure_model(
         "seconds": round(time.monotonic() - began, 1),
     }
     return Measurement(loss=loss, perplexity=perplexity(loss), tokens=tokens, answers=answers), facts
-
-
-@torch.inference_mode()
-def held_out_loss(
-    model: Any, packs: Iterable[Pack], device: torch.device | str, files: Sequence[Path] = ()
-) -> tuple[float | None, int]:
-    """The loss per token over all packs together (not a mean of means), and the number of tokens.
-
-    `model` attends within documents. Raises StageError when the loss is not finite, with what it comes from;
-    `files` are those of its base's weights.
-    """
-    total, tokens = 0.0, 0
-    apart = carried_state(model) is not None  # from one document into the next
-    for row in (row for pack in packs for row in (split_documents(pack) if apart else (pack,))):
-        batch = collate([row], device)
-        if len(batch.targets_M):
-            loss = summed_loss(model, batch).item()
-            if not math.isfinite(loss):
-                found = explain_nonfinite(model, files, lambda batch=batch: summed_loss(model, batch))  # type: ignore[misc]
-                raise StageError(
-                    "The held-out loss is not a finite number. "
-                    f"{found or 'The model or its arithmetic is broken: try algo.precision=fp32.'}"
-                )
-            total += loss
-            tokens += len(batch.targets_M)
-    return (total / tokens if tokens else None), tokens
 
 
 def perplexity(loss: float | None) -> float | None:

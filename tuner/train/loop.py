@@ -8,20 +8,20 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from tuner.data.packs import Pack, Packs
-from tuner.data.sampler import Order, micro_batches_of_rank
+from tuner.data.sampler import Order
 from tuner.errors import Interrupted, Stopped
-from tuner.train.batch import Batch, SingleDocuments, collate, count_targets, empty_batch
+from tuner.train.batch import SingleDocuments, count_targets
 from tuner.train.checkpoints import steps
 from tuner.train.checkpoints.save import Saver
-from tuner.train.deepspeed.sequence_parallel import shard_batch
 from tuner.train.distributed import World
 from tuner.train.engine import Engine
-from tuner.train.monitor.anomalies import AnomalyWatch, MicroBatchOrigin, refuse_not_finite
+from tuner.train.held_out import HeldOut, measure_batches
+from tuner.train.micro_batches import micro_batch_origins, micro_batches
+from tuner.train.monitor.anomalies import AnomalyWatch, refuse_not_finite
 from tuner.train.monitor.metrics import Journal, device_usage
 from tuner.train.monitor.progress import Progress
 from tuner.train.schedule import lr_at, patience_exhausted
@@ -77,7 +77,7 @@ def train(
     world: World,
     begin: int,
     tokens: int,
-    held_out: Sequence[Pack],
+    held_out: HeldOut,
     journal: Journal,
     saver: Saver,
     stop: Stop,
@@ -102,7 +102,7 @@ def train(
     Raises Interrupted after the step at hand is saved when `stop` was requested, StageError at a loss or
     gradient that is not finite.
     """
-    held_out = SingleDocuments(held_out) if recipe.alone else held_out
+    shared = recipe.sequence_parallel
     watcher = AnomalyWatch(horizon=recipe.horizon, rows=journal.recent)
     with Progress(start=begin, steps=order.steps, say=say, shown=world.first) as progress:
         for step in range(begin, order.steps):
@@ -115,9 +115,9 @@ def train(
             chosen = [packs[i] for i in order.at(step)]
             targets = count_targets(chosen)
             rows = list(SingleDocuments(chosen)) if recipe.alone else chosen
-            places = micro_batch_origins(rows, recipe, world.size, where)
+            places = micro_batch_origins(rows, recipe.micro_batch, world.size, where, shared)
 
-            batches = micro_batches(rows, recipe.micro_batch, world, step, recipe.sequence_parallel)
+            batches = micro_batches(rows, recipe.micro_batch, world, step, shared)
             losses = engine.forward_backward(batches, targets)
             losses = [loss for own in world.gather(losses) for loss in own]
             refuse_not_finite(
@@ -125,7 +125,7 @@ def train(
                 losses,
                 step + 1,
                 places,
-                lambda batches=batches: why(lambda: engine.measure(batches)),  # type: ignore[misc]
+                lambda batches=batches: why(lambda: measure_batches(engine, batches, held_out.loss)),  # type: ignore[misc]
             )
             lr = lr_at(
                 step,
@@ -158,8 +158,8 @@ def train(
             stopping = any(wish for wish, _ in wishes) and not last
             saving = last or stopping or done == recipe.pinned or done % recipe.save_every == 0
             measuring = saving or done % (recipe.measure_every or recipe.save_every) == 0
-            if held_out and (measuring or (recipe.patience and done % recipe.patience_every == 0)):
-                row["held_out"] = measured(engine, held_out, world, recipe.sequence_parallel)
+            if held_out.rows and (measuring or (recipe.patience and done % recipe.patience_every == 0)):
+                row["held_out"] = held_out.measure(engine, world, shared)
                 sample(done)
             journal.write(row)
             progress.show(row)
@@ -197,47 +197,6 @@ def train(
                 watcher.close()
                 return done
     return order.steps
-
-
-def micro_batches(
-    chosen: Sequence[Pack], micro: int, world: World, step: int, shared: int = 1
-) -> list[Batch]:
-    """What this process computes of a step's packs; an empty batch where the others still have one.
-    `shared` neighbours have slices of the same rows.
-    """
-    parts = micro_batches_of_rank(range(len(chosen)), micro, world.rank // shared, world.size // shared)
-    rows = [
-        collate([chosen[i] for i in part], indices=part, step=step) if part else empty_batch(step)
-        for part in parts
-    ]
-    return [shard_batch(row, world.rank % shared, shared) for row in rows]
-
-
-def micro_batch_origins(
-    chosen: Sequence[Pack], recipe: Recipe, size: int, where: Callable[[Pack], list[str]]
-) -> list[MicroBatchOrigin]:
-    """For each micro batch of all processes, in the order in which their losses are gathered, whose it is
-    and which rows are in it.
-    """
-    shared = recipe.sequence_parallel
-
-    def rows(part: Sequence[int]) -> list[str]:
-        return [row for i in part for row in where(chosen[i])]
-
-    parts = [
-        (rank, part)
-        for rank in range(size)
-        for part in micro_batches_of_rank(
-            range(len(chosen)), recipe.micro_batch, rank // shared, size // shared
-        )
-    ]
-    return [MicroBatchOrigin(rank=rank, rows=partial(rows, part)) for rank, part in parts]
-
-
-def measured(engine: Engine, held_out: Sequence[Pack], world: World, shared: int = 1) -> float:
-    """The loss per target over all held-out packs together, which the processes share."""
-    loss, targets = world.sum(engine.measure(micro_batches(held_out, 1, world, 0, shared)))
-    return loss / max(1, targets)
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -1,4 +1,6 @@
-"""The loss of supervised fine-tuning."""
+"""The loss of a batch, and the logits that it is computed from."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -6,6 +8,11 @@ from torch.nn.functional import cross_entropy
 
 from tuner.kernels.packed_documents import announce_documents
 from tuner.train.batch import Batch
+
+Loss = Callable[[torch.nn.Module, Batch], Tensor]
+"""of a model on a batch: a scalar in fp32, summed over the targets, so that it adds up over micro batches and
+processes; the caller divides by the targets of the whole step
+"""
 
 
 def logits_at(model: torch.nn.Module, batch: Batch) -> Tensor:
@@ -33,8 +40,7 @@ def summed_loss(model: torch.nn.Module, batch: Batch, label_smoothing: float = 0
     label_smoothing  ε: of each target, 1 - ε of that and ε of the mean of -log p over the whole vocabulary
                      (arXiv:1512.00567, section 7)
 
-    A sum, so that it adds up over micro batches and devices; the caller divides by the targets of the whole
-    step. Without targets it is a zero that has a gradient, of zeros.
+    Without targets it is a zero that has a gradient, of zeros.
     """
     return cross_entropy(
         logits_at(model, batch).float(), batch.targets_M, reduction="sum", label_smoothing=label_smoothing

@@ -23,16 +23,18 @@ from tuner.models.stateful_layers import carried_state
 from tuner.pipeline.stage import Context
 from tuner.report.page import tokens_measured
 from tuner.train import auto_settings
-from tuner.train.batch import count_targets
+from tuner.train.batch import SingleDocuments, count_targets
 from tuner.train.checkpoints import resume, sharded, steps
 from tuner.train.checkpoints.save import Saver
 from tuner.train.determinism import deterministic
 from tuner.train.distributed import World, from_environment
+from tuner.train.held_out import HeldOut
 from tuner.train.loop import Recipe, train
 from tuner.train.monitor.anomalies import refuse_nothing_trained
 from tuner.train.monitor.metrics import Journal
 from tuner.train.monitor.samples import Sampler, why_no_samples
 from tuner.train.monitor.trackers import open_trackers
+from tuner.train.objectives import objective_of
 from tuner.train.preflight.run import DOCUMENTS, preflight
 from tuner.train.setup import (
     autocast_of,
@@ -161,7 +163,10 @@ def _train(
                 world=world,
                 begin=start,
                 tokens=seen,
-                held_out=held,
+                held_out=HeldOut(
+                    rows=held if state is None else SingleDocuments(held),
+                    loss=objective_of(algo).held_out,
+                ),
                 journal=journal,
                 saver=saver,
                 stop=stop,

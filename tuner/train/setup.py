@@ -28,6 +28,7 @@ from tuner.train.checkpoints import steps
 from tuner.train.distributed import World
 from tuner.train.engine import Engine, TorchEngine, trainable_parameters
 from tuner.train.noise import Noise, prepare_noise
+from tuner.train.objectives import objective_of
 
 
 def build_model(
@@ -111,7 +112,7 @@ def build_engine(
 ) -> Engine:
     """What computes the steps. The model's trainable parameters are settled from here on."""
     algo, machine = config.algo, config.machine
-    autocast = autocast_of(algo, compute)
+    autocast, loss = autocast_of(algo, compute), objective_of(algo).training(algo)
     noise: Noise | None = prepare_noise(model, seed=config.seed, dropout=algo.dropout, neftune=algo.neftune)
     if facts["engine"] == "torch":
         optimizer = optimizers.build_optimizer(
@@ -121,9 +122,7 @@ def build_engine(
             device=world.device,
             vocabulary=optimizers.vocabulary_weights(model),
         )
-        return TorchEngine(
-            model, optimizer, autocast=autocast, label_smoothing=algo.label_smoothing, noise=noise
-        )
+        return TorchEngine(model, optimizer, loss=loss, autocast=autocast, noise=noise)
     from tuner.train.deepspeed import sequence_parallel
     from tuner.train.deepspeed.engine import ZeroEngine
     from tuner.train.deepspeed.settings import deepspeed_json, read_own
@@ -147,9 +146,9 @@ def build_engine(
         world=world,
         settings=settings,
         optim=algo.optim,
+        loss=loss,
         lora_plus=algo.lora_plus,
         autocast=autocast,
-        label_smoothing=algo.label_smoothing,
         noise=noise,
         timeout=machine.timeout,
     )

@@ -21,9 +21,9 @@ from tuner.train import optimizers
 from tuner.train.batch import SingleDocuments, collate, count_targets, split_documents
 from tuner.train.distributed import World
 from tuner.train.engine import TorchEngine, trainable_parameters
-from tuner.train.evaluate import held_out_loss
-from tuner.train.loop import Recipe, micro_batch_origins, micro_batches
+from tuner.train.held_out import held_out_loss
 from tuner.train.loss import summed_loss
+from tuner.train.micro_batches import micro_batch_origins, micro_batches
 from tuner.train.preflight.numerics import prove
 
 
@@ -99,7 +99,9 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> PeftModel:
 def test_the_gradient_is_that_of_the_documents_alone(model: PeftModel) -> None:
     packs = some(2, [[9, 5, 14], [7, 12]])
     named = trainable_parameters(model)
-    engine = TorchEngine(model, optimizers.build_optimizer(named, Optim(), device=torch.device("cpu")))
+    engine = TorchEngine(
+        model, optimizers.build_optimizer(named, Optim(), device=torch.device("cpu")), loss=summed_loss
+    )
     targets = count_targets(packs)
     losses = engine.forward_backward(
         micro_batches(
@@ -151,7 +153,9 @@ def test_the_proofs_are_of_what_is_done(model: PeftModel) -> None:
     packs = some(4, [[9, 5, 14], [7, 12]])
     assert carried_state(model)
     engine = TorchEngine(
-        model, optimizers.build_optimizer(trainable_parameters(model), Optim(), device=torch.device("cpu"))
+        model,
+        optimizers.build_optimizer(trainable_parameters(model), Optim(), device=torch.device("cpu")),
+        loss=summed_loss,
     )
     found = prove(
         engine,
@@ -174,27 +178,7 @@ def test_the_proofs_are_of_what_is_done(model: PeftModel) -> None:
 
 def test_what_is_not_finite_is_in_one_document() -> None:
     rows = list(SingleDocuments(some(5, [[4, 2], [3]])))
-    recipe = Recipe(
-        seed=0,
-        lr=1e-3,
-        schedule="constant",
-        horizon=1,
-        warmup=0,
-        decay=0.1,
-        clip=None,
-        micro_batch=1,
-        alone=True,
-        sequence_parallel=1,
-        save_every=1,
-        measure_every=None,
-        patience=None,
-        patience_every=1,
-        keep=1,
-        best_by="loss",
-        pinned=None,
-        resumable=False,
-    )
-    places = micro_batch_origins(rows, recipe, 2, lambda pack: [f"rows:{line}" for line in pack.lines])
+    places = micro_batch_origins(rows, 1, 2, lambda pack: [f"rows:{line}" for line in pack.lines])
     assert [(place.rank, place.rows()) for place in places] == [
         (0, ["rows:0"]),
         (0, ["rows:10"]),

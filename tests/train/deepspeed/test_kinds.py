@@ -17,6 +17,8 @@ from tuner.models.lora.add import add_lora
 from tuner.train.deepspeed.engine import ZeroEngine
 from tuner.train.distributed import World, single_process
 from tuner.train.engine import Engine, TorchEngine, trainable_parameters
+from tuner.train.held_out import measure_batches
+from tuner.train.loss import summed_loss
 from tuner.train.optimizers import build_optimizer, vocabulary_weights
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -37,7 +39,11 @@ def kinds(world: World, given: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for name, kind in given["kinds"].items():
         engine = ZeroEngine(
-            make_kind(given["model"], **kind), world=world, settings=make_settings(3, world), optim=OPTIM
+            make_kind(given["model"], **kind),
+            world=world,
+            settings=make_settings(3, world),
+            optim=OPTIM,
+            loss=summed_loss,
         )
         engine.forward_backward(batches[:4][world.rank :: world.size], targets[0])
         gradients = {name: gradient.clone() for name, gradient in engine.gradients()}
@@ -83,6 +89,7 @@ def test_what_zero_3_shards_is_multiplied_as_if_whole(tiny: Path, tmp_path: Path
             build_optimizer(
                 trainable_parameters(model), OPTIM, device=CPU, vocabulary=vocabulary_weights(model)
             ),
+            loss=summed_loss,
         )
         begin = whole(single_process(CPU), engine.state())
         engine.forward_backward(batches[:4], targets[0])
@@ -102,7 +109,9 @@ def quantised(world: World, given: dict[str, Any]) -> dict[Any, list[float]]:
     found = {}
     for stage, offload in given["cases"]:
         model = make_kind(given["model"], quant="nf4", storage=torch.bfloat16 if stage == 3 else None)
-        engine = ZeroEngine(model, world=world, settings=make_settings(stage, world, offload), optim=OPTIM)
+        engine = ZeroEngine(
+            model, world=world, settings=make_settings(stage, world, offload), optim=OPTIM, loss=summed_loss
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             # as the engine does
@@ -126,7 +135,9 @@ def losses_of(engine: Engine, world: World) -> list[float]:
             )
         )
         engine.step(1e-3, 1.0)
-    return world.sum([*losses, engine.measure(batches[-4:][world.rank :: world.size])[0]])
+    return world.sum(
+        [*losses, measure_batches(engine, batches[-4:][world.rank :: world.size], summed_loss)[0]]
+    )
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(1, marks=pytest.mark.slow)])
@@ -146,6 +157,7 @@ def test_nf4_is_the_same_under_every_stage(size: int, tiny: Path, tmp_path: Path
             build_optimizer(
                 trainable_parameters(model), OPTIM, device=CPU, vocabulary=vocabulary_weights(model)
             ),
+            loss=summed_loss,
         ),
         single_process(CPU),
     )
@@ -195,6 +207,7 @@ def test_on_a_gpu_it_trains_in_bf16_as_the_torch_engine_does(
                 settings=make_settings(stage, world, offload, "cuda"),
                 optim=OPTIM,
                 autocast=autocast,
+                loss=summed_loss,
             )
         else:
             engine = TorchEngine(
@@ -206,6 +219,7 @@ def test_on_a_gpu_it_trains_in_bf16_as_the_torch_engine_does(
                     vocabulary=vocabulary_weights(model),
                 ),
                 autocast=autocast,
+                loss=summed_loss,
             )
         seen: set[torch.dtype] = set()
         layer = next(module for name, module in model.named_modules() if name.endswith("q_proj"))
@@ -216,7 +230,7 @@ def test_on_a_gpu_it_trains_in_bf16_as_the_torch_engine_does(
                 sum(engine.forward_backward(batches[4 * step : 4 * step + 4], targets[step])) / targets[step]
             )
             assert math.isfinite(engine.step(1e-3, 1.0))
-        held_out, count = engine.measure(batches[-4:])
+        held_out, count = measure_batches(engine, batches[-4:], summed_loss)
         assert engine.state().weights
         assert seen == {torch.bfloat16}
         curves.append([*losses, held_out / count])

@@ -36,6 +36,7 @@ from tuner.errors import ConfigError, StageError
 from tuner.train.deepspeed import nvme
 from tuner.train.deepspeed.engine import ZeroEngine
 from tuner.train.distributed import World, single_process
+from tuner.train.loss import summed_loss
 from tuner.train.preflight.memory import set_recompute
 
 HIDDEN = 768
@@ -141,7 +142,11 @@ def mixed(world: World, given: dict[str, Any]) -> list[Any]:
     for disk in (None, given["disk"]):
         model = make_mixed()
         engine = ZeroEngine(
-            model, world=world, settings=make_settings(3, world, "all", disk=disk), optim=OPTIM
+            model,
+            world=world,
+            settings=make_settings(3, world, "all", disk=disk),
+            optim=OPTIM,
+            loss=summed_loss,
         )
         norms = train(engine, world, 0, 3)
         found.append(
@@ -192,7 +197,7 @@ def four_steps(world: World, given: dict[str, Any]) -> list[float] | str:
             warnings.filterwarnings("ignore", category=FutureWarning)
             set_recompute(model, True)
     try:
-        engine = ZeroEngine(model, world=world, settings=settings, optim=OPTIM)
+        engine = ZeroEngine(model, world=world, settings=settings, optim=OPTIM, loss=summed_loss)
         return train(engine, world, 0, 4)
     except StageError as error:
         return str(error)

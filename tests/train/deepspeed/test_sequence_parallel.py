@@ -103,7 +103,7 @@ def shared(world: World, given: dict[str, Any]) -> dict[str, Any]:
         )
         count = sum(p.numel() for p in model.parameters())
         settings = deepspeed_json(case, device="cpu", trainable=count, hidden=32, largest=2048)
-        engine = ZeroEngine(model, world=world, settings=settings, optim=Optim(lr=1e-3))
+        engine = ZeroEngine(model, world=world, settings=settings, optim=Optim(lr=1e-3), loss=summed_loss)
         sequence_parallel.install(group)
         if given["recompute"]:
             with warnings.catch_warnings():

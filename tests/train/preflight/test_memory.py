@@ -18,6 +18,7 @@ from tuner.models.lora.add import add_lora
 from tuner.train.batch import Batch, collate
 from tuner.train.distributed import World, single_process
 from tuner.train.engine import TorchEngine, trainable_parameters
+from tuner.train.loss import summed_loss
 from tuner.train.optimizers import build_optimizer
 from tuner.train.preflight import memory
 from tuner.train.preflight.memory import (
@@ -41,6 +42,7 @@ def make(directory: Path, *, lora: bool, optimizer: str = "adamw") -> tuple[Any,
     return model, TorchEngine(
         model,
         build_optimizer(trainable_parameters(model), Optim(name=optimizer, weight_decay=0.1), device=CPU),
+        loss=summed_loss,
     )  # type: ignore[arg-type]
 
 

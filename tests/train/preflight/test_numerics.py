@@ -94,7 +94,9 @@ def made(directory: Path, adapter: str = "lora", dtype: torch.dtype = torch.floa
 
 
 def engine_of(model: Any, kind: type[TorchEngine] = TorchEngine, **how: Any) -> TorchEngine:
-    return kind(model, build_optimizer(trainable_parameters(model), Optim(), device=CPU), **how)
+    return kind(
+        model, build_optimizer(trainable_parameters(model), Optim(), device=CPU), loss=summed_loss, **how
+    )
 
 
 def proved(
@@ -307,7 +309,9 @@ def in_one_of_two(world: World, given: dict[str, Any]) -> dict[str, Any]:
         for name, p in model.named_parameters():
             if "lora_B" in name:
                 p.data.zero_()
-        engine = ZeroEngine(model, world=world, settings=make_settings(stage, world), optim=Optim())
+        engine = ZeroEngine(
+            model, world=world, settings=make_settings(stage, world), optim=Optim(), loss=summed_loss
+        )
         how = {
             "where": where,
             "template": None,
@@ -340,7 +344,10 @@ def test_they_hold_on_a_gpu(adapter: str, dtype: torch.dtype, tiny: Path, packs:
     if adapter == "lora":
         model = add_lora(model, r=4, alpha=8, dropout=0.0, targets="all-linear", seed=0)
     engine = TorchEngine(
-        model.train(), build_optimizer(trainable_parameters(model), Optim(), device=place), autocast=autocast
+        model.train(),
+        build_optimizer(trainable_parameters(model), Optim(), device=place),
+        autocast=autocast,
+        loss=summed_loss,
     )
     with using_backend(backend):
         found = prove(

@@ -7,6 +7,7 @@ a weight, and knows nothing of precision: what trains is fp32, and autocast is i
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from tuner.train.deepspeed import shards
 from tuner.train.deepspeed.initialize import start_deepspeed
 from tuner.train.distributed import World
 from tuner.train.engine import SavedTensors, State, noise_for, refuse_other_names, trainable_parameters
-from tuner.train.loss import summed_loss
+from tuner.train.loss import Loss
 from tuner.train.noise import Noise
 from tuner.train.optimizers import (
     build_optimizer,
@@ -40,9 +41,9 @@ class ZeroEngine:
         world: World,
         settings: Mapping[str, Any],
         optim: Optim,
+        loss: Loss,
         lora_plus: float | None = None,
         autocast: torch.dtype | None = None,
-        label_smoothing: float = 0.0,
         noise: Noise | None = None,
         timeout: float = 600.0,
     ) -> None:
@@ -52,13 +53,13 @@ class ZeroEngine:
         settings         DeepSpeed's JSON, as `tuner.train.deepspeed.settings` makes it
         optim            algo.optim
         timeout          seconds that processes wait for each other
-        lora_plus, autocast, label_smoothing, noise    as for the torch engine
+        loss, lora_plus, autocast, noise    as for the torch engine
 
         Where the world has more than one process, torch.distributed must have been started. Raises
         ConfigError where DeepSpeed refuses the settings.
         """
-        self.model, self.world = model, world
-        self.label_smoothing, self.noise = label_smoothing, noise
+        self.model, self.world, self.device = model, world, world.device
+        self.loss, self.noise = loss, noise
         self.stage = int(settings["zero_optimization"]["stage"])
         self.named = trainable_parameters(model)
         self.keys = saved_names(model, self.named)
@@ -87,13 +88,10 @@ class ZeroEngine:
         losses = []
         for batch in batches:
             with noise_for(self.noise, batch):
-                loss = self._loss(batch, self.label_smoothing)
+                loss = self.loss(self.engine, batch.to(self.device))
                 self.engine.backward(loss / max(1, targets) * self.world.size)
             losses.append(loss.detach())
         return torch.stack(losses).tolist() if losses else []
-
-    def _loss(self, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
-        return summed_loss(self.engine, batch.to(self.world.device), label_smoothing)
 
     def _reduce(self) -> None:
         """Add up the gradients of all processes, each process's slice, if that was not done yet.
@@ -120,12 +118,14 @@ class ZeroEngine:
         for name, p in self.named.items():
             yield name, shards.gradient(zero, p) if swapped else safe_get_full_grad(p).float()
 
-    @torch.no_grad()
-    def measure(self, batches: Sequence[Batch]) -> tuple[float, int]:
+    @contextmanager
+    def evaluating(self) -> Iterator[torch.nn.Module]:
         self.engine.eval()
-        losses = [self._loss(batch).item() for batch in batches]
-        self.engine.train()
-        return sum(losses), sum(len(batch.targets_M) for batch in batches)
+        try:
+            with torch.no_grad():
+                yield self.engine
+        finally:
+            self.engine.train()
 
     def step(self, lr: float, max_norm: float | None) -> float:
         self._reduce()
