@@ -1,24 +1,40 @@
-"""The runs of a training in TensorBoard, Weights & Biases, SwanLab, MLflow and Trackio, each behind the same
-four words.
+"""TensorBoard, Weights & Biases, SwanLab, MLflow and Trackio, each behind the same interface.
 
-The packages are imported where a run is opened. What they would send of the machine by themselves is switched
-off.
+Another tracker is a class here, an entry of `BACKENDS`, and its word in `machine.trackers`. Packages are
+imported where a run is opened. What they would send of the machine by themselves is switched off.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 OPENING, CLOSING = 60.0, 30.0
-"""seconds that a training waits at most for a tracker, at its beginning and at its end"""
+"""seconds that a run waits at most for a tracker, at its beginning and at its end"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunInfo:
+    """What a run is opened with."""
+
+    out: Path
+    """the training directory"""
+    project: str
+    name: str
+    config: Mapping[str, Any]
+    """the settings that may leave the machine, by dotted path"""
+    step: int
+    """optimizer steps done before"""
+    known: str | None
+    """the id under which the tracker has the run already"""
 
 
 class TrackerRun(Protocol):
     """One run in one tracker. Its methods may raise whatever they like."""
 
     run: str
-    """by which the tracker finds the run again"""
+    """the id by which the tracker finds the run again; empty where it needs none"""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None: ...
 
@@ -28,11 +44,14 @@ class TrackerRun(Protocol):
 
 
 class TensorBoard:
-    def __init__(self, directory: Path, step: int) -> None:
+    """TensorBoard. It knows its run by the directory."""
+
+    run = ""
+
+    def __init__(self, info: RunInfo) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.run = directory.name
-        self._writer: Any = SummaryWriter(log_dir=str(directory), purge_step=step + 1)
+        self._writer: Any = SummaryWriter(log_dir=str(info.out / "tensorboard"), purge_step=info.step + 1)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
@@ -48,7 +67,7 @@ class TensorBoard:
 class Wandb:
     """Weights & Biases. Rows of steps that it has already are ignored by it."""
 
-    def __init__(self, project: str, name: str, config: Mapping[str, Any], run: str | None) -> None:
+    def __init__(self, info: RunInfo) -> None:
         import wandb
 
         quiet = {
@@ -69,10 +88,10 @@ class Wandb:
         )
         self._wandb = wandb
         self._run = wandb.init(
-            project=project,
-            name=name,
-            config=dict(config),
-            id=run,
+            project=info.project,
+            name=info.name,
+            config=dict(info.config),
+            id=info.known,
             resume="allow",
             reinit="create_new",
             settings=settings,
@@ -91,7 +110,7 @@ class Wandb:
 
 
 class SwanLab:
-    def __init__(self, project: str, name: str, config: Mapping[str, Any], run: str | None) -> None:
+    def __init__(self, info: RunInfo) -> None:
         import swanlab
 
         self._swanlab = swanlab
@@ -108,7 +127,12 @@ class SwanLab:
             terminal={"proxy_type": "none"},
         )
         self._run = swanlab.init(
-            project=project, name=name, config=dict(config), id=run, resume="allow", settings=settings
+            project=info.project,
+            name=info.name,
+            config=dict(info.config),
+            id=info.known,
+            resume="allow",
+            settings=settings,
         )
         self.run = str(self._run.id)
 
@@ -121,29 +145,32 @@ class SwanLab:
     def close(self, failed: bool) -> None:
         self._swanlab.finish(
             state="crashed" if failed else "success",
-            error="the training did not end as it should" if failed else None,
+            error="training did not end as it should" if failed else None,
         )
 
 
 class MLflow:
     """MLflow, through its client, which adds no tags of its own. Texts are artifacts."""
 
-    def __init__(self, project: str, name: str, config: Mapping[str, Any], run: str | None) -> None:
+    def __init__(self, info: RunInfo) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
         self._client = client = MlflowClient()
         self._last = -1
-        if run is None:
-            experiment = client.get_experiment_by_name(project)
-            number = experiment.experiment_id if experiment else client.create_experiment(project)
-            self.run = client.create_run(number, run_name=name).info.run_id
-            client.log_batch(self.run, params=[Param(key, str(value)[:500]) for key, value in config.items()])
+        if info.known is None:
+            experiment = client.get_experiment_by_name(info.project)
+            number = experiment.experiment_id if experiment else client.create_experiment(info.project)
+            self.run = client.create_run(number, run_name=info.name).info.run_id
+            client.log_batch(
+                self.run, params=[Param(key, str(value)[:500]) for key, value in info.config.items()]
+            )
         else:
-            self.run = run
-            client.update_run(run, status="RUNNING")
+            self.run = info.known
+            client.update_run(self.run, status="RUNNING")
             self._last = max(
-                (metric.step for metric in client.get_metric_history(run, "train/loss")), default=-1
+                (metric.step for metric in client.get_metric_history(self.run, "train/loss")),
+                default=-1,
             )
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -165,15 +192,15 @@ class MLflow:
 class Trackio:
     """Trackio. It knows a run by its name, and would keep a row that comes twice twice."""
 
-    def __init__(self, project: str, name: str, config: Mapping[str, Any], run: str | None) -> None:
+    def __init__(self, info: RunInfo) -> None:
         import trackio
 
-        self.run = run or name
+        self.run = info.known or info.name
         self._trackio = trackio
         self._run = trackio.init(
-            project=project,
+            project=info.project,
             name=self.run,
-            config=dict(config),
+            config=dict(info.config),
             resume="allow",
             embed=False,
             auto_log_cpu=False,
@@ -190,6 +217,16 @@ class Trackio:
 
     def close(self, failed: bool) -> None:  # noqa: ARG002
         self._run.finish()
+
+
+BACKENDS: Mapping[str, Callable[[RunInfo], TrackerRun]] = {
+    "tensorboard": TensorBoard,
+    "wandb": Wandb,
+    "swanlab": SwanLab,
+    "mlflow": MLflow,
+    "trackio": Trackio,
+}
+"""by the words of machine.trackers, which are the names of the packages too"""
 
 
 def as_html(text: str) -> str:

@@ -15,21 +15,13 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from queue import Empty, Queue
 from typing import Any
 
 from tuner.files import read_json, write_json
-from tuner.train.monitor.backends import (
-    CLOSING,
-    OPENING,
-    MLflow,
-    SwanLab,
-    TensorBoard,
-    TrackerRun,
-    Trackio,
-    Wandb,
-)
+from tuner.train.monitor.backends import BACKENDS, CLOSING, OPENING, RunInfo, TrackerRun
 
 FILE = "trackers.json"
 CURVES = ("loss", "held_out", "lr", "grad_norm", "tokens", "targets", "tokens_per_second", "mfu", "memory")
@@ -40,7 +32,7 @@ class TrackerThread:
     """A tracker and the thread that speaks to it. Nothing here blocks for longer than it says."""
 
     def __init__(self, name: str, opened: Callable[[], TrackerRun], say: Callable[[str], None]) -> None:
-        self.name, self.run = name, ""
+        self.name, self.run, self._opened = name, "", False
         self._say = say
         self._ready = threading.Event()
         self._given_up = False
@@ -54,7 +46,7 @@ class TrackerThread:
         """Wait for the tracker to answer, until this time of the monotonic clock at most."""
         if not self._ready.wait(max(0.0, until - time.monotonic())):
             self._leave_out("does not answer")
-        return bool(self.run)
+        return self._opened
 
     def do(self, work: Callable[[TrackerRun], None]) -> None:
         if not self._given_up:
@@ -71,7 +63,7 @@ class TrackerThread:
     def _talk(self, opened: Callable[[], TrackerRun]) -> None:
         try:
             board = opened()
-            self.run = board.run
+            self.run, self._opened = board.run, True
             self._ready.set()
             while work := self._work.get():
                 work(board)
@@ -100,27 +92,27 @@ class TrackerThread:
 class Trackers:
     """The trackers of one training, those that answered."""
 
-    def __init__(self, lines: Sequence[TrackerThread]) -> None:
-        self._lines = lines
+    def __init__(self, threads: Sequence[TrackerThread]) -> None:
+        self._threads = threads
 
     def write(self, row: Mapping[str, Any]) -> None:
         """A row of the journal."""
         values = {
             f"train/{name}": float(row[name]) for name in CURVES if name in row and math.isfinite(row[name])
         }
-        for line in self._lines:
-            line.do(lambda board: board.scalars(values, row["step"]))
+        for thread in self._threads:
+            thread.do(lambda board: board.scalars(values, row["step"]))
 
     def text(self, name: str, text: str, step: int) -> None:
         """A text in Markdown."""
-        for line in self._lines:
-            line.do(lambda board: board.text(name, text, step))
+        for thread in self._threads:
+            thread.do(lambda board: board.text(name, text, step))
 
     def close(self, *, failed: bool = False) -> None:
         """Wait until they have all that was written, for some seconds at most."""
         until = time.monotonic() + CLOSING
-        for line in self._lines:
-            line.close(failed, until)
+        for thread in self._threads:
+            thread.close(failed, until)
 
 
 def open_trackers(
@@ -144,25 +136,13 @@ def open_trackers(
     """
     known: dict[str, str] = {} if step == 0 else read_json(out / FILE) or {}
     sent = shareable_settings(config)
-
-    def board(kind: str) -> TrackerRun:
-        run = known.get(kind)
-        if kind == "tensorboard":
-            return TensorBoard(out / "tensorboard", step)
-        if kind == "wandb":
-            return Wandb(project, name, sent, run)
-        if kind == "swanlab":
-            return SwanLab(project, name, sent, run)
-        if kind == "mlflow":
-            return MLflow(project, name, sent, run)
-        if kind == "trackio":
-            return Trackio(project, name, sent, run)
-        raise ValueError(f"unknown tracker {kind}")
-
-    lines = [TrackerThread(kind, lambda kind=kind: board(kind), say) for kind in names]  # type: ignore[misc]
+    threads = []
+    for kind in names:
+        info = RunInfo(out=out, project=project, name=name, config=sent, step=step, known=known.get(kind))
+        threads.append(TrackerThread(kind, partial(BACKENDS[kind], info), say))
     until = time.monotonic() + OPENING
-    answering = [line for line in lines if line.opened(until)]
-    runs = known | {line.name: line.run for line in answering if line.name != "tensorboard"}
+    answering = [thread for thread in threads if thread.opened(until)]
+    runs = known | {thread.name: thread.run for thread in answering if thread.run}
     if runs:
         write_json(out / FILE, runs, indent=2)
     return Trackers(answering)
