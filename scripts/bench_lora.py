@@ -36,6 +36,7 @@ from tuner.models.load import load_model
 from tuner.pipeline.stage import Context, Input
 from tuner.train import session
 from tuner.train.held_out import held_out_loss
+from tuner.train.training_data import MEASURED
 
 SIDES: dict[str, tuple[str, ...]] = {
     "r 16, alpha auto": ("algo=lora",),
@@ -104,9 +105,9 @@ def compare(wished: argparse.Namespace) -> dict[str, Any]:
     made = run([*base, "until=tokenize"])
     inputs = {name: (made.dir / name).resolve() for name in ("fetch_model", "tokenize")}
     packs = Packs.open(inputs["tokenize"] / "held_out.arrow")
-    if len(packs) > session.MEASURED:
+    if len(packs) > MEASURED:
         raise SystemExit(
-            f"{len(packs)} packs are held out, and {session.MEASURED} of them are measured in a training: "
+            f"{len(packs)} packs are held out, and {MEASURED} of them are measured in a training: "
             "lower --held-out."
         )
 

@@ -32,6 +32,7 @@ from tuner.config.schema import Algo, Config, Data, Machine, Optim
 from tuner.config.view import View
 from tuner.pipeline.stage import Context, Input
 from tuner.train import session
+from tuner.train.training_data import MEASURED
 
 SEEDS = (0, 1, 2)
 TUNERS = {
@@ -92,7 +93,7 @@ def main() -> None:
             tokens=wished.tokens,
             steps=wished.steps,
             packs=wished.packs,
-            measured=session.MEASURED,
+            measured=MEASURED,
             precision=wished.precision,
             device=wished.device,
         )

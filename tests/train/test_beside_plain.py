@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import REPO
 from tuner.data.packs import Packs
-from tuner.train.session import MEASURED
+from tuner.train.training_data import MEASURED
 
 STEPS = 8
 

@@ -25,7 +25,7 @@ from tuner.errors import ConfigError, DataError, Interrupted, StageError
 from tuner.models.load import load_model
 from tuner.pipeline.stage import Context
 from tuner.stages.train import STAGE
-from tuner.train import session
+from tuner.train import training_data
 from tuner.train.batch import collate, count_targets
 from tuner.train.checkpoints import steps
 from tuner.train.engine import TorchEngine
@@ -396,7 +396,7 @@ def test_what_is_measured_does_not_depend_on_how_often(
         assert kept == {step: rows[step] for step in kept}
         common = kept.keys() & found[0][2].keys()
         assert min(common, key=kept.__getitem__) == min(common, key=found[0][2].__getitem__)
-    packs = session.packs_to_measure(data)
+    packs = training_data.packs_to_measure(data)
     assert [pack.ids.tolist() for pack in packs] == [pack.ids.tolist() for pack in held[:64]]
 
 

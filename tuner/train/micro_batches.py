@@ -41,3 +41,8 @@ def micro_batch_origins(
         for part in micro_batches_of_rank(range(len(chosen)), micro, rank // shared, size // shared)
     ]
     return [MicroBatchOrigin(rank=rank, rows=partial(rows, part)) for rank, part in parts]
+
+
+def rows_of(origins: Sequence[MicroBatchOrigin]) -> list[str]:
+    """The `file:line` of all documents of some micro batches."""
+    return [row for origin in origins for row in origin.rows()]

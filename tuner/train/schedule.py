@@ -5,7 +5,10 @@ is gone on with decides as what was never interrupted.
 import math
 from collections.abc import Sequence
 
+from tuner.config.view import View
+from tuner.data.sampler import Order
 from tuner.data.shares import ceil_of
+from tuner.errors import ConfigError
 
 
 def lr_at(step: int, steps: int, *, lr: float, schedule: str, warmup: float, decay: float = 0.1) -> float:
@@ -46,6 +49,25 @@ def share_passed(step: int, begin: int, end: int) -> float:
     on.
     """
     return min(1.0, max(0, step - begin) / max(1, end - begin))
+
+
+def schedule_horizon(algo: View, whole: Order) -> int:
+    """The steps over which the learning rate runs its course. Raises ConfigError where the training would
+    go on behind its end.
+    """
+    end, horizon = algo.stop_step or whole.steps, algo.schedule_steps or whole.steps
+    if end > whole.steps:
+        raise ConfigError(
+            f"algo.stop_step={end} lies behind the end of the training, which has {whole.steps} steps. Train "
+            "longer with algo.epochs or algo.steps."
+        )
+    if end > horizon and algo.schedule != "constant":
+        raise ConfigError(
+            f"algo.schedule_steps={horizon} ends before the training does (step {end}): the learning rate "
+            "would be 0 from there. Raise it, end earlier with algo.stop_step, or set "
+            "algo.schedule=constant."
+        )
+    return horizon
 
 
 def patience_exhausted(measured: Sequence[tuple[int, float]], patience: int, every: int) -> bool:

@@ -9,13 +9,16 @@ import json
 import os
 import resource
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tuner.config.view import View, identity_of
+from tuner.train.distributed import World
 from tuner.train.monitor.rows import read_rows
-from tuner.train.monitor.trackers import Trackers
+from tuner.train.monitor.trackers import Trackers, open_trackers
 
 RECENT = 64
 """rows that stay at hand"""
@@ -92,3 +95,21 @@ class Journal:
             self._file.close()
         if self._trackers:
             self._trackers.close(failed=failed)
+
+
+def open_journal(config: View, out: Path, world: World, *, step: int, say: Callable[[str], None]) -> Journal:
+    """The journal of a run that goes on after `step` steps; the first process writes it and tells the
+    trackers.
+    """
+    trackers = None
+    if world.first:
+        trackers = open_trackers(
+            config.machine.trackers,
+            out,
+            project=config.machine.project,
+            name=out.name.removesuffix(".partial"),
+            config=identity_of(config),
+            step=step,
+            say=say,
+        )
+    return Journal(out, step=step, trackers=trackers, writes=world.first)

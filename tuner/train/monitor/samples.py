@@ -6,7 +6,7 @@ settings are given back, and nothing random is drawn.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,12 @@ import torch
 from peft import PeftModel
 
 from tuner.config.schema import Chat
+from tuner.config.view import View
 from tuner.data.chat.template import Template, compile_template
 from tuner.data.tokenizer.load import load_vocabulary
 from tuner.models.attention_needs import generation_attention
+from tuner.models.checkpoint.config_files import chat_with_system
+from tuner.train.distributed import World
 from tuner.train.evaluate import answer_prompts
 from tuner.train.monitor.metrics import Journal
 from tuner.train.monitor.rows import read_rows
@@ -87,6 +90,33 @@ class Sampler:
         self._journal.text(
             "samples", "\n\n".join(f"**{one['prompt']}**\n\n{one['answer']}" for one in answers), step
         )
+
+
+def open_sampler(
+    config: View,
+    model: Any,
+    directory: Path,
+    out: Path,
+    journal: Journal,
+    world: World,
+    *,
+    autocast: torch.dtype | None,
+    zero_stage: int,
+    say: Callable[[str], None],
+) -> Callable[[int], None]:
+    """What answers eval.prompts after a step, where machine.samples asks for it and this process is the one
+    that does; else nothing.
+    """
+    if not config.machine.samples or not config.eval.prompts or not world.first:
+        return lambda _: None
+    if why := why_no_samples(zero_stage):
+        say(why)
+        return lambda _: None
+    chat = chat_with_system(config.model.chat, config.data.system)
+    ask = config.eval
+    return Sampler(
+        model, directory, chat, ask.prompts, ask.max_new_tokens, out, journal, autocast=autocast
+    ).write
 
 
 @contextmanager
