@@ -122,7 +122,7 @@ def measure(case: Case, directory: Path) -> dict[str, Any]:
     from tuner.models.load import compute_dtype
     from tuner.train.batch import collate
     from tuner.train.distributed import single_process
-    from tuner.train.preflight.memory import set_recompute
+    from tuner.train.recompute import set_recompute
     from tuner.train.setup import build_engine, build_model, choose_attention
 
     torch.manual_seed(0)

@@ -19,7 +19,7 @@ from tuner.estimate.trained_model import NF4
 from tuner.estimate.what_fits import GIB, cheaper_workloads, plain_algo, ways_to_fit
 from tuner.train.batch import Batch
 from tuner.train.loss import summed_loss
-from tuner.train.preflight.memory import set_recompute
+from tuner.train.recompute import set_recompute
 
 SIZES = {
     "vocab_size": 1000,

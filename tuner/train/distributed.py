@@ -69,6 +69,12 @@ def single_process(device: torch.device) -> World:
     return World(rank=0, size=1, device=device)
 
 
+def raise_together(world: World, complaint: str) -> None:
+    """Raise StageError in all processes where one has a complaint, with the first that is not empty."""
+    if found := [one for one in world.gather(complaint) if one]:
+        raise StageError(found[0])
+
+
 @contextmanager
 def from_environment(device: torch.device, *, timeout: float) -> Iterator[World]:
     """The processes among which a launcher started this one: ours, or one that sets what torchrun does (RANK,

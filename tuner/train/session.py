@@ -20,7 +20,7 @@ from tuner.models.stateful_layers import carried_state
 from tuner.pipeline.stage import Context
 from tuner.train import auto_settings, summary
 from tuner.train.batch import SingleDocuments
-from tuner.train.checkpoints import resume, sharded, steps
+from tuner.train.checkpoints import removal, resume, sharded, steps
 from tuner.train.checkpoints.save import Saver
 from tuner.train.checkpoints.steps import SavedStep
 from tuner.train.determinism import deterministic
@@ -31,7 +31,7 @@ from tuner.train.loop import TrainingLoop
 from tuner.train.monitor.metrics import Journal, device_usage, open_journal
 from tuner.train.monitor.samples import open_sampler
 from tuner.train.objectives import objective_of
-from tuner.train.preflight.run import DOCUMENTS, preflight
+from tuner.train.preflight.run import SINGLE_DOCUMENTS, preflight
 from tuner.train.schedule import schedule_horizon
 from tuner.train.setup import (
     autocast_of,
@@ -165,7 +165,7 @@ class Session:
             config.machine.attention, model, world.device, self._compute
         )
         if carried_state(model) is not None:
-            facts["rows"] = DOCUMENTS
+            facts["rows"] = SINGLE_DOCUMENTS
         if world.first:
             write_adapter_settings(config, model, self.ctx.out)
         facts["trainable"] = count_trainable(model)
@@ -230,7 +230,7 @@ class Session:
 
     def _prune(self, *, resumable: int) -> None:
         config = self.ctx.config
-        steps.prune(
+        removal.prune(
             self.ctx.out,
             keep=config.machine.keep,
             by=config.convert.best_by,
@@ -272,7 +272,7 @@ class Session:
 
     @property
     def _single_documents(self) -> bool:
-        return self.facts.get("rows") == DOCUMENTS
+        return self.facts.get("rows") == SINGLE_DOCUMENTS
 
     @property
     def _pinned(self) -> int | None:

@@ -59,8 +59,8 @@ def main() -> None:
 def work(job: Job) -> None:
     import torch
 
+    from tuner.train.checkpoints import removal
     from tuner.train.checkpoints import save as checkpoint
-    from tuner.train.checkpoints import steps
 
     torch.set_num_threads(1)
     if job.kill_at:
@@ -83,7 +83,7 @@ def work(job: Job) -> None:
         for tensor in (*tensors.values(), *steps_done.values()):
             tensor.fill_(value)
 
-    prune = lambda: steps.prune(out, keep=job.keep, by="loss", pinned=1, resumable=2)  # noqa: E731
+    prune = lambda: removal.prune(out, keep=job.keep, by="loss", pinned=1, resumable=2)  # noqa: E731
     try:
         started = out.with_name(f"started-{job.begin}")
         # in a training, a collective lies between the first one's start and any save

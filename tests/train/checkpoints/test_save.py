@@ -22,8 +22,8 @@ from tests.conftest import environment
 from tests.train.checkpoints import saving
 from tests.train.checkpoints.saving import Job, Processes, ended
 from tuner.errors import DataError, Interrupted, StageError
+from tuner.train.checkpoints import removal, sharded, steps
 from tuner.train.checkpoints import save as checkpoint
-from tuner.train.checkpoints import sharded, steps
 from tuner.train.checkpoints.copies import HostCopies, available_memory
 from tuner.train.checkpoints.save import Saver
 from tuner.train.engine import State
@@ -158,7 +158,7 @@ def test_steps_are_pruned_when_the_new_one_is_there(tmp_path: Path) -> None:
 
     def prune() -> None:
         seen.append(numbers(tmp_path))
-        steps.prune(tmp_path, keep=2, by="loss", pinned=None, resumable=1)
+        removal.prune(tmp_path, keep=2, by="loss", pinned=None, resumable=1)
 
     with Saver(tmp_path, prune=prune) as saver:
         for step in range(1, 5):
@@ -223,7 +223,7 @@ def test_what_is_saved_of_a_gpu_is_the_step_though_training_went_on(
     )
     busy = torch.randn(8192, 8192, device="cuda")
     with Saver(
-        tmp_path, prune=lambda: steps.prune(tmp_path, keep=1, by="none", pinned=None, resumable=1)
+        tmp_path, prune=lambda: removal.prune(tmp_path, keep=1, by="none", pinned=None, resumable=1)
     ) as saver:
         for step in (1, 2, 3):
             for _ in range(20):
@@ -486,7 +486,7 @@ def test_a_real_disk_that_is_full(processes: Processes, tmp_path: Path) -> None:
         going_on = job(small / "out", begin=3, end=4, keep=1)
         ended(processes.start(going_on))
         assert "No space left" in said(going_on)
-        steps.remove(small / "out" / "steps" / "step-000002")
+        removal.remove(small / "out" / "steps" / "step-000002")
         again = job(small / "out", begin=2, end=2)
         ended(processes.start(again))
         assert said(again) == "ok"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tuner.train.checkpoints import removal, steps
 from tuner.train.checkpoints import save as checkpoint
-from tuner.train.checkpoints import steps
 from tuner.train.engine import State
 
 
@@ -112,7 +112,7 @@ def test_a_marker_that_no_save_writes_is_not_believed(tmp_path: Path, change: di
 def test_prune_leaves_the_newest_the_best_and_the_pinned(tmp_path: Path, of: int) -> None:
     for step, held_out in ((5, 3.0), (6, 1.0), (7, 2.0), (999_999, 2.5), (1_000_000, 2.6)):
         save(tmp_path, step, held_out=held_out, of=of)
-    steps.prune(tmp_path, keep=2, by="held_out", pinned=5, resumable=1)
+    removal.prune(tmp_path, keep=2, by="held_out", pinned=5, resumable=1)
     assert numbers(tmp_path) == [5, 6, 999_999, 1_000_000]
     assert [found.step for found in steps.saved_steps(tmp_path) if found.resumable] == [1_000_000]
     assert all(found.whole() for found in steps.saved_steps(tmp_path))
@@ -126,7 +126,7 @@ def test_what_another_process_is_writing_is_not_pruned_and_goes_when_a_training_
     save(tmp_path, 1)
     for name in ("step-000002.tmp", "step-000000.old"):
         (tmp_path / "steps" / name).mkdir()
-    steps.prune(tmp_path, keep=1, by="loss", pinned=None, resumable=1)
+    removal.prune(tmp_path, keep=1, by="loss", pinned=None, resumable=1)
     assert len(list((tmp_path / "steps").iterdir())) == 3
     checkpoint.Saver(tmp_path, rank=1, of=2)
     assert len(list((tmp_path / "steps").iterdir())) == 3
@@ -138,7 +138,7 @@ def test_steps_behind_the_one_gone_on_from_are_forgotten_damaged_or_not(tmp_path
     for step in (1, 2, 3):
         directory = save(tmp_path, step)
     (directory / "state.json").unlink()
-    steps.remove_after(tmp_path, after=1)
+    removal.remove_after(tmp_path, after=1)
     assert [path.name for path in (tmp_path / "steps").iterdir()] == ["step-000001"]
 
 
@@ -182,7 +182,7 @@ def test_the_content_of_a_step_is_its_weights_and_how_they_are_read(tmp_path: Pa
     saved = save(tmp_path, 1, of=2)
     (found,) = steps.saved_steps(tmp_path)
     plain = steps.weights_digest(tmp_path, found)
-    steps.remove_optimizer(found)
+    removal.remove_optimizer(found)
     assert not (saved / "optimizer-00001-of-00002.safetensors").exists()
     assert steps.weights_digest(tmp_path, steps.saved_steps(tmp_path)[0]) == plain
     digests = {plain}

@@ -20,15 +20,11 @@ from tuner.train.distributed import World, single_process
 from tuner.train.engine import TorchEngine, trainable_parameters
 from tuner.train.loss import summed_loss
 from tuner.train.optimizers import build_optimizer
-from tuner.train.preflight import memory
-from tuner.train.preflight.memory import (
-    ProbeRequest,
-    fingerprint,
-    hardest_micro_batches,
-    probe_memory,
-    set_recompute,
-)
+from tuner.train.preflight import memory, memory_probe
+from tuner.train.preflight.memory import fingerprint, probe_memory
+from tuner.train.preflight.memory_probe import ProbeRequest, hardest_micro_batches
 from tuner.train.preflight.verdict import Verdict, recall, remember, verdict_key
+from tuner.train.recompute import set_recompute
 
 CPU = torch.device("cpu")
 KINDS = ("weights", "optimizer")
@@ -226,7 +222,7 @@ def test_auto_takes_the_most_packs_that_leave_a_reserve(
         made, packs, ProbeRequest(micro_batch="auto", recompute="auto", packs=most), tmp_path / "s"
     )
     assert (found.micro_batch, found.recompute) == (micro, recompute)
-    assert found.reserved == card.peak <= (1 - memory.RESERVE) * room
+    assert found.reserved == card.peak <= (1 - memory_probe.RESERVE) * room
     assert card.recomputes(made[0]) == (recompute == "blocks")
 
 

@@ -34,7 +34,8 @@ from tuner.train.engine import TorchEngine, trainable_parameters
 from tuner.train.loss import summed_loss
 from tuner.train.noise import prepare_noise
 from tuner.train.optimizers import build_optimizer
-from tuner.train.preflight.numerics import DOCUMENTS, proofs_line, prove, sample_documents
+from tuner.train.preflight.documents import SAMPLED, sample_documents
+from tuner.train.preflight.numerics import proofs_line, prove
 
 CPU = torch.device("cpu")
 
@@ -388,7 +389,7 @@ def test_they_hold_in_two_processes_and_fail_in_both(packs: Sequence[Pack], tmp_
 
 def test_the_documents_are_real_and_short(rows: list[Pack], packs: Sequence[Pack]) -> None:
     for found in (sample_documents(rows, 512), sample_documents(packs, 20), sample_documents(packs, 512)):
-        assert len(found) == DOCUMENTS
+        assert len(found) == SAMPLED
         assert all(
             len(p.lengths) == 1 == len(p.lines) and len(p.ids) == len(p.trained) == p.lengths[0]
             for p in found

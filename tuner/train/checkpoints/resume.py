@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tuner.data.sampler import Order
-from tuner.train.checkpoints import steps
+from tuner.train.checkpoints import removal, steps
 from tuner.train.checkpoints.steps import SavedStep
 from tuner.train.distributed import World
 
@@ -30,7 +30,7 @@ def find_step(out: Path, order: Order, world: World, say: Callable[[str], None])
     )
     if found is None:
         clear(out)
-    steps.remove_after(out, after=found.step if found else 0)
+    removal.remove_after(out, after=found.step if found else 0)
     world.gather(found.step if found else None)
     return found
 

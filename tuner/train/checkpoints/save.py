@@ -21,7 +21,7 @@ from tuner.errors import Interrupted, StageError
 from tuner.files import read_json, sha256_of, sync, write_json
 from tuner.models.checkpoint.safetensors import DTYPES, Spec
 from tuner.models.checkpoint.write_safetensors import write_file
-from tuner.train.checkpoints import sharded, steps
+from tuner.train.checkpoints import removal, sharded, steps
 from tuner.train.checkpoints.copies import HostCopies, available_memory
 from tuner.train.engine import State
 
@@ -73,7 +73,7 @@ class Saver:
         self._pending: Future[None] | None = None
         self._copies = HostCopies()
         if rank == 0:
-            steps.remove_leftovers(out)
+            removal.remove_leftovers(out)
 
     def __enter__(self) -> Self:
         return self
@@ -263,7 +263,7 @@ def publish(partial: Path, target: Path, snapshot: Snapshot, notes: Iterable[dic
     sync(partial / steps.MARKER)
     sync(partial)
     if target.exists():  # a damaged step of the same number
-        steps.remove(target)
+        removal.remove(target)
     partial.rename(target)
     sync(target.parent)
 

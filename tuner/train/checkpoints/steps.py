@@ -1,4 +1,4 @@
-"""The steps that a training has saved: which there are, which is best, what may go. Reads JSON and stats
+"""The steps that a training has saved: which there are, which is best. Reads JSON and stats
 files; imports no torch.
 
 steps/step-000120/weights.safetensors    what trains, fp32
@@ -9,7 +9,6 @@ Of several processes each has files of its own, weights-00001-of-00002.safetenso
 shapes of the tensors that lie in parts.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -140,7 +139,7 @@ def read_step(directory: Path) -> SavedStep | None:
 
 def saved_steps(out: Path) -> list[SavedStep]:
     """The steps under `out`, in order. A directory without a readable marker counts as none."""
-    return [found for _, directory in _directories(out) if (found := read_step(directory))]
+    return [found for _, directory in step_directories(out) if (found := read_step(directory))]
 
 
 def newest(
@@ -152,7 +151,7 @@ def newest(
     """The newest whole step that is `wanted`; what is `damaged` is passed over, and `say` told of it."""
     passed = []
     found = None
-    for _, directory in reversed(_directories(out)):
+    for _, directory in reversed(step_directories(out)):
         checkpoint = read_step(directory)
         if checkpoint and not wanted(checkpoint):
             continue
@@ -213,59 +212,6 @@ def changed_facts(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     ]
 
 
-def prune(out: Path, *, keep: int, by: str, pinned: object, resumable: int) -> None:
-    """Remove all but the newest `keep` steps, the best one and that of the number `pinned`; only the
-    newest `resumable` keep their optimizer.
-    """
-    found = saved_steps(out)
-    good = best(found, by)
-    for age, checkpoint in enumerate(reversed(found)):
-        if age >= keep and checkpoint != good and checkpoint.step != pinned:
-            remove(checkpoint.dir)
-        elif age >= resumable and checkpoint.resumable:
-            remove_optimizer(checkpoint)
-
-
-def remove_after(out: Path, *, after: int) -> None:
-    """Remove the steps behind `after`, damaged ones too: the training goes on from there and does them
-    again.
-    """
-    for number, directory in _directories(out):
-        if number > after:
-            remove(directory)
-
-
-def remove(directory: Path) -> None:
-    """Remove a step. It stops being one at once: killed in between, nothing is left that looks like a
-    step.
-    """
-    aside = directory.with_suffix(".old")
-    shutil.rmtree(aside, ignore_errors=True)
-    directory.rename(aside)
-    shutil.rmtree(aside)
-
-
-def remove_leftovers(out: Path) -> None:
-    """Remove what a killed process left half written or half removed."""
-    for directory in [*(out / "steps").glob("*.tmp"), *(out / "steps").glob("*.old")]:
-        shutil.rmtree(directory)
-
-
-def remove_optimizer(checkpoint: SavedStep) -> None:
-    """Give back the disk of the optimizer's state. The marker changes first: killed in between, the step
-    is whole without it.
-    """
-    marker = json.loads((checkpoint.dir / MARKER).read_text(encoding="utf-8"))
-    gone = checkpoint.paths(OPTIMIZER)
-    marker["files"] = {
-        name: file for name, file in marker["files"].items() if checkpoint.dir / name not in gone
-    }
-    marker.get("shapes", {}).pop(OPTIMIZER, None)
-    write_json(checkpoint.dir / MARKER, marker, indent=2)
-    for path in gone:
-        path.unlink(missing_ok=True)
-
-
 def adopt(source: Path, out: Path, checkpoint: SavedStep) -> None:
     """Put a step of the training in `source` into `out`, which then goes on from it: as links, for steps are
     never written to again.
@@ -295,7 +241,7 @@ def adopt_step(source: Path, out: Path, step: int) -> None:
     adopt(source, out, checkpoint)
 
 
-def _directories(out: Path) -> list[tuple[int, Path]]:
+def step_directories(out: Path) -> list[tuple[int, Path]]:
     """The steps' directories with their numbers, in order."""
     found: Collection[Path] = list((out / "steps").glob("step-*"))
     return sorted(

@@ -8,7 +8,7 @@ kind that is rare), so it is counted how many do.
 Not covered: which of the assistant's turns are trained, which rows and data.loss decide.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 from tuner.data.chat.template import Template
 from tuner.data.conversation import Call, Conversation, Message
 from tuner.data.packs import Pack
+from tuner.train.distributed import World, raise_together
 
 MARK = "QuillMark"
 """what users and tools say in those conversations: a word that no template has, of as many letters as
 Mistral wants in the id of a call
 """
+MASKED = 64
+"""packs whose mask is looked at"""
 BEFORE = 128
 """tokens before a span that are looked at"""
 
@@ -119,6 +122,26 @@ def find_odd_spans(packs: Sequence[Pack], template: Template) -> tuple[int, list
                     odd.append(OddSpan(pack=number, document=document, why=why))
                 at = stop
     return count, odd
+
+
+def check_mask(
+    packs: Sequence[Pack], template: Template, where: Callable[[Pack], list[str]], world: World
+) -> int:
+    """How many trained texts `packs` have. Raises StageError where most of them are not as the template
+    writes what the assistant says.
+    """
+    count, odd = find_odd_spans(packs, template)
+    complaint = ""
+    if 2 * len(odd) > count:
+        first = odd[0]
+        complaint = (
+            f"The loss mask is not what the chat template says: of {count} trained texts in the first "
+            f"{len(packs)} packs {len(odd)} are others; in {where(packs[first.pack])[first.document]} "
+            f"{first.why}. Tokenize again with redo=tokenize; `preview` shows the mask in colours. If it is "
+            "meant so, set machine.preflight=false."
+        )
+    raise_together(world, complaint)
+    return count
 
 
 def _oddity(

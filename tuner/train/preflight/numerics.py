@@ -20,14 +20,11 @@ Not covered: sequence parallelism, under which no process has a whole row.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from tuner.data.chat.template import Template
@@ -35,26 +32,21 @@ from tuner.data.packs import Pack, Packs
 from tuner.data.sampler import micro_batches_of_rank
 from tuner.errors import StageError
 from tuner.models.nonfinite import explain_nonfinite, is_finite
-from tuner.train.batch import Batch, collate, count_targets, empty_batch
-from tuner.train.distributed import World
+from tuner.train.batch import collate, count_targets, empty_batch
+from tuner.train.distributed import World, raise_together
 from tuner.train.engine import Engine
-from tuner.train.loss import logits_at
-from tuner.train.preflight import mask
+from tuner.train.preflight.documents import document_logits, plain_attention, sample_documents
+from tuner.train.preflight.mask import MASKED, check_mask
 
 LOGITS = {torch.float32: 2e-4, torch.bfloat16: 0.1}
 """the largest relative difference of a document's logits"""
 LOGITS_INT8 = 0.2
 GRADIENT = {torch.float32: 2e-4, torch.bfloat16: 0.06}
 """the largest relative difference of all gradients together"""
-DOCUMENTS = 4
 ROOM = {"cpu": 256, "cuda": 4096}
 """tokens of these documents together: some seconds"""
-POSITIONS = 64
-"""positions of a document whose logits are looked at"""
 VALUES = 65_536
 """values of a tensor's gradient that are looked at"""
-MASKED = 64
-"""packs whose mask is looked at"""
 
 
 def prove(
@@ -101,24 +93,24 @@ def prove(
             torch.no_grad(),
             torch.autocast(world.device.type, dtype=autocast) if autocast else nullcontext(),
         ):
-            alone = [_logits(model, [document], world.device) for document in documents]
+            alone = [document_logits(model, [document], world.device) for document in documents]
             refuse_not_finite(model, alone, documents, where, world, files)
             packed = (
                 _in_rows(model, documents, world.device)
                 if apart
-                else _apart(_logits(model, documents, world.device), alone)
+                else _apart(document_logits(model, documents, world.device), alone)
             )
             found["packed"] = check_logits(
                 "packed", zip(packed, alone, strict=True), logits, documents, where, world
             )
             with plain_attention(model):
-                plain = [_logits(model, [document], world.device) for document in documents]
+                plain = [document_logits(model, [document], world.device) for document in documents]
             found["attention"] = check_logits(
                 "attention", zip(plain, alone, strict=True), logits, documents, where, world
             )
             if zero_adapter:
                 with model.disable_adapter():
-                    base = [_logits(model, [document], world.device) for document in documents]
+                    base = [document_logits(model, [document], world.device) for document in documents]
                 # PEFT adds 0 to each number, which changes none; DoRA divides weights by their norms and
                 # multiplies them again.
                 rounds = model.peft_config["default"].use_dora
@@ -225,14 +217,13 @@ def check_accumulation(
     worst = max(off, key=off.__getitem__)
     odd = next((name for name, values in expected.items() if not is_finite(values)), None)
     rows_of = ", ".join(row for document in documents for row in where(document))
-    raise_first(
-        world.gather(
-            f"The gradient of {odd} on the rows {rows_of} is not finite, and the loss is: values grow beyond "
-            "what floats hold on the way back. Set algo.precision=fp32, or lower algo.alpha, or take "
-            "another model."
-            if odd
-            else ""
-        )
+    raise_together(
+        world,
+        f"The gradient of {odd} on the rows {rows_of} is not finite, and the loss is: values grow beyond "
+        "what floats hold on the way back. Set algo.precision=fp32, or lower algo.alpha, or take "
+        "another model."
+        if odd
+        else "",
     )
 
     def place() -> str:
@@ -261,7 +252,7 @@ def refuse_not_finite(
     why = explain_nonfinite(
         model,
         files,
-        lambda: _logits(model, [documents[number]], world.device),
+        lambda: document_logits(model, [documents[number]], world.device),
         first=world.first,
         share=world.gather,
     )
@@ -269,32 +260,6 @@ def refuse_not_finite(
         f"The model computes what is not finite on the rows {', '.join(where(documents[number]))}, before it "
         f"has learnt anything. {why}"
     )
-
-
-def check_mask(
-    packs: Sequence[Pack], template: Template, where: Callable[[Pack], list[str]], world: World
-) -> int:
-    """How many trained texts `packs` have. Raises StageError where most of them are not as the template
-    writes what the assistant says.
-    """
-    count, odd = mask.find_odd_spans(packs, template)
-    complaint = ""
-    if 2 * len(odd) > count:
-        first = odd[0]
-        complaint = (
-            f"The loss mask is not what the chat template says: of {count} trained texts in the first "
-            f"{len(packs)} packs {len(odd)} are others; in {where(packs[first.pack])[first.document]} "
-            f"{first.why}. Tokenize again with redo=tokenize; `preview` shows the mask in colours. If it is "
-            "meant so, set machine.preflight=false."
-        )
-    raise_first(world.gather(complaint))
-    return count
-
-
-def raise_first(complaints: Sequence[str]) -> None:
-    """Raise StageError with the first of the processes' complaints that is one."""
-    if found := [complaint for complaint in complaints if complaint]:
-        raise StageError(found[0])
 
 
 def _agree(name: str, difference: float, tolerance: float, place: Callable[[], str], world: World) -> None:
@@ -305,7 +270,7 @@ def _agree(name: str, difference: float, tolerance: float, place: Callable[[], s
             f"machine.preflight=false skips the proofs. The relative difference is {difference:.1e}, and "
             f"rounding explains up to {tolerance:.0e}. The rows: {place()}."
         )
-    raise_first(world.gather(complaint))
+    raise_together(world, complaint)
 
 
 def relative_difference(one: Tensor, other: Tensor) -> float:
@@ -314,76 +279,11 @@ def relative_difference(one: Tensor, other: Tensor) -> float:
     return off / size if size else off
 
 
-def sample_documents(packs: Sequence[Pack] | Packs, room: int) -> list[Pack]:
-    """A few real documents, each a pack of its own, of `room` tokens together at most and no more than the
-    longest of the packs they are from.
-    """
-    chosen: list[tuple[Pack, int]] = []
-    for number in range(len(packs)):
-        pack = packs[number]
-        begins = np.concatenate([[0], np.cumsum(pack.lengths)])
-        trained = [d for d in range(len(pack.lengths)) if pack.trained[begins[d] + 1 : begins[d + 1]].any()]
-        chosen += [(pack, d) for d in trained[: DOCUMENTS - len(chosen)]]
-        if len(chosen) == DOCUMENTS:
-            break
-    if not chosen:
-        return []
-    longest = min(room, max(len(pack.ids) for pack, _ in chosen)) // len(chosen)
-    return [cut_document(pack, document, max(2, longest)) for pack, document in chosen]
-
-
-def cut_document(pack: Pack, document: int, longest: int) -> Pack:
-    """A document alone, cut to `longest` tokens around the first that is trained."""
-    begin = int(pack.lengths[:document].sum())
-    end = begin + int(pack.lengths[document])
-    first = begin + 1 + int(np.flatnonzero(pack.trained[begin + 1 : end])[0])
-    start = max(begin, min(first - longest // 2, end - longest))
-    stop = min(end, start + longest)
-    trained = pack.trained[start:stop].copy()
-    trained[0] = False
-    one = slice(document, document + 1)
-    lengths = np.array([stop - start], dtype=np.int32)
-    return Pack(
-        ids=pack.ids[start:stop],
-        trained=trained,
-        lengths=lengths,
-        files=pack.files[one],
-        lines=pack.lines[one],
-    )
-
-
-@contextmanager
-def plain_attention(model: Any) -> Iterator[None]:
-    """Let the model attend as transformers writes it out, one matrix of scores a head, while entered: for
-    rows of one document.
-    """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    usual = base.config._attn_implementation
-    base.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        base.set_attn_implementation(usual)
-
-
-def _logits(model: Any, documents: Sequence[Pack], device: torch.device) -> Tensor:
-    """The logits [K, V] at some positions of each document, evenly spaced up to its last."""
-    batch = collate(documents)
-    at, places = 0, []
-    for document in documents:
-        length = len(document.ids)
-        places.append(at + np.unique(np.linspace(length - 1, 0, min(POSITIONS, length)).astype(np.int64)))
-        at += length
-    keep_K = torch.from_numpy(np.concatenate(places))
-    asked: Batch = replace(batch, keep_M=keep_K, targets_M=keep_K)
-    return logits_at(model, asked.to(device))
-
-
 def _in_rows(model: Any, documents: Sequence[Pack], device: torch.device) -> list[Tensor]:
     """The logits of each document in a row of its own, the last one first: what came before is another
     than in their order.
     """
-    return [_logits(model, [document], device) for document in reversed(documents)][::-1]
+    return [document_logits(model, [document], device) for document in reversed(documents)][::-1]
 
 
 def _apart(logits_KV: Tensor, alone: Sequence[Tensor]) -> Sequence[Tensor]:

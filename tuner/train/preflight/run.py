@@ -26,19 +26,15 @@ from tuner.pipeline.stage import Context
 from tuner.train.batch import SingleDocuments
 from tuner.train.distributed import World
 from tuner.train.engine import Engine
-from tuner.train.preflight.memory import (
-    MemoryEstimate,
-    ProbeRequest,
-    available_gpu_memory,
-    probe_memory,
-    set_recompute,
-)
+from tuner.train.preflight.memory import probe_memory
+from tuner.train.preflight.memory_probe import MemoryEstimate, ProbeRequest, available_gpu_memory
 from tuner.train.preflight.numerics import proofs_line, prove
 from tuner.train.preflight.verdict import Verdict, recall, remember, verdict_key
+from tuner.train.recompute import set_recompute
 from tuner.train.setup import autocast_of
 
-DOCUMENTS = "documents"
-"""the fact `rows` of a training with one document a row; it is not there where rows are packs"""
+SINGLE_DOCUMENTS = "documents"
+"""the fact `rows` of a run with one document a row; it is not there where rows are packs"""
 SCRATCH = "preflight"
 """where the save is tried, in the training's directory"""
 MATTERS = (
@@ -104,7 +100,7 @@ def preflight(
     Raises ConfigError when the training does not fit, and StageError when a proof or the save fails.
     """
     machine = ctx.config.machine
-    micro = 1 if facts.get("rows") == DOCUMENTS else machine.micro_batch
+    micro = 1 if facts.get("rows") == SINGLE_DOCUMENTS else machine.micro_batch
     wish = ProbeRequest(micro_batch=micro, recompute=machine.recompute, packs=each)
     if began is not None or not machine.preflight:
         verdict = skip_checks(wish, began or {})
@@ -156,7 +152,7 @@ def run_checks(
     say: Callable[[str], None],
 ) -> Verdict:
     """Rehearse and prove. Raises what these do."""
-    apart = facts.get("rows") == DOCUMENTS
+    apart = facts.get("rows") == SINGLE_DOCUMENTS
     rows = SingleDocuments(packs) if apart else packs
     wish = replace(wish, packs=max(2, wish.packs)) if apart else wish  # a pack has several rows
     rehearsal = probe_memory(
