@@ -81,15 +81,15 @@ def test_a_preflight_is_paid_for_once_while_its_memory_is_free(
         [f"root={root}", *words, "until=train", "redo=train"],
         {"XDG_CACHE_HOME": str(tmp_path / "cache")},
     )
-    assert "rehearsed " in tuner(*again, env=cache).err
+    assert "dry run of " in tuner(*again, env=cache).err
     found = tuner(*again, env=cache).err
     assert "preflight: as found before" in found
-    assert "rehearsed " not in found
+    assert "dry run of " not in found
     (kept,) = (tmp_path / "cache" / "tuner" / "preflight").iterdir()
     kept.write_text(
         json.dumps(json.loads(kept.read_text(encoding="utf-8")) | {"reserved": 1}), encoding="utf-8"
     )  # of a GPU's memory, and none is free
-    assert "rehearsed " in tuner(*again, env=cache).err
+    assert "dry run of " in tuner(*again, env=cache).err
 
 
 def test_plan_says_what_changes(tuner: Tuner, root: Path, words: list[str]) -> None:

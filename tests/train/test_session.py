@@ -281,7 +281,7 @@ def test_the_step_to_convert_is_kept(config: Config, context: Make, tmp_path: Pa
     ("algo", "words"),
     [
         ({"stop_step": 8}, r"stop_step=8 lies behind the end .* 7 steps"),
-        ({"schedule_steps": 5}, r"schedule_steps=5 ends before the training does \(step 7\)"),
+        ({"schedule_steps": 5}, r"schedule_steps=5 ends before the run does \(step 7\)"),
     ],
 )
 def test_an_end_that_can_not_be(

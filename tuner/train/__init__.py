@@ -1,1 +1,1 @@
-"""The training: batches, loss, schedule, engine, and the loop over them."""
+"""Training: batches, loss, schedule, engine, and the loop over them."""

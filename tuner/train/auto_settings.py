@@ -1,4 +1,4 @@
-"""What `auto` and the neutral fields mean on this machine: facts of the training, which one that goes on
+"""What `auto` and the neutral fields mean on this machine: facts of the run, which one that goes on
 keeps.
 """
 
@@ -29,7 +29,7 @@ def resolve_facts(
     """What is known before there is a model; `here` is the number of processes on this machine, who share its
     cores.
 
-    A field at `auto` keeps what it meant when the training began. Raises ConfigError for what can't be
+    A field at `auto` keeps what it meant when the run began. Raises ConfigError for what can't be
     together.
     """
     machine = config.machine
@@ -55,7 +55,7 @@ def resolve_facts(
 
 
 def read_facts(out: Path) -> dict[str, Any]:
-    """The facts of the training that `out` holds, if it holds one."""
+    """The facts of the run that `out` holds, if it holds one."""
     return read_json(out / steps.FACTS) or {}
 
 

@@ -23,7 +23,7 @@ SIOCGIFADDR = 0x8915
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class World:
-    """This process among those that train together. What it says to the others goes over the processor, in
+    """This process among those that train together. What it says to the others goes over the CPU, in
     the order in which all of them call.
     """
 
@@ -52,7 +52,7 @@ class World:
             if not lost(error):
                 raise
             raise StageError(
-                f"Rank {self.rank} of {self.size} lost another one, or waited for it in vain: "
+                f"Rank {self.rank} of {self.size} lost another process, or waited for it in vain: "
                 f"{' '.join(str(error).split())}"
             ) from error
 

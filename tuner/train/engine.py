@@ -58,7 +58,7 @@ class Engine(Protocol):
 
     def forward_backward(self, batches: Sequence[Batch], targets: int) -> list[float]:
         """Add the gradient of (summed loss / targets) of this process's micro batches, which lie on the
-        processor; returns their summed losses, in nats.
+        CPU; returns their summed losses, in nats.
 
         `targets` is the number of all processes together, so that the gradients of the processes add up to
         that of the whole step.

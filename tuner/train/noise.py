@@ -57,8 +57,7 @@ class Noise:
 def noise_seed(seed: int, step: int, index: int, name: str) -> int:
     """A generator's seed, of 63 bits.
 
-    >>> number(0, 3, 7, "layers.0.q_proj") == number(0, 3, 7, "layers.0.q_proj") != number(0, 3, 8,
-    ...     "layers.0.q_proj")
+    >>> noise_seed(0, 3, 7, "q_proj") == noise_seed(0, 3, 7, "q_proj") != noise_seed(0, 3, 8, "q_proj")
     True
     """
     return int.from_bytes(blake2b(f"{seed} {step} {index} {name}".encode(), digest_size=8).digest()) >> 1
@@ -88,7 +87,7 @@ class Dropout(nn.Module):
 
 class EmbeddingNoise:
     """NEFTune (arXiv:2310.05914): uniform noise on the embedded tokens in train mode, of alpha / sqrt(L · D)
-    at most, in documents of L tokens and D numbers a token."""
+    at most, in documents of L tokens and D values a token."""
 
     def __init__(self, noise: Noise, alpha: float) -> None:
         self.noise, self.alpha = noise, alpha
@@ -117,7 +116,7 @@ class EmbeddingNoise:
 def document_lengths(positions_1N: Tensor) -> Tensor:
     """For each token of a row, how long its document is; the host does not wait for a GPU.
 
-    >>> lengths(torch.tensor([[0, 1, 2, 0, 1, 0]])).tolist()
+    >>> document_lengths(torch.tensor([[0, 1, 2, 0, 1, 0]])).tolist()
     [3, 3, 3, 2, 2, 1]
     """
     positions_N = positions_1N[0]

@@ -39,7 +39,7 @@ def build_optimizer(
 
     adamw             arXiv:1711.05101, fused
     adamw_8bit        its moments in 8 bits, in blocks of 256 (arXiv:2110.02861); embeddings (as there), the
-                      head and what has less than 4,096 numbers keep theirs in 32
+                      head and what has less than 4,096 elements keep theirs in 32
     paged_adamw       its moments where a full GPU can page them out to the host's memory (arXiv:2305.14314,
                       section 3)
     paged_adamw_8bit  both
@@ -52,7 +52,7 @@ def build_optimizer(
                       which gives it the root mean square of AdamW's: the same `lr` and `weight_decay` suit
                       both
 
-    Raises ConfigError where bitsandbytes is not installed, or would have to page on the processor.
+    Raises ConfigError where bitsandbytes is not installed, or would have to page on the CPU.
     """
     require_library(optim.name, device)
     layers = {name: p for name, p in named.items() if name not in vocabulary}
@@ -125,7 +125,7 @@ def require_library(name: OptimizerName, device: torch.device) -> None:
         )
     if kind.unpaged and device.type != "cuda":
         raise ConfigError(
-            f"algo.optim.name={name} pages between a GPU and the host's memory, and this training runs on "
+            f"algo.optim.name={name} pages between a GPU and the host's memory, and this run computes on "
             f"the {device.type}. Set algo.optim.name={kind.unpaged}, which computes the "
             "same."
         )
@@ -210,7 +210,7 @@ def restore_moments(
             else:
                 optimizer.state[p][key] = value.item()
         else:
-            # PyTorch keeps a count of steps on the processor unless a fused kernel reads it.
+            # PyTorch keeps a count of steps on the CPU unless a fused kernel reads it.
             there = p.device if key != "step" or group.get("fused") else torch.device("cpu")
             # out of the mapped file, which will be pruned
             optimizer.state[p][key] = value.to(there, copy=True)
@@ -233,6 +233,6 @@ def _groups(optimizer: Optimizer) -> Iterator[tuple[Any, int, dict[str, Any]]]:
 
 
 def _wait(device: torch.device) -> None:
-    """Until the GPU has zeroed the new moments: those that page are written from the processor."""
+    """Until the GPU has zeroed the new moments: those that page are written from the CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

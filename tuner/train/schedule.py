@@ -52,18 +52,18 @@ def share_passed(step: int, begin: int, end: int) -> float:
 
 
 def schedule_horizon(algo: View, whole: Order) -> int:
-    """The steps over which the learning rate runs its course. Raises ConfigError where the training would
-    go on behind its end.
+    """The steps over which the learning rate runs its course. Raises ConfigError where training would go
+    on after its end.
     """
     end, horizon = algo.stop_step or whole.steps, algo.schedule_steps or whole.steps
     if end > whole.steps:
         raise ConfigError(
-            f"algo.stop_step={end} lies behind the end of the training, which has {whole.steps} steps. Train "
+            f"algo.stop_step={end} is past the end of the run, which has {whole.steps} steps. Train "
             "longer with algo.epochs or algo.steps."
         )
     if end > horizon and algo.schedule != "constant":
         raise ConfigError(
-            f"algo.schedule_steps={horizon} ends before the training does (step {end}): the learning rate "
+            f"algo.schedule_steps={horizon} ends before the run does (step {end}): the learning rate "
             "would be 0 from there. Raise it, end earlier with algo.stop_step, or set "
             "algo.schedule=constant."
         )
@@ -78,8 +78,10 @@ def patience_exhausted(measured: Sequence[tuple[int, float]], patience: int, eve
               must not decide
 
     >>> curve = [(10, 3.0), (15, 1.0), (20, 2.0), (30, 2.5), (40, 2.0)]
-    >>> exhausted(curve, 2, 10), exhausted(curve, 3, 10), exhausted(curve[:-1], 2, 10)
-    (True, False, False)
+    >>> [patience_exhausted(curve, patience, 10) for patience in (2, 3)]
+    [True, False]
+    >>> patience_exhausted(curve[:-1], 2, 10)
+    False
     """
     losses = [loss for step, loss in measured if step % every == 0]
     if not losses:

@@ -1,4 +1,4 @@
-"""The model and the engine of a training, from the config."""
+"""The model and the engine of a run, from the config."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ def build_model(
 ) -> Any:
     """The model in train mode: a frozen base with fp32 adapters, or fp32 masters of the weights that train.
 
-    `out` is the training's directory: for inits that begin with a part of the base, the adapter's first
+    `out` is the training directory: for inits that begin with a part of the base, the adapter's first
     values lie there once it has begun.
     """
     algo = config.algo
@@ -101,7 +101,7 @@ def choose_attention(wish: str, model: Any, device: torch.device, compute: torch
 
 
 def autocast_of(algo: View, compute: torch.dtype) -> torch.dtype | None:
-    """The dtype of matrix products on weights that train in fp32; None where the weights have it
+    """The dtype of matmuls on weights that train in fp32; None where the weights have it
     themselves.
     """
     return compute if not algo.uses_adapter and compute != torch.float32 else None

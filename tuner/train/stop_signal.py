@@ -1,7 +1,7 @@
-"""A wish to stop after the step at hand: SIGTERM, or a file that `tuner stop` puts into the training's
+"""A wish to stop after the step at hand: SIGTERM, or a file that `tuner stop` puts into the training
 directory.
 
-A file reaches a training on another machine, of another user or without a parent; a signal does not.
+A file reaches a run on another machine, of another user or without a parent; a signal does not.
 """
 
 import signal
@@ -21,7 +21,7 @@ class Stop:
 
     def __init__(self, out: Path) -> None:
         self._file = out / STOP_FILE
-        self._file.unlink(missing_ok=True)  # of a training that ended before it looked
+        self._file.unlink(missing_ok=True)  # of a run that ended before it looked
         self._signalled = False
         self._before: Any = None
 
@@ -47,5 +47,5 @@ class Stop:
         return self._file.exists()
 
     def answered(self) -> None:
-        """The training has saved and ends."""
+        """The run has saved and ends."""
         self._file.unlink(missing_ok=True)

@@ -440,7 +440,7 @@ def test_a_disk_that_is_full_ends_the_training_with_words_and_leaves_the_older_s
     started = job(out, begin=1, largest=100_000)
     ended(processes.start(started))
     assert said(started).startswith("StageError: Step 2 could not be saved in ")
-    assert "File too large. Make space or mend the disk; the same command continues." in said(started)
+    assert "File too large. Make space or repair the disk; the same command continues." in said(started)
     all_whole(out)
     assert [path.name for path in (out / "steps").iterdir()] == ["step-000001"]
 

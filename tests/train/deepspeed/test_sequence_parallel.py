@@ -241,8 +241,8 @@ def test_models_whose_rows_cannot_be_shared_are_refused() -> None:
     with pytest.raises(
         ConfigError,
         match=(
-            r"sequence_parallel=3 deals .* its 4 heads, with 2 of keys, can be dealt out to 2 processes, and"
-            r" not to 3"
+            r"sequence_parallel=3 splits .* its 4 attention heads, with 2 for keys and values, can be split"
+            r" over 2 processes, and not over 3"
         ),
     ):
         refuse_model(CONFIGS["grouped"], 3)

@@ -47,7 +47,7 @@ def test_a_usual_training_is_not_commented(seed: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
-    [("loss", 5.5, "the loss is 5.5"), ("grad_norm", 40.0, "the gradient's norm is 40")],
+    [("loss", 5.5, "the loss is 5.5"), ("grad_norm", 40.0, "the gradient norm is 40")],
 )
 def test_a_spike_is_said_once(name: str, value: float, words: str) -> None:
     seen = curve(0, 300)

@@ -191,7 +191,7 @@ def on_card(
     model, engine = made
     world = single_process(torch.device("cuda"))  # the engine itself stays on the processor
     return probe_memory(
-        engine, model, packs, wish, world=world, scratch=scratch, timeout=60, foresight=foresight
+        engine, model, packs, wish, world=world, scratch=scratch, timeout=60, estimate=foresight
     )
 
 
@@ -239,7 +239,7 @@ def test_a_line_that_promises_too_much_is_corrected(
 def test_what_does_not_fit_is_refused_with_what_would(
     made: tuple[Any, TorchEngine], packs: Packs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Foresight:
+    class Estimate:
         def reserved(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool) -> float:
             return 130.0 + tokens * 0 + targets * 0 + 10 * accumulated + 10 * recompute
 
@@ -259,7 +259,7 @@ def test_what_does_not_fit_is_refused_with_what_would(
             packs,
             ProbeRequest(micro_batch="auto", recompute="auto", packs=7),
             tmp_path / "s",
-            Foresight(),
+            Estimate(),
         )
 
 

@@ -22,9 +22,7 @@ def prune(out: Path, *, keep: int, by: str, pinned: object, resumable: int) -> N
 
 
 def remove_after(out: Path, *, after: int) -> None:
-    """Remove the steps behind `after`, damaged ones too: the training goes on from there and does them
-    again.
-    """
+    """Remove the steps behind `after`, damaged ones too: the run goes on from there and does them again."""
     for number, directory in step_directories(out):
         if number > after:
             remove(directory)

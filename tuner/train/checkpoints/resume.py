@@ -1,4 +1,4 @@
-"""Where a training goes on from: the newest step that is whole, the same for all of its processes."""
+"""Where a run goes on from: the newest step that is whole, the same for all of its processes."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -42,7 +42,7 @@ def check_files(directory: Path, files: Mapping[str, str], world: World) -> list
 
 
 def clear(out: Path) -> None:
-    """Remove what a training left that has no whole step."""
+    """Remove what a run left that has no whole step."""
     for name in ("steps", "tensorboard"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in (steps.FACTS, "metrics.jsonl", "samples.jsonl", "trackers.json", *steps.SETTINGS):

@@ -28,7 +28,7 @@ from tuner.train.engine import State
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PAUSE, GRACE = 0.02, 10.0
 """seconds between two looks for the files of other processes, and how much longer these wait for the first,
-which tells what is missing; and how long all wait when the training has failed already"""
+which tells what is missing; and how long all wait when the run has failed already"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,12 +45,12 @@ class Snapshot:
 
 
 class Saver:
-    """Saves steps under out/steps while training goes on. All processes of a training have one, and save the
+    """Saves steps under out/steps while training goes on. All processes of a run have one, and save the
     same steps.
 
     A process writes its own files and then a note of them. The first one waits for the notes of all, writes
     the marker, and gives the directory its name. The copies take as many bytes as what is saved (fp32 weights
-    and the moments of AdamW: 12 a number that trains), and stay until the training ends.
+    and the moments of AdamW: 12 for each trainable parameter), and stay until the run ends.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Saver:
         """`prune` is called, in the first process, when a step is there. `timeout`: seconds that processes
         wait for each other's files.
 
-        In the first process this removes what a killed training left half written; the others save nothing
+        In the first process this removes what a killed run left half written; the others save nothing
         before that is done.
         """
         self._out, self._rank, self._of, self._timeout, self._prune = out, rank, of, timeout, prune
@@ -146,7 +146,7 @@ class Saver:
             self._give_up(partial, error)
             # also where the first process has given up meanwhile and removed the directory: it tells why
             if isinstance(error, OSError):
-                mend = "Make space or mend the disk; the same command continues."
+                mend = "Make space or repair the disk; the same command continues."
                 raise StageError(
                     f"Step {snapshot.step} could not be saved in {target.parent}: {error}. {mend}"
                 ) from error
@@ -154,7 +154,7 @@ class Saver:
         try:
             self._prune()
         except OSError as error:
-            mend = "Mend that; the same command continues."
+            mend = "Fix that; the same command continues."
             raise StageError(
                 f"Step {snapshot.step} is saved, but older ones can't be removed from {target.parent}: "
                 f"{error}. {mend}"
@@ -271,7 +271,7 @@ def publish(partial: Path, target: Path, snapshot: Snapshot, notes: Iterable[dic
 def note_name(rank: int) -> str:
     """What a process's note of its files is called.
 
-    >>> note_of(1)
+    >>> note_name(1)
     'rank-00001.json'
     """
     return f"rank-{rank:05}.json"
@@ -280,7 +280,7 @@ def note_name(rank: int) -> str:
 def fragmented(names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
     """The tensors that the named entries are fragments of.
 
-    >>> cut(["a@0", "b", "c@d"], {"a": (4,), "e": (2,)})
+    >>> fragmented(["a@0", "b", "c@d"], {"a": (4,), "e": (2,)})
     {'a'}
     """
     return {name.rpartition("@")[0] for name in names} & shapes.keys()

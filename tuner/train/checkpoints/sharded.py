@@ -1,10 +1,10 @@
 """What one or several processes have saved of a step, read as whole tensors, one at a time.
 
-A process that holds a part of a tensor saves it flat, under `name@offset`: the numbers from `offset` on, in
+A process that holds a part of a tensor saves it flat, under `name@offset`: the values from `offset` on, in
 the tensor's own order. A tensor of shape (2, 3) in two processes:
 
-    weights-00001-of-00002.safetensors    layer.weight@0   4 numbers
-    weights-00002-of-00002.safetensors    layer.weight@4   2 numbers
+    weights-00001-of-00002.safetensors    layer.weight@0   4 values
+    weights-00002-of-00002.safetensors    layer.weight@4   2 values
 
 A tensor that one process holds whole lies there under its plain name.
 """
@@ -35,12 +35,12 @@ class ShardedStep:
 
     weights: "LazyTensors"
     optimizer: "LazyTensors"
-    """empty where no training can go on from the step"""
+    """empty where no run can go on from the step"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fragment:
-    """Some of a tensor's numbers."""
+    """Some of a tensor's values."""
 
     begin: int
     end: int
@@ -79,10 +79,10 @@ class LazyTensors(Mapping[str, Tensor]):
         found, spec = self._found[name], self.specs[name]
         if len(found) == 1:
             return found[0].read().reshape(spec.shape)
-        numbers_N = torch.empty(spec.count, dtype=DTYPES[spec.dtype])
+        values_N = torch.empty(spec.count, dtype=DTYPES[spec.dtype])
         for fragment in found:
-            numbers_N[fragment.begin : fragment.end] = fragment.read()
-        return numbers_N.reshape(spec.shape)
+            values_N[fragment.begin : fragment.end] = fragment.read()
+        return values_N.reshape(spec.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.specs)

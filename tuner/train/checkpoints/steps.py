@@ -1,8 +1,8 @@
-"""The steps that a training has saved: which there are, which is best. Reads JSON and stats
+"""The steps that a run has saved: which there are, which is best. Reads JSON and stats
 files; imports no torch.
 
 steps/step-000120/weights.safetensors    what trains, fp32
-                  optimizer.safetensors  its moments; only where a training may go on from
+                  optimizer.safetensors  its moments; only where a run may go on from
                   state.json             written last: the step, its scores, and the hashes of the other files
 
 Of several processes each has files of its own, weights-00001-of-00002.safetensors …, and state.json has the
@@ -23,7 +23,7 @@ MARKER = "state.json"
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
 ADAPTER = "adapter_config.json"
 FACTS = "facts.json"
-"""of a training that is not finished: what `auto` and the neutral fields mean in it"""
+"""of a run that is not finished: what `auto` and the neutral fields mean in it"""
 INITIAL = "initial.safetensors"
 """the first values of an adapter that began as a part of the base's weights: what was trained is the
 difference
@@ -39,7 +39,7 @@ RESOLVED = tuple(
         "recompute deterministic"
     ).split()
 )
-"""the facts that a training which goes on keeps, or says what differs"""
+"""the facts that a run which goes on keeps, or says what differs"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +60,7 @@ class SavedStep:
 
     @property
     def resumable(self) -> bool:
-        """Whether a training can go on from here."""
+        """Whether a run can go on from here."""
         return bool(self.paths(OPTIMIZER))
 
     def paths(self, kind: str) -> list[Path]:
@@ -84,7 +84,7 @@ def damaged_files(directory: Path, files: Mapping[str, str]) -> list[str]:
 def directory_name(step: int) -> str:
     """What the directory of a step is called.
 
-    >>> name_of(120)
+    >>> directory_name(120)
     'step-000120'
     """
     return f"step-{step:06d}"
@@ -93,7 +93,7 @@ def directory_name(step: int) -> str:
 def file_name(kind: str, rank: int, of: int) -> str:
     """What the file of one process among so many is called.
 
-    >>> file_of("weights", 0, 1), file_of("optimizer", 1, 2)
+    >>> file_name("weights", 0, 1), file_name("optimizer", 1, 2)
     ('weights.safetensors', 'optimizer-00002-of-00002.safetensors')
     """
     return f"{kind}-{rank + 1:05}-of-{of:05}.safetensors" if of > 1 else f"{kind}.safetensors"
@@ -102,9 +102,9 @@ def file_name(kind: str, rank: int, of: int) -> str:
 def complete_set(kind: str, names: Iterable[str]) -> list[str]:
     """Those of the names that are files of that kind, if all that belong together are there; else none.
 
-    >>> parts("weights", ["weights-00002-of-00002.safetensors", "weights-00001-of-00002.safetensors"])
+    >>> complete_set("weights", ["weights-00002-of-00002.safetensors", "weights-00001-of-00002.safetensors"])
     ['weights-00001-of-00002.safetensors', 'weights-00002-of-00002.safetensors']
-    >>> parts("weights", ["weights-00002-of-00002.safetensors"])
+    >>> complete_set("weights", ["weights-00002-of-00002.safetensors"])
     []
     """
     own = sorted(name for name in names if name.startswith(kind))
@@ -166,7 +166,7 @@ def newest(
     ending = (
         f"going on from step {found.step}, the one before"
         if found
-        else "no step before it is whole, so the training begins anew"
+        else "no step before it is intact, so training starts over"
     )
     for words in passed:
         say(f"{words}; {ending}")
@@ -203,7 +203,7 @@ def weights_digest(out: Path, checkpoint: SavedStep) -> str:
 
 
 def changed_facts(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is not as it was when the training began, a sentence each."""
+    """What is not as it was when the run began, a sentence each."""
     return [
         f"{key} is {now[key]} now and was {began[key]} before; the last bits of the result may differ from "
         "an uninterrupted run"
@@ -213,7 +213,7 @@ def changed_facts(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
 
 def adopt(source: Path, out: Path, checkpoint: SavedStep) -> None:
-    """Put a step of the training in `source` into `out`, which then goes on from it: as links, for steps are
+    """Put a step of the run in `source` into `out`, which then goes on from it: as links, for steps are
     never written to again.
 
     With it come the adapter's settings, the journal and what `auto` meant there. Raises OSError when the step

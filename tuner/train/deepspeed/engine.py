@@ -1,4 +1,4 @@
-"""DeepSpeed as an Engine: several processes, ZeRO 0 to 3, offload. The numbers are those of the torch engine.
+"""DeepSpeed as an Engine: several processes, ZeRO 0 to 3, offload. The results are those of the torch engine.
 
 DeepSpeed averages gradients over processes; a micro batch's loss is multiplied by their number first, so that
 gradients add up. It divides by no number of micro batches, clips by the norm that it finds before it touches
@@ -32,7 +32,7 @@ from tuner.train.optimizers import (
 
 
 class ZeroEngine:
-    """One of the processes of a training, on its own device."""
+    """One of the processes of a run, on its own device."""
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ def start_deepspeed(
     """
     if find_spec("deepspeed") is None:
         raise ConfigError(
-            "This training needs DeepSpeed (machine.engine=deepspeed, several processes, machine.zero or "
+            "This run needs DeepSpeed (machine.engine=deepspeed, several processes, machine.zero or "
             "machine.offload), which is not installed here: pip install 'tuner[multi]'"
         )
     device = world.device
@@ -81,7 +81,7 @@ def start_deepspeed(
             )
         except (ValidationError, deepspeed.runtime.config.DeepSpeedConfigError) as error:
             raise ConfigError(
-                f"DeepSpeed refuses its settings: {' '.join(str(error).split())}. Mend the file that "
+                f"DeepSpeed refuses its settings: {' '.join(str(error).split())}. Fix the file that "
                 "machine.deepspeed names."
             ) from error
     return engine

@@ -1,6 +1,6 @@
 """What is offloaded to a disk (machine.offload_path): where its files lie, and that nothing of it is lost.
 
-Each process has a directory of its own there, so that trainings may share a disk; it goes when the process
+Each process has a directory of its own there, so that runs may share a disk; it goes when the process
 ends, and what a killed one left goes when the next one comes. DeepSpeed's async_io, which reads and writes
 the files, asks the kernel for each block but never looks at the answer: where a disk is full it would go on
 with zeros. `Handle` reserves the space before anything is written, and an error is an error.
@@ -65,7 +65,7 @@ def shard_model(model: torch.nn.Module, settings: dict[str, Any]) -> dict[str, A
     for what follows.
 
     DeepSpeed stores all weights on a disk in one dtype, whatever theirs is, and in bf16 where the device is
-    the processor. So only weights of the dtype that most have go there, in that dtype. Others, such as fp32
+    the CPU. So only weights of the dtype that most have go there, in that dtype. Others, such as fp32
     adapters of a bf16 base, stay in the host's memory.
     """
     import deepspeed
@@ -181,6 +181,6 @@ def reserve_space(path: str, size: int) -> None:
     except OSError as error:
         raise StageError(
             f"What is offloaded can't be written to machine.offload_path: {path}, {size:,} bytes: {error}. "
-            "Optimizer and gradients take 16 bytes there for each number that trains. Make space or name "
+            "Optimizer and gradients take 16 bytes there for each trainable parameter. Make space or name "
             "another directory; the same command continues."
         ) from error

@@ -69,19 +69,19 @@ def shard_batch(batch: Batch, rank: int, size: int) -> Batch:
 
 
 def heads_mismatch(heads: int, kv_heads: int, size: int) -> str | None:
-    """Why heads can't be dealt out to `size` processes, if so, and the largest number below that they can.
+    """Why heads can't be split over `size` processes, if so, and the largest number below that they can.
 
-    >>> misfit(32, 8, 4), misfit(32, 2, 8), misfit(9, 3, 3)
+    >>> heads_mismatch(32, 8, 4), heads_mismatch(32, 2, 8), heads_mismatch(9, 3, 3)
     (None, None, None)
-    >>> misfit(14, 2, 4)
-    'its 14 heads, with 2 of keys, can be dealt out to 2 processes, and not to 4'
+    >>> heads_mismatch(14, 2, 4)
+    'its 14 attention heads, with 2 for keys and values, can be split over 2 processes, and not over 4'
     """
     if _fits(heads, kv_heads, size):
         return None
     best = max(n for n in range(1, size) if _fits(heads, kv_heads, n))
     return (
-        f"its {heads} heads, with {kv_heads} of keys, can be dealt out to {best} "
-        f"process{'' if best == 1 else 'es'}, and not to {size}"
+        f"its {heads} attention heads, with {kv_heads} for keys and values, can be split over {best} "
+        f"process{'' if best == 1 else 'es'}, and not over {size}"
     )
 
 
@@ -90,7 +90,7 @@ def _fits(heads: int, kv_heads: int, size: int) -> bool:
 
 
 def refuse_model(config: Any, size: int, state: str | None = None) -> None:
-    """Raise ConfigError for a model whose rows can't be shared: heads that can't be dealt out, or layers that
+    """Raise ConfigError for a model whose rows can't be shared: heads that can't be split, or layers that
     mix tokens in other ways.
 
     config   transformers' own of the model
@@ -106,8 +106,8 @@ def refuse_model(config: Any, size: int, state: str | None = None) -> None:
     heads = text.num_attention_heads
     if why := heads_mismatch(heads, getattr(text, "num_key_value_heads", None) or heads, size):
         raise ConfigError(
-            f"machine.sequence_parallel={size} deals the heads of attention out to the processes that share "
-            f"a row; of this model, {why}."
+            f"machine.sequence_parallel={size} splits the attention heads over the processes that share a "
+            f"row, and of this model, {why}."
         )
 
 

@@ -27,8 +27,8 @@ OURS = {
     "zero_optimization.offload_optimizer.nvme_path": "machine.offload_path",
     "zero_optimization.offload_param.device": "machine.offload and machine.offload_path",
     "zero_optimization.offload_param.nvme_path": "machine.offload_path",
-    "zero_optimization.round_robin_gradients": "nothing: a saved step could not say which numbers it holds",
-    "zero_optimization.parameter_alignment": "nothing: a saved step could not say which numbers it holds",
+    "zero_optimization.round_robin_gradients": "nothing: a saved step could not say which values it holds",
+    "zero_optimization.parameter_alignment": "nothing: a saved step could not say which values it holds",
     "prescale_gradients": "nothing: gradients are sums here, scaled before the backward pass",
     "gradient_predivide_factor": "nothing: gradients are sums here, scaled before the backward pass",
     "gradient_allreduce_op": "nothing: gradients are sums here, scaled before the backward pass",
@@ -36,7 +36,7 @@ OURS = {
 """keys of the JSON that a file of the user's may not change, and the fields that say so instead"""
 
 BUCKET = 2**25
-"""numbers that are reduced together, at least: 128 MiB in fp32, with which a network's bandwidth and not
+"""values that are reduced together, at least: 128 MiB in fp32, with which a network's bandwidth and not
 its latency decides
 """
 
@@ -53,9 +53,9 @@ def deepspeed_json(
     """The whole of DeepSpeed's JSON; nothing in it is "auto".
 
     device     "cpu" or "cuda"
-    trainable  how many numbers train
+    trainable  the number of trainable parameters
     hidden     the model's hidden size
-    largest    how many numbers the largest tensor of the model has
+    largest    the number of elements of the model's largest tensor
     own        what the user's own file says (`read_own`), merged over the rest
 
     Raises ConfigError where `own` has keys that follow from tuner's fields.
@@ -78,7 +78,7 @@ def deepspeed_json(
     }
     if combination.zero == 3:
         zero |= {
-            # A step takes so many numbers at a time: from a disk through four buffers of that size.
+            # A step takes so many values at a time: from a disk through four buffers of that size.
             "sub_group_size": 10**8 if combination.offload_path else 10**9,
             "stage3_prefetch_bucket_size": layer,  # the next block, while this one computes
             # norms and biases are whole everywhere: fetching them would be all latency
@@ -118,7 +118,7 @@ def deepspeed_json(
         "data_types": {"grad_accum_dtype": "fp32"},
         "prescale_gradients": False,
         "zero_allow_untested_optimizer": True,
-        # PyTorch's fused AdamW is as fast on the processor, and needs no compiler
+        # PyTorch's fused AdamW is as fast on the CPU, and needs no compiler
         "zero_force_ds_cpu_optimizer": False,
         "wall_clock_breakdown": False,
         # they wait for the GPU in each step
@@ -164,7 +164,7 @@ def merge(found: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     if refused:
         fields_ = "; ".join(f"{key} follows from {OURS[key]}" for key in refused)
         raise ConfigError(
-            f"machine.deepspeed has {', '.join(refused)}, which is not for that file to say: {fields_}. Take "
+            f"machine.deepspeed has {', '.join(refused)}, which that file may not set: {fields_}. Take "
             "it out of the file."
         )
     return merged
@@ -193,5 +193,5 @@ def _over(found: Mapping[str, Any], own: Mapping[str, Any], path: str, refused: 
 
 
 def _even(count: int) -> int:
-    """NCCL wants buffers aligned to two numbers."""
+    """NCCL wants buffers aligned to two values."""
     return max(2, count + count % 2)

@@ -1,4 +1,4 @@
-"""Which numbers of what trains lie in this process when DeepSpeed shards it, and where.
+"""Which values of the trainable parameters lie in this process when DeepSpeed shards it, and where.
 
 ZeRO flattens the tensors of a group into one and gives each process a slice of that (stages 1 and 2), or
 flattens each tensor and gives each process a slice (stage 3). Either way a process holds at most one slice of
@@ -22,7 +22,7 @@ from tuner.train.engine import SavedTensors
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slice:
-    """Numbers of one flattened tensor."""
+    """Some values of one flattened tensor."""
 
     offset: int
     """where they begin in the tensor"""
@@ -35,7 +35,7 @@ class Slice:
     """the number of `flat` among DeepSpeed's"""
 
     def of(self, flat: Tensor) -> Tensor:
-        """These numbers in a tensor that is laid out as `flat`: the weights, their gradient or a moment."""
+        """These values in a tensor that is laid out as `flat`: the weights, their gradient or a moment."""
         return flat.narrow(0, self.begin, self.count)
 
 

@@ -1,4 +1,4 @@
-"""What a person should be told of a training while it runs: losses that are no numbers, spikes, steps that
+"""What a person should be told of a run while it trains: losses that are not finite, spikes, steps that
 train nothing, a learning rate that is dead.
 """
 
@@ -23,7 +23,7 @@ NORMAL = 1.4826
 """a normal distribution's standard deviation, in median absolute deviations"""
 LEAST = {"loss": 1.2, "grad_norm": 3.0}
 """how many times the median a spike has at least: curves that hardly move have hardly any deviation"""
-WORDS = {"loss": "loss", "grad_norm": "gradient's norm"}
+WORDS = {"loss": "loss", "grad_norm": "gradient norm"}
 SMALLEST = 1e-9
 """the learning rate below which a step of Adam's, which moves a weight by about that, is lost in the
 rounding of an fp32 weight of 0.02 (2^-24 of it)
@@ -87,7 +87,7 @@ def refuse_nothing_trained(packs: Iterable[Pack]) -> None:
 def name_rows(rows: Iterable[str]) -> str:
     """The first few of some rows, in words.
 
-    >>> named(["a:1", "a:2", "a:2", "a:3", "a:4", "a:5"])
+    >>> name_rows(["a:1", "a:2", "a:2", "a:3", "a:4", "a:5"])
     'a:1, a:2, a:3, a:4 and 1 more'
     """
     unique = list(dict.fromkeys(rows))
@@ -102,7 +102,7 @@ def spike_limit(values: Sequence[float], name: str) -> float:
     The deviation is estimated from the median absolute deviation, which spikes among the values hardly move.
     Norms of gradients have a long tail above their median, so theirs are compared by their logarithms.
 
-    >>> limit([1.0, 2.0, 3.0, 2.0, 100.0], "loss")
+    >>> spike_limit([1.0, 2.0, 3.0, 2.0, 100.0], "loss")
     10.8956
     """
     if name == "grad_norm":
@@ -122,7 +122,7 @@ class AnomalyWatch:
     def __init__(self, *, horizon: int, rows: Sequence[Mapping[str, Any]] = ()) -> None:
         """
         horizon  the steps over which the learning rate runs its course
-        rows     the last ones of the training that is gone on from, so that what is usual is known
+        rows     the last ones of the run that is gone on from, so that what is usual is known
         """
         self.horizon = horizon
         self._recent = {
@@ -153,7 +153,7 @@ class AnomalyWatch:
         return said + self._dead(row["step"], row["lr"])
 
     def close(self) -> None:
-        """The training has ended. Raises StageError where none of its steps had a target."""
+        """The run has ended. Raises StageError where none of its steps had a target."""
         if not self._trained:
             raise StageError(
                 "Nothing was trained: no step had a token that is a target, so the weights are what they "

@@ -1,4 +1,4 @@
-"""How a training went: one line of metrics.jsonl a step, and the same for trackers.
+"""How a run went: one line of metrics.jsonl a step, and the same for trackers.
 
 A row has: step, loss (per target token, in nats), lr, grad_norm (before clipping), tokens and targets (of the
 step: targets; so far: tokens), seconds (of all steps so far), tokens_per_second, memory (bytes), where they
@@ -32,7 +32,7 @@ def device_usage(
     flops      of the whole step, over all processes
     peak       the operations a second that one device can do; None where that is not known, and then there is
                no `mfu`
-    memory     on a GPU the most that PyTorch has reserved so far, on the processor the most that the process
+    memory     on a GPU the most that PyTorch has reserved so far, on the CPU the most that the process
                has had resident; in bytes
     mfu        the share of the peak that went into the model (arXiv:2204.02311, appendix B): what is computed
                again counts once
@@ -90,7 +90,7 @@ class Journal:
             os.fsync(self._file.fileno())
 
     def close(self, *, failed: bool = False) -> None:
-        """`failed` lets trackers show that the training did not end as it should."""
+        """`failed` lets trackers show that training did not end as it should."""
         if self._file:
             self._file.close()
         if self._trackers:

@@ -16,7 +16,7 @@ LINE_EVERY = 15.0
 def time_left(seconds: float) -> str:
     """How long something will take, in words.
 
-    >>> left(42), left(600), left(9000)
+    >>> time_left(42), time_left(600), time_left(9000)
     ('42 s', '10 min', '2 h 30 min')
     """
     minutes = round(seconds / 60)
@@ -28,7 +28,7 @@ def time_left(seconds: float) -> str:
 def step_line(row: dict[str, Any]) -> str:
     """The numbers of a step that a person looks at.
 
-    >>> facts({"loss": 1.25, "lr": 2e-4, "tokens_per_second": 700.4, "mfu": 0.413, "memory": 5 * 2**30})
+    >>> step_line({"loss": 1.25, "lr": 2e-4, "tokens_per_second": 700.4, "mfu": 0.413, "memory": 5 * 2**30})
     'loss 1.2500  lr 2.00e-04  700 tokens/s  mfu 41 %  5.0 GiB'
     """
     parts = [f"loss {row['loss']:.4f}", f"lr {row['lr']:.2e}", f"{row['tokens_per_second']:.0f} tokens/s"]

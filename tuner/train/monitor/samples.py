@@ -30,7 +30,7 @@ FILE = "samples.jsonl"
 
 
 def why_no_samples(zero_stage: int) -> str | None:
-    """Why a training can't be asked, where it can't."""
+    """Why a run can't be asked, where it can't."""
     if zero_stage < 3:
         return None
     return (
@@ -57,9 +57,9 @@ class Sampler:
         """
         model      in train mode, whole in this process
         directory  where its tokenizer is
-        out        the training's directory
+        out        the training directory
         journal    open: its last row is that of the step which is gone on from
-        autocast   the dtype of matrix products, where the weights have another
+        autocast   the dtype of matmuls, where the weights have another
         """
         self._model, self._prompts, self._longest, self._journal, self._autocast = (
             model,

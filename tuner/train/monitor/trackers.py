@@ -1,9 +1,9 @@
-"""The curves of a training in TensorBoard, Weights & Biases, SwanLab, MLflow or Trackio, as machine.trackers
+"""The curves of a run in TensorBoard, Weights & Biases, SwanLab, MLflow or Trackio, as machine.trackers
 names them.
 
-None of them can harm a training. Each is spoken to in a thread of its own, so that a slow server delays no
+None of them can harm a run. Each is spoken to in a thread of its own, so that a slow server delays no
 step; one that is not installed, does not answer or fails is left out from there on, and that is said once. A
-training that goes on writes into the same run: `trackers.json` remembers which.
+run that goes on writes into the same one: `trackers.json` remembers which.
 
 Sent are the rows of the journal and the settings that decide the result. No host name, absolute path, git
 remote, command line or output of the terminal is sent by us, and what the trackers would add of these by
@@ -79,8 +79,7 @@ class TrackerThread:
         if not self._given_up:
             self._given_up = True
             self._say(
-                f"the tracker {self.name} {why}; the training goes on without it, and metrics.jsonl has all "
-                "rows"
+                f"the tracker {self.name} {why}; training goes on without it, and metrics.jsonl has all rows"
             )
             while not self._work.empty():
                 try:
@@ -90,7 +89,7 @@ class TrackerThread:
 
 
 class Trackers:
-    """The trackers of one training, those that answered."""
+    """The trackers of one run, those that answered."""
 
     def __init__(self, threads: Sequence[TrackerThread]) -> None:
         self._threads = threads
@@ -125,7 +124,7 @@ def open_trackers(
     step: int,
     say: Callable[[str], None],
 ) -> Trackers:
-    """Open the trackers called `names` for the training in the directory `out`, which goes on after `step`
+    """Open the trackers called `names` for the run in the directory `out`, which goes on after `step`
     steps (0: begins).
 
     name    what the run is called
@@ -151,8 +150,8 @@ def open_trackers(
 def shareable_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of the settings may leave the machine: no paths of it.
 
-    >>> public({"algo.r": 8, "algo.targets": ("q_proj",), "model.path": "/home/me/model", "model.adapter":
-    ...     None})
+    >>> shareable_settings({"algo.r": 8, "algo.targets": ("q_proj",), "model.path": "/home/me/model",
+    ...     "model.adapter": None})
     {'algo.r': 8, 'algo.targets': ['q_proj']}
     """
     found: dict[str, Any] = {}

@@ -42,7 +42,7 @@ class ProbeResult:
     tokens_per_second: float
     """of all processes together, in that step"""
     reserved: int | None
-    """bytes that PyTorch held at the peak, on the fullest GPU; None on the processor"""
+    """bytes that PyTorch held at the peak, on the fullest GPU; None on the CPU"""
     expected: float | None
     """what was estimated for that; None where nothing is known of the model's family"""
     room: int | None
@@ -51,7 +51,7 @@ class ProbeResult:
     @property
     def sentence(self) -> str:
         said = (
-            f"rehearsed {self.tokens:,} tokens forward, backward, step and save: {self.seconds:.1f} s a step"
+            f"dry run of {self.tokens:,} tokens forward, backward, step and save: {self.seconds:.1f} s a step"
         )
         if self.reserved is not None and self.room is not None:
             beside = f", expected ~{self.expected / GIB:.1f}" if self.expected is not None else ""
@@ -65,12 +65,12 @@ def probe_memory(
     engine: Engine,
     model: Any,
     packs: Packs | Sequence[Pack],
-    wish: ProbeRequest,
+    request: ProbeRequest,
     *,
     world: World,
     scratch: Path,
     timeout: float,
-    foresight: MemoryEstimate | None = None,
+    estimate: MemoryEstimate | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> ProbeResult:
     """Settle what is `auto`, and run the hardest rows with it. All processes call it together, before a saved
@@ -84,14 +84,14 @@ def probe_memory(
     config allows does not, and StageError when the save fails.
     """
     sizes = [(len(pack.ids), int(pack.trained.sum())) for pack in packs]
-    stage = MemoryProbe(engine, model, packs, sizes, wish, world, foresight)
+    probe = MemoryProbe(engine, model, packs, sizes, request, world, estimate)
     before = fingerprint(engine.state())
-    settled, trial = stage.settle(say)
+    settled, trial = probe.settle(say)
     try_save(engine.state(), scratch, world, timeout)
     if fingerprint(engine.state()) != before:
         raise RuntimeError("a step with a learning rate of 0 has changed the weights")
     engine.reset()
-    tokens, targets = stage.most(trial.micro)
+    tokens, targets = probe.most(trial.micro)
     recompute = settled == "blocks"
     return ProbeResult(
         micro_batch=trial.micro,
@@ -100,9 +100,9 @@ def probe_memory(
         targets=targets,
         seconds=trial.seconds,
         tokens_per_second=world.size * trial.tokens / max(trial.seconds, 1e-6),
-        reserved=trial.reserved if stage.cuda else None,
-        expected=stage.expected(trial.micro, recompute=recompute),
-        room=available_gpu_memory(world) if stage.cuda else None,
+        reserved=trial.reserved if probe.cuda else None,
+        expected=probe.expected(trial.micro, recompute=recompute),
+        room=available_gpu_memory(world) if probe.cuda else None,
     )
 
 
@@ -115,7 +115,7 @@ def fingerprint(state: State) -> list[int]:
 
 
 def try_save(state: State, scratch: Path, world: World, timeout: float) -> None:
-    """Save as a training does, and remove it. Raises StageError when that fails."""
+    """Save as a run does, and remove it. Raises StageError when that fails."""
     if world.first:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)

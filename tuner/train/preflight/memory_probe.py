@@ -63,14 +63,14 @@ def hardest_micro_batches(sizes: Sequence[tuple[int, int]], micro: int) -> list[
     """Of packs by (tokens, targets): those that make the longest micro batch, and those that make the one
     with most targets.
 
-    >>> hardest([(9, 1), (5, 4), (8, 2)], 2)
+    >>> hardest_micro_batches([(9, 1), (5, 4), (8, 2)], 2)
     [[0, 2], [1, 2]]
     """
     return [heapq.nlargest(micro, range(len(sizes)), key=lambda i: sizes[i][at]) for at in (0, 1)]
 
 
 def available_gpu_memory(world: World) -> int:
-    """Bytes that PyTorch may hold on the fullest GPU of all processes; 0 on the processor."""
+    """Bytes that PyTorch may hold on the fullest GPU of all processes; 0 on the CPU."""
     if world.device.type != "cuda":
         return 0
     free, _ = torch.cuda.mem_get_info(world.device)
@@ -86,29 +86,29 @@ class MemoryProbe:
         model: Any,
         packs: Packs | Sequence[Pack],
         sizes: Sequence[tuple[int, int]],
-        wish: ProbeRequest,
+        request: ProbeRequest,
         world: World,
-        foresight: MemoryEstimate | None,
+        estimate: MemoryEstimate | None,
     ) -> None:
-        self.engine, self.model, self.packs, self.sizes, self.wish, self.world, self.foresight = (
+        self.engine, self.model, self.packs, self.sizes, self.request, self.world, self.estimate = (
             engine,
             model,
             packs,
             sizes,
-            wish,
+            request,
             world,
-            foresight,
+            estimate,
         )
         self.cuda = world.device.type == "cuda"
-        self.largest = max(1, min(wish.packs, len(packs)))
+        self.largest = max(1, min(request.packs, len(packs)))
 
     def settle(self, say: Callable[[str], None]) -> tuple[Literal["none", "blocks"], Trial]:
         """What is computed again, and the trial with the micro batch that was settled."""
-        auto = self.wish.micro_batch == "auto"
-        begin = 1 if self.wish.micro_batch == "auto" else min(self.wish.micro_batch, self.largest)
+        auto = self.request.micro_batch == "auto"
+        begin = 1 if self.request.micro_batch == "auto" else min(self.request.micro_batch, self.largest)
         kinds: list[Literal["none", "blocks"]] = (
-            [self.wish.recompute]
-            if self.wish.recompute != "auto"
+            [self.request.recompute]
+            if self.request.recompute != "auto"
             else ["none", "blocks"]
             if self.cuda
             else ["none"]
@@ -154,7 +154,7 @@ class MemoryProbe:
         steps add up several, with gradients.
         """
         longest, fullest = (self.batch(chosen) for chosen in hardest_micro_batches(self.sizes, micro))
-        accumulates = self.wish.packs > micro
+        accumulates = self.request.packs > micro
         steps = [[longest]]
         if self.cuda:
             steps += [[fullest, longest]] if accumulates else [[fullest], [longest]]
@@ -193,16 +193,16 @@ class MemoryProbe:
         return sum(self.sizes[i][0] for i in longest), sum(self.sizes[i][1] for i in fullest)
 
     def expected(self, micro: int, *, recompute: bool) -> float | None:
-        if self.foresight is None or not self.cuda:
+        if self.estimate is None or not self.cuda:
             return None
-        return self.foresight.reserved(
-            *self.most(micro), accumulated=self.wish.packs > micro, recompute=recompute
+        return self.estimate.reserved(
+            *self.most(micro), accumulated=self.request.packs > micro, recompute=recompute
         )
 
     def refusal(self, micro: int, room: float, *, recompute: bool) -> str:
         tokens, targets = self.most(micro)
         said = (
-            f"This training does not fit into the GPU's memory: a micro batch of {micro} "
+            f"This run does not fit into GPU memory: a micro batch of {micro} "
             f"pack{'s' * (micro > 1)} with {tokens:,} tokens was tried"
         )
         said += (
@@ -210,11 +210,11 @@ class MemoryProbe:
             "for it. "
         )
         ways = []
-        if self.foresight is not None:
-            ways = self.foresight.ways(
+        if self.estimate is not None:
+            ways = self.estimate.ways(
                 tokens,
                 targets,
-                accumulated=self.wish.packs > micro,
+                accumulated=self.request.packs > micro,
                 recompute=recompute,
                 micro=micro,
                 room=(1 - RESERVE) * room,

@@ -11,7 +11,7 @@ mask         trained is what the assistant says
 
 Differences are relative 2-norms. In exact arithmetic all are 0; what is left is rounding. A logit is the end
 of some hundred roundings, of a relative size of 2^-24 (fp32) or 2^-9 (bf16) each, which mostly cancel.
-SmolLM2-135M, on a processor, has 1e-6 (fp32) and 0.03 (bf16, also on a base in 4 bits) in `attention`, and
+SmolLM2-135M, on a CPU, has 1e-6 (fp32) and 0.03 (bf16, also on a base in 4 bits) in `attention`, and
 3e-7 and 0.001 in `accumulated`; documents that see each other give 0.8. The tolerances leave room for deeper
 models and for kernels that add up otherwise. In 8 bits the columns that count as outliers depend on the whole
 row, so there packing does change something.
@@ -72,7 +72,7 @@ def prove(
     where         the `file:line` of a pack's documents
     template      what wrote the rows; None where that is not known, and then the mask is not looked at
     whole         whether everything is trained (data.loss=all)
-    compute       the dtype of matrix products; `autocast`: the same where the model's weights have another
+    compute       the dtype of matmuls; `autocast`: the same where the model's weights have another
     quant         how the frozen base is held
     zero_adapter  whether the model has an adapter of PEFT's that is nothing yet: B is 0
     apart         whether each document is a row of its own
@@ -135,7 +135,7 @@ def prove(
 def proofs_line(found: Mapping[str, float]) -> str:
     """The measured differences in one line.
 
-    >>> said({"mask": 12, "packed": 2e-06, "adapter": 0.0})
+    >>> proofs_line({"mask": 12, "packed": 2e-06, "adapter": 0.0})
     'proved on these rows: packed 2e-06, adapter 0e+00, mask right in 12 places'
     """
     parts = [f"{name} {value:.0e}" for name, value in found.items() if name != "mask"]
@@ -145,7 +145,7 @@ def proofs_line(found: Mapping[str, float]) -> str:
 
 WORDS = {
     "packed": (
-        "a document's logits are others in a pack than alone, so documents of a pack see each other. Set "
+        "a document has other logits in a pack than alone, so documents of a pack see each other. Set "
         "another machine.attention; if it is the same there, layers of this model carry something from "
         "document to document that config.json doesn't tell of"
     ),
@@ -158,7 +158,7 @@ WORDS = {
         "algo.lora_init=default"
     ),
     "accumulated": (
-        "the gradient of documents in one micro batch is another than that of the same documents one by one, "
+        "the gradient of documents in one micro batch differs from that of the same documents one by one, "
         "so the result would depend on machine.micro_batch and on the number of processes. Set "
         "machine.engine or machine.zero otherwise"
     ),

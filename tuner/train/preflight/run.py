@@ -36,7 +36,7 @@ from tuner.train.setup import autocast_of
 SINGLE_DOCUMENTS = "documents"
 """the fact `rows` of a run with one document a row; it is not there where rows are packs"""
 SCRATCH = "preflight"
-"""where the save is tried, in the training's directory"""
+"""where the save is tried, in the training directory"""
 MATTERS = (
     "engine",
     "zero",
@@ -95,15 +95,15 @@ def preflight(
     processes call it, before a step is loaded.
 
     each    packs that a process takes in a step
-    began   the facts of the training that goes on; it keeps what it has, and nothing is tried again
+    began   the facts of the run that is continued; it keeps what it has, and nothing is tried again
 
-    Raises ConfigError when the training does not fit, and StageError when a proof or the save fails.
+    Raises ConfigError when the run does not fit, and StageError when a proof or the save fails.
     """
     machine = ctx.config.machine
     micro = 1 if facts.get("rows") == SINGLE_DOCUMENTS else machine.micro_batch
-    wish = ProbeRequest(micro_batch=micro, recompute=machine.recompute, packs=each)
+    request = ProbeRequest(micro_batch=micro, recompute=machine.recompute, packs=each)
     if began is not None or not machine.preflight:
-        verdict = skip_checks(wish, began or {})
+        verdict = skip_checks(request, began or {})
     else:
         key = verdict_key(deciding_settings(ctx, facts, each), files_read(ctx), world.device)
         known = recall(key) if world.first else None
@@ -117,7 +117,7 @@ def preflight(
                 engine,
                 model,
                 packs,
-                wish,
+                request,
                 world=world,
                 facts=facts,
                 compute=compute,
@@ -130,11 +130,11 @@ def preflight(
     return verdict_facts(verdict)
 
 
-def skip_checks(wish: ProbeRequest, began: dict[str, Any]) -> Verdict:
-    """What is wished, or was settled when the training began; the least where neither says."""
+def skip_checks(request: ProbeRequest, began: dict[str, Any]) -> Verdict:
+    """What the config asks for, or what was settled when the run began; the least where neither says."""
     return Verdict(
-        micro_batch=began.get("micro_batch", 1) if wish.micro_batch == "auto" else wish.micro_batch,
-        recompute=began.get("recompute", "none") if wish.recompute == "auto" else wish.recompute,
+        micro_batch=began.get("micro_batch", 1) if request.micro_batch == "auto" else request.micro_batch,
+        recompute=began.get("recompute", "none") if request.recompute == "auto" else request.recompute,
     )
 
 
@@ -143,7 +143,7 @@ def run_checks(
     engine: Engine,
     model: Any,
     packs: Packs,
-    wish: ProbeRequest,
+    request: ProbeRequest,
     *,
     world: World,
     facts: dict[str, Any],
@@ -151,31 +151,31 @@ def run_checks(
     where: Callable[[Pack], list[str]],
     say: Callable[[str], None],
 ) -> Verdict:
-    """Rehearse and prove. Raises what these do."""
+    """Probe the memory and prove the numerics. Raises what these do."""
     apart = facts.get("rows") == SINGLE_DOCUMENTS
     rows = SingleDocuments(packs) if apart else packs
-    wish = replace(wish, packs=max(2, wish.packs)) if apart else wish  # a pack has several rows
-    rehearsal = probe_memory(
+    request = replace(request, packs=max(2, request.packs)) if apart else request  # a pack has several rows
+    probe = probe_memory(
         engine,
         model,
         rows,
-        wish,
+        request,
         world=world,
         scratch=ctx.out / SCRATCH,
         timeout=ctx.config.machine.timeout,
-        foresight=memory_estimate(ctx, facts),
+        estimate=memory_estimate(ctx, facts),
         say=say,
     )
-    say(rehearsal.sentence)
+    say(probe.sentence)
     proofs = run_proofs(ctx, engine, model, packs, world, compute, where, apart=apart)
     if proofs:
         say(proofs_line(proofs))
     return Verdict(
-        micro_batch=rehearsal.micro_batch,
-        recompute=rehearsal.recompute,
-        reserved=rehearsal.reserved,
-        expected=None if rehearsal.expected is None else round(rehearsal.expected),
-        tokens_per_second=rehearsal.tokens_per_second,
+        micro_batch=probe.micro_batch,
+        recompute=probe.recompute,
+        reserved=probe.reserved,
+        expected=None if probe.expected is None else round(probe.expected),
+        tokens_per_second=probe.tokens_per_second,
         proofs=proofs,
     )
 

@@ -23,12 +23,12 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What the rehearsal chose and measured, and what the proofs measured."""
+    """What the memory probe settled and measured, and what the proofs measured."""
 
     micro_batch: int
     recompute: str
     reserved: int | None = None
-    """bytes of GPU memory at the peak; None on the processor"""
+    """bytes of GPU memory at the peak; None on the CPU"""
     expected: int | None = None
     """what was estimated"""
     tokens_per_second: float | None = None
