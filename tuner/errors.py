@@ -56,7 +56,7 @@ class Stopped(Interrupted):
     """
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A sentence that names what was probably meant, or nothing.
 
     >>> nearest("trian", ["train", "merge"])

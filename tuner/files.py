@@ -67,13 +67,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def identity(path: Path) -> list[int]:
+def file_identity(path: Path) -> list[int]:
     """Size, times in ns and inode: what changes when a file does."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     """Have a file, or a directory's entries, on the disk before going on."""
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -105,7 +105,7 @@ def owner(path: Path) -> str:
         return f"the user {uid}"
 
 
-def foreign(path: Path) -> str | None:
+def foreign_owner(path: Path) -> str | None:
     """Whom a file belongs to, when that is somebody else. Nothing is foreign to root, who may change it
     all.
     """

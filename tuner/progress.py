@@ -12,7 +12,7 @@ LINE_EVERY = 15.0
 
 
 @contextmanager
-def bar(what: str, total: int, say: Callable[[str], None]) -> Iterator[Callable[[int], None]]:
+def progress_bar(what: str, total: int, say: Callable[[str], None]) -> Iterator[Callable[[int], None]]:
     """A function that hears how much more was done. `total` may be in any unit; work that is over in a
     moment says nothing on a plain log.
     """
@@ -27,7 +27,7 @@ def bar(what: str, total: int, say: Callable[[str], None]) -> Iterator[Callable[
 
 
 @contextmanager
-def counter(what: str, things: str, say: Callable[[str], None]) -> Iterator[Callable[[int], None]]:
+def progress_counter(what: str, things: str, say: Callable[[str], None]) -> Iterator[Callable[[int], None]]:
     """A function that hears how many more were done, of nobody knows how many."""
 
     def columns() -> tuple[Any, ...]:
@@ -68,7 +68,7 @@ def _shown(
 
 def track(items: Iterable[T], what: str, total: int, say: Callable[[str], None]) -> Iterator[T]:
     """The items, with a bar that moves as each was used."""
-    with bar(what, total, say) as advance:
+    with progress_bar(what, total, say) as advance:
         for item in items:
             yield item
             advance(1)

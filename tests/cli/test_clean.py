@@ -23,7 +23,7 @@ from tuner.files import read_json, write_json
 from tuner.pipeline.run import RunDirectory
 from tuner.store import references
 from tuner.store.artifacts import Store
-from tuner.store.usage import Ledger, Usage, names
+from tuner.store.usage import DiskUsage, StoreUsage, file_links
 
 KEYS = [f"train-{number:012x}" for number in range(8)]
 
@@ -223,7 +223,7 @@ def test_another_users_root_that_is_not_mounted_counts(
     run = run_in(tmp_path / "elsewhere")
     run.link("train", store.root / KEYS[0])
     shutil.rmtree(tmp_path / "elsewhere")
-    monkeypatch.setattr(references, "foreign", lambda _: "alice")
+    monkeypatch.setattr(references, "foreign_owner", lambda _: "alice")
     assert references.referenced(store, root) == {KEYS[0]: [run.dir]}
     (tmp_path / "elsewhere" / "runs").mkdir(parents=True)  # the root is there, and the run is not in it
     assert references.referenced(store, root) == {}
@@ -282,10 +282,10 @@ def test_a_file_is_counted_once_and_frees_its_bytes_with_its_last_name(tmp_path:
     (one / "w").write_bytes(b"x" * 1_000_000)
     os.link(one / "w", two / "w")
     os.link(one / "w", one / "again")
-    usage = Usage()
-    small = usage.add(names(one))
+    usage = DiskUsage()
+    small = usage.add(file_links(one))
     assert small == on_disk(one) - (one / "w").stat().st_blocks * 512
-    assert small + usage.add(names(two)) == on_disk(tmp_path) - on_disk_of(tmp_path)
+    assert small + usage.add(file_links(two)) == on_disk(tmp_path) - on_disk_of(tmp_path)
     assert usage.total() == on_disk(tmp_path) - on_disk_of(tmp_path)
 
 
@@ -348,7 +348,7 @@ def test_a_runs_size_and_what_is_its_own_alone(root: Path, store: Store) -> None
         "a": [KEYS[0], KEYS[1], KEYS[6]],
         "b": [KEYS[0], KEYS[2], ".partial/train-00000000000b", ".partial/train-00000000000b.json"],
     }
-    ledger = Ledger(store, root)
+    ledger = StoreUsage(store, root)
     for run, name in (("a-00000001", "a"), ("b-00000002", "b")):
         once = subprocess.run(
             ["du", "-sc", "--block-size=1", *(store.root / place for place in places[name])],

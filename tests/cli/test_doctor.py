@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import Done, Tuner
 from tests.hardware.smi import HELD, TWO, nvidia_smi, torch_package
-from tuner.hardware.gpus import VARIABLE
+from tuner.hardware.gpus import VISIBLE_DEVICES
 
 Examined = Callable[..., Done]
 
@@ -15,7 +15,7 @@ Examined = Callable[..., Done]
 @pytest.fixture
 def examined(tuner: Tuner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Examined:
     """Run it where this nvidia-smi and a torch for this CUDA are found; importing torch would fail."""
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(VISIBLE_DEVICES, raising=False)
 
     def call(
         cards: str = TWO,
@@ -26,7 +26,7 @@ def examined(tuner: Tuner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> E
     ) -> Done:
         package = torch_package(tmp_path / "packages", "2.13.0", cuda)
         env = {"PATH": str(nvidia_smi(tmp_path / "bin", cards, processes, code)), "PYTHONPATH": str(package)}
-        return tuner("doctor", env=env | ({} if shown is None else {VARIABLE: shown}), code=None)
+        return tuner("doctor", env=env | ({} if shown is None else {VISIBLE_DEVICES: shown}), code=None)
 
     return call
 

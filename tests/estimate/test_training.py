@@ -109,7 +109,7 @@ def test_time_follows_from_the_operations() -> None:
 
 def test_the_smallest_card_that_is_asked_for_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     cards = [card(80), replace(card(24), index=1), replace(card(16), index=2, mig=True)]
-    monkeypatch.setattr(training, "gpus", lambda: cards)
+    monkeypatch.setattr(training, "list_gpus", lambda: cards)
     assert training_gpu(Config()) == cards[1]
     assert training_gpu(Config(machine=Machine(gpus=(0,)))) == cards[0]
     assert training_gpu(Config(machine=Machine(device="cpu"))) is None
@@ -117,7 +117,7 @@ def test_the_smallest_card_that_is_asked_for_decides(monkeypatch: pytest.MonkeyP
     def broken() -> list[Gpu]:
         raise ConfigError("nvidia-smi did not answer")
 
-    monkeypatch.setattr(training, "gpus", broken)
+    monkeypatch.setattr(training, "list_gpus", broken)
     assert training_gpu(Config()) is None
 
 

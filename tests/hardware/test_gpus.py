@@ -19,9 +19,18 @@ from hypothesis import strategies as st
 from tests.conftest import Tuner, environment
 from tests.hardware.smi import HELD, TWO, A, B, C, nvidia_smi, torch_package
 from tuner.errors import ConfigError
-from tuner.hardware import gpus as module
-from tuner.hardware.cuda_driver import absence, loaded, misfit
-from tuner.hardware.gpus import VARIABLE, Gpu, choose, gpus, hidden, instances, read, visible
+from tuner.hardware import gpus
+from tuner.hardware.cuda_driver import driver_problem, loaded_driver, why_no_gpu
+from tuner.hardware.gpus import (
+    VISIBLE_DEVICES,
+    Gpu,
+    choose_gpus,
+    gpus_hidden,
+    list_gpus,
+    names_mig_instances,
+    parse_gpus,
+    visible_gpus,
+)
 from tuner.models.load import resolve_device
 
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -54,7 +63,7 @@ THREE = [gpu(0, A), gpu(1, B), gpu(2, C)]
 
 
 def test_the_answers_of_nvidia_smi_are_read() -> None:
-    first, second = read(TWO, HELD + f"{A}, {os.getpid()}, 900\n")
+    first, second = parse_gpus(TWO, HELD + f"{A}, {os.getpid()}, 900\n")
     assert (first.index, first.uuid, first.name, first.free, first.driver) == (
         0,
         A,
@@ -67,11 +76,13 @@ def test_the_answers_of_nvidia_smi_are_read() -> None:
 
 
 def test_what_nvidia_smi_does_not_tell_keeps_no_card_busy() -> None:
-    (spark,) = read(
+    (spark,) = parse_gpus(
         f"0, {A}, NVIDIA GB10, [N/A], [N/A], 580.95.05, [N/A]\n", f"{A}, [N/A], [N/A]\n[Not Supported]\n"
     )
     assert (spark.memory_total, spark.free, spark.busy, spark.mig) == (0, 0, False, False)
-    (windows,) = read(f"0, {A}, NVIDIA GeForce RTX 4090, 24564, 800, 581.29, [N/A]\n", f"{A}, 4711, [N/A]\n")
+    (windows,) = parse_gpus(
+        f"0, {A}, NVIDIA GeForce RTX 4090, 24564, 800, 581.29, [N/A]\n", f"{A}, 4711, [N/A]\n"
+    )
     assert windows.state == "busy: pid 4711"
 
 
@@ -111,9 +122,9 @@ def test_memory_in_use_by_nobody_who_is_listed_makes_a_card_busy_above_a_quarter
 def test_the_visible_cards_are_those_that_torch_reads_off_the_variable(
     value: str | None, places: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environ = {} if value is None else {VARIABLE: value}
-    assert visible(THREE, environ) == [THREE[place] for place in places]
-    monkeypatch.delenv(VARIABLE, raising=False)
+    environ = {} if value is None else {VISIBLE_DEVICES: value}
+    assert visible_gpus(THREE, environ) == [THREE[place] for place in places]
+    monkeypatch.delenv(VISIBLE_DEVICES, raising=False)
     for name in environ:
         monkeypatch.setenv(name, environ[name])
     theirs = torch.cuda._parse_visible_devices()
@@ -132,9 +143,9 @@ def test_numbers_and_uuids_name_the_same_cards_in_their_order(found: list[Gpu], 
         ",".join(card.uuid[:12] for card in cards),
     ]
     for value in values:
-        assert visible(found, {VARIABLE: value}) == cards
-        assert visible(found, {VARIABLE: f"{value},-1,0"}) == cards
-        assert visible(found, {VARIABLE: f"{value},{value}"}) == []
+        assert visible_gpus(found, {VISIBLE_DEVICES: value}) == cards
+        assert visible_gpus(found, {VISIBLE_DEVICES: f"{value},-1,0"}) == cards
+        assert visible_gpus(found, {VISIBLE_DEVICES: f"{value},{value}"}) == []
 
 
 @given(found=CARDS, wish=st.one_of(st.just("auto"), st.integers(1, 7)), data=st.data())
@@ -142,17 +153,17 @@ def test_the_emptiest_idle_cards_are_chosen_and_never_a_busy_one(
     found: list[Gpu], wish: int | str, data: st.DataObject
 ) -> None:
     shown = data.draw(st.lists(st.sampled_from(found), unique_by=lambda card: card.index, min_size=1))
-    environ = data.draw(st.sampled_from([{}, {VARIABLE: ",".join(card.uuid for card in shown)}]))
+    environ = data.draw(st.sampled_from([{}, {VISIBLE_DEVICES: ",".join(card.uuid for card in shown)}]))
     seen = shown if environ else found
     idle = [card for card in seen if not card.busy]
     count = 1 if wish == "auto" else int(wish)
     if len(idle) < count:
         with pytest.raises(ConfigError, match=r"machine\.gpus="):
-            choose(wish, found, environ)  # type: ignore[arg-type]
+            choose_gpus(wish, found, environ)  # type: ignore[arg-type]
         return
-    value = choose(wish, found, environ)  # type: ignore[arg-type]
+    value = choose_gpus(wish, found, environ)  # type: ignore[arg-type]
     assert value is not None
-    taken = visible(found, {VARIABLE: value})  # what the child will see
+    taken = visible_gpus(found, {VISIBLE_DEVICES: value})  # what the child will see
     assert value == ",".join(card.uuid for card in taken)
     assert len(taken) == count
     assert all(card in idle for card in taken)
@@ -165,42 +176,42 @@ def test_the_emptiest_idle_cards_are_chosen_and_never_a_busy_one(
 @given(found=CARDS, data=st.data())
 def test_named_places_are_taken_busy_or_not(found: list[Gpu], data: st.DataObject) -> None:
     places = tuple(data.draw(st.lists(st.integers(0, len(found) - 1), unique=True, min_size=1)))
-    value = choose(places, found, {})
+    value = choose_gpus(places, found, {})
     assert value == ",".join(found[place].uuid for place in places)
-    backwards = {VARIABLE: ",".join(card.uuid for card in reversed(found))}
-    assert choose(places, found, backwards) == ",".join(found[-1 - place].uuid for place in places)
+    backwards = {VISIBLE_DEVICES: ",".join(card.uuid for card in reversed(found))}
+    assert choose_gpus(places, found, backwards) == ",".join(found[-1 - place].uuid for place in places)
 
 
 @pytest.mark.parametrize("value", ["", "-1", "NoDevFiles", "MIG-4cd8-11"])
 def test_a_variable_that_hides_all_or_names_instances_stays_as_it_is(value: str) -> None:
-    environ = {VARIABLE: value}
-    assert hidden(environ) != instances(environ)
+    environ = {VISIBLE_DEVICES: value}
+    assert gpus_hidden(environ) != names_mig_instances(environ)
     for wish in ("auto", 2, (0,)):
-        assert choose(wish, THREE, environ) is None  # type: ignore[arg-type]
-    assert choose(2, [], {}) is None
+        assert choose_gpus(wish, THREE, environ) is None  # type: ignore[arg-type]
+    assert choose_gpus(2, [], {}) is None
 
 
 def test_cards_split_into_instances_are_left_to_cuda() -> None:
-    split, whole = read(
+    split, whole = parse_gpus(
         f"0, {A}, NVIDIA A100-SXM4-80GB, [N/A], [N/A], 580.95.05, Enabled\n"
         + TWO.splitlines()[0].replace("0, ", "1, ", 1).replace(A, B),
         "",
     )
-    assert choose("auto", [split], {}) is None
-    assert choose("auto", [split, whole], {}) == whole.uuid
+    assert choose_gpus("auto", [split], {}) is None
+    assert choose_gpus("auto", [split, whole], {}) == whole.uuid
     with pytest.raises(
         ConfigError,
         match=(
             r"2 wanted, 1 of 2 visible idle\. GPU 0 \(NVIDIA A100-SXM4-80GB\) is split into MIG instances\."
         ),
     ):
-        choose(2, [split, whole], {})
+        choose_gpus(2, [split, whole], {})
 
 
 def test_who_holds_the_busy_cards_and_each_way_out_is_said() -> None:
     found = [gpu(0, holders=((4711, 900), (4712, 30_000))), gpu(1), gpu(2, used=70_000), gpu(3)]
     with pytest.raises(ConfigError) as refused:
-        choose(2, found, {VARIABLE: "0,1,2"})
+        choose_gpus(2, found, {VISIBLE_DEVICES: "0,1,2"})
     assert (
         str(refused.value)
         == "machine.gpus=2 takes idle GPUs only: 2 wanted, 1 of 3 visible idle (CUDA_VISIBLE_DEVICES=0,1,2"
@@ -217,25 +228,25 @@ def test_who_holds_the_busy_cards_and_each_way_out_is_said() -> None:
             r" machine\.gpus=\[0\], or train"
         ),
     ):
-        choose("auto", found[:1], {})
+        choose_gpus("auto", found[:1], {})
 
 
 def test_more_cards_than_there_are_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"machine\.gpus=4 wants 4 GPUs, and 3 are visible: .* machine\.gpus=3\."
     ):
-        choose(4, THREE, {})
+        choose_gpus(4, THREE, {})
     with pytest.raises(
         ConfigError, match=r"machine\.gpus=\[0,3\] names GPU 3, and 2 are visible: .*hides 1 of 3"
     ):
-        choose((0, 3), THREE, {VARIABLE: "0,1"})
+        choose_gpus((0, 3), THREE, {VISIBLE_DEVICES: "0,1"})
     with pytest.raises(
         ConfigError,
         match=(
             r"CUDA_VISIBLE_DEVICES=7 names no card that is here, .*: mend or unset CUDA_VISIBLE_DEVICES; or"
         ),
     ):
-        choose("auto", THREE, {VARIABLE: "7"})
+        choose_gpus("auto", THREE, {VISIBLE_DEVICES: "7"})
 
 
 def test_numbers_that_cuda_may_count_otherwise_are_refused() -> None:
@@ -243,19 +254,19 @@ def test_numbers_that_cuda_may_count_otherwise_are_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"from the fastest card on, .* set CUDA_DEVICE_ORDER=PCI_BUS_ID, .*by UUID"
     ):
-        choose("auto", found, {VARIABLE: "1"})
-    assert choose("auto", found, {VARIABLE: "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}) == B
-    assert choose("auto", found, {VARIABLE: A}) == A
-    assert choose((1,), found, {}) == B
+        choose_gpus("auto", found, {VISIBLE_DEVICES: "1"})
+    assert choose_gpus("auto", found, {VISIBLE_DEVICES: "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}) == B
+    assert choose_gpus("auto", found, {VISIBLE_DEVICES: A}) == A
+    assert choose_gpus((1,), found, {}) == B
 
 
 def test_nvidia_smi_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(nvidia_smi(tmp_path / "two", TWO, HELD)))
-    assert gpus() == read(TWO, HELD)
+    assert list_gpus() == parse_gpus(TWO, HELD)
     monkeypatch.setenv("PATH", str(nvidia_smi(tmp_path / "none", "No devices were found\n", code=6)))
-    assert gpus() == []
+    assert list_gpus() == []
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpus() == []
+    assert list_gpus() == []
 
 
 def test_an_nvidia_smi_that_fails_or_hangs_is_an_error_with_what_mends_it(
@@ -270,13 +281,13 @@ def test_an_nvidia_smi_that_fails_or_hangs_is_an_error_with_what_mends_it(
             r" reboot; or train .*machine=cpu"
         ),
     ):
-        gpus()
+        list_gpus()
     script = nvidia_smi(tmp_path / "hangs", TWO) / "nvidia-smi"
     script.write_text(f"#!{sys.executable} -IS\nimport time\ntime.sleep(60)\n", encoding="utf-8")
     monkeypatch.setenv("PATH", str(script.parent))
-    monkeypatch.setattr(module, "PATIENCE", 0.5)
+    monkeypatch.setattr(gpus, "TIMEOUT", 0.5)
     with pytest.raises(ConfigError, match=r"nvidia-smi did not answer within 0\.5 seconds: .*reboot"):
-        gpus()
+        list_gpus()
 
 
 def troubled(
@@ -288,7 +299,7 @@ def troubled(
     said: str = "",
     unprivileged: bool = False,
 ) -> str:
-    """What `cuda_driver.trouble` says in a process that finds this nvidia-smi, this torch, and the devices
+    """What `cuda_problem` says in a process that finds this nvidia-smi, this torch, and the devices
     below `tmp_path`.
 
     unprivileged    root gives up its right to open every file
@@ -296,7 +307,7 @@ def troubled(
     code = (
         "import grp, os, sys, json\nfrom pathlib import Path\nimport "
         f"tuner.hardware.cuda_driver\nos.getuid() or os.seteuid({65534 if unprivileged else 0})\nwhy = "
-        "tuner.hardware.cuda_driver.trouble(json.loads(sys.argv[1]), sys.argv[2], "
+        "tuner.hardware.cuda_driver.cuda_problem(json.loads(sys.argv[1]), sys.argv[2], "
         "Path(sys.argv[3]))\nprint(why.paragraph if why else '')\n"
     )
     package = torch_package(tmp_path / f"torch-{cuda}", "2.13.0+cu130" if cuda else "2.13.0+cpu", cuda)
@@ -401,8 +412,8 @@ def test_a_card_without_nvidia_smi_or_that_it_does_not_find(devices: Path) -> No
             "",
             "sudo modprobe nvidia",
         ),
-        (TWO, 0, "13.0", {VARIABLE: "5"}, "", "CUDA_VISIBLE_DEVICES=5 names no card that is here"),
-        (TWO, 0, "13.0", {VARIABLE: ""}, "", ""),
+        (TWO, 0, "13.0", {VISIBLE_DEVICES: "5"}, "", "CUDA_VISIBLE_DEVICES=5 names no card that is here"),
+        (TWO, 0, "13.0", {VISIBLE_DEVICES: ""}, "", ""),
         (TWO, 0, "13.0", {}, "CUDA unknown\nerror", "torch can't start CUDA (CUDA unknown error): reboot"),
     ],
 )
@@ -423,7 +434,7 @@ def test_why_a_card_that_is_here_can_not_be_used(
 
 
 def test_the_installed_torch_is_read_without_importing_it() -> None:
-    why = misfit("100.1")
+    why = driver_problem("100.1")
     if torch.version.cuda:
         assert why is not None
         assert f"torch {torch.__version__} needs driver" in why.what
@@ -441,30 +452,30 @@ def test_the_installed_torch_is_read_without_importing_it() -> None:
     ],
 )
 def test_the_driver_that_the_kernel_runs_and_why_there_is_no_card(tmp_path: Path, line: str) -> None:
-    assert loaded(tmp_path) == ""
-    assert absence(tmp_path) == "this machine has no NVIDIA GPU"
+    assert loaded_driver(tmp_path) == ""
+    assert why_no_gpu(tmp_path) == "this machine has no NVIDIA GPU"
     for name, vendor, kind in (
         ("0000:00:02.0", "0x8086", "0x030000"),
         ("0000:01:00.1", "0x10de", "0x040300"),
         ("0000:01:00.0", "0x10de", "0x030000"),
     ):
-        assert absence(tmp_path) == "this machine has no NVIDIA GPU"
+        assert why_no_gpu(tmp_path) == "this machine has no NVIDIA GPU"
         device = tmp_path / "sys/bus/pci/devices" / name
         device.mkdir(parents=True)
         (device / "vendor").write_text(f"{vendor}\n", encoding="ascii")
         (device / "class").write_text(f"{kind}\n", encoding="ascii")
-    assert "no driver for it" in absence(tmp_path)
+    assert "no driver for it" in why_no_gpu(tmp_path)
     (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
     (tmp_path / "proc/driver/nvidia/version").write_text(f"{line}\nGCC version:  gcc 12\n", encoding="utf-8")
-    assert loaded(tmp_path) == "580.95.05"
-    assert "a container needs --gpus all" in absence(tmp_path)
+    assert loaded_driver(tmp_path) == "580.95.05"
+    assert "a container needs --gpus all" in why_no_gpu(tmp_path)
 
 
 @without_gpu
 def test_a_device_is_the_processor_only_where_there_is_no_card_or_none_is_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(VISIBLE_DEVICES, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert resolve_device("auto").type == resolve_device("cpu").type == "cpu"
     with pytest.raises(ConfigError, match=r"machine\.device=cuda needs an NVIDIA GPU, and .*machine=cpu"):
@@ -480,7 +491,7 @@ def test_a_device_is_the_processor_only_where_there_is_no_card_or_none_is_wanted
             ),
         ):
             resolve_device(wish)
-    monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.setenv(VISIBLE_DEVICES, "")
     assert resolve_device("auto").type == "cpu"
     with pytest.raises(
         ConfigError, match=r"machine\.device=cuda needs .* CUDA_VISIBLE_DEVICES='' hides every GPU"
@@ -518,8 +529,8 @@ print(json.dumps(cards))
 
 
 def in_cuda(value: str | None) -> list[str]:
-    environ = {name: word for name, word in os.environ.items() if name != VARIABLE} | (
-        {} if value is None else {VARIABLE: value}
+    environ = {name: word for name, word in os.environ.items() if name != VISIBLE_DEVICES} | (
+        {} if value is None else {VISIBLE_DEVICES: value}
     )
     done = subprocess.run(
         [sys.executable, "-c", PROBE], env=environ, capture_output=True, text=True, check=True
@@ -540,13 +551,13 @@ class TestOnCards:
             "import json, torch\nprint(json.dumps([(p.name, str(p.uuid), p.total_memory) for p in "
             "map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))]))"
         )
-        environ = {name: word for name, word in os.environ.items() if name != VARIABLE} | {
+        environ = {name: word for name, word in os.environ.items() if name != VISIBLE_DEVICES} | {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID"
         }
         done = subprocess.run(
             [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
         )
-        found = gpus()
+        found = list_gpus()
         assert [(card.name, card.uuid.removeprefix("GPU-")) for card in found] == [
             (name, uuid.removeprefix("GPU-")) for name, uuid, _ in json.loads(done.stdout)
         ]
@@ -555,7 +566,7 @@ class TestOnCards:
             assert 0 <= card.memory_used < card.memory_total
 
     def test_cuda_sees_the_cards_that_are_called_visible(self) -> None:
-        found = gpus()
+        found = list_gpus()
         first, last = found[0].uuid, found[-1].uuid
         values = [
             None,
@@ -576,28 +587,31 @@ class TestOnCards:
         ]
         if len(found) > 1:
             values += ["1,0", f"{last},{first}", f"{last[:16]},0", f"0,{last}"]
-        ours = {value: digits(visible(found, {} if value is None else {VARIABLE: value})) for value in values}
+        ours = {
+            value: digits(visible_gpus(found, {} if value is None else {VISIBLE_DEVICES: value}))
+            for value in values
+        }
         assert {value: in_cuda(value) for value in values} == ours
 
     def test_a_child_gets_an_idle_card_while_another_process_holds_one(self) -> None:
         torch.cuda.empty_cache()
-        environ = {name: word for name, word in os.environ.items() if name != VARIABLE}
+        environ = {name: word for name, word in os.environ.items() if name != VISIBLE_DEVICES}
         held = settled(lambda found: not any(card.busy for card in found))[0]
         with holding(held):
             found = settled(lambda found: found[0].busy)
             assert found[0].state.startswith("busy: ")
             with pytest.raises(ConfigError, match=r"busy.*machine\.gpus=\["):
-                choose(len(found), found, environ)
-            told = choose((0,), found, environ)
+                choose_gpus(len(found), found, environ)
+            told = choose_gpus((0,), found, environ)
             assert in_cuda(told) == digits([held])
             if len(found) > 1:
-                chosen = choose("auto", found, environ)
+                chosen = choose_gpus("auto", found, environ)
                 assert chosen in {card.uuid for card in found[1:]}
                 assert in_cuda(chosen) == digits([card for card in found if card.uuid == chosen])
-                rest = choose(len(found) - 1, found, environ)
+                rest = choose_gpus(len(found) - 1, found, environ)
                 assert in_cuda(rest) == digits(found[1:])
         again = settled(lambda found: not found[0].busy)
-        assert in_cuda(choose(len(again), again, environ)) == digits(again)
+        assert in_cuda(choose_gpus(len(again), again, environ)) == digits(again)
 
 
 @contextmanager
@@ -608,7 +622,7 @@ def holding(card: Gpu) -> Iterator[None]:
         "dtype=torch.uint8, device='cuda')\ntorch.cuda.synchronize()\nprint('ready', "
         "flush=True)\nsys.stdin.read()\n"
     )
-    environ = os.environ | {VARIABLE: card.uuid}
+    environ = os.environ | {VISIBLE_DEVICES: card.uuid}
     with subprocess.Popen(
         [sys.executable, "-c", code], env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -621,7 +635,7 @@ def holding(card: Gpu) -> Iterator[None]:
 def settled(wanted: Callable[[list[Gpu]], bool]) -> list[Gpu]:
     """The cards, once they are as wanted: memory comes back a moment after its process ended."""
     for _ in range(20):
-        found = gpus()
+        found = list_gpus()
         if wanted(found):
             return found
         time.sleep(0.5)

@@ -11,8 +11,8 @@ from tests.conftest import REPO, environment
 WORK = """
 import sys
 from pathlib import Path
-from tuner.hardware.optional_imports import spare
-spare(bitsandbytes=False, deepspeed=False)
+from tuner.hardware.optional_imports import block_optional_imports
+block_optional_imports(bitsandbytes=False, deepspeed=False)
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -60,6 +60,6 @@ def test_what_is_needed_can_be_imported(name: str) -> None:
         "importlib.util.find_spec(name)])"
     )
     assert run(
-        f"import importlib.util; from tuner.hardware.optional_imports import spare; spare(**{wishes}); "
-        f"{found}"
+        "import importlib.util; from tuner.hardware.optional_imports import block_optional_imports; "
+        f"block_optional_imports(**{wishes}); {found}"
     ) == str([name])

@@ -146,7 +146,7 @@ def test_a_server_that_says_when_to_come_again_is_asked_then(
     server.add("org/name", {"train.jsonl": ROWS})
     server.fail("datasets/org/name", Busy(7), Busy(3600))
     data.pin_files(source, "org/name", None, None)
-    assert [seconds for seconds in waited if seconds > 1] == [7.0, http.LONGEST]
+    assert [seconds for seconds in waited if seconds > 1] == [7.0, http.LONGEST_RETRY_AFTER]
 
 
 def test_a_card_that_is_cut_or_changed_on_the_way_chooses_nothing(server: Hub, source: Any) -> None:
@@ -169,7 +169,7 @@ def test_an_attempt_that_failed_is_gone_on_from_at_the_commit_of_the_pin(
     with pytest.raises(DataError, match=r"http://.* can't be reached, after several attempts: .*503"):
         fetch("org/name", pin=pin)
     assert published(out) == {"0000-a.jsonl": ROWS}
-    assert download.progress(out) == "700 kB of 2.05 MB"
+    assert download.describe_progress(out) == "700 kB of 2.05 MB"
     server.add("org/name", {"a.jsonl": b"other", "b.jsonl": b"others"})
     asked = len(server.asked)
     assert fetch("org/name", pin=pin)["commit"] == commit
@@ -235,9 +235,9 @@ def test_a_file_that_another_commit_changed_last_is_asked_for_at_that_one(server
 
 
 def test_how_much_is_there_needs_no_note_of_how_much_there_is(out: Path) -> None:
-    assert download.progress(out) is None
+    assert download.describe_progress(out) is None
     (out / "0000-a.json").write_bytes(ROWS)
-    assert download.progress(out) == f"{len(ROWS)} bytes"
+    assert download.describe_progress(out) == f"{len(ROWS)} bytes"
 
 
 def test_what_was_damaged_on_the_disk_meanwhile_is_found(server: Hub, fetch: Fetch, out: Path) -> None:
@@ -428,17 +428,17 @@ def test_a_full_disk_is_an_error_of_the_disk(server: Hub, fetch: Fetch) -> None:
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", ".parts/x", "a//x", "x\0", "", ".", "a/\n"])
 def test_a_name_that_leads_out_of_the_directory_or_hides_is_refused(out: Path, name: str) -> None:
-    wanted = {name: listing.Remote(path="x", url="http://127.0.0.1/x")}
+    wanted = {name: listing.RemoteFile(path="x", url="http://127.0.0.1/x")}
     with pytest.raises(DataError, match="would lie outside its directory or be hidden"):
-        download.bring(wanted, out, {}, print)
+        download.fetch_files(wanted, out, {}, print)
     with pytest.raises(DataError, match="would lie outside its directory or be hidden"):
-        download.begin("org/name", "0" * 40, wanted, "hub", out, print)
+        download.begin_download("org/name", "0" * 40, wanted, "hub", out, print)
     assert list(out.parent.rglob("*")) == [out]
 
 
 def test_an_address_of_anything_but_the_web_is_refused(out: Path) -> None:
     with pytest.raises(DataError, match="no address of a web server"):
-        download.bring({"x": listing.Remote(path="x", url="file:///etc/passwd")}, out, {}, print)
+        download.fetch_files({"x": listing.RemoteFile(path="x", url="file:///etc/passwd")}, out, {}, print)
 
 
 def test_models_come_by_the_same_means(server: Hub, source: Any, out: Path) -> None:
@@ -447,14 +447,14 @@ def test_models_come_by_the_same_means(server: Hub, source: Any, out: Path) -> N
     assert (found.repo, found.commit) == ("org/model", commit)
     pin = found.pin(["sub/model.safetensors", "config.json"])
     assert list(pin.files) == ["sub/model.safetensors", "config.json"]
-    download.bring(source.remotes("org/model", pin, "model"), out, source.headers(), print)
+    download.fetch_files(source.remote_files("org/model", pin, "model"), out, source.headers(), print)
     assert (out / "sub" / "model.safetensors").read_bytes() == BIG
     with pytest.raises(DataError, match=r"no revision 'zzz'.*model\.revision"):
         source.resolve("org/model", "zzz", repo_type="model")
 
 
 def test_names_are_short_enough_and_printable() -> None:
-    (name,) = listing.names(["目录/" * 80 + "行\x1b[2J.jsonl"])
+    (name,) = listing.local_names(["目录/" * 80 + "行\x1b[2J.jsonl"])
     assert name.startswith("0000-")
     assert name.endswith("行_[2J.jsonl")
     assert len(name.encode()) <= 255

@@ -53,9 +53,9 @@ def test_what_is_written_is_found_again_with_its_files_in_order(
     lock = tmp_path / "tuner.lock"
     lock.unlink(missing_ok=True)
     for name, pin in written.items():
-        lockfile.write(lock, name, pin)
+        lockfile.write_pin(lock, name, pin)
     for name, pin in written.items():
-        found = lockfile.find(lock, name)
+        found = lockfile.find_pin(lock, name)
         assert found == pin
         assert found is not None
         assert list(found.files) == list(pin.files)
@@ -67,7 +67,7 @@ def test_the_file_is_sorted_and_has_a_line_for_each_value(tmp_path: Path) -> Non
         (tmp_path / "2" / "tuner.lock", ("c", "b", "a")),
     ):
         for name in names:
-            lockfile.write(lock, name, PIN)
+            lockfile.write_pin(lock, name, PIN)
     first, second = ((tmp_path / folder / "tuner.lock").read_text() for folder in "12")
     assert first == second
     assert first.endswith("}\n")
@@ -76,24 +76,24 @@ def test_the_file_is_sorted_and_has_a_line_for_each_value(tmp_path: Path) -> Non
 
 
 def test_a_lock_that_is_not_there_has_nothing(tmp_path: Path) -> None:
-    assert lockfile.find(tmp_path / "tuner.lock", NAME) is None
-    lockfile.write(tmp_path / "tuner.lock", NAME, PIN)
-    assert lockfile.find(tmp_path / "tuner.lock", "model hub org/other@main") is None
+    assert lockfile.find_pin(tmp_path / "tuner.lock", NAME) is None
+    lockfile.write_pin(tmp_path / "tuner.lock", NAME, PIN)
+    assert lockfile.find_pin(tmp_path / "tuner.lock", "model hub org/other@main") is None
 
 
 def test_who_was_first_is_right(tmp_path: Path) -> None:
     other = Pin(commit="d" * 40, files={})
-    assert lockfile.add(tmp_path / "tuner.lock", NAME, PIN) == PIN
-    assert lockfile.add(tmp_path / "tuner.lock", NAME, other) == PIN
-    assert lockfile.find(tmp_path / "tuner.lock", NAME) == PIN
-    lockfile.write(tmp_path / "tuner.lock", NAME, other)
-    assert lockfile.find(tmp_path / "tuner.lock", NAME) == other
+    assert lockfile.add_pin(tmp_path / "tuner.lock", NAME, PIN) == PIN
+    assert lockfile.add_pin(tmp_path / "tuner.lock", NAME, other) == PIN
+    assert lockfile.find_pin(tmp_path / "tuner.lock", NAME) == PIN
+    lockfile.write_pin(tmp_path / "tuner.lock", NAME, other)
+    assert lockfile.find_pin(tmp_path / "tuner.lock", NAME) == other
 
 
 def test_many_processes_lose_no_entry(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from tuner.hub.lockfile import *\nfor i in range(20): "
-        "add(Path('tuner.lock'), f'{sys.argv[1]}-{i}', Pin(commit='c', files={}))"
+        "add_pin(Path('tuner.lock'), f'{sys.argv[1]}-{i}', Pin(commit='c', files={}))"
     )
     workers = [
         subprocess.Popen([sys.executable, "-c", code, str(number)], cwd=tmp_path, env=environment())
@@ -120,10 +120,10 @@ def test_what_is_no_lock_is_said(tmp_path: Path, content: str, why: str) -> None
     lock = tmp_path / "tuner.lock"
     lock.write_text(content)
     with pytest.raises(ConfigError, match=why) as caught:
-        lockfile.find(lock, NAME)
+        lockfile.find_pin(lock, NAME)
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=why):
-        lockfile.write(lock, NAME, PIN)
+        lockfile.write_pin(lock, NAME, PIN)
     assert lock.read_text() == content
 
 
@@ -152,26 +152,28 @@ def test_an_entry_that_is_none_is_said_with_what_to_do(tmp_path: Path, entry: An
     lock = tmp_path / "tuner.lock"
     lock.write_text(json.dumps({"version": 1, "pins": {NAME: entry}}))
     if entry is None:
-        assert lockfile.find(lock, NAME) is None
+        assert lockfile.find_pin(lock, NAME) is None
         return
     with pytest.raises(
         ConfigError,
         match=rf"the entry '{NAME}' can't be read .*Remove it, and the next run looks it up again",
     ):
-        lockfile.find(lock, NAME)
+        lockfile.find_pin(lock, NAME)
 
 
 def test_a_key_says_what_was_asked_for() -> None:
     keys = {
-        lockfile.key(kind, source, "org/name", revision, patterns)
+        lockfile.entry_name(kind, source, "org/name", revision, patterns)
         for kind in ("model", "data")
         for source in ("hub", "modelscope")
         for revision in ("v1", "v2")
         for patterns in ((), ("a*",), ("a*", "b"))
     }
     assert len(keys) == 24
-    assert lockfile.key("model", "hub", "org/name", None) == lockfile.key("model", "hub", "org/name", "main")
-    assert lockfile.key("model", "modelscope", "org/name", None) == lockfile.key(
+    assert lockfile.entry_name("model", "hub", "org/name", None) == lockfile.entry_name(
+        "model", "hub", "org/name", "main"
+    )
+    assert lockfile.entry_name("model", "modelscope", "org/name", None) == lockfile.entry_name(
         "model", "modelscope", "org/name", "master"
     )
 
@@ -181,5 +183,5 @@ def test_a_commit_enters_under_a_name_without_the_branch() -> None:
         name: Pin(commit=name[-1], files={})
         for name in ("data hub o/n@main a", "data hub o/n@v1 a", "data hub o/n@main b")
     }
-    assert lockfile.commits(at) == {"hub o/n a": "a", "hub o/n a 1": "a", "hub o/n b": "b"}
-    assert lockfile.commits({"data hub o/n@main": None}) == {}
+    assert lockfile.pinned_commits(at) == {"hub o/n a": "a", "hub o/n a 1": "a", "hub o/n b": "b"}
+    assert lockfile.pinned_commits({"data hub o/n@main": None}) == {}

@@ -16,7 +16,7 @@ from tuner.config.build import dump_config
 from tuner.config.schema import Config, Data, Machine, Model
 from tuner.errors import Interrupted, StageError, TunerError
 from tuner.launch.group import Group
-from tuner.launch.members import Ranks, ranks_for
+from tuner.launch.members import RankPlacement, place_ranks
 from tuner.pipeline.stage import Context, Stage
 from tuner.stages.worker import main as worker
 
@@ -89,7 +89,7 @@ def act(what: str) -> None:
 
 def group(
     directory: Path,
-    ranks: Ranks,
+    ranks: RankPlacement,
     scene: Mapping[str, Any],
     *,
     locks: Sequence[int] = (),
@@ -130,7 +130,7 @@ def fake_machines(directory: Path) -> dict[str, str]:
     return {"PATH": f"{directory}{os.pathsep}{os.environ['PATH']}", "FAKES": str(directory)}
 
 
-def launcher(directory: Path, ranks: Ranks, scene: str) -> int:
+def launcher(directory: Path, ranks: RankPlacement, scene: str) -> int:
     """A launcher in a process of its own: it prints what became of the training."""
     from tuner.cli.main import interrupt
 
@@ -151,10 +151,10 @@ def launcher(directory: Path, ranks: Ranks, scene: str) -> int:
 if __name__ == "__main__":
     os.chdir(REPO)
     if len(sys.argv) == 4:
-        sys.exit(launcher(Path(sys.argv[1]), Ranks(here=int(sys.argv[2]), timeout=20), sys.argv[3]))
+        sys.exit(launcher(Path(sys.argv[1]), RankPlacement(here=int(sys.argv[2]), timeout=20), sys.argv[3]))
     if len(sys.argv) == 5:  # a host file, or `slurm`
         file = None if sys.argv[4] == "slurm" else sys.argv[4]
-        found = ranks_for(
+        found = place_ranks(
             Machine(
                 nodes=2,
                 processes=int(sys.argv[2]),

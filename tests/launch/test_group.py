@@ -21,12 +21,12 @@ from tests.conftest import REPO, environment
 from tests.launch.ranked import fake_machines, group
 from tuner.config.schema import Machine
 from tuner.errors import ConfigError, Interrupted, StageError
-from tuner.launch.child import refuse_many
+from tuner.launch.child import refuse_external_launcher
 from tuner.launch.group import Group
-from tuner.launch.hosts import carried, reach, read_hostfile
-from tuner.launch.members import MOMENT, SETTLE, Member, Ranks, judge, ranks_for
+from tuner.launch.hosts import forwarded_environment, read_hostfile, remote_command
+from tuner.launch.members import MOMENT, SETTLE, Member, RankPlacement, find_failure, place_ranks
 
-TWO = Ranks(here=2, timeout=60)
+TWO = RankPlacement(here=2, timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ TWO = Ranks(here=2, timeout=60)
     ],
 )
 def test_a_training_has_a_process_for_each_gpu(machine: Machine, gpus: str | None, size: int) -> None:
-    ranks = ranks_for(machine, gpus, {})
+    ranks = place_ranks(machine, gpus, {})
     assert (ranks.size if ranks else 1) == size
 
 
@@ -48,7 +48,7 @@ def test_more_processes_than_gpus_are_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"machine\.processes is 3 .* machine\.gpus=2 takes 2: set machine\.gpus=3"
     ):
-        ranks_for(Machine(gpus=2, processes=3), "GPU-a,GPU-b", {})
+        place_ranks(Machine(gpus=2, processes=3), "GPU-a,GPU-b", {})
 
 
 def test_a_hostfile_is_read_as_deepspeed_reads_it(tmp_path: Path) -> None:
@@ -57,8 +57,8 @@ def test_a_hostfile_is_read_as_deepspeed_reads_it(tmp_path: Path) -> None:
         "# the rack\n127.0.0.1 slots=2\n\nana@127.0.0.2 slots = 8  # the new one\nnode-3\n", encoding="utf-8"
     )
     assert read_hostfile(file, 2) == ["127.0.0.1", "ana@127.0.0.2", "node-3"]
-    ranks = ranks_for(Machine(nodes=2, processes=2, device="cpu", hostfile=str(file)), None, {})
-    assert ranks == Ranks(here=2, hosts=("127.0.0.1", "ana@127.0.0.2"), launcher="ssh", timeout=600)
+    ranks = place_ranks(Machine(nodes=2, processes=2, device="cpu", hostfile=str(file)), None, {})
+    assert ranks == RankPlacement(here=2, hosts=("127.0.0.1", "ana@127.0.0.2"), launcher="ssh", timeout=600)
     assert ranks.size == 4
 
 
@@ -82,7 +82,7 @@ def test_a_hostfile_that_does_not_do_is_refused(text: str, message: str, tmp_pat
     file = tmp_path / "hosts"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
-        ranks_for(Machine(nodes=2, processes=2, device="cpu", hostfile=str(file)), None, {})
+        place_ranks(Machine(nodes=2, processes=2, device="cpu", hostfile=str(file)), None, {})
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_machines_that_can_not_be_told_are_refused(
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ConfigError, match=message):
-        ranks_for(machine, None, environ)
+        place_ranks(machine, None, environ)
 
 
 @pytest.mark.parametrize(
@@ -124,14 +124,14 @@ def test_several_orchestrators_are_refused_with_the_right_way(environ: dict[str,
         ConfigError,
         match=r"has started this command \d times .* Run `python -m tuner …` once, with machine\.gpus=N",
     ):
-        refuse_many(environ)
+        refuse_external_launcher(environ)
 
 
 def test_one_orchestrator_in_a_job_is_right() -> None:
     """A batch script of many tasks, submitit's single task, and torchrun with one process."""
-    refuse_many({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"})
-    refuse_many({"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"})
-    refuse_many({"WORLD_SIZE": "1", "RANK": "0"})
+    refuse_external_launcher({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"})
+    refuse_external_launcher({"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"})
+    refuse_external_launcher({"WORLD_SIZE": "1", "RANK": "0"})
 
 
 def members(*changes: dict[str, Any]) -> list[Member]:
@@ -179,7 +179,7 @@ def test_the_cause_is_told_and_not_its_consequence(
 ) -> None:
     assert MOMENT < SETTLE < 9.0
     found = members(*changes)
-    verdict = judge(found, now, 10.0)
+    verdict = find_failure(found, now, 10.0)
     closed(found)
     assert (verdict and verdict.dead and verdict.dead.rank) == dead
     assert [member.rank for member in (verdict.late if verdict else ())] == late
@@ -194,9 +194,9 @@ def test_nothing_secret_is_on_a_command_line_or_leaves_the_machine(monkeypatch: 
         "CUDA_VISIBLE_DEVICES": "0",
         "HOME": "/root",
     }
-    assert carried(environ) == {"NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "4"}
+    assert forwarded_environment(environ) == {"NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "4"}
     for launcher in ("ssh", "slurm"):
-        assert "secret" not in " ".join(reach("node-2", launcher, environ))  # type: ignore[arg-type]
+        assert "secret" not in " ".join(remote_command("node-2", launcher, environ))  # type: ignore[arg-type]
 
 
 def test_all_are_told_alike_and_to_the_bit(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def running(out: Path) -> list[int]:
 )
 def test_one_that_fails_or_hangs_is_named_and_all_end(
     scene: dict[str, Any],
-    ranks: Ranks,
+    ranks: RankPlacement,
     message: str,
     shown: str,
     tmp_path: Path,
@@ -407,9 +407,9 @@ def on_two_machines(out: Path, launcher: str, scene: dict[str, Any], log: list[s
     machine = Machine(device="cpu", nodes=2, processes=1, timeout=60)
     if launcher == "ssh":
         (out.parent / "hosts").write_text("127.0.0.1\n127.0.0.2\n", encoding="utf-8")
-        ranks = ranks_for(replace(machine, hostfile=str(out.parent / "hosts")), None, {})
+        ranks = place_ranks(replace(machine, hostfile=str(out.parent / "hosts")), None, {})
     else:
-        ranks = ranks_for(
+        ranks = place_ranks(
             machine, None, {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "both", "SLURMD_NODENAME": "127.0.0.1"}
         )
     assert ranks is not None

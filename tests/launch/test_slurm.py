@@ -76,8 +76,9 @@ def test_a_node_gives_all_the_gpus_that_the_job_has_there(
     """
     (tmp_path / "step").write_text(
         f"import os, subprocess, sys; sys.path.insert(0, {str(REPO)!r}); from tuner.launch.hosts import "
-        "reach\nwords = reach('second', 'slurm', os.environ, gpus=2)\nsys.exit(subprocess.run([*words[: "
-        "words.index('--kill-on-bad-exit=1')], *(w for w in words if w.startswith('--gpus')), "
+        "remote_command\nwords = remote_command('second', 'slurm', os.environ, gpus=2)\n"
+        "sys.exit(subprocess.run([*words[: words.index('--kill-on-bad-exit=1')], "
+        "*(w for w in words if w.startswith('--gpus')), "
         "'env']).returncode)\n",
         encoding="utf-8",
     )

@@ -13,7 +13,7 @@ import pytest
 from tests.hub.server import Busy, Cut, Hub, Instead
 from tuner.errors import DataError
 from tuner.hub import cache, download, http, lockfile
-from tuner.hub.listing import Listing, Remote
+from tuner.hub.listing import Listing, RemoteFile
 from tuner.hub.lockfile import Pin
 from tuner.models import fetch
 from tuner.models.checkpoint.files import INDEX, PICKLED, PICKLED_INDEX, SINGLE
@@ -94,9 +94,9 @@ def look_up(
     layout: str = "auto",
     file: str | None = None,
 ) -> Pin:
-    name = lockfile.key("model", source, "org/model", revision)
+    name = lockfile.entry_name("model", source, "org/model", revision)
     fetch.lock_model(source, "org/model", revision, lock=lock, name=name, layout=layout, file=file, say=print)
-    pin = lockfile.find(lock, name)
+    pin = lockfile.find_pin(lock, name)
     assert pin is not None
     return pin
 
@@ -121,7 +121,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def wanted(files: dict[str, Any], file: str | None = None) -> list[str]:
     """What is chosen of a repository; index files are read from their values."""
     listing = Listing(
-        repo="org/model", commit="0" * 40, files=tuple(Remote(path=path, url="") for path in files)
+        repo="org/model", commit="0" * 40, files=tuple(RemoteFile(path=path, url="") for path in files)
     )
     return choose_files(listing, lambda known: json.dumps(files[known.path]).encode(), file)
 
@@ -469,13 +469,13 @@ def test_a_cache_that_lies_is_not_believed(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "secret").write_text("mine")
     (folder / "snapshots" / commit / "config.json").symlink_to(tmp_path / "secret")
     (folder / "refs" / "main").write_text(commit)
-    found = cache.resolve("org/model", None)
+    found = cache.resolve_cached("org/model", None)
     assert found is not None
     assert found.files == ()
     (folder / "refs" / "main").write_text("../../..")
-    assert cache.resolve("org/model", None) is None
-    assert cache.resolve("org/model", "../snapshots") is None
-    assert cache.resolve("org/model", "b" * 40) is None
+    assert cache.resolve_cached("org/model", None) is None
+    assert cache.resolve_cached("org/model", "../snapshots") is None
+    assert cache.resolve_cached("org/model", "b" * 40) is None
 
 
 def test_where_the_caches_are_follows_the_clients_own_rules(
@@ -484,15 +484,15 @@ def test_where_the_caches_are_follows_the_clients_own_rules(
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "MODELSCOPE_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache.huggingface() == tmp_path / ".cache" / "huggingface" / "hub"
-    assert cache.modelscope() == tmp_path / ".cache" / "modelscope" / "hub"
+    assert cache.huggingface_cache() == tmp_path / ".cache" / "huggingface" / "hub"
+    assert cache.modelscope_cache() == tmp_path / ".cache" / "modelscope" / "hub"
     for name, value, path in (
         ("XDG_CACHE_HOME", "/x", "/x/huggingface/hub"),
         ("HF_HOME", "/h", "/h/hub"),
         ("HF_HUB_CACHE", "~/c", f"{tmp_path}/c"),
     ):
         monkeypatch.setenv(name, value)
-        assert cache.huggingface() == Path(path)
+        assert cache.huggingface_cache() == Path(path)
 
 
 def test_what_modelscopes_client_has_is_taken_too(server: Hub, lock: Path, out: Path, tmp_path: Path) -> None:
@@ -505,10 +505,10 @@ def test_what_modelscopes_client_has_is_taken_too(server: Hub, lock: Path, out: 
     fetch.download_model("modelscope", "org/model", pin, out, print)
     assert whole(out) == as_bytes(MODEL)
     assert SHARDS[0] not in server.sent
-    assert cache.find("modelscope", "org/model-1.5", SINGLE, pin.files[SHARDS[0]]) is None
+    assert cache.find_cached("modelscope", "org/model-1.5", SINGLE, pin.files[SHARDS[0]]) is None
     (there.parent / "model-1___5").mkdir()
     (there.parent / "model-1___5" / SINGLE).write_bytes(WEIGHTS)
     assert (
-        cache.find("modelscope", "org/model-1.5", SINGLE, pin.files[SHARDS[0]])
+        cache.find_cached("modelscope", "org/model-1.5", SINGLE, pin.files[SHARDS[0]])
         == there.parent / "model-1___5" / SINGLE
     )

@@ -21,7 +21,7 @@ from transformers import (
 from tests.conftest import REPO, environment
 from tests.models.tiny import SIZES, tiny_adapter, write_tiny
 from tuner.errors import ConfigError, DataError, StageError
-from tuner.hardware.gpus import Trouble
+from tuner.hardware.gpus import GpuProblem
 from tuner.models import load
 from tuner.models.checkpoint.config_files import write_config
 from tuner.models.lora.merge import merge_adapter
@@ -357,11 +357,11 @@ def test_bf16_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch, t
 def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(load, "trouble", lambda *_: None)
+    monkeypatch.setattr(load, "cuda_problem", lambda *_: None)
     assert load.resolve_device("auto").type == "cpu"
     with pytest.raises(ConfigError, match=r"machine\.device=cuda needs an NVIDIA GPU"):
         load.resolve_device("cuda")
-    monkeypatch.setattr(load, "trouble", lambda *_: Trouble("the driver is too old", "update it"))
+    monkeypatch.setattr(load, "cuda_problem", lambda *_: GpuProblem("the driver is too old", "update it"))
     assert load.resolve_device("cpu").type == "cpu"
     with pytest.raises(
         ConfigError,

@@ -18,7 +18,7 @@ from tuner.pipeline.plan import plan
 from tuner.pipeline.reasons import differences
 from tuner.pipeline.run import RunDirectory, run_digest, run_name, store_of
 from tuner.pipeline.stage import Context, Stage
-from tuner.store.artifacts import digest
+from tuner.store.artifacts import json_digest
 
 
 @pytest.fixture
@@ -306,10 +306,10 @@ def test_a_left_out_value_keeps_fingerprints() -> None:
         kw_only=True,
     )
     old, new = Config(), replace(Config(), algo=wider())
-    assert digest(identity_fields(old, "train")) == digest(identity_fields(new, "train"))
+    assert json_digest(identity_fields(old, "train")) == json_digest(identity_fields(new, "train"))
     assert run_digest(old) == run_digest(new)
     louder = replace(Config(), algo=wider(noise=5.0))
-    assert digest(identity_fields(louder, "train")) != digest(identity_fields(old, "train"))
+    assert json_digest(identity_fields(louder, "train")) != json_digest(identity_fields(old, "train"))
     assert differences(
         {"inputs": identity_fields(old, "train")}, {"inputs": identity_fields(louder, "train")}
     ) == ["algo.noise (none) → 5"]

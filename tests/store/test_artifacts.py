@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.conftest import environment
 from tuner.errors import StoreError
 from tuner.files import write_json
-from tuner.store.artifacts import Store, canonical, content_digest, digest, key_of
+from tuner.store.artifacts import Store, canonical_json, content_digest, json_digest, key_of
 from tuner.store.locks import lock_trouble
 
 ORIGIN = {"stage": "train", "inputs": {}, "versions": {}, "sources": {}, "upstream": {}}
@@ -60,16 +60,16 @@ json_values = st.recursive(
 @given(st.dictionaries(st.text(), json_values))
 def test_canonical_json_does_not_depend_on_order(value: dict[str, object]) -> None:
     turned = dict(reversed(list(value.items())))
-    assert canonical(value) == canonical(turned)
-    assert digest(value) == digest(turned)
+    assert canonical_json(value) == canonical_json(turned)
+    assert json_digest(value) == json_digest(turned)
 
 
 def test_digest_is_pinned() -> None:
     assert (
-        digest(["train", {"b": 1, "a": 0.5}, "é"])
+        json_digest(["train", {"b": 1, "a": 0.5}, "é"])
         == "80f4bc95049e269c9d46666136a076b9cbb28a2cc3cdce89d556a76c5bba7b91"
     )
-    assert canonical({"b": [1.0, None, True], "a": "é"}) == '{"a":"é","b":[1.0,null,true]}'.encode()
+    assert canonical_json({"b": [1.0, None, True], "a": "é"}) == '{"a":"é","b":[1.0,null,true]}'.encode()
 
 
 def test_publish_and_find(store: Store) -> None:

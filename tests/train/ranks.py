@@ -81,9 +81,9 @@ def main(function: str, directory: Path, rank: int, size: int, bitsandbytes: boo
     import torch.distributed as dist
     from torch._C._distributed_c10d import FileStore
 
-    from tuner.hardware.optional_imports import spare
+    from tuner.hardware.optional_imports import block_optional_imports
 
-    spare(bitsandbytes=bitsandbytes, deepspeed=True)
+    block_optional_imports(bitsandbytes=bitsandbytes, deepspeed=True)
     from tuner.train.distributed import World
 
     torch.set_num_threads(1)

@@ -14,8 +14,8 @@ from tuner.cli.terminal import Terminal, visible
 from tuner.config.schema import Config, Generation
 from tuner.errors import ConfigError
 from tuner.files import read_json
-from tuner.hardware.gpus import VARIABLE, choose, gpus, hidden
-from tuner.hardware.optional_imports import spare
+from tuner.hardware.gpus import VISIBLE_DEVICES, choose_gpus, gpus_hidden, list_gpus
+from tuner.hardware.optional_imports import block_optional_imports
 from tuner.pipeline.run import RunDirectory
 
 if TYPE_CHECKING:
@@ -56,11 +56,11 @@ def chat(run: RunDirectory, config: Config, base: Path | None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if (
         config.machine.device != "cpu"
-        and not hidden(os.environ)
-        and (cards := choose(config.machine.gpus, gpus(), os.environ))
+        and not gpus_hidden(os.environ)
+        and (cards := choose_gpus(config.machine.gpus, list_gpus(), os.environ))
     ):
-        os.environ[VARIABLE] = cards  # read when CUDA starts
-    spare(bitsandbytes=config.algo.quant != "none", deepspeed=False)
+        os.environ[VISIBLE_DEVICES] = cards  # read when CUDA starts
+    block_optional_imports(bitsandbytes=config.algo.quant != "none", deepspeed=False)
     import torch
 
     from tuner.data.chat.template import compile_template

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, StoreError, TunerError
-from tuner.files import foreign, owner
+from tuner.files import foreign_owner, owner
 from tuner.pipeline.find_run import find_run
 from tuner.pipeline.inherit import load_config
 from tuner.pipeline.plan import plan
@@ -17,7 +17,7 @@ from tuner.stages import STAGES
 from tuner.store import references
 from tuner.store.artifacts import Store
 from tuner.store.references import RECENT, Leftover
-from tuner.store.usage import Ledger, Usage, names
+from tuner.store.usage import DiskUsage, StoreUsage, file_links
 
 AT_ONCE = 64
 """artifacts that are locked and moved to the trash together: each costs a descriptor, and each lot a look
@@ -39,7 +39,7 @@ def clean(config: Config, words: Sequence[str], *, dry_run: bool, spare_recent: 
     if not store.root.is_dir():
         print(f"there is no store at {store.root}: nothing to free")
         return 0
-    ledger, freed = Ledger(store, root), 0
+    ledger, freed = StoreUsage(store, root), 0
     chosen = [item for item in ledger.leftovers if not spare_recent or item.age >= RECENT]
     ours, others = (
         [item for item in chosen if not item.owner],
@@ -49,7 +49,7 @@ def clean(config: Config, words: Sequence[str], *, dry_run: bool, spare_recent: 
         print(f"{item.label:<44} {size if isinstance(size, str) else f'{size / 1e6:10.1f} MB'}")
         freed += size if isinstance(size, int) else 0
     if not dry_run:
-        references.forget_gone(store)
+        references.remove_stale_notes(store)
     print(
         f"{'would free' if dry_run else 'freed'} {freed / 1e6:.1f} "
         f"MB{'; what is younger than a day was spared (--all takes it too)' if spare_recent else ''}"
@@ -60,7 +60,7 @@ def clean(config: Config, words: Sequence[str], *, dry_run: bool, spare_recent: 
             f"left {', '.join(item.label for item in theirs)}: {ledger.free(theirs) / 1e6:.1f} MB that "
             f"belong to {other}, who can clean them"
         )
-    for place, note in references.elsewhere(store):
+    for place, note in references.runs_elsewhere(store):
         print(f"kept what {place} refers to; if that run is gone for good, remove its note: rm {note}")
     return 0
 
@@ -71,13 +71,13 @@ def _remove_run(run: RunDirectory, root: Path, store: Store, dry_run: bool) -> N
             f"{run.dir.name} is being built ({holder}) and can't be removed now. Stop it first (python -m "
             f"tuner stop {run.digest}), or wait."
         )
-    if other := foreign(run.dir):
+    if other := foreign_owner(run.dir):
         raise ConfigError(f"{run.dir.name} belongs to {other}, and only they can remove it.")
     own = ""
     with suppress(StoreError, FileNotFoundError):  # a note that can't be read is said where it matters
         own = (
-            f"; {Ledger(store, root).own(run.dir) / 1e6:.1f} MB in the store are used by no other run, and "
-            "`clean` can free them"
+            f"; {StoreUsage(store, root).own(run.dir) / 1e6:.1f} MB in the store are used by no other run, "
+            "and `clean` can free them"
         )
     print(f"run {run.dir.name}: {'would be ' if dry_run else ''}removed{own}")
     if not dry_run:
@@ -98,9 +98,9 @@ def _builder(run: RunDirectory, store: Store) -> str | None:
 
 
 def _would_free(ours: Sequence[Leftover]) -> Iterator[tuple[Leftover, int]]:
-    usage = Usage()
+    usage = DiskUsage()
     for item in ours:
-        yield item, sum(usage.add(names(path)) for path in item.paths)
+        yield item, sum(usage.add(file_links(path)) for path in item.paths)
 
 
 def _remove(store: Store, root: Path, ours: Sequence[Leftover]) -> Iterator[tuple[Leftover, int | str]]:
@@ -123,7 +123,7 @@ def _remove(store: Store, root: Path, ours: Sequence[Leftover]) -> Iterator[tupl
             for item in lot:
                 if item.key is None:
                     moved.append(list(item.paths))
-                elif alone[item.key] and not references.needed(store, item.paths[0], known):
+                elif alone[item.key] and not references.is_needed(store, item.paths[0], known):
                     moved.append(_to_trash(store, item.paths))
                 else:
                     moved.append("in use, spared")
@@ -146,7 +146,7 @@ def _to_trash(store: Store, paths: Sequence[Path]) -> list[Path] | str:
 
 def _erase(path: Path) -> int:
     """Remove a path; returns the bytes that come back: not those of a file that has a name elsewhere."""
-    freed = Usage().add(names(path))
+    freed = DiskUsage().add(file_links(path))
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -15,8 +15,8 @@ from tuner.config.overrides import GROUPS
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, StoreError
 from tuner.hardware.cpu import cores, has_bf16
-from tuner.hardware.cuda_driver import absence, misfit, torch_build, trouble
-from tuner.hardware.gpus import VARIABLE, gpus, hidden, instances, visible
+from tuner.hardware.cuda_driver import cuda_problem, driver_problem, torch_build, why_no_gpu
+from tuner.hardware.gpus import VISIBLE_DEVICES, gpus_hidden, list_gpus, names_mig_instances, visible_gpus
 from tuner.pipeline.run import store_of
 from tuner.store.artifacts import Store
 
@@ -96,32 +96,32 @@ def _model_package(config: Config) -> Iterator[Finding]:
 
 
 def _gpu(environ: Mapping[str, str]) -> Iterator[Finding]:
-    if hidden(environ):
+    if gpus_hidden(environ):
         yield Finding(
             "--",
-            f"{VARIABLE}={environ[VARIABLE]!r} hides every GPU: training runs on the CPU",
-            f"unset {VARIABLE}",
+            f"{VISIBLE_DEVICES}={environ[VISIBLE_DEVICES]!r} hides every GPU: training runs on the CPU",
+            f"unset {VISIBLE_DEVICES}",
         )
         return
-    why = trouble(environ)
+    why = cuda_problem(environ)
     if why:
         yield Finding("!!", *why)
     try:
-        found = gpus()
+        found = list_gpus()
     except ConfigError:
         return  # nvidia-smi does not answer, which is trouble, and said
     if not found and not why:
-        yield Finding("--", f"{absence()}: training runs on the CPU")
-    seen = found if instances(environ) else visible(found, environ)
+        yield Finding("--", f"{why_no_gpu()}: training runs on the CPU")
+    seen = found if names_mig_instances(environ) else visible_gpus(found, environ)
     for card in found:
         memory = f"{card.free} of {card.memory_total} MiB free, " if card.memory_total else ""
         yield Finding(
             "ok",
             f"GPU {card.index}, {card.name}: "
-            f"{memory}{card.state if card in seen else f'hidden by {VARIABLE}'}",
+            f"{memory}{card.state if card in seen else f'hidden by {VISIBLE_DEVICES}'}",
         )
     build = torch_build()
-    if found and build and not misfit(found[0].driver):
+    if found and build and not driver_problem(found[0].driver):
         yield Finding(
             "ok", f"the NVIDIA driver {found[0].driver} runs the CUDA {build[1]} of torch {build[0]}"
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuner.errors import ConfigError, StoreError, nearest
+from tuner.errors import ConfigError, StoreError, did_you_mean
 from tuner.files import disk_full, read_json
 from tuner.models.checkpoint.files import ADAPTER_FILES
 from tuner.models.checkpoint.quantised import WORDS
@@ -45,7 +45,7 @@ def check_kind(kind: str) -> None:
     """Raise ConfigError for an unknown kind."""
     if kind not in KINDS:
         known = "; ".join(f"{name}, {about}" for name, about in KINDS.items())
-        raise ConfigError(f"export has no kind {kind!r}.{nearest(kind, KINDS)} The kinds are: {known}.")
+        raise ConfigError(f"export has no kind {kind!r}.{did_you_mean(kind, KINDS)} The kinds are: {known}.")
 
 
 def export(source: ExportSource, kind: str, out: Path, tell: Callable[[str], None]) -> None:
@@ -102,7 +102,7 @@ def _write_original(source: ExportSource, out: Path, tell: Callable[[str], None]
     from tuner.models.checkpoint.files import weight_files
     from tuner.models.checkpoint.safetensors import Checkpoint
     from tuner.models.lora.merge import CODES, merge_original
-    from tuner.progress import bar
+    from tuner.progress import progress_bar
 
     base = _base(source)
     whole = base if source.adapted else source.convert
@@ -122,7 +122,7 @@ def _write_original(source: ExportSource, out: Path, tell: Callable[[str], None]
             f"original one: python -m tuner export {source.called} model"
         )
     total = sum(spec.nbytes for spec in Checkpoint(weight_files(whole)).specs.values())
-    with bar("export", total, tell) as advance:
+    with progress_bar("export", total, tell) as advance:
         adapter, code = source.convert if source.adapted else None, CODES[source.precision]
         merge_original(
             whole, adapter, aside, out, dtype=code, quant=source.quant, tick=lambda spec: advance(spec.nbytes)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tuner.cli.verb import CommandLine, Verb
 from tuner.cli.verbs import VERBS
-from tuner.errors import ConfigError, nearest
+from tuner.errors import ConfigError, did_you_mean
 
 FLAGS = {flag for verb in VERBS.values() for flag in verb.flags}
 SPELLINGS = {"-h": "--help", "--multirun": "-m", "-cd": "--config-dir"}
@@ -34,7 +34,7 @@ def parse(argv: Sequence[str]) -> CommandLine:
         elif option in FLAGS or option in OPTIONS:
             flags.add(option)
         elif word.startswith("-"):
-            raise ConfigError(f"{word} is not an option.{nearest(word, [*FLAGS, *OPTIONS])}")
+            raise ConfigError(f"{word} is not an option.{did_you_mean(word, [*FLAGS, *OPTIONS])}")
         elif "=" in word or (word.startswith("~") and not word.startswith("~/")):
             typed.append(word)
         elif word in VERBS and verb is None and not bare:
@@ -73,5 +73,5 @@ def _read_recipes(verb: Verb, bare: Sequence[str]) -> tuple[list[str], list[str]
             own.append(word)
         else:
             known = " A bare word is a verb, which comes first, or a recipe, which ends in .yaml."
-            raise ConfigError(f"{word!r} is not a verb.{nearest(word, VERBS) or known}")
+            raise ConfigError(f"{word!r} is not a verb.{did_you_mean(word, VERBS) or known}")
     return overrides, own + list(bare[max(end, 0) :])

@@ -18,7 +18,7 @@ from tuner.report.page import printable
 from tuner.stages import STAGES
 from tuner.store.artifacts import Store
 from tuner.store.references import RECENT
-from tuner.store.usage import Ledger
+from tuner.store.usage import StoreUsage
 
 HEADER = ("run", "stages", "loss", "held-out before → after", "disk", "own", "tags", "note")
 NUMBERS = {"loss", "disk", "own"}
@@ -29,11 +29,11 @@ def show_status(config: Config, *, as_json: bool) -> int:
     """Print a row for each run, newest last, and what the store holds."""
     root, store = Path(config.root), store_of(config)
     runs = sorted(all_runs(root), key=RunDirectory.used)
-    ledgers: dict[Path, Ledger | StoreError] = {}
+    ledgers: dict[Path, StoreUsage | StoreError] = {}
     for place in [store.root, *(place for run in runs if (place := run.store()))]:
         if place.is_dir() and place.resolve() not in ledgers:
             try:
-                ledgers[place.resolve()] = Ledger(Store(place), root)
+                ledgers[place.resolve()] = StoreUsage(Store(place), root)
             except StoreError as error:
                 ledgers[place.resolve()] = error
     rows = [_row(run, ledgers) for run in runs]
@@ -55,11 +55,11 @@ def show_status(config: Config, *, as_json: bool) -> int:
     return 0
 
 
-def _store(place: Path, ledger: Ledger | StoreError | None) -> dict[str, Any]:
+def _store(place: Path, ledger: StoreUsage | StoreError | None) -> dict[str, Any]:
     """What a store holds, in bytes. `clean_bytes` and `clean_all_bytes` are what `clean` and `clean --all`
     would free for this user.
     """
-    if not isinstance(ledger, Ledger):
+    if not isinstance(ledger, StoreUsage):
         known = (
             {"store_bytes": 0, "unreferenced_bytes": 0, "clean_bytes": 0, "clean_all_bytes": 0}
             if ledger is None
@@ -88,7 +88,7 @@ def _line(found: dict[str, Any]) -> str:
     return f"store {found['store']}: {total:.1f} MB, of which {loose:.1f} MB no run refers to{freed}"
 
 
-def _row(run: RunDirectory, ledgers: dict[Path, Ledger | StoreError]) -> dict[str, Any]:
+def _row(run: RunDirectory, ledgers: dict[Path, StoreUsage | StoreError]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "run": run.dir.name,
         "name": run.name,
@@ -107,7 +107,7 @@ def _row(run: RunDirectory, ledgers: dict[Path, Ledger | StoreError]) -> dict[st
         "changed": run.used(),
     }
     place = run.store()
-    if place and isinstance(ledger := ledgers.get(place.resolve()), Ledger):
+    if place and isinstance(ledger := ledgers.get(place.resolve()), StoreUsage):
         row |= {"bytes": ledger.of(run.dir), "own_bytes": ledger.own(run.dir)}
     try:
         config = load_config(run)

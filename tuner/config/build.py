@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tuner.config.schema import Config
 from tuner.config.validate import validate
-from tuner.errors import ConfigError, nearest
+from tuner.errors import ConfigError, did_you_mean
 
 
 def field_paths() -> dict[str, Any]:
@@ -82,7 +82,8 @@ def _build(cls: Any, values: Any, path: str) -> Any:
     hints = get_type_hints(cls)
     if unknown := [key for key in values if key not in hints]:
         raise ConfigError(
-            f"{path}{unknown[0]} is not a field of the config.{nearest(f'{path}{unknown[0]}', field_paths())}"
+            f"{path}{unknown[0]} is not a field of the config."
+            f"{did_you_mean(f'{path}{unknown[0]}', field_paths())}"
         )
     built = {}
     for f in fields(cls):
@@ -111,7 +112,7 @@ def coerce(value: Any, hint: Any, path: str) -> Any:
     words = [str(word) for option in options if get_origin(option) is Literal for word in get_args(option)]
     raise ConfigError(
         f"{path} is {value!r}, but must be "
-        f"{' or '.join(_describe(o) for o in options)}.{nearest(str(value), words) if words else ''}"
+        f"{' or '.join(_describe(o) for o in options)}.{did_you_mean(str(value), words) if words else ''}"
     )
 
 

@@ -19,7 +19,7 @@ import yaml
 from tuner.config.build import build_config
 from tuner.config.overrides import GROUPS, Override, quote, translate
 from tuner.config.schema import Config, DataSource
-from tuner.errors import ConfigError, nearest
+from tuner.errors import ConfigError, did_you_mean
 
 LAUNCHER = re.compile(r"[+~]*hydra[./]launcher[=.]")
 """a word that chooses what runs the jobs of a sweep, or tells it something"""
@@ -148,7 +148,7 @@ def _part(name: str, take: Any, extra: Path | None) -> dict[str, Any]:
         return {"source": "path", "path": name, "label": Path(name).name, "take": take}
     raise ConfigError(
         f"data.of names {name}, which is neither an option of `data` nor a "
-        f"file.{nearest(name, group_options(extra)['data'])}"
+        f"file.{did_you_mean(name, group_options(extra)['data'])}"
     )
 
 

@@ -5,7 +5,7 @@ scale it acts.
 import re
 from math import sqrt
 
-from tuner.errors import nearest
+from tuner.errors import did_you_mean
 
 NAMES = ("default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_4")
 """one of each kind"""
@@ -21,7 +21,7 @@ def lora_init_problem(name: str, *, r: int) -> str | None:
     if name not in NAMES and pissa_iterations(name) is None:
         return (
             f"algo.lora_init is {name!r}, but must be one of {', '.join(NAMES[:-1])}, "
-            f"pissa_niter_N.{nearest(name, NAMES)}"
+            f"pissa_niter_N.{did_you_mean(name, NAMES)}"
         )
     if name == "orthogonal" and r % 2:
         return (

@@ -11,7 +11,7 @@ from tuner.config.build import build_config
 from tuner.config.compose import conf_dir, group_options, load_yaml
 from tuner.config.overrides import GROUPS
 from tuner.config.schema import Chat
-from tuner.errors import ConfigError, nearest
+from tuner.errors import ConfigError, did_you_mean
 
 PLURALS = {
     "models": "model",
@@ -84,7 +84,7 @@ def show_options(words: list[str], extra: Path | None, *, as_json: bool) -> int:
     if not shown:
         raise ConfigError(
             f"Nothing in {', '.join(groups)} matches "
-            f"{' '.join(words)!r}.{nearest(words[-1], [*(option for _, option, _ in found), *GROUPS])}"
+            f"{' '.join(words)!r}.{did_you_mean(words[-1], [*(option for _, option, _ in found), *GROUPS])}"
         )
     if as_json:
         print(

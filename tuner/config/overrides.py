@@ -16,7 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from tuner.config.build import field_paths
-from tuner.errors import ConfigError, nearest
+from tuner.errors import ConfigError, did_you_mean
 
 GROUPS = ("model", "algo", "data", "machine", "eval", "model/chat")
 SHOWN = 40
@@ -86,7 +86,7 @@ def _field(key: str) -> Any:
             f"{key} is a group of fields, not a field; set one of "
             f"{', '.join(p for p in known if p.startswith(f'{key}.'))}."
         )
-    raise ConfigError(f"{key} is not a field of the config.{nearest(key, [*known, *GROUPS])}")
+    raise ConfigError(f"{key} is not a field of the config.{did_you_mean(key, [*known, *GROUPS])}")
 
 
 def _choice(group: str, value: str, options: dict[str, list[str]], sweep: bool) -> str:
@@ -96,7 +96,7 @@ def _choice(group: str, value: str, options: dict[str, list[str]], sweep: bool) 
         return value
     for name in value.split(",") if sweep else [value]:
         if name not in options[group]:
-            hint = nearest(name, options[group])
+            hint = did_you_mean(name, options[group])
             if group in ("model", "data") and (
                 Path(name).expanduser().exists() or "/" in name or "." in name
             ):

@@ -17,7 +17,7 @@ from tuner.config.build import dump_config, flatten
 from tuner.config.compose import compose, load_yaml, refuse_hydra_keys
 from tuner.config.overrides import GROUPS, Override, quote
 from tuner.config.schema import Config
-from tuner.errors import ConfigError, nearest
+from tuner.errors import ConfigError, did_you_mean
 
 EDITED = tuple(
     (
@@ -48,7 +48,7 @@ def read_recipe(file: Path) -> list[str]:
         if group not in GROUPS:
             raise ConfigError(
                 f"{file}: `defaults:` names the group {group}, but the groups are "
-                f"{', '.join(GROUPS)}.{nearest(group, GROUPS)}"
+                f"{', '.join(GROUPS)}.{did_you_mean(group, GROUPS)}"
             )
         words.append(f"{group}={choice}")
     return words + _words(values, "")

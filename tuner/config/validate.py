@@ -14,7 +14,7 @@ from tuner.config import deepspeed
 from tuner.config.algo_checks import algo_problems
 from tuner.config.schema import HUBS, Algo, Chat, Config, Data, DataSource, Machine, Model
 from tuner.config.view import leaves
-from tuner.errors import ConfigError, nearest
+from tuner.errors import ConfigError, did_you_mean
 
 PATIENCE = 1e9
 """seconds; a clock's numbers end somewhere above"""
@@ -195,7 +195,7 @@ def _data(data: Data) -> list[str]:
         if unknown := [role for role in part.roles if role not in ("system", "user", "assistant", "tool")]:
             problems.append(
                 f"{where}: roles.{unknown[0]} names no role; there are system, user, assistant and "
-                f"tool.{nearest(unknown[0], ['system', 'user', 'assistant', 'tool'])}"
+                f"tool.{did_you_mean(unknown[0], ['system', 'user', 'assistant', 'tool'])}"
             )
     if isinstance(data.max_dropped, float) and not 0 <= data.max_dropped <= 1:
         problems.append(

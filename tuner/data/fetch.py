@@ -9,7 +9,7 @@ from typing import Any
 
 from tuner.data.files import splits
 from tuner.hub import download, http
-from tuner.hub.listing import names
+from tuner.hub.listing import local_names
 from tuner.hub.lockfile import Pin
 
 
@@ -31,7 +31,7 @@ def pin_files(hub: Any, repo: str, revision: str | None, patterns: Sequence[str]
     listing = hub.resolve(repo, revision)
     try:
         pin: Pin = listing.pin(splits.wanted_files(listing, patterns, hub.headers(), hub.NAME))
-    except http.Refused as error:
+    except http.HttpRefused as error:
         raise hub.refusal(repo, error) from error
     return pin
 
@@ -45,9 +45,11 @@ def download_files(
     Returns {repo, commit, files: name → path in the repository}. Raises DataError for what a person can mend.
     """
     hub.refuse_offline(repo)
-    sources = hub.remotes(repo, pin)
-    wanted = {name: sources[path] for name, path in names(list(pin.files), prefix).items()}
+    sources = hub.remote_files(repo, pin)
+    wanted = {name: sources[path] for name, path in local_names(list(pin.files), prefix).items()}
     try:
-        return download.fetch(repo, pin.commit, wanted, f"{prefix}{hub.SOURCE}", out, hub.headers(), say)
-    except http.Refused as error:
+        return download.download_repository(
+            repo, pin.commit, wanted, f"{prefix}{hub.SOURCE}", out, hub.headers(), say
+        )
+    except http.HttpRefused as error:
         raise hub.refusal(repo, error, commit=pin.commit) from error

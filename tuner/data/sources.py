@@ -10,7 +10,7 @@ import re
 from tuner.config.view import View
 from tuner.data.formats import table
 from tuner.data.formats.shape import RowShape
-from tuner.errors import ConfigError, nearest
+from tuner.errors import ConfigError, did_you_mean
 
 OWNED = re.compile(r"p(\d{2,})-|held_out-")
 
@@ -63,5 +63,5 @@ def check_columns(view: View) -> None:
                 )
             raise ConfigError(
                 f"data.columns.{unknown}: the format {part.format} reads no such "
-                f"column.{nearest(unknown, known)} It reads {', '.join(sorted(known))}."
+                f"column.{did_you_mean(unknown, known)} It reads {', '.join(sorted(known))}."
             )

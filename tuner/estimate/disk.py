@@ -20,7 +20,7 @@ from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import store_of
 from tuner.pipeline.sizes import DiskNeed, Quantities
 from tuner.report.byte_size import readable_bytes
-from tuner.store.artifacts import digest
+from tuner.store.artifacts import json_digest
 
 BYTES_A_TOKEN = 4
 """of JSONL, for a data set that was not tokenized yet: between English and Chinese, with the keys and
@@ -50,7 +50,7 @@ def disk_needs(stages: Sequence[PlannedStage], config: Config) -> dict[str, Disk
     for name, planned in by_name.items():
         places = {file: str(path.absolute()) for file, path in planned.sources.items()}
         upstream = [identities[before] for before in planned.stage.upstream]
-        guess = digest(
+        guess = json_digest(
             {"stage": name, "inputs": identity_fields(config, name), "sources": places, "upstream": upstream}
         )
         identities[name] = planned.known_as or guess

@@ -13,7 +13,7 @@ from tuner.errors import ConfigError, DataError
 from tuner.estimate.flops import costs, peak_flops
 from tuner.estimate.memory import Memory, Workload, estimate_memory
 from tuner.estimate.what_fits import GIB, ways_to_fit
-from tuner.hardware.gpus import Gpu, gpus
+from tuner.hardware.gpus import Gpu, list_gpus
 from tuner.models.geometry import Geometry
 
 REACHED = 0.35
@@ -69,7 +69,7 @@ def training_gpu(config: Config) -> Gpu | None:
     if config.machine.device == "cpu":
         return None
     try:
-        whole = [card for card in gpus() if not card.mig]
+        whole = [card for card in list_gpus() if not card.mig]
     except ConfigError:  # what is wrong is said when training is about to start
         return None
     wish = config.machine.gpus

@@ -9,33 +9,33 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from tuner.hardware.gpus import CARDS, Trouble, ask, misnamed, read
+from tuner.hardware.gpus import GPU_QUERY, GpuProblem, parse_gpus, query_nvidia_smi, visibility_problem
 
-DRIVERS = {11: "450", 12: "525.60.13", 13: "580"}
+OLDEST_DRIVERS = {11: "450", 12: "525.60.13", 13: "580"}
 """The oldest driver that runs what was built for a CUDA major version: NVIDIA, "CUDA Compatibility", Minor
 Version Compatibility, table 1, and the Release Notes of CUDA 12. The forward compatibility package of data
 centre cards, with which an older one does, is not looked at."""
 
 
-def trouble(environ: Mapping[str, str], said: str = "", root: Path = Path("/")) -> Trouble | None:
+def cuda_problem(environ: Mapping[str, str], said: str = "", root: Path = Path("/")) -> GpuProblem | None:
     """Why a card that is here can't be used; None when there is no card, or nothing wrong with it.
 
     said    torch's own words, when it could not start CUDA: the reason where no other is found
     root    where dev and proc are
     """
     nodes = sorted((root / "dev").glob("nvidia[0-9]*"))
-    if shut := _shut(nodes, root):
+    if shut := _permission_problem(nodes, root):
         return shut
-    listed = ask(CARDS)
-    if isinstance(listed, Trouble):
+    listed = query_nvidia_smi(GPU_QUERY)
+    if isinstance(listed, GpuProblem):
         return listed
-    found = read(listed, "")
+    found = parse_gpus(listed, "")
     if not nodes and not found:
         return None
-    if why := misfit(found[0].driver if found else loaded(root)):
+    if why := driver_problem(found[0].driver if found else loaded_driver(root)):
         return why
     if not found and shutil.which("nvidia-smi"):
-        return Trouble(
+        return GpuProblem(
             f"{nodes[0]} is there, but nvidia-smi finds no card",
             "look for NVRM in the kernel's log (sudo dmesg), and reboot",
         )
@@ -43,11 +43,11 @@ def trouble(environ: Mapping[str, str], said: str = "", root: Path = Path("/")) 
         mend = (
             "install the NVIDIA driver's tools; a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility"
         )
-        return Trouble("an NVIDIA card is here, but nvidia-smi is not found", mend)
-    if why := misnamed(found, environ):
+        return GpuProblem("an NVIDIA card is here, but nvidia-smi is not found", mend)
+    if why := visibility_problem(found, environ):
         return why
     return (
-        Trouble(
+        GpuProblem(
             f"torch can't start CUDA ({' '.join(said.split())[:300]})",
             "reboot, or install the NVIDIA driver again",
         )
@@ -56,7 +56,7 @@ def trouble(environ: Mapping[str, str], said: str = "", root: Path = Path("/")) 
     )
 
 
-def _shut(nodes: list[Path], root: Path) -> Trouble | None:
+def _permission_problem(nodes: list[Path], root: Path) -> GpuProblem | None:
     """One card that opens is enough; beside it, CUDA opens two more devices."""
     needed = [nodes] if nodes else []
     needed += [
@@ -65,7 +65,7 @@ def _shut(nodes: list[Path], root: Path) -> Trouble | None:
     for group in needed:
         reasons = [reason for node in group if (reason := _refusal(node))]
         if len(reasons) == len(group):
-            return Trouble(
+            return GpuProblem(
                 f"this user can't open {group[0]} ({reasons[0]})",
                 f"join the group that owns it ({_group(group[0])}); a container needs --gpus all, and a "
                 "batch job a GPU from the scheduler",
@@ -91,7 +91,7 @@ def _group(node: Path) -> str:
         return str(node.stat().st_gid)
 
 
-def misfit(driver: str) -> Trouble | None:
+def driver_problem(driver: str) -> GpuProblem | None:
     """Why the installed torch can't work with this version of the driver. An unknown driver or CUDA is
     taken to fit.
     """
@@ -103,15 +103,16 @@ def misfit(driver: str) -> Trouble | None:
         mend = (
             f"install one built for CUDA, with pip install --force-reinstall torch=={torch.partition('+')[0]}"
         )
-        return Trouble(f"an NVIDIA card is here, but torch {torch} is built without CUDA", mend)
-    needed = DRIVERS.get(int(cuda.partition(".")[0]))
+        return GpuProblem(f"an NVIDIA card is here, but torch {torch} is built without CUDA", mend)
+    needed = OLDEST_DRIVERS.get(int(cuda.partition(".")[0]))
     if not driver or needed is None or _numbers(driver) >= _numbers(needed):
         return None
     runs = max(
-        (major for major, oldest in DRIVERS.items() if _numbers(driver) >= _numbers(oldest)), default=None
+        (major for major, oldest in OLDEST_DRIVERS.items() if _numbers(driver) >= _numbers(oldest)),
+        default=None,
     )
     other = f", or a PyTorch built for CUDA {runs}" if runs else ""
-    return Trouble(
+    return GpuProblem(
         f"torch {torch} needs driver {needed} or newer for its CUDA {cuda}, and this is {driver}",
         f"install a newer NVIDIA driver{other}",
     )
@@ -135,7 +136,7 @@ def torch_build() -> tuple[str, str | None] | None:
     return None
 
 
-def loaded(root: Path = Path("/")) -> str:
+def loaded_driver(root: Path = Path("/")) -> str:
     """The version of the NVIDIA driver that the kernel runs; empty where it runs none."""
     try:
         text = (root / "proc/driver/nvidia/version").read_text(encoding="utf-8")
@@ -145,9 +146,9 @@ def loaded(root: Path = Path("/")) -> str:
     return version[1] if version else ""
 
 
-def absence(root: Path = Path("/")) -> str:
+def why_no_gpu(root: Path = Path("/")) -> str:
     """Why there is no card."""
-    if loaded(root):
+    if loaded_driver(root):
         return "the NVIDIA driver runs here, but gives this process no card (a container needs --gpus all)"
     for device in (root / "sys/bus/pci/devices").glob("*"):
         try:

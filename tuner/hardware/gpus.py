@@ -16,15 +16,15 @@ from typing import Literal, NamedTuple
 
 from tuner.errors import ConfigError
 
-VARIABLE = "CUDA_VISIBLE_DEVICES"
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 """seconds until nvidia-smi counts as hanging; cards that sleep take some to wake"""
 
-CARDS = "--query-gpu=index,uuid,name,memory.total,memory.used,driver_version,mig.mode.current"
-PROCESSES = "--query-compute-apps=gpu_uuid,pid,used_memory"
+GPU_QUERY = "--query-gpu=index,uuid,name,memory.total,memory.used,driver_version,mig.mode.current"
+PROCESS_QUERY = "--query-compute-apps=gpu_uuid,pid,used_memory"
 
-MENDS = {
+REMEDIES = {
     "version mismatch": "the driver was updated while its older kernel module runs; reboot",
     "communicate with the NVIDIA driver": (
         "load the kernel module (sudo modprobe nvidia); after a kernel update, install the driver again and "
@@ -86,7 +86,7 @@ class Gpu:
         )
 
 
-class Trouble(NamedTuple):
+class GpuProblem(NamedTuple):
     """Why cards can't be used."""
 
     what: str
@@ -97,19 +97,19 @@ class Trouble(NamedTuple):
         return f"{self.what}: {self.mend}; or train on the processor with machine=cpu."
 
 
-def gpus() -> list[Gpu]:
+def list_gpus() -> list[Gpu]:
     """All cards, as nvidia-smi counts them; none where there is no nvidia-smi. Raises ConfigError when it
     does not answer.
     """
-    listed = ask(CARDS)
-    if isinstance(listed, Trouble):
+    listed = query_nvidia_smi(GPU_QUERY)
+    if isinstance(listed, GpuProblem):
         raise ConfigError(listed.paragraph)
-    processes = ask(PROCESSES) if listed else ""
+    processes = query_nvidia_smi(PROCESS_QUERY) if listed else ""
     # some cards tell no processes; their memory still speaks
-    return read(listed, "" if isinstance(processes, Trouble) else processes)
+    return parse_gpus(listed, "" if isinstance(processes, GpuProblem) else processes)
 
 
-def ask(query: str) -> str | Trouble:
+def query_nvidia_smi(query: str) -> str | GpuProblem:
     """What nvidia-smi answers, as CSV without units; empty where there is no nvidia-smi, or no card."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
@@ -119,15 +119,15 @@ def ask(query: str) -> str | Trouble:
             [tool, query, "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Trouble(
-            f"nvidia-smi did not answer within {PATIENCE:g} seconds", "a card or its driver hangs; reboot"
+        return GpuProblem(
+            f"nvidia-smi did not answer within {TIMEOUT:g} seconds", "a card or its driver hangs; reboot"
         )
     except OSError as error:
-        return Trouble(
+        return GpuProblem(
             f"{tool} can't be started ({error.strerror})", "install the NVIDIA driver's tools again"
         )
     if done.returncode == 0:
@@ -136,12 +136,13 @@ def ask(query: str) -> str | Trouble:
     if "No devices were found" in said:
         return ""
     mend = next(
-        (mend for mark, mend in MENDS.items() if mark in said), "reboot, or install the NVIDIA driver again"
+        (mend for mark, mend in REMEDIES.items() if mark in said),
+        "reboot, or install the NVIDIA driver again",
     )
-    return Trouble(f"nvidia-smi fails ({said[:200]})", mend)
+    return GpuProblem(f"nvidia-smi fails ({said[:200]})", mend)
 
 
-def read(cards: str, processes: str) -> list[Gpu]:
+def parse_gpus(cards: str, processes: str) -> list[Gpu]:
     """The cards in nvidia-smi's two answers, in which a word in brackets stands for what it does not tell."""
     holders: dict[str, tuple[tuple[int, int], ...]] = {}
     for row in csv.reader(processes.splitlines(), skipinitialspace=True):
@@ -170,19 +171,19 @@ def read(cards: str, processes: str) -> list[Gpu]:
     return found
 
 
-def hidden(environ: Mapping[str, str]) -> bool:
+def gpus_hidden(environ: Mapping[str, str]) -> bool:
     """Whether CUDA_VISIBLE_DEVICES is there to hide every card: it is empty, -1, or a word such as Slurm's
     NoDevFiles.
     """
-    return VARIABLE in environ and not re.match(r"\s*(\+?\d|GPU-|MIG-)", environ[VARIABLE])
+    return VISIBLE_DEVICES in environ and not re.match(r"\s*(\+?\d|GPU-|MIG-)", environ[VISIBLE_DEVICES])
 
 
-def instances(environ: Mapping[str, str]) -> bool:
+def names_mig_instances(environ: Mapping[str, str]) -> bool:
     """Whether CUDA_VISIBLE_DEVICES names MIG instances, which are left to CUDA."""
-    return environ.get(VARIABLE, "").lstrip().startswith("MIG-")
+    return environ.get(VISIBLE_DEVICES, "").lstrip().startswith("MIG-")
 
 
-def visible(found: Sequence[Gpu], environ: Mapping[str, str]) -> list[Gpu]:
+def visible_gpus(found: Sequence[Gpu], environ: Mapping[str, str]) -> list[Gpu]:
     """The cards that CUDA_VISIBLE_DEVICES leaves, in its order, read as CUDA reads it; MIG instances are not
     among them.
 
@@ -190,9 +191,9 @@ def visible(found: Sequence[Gpu], environ: Mapping[str, str]) -> list[Gpu]:
     Programming Guide, "CUDA Environment Variables"); a card named twice leaves none. Numbers are taken for
     nvidia-smi's; `misnamed` says when they may not be.
     """
-    if VARIABLE not in environ:
+    if VISIBLE_DEVICES not in environ:
         return list(found)
-    entries = [entry.strip() for entry in environ[VARIABLE].split(",")]
+    entries = [entry.strip() for entry in environ[VISIBLE_DEVICES].split(",")]
     by_uuid = entries[0].startswith("GPU-")
     seen: list[Gpu] = []
     for entry in entries:
@@ -209,34 +210,34 @@ def visible(found: Sequence[Gpu], environ: Mapping[str, str]) -> list[Gpu]:
     return seen
 
 
-def misnamed(found: Sequence[Gpu], environ: Mapping[str, str]) -> Trouble | None:
+def visibility_problem(found: Sequence[Gpu], environ: Mapping[str, str]) -> GpuProblem | None:
     """What is wrong with a CUDA_VISIBLE_DEVICES that is there to name cards: it names none, or by numbers
     that may mean others.
     """
-    if VARIABLE not in environ or hidden(environ) or instances(environ):
+    if VISIBLE_DEVICES not in environ or gpus_hidden(environ) or names_mig_instances(environ):
         return None
-    value, kinds = environ[VARIABLE], sorted({card.name for card in found})
+    value, kinds = environ[VISIBLE_DEVICES], sorted({card.name for card in found})
     here = ", ".join(f"{card.index} ({card.name}, {card.uuid})" for card in found)
-    if not visible(found, environ):
-        return Trouble(
-            f"{VARIABLE}={value} names no card that is here, or one twice; here are {here}",
-            f"mend or unset {VARIABLE}",
+    if not visible_gpus(found, environ):
+        return GpuProblem(
+            f"{VISIBLE_DEVICES}={value} names no card that is here, or one twice; here are {here}",
+            f"mend or unset {VISIBLE_DEVICES}",
         )
     if (
         len(kinds) > 1
         and not value.lstrip().startswith("GPU-")
         and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
     ):
-        return Trouble(
-            f"{VARIABLE}={value} counts from the fastest card on, which with {' and '.join(kinds)} does not "
-            "say which one is meant",
+        return GpuProblem(
+            f"{VISIBLE_DEVICES}={value} counts from the fastest card on, which with {' and '.join(kinds)} "
+            "does not say which one is meant",
             "set CUDA_DEVICE_ORDER=PCI_BUS_ID, to count as nvidia-smi does, or name cards by UUID; here are "
             f"{here}",
         )
     return None
 
 
-def choose(
+def choose_gpus(
     wish: int | Literal["auto"] | tuple[int, ...], found: Sequence[Gpu], environ: Mapping[str, str]
 ) -> str | None:
     """CUDA_VISIBLE_DEVICES for a child with machine.gpus=`wish`; None leaves it as it is: no card, none
@@ -247,13 +248,13 @@ def choose(
 
     Raises ConfigError when there are not enough, with who holds the busy ones.
     """
-    if not found or hidden(environ) or instances(environ):
+    if not found or gpus_hidden(environ) or names_mig_instances(environ):
         return None
-    if why := misnamed(found, environ):
+    if why := visibility_problem(found, environ):
         raise ConfigError(why.paragraph)
-    seen = visible(found, environ)
+    seen = visible_gpus(found, environ)
     masked = (
-        f" ({VARIABLE}={environ[VARIABLE]} hides {len(found) - len(seen)} of {len(found)})"
+        f" ({VISIBLE_DEVICES}={environ[VISIBLE_DEVICES]} hides {len(found) - len(seen)} of {len(found)})"
         if len(seen) < len(found)
         else ""
     )
@@ -288,7 +289,7 @@ def choose(
             f"take just those you name, busy or not, with machine.gpus={_list(told)}",
         ]
         ways += [f"take fewer with machine.gpus={len(idle)}"] if idle else []
-        ways += [f"show others with {VARIABLE}"] if masked else []
+        ways += [f"show others with {VISIBLE_DEVICES}"] if masked else []
         raise ConfigError(
             f"machine.gpus={wish} takes idle GPUs only: {count} wanted, {len(idle)} of {len(seen)} visible "
             f"idle{masked}. {states}. {', '.join(ways)}, or train on the processor with machine=cpu."

@@ -6,7 +6,7 @@ import logging
 import sys
 
 
-def spare(*, bitsandbytes: bool, deepspeed: bool) -> None:
+def block_optional_imports(*, bitsandbytes: bool, deepspeed: bool) -> None:
     """Import bitsandbytes and DeepSpeed only where they are needed, and a hub's kernels never.
 
     PEFT imports bitsandbytes wherever it is installed, which costs a stage one to two seconds. On some

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tuner.hub.listing import Listing
 
 
-def huggingface() -> Path:
+def huggingface_cache() -> Path:
     """Where Hugging Face's client keeps repositories, by the rules of its own."""
     environment = os.environ
     home = environment.get("HF_HOME") or f"{environment.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
@@ -33,12 +33,12 @@ def huggingface() -> Path:
     return Path(os.path.expandvars(said)).expanduser()
 
 
-def modelscope() -> Path:
+def modelscope_cache() -> Path:
     """Where ModelScope's client keeps them."""
     return Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope/hub").expanduser()
 
 
-def find(source: str, repo: str, path: str, pinned: Pinned) -> Path | None:
+def find_cached(source: str, repo: str, path: str, pinned: Pinned) -> Path | None:
     """A file of a repository that seems to be here: of the right name and size. Its content is not read.
     Without a digest nothing is.
     """
@@ -57,34 +57,34 @@ def _candidates(source: str, repo: str, path: str, digest: str) -> Iterator[Path
     if source == "hub":
         yield _folder(repo) / "blobs" / digest
         return
-    for root in (modelscope(), modelscope() / "hub"):
+    for root in (modelscope_cache(), modelscope_cache() / "hub"):
         for folder in (root / "models", root):
             for name in (repo, repo.replace(".", "___")):
                 yield folder / name / path
 
 
 def _folder(repo: str) -> Path:
-    return huggingface() / "--".join(["models", *repo.split("/")])
+    return huggingface_cache() / "--".join(["models", *repo.split("/")])
 
 
-def take(source: str, repo: str, pin: Pin, out: Path, say: Callable[[str], None]) -> set[str]:
+def take_cached(source: str, repo: str, pin: Pin, out: Path, say: Callable[[str], None]) -> set[str]:
     """Put what is here of the pinned files into `out`; returns their names. Files that `out` has already
     are left to whoever downloads.
     """
     from tuner.hub.download import PARTS
-    from tuner.hub.listing import is_right
+    from tuner.hub.listing import is_intact
     from tuner.report.byte_size import readable_bytes
 
     taken, size = set[str](), 0
     (out / PARTS).mkdir(parents=True, exist_ok=True)
     for number, (path, pinned) in enumerate(pin.files.items()):
-        found = None if (out / path).exists() else find(source, repo, path, pinned)
+        found = None if (out / path).exists() else find_cached(source, repo, path, pinned)
         if found is None:
             continue
         part = out / PARTS / f"{number}.cached"
         part.unlink(missing_ok=True)
         link_or_copy(found, part)
-        if is_right(part, pinned):
+        if is_intact(part, pinned):
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             part.replace(out / path)
             taken.add(path)
@@ -100,11 +100,11 @@ def take(source: str, repo: str, pin: Pin, out: Path, say: Callable[[str], None]
     return taken
 
 
-def resolve(repo: str, revision: str | None) -> "Listing | None":
+def resolve_cached(repo: str, revision: str | None) -> "Listing | None":
     """What Hugging Face's cache has of a model at a branch, a tag or a commit; None where it does not know
     that. It may be less than the hub has.
     """
-    from tuner.hub.listing import Listing, Remote
+    from tuner.hub.listing import Listing, RemoteFile
 
     folder, name = _folder(repo), revision or "main"
     if ".." in name.split("/") or name.startswith("/"):
@@ -125,6 +125,8 @@ def resolve(repo: str, revision: str | None) -> "Listing | None":
         ):
             known = {"sha256" if len(digest) == 64 else "blob": digest}
             files.append(
-                Remote(path=path.relative_to(snapshot).as_posix(), url="", size=blob.stat().st_size, **known)
+                RemoteFile(
+                    path=path.relative_to(snapshot).as_posix(), url="", size=blob.stat().st_size, **known
+                )
             )
     return Listing(repo=repo, commit=commit, files=tuple(files))

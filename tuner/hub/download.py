@@ -18,15 +18,15 @@ from typing import Any
 from tuner.errors import DataError
 from tuner.files import read_json, write_json
 from tuner.hub import http
-from tuner.hub.listing import Remote, check_names, digest_of, is_right
-from tuner.progress import bar
+from tuner.hub.listing import RemoteFile, check_names, digest_of, is_intact
+from tuner.progress import progress_bar
 from tuner.report.byte_size import readable_bytes
 
 PARTS = ".parts"
 """where files lie that are not whole; it begins with a dot, so nothing in it is ever published"""
-AT_ONCE = 4
+WORKERS = 4
 """files that are received at the same time"""
-BEGINNINGS = 2
+ATTEMPTS = 2
 """times that a file is begun from its first byte, before it is given up as wrong"""
 SMALL = 32 << 20
 """bytes of a file that is read whole, to learn which others are wanted"""
@@ -36,28 +36,28 @@ class _Ended(Exception):
     """Another file failed, or the person wants to stop."""
 
 
-def fetch(
+def download_repository(
     repo: str,
     commit: str,
-    wanted: Mapping[str, Remote],
+    wanted: Mapping[str, RemoteFile],
     key: str,
     out: Path,
     headers: Mapping[str, str],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """`begin` and `bring`: the whole of it for who has no other place to look first. Returns {repo,
+    """`begin_download`, then `fetch_files`: all of it, where no cache is looked into first. Returns {repo,
     commit, files: name → path}.
     """
-    begin(repo, commit, wanted, key, out, say)
-    bring(wanted, out, headers, say)
+    begin_download(repo, commit, wanted, key, out, say)
+    fetch_files(wanted, out, headers, say)
     return {"repo": repo, "commit": commit, "files": {name: remote.path for name, remote in wanted.items()}}
 
 
-def begin(
-    repo: str, commit: str, wanted: Mapping[str, Remote], key: str, out: Path, say: Callable[[str], None]
+def begin_download(
+    repo: str, commit: str, wanted: Mapping[str, RemoteFile], key: str, out: Path, say: Callable[[str], None]
 ) -> None:
     """Tell what is going to be brought, and note names and sizes in `out` under `key` until the end, for
-    `progress`. Raises DataError for names that are none.
+    `describe_progress`. Raises DataError for names that are none.
     """
     check_names(wanted)
     write_json(out / PARTS / f"{key}.json", {"sizes": {name: remote.size for name, remote in wanted.items()}})
@@ -66,8 +66,8 @@ def begin(
     say(f"{repo} at {commit[:12]}: {count}, {readable_bytes(size)}")
 
 
-def progress(out: Path) -> str | None:
-    """How much of it an interrupted `fetch` left in `out`, in words; None where there is nothing to go on
+def describe_progress(out: Path) -> str | None:
+    """How much of it an interrupted download left in `out`, in words; None where there is nothing to go on
     from.
     """
     notes = [note for path in sorted((out / PARTS).glob("*.json")) if (note := read_json(path))]
@@ -79,27 +79,27 @@ def progress(out: Path) -> str | None:
     return f"{readable_bytes(there)}{of}" if there else None
 
 
-def bring(
-    wanted: Mapping[str, Remote], out: Path, headers: Mapping[str, str], say: Callable[[str], None]
+def fetch_files(
+    wanted: Mapping[str, RemoteFile], out: Path, headers: Mapping[str, str], say: Callable[[str], None]
 ) -> None:
     """Have each file of `wanted`, a name in `out` → where it comes from, whole and with its digest. What is
     there already stays.
 
-    `headers` go to the host of a file's address and to no other. Raises web.Refused, DataError for a server
+    `headers` go to the host of a file's address and to no other. Raises HttpRefused, DataError for a server
     that can't be reached or whose files are not what they should be, and OSError for a disk that is full.
     """
     check_names(wanted)
     (out / PARTS).mkdir(parents=True, exist_ok=True)
     stop, counted = threading.Event(), threading.Lock()
-    with bar("download", sum(remote.size or 0 for remote in wanted.values()), say) as advance:
+    with progress_bar("download", sum(remote.size or 0 for remote in wanted.values()), say) as advance:
 
         def count(more: int) -> None:
             with counted:
                 advance(more)
 
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(WORKERS) as pool:
             tasks = [
-                pool.submit(_bring, remote, out / name, out / PARTS, headers, stop, count)
+                pool.submit(_download_file, remote, out / name, out / PARTS, headers, stop, count)
                 for name, remote in wanted.items()
             ]
             try:
@@ -113,30 +113,30 @@ def bring(
         raise error
 
 
-def _bring(
-    remote: Remote,
+def _download_file(
+    remote: RemoteFile,
     target: Path,
     parts: Path,
     headers: Mapping[str, str],
     stop: threading.Event,
     count: Callable[[int], None],
 ) -> None:
-    if target.is_file() and is_right(target, remote):
+    if target.is_file() and is_intact(target, remote):
         count(target.stat().st_size)
         return
     part = parts / part_name(remote)
-    for beginning in range(BEGINNINGS):
-        size = _receive(remote, part, headers, stop, count)
-        if is_right(part, remote):
+    for beginning in range(ATTEMPTS):
+        size = _receive_part(remote, part, headers, stop, count)
+        if is_intact(part, remote):
             target.parent.mkdir(parents=True, exist_ok=True)
             part.replace(target)
             return
         part.unlink()
-        count(-size if beginning + 1 < BEGINNINGS else 0)
-    raise _wrong(remote, size)
+        count(-size if beginning + 1 < ATTEMPTS else 0)
+    raise _damaged_error(remote, size)
 
 
-def _wrong(remote: Remote, size: int) -> DataError:
+def _damaged_error(remote: RemoteFile, size: int) -> DataError:
     expected = (
         f"{remote.size:,} bytes"
         if remote.size is not None and size != remote.size
@@ -149,8 +149,8 @@ def _wrong(remote: Remote, size: int) -> DataError:
     )
 
 
-def content(remote: Remote, headers: Mapping[str, str]) -> bytes:
-    """A small file, checked as the others are. Raises web.Refused, and DataError for one that is not small
+def read_small_file(remote: RemoteFile, headers: Mapping[str, str]) -> bytes:
+    """A small file, checked as the others are. Raises HttpRefused, and DataError for one that is not small
     or not what it should be.
     """
     if (remote.size or 0) > SMALL:
@@ -159,17 +159,17 @@ def content(remote: Remote, headers: Mapping[str, str]) -> bytes:
             f"{readable_bytes(SMALL)}: it is not read."
         )
     size = 0
-    for _ in range(BEGINNINGS):
+    for _ in range(ATTEMPTS):
         found = http.get(remote.url, headers, SMALL)
         size = len(found)
         if (remote.size is None or size == remote.size) and digest_of([found], size, remote) == (
             remote.sha256 or remote.blob
         ):
             return found
-    raise _wrong(remote, size)
+    raise _damaged_error(remote, size)
 
 
-def part_name(remote: Remote) -> str:
+def part_name(remote: RemoteFile) -> str:
     """What the beginning of a file is called under PARTS. A digest says which content it is, wherever it
     comes from; without one only the address does.
     """
@@ -178,8 +178,8 @@ def part_name(remote: Remote) -> str:
     return f"{hashlib.sha256(known.encode()).hexdigest()[:32]}.part"
 
 
-def _receive(
-    remote: Remote,
+def _receive_part(
+    remote: RemoteFile,
     part: Path,
     headers: Mapping[str, str],
     stop: threading.Event,
@@ -193,40 +193,40 @@ def _receive(
         before = have
         try:
             if remote.size is None or have < remote.size or not part.is_file():
-                have = _more(remote, part, have, headers, stop, count)
+                have = _receive_more(remote, part, have, headers, stop, count)
             return have
-        except (http.Refused, http.Broken) as error:
+        except (http.HttpRefused, http.ConnectionBroken) as error:
             have = part.stat().st_size if part.is_file() else 0
             # there is no more: who looks at the digest says whether that is all
-            if isinstance(error, http.Refused) and error.status == 416:
+            if isinstance(error, http.HttpRefused) and error.status == 416:
                 return have
-            if isinstance(error, http.Refused) and error.status not in http.PASSING:
+            if isinstance(error, http.HttpRefused) and error.status not in http.TRANSIENT_STATUS:
                 raise
             failed = 0 if have > before else failed
             if failed == len(http.PAUSES):
-                raise http.unreachable(remote.url, str(error)) from error
+                raise http.unreachable_error(remote.url, str(error)) from error
             pause = max(http.PAUSES[failed], error.after)
             failed += 1
             if stop.wait(pause):
                 raise _Ended from None
 
 
-def _more(
-    remote: Remote,
+def _receive_more(
+    remote: RemoteFile,
     part: Path,
     have: int,
     headers: Mapping[str, str],
     stop: threading.Event,
     count: Callable[[int], None],
 ) -> int:
-    with http.opened(remote.url, {**headers, **({"Range": f"bytes={have}-"} if have else {})}) as response:
+    with http.open_url(remote.url, {**headers, **({"Range": f"bytes={have}-"} if have else {})}) as response:
         if have and response.status != 206:  # the server gives all of it again
             count(-have)
             have = 0
         with part.open("r+b" if have else "wb") as file:
             file.seek(have)
             file.truncate()
-            while piece := http.read(response):
+            while piece := http.read_piece(response):
                 if stop.is_set():
                     raise _Ended
                 file.write(piece)
@@ -236,7 +236,7 @@ def _more(
                     break
     cut = response.length is None and remote.size is not None and have < remote.size
     if (remote.size is None or have < remote.size) and (cut or response.length):
-        raise http.Broken(
+        raise http.ConnectionBroken(
             f"the connection ended after {have:,}{f' of {remote.size:,}' if remote.size is not None else ''} "
             "bytes"
         )

@@ -17,18 +17,18 @@ from tuner.errors import DataError
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)
 """seconds before each new attempt"""
-LONGEST = 60.0
+LONGEST_RETRY_AFTER = 60.0
 """seconds that a server's Retry-After is followed"""
 TIMEOUT = 30.0
 """seconds without a byte after which a connection counts as broken"""
 PIECE = 1 << 20
-PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
+TRANSIENT_STATUS = frozenset((408, 425, 429, 500, 502, 503, 504))
 """answers that may be others in a moment"""
-KEPT_FROM_OTHERS = ("Authorization", "Cookie")
+CREDENTIAL_HEADERS = ("Authorization", "Cookie")
 """headers that say who asks: another host than the one asked never sees them"""
 
 
-class Refused(Exception):
+class HttpRefused(Exception):
     """An answer that asking again won't change, such as 404."""
 
     def __init__(self, status: int, url: str, after: float = 0.0, code: str = "") -> None:
@@ -40,7 +40,7 @@ class Refused(Exception):
         """the word that Hugging Face says with it, such as GatedRepo"""
 
 
-class Broken(Exception):
+class ConnectionBroken(Exception):
     """A connection that broke or was not made; the message says how."""
 
     after = 0.0
@@ -61,34 +61,34 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         before, after = urlsplit(req.full_url), urlsplit(newurl)
         if request is not None and (before.scheme, before.netloc) != (after.scheme, after.netloc):
-            for name in KEPT_FROM_OTHERS:
+            for name in CREDENTIAL_HEADERS:
                 request.remove_header(name)
         return request
 
 
 def get(url: str, headers: Mapping[str, str], most: int = 8 << 20) -> bytes:
-    """The content of a small file, or the first `most` bytes of it. Raises Refused, and DataError when the
-    server can't be reached.
+    """The content of a small file, or the first `most` bytes of it. Raises HttpRefused, and DataError when
+    the server can't be reached.
     """
     for pause in (*PAUSES[:3], None):
         try:
-            with opened(url, headers) as response:
+            with open_url(url, headers) as response:
                 content = b""
-                while len(content) < most and (piece := read(response)):
+                while len(content) < most and (piece := read_piece(response)):
                     content += piece
                 if len(content) < most and response.length:
-                    raise Broken(f"the connection ended after {len(content):,} bytes")
+                    raise ConnectionBroken(f"the connection ended after {len(content):,} bytes")
                 return content[:most]
-        except (Refused, Broken) as error:
-            if isinstance(error, Refused) and error.status not in PASSING:
+        except (HttpRefused, ConnectionBroken) as error:
+            if isinstance(error, HttpRefused) and error.status not in TRANSIENT_STATUS:
                 raise
             if pause is None:
-                raise unreachable(url, str(error)) from error
+                raise unreachable_error(url, str(error)) from error
             time.sleep(max(pause, error.after))
     raise AssertionError
 
 
-def unreachable(url: str, why: str) -> DataError:
+def unreachable_error(url: str, why: str) -> DataError:
     """The error for a server that can't be reached."""
     parts = urlsplit(url)
     server = f"{parts.scheme}://{parts.netloc}" if parts.netloc else url or "A server without a name"
@@ -100,9 +100,9 @@ def unreachable(url: str, why: str) -> DataError:
     )
 
 
-def opened(url: str, headers: Mapping[str, str]) -> HTTPResponse:
-    """An answer whose body is still to be read. Raises Refused, Broken, and DataError for what is no
-    address or no trusted server.
+def open_url(url: str, headers: Mapping[str, str]) -> HTTPResponse:
+    """An answer whose body is still to be read. Raises HttpRefused, ConnectionBroken, and DataError
+    for what is no address or no trusted server.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise DataError(f"{url} is no address of a web server; http:// or https:// was expected.")
@@ -112,33 +112,33 @@ def opened(url: str, headers: Mapping[str, str]) -> HTTPResponse:
             urllib.request.Request(url, headers=dict(headers)), timeout=TIMEOUT
         )
     except urllib.error.HTTPError as error:
-        after, code = seconds(error.headers.get("Retry-After")), error.headers.get("X-Error-Code", "")
+        after, code = retry_after(error.headers.get("Retry-After")), error.headers.get("X-Error-Code", "")
         error.close()
-        raise Refused(error.code, url, after, code) from None
+        raise HttpRefused(error.code, url, after, code) from None
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise unreachable(
+            raise unreachable_error(
                 url, f"its certificate is not trusted here ({error.reason.verify_message})"
             ) from error
-        raise Broken(str(error.reason)) from error
+        raise ConnectionBroken(str(error.reason)) from error
     except (HTTPException, OSError) as error:
-        raise Broken(str(error) or type(error).__name__) from error
+        raise ConnectionBroken(str(error) or type(error).__name__) from error
     return response
 
 
-def seconds(after: str | None) -> float:
+def retry_after(after: str | None) -> float:
     """What a server's Retry-After asks for, as far as it is followed; a date is not.
 
     >>> seconds("7"), seconds("3600"), seconds("Wed, 21 Oct 2026 07:28:00 GMT"), seconds(None)
     (7.0, 60.0, 0.0, 0.0)
     """
-    return min(LONGEST, float(after)) if after and after.isdecimal() else 0.0
+    return min(LONGEST_RETRY_AFTER, float(after)) if after and after.isdecimal() else 0.0
 
 
-def read(response: HTTPResponse) -> bytes:
-    """What came next of a body, nothing at its end. Raises Broken."""
+def read_piece(response: HTTPResponse) -> bytes:
+    """What came next of a body, nothing at its end. Raises ConnectionBroken."""
     # Apart from writing, whose OSErrors mean the disk.
     try:
         return response.read1(PIECE)
     except (HTTPException, OSError) as error:
-        raise Broken(str(error) or type(error).__name__) from error
+        raise ConnectionBroken(str(error) or type(error).__name__) from error

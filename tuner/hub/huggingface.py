@@ -16,7 +16,7 @@ from typing import Any, Literal
 from tuner import __version__
 from tuner.errors import DataError
 from tuner.hub import http
-from tuner.hub.listing import Listing, Remote, located
+from tuner.hub.listing import Listing, RemoteFile, remote_file
 from tuner.hub.lockfile import Pin
 
 SOURCE, NAME = "hub", "the hub"
@@ -52,7 +52,7 @@ def resolve(repo: str, revision: str | None, *, repo_type: Kind = "dataset") -> 
         repo_type,
     )
     files = [
-        Remote(
+        RemoteFile(
             path=entry.path,
             url=_address(repo, entry.path, commit, repo_type),
             size=entry.size,
@@ -65,10 +65,10 @@ def resolve(repo: str, revision: str | None, *, repo_type: Kind = "dataset") -> 
     return Listing(repo=repo, commit=commit, files=tuple(files))
 
 
-def remotes(repo: str, pin: Pin, repo_type: Kind = "dataset") -> dict[str, Remote]:
+def remote_files(repo: str, pin: Pin, repo_type: Kind = "dataset") -> dict[str, RemoteFile]:
     """Where the pinned files are, by their paths in the repository. Asks nobody."""
     return {
-        path: located(path, pinned, _address(repo, path, pin.commit, repo_type))
+        path: remote_file(path, pinned, _address(repo, path, pin.commit, repo_type))
         for path, pinned in pin.files.items()
     }
 
@@ -126,17 +126,17 @@ def _asked(ask: Callable[[], Any], repo: str, revision: str | None, repo_type: K
             status = error.response.status_code
             if status == 401:  # the client takes any other 401 for a repository that it may not see
                 raise _bad_token(repo) from error
-            if status not in http.PASSING:
+            if status not in http.TRANSIENT_STATUS:
                 raise _denied(repo, repo_type, status) from error
             why, cause, after = (
                 f"it answers with the status {status}",
                 error,
-                http.seconds(error.response.headers.get("Retry-After")),
+                http.retry_after(error.response.headers.get("Retry-After")),
             )
         except _network() as error:
             why, cause = str(error) or type(error).__name__, error
         if pause is None:
-            raise http.unreachable(constants.ENDPOINT, why) from cause
+            raise http.unreachable_error(constants.ENDPOINT, why) from cause
         time.sleep(max(pause, after))
     raise AssertionError
 
@@ -159,7 +159,7 @@ def _network() -> type[Exception]:
 
 
 def refusal(
-    repo: str, error: http.Refused, *, repo_type: Kind = "dataset", commit: str | None = None
+    repo: str, error: http.HttpRefused, *, repo_type: Kind = "dataset", commit: str | None = None
 ) -> DataError:
     """What a person should know of an answer to a request for a file. `commit`: the one that the lock has,
     where it was asked for that.

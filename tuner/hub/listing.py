@@ -15,7 +15,7 @@ PIECE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Remote:
+class RemoteFile:
     """A file of a hub."""
 
     path: str
@@ -37,7 +37,7 @@ class Listing:
 
     repo: str
     commit: str
-    files: tuple[Remote, ...]
+    files: tuple[RemoteFile, ...]
 
     def pin(self, paths: Iterable[str], layout: str | None = None) -> Pin:
         """What the lock says of some of the files, in this order."""
@@ -49,14 +49,14 @@ class Listing:
         )
 
 
-def _pinned(remote: Remote, commit: str) -> Pinned:
+def _pinned(remote: RemoteFile, commit: str) -> Pinned:
     revision = remote.revision if remote.revision != commit else None
     return Pinned(size=remote.size, sha256=remote.sha256, blob=remote.blob, revision=revision)
 
 
-def located(path: str, pinned: Pinned, url: str) -> Remote:
+def remote_file(path: str, pinned: Pinned, url: str) -> RemoteFile:
     """A file of the lock, where it is now."""
-    return Remote(
+    return RemoteFile(
         path=path, url=url, size=pinned.size, sha256=pinned.sha256, blob=pinned.blob, revision=pinned.revision
     )
 
@@ -71,7 +71,7 @@ def check_names(names: Iterable[str]) -> None:
             )
 
 
-def is_right(file: Path, known: Remote | Pinned) -> bool:
+def is_intact(file: Path, known: RemoteFile | Pinned) -> bool:
     """Whether a file is what the hub describes, as far as it does."""
     size = file.stat().st_size
     if known.size is not None and size != known.size:
@@ -82,7 +82,7 @@ def is_right(file: Path, known: Remote | Pinned) -> bool:
         return digest_of(iter(lambda: stream.read(PIECE), b""), size, known) == (known.sha256 or known.blob)
 
 
-def digest_of(pieces: Iterable[bytes], size: int, known: Remote | Pinned) -> str | None:
+def digest_of(pieces: Iterable[bytes], size: int, known: RemoteFile | Pinned) -> str | None:
     """The digest of a content, by the rule of the one that is known of it; None where none is."""
     if not (known.sha256 or known.blob):
         return None
@@ -92,16 +92,16 @@ def digest_of(pieces: Iterable[bytes], size: int, known: Remote | Pinned) -> str
     return digest.hexdigest()
 
 
-def names(paths: Sequence[str], prefix: str = "") -> dict[str, str]:
+def local_names(paths: Sequence[str], prefix: str = "") -> dict[str, str]:
     """Name in a directory → path in a repository; the names keep the order.
 
     >>> names(["data/train-0.parquet", "b.jsonl"], "p01-")
     {'p01-0000-data-train-0.parquet': 'data/train-0.parquet', 'p01-0001-b.jsonl': 'b.jsonl'}
     """
-    return {f"{prefix}{number:04d}-{_flat(path)}": path for number, path in enumerate(paths)}
+    return {f"{prefix}{number:04d}-{_flatten(path)}": path for number, path in enumerate(paths)}
 
 
-def _flat(path: str) -> str:
+def _flatten(path: str) -> str:
     # A name may have 255 bytes; its end says what it is.
     flat = "".join(letter if letter.isprintable() else "_" for letter in path.replace("/", "-"))
     return flat.encode()[-200:].decode(errors="ignore")

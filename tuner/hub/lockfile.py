@@ -22,7 +22,7 @@ from tuner.errors import ConfigError
 from tuner.files import write_text
 
 VERSION = 1
-OF_A_MODEL = ("layout", "quantised", "template")
+MODEL_FIELDS = ("layout", "quantised", "template")
 """what an entry may say of a model besides"""
 
 
@@ -63,7 +63,9 @@ class Pin:
     """
 
 
-def key(kind: str, source: str, repo: str, revision: str | None, patterns: tuple[str, ...] = ()) -> str:
+def entry_name(
+    kind: str, source: str, repo: str, revision: str | None, patterns: tuple[str, ...] = ()
+) -> str:
     """What an entry is called.
 
     >>> key("model", "hub", "org/name", None), key("data", "modelscope", "org/name", "v1", ("a/*.jsonl",))
@@ -72,7 +74,7 @@ def key(kind: str, source: str, repo: str, revision: str | None, patterns: tuple
     return " ".join([kind, source, f"{repo}@{revision or HUBS[source]}", *patterns])
 
 
-def find(lock: Path, name: str) -> Pin | None:
+def find_pin(lock: Path, name: str) -> Pin | None:
     """The entry called `name`. Raises ConfigError for a file that is no lock."""
     entry = _entries(lock).get(name)
     if entry is None:
@@ -96,19 +98,19 @@ def _read(entry: Any) -> Pin:
         if pinned.size is not None and (type(pinned.size) is not int or pinned.size < 0):
             raise ValueError(f"{path} has the size {pinned.size!r}")
     commit, said = entry["commit"], dict(entry.get("made", {}))
-    more = {name: entry.get(name) for name in OF_A_MODEL}
+    more = {name: entry.get(name) for name in MODEL_FIELDS}
     texts = [commit, *said.values(), *(value for value in more.values() if value is not None)]
     if not all(isinstance(value, str) for value in texts):
-        raise ValueError(f"commit, {', '.join(OF_A_MODEL)} and made should be texts")
+        raise ValueError(f"commit, {', '.join(MODEL_FIELDS)} and made should be texts")
     return Pin(commit=commit, files=files, made=said, **more)
 
 
-def told(lock: str, name: str, pin: Pin) -> str:
+def lookup_message(lock: str, name: str, pin: Pin) -> str:
     """What a person is told of a reference that was looked up."""
     return f"{name} is the commit {pin.commit[:12]}, as {lock} says from now on"
 
 
-def missing(lock: str, name: str) -> str:
+def missing_message(lock: str, name: str) -> str:
     """What a run with locked=true is told that needs what the lock does not have."""
     return (
         f"{lock} has no entry {name!r}, and locked=true takes nothing that is not in it. Run the same "
@@ -116,7 +118,7 @@ def missing(lock: str, name: str) -> str:
     )
 
 
-def commits(pins: Mapping[str, Pin | None]) -> dict[str, str]:
+def pinned_commits(pins: Mapping[str, Pin | None]) -> dict[str, str]:
     """What enters a fingerprint: the commit of each reference, under its name without the branch or tag.
 
     >>> commits({"data hub org/name@main a/*.jsonl": Pin(commit="0a1b", files={})})
@@ -132,31 +134,31 @@ def commits(pins: Mapping[str, Pin | None]) -> dict[str, str]:
     return found
 
 
-def made(pins: Mapping[str, Pin | None], fingerprint: str) -> str | None:
+def known_content(pins: Mapping[str, Pin | None], fingerprint: str) -> str | None:
     """The content of the artifact with this fingerprint, as the lock has it."""
     pin = next(iter(pins.values())) if len(pins) == 1 else None
     return pin.made.get(fingerprint[:12]) if pin is not None else None
 
 
-def add(lock: Path, name: str, pin: Pin) -> Pin:
+def add_pin(lock: Path, name: str, pin: Pin) -> Pin:
     """Add an entry, unless somebody else was faster; returns the one that counts."""
-    with _alone(lock):
-        if (other := find(lock, name)) is not None:
+    with _exclusive(lock):
+        if (other := find_pin(lock, name)) is not None:
             return other
         _write(lock, name, pin)
         return pin
 
 
-def write(lock: Path, name: str, pin: Pin) -> None:
+def write_pin(lock: Path, name: str, pin: Pin) -> None:
     """Add an entry, or put it in the place of the one there is. The file is written whole, also when
     several processes write at once.
     """
-    with _alone(lock):
+    with _exclusive(lock):
         _write(lock, name, pin)
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def _exclusive(lock: Path) -> Iterator[None]:
     lock.parent.mkdir(parents=True, exist_ok=True)
     with (lock.parent / f".{lock.name}.flock").open("a") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
@@ -176,7 +178,7 @@ def _plain(pin: Pin) -> dict[str, Any]:
         path: {name: value for name, value in asdict(pinned).items() if value is not None}
         for path, pinned in pin.files.items()
     }
-    more = {name: getattr(pin, name) for name in OF_A_MODEL} | {"made": dict(pin.made)}
+    more = {name: getattr(pin, name) for name in MODEL_FIELDS} | {"made": dict(pin.made)}
     return {"commit": pin.commit, **{name: value for name, value in more.items() if value}, "files": files}
 
 

@@ -25,7 +25,7 @@ from urllib.parse import quote, urlencode
 from tuner.errors import DataError
 from tuner.hub import http
 from tuner.hub.huggingface import FIELDS, WORDS, Kind
-from tuner.hub.listing import Listing, Remote, located
+from tuner.hub.listing import Listing, RemoteFile, remote_file
 from tuner.hub.lockfile import Pin
 
 SOURCE, NAME = "modelscope", "ModelScope"
@@ -49,7 +49,7 @@ def resolve(repo: str, revision: str | None, *, repo_type: Kind = "dataset") -> 
             commit=commit,
             files=tuple(_remote(repo, entry, revision or REVISION, repo_type) for entry in entries),
         )
-    except http.Refused as error:
+    except http.HttpRefused as error:
         raise refusal(repo, error, repo_type=repo_type) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
@@ -91,7 +91,7 @@ def _files(url: str, repo: str, revision: str, repo_type: Kind) -> list[dict[str
     return files
 
 
-def _remote(repo: str, entry: Mapping[str, Any], revision: str, repo_type: Kind) -> Remote:
+def _remote(repo: str, entry: Mapping[str, Any], revision: str, repo_type: Kind) -> RemoteFile:
     path, at, digest = (
         str(entry["Path"]),
         str(entry.get("Revision") or revision),
@@ -99,14 +99,16 @@ def _remote(repo: str, entry: Mapping[str, Any], revision: str, repo_type: Kind)
     )
     size = int(entry["Size"]) if entry.get("Size") is not None else None
     known = digest if re.fullmatch("[0-9a-f]{64}", digest) else None
-    return Remote(path=path, url=_address(repo, path, at, repo_type), size=size, sha256=known, revision=at)
+    return RemoteFile(
+        path=path, url=_address(repo, path, at, repo_type), size=size, sha256=known, revision=at
+    )
 
 
-def remotes(repo: str, pin: Pin, repo_type: Kind = "dataset") -> dict[str, Remote]:
-    """As tuner.hub.huggingface.remotes."""
+def remote_files(repo: str, pin: Pin, repo_type: Kind = "dataset") -> dict[str, RemoteFile]:
+    """As tuner.hub.huggingface.remote_files."""
     found = pin.files.items()
     return {
-        path: located(path, pinned, _address(repo, path, pinned.revision or pin.commit, repo_type))
+        path: remote_file(path, pinned, _address(repo, path, pinned.revision or pin.commit, repo_type))
         for path, pinned in found
     }
 
@@ -122,11 +124,11 @@ def refuse_offline(_repo: str, _repo_type: Kind = "dataset") -> None:
 
 
 def _ask(url: str) -> Any:
-    """The data of an answer. Raises Refused, and ValueError for what is no answer of ModelScope's."""
+    """The data of an answer. Raises HttpRefused, and ValueError for what is no answer of ModelScope's."""
     answer = json.loads(http.get(url, headers(), most=256 << 20))
     status = int(answer.get("Code") or 200)
     if status != 200:
-        raise http.Refused(
+        raise http.HttpRefused(
             status if status in (401, 403, 404) else 404 if "exist" in str(answer.get("Message")) else status,
             url,
         )
@@ -145,7 +147,7 @@ def headers() -> dict[str, str]:
 
 
 def refusal(
-    repo: str, error: http.Refused, *, repo_type: Kind = "dataset", commit: str | None = None
+    repo: str, error: http.HttpRefused, *, repo_type: Kind = "dataset", commit: str | None = None
 ) -> DataError:
     """As tuner.hub.huggingface.refusal. ModelScope does not tell a repository that is gone from a commit
     that is.

@@ -12,8 +12,9 @@ message.
                           {"dump"}                write down where you are
                           {"end"}                 at once
 
-It is a leash too. Whatever the launcher dies of, the connection closes, and the process ends a few seconds
-later. Where its whole machine died or can't be reached, the kernel closes it within two minutes.
+It also ends the process with its launcher: whatever the launcher dies of, the connection closes, and the
+process ends a few seconds later. Where its whole machine died or can't be reached, the kernel closes it
+within two minutes.
 """
 
 import faulthandler
@@ -30,11 +31,11 @@ from typing import Any
 
 from tuner.errors import Interrupted, StageError
 
-BEAT = 1.0
+HEARTBEAT = 1.0
 """seconds between two signs of life"""
 GRACE = 5.0
 """seconds in which a training may still save the step at hand when its launcher is gone"""
-SIGNS = (
+PEER_LOST_SIGNS = (
     "closed by peer",
     "reset by peer",
     "broken pipe",
@@ -46,10 +47,10 @@ SIGNS = (
 )
 """in the text of an error: another process is gone, or does not come"""
 
-_held: "Leash | None" = None
+_channel: "ChannelClient | None" = None
 
 
-class Leash:
+class ChannelClient:
     """This process's end. Ends the process, whatever it does, when the launcher is gone or says so."""
 
     def __init__(self, host: str, port: int, token: str, rank: int, *, timeout: float) -> None:
@@ -68,7 +69,7 @@ class Leash:
     def tell(self, message: Mapping[str, Any]) -> None:
         """Nobody may be there to hear it: then this process ends anyway."""
         with self._sending, suppress(OSError):
-            self._socket.sendall(line(message))
+            self._socket.sendall(encode_message(message))
 
     def meet(self, port: int | None) -> tuple[str, int, str]:
         """Host and port where the first process is met, which says itself on which port it waits; and this
@@ -97,7 +98,7 @@ class Leash:
         while True:
             met, since = self._met, self._since
             self.tell({"at": [met, time.monotonic() - since if since else 0.0]})
-            time.sleep(BEAT)
+            time.sleep(HEARTBEAT)
 
     def _listen(self) -> None:
         code = Interrupted.exit_code
@@ -115,15 +116,16 @@ class Leash:
         os._exit(code)
 
 
-def hold(leash: Leash) -> None:
-    """Keep this process's leash, for whoever needs it later."""
-    global _held  # there is one launcher, as there is one parent
-    _held = leash
+def set_channel(channel: ChannelClient) -> None:
+    """Keep this process's connection to its launcher, for whoever needs it later."""
+    global _channel  # there is one launcher, as there is one parent
+    _channel = channel
 
 
-def held() -> Leash | None:
-    """This process's leash; None where it trains alone, or was started by something else."""
-    return _held
+def current_channel() -> ChannelClient | None:
+    """This process's connection to its launcher; None where it trains alone, or was started by something
+    else."""
+    return _channel
 
 
 def keep_alive(connection: socket.socket) -> None:
@@ -141,11 +143,11 @@ def keep_alive(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def line(message: Mapping[str, Any]) -> bytes:
+def encode_message(message: Mapping[str, Any]) -> bytes:
     return json.dumps(message).encode() + b"\n"
 
 
-def lost(error: BaseException) -> bool:
+def is_peer_lost(error: BaseException) -> bool:
     """Whether an error says no more than that another process is gone or does not come, which has a reason of
     its own.
 
@@ -156,7 +158,8 @@ def lost(error: BaseException) -> bool:
     seen: BaseException | None = error
     while seen is not None:
         if type(seen).__name__.startswith("Dist") or (
-            isinstance(seen, RuntimeError | OSError) and any(sign in str(seen).lower() for sign in SIGNS)
+            isinstance(seen, RuntimeError | OSError)
+            and any(sign in str(seen).lower() for sign in PEER_LOST_SIGNS)
         ):
             return True
         seen = seen.__cause__ or seen.__context__

@@ -12,13 +12,13 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from tuner.launch.channel_client import keep_alive, line
+from tuner.launch.channel_client import encode_message, keep_alive
 from tuner.launch.members import SETTLE, Member
 
 LOOPBACK = "127.0.0.1"
 
 
-class Switchboard:
+class ChannelServer:
     """Listens on a port that the kernel chose, until it is closed. What is heard is entered into the
     members by `take`, in the caller's thread.
     """
@@ -110,7 +110,7 @@ class Switchboard:
     def send(member: Member, message: Mapping[str, Any]) -> None:
         with suppress(OSError):  # its end is seen elsewhere
             if member.connection:
-                member.connection.sendall(line(message))
+                member.connection.sendall(encode_message(message))
 
     def close(self) -> None:
         with suppress(OSError), self._listener:

@@ -20,9 +20,9 @@ from tuner.config.schema import Config
 from tuner.errors import ConfigError, Interrupted
 from tuner.launch.group import Group
 from tuner.launch.hosts import HOME, WORKER
-from tuner.launch.members import Ranks, death, kind_of
+from tuner.launch.members import RankPlacement, error_class, exit_error
 
-STARTERS = {
+EXTERNAL_LAUNCHERS = {
     "torchrun": ("WORLD_SIZE", "RANK"),
     "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
     "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
@@ -39,7 +39,7 @@ def launch(
     *,
     locks: list[int],
     gpus: str | None,
-    ranks: Ranks | None = None,
+    ranks: RankPlacement | None = None,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
     """Run `stage` in a child that holds `locks` and sees the GPUs that CUDA_VISIBLE_DEVICES=`gpus` names;
@@ -88,11 +88,11 @@ def launch(
     return _result(stage, child.returncode, answer)
 
 
-def refuse_many(environ: Mapping[str, str]) -> None:
+def refuse_external_launcher(environ: Mapping[str, str]) -> None:
     """Raise ConfigError where something has started this very command several times, to train together: it
     starts the processes itself.
     """
-    for name, (size, rank) in STARTERS.items():
+    for name, (size, rank) in EXTERNAL_LAUNCHERS.items():
         count = environ.get(size, "")
         if count.isdecimal() and int(count) > 1 and rank in environ:
             raise ConfigError(
@@ -127,5 +127,5 @@ def _result(stage: str, code: int, answer: bytes) -> dict[str, Any]:
         facts: dict[str, Any] = result["facts"]
         return facts
     if "error" in result:
-        raise kind_of(result)(result["message"])
-    raise death(stage, code)
+        raise error_class(result)(result["message"])
+    raise exit_error(stage, code)

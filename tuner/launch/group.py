@@ -19,19 +19,19 @@ from types import FrameType
 from typing import IO, Any
 
 from tuner.errors import Interrupted, StageError, TunerError
-from tuner.launch.channel_server import Switchboard
-from tuner.launch.hosts import carried, reach, start
+from tuner.launch.channel_server import ChannelServer
+from tuner.launch.hosts import forwarded_environment, remote_command, start_process
 from tuner.launch.members import (
     MOMENT,
     SETTLE,
+    Failure,
     Member,
-    Ranks,
-    Verdict,
-    cut_off,
-    death,
-    judge,
-    kind_of,
-    stopped,
+    RankPlacement,
+    error_class,
+    exit_error,
+    find_failure,
+    is_suspended,
+    lost_machine_error,
 )
 
 LOOK, PATIENCE = 0.2, 20.0
@@ -44,7 +44,7 @@ class Group:
     def __init__(
         self,
         job: Mapping[str, Any],
-        ranks: Ranks,
+        ranks: RankPlacement,
         *,
         locks: Sequence[int],
         environ: Mapping[str, str],
@@ -65,7 +65,7 @@ class Group:
         self._agents: dict[str, subprocess.Popen[bytes]] = {}
         self._answers: dict[str, dict[str, Any]] = {}
         self._readers: list[threading.Thread] = []
-        self._board = Switchboard(
+        self._board = ChannelServer(
             self._members, ranks.hosts[0].rpartition("@")[2] if len(ranks.hosts) > 1 else None
         )
         # A name that no machine has asked its file server for yet. What begins with a dot is never published.
@@ -78,7 +78,7 @@ class Group:
         Raises what one of them told, StageError when one died, hangs, or can't be started, Interrupted when a
         signal stopped them.
         """
-        with _counted() as signals:
+        with _count_signals() as signals:
             try:
                 self._start()
                 error = self._watch(signals)
@@ -93,7 +93,7 @@ class Group:
         self._board.open()
         ranks, near = self._ranks, self._board.control(self._ranks.timeout, near=True)
         for member in self._members[: ranks.here]:
-            member.process = start(
+            member.process = start_process(
                 self._job,
                 near,
                 member.rank,
@@ -115,7 +115,9 @@ class Group:
         ranks = self._ranks
         # A session of its own: Ctrl-C in the terminal is for this process alone, which then tells the others.
         agent = subprocess.Popen(
-            reach(host, ranks.launcher, self._environ, gpus=ranks.here if ranks.gpus is not None else 0),
+            remote_command(
+                host, ranks.launcher, self._environ, gpus=ranks.here if ranks.gpus is not None else 0
+            ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -134,7 +136,7 @@ class Group:
             "first": first,
             "count": ranks.here,
             "size": ranks.size,
-            "environ": carried(self._environ),
+            "environ": forwarded_environment(self._environ),
             "gpus": ranks.gpus,
             "host": host,
             "sign": str(self._sign),
@@ -202,21 +204,21 @@ class Group:
             if len(told) == len(self._members):
                 self._await_ends()
                 if stop := next((answer for answer in told if "error" in answer), None):
-                    return kind_of(stop)(stop["message"])
+                    return error_class(stop)(stop["message"])
                 return (
                     Interrupted(f"Stopped after {self._stage}; run the same command again to go on.")
                     if signals
                     else None
                 )
-            if verdict := judge(self._members, now, self._ranks.timeout):
+            if verdict := find_failure(self._members, now, self._ranks.timeout):
                 return self._hanging(verdict) if verdict.dead is None else self._obituary(verdict.dead)
 
     def _called(self, member: Member) -> str:
         return f"rank {member.rank} of {len(self._members)}" + (f" on {member.host}" if member.host else "")
 
-    def _hanging(self, verdict: Verdict) -> StageError:
+    def _hanging(self, verdict: Failure) -> StageError:
         """Have those that hang write down where they are, and say who they are."""
-        still = "; SIGSTOP has stopped it" if any(stopped(member) for member in verdict.late) else ""
+        still = "; SIGSTOP has stopped it" if any(is_suspended(member) for member in verdict.late) else ""
         for member in verdict.late:
             if member.host:
                 self._board.send(member, {"dump": True})
@@ -242,10 +244,10 @@ class Group:
                 if everywhere or not member.rank
                 else f"{called.capitalize()}: {member.told['message']}"
             )
-            return kind_of(member.told)(own)
+            return error_class(member.told)(own)
         member.await_code()
         if member.told is None and member.host in self._answers:
-            return kind_of(self._answers[member.host])(self._answers[member.host]["message"])
+            return error_class(self._answers[member.host])(self._answers[member.host]["message"])
         time.sleep(MOMENT)  # its last lines are on their way
         for text in member.last:
             print(f"  [rank {member.rank}] {text}", file=sys.stderr, flush=True)
@@ -255,8 +257,10 @@ class Group:
                 "in the run's log."
             )
         if member.host and member.there is None:
-            return cut_off(self._stage, called, member, "ssh" if self._ranks.launcher == "ssh" else "srun")
-        return death(f"{called[0].upper()}{called[1:]} of {self._stage}", member.code)
+            return lost_machine_error(
+                self._stage, called, member, "ssh" if self._ranks.launcher == "ssh" else "srun"
+            )
+        return exit_error(f"{called[0].upper()}{called[1:]} of {self._stage}", member.code)
 
     def _await_ends(self) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -293,7 +297,7 @@ class Group:
 
 
 @contextmanager
-def _counted() -> Iterator[list[int]]:
+def _count_signals() -> Iterator[list[int]]:
     """SIGINT and SIGTERM, as they come. Where this is not the main thread, that one gets them."""
     came: list[int] = []
 

@@ -23,16 +23,16 @@ from typing import Any, Literal
 
 from tuner.config.schema import Machine
 from tuner.errors import ConfigError, StoreError, TunerError
-from tuner.hardware.gpus import choose, gpus, hidden
-from tuner.launch.channel_client import GRACE, line
+from tuner.hardware.gpus import choose_gpus, gpus_hidden, list_gpus
+from tuner.launch.channel_client import GRACE, encode_message
 
 HOME = str(Path(__file__).resolve().parents[2])
 WORKER = "tuner.stages.worker"
-CARRIED = re.compile(
+FORWARDED = re.compile(
     r"(NCCL|GLOO|TORCH|PYTORCH|CUDA|OMP|MKL|KMP|DS|UCX|FI)_|(LD_LIBRARY_PATH|HF_HOME|TRITON_CACHE_DIR)\Z"
 )
 """names of environment variables that processes on other machines get too"""
-BY_TASK = (
+SLURM_REQUESTS = (
     "SLURM_GPUS",
     "SLURM_GPUS_PER_TASK",
     "SLURM_GPUS_PER_SOCKET",
@@ -46,7 +46,9 @@ SEEN = 10.0
 """seconds in which a file that was written on one machine must show on another"""
 
 
-def hosts(machine: Machine, environ: Mapping[str, str]) -> tuple[tuple[str, ...], Literal["ssh", "slurm"]]:
+def find_hosts(
+    machine: Machine, environ: Mapping[str, str]
+) -> tuple[tuple[str, ...], Literal["ssh", "slurm"]]:
     """The machines that train together, this one first, and what starts processes on the others. Raises
     ConfigError when they can't be told.
     """
@@ -65,7 +67,7 @@ def hosts(machine: Machine, environ: Mapping[str, str]) -> tuple[tuple[str, ...]
             "sbatch, or run it inside salloc."
         )
     if slurm:
-        names, first = _allocated(environ)
+        names, first = _slurm_hosts(environ)
         where = f"this allocation of Slurm's (job {environ['SLURM_JOB_ID']})"
         if first not in names:
             raise ConfigError(
@@ -76,7 +78,7 @@ def hosts(machine: Machine, environ: Mapping[str, str]) -> tuple[tuple[str, ...]
     elif machine.hostfile:
         names = read_hostfile(Path(machine.hostfile), machine.processes)
         where = f"machine.hostfile={machine.hostfile}"
-        if names and not here(names[0]):
+        if names and not is_this_machine(names[0]):
             raise ConfigError(
                 f"{where} begins with {names[0]}, which is not this machine ({socket.gethostname()}): run "
                 "the command on the first one."
@@ -92,7 +94,7 @@ def hosts(machine: Machine, environ: Mapping[str, str]) -> tuple[tuple[str, ...]
             f"machine.nodes is {machine.nodes}, but {where} names {len(names)}: {', '.join(names) or 'none'}."
         )
     names = names[: machine.nodes]
-    if _own(names[0]) and not all(map(_own, names)):
+    if _is_loopback(names[0]) and not all(map(_is_loopback, names)):
         raise ConfigError(
             f"{where} begins with {names[0]}, by which every machine means itself: write the name or address "
             "by which the others reach it."
@@ -126,7 +128,7 @@ def read_hostfile(path: Path, processes: int | Literal["auto"]) -> list[str]:
     return names
 
 
-def here(name: str) -> bool:
+def is_this_machine(name: str) -> bool:
     """Whether a host's name means this machine: only its own addresses can be bound."""
     try:
         family, _, _, _, address = socket.getaddrinfo(name.rpartition("@")[2], 0, type=socket.SOCK_STREAM)[0]
@@ -137,12 +139,12 @@ def here(name: str) -> bool:
     return True
 
 
-def _own(name: str) -> bool:
+def _is_loopback(name: str) -> bool:
     """Whether a host's name means on each machine that machine."""
     return bool(re.match(r"(localhost\b|127\.|::1\Z)", name.rpartition("@")[2]))
 
 
-def _allocated(environ: Mapping[str, str]) -> tuple[list[str], str]:
+def _slurm_hosts(environ: Mapping[str, str]) -> tuple[list[str], str]:
     """The machines of this allocation, and what Slurm calls this one. Raises ConfigError."""
     listed = environ.get("SLURM_JOB_NODELIST", "")
     try:
@@ -158,7 +160,7 @@ def _allocated(environ: Mapping[str, str]) -> tuple[list[str], str]:
     return done.stdout.split(), environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
 
 
-def reach(
+def remote_command(
     host: str, launcher: Literal["ssh", "slurm"], environ: Mapping[str, str], *, gpus: int = 0
 ) -> list[str]:
     """The command that starts `python -m tuner.launch.hosts` on another machine. Nothing secret is on it:
@@ -179,7 +181,7 @@ def reach(
     # All that the allocation has there, beside whatever step this command itself runs in. What the job asked
     # for by task, a step of one task would
     # get for one task, and what it asked for as a whole it would want from one machine.
-    unset = [word for name in BY_TASK if name in environ for word in ("-u", name)]
+    unset = [word for name in SLURM_REQUESTS if name in environ for word in ("-u", name)]
     share = (
         [f"--gpus-per-node={environ.get('SLURM_GPUS_ON_NODE') or gpus}"]
         if gpus and any("GPU" in name or "TRES" in name for name in unset)
@@ -198,18 +200,18 @@ def reach(
     return [*(["env", *unset] if unset else []), "srun", *step, *agent]
 
 
-def carried(environ: Mapping[str, str]) -> dict[str, str]:
+def forwarded_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """What processes on other machines get of this one's environment. Which GPUs are visible is each
     machine's own affair.
     """
     return {
         name: value
         for name, value in environ.items()
-        if CARRIED.match(name) and name != "CUDA_VISIBLE_DEVICES"
+        if FORWARDED.match(name) and name != "CUDA_VISIBLE_DEVICES"
     }
 
 
-def start(
+def start_process(
     job: Mapping[str, Any],
     control: Mapping[str, Any],
     rank: int,
@@ -247,23 +249,27 @@ def main() -> int:
     # Slurm sends these to all that a job has, before its time is over or when it is cancelled. The processes
     # of the training know what to do.
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, _stay)
+        signal.signal(number, _ignore_signal)
     given = json.loads(sys.stdin.readline())
     environ, count, first = {**os.environ, **given["environ"]}, given["count"], given["first"]
     try:
-        if missing := absent(given["job"], Path(given["sign"])):
+        if missing := missing_path(given["job"], Path(given["sign"])):
             raise StoreError(
                 f"{missing} is not there, or not the same: all machines must see the store, the model and "
                 "the data at the same paths."
             )
         wish = tuple(given["gpus"]) if isinstance(given["gpus"], list) else given["gpus"]
-        if wish is not None and not hidden(environ) and (chosen := choose(wish, gpus(), environ)):
+        if (
+            wish is not None
+            and not gpus_hidden(environ)
+            and (chosen := choose_gpus(wish, list_gpus(), environ))
+        ):
             environ["CUDA_VISIBLE_DEVICES"] = chosen
     except TunerError as error:
-        _tell({"error": type(error).__name__, "message": f"On {given['host']}: {error}"})
+        _send({"error": type(error).__name__, "message": f"On {given['host']}: {error}"})
         return error.exit_code
     children = [
-        start(
+        start_process(
             given["job"],
             given["control"],
             first + local,
@@ -275,17 +281,17 @@ def main() -> int:
         for local in range(count)
     ]
     threads = [
-        threading.Thread(target=_accompany, args=(child, first + local))
+        threading.Thread(target=_forward_output, args=(child, first + local))
         for local, child in enumerate(children)
     ]
-    for thread in (*threads, threading.Thread(target=_follow, args=(children,), daemon=True)):
+    for thread in (*threads, threading.Thread(target=_end_with_launcher, args=(children,), daemon=True)):
         thread.start()
     for thread in threads:
         thread.join()
     return 1 if any(child.returncode for child in children) else 0
 
 
-def _follow(children: Sequence["subprocess.Popen[bytes]"]) -> None:
+def _end_with_launcher(children: Sequence["subprocess.Popen[bytes]"]) -> None:
     """Standard input ends with the launcher, or when it wants all to end. What has not ended by itself a
     little later, since it is stopped, is killed.
     """
@@ -296,11 +302,11 @@ def _follow(children: Sequence["subprocess.Popen[bytes]"]) -> None:
         child.kill()
 
 
-def _stay(_number: int, _frame: FrameType | None) -> None:
+def _ignore_signal(_number: int, _frame: FrameType | None) -> None:
     """Go on. A handler, since children would inherit that it is ignored."""
 
 
-def absent(job: Mapping[str, Any], sign: Path) -> Path | None:
+def missing_path(job: Mapping[str, Any], sign: Path) -> Path | None:
     """What a job needs and this machine has not: its directory with the sign that the launcher has just
     put into it, or what it reads.
     """
@@ -314,7 +320,7 @@ def absent(job: Mapping[str, Any], sign: Path) -> Path | None:
     return sign.parent
 
 
-def _accompany(child: "subprocess.Popen[bytes]", rank: int) -> None:
+def _forward_output(child: "subprocess.Popen[bytes]", rank: int) -> None:
     """Pass on what a process writes, line by line, with its number before it; and say how it ended."""
     assert child.stderr is not None
     # nobody listens any more; the process itself learns of it by its connection
@@ -324,11 +330,11 @@ def _accompany(child: "subprocess.Popen[bytes]", rank: int) -> None:
             sys.stderr.buffer.flush()
     code = child.wait()
     with suppress(BrokenPipeError):
-        _tell({"rank": rank, "code": code})
+        _send({"rank": rank, "code": code})
 
 
-def _tell(message: Mapping[str, Any]) -> None:
-    os.write(sys.stdout.fileno(), line(message))  # at once, so that two don't mix
+def _send(message: Mapping[str, Any]) -> None:
+    os.write(sys.stdout.fileno(), encode_message(message))  # at once, so that two don't mix
 
 
 if __name__ == "__main__":

@@ -19,16 +19,16 @@ from typing import Any, Literal
 from tuner import errors
 from tuner.config.schema import Machine
 from tuner.errors import ConfigError, Interrupted, StageError, TunerError
-from tuner.launch.hosts import hosts
+from tuner.launch.hosts import find_hosts
 
 SETTLE, MOMENT = 5.0, 0.5
 """seconds in which the cause of a lost connection may still show; and in which last words still arrive"""
-LINES = 20
+LAST_LINES = 20
 """of what a process wrote last, shown when it failed"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ranks:
+class RankPlacement:
     """How many processes, and where."""
 
     here: int
@@ -47,7 +47,7 @@ class Ranks:
         return self.here * max(1, len(self.hosts))
 
 
-def ranks_for(machine: Machine, gpus: str | None, environ: Mapping[str, str]) -> Ranks | None:
+def place_ranks(machine: Machine, gpus: str | None, environ: Mapping[str, str]) -> RankPlacement | None:
     """The processes of a training that computes on `gpus` (CUDA_VISIBLE_DEVICES) of this machine, or on its
     processor; None for a single one.
 
@@ -61,9 +61,9 @@ def ranks_for(machine: Machine, gpus: str | None, environ: Mapping[str, str]) ->
             f"{cards}: set machine.gpus={here}, or leave machine.processes out."
         )
     if machine.nodes == 1:
-        return Ranks(here=here, timeout=machine.timeout) if here > 1 else None
-    names, launcher = hosts(machine, environ)
-    return Ranks(
+        return RankPlacement(here=here, timeout=machine.timeout) if here > 1 else None
+    names, launcher = find_hosts(machine, environ)
+    return RankPlacement(
         here=here,
         hosts=names,
         launcher=launcher,
@@ -95,7 +95,7 @@ class Member:
     """how it ended: its facts, or an error"""
     ended: float = math.inf
     """when that, or its death, was seen"""
-    last: deque[str] = field(default_factory=lambda: deque(maxlen=LINES))
+    last: deque[str] = field(default_factory=lambda: deque(maxlen=LAST_LINES))
     """lines that it wrote"""
 
     @property
@@ -126,7 +126,7 @@ class Member:
         """It told of an error, or ended without a word."""
         if self.told is None:
             return self.code is not None or self.cut_off or (self.closed and self.host is not None)
-        return "error" in self.told and not issubclass(kind_of(self.told), Interrupted)
+        return "error" in self.told and not issubclass(error_class(self.told), Interrupted)
 
     @property
     def lost(self) -> bool:
@@ -137,7 +137,7 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
+class Failure:
     """Why a training of several processes can't go on."""
 
     dead: Member | None = None
@@ -148,7 +148,7 @@ class Verdict:
     """what `late` did not do"""
 
 
-def judge(members: Sequence[Member], now: float, timeout: float) -> Verdict | None:
+def find_failure(members: Sequence[Member], now: float, timeout: float) -> Failure | None:
     """Who ended the training, or keeps it from going on; None as long as all is well, or the cause may still
     show.
 
@@ -159,30 +159,30 @@ def judge(members: Sequence[Member], now: float, timeout: float) -> Verdict | No
             member.ended = min(member.ended, now)
     failed = sorted((m for m in members if m.failed), key=lambda m: m.ended)
     if own := [m for m in failed if not m.lost]:
-        return Verdict(dead=own[0]) if now - own[0].ended > MOMENT else None
+        return Failure(dead=own[0]) if now - own[0].ended > MOMENT else None
     going = [m for m in members if m.told is None and not m.failed]
     if silent := [m for m in going if now - m.heard > timeout]:
-        return Verdict(late=silent, why="was not heard")
+        return Failure(late=silent, why="was not heard")
     furthest = max((m.met for m in going if m.waited > timeout), default=0)
     if behind := [m for m in going if m.met < furthest]:
-        return Verdict(late=behind, why="did not come to where the others waited")
+        return Failure(late=behind, why="did not come to where the others waited")
     # all that waited have given up, and those that did not wait go on
     if failed and now - failed[0].ended > SETTLE:
         return (
-            Verdict(late=going, why="did not come to where the others waited")
+            Failure(late=going, why="did not come to where the others waited")
             if going
-            else Verdict(dead=failed[0])
+            else Failure(dead=failed[0])
         )
     return None
 
 
-def kind_of(told: Mapping[str, Any]) -> type[TunerError]:
+def error_class(told: Mapping[str, Any]) -> type[TunerError]:
     """The class of an error that a process told; StageError for one that is none of ours."""
     kind = getattr(errors, told.get("error") or "", StageError)
     return kind if isinstance(kind, type) and issubclass(kind, TunerError) else StageError
 
 
-def death(who: str, code: int | None) -> TunerError:
+def exit_error(who: str, code: int | None) -> TunerError:
     """The end of a process that told nothing, from its exit code, where that is known; it is negative for
     a signal.
     """
@@ -204,7 +204,7 @@ def death(who: str, code: int | None) -> TunerError:
     return StageError(f"{who} failed: its process {how}; the reason stands above and in the run's log.")
 
 
-def cut_off(stage: str, called: str, member: Member, tool: str) -> StageError:
+def lost_machine_error(stage: str, called: str, member: Member, tool: str) -> StageError:
     """The end of a process on another machine from which nothing comes any more. `tool` started it there."""
     code = member.process.poll() if member.process else None
     ended = f"{tool} still waits" if code is None else f"{tool} ended with code {code}"
@@ -222,7 +222,7 @@ def cut_off(stage: str, called: str, member: Member, tool: str) -> StageError:
     )
 
 
-def stopped(member: Member) -> bool:
+def is_suspended(member: Member) -> bool:
     """Whether a process of this machine is stopped by a signal, where the system tells (proc_pid_stat(5))."""
     if member.host or not member.process:
         return False

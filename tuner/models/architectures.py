@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tuner.errors import DataError, nearest
+from tuner.errors import DataError, did_you_mean
 
 QKV = ("q_proj", "k_proj", "v_proj")
 QKVO = (*QKV, "o_proj")
@@ -182,7 +182,7 @@ def architecture_of(geometry: Mapping[str, Any]) -> Architecture:
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise DataError(
             f"model.geometry names the model_type {kind!r}, whose layers are not known "
-            f"here.{nearest(str(kind), ARCHITECTURES)} Without model.geometry, sizes are counted once the "
-            "model's files are there."
+            f"here.{did_you_mean(str(kind), ARCHITECTURES)} Without model.geometry, sizes are counted once "
+            "the model's files are there."
         )
     return ARCHITECTURES[kind]

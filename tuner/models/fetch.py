@@ -22,7 +22,7 @@ from tuner.models.checkpoint.repository_files import choose_files
 from tuner.models.layouts import detection
 
 if TYPE_CHECKING:
-    from tuner.hub.listing import Listing, Remote
+    from tuner.hub.listing import Listing, RemoteFile
 
 
 def lock_model(
@@ -46,12 +46,12 @@ def lock_model(
     from tuner.hub.listing import check_names
 
     hub = _hub(source)
-    cached = cache.resolve(repo, revision) if source == "hub" and hub.offline() else None
+    cached = cache.resolve_cached(repo, revision) if source == "hub" and hub.offline() else None
     listing: Listing = cached or hub.resolve(repo, revision, repo_type="model")
 
     @functools.cache
-    def read(remote: "Remote") -> bytes:
-        return _cached(repo, remote) if cached else download.content(remote, hub.headers())
+    def read(remote: "RemoteFile") -> bytes:
+        return _cached(repo, remote) if cached else download.read_small_file(remote, hub.headers())
 
     try:
         chosen = choose_files(listing, read, file)
@@ -66,25 +66,25 @@ def lock_model(
                 source, repo, config, by_path, read(by_path[INDEX]) if INDEX in chosen else None, read
             )
             found = detection.detect_layout(config) if layout == "auto" else layout
-    except http.Refused as error:
+    except http.HttpRefused as error:
         raise hub.refusal(repo, error, repo_type="model") from error
     except DataError as error:
         if cached:
-            where = cache.huggingface()
+            where = cache.huggingface_cache()
             raise DataError(
                 f"{error} This is what {where} has of it, and HF_HUB_OFFLINE forbids to ask the hub for the "
                 "rest."
             ) from error
         raise
-    pin = lockfile.add(
+    pin = lockfile.add_pin(
         lock,
         name,
         replace(listing.pin(chosen, found), quantised=method, template=template.option if template else None),
     )
-    say(lockfile.told(str(lock), name, pin))
+    say(lockfile.lookup_message(str(lock), name, pin))
 
 
-def _template(files: "Mapping[str, Remote]", read: "Callable[[Remote], bytes]") -> str | None:
+def _template(files: "Mapping[str, RemoteFile]", read: "Callable[[RemoteFile], bytes]") -> str | None:
     """The tokenizer's own chat template; None where its files tell none, or are too large to be asked for
     now.
     """
@@ -101,9 +101,9 @@ def _held(
     source: str,
     repo: str,
     config: Mapping[str, Any],
-    files: "Mapping[str, Remote]",
+    files: "Mapping[str, RemoteFile]",
     index: bytes | None,
-    read: "Callable[[Remote], bytes]",
+    read: "Callable[[RemoteFile], bytes]",
 ) -> str | None:
     """The method by which a repository's weights are quantised, if that is undone. Raises ConfigError for
     others, with the model that the card names.
@@ -114,7 +114,7 @@ def _held(
     if found is None or found.undone:
         return found.method if found else None
     card = None
-    with suppress(http.Refused, DataError):  # it is looked at for a better message only
+    with suppress(http.HttpRefused, DataError):  # it is looked at for a better message only
         card = read(files["README.md"]).decode(errors="replace") if "README.md" in files else None
     more = " model.source=modelscope" if source == "modelscope" else ""
     raise unquantised.refusal(found, repo, name=repo, config=config, card=card, more=more)
@@ -130,15 +130,15 @@ def download_model(source: str, repo: str, pin: Pin, out: Path, say: Callable[[s
     from tuner.hub import download, http
 
     hub = _hub(source)
-    wanted: dict[str, Remote] = hub.remotes(repo, pin, repo_type="model")
-    download.begin(repo, pin.commit, wanted, source, out, say)
-    taken = cache.take(source, repo, pin, out, say)
+    wanted: dict[str, RemoteFile] = hub.remote_files(repo, pin, repo_type="model")
+    download.begin_download(repo, pin.commit, wanted, source, out, say)
+    taken = cache.take_cached(source, repo, pin, out, say)
     rest = {path: remote for path, remote in wanted.items() if path not in taken}
     if source == "hub" and not all((out / path).is_file() for path in rest):
         hub.refuse_offline(repo, "model")
     try:
-        download.bring(rest, out, hub.headers(), say)
-    except http.Refused as error:
+        download.fetch_files(rest, out, hub.headers(), say)
+    except http.HttpRefused as error:
         raise hub.refusal(repo, error, repo_type="model", commit=pin.commit) from error
 
 
@@ -149,15 +149,15 @@ def download_cost(source: str, repo: str, pin: Pin, partial: Path | None = None)
     No file is read and nobody is asked. A file whose size the hub does not tell counts as none.
     """
     from tuner.hub import download
-    from tuner.hub.listing import located
+    from tuner.hub.listing import remote_file
 
     missing = here = 0
     for path, pinned in pin.files.items():
         size, have = pinned.size or 0, 0
         if partial is not None:
-            part = partial / download.PARTS / download.part_name(located(path, pinned, ""))
+            part = partial / download.PARTS / download.part_name(remote_file(path, pinned, ""))
             have = max((file.stat().st_size for file in (partial / path, part) if file.is_file()), default=0)
-        if have < size and cache.find(source, repo, path, pinned):
+        if have < size and cache.find_cached(source, repo, path, pinned):
             have = size
         here += min(have, size)
         missing += size - min(have, size)
@@ -170,17 +170,17 @@ def _hub(source: str) -> Any:
     return huggingface if source == "hub" else modelscope
 
 
-def _cached(repo: str, remote: "Remote") -> bytes:
+def _cached(repo: str, remote: "RemoteFile") -> bytes:
     """A small file of Hugging Face's cache, whose digest is right. Raises DataError."""
     from tuner.hub.download import SMALL
-    from tuner.hub.listing import is_right
+    from tuner.hub.listing import is_intact
     from tuner.hub.lockfile import Pinned
 
-    found = cache.find(
+    found = cache.find_cached(
         "hub", repo, remote.path, Pinned(size=remote.size, sha256=remote.sha256, blob=remote.blob)
     )
-    if found is None or found.stat().st_size > SMALL or not is_right(found, remote):
-        raise DataError(f"{remote.path} of {repo} is damaged in {cache.huggingface()}.")
+    if found is None or found.stat().st_size > SMALL or not is_intact(found, remote):
+        raise DataError(f"{remote.path} of {repo} is damaged in {cache.huggingface_cache()}.")
     return found.read_bytes()
 
 

@@ -10,8 +10,8 @@ from transformers.utils import logging
 
 from tuner.errors import ConfigError, DataError
 from tuner.hardware.cpu import has_bf16
-from tuner.hardware.cuda_driver import absence, trouble
-from tuner.hardware.gpus import VARIABLE, hidden
+from tuner.hardware.cuda_driver import cuda_problem, why_no_gpu
+from tuner.hardware.gpus import VISIBLE_DEVICES, gpus_hidden
 from tuner.kernels.attention import IMPLEMENTATION, register_attention
 from tuner.models import quantize
 from tuner.models.attention_needs import generation_attention, unfold_positions
@@ -36,12 +36,12 @@ def resolve_device(wish: str) -> torch.device:
         usable = torch.cuda.is_available()
     if usable:
         return torch.device("cuda")
-    if hidden(os.environ):
-        reason = f"{VARIABLE}={os.environ[VARIABLE]!r} hides every GPU"
-    elif why := trouble(os.environ, str(said[0].message) if said else "it does not say why"):
+    if gpus_hidden(os.environ):
+        reason = f"{VISIBLE_DEVICES}={os.environ[VISIBLE_DEVICES]!r} hides every GPU"
+    elif why := cuda_problem(os.environ, str(said[0].message) if said else "it does not say why"):
         raise ConfigError(f"machine.device={wish} finds a GPU that can't be used. {why.paragraph}")
     else:
-        reason = absence()
+        reason = why_no_gpu()
     if wish == "auto":
         return torch.device("cpu")
     raise ConfigError(

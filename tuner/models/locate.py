@@ -47,13 +47,13 @@ def locked_pins(view: View) -> dict[str, Pin | None]:
     if view.model.source not in HUBS:
         return {}
     name = lock_key(view)
-    return {name: lockfile.find(Path(view.lock), name)}
+    return {name: lockfile.find_pin(Path(view.lock), name)}
 
 
 def lock_key(view: View) -> str:
     """What the lock calls the repository."""
     model = view.model
-    return lockfile.key(
+    return lockfile.entry_name(
         "model", model.source, repository_name(view), model.revision, (model.file,) if model.file else ()
     )
 

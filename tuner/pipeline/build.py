@@ -13,11 +13,11 @@ from typing import Any
 
 from tuner.config.view import View
 from tuner.errors import Interrupted
-from tuner.hardware.gpus import choose, gpus, hidden
+from tuner.hardware.gpus import choose_gpus, gpus_hidden, list_gpus
 from tuner.hub import lockfile
-from tuner.hub.lockfile import made
+from tuner.hub.lockfile import known_content
 from tuner.launch.child import launch
-from tuner.launch.members import ranks_for
+from tuner.launch.members import place_ranks
 from tuner.pipeline.plan_stage import why_unusable
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory
@@ -113,14 +113,14 @@ def _remember(planned: PlannedStage, artifact: Artifact, say: Callable[[str], No
     if not stage.by_content or len(pins) != 1 or planned.sources or planned.fingerprint is None:
         return  # what is made of several sources belongs to none of their entries
     ((name, pin),) = pins.items()
-    said = made(pins, planned.fingerprint)
+    said = known_content(pins, planned.fingerprint)
     if said not in (None, artifact.content):
         say(
             f"{stage.name:<12} its content is {artifact.content[:12]}, and {planned.config.lock} says "
             f"{said[:12] if said else ''}: another version made it"
         )
     if pin is not None and said != artifact.content and not planned.config.locked:
-        lockfile.write(
+        lockfile.write_pin(
             Path(planned.config.lock),
             name,
             replace(pin, made={**pin.made, planned.fingerprint[:12]: artifact.content}),
@@ -193,7 +193,7 @@ def _run(
     stage, config = planned.stage, planned.config
     if stage.child:
         gpus = _gpus(planned, say)
-        ranks = ranks_for(config.machine, gpus, os.environ) if stage.several else None
+        ranks = place_ranks(config.machine, gpus, os.environ) if stage.several else None
         inputs = {name: source.to_json() for name, source in given.items()}
         return launch(
             stage.name, config, inputs, out, run.dir, locks=locks, gpus=gpus, ranks=ranks, log=run.log
@@ -210,10 +210,10 @@ def _run(
 def _gpus(planned: PlannedStage, say: Callable[[str], None]) -> str | None:
     """The GPUs for a stage that computes on them, chosen when it starts: what is idle changes."""
     machine = planned.config.machine
-    if not planned.stage.computes or machine.device == "cpu" or hidden(os.environ):
+    if not planned.stage.computes or machine.device == "cpu" or gpus_hidden(os.environ):
         return None
-    found = gpus()
-    chosen = choose(machine.gpus, found, os.environ)
+    found = list_gpus()
+    chosen = choose_gpus(machine.gpus, found, os.environ)
     if chosen and len(found) > 1:
         cards = [card for card in found if card.uuid in chosen.split(",")]
         alone = len(cards) > 1 and not planned.stage.several

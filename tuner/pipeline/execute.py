@@ -11,9 +11,9 @@ from tuner.config.schema import Config
 from tuner.config.view import View
 from tuner.errors import ConfigError, StageError, StoreError
 from tuner.files import disk_full
-from tuner.hardware.cuda_driver import trouble
-from tuner.hardware.gpus import hidden
-from tuner.launch.child import refuse_many
+from tuner.hardware.cuda_driver import cuda_problem
+from tuner.hardware.gpus import gpus_hidden
+from tuner.launch.child import refuse_external_launcher
 from tuner.pipeline.build import build_stage
 from tuner.pipeline.plan import plan
 from tuner.pipeline.planned_stage import PlannedStage
@@ -42,7 +42,7 @@ def execute(
     With `pinned`, what `run` was trained on and what was trained is taken as it is, and only later stages are
     built. Raises TunerError; whatever was finished before stays.
     """
-    refuse_many(os.environ)
+    refuse_external_launcher(os.environ)
     store, run = store_of(config), run or RunDirectory.of(config)
     for stage in stages_until(stages, config.until) if not pinned else ():
         stage.check(View(config, stage.name))
@@ -204,11 +204,11 @@ def _refuse_driver(config: Config, found: Sequence[PlannedStage]) -> None:
     """A card that is here and can't be used is said before anything runs, not after an hour of tokenizing."""
     if (
         config.machine.device == "cpu"
-        or hidden(os.environ)
+        or gpus_hidden(os.environ)
         or not any(planned.stage.computes and planned.to_do for planned in found)
     ):
         return
-    if why := trouble(os.environ):
+    if why := cuda_problem(os.environ):
         raise ConfigError(why.paragraph)
 
 

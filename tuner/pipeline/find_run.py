@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.config.view import leaves
-from tuner.errors import ConfigError, nearest
+from tuner.errors import ConfigError, did_you_mean
 from tuner.pipeline.run import RunDirectory, all_runs
 
 
@@ -44,7 +44,7 @@ def find_run(root: Path, word: str) -> RunDirectory:
     )
     raise ConfigError(
         f"{word} is no run under "
-        f"{root}.{nearest(word, {name for run in runs for name in (run.dir.name, run.name)})}{there}"
+        f"{root}.{did_you_mean(word, {name for run in runs for name in (run.dir.name, run.name)})}{there}"
     )
 
 

@@ -11,13 +11,13 @@ from tuner.config.schema import Config
 from tuner.config.view import View, identity_fields
 from tuner.errors import TunerError
 from tuner.files import read_json
-from tuner.hub.lockfile import commits, made
+from tuner.hub.lockfile import known_content, pinned_commits
 from tuner.pipeline.planned_stage import PlannedStage, State
 from tuner.pipeline.reasons import find_predecessor, why_rebuild
 from tuner.pipeline.run import RunDirectory
 from tuner.pipeline.stage import ChosenStep, Stage
 from tuner.report.byte_size import readable_bytes
-from tuner.store.artifacts import Artifact, Store, canonical, content_digest, digest
+from tuner.store.artifacts import Artifact, Store, canonical_json, content_digest, json_digest
 
 HASH_AT_ONCE = 256 << 20
 """bytes of local files that a plan hashes while the person waits; more is said to be pending"""
@@ -67,8 +67,8 @@ def plan_stage(
     if unknown:
         return replace(step, why=f"after {', '.join(unknown)}")
     hashes = {name: store.sha256(path) for name, path in sources.items()}
-    origin = origin_of(stage, config, hashes | commits(pins), upstream)
-    fingerprint = digest(origin)
+    origin = origin_of(stage, config, hashes | pinned_commits(pins), upstream)
+    fingerprint = json_digest(origin)
     key = f"{stage.name}-{fingerprint[:12]}"
     contents = {name: artifact.content for name in stage.upstream if (artifact := before[name].artifact)}
     if pick and stage.choice:
@@ -99,7 +99,11 @@ def plan_stage(
         # has made it.
         known = stage.references(view) and not stage.remote.fetches(view)
         known_as = (
-            content_digest(hashes) if known else artifact.content if artifact else made(pins, fingerprint)
+            content_digest(hashes)
+            if known
+            else artifact.content
+            if artifact
+            else known_content(pins, fingerprint)
         )
     return replace(
         step,
@@ -171,7 +175,7 @@ def still_done(planned: PlannedStage, store: Store) -> bool:
     if _unhashed(planned.sources, store):
         return False
     hashes = {name: store.sha256(path) for name, path in planned.sources.items()}
-    if hashes | commits(stage.remote.pins(view)) != planned.origin["sources"]:
+    if hashes | pinned_commits(stage.remote.pins(view)) != planned.origin["sources"]:
         return False
     found = store.find(planned.artifact.key)
     return found == planned.artifact and store.damage(planned.artifact) is None
@@ -245,5 +249,5 @@ def origin_of(
         "upstream": upstream,
     }
     # what is compared with a manifest has a manifest's types
-    origin: dict[str, Any] = json.loads(canonical(value))
+    origin: dict[str, Any] = json.loads(canonical_json(value))
     return origin

@@ -20,7 +20,7 @@ from tuner.store.artifacts import Artifact, Store
 
 MISSING = object()
 HUBS = ("hub ", "modelscope ")
-"""how a source is called that is a commit of a repository (tuner.hub.lockfile.commits)"""
+"""how a source is called that is a commit of a repository (tuner.hub.lockfile.pinned_commits)"""
 NAMED = 6
 """reasons that are told; a different model differs in every file"""
 

@@ -13,7 +13,7 @@ from tuner.config.compose import compose
 from tuner.config.overrides import GROUPS
 from tuner.config.schema import Config
 from tuner.config.view import leaves
-from tuner.errors import ConfigError, TunerError, nearest
+from tuner.errors import ConfigError, TunerError, did_you_mean
 from tuner.pipeline.execute import execute
 from tuner.pipeline.inherit import load_config
 from tuner.pipeline.plan import plan, settle_from_run
@@ -62,7 +62,7 @@ def _get(values: dict[str, Any], path: str) -> Any:
     for key in path.split("."):
         if not isinstance(values, dict) or key not in values:
             known = [leaf for leaf, _ in flatten(values)] if isinstance(values, dict) else []
-            raise ConfigError(f"{path} is not a field of the config.{nearest(path, known)}")
+            raise ConfigError(f"{path} is not a field of the config.{did_you_mean(path, known)}")
         values = values[key]
     return values
 

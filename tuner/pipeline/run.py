@@ -22,7 +22,7 @@ from tuner.config.schema import Config
 from tuner.config.view import leaves
 from tuner.errors import ConfigError
 from tuner.store import references
-from tuner.store.artifacts import Store, digest, key_of
+from tuner.store.artifacts import Store, json_digest, key_of
 
 try:
     from yaml import CSafeDumper as Dumper
@@ -39,7 +39,7 @@ def store_of(config: Config) -> Store:
 
 def run_digest(config: Config) -> str:
     """Of the identity and place fields, as written."""
-    return digest(
+    return json_digest(
         {
             path: value
             for path, declared, value in leaves(config)
@@ -135,16 +135,20 @@ class RunDirectory:
         if target.exists():
             raise ConfigError(f"{target} is there already, so {self.dir.name} can't be renamed to it.")
         # a clean of somebody else's waits until the note says where the run is now
-        with store.shared(sorted(references.linked(store, self.dir))):
+        with store.shared(sorted(references.linked_keys(store, self.dir))):
             note = references.note_file(store, self.dir)
             self.dir = self.dir.rename(target)
-            references.note(store, self.dir)
+            references.write_note(store, self.dir)
             note.unlink(missing_ok=True)
 
     def holder(self, store: Store) -> str | None:
         """Who builds something of this run now, as host:pid."""
         return next(
-            (holder for key in sorted(references.linked(store, self.dir)) if (holder := store.holder(key))),
+            (
+                holder
+                for key in sorted(references.linked_keys(store, self.dir))
+                if (holder := store.holder(key))
+            ),
             None,
         )
 
@@ -200,9 +204,9 @@ class RunDirectory:
         place = target.parent
         store = Store(place.parent if place.name == ".partial" else place)
         # before the link, and again after it, when the old target is let go
-        references.note(store, self.dir, key_of(target.name))
+        references.write_note(store, self.dir, key_of(target.name))
         self._point(name, os.path.relpath(target, self.dir))
-        references.note(store, self.dir)
+        references.write_note(store, self.dir)
 
     def _point(self, name: str, target: str) -> None:
         link = self.dir / name

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tuner.config.schema import Config
-from tuner.errors import ConfigError, nearest
+from tuner.errors import ConfigError, did_you_mean
 from tuner.pipeline.stage import Stage
 
 
@@ -18,7 +18,7 @@ def check_stop_words(config: Config, stages: Sequence[Stage]) -> None:
     for path, word in (("until", config.until), ("redo", config.redo)):
         if word is not None and word not in words:
             problems.append(
-                f"{path} is {word!r}, but must be one of {', '.join(words)}.{nearest(word, words)}"
+                f"{path} is {word!r}, but must be one of {', '.join(words)}.{did_you_mean(word, words)}"
             )
     if not problems and config.until and config.redo and words.index(config.redo) > words.index(config.until):
         problems.append(f"redo={config.redo} comes after until={config.until}: nothing would be built again.")

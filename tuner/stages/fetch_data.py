@@ -89,7 +89,7 @@ def _beside(found: Iterable[Path], part: View) -> list[str]:
 
 def pin_name(part: View) -> str:
     """What the lock calls a hub's data set."""
-    return lockfile.key("data", part.source, part.repo, part.revision, patterns(part) or ())
+    return lockfile.entry_name("data", part.source, part.repo, part.revision, patterns(part) or ())
 
 
 def patterns(part: View) -> tuple[str, ...] | None:
@@ -100,7 +100,7 @@ def patterns(part: View) -> tuple[str, ...] | None:
 def find_pins(view: View) -> dict[str, Pin | None]:
     """The hubs' data sets in the lock."""
     names = [pin_name(part) for part in sources_of(view) if part.source in HUBS]
-    return {name: lockfile.find(Path(view.lock), name) for name in names}
+    return {name: lockfile.find_pin(Path(view.lock), name) for name in names}
 
 
 def look_up(view: View, say: Callable[[str], None]) -> None:
@@ -112,10 +112,10 @@ def look_up(view: View, say: Callable[[str], None]) -> None:
         if part.source not in HUBS or known[name := pin_name(part)] is not None:
             continue
         if view.locked:
-            raise ConfigError(lockfile.missing(view.lock, name))
+            raise ConfigError(lockfile.missing_message(view.lock, name))
         found = fetch.pin_files(fetch.hub_of(part.source), part.repo, part.revision, patterns(part))
-        known[name] = pin = lockfile.add(Path(view.lock), name, found)
-        say(lockfile.told(view.lock, name, pin))
+        known[name] = pin = lockfile.add_pin(Path(view.lock), name, found)
+        say(lockfile.lookup_message(view.lock, name, pin))
 
 
 def check(view: View) -> None:
@@ -168,7 +168,7 @@ def _bring(part: View, prefix: str, context: Context) -> dict[str, Any]:
     from tuner.data import fetch
 
     name = pin_name(part)
-    pin = lockfile.find(Path(context.config.lock), name)
+    pin = lockfile.find_pin(Path(context.config.lock), name)
     if pin is None:
         raise ConfigError(
             f"{context.config.lock} has lost its entry {name!r} since this run was planned. Run the same "
@@ -185,7 +185,7 @@ def progress(partial: Path) -> str | None:
         return None
     from tuner.hub import download  # and with it the modules of the network, which a plan can do without
 
-    return download.progress(partial)
+    return download.describe_progress(partial)
 
 
 def versions(view: View) -> dict[str, int]:

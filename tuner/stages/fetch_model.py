@@ -15,7 +15,7 @@ from typing import Any
 from tuner.config.schema import HUBS, Config
 from tuner.config.view import View
 from tuner.data.chat import choice
-from tuner.errors import ConfigError, DataError, nearest
+from tuner.errors import ConfigError, DataError, did_you_mean
 from tuner.hub import lockfile
 from tuner.models import locate
 from tuner.models.checkpoint import files, quantised
@@ -38,7 +38,7 @@ def look_up(view: View, say: Callable[[str], None]) -> None:
 
     model, name = view.model, locate.lock_key(view)
     if view.locked:
-        raise ConfigError(lockfile.missing(view.lock, name))
+        raise ConfigError(lockfile.missing_message(view.lock, name))
     fetch.lock_model(
         model.source,
         locate.repository_name(view),
@@ -81,8 +81,8 @@ def check(view: View) -> None:
     if view.model.layout not in ("auto", detection.NATIVE, *detection.VERSIONS):
         known = ("auto", detection.NATIVE, *detection.VERSIONS)
         raise ConfigError(
-            f"model.layout={view.model.layout} is no layout.{nearest(view.model.layout, known)} There are "
-            f"{', '.join(known)}."
+            f"model.layout={view.model.layout} is no layout.{did_you_mean(view.model.layout, known)} There "
+            f"are {', '.join(known)}."
         )
     if view.model.new_tokens and locate.layout_of(view) in detection.WITHOUT_CLASS & detection.NORMALISED:
         raise ConfigError(
@@ -134,7 +134,7 @@ def progress(partial: Path) -> str | None:
         return None
     from tuner.hub import download  # and with it the modules of the network, which a plan can do without
 
-    return download.progress(partial / HUB) or download.progress(partial)
+    return download.describe_progress(partial / HUB) or download.describe_progress(partial)
 
 
 def cost(view: View, partial: Path) -> tuple[int, int]:

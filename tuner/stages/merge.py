@@ -55,7 +55,7 @@ def run(ctx: Context) -> dict[str, Any]:
     from tuner.models.checkpoint.config_files import write_config
     from tuner.models.checkpoint.safetensors import DTYPES, Checkpoint
     from tuner.models.lora import merge
-    from tuner.progress import bar
+    from tuner.progress import progress_bar
 
     if config.machine.threads != "auto":
         torch.set_num_threads(config.machine.threads)
@@ -63,7 +63,7 @@ def run(ctx: Context) -> dict[str, Any]:
     whole = base if adapted else convert.dir
     code, quant = merge.CODES[config.algo.precision], config.algo.quant
     total = sum(spec.nbytes for spec in Checkpoint(weight_files(whole)).specs.values())
-    with bar("merge", total, ctx.say) as advance:
+    with progress_bar("merge", total, ctx.say) as advance:
         if original:
             untied = merge.merge_original(
                 whole,

@@ -23,9 +23,9 @@ from tuner.config.schema import Config
 from tuner.config.view import View
 from tuner.errors import Interrupted, StoreError, TunerError
 from tuner.files import disk_full
-from tuner.hardware.optional_imports import spare
+from tuner.hardware.optional_imports import block_optional_imports
 from tuner.launch import channel_client
-from tuner.launch.channel_client import Leash
+from tuner.launch.channel_client import ChannelClient
 from tuner.pipeline.run import RunDirectory
 from tuner.pipeline.stage import Context, Input, Stage
 from tuner.stages import STAGES
@@ -97,11 +97,11 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
         else:
             result, code = {"error": None, "message": f"{type(error).__name__}: {error}"}, 1
         if control:  # before anything closes: then the others' trouble comes after its cause
-            control.tell(result | {"lost": channel_client.lost(raised)})
+            control.tell(result | {"lost": channel_client.is_peer_lost(raised)})
         if result["error"] is None:
             # Of the trouble that another process has made, the terminal hears nothing: the launcher tells its
             # cause.
-            (run.log if control and rank == 0 and channel_client.lost(raised) else write)(
+            (run.log if control and rank == 0 and channel_client.is_peer_lost(raised) else write)(
                 traceback.format_exc().rstrip()
             )
     if control is None:
@@ -115,22 +115,24 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
     os._exit(code)  # libraries would wait for the others, who wait for this one
 
 
-def connect_to_launcher(control: dict[str, Any], rank: int) -> Leash:
+def connect_to_launcher(control: dict[str, Any], rank: int) -> ChannelClient:
     """Connect with the launcher, which ends this process when it goes."""
     try:
-        made = Leash(control["host"], control["port"], control["token"], rank, timeout=control["timeout"])
+        made = ChannelClient(
+            control["host"], control["port"], control["token"], rank, timeout=control["timeout"]
+        )
     except OSError as error:
         raise SystemExit(
             f"The launcher at {control['host']}, port {control['port']}, can't be reached from here: {error}"
         ) from error
-    channel_client.hold(made)
+    channel_client.set_channel(made)
     return made
 
 
 def spare_imports(config: Config, stage: str, processes: int) -> None:
     """Keep what this stage does not need from being imported."""
     algo, trains = config.algo, stage == "train"
-    spare(
+    block_optional_imports(
         bitsandbytes=algo.quant != "none" or (trains and algo.optim.kind.bitsandbytes),
         deepspeed=trains
         and deepspeed.combination_of(config.machine, algo, processes=processes).engine == "deepspeed",

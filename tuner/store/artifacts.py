@@ -32,13 +32,13 @@ from typing import Any
 from tuner.errors import StoreError
 from tuner.files import (
     drop_leftovers,
-    foreign,
+    file_identity,
+    foreign_owner,
     group_of,
-    identity,
     open_to_group,
     read_json,
     sha256_of,
-    sync,
+    sync_to_disk,
     write_json,
 )
 from tuner.store import locks
@@ -47,7 +47,7 @@ MANIFEST = "manifest.json"
 FOLDERS = (".partial", ".locks", ".trash", ".hashes", ".refs")
 
 
-def canonical(value: Any) -> bytes:
+def canonical_json(value: Any) -> bytes:
     """The one JSON text of a value: sorted keys, no spaces, UTF-8.
 
     >>> canonical({"b": 1.0, "a": "é"})
@@ -58,14 +58,14 @@ def canonical(value: Any) -> bytes:
     ).encode()
 
 
-def digest(value: Any) -> str:
+def json_digest(value: Any) -> str:
     """sha256 of a value's canonical JSON, in hex."""
-    return hashlib.sha256(canonical(value)).hexdigest()
+    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def content_digest(hashes: Mapping[str, str]) -> str:
     """The digest of a set of files: of their names and contents, not of where they lie."""
-    return digest(dict(hashes))
+    return json_digest(dict(hashes))
 
 
 def key_of(name: str) -> str:
@@ -147,7 +147,7 @@ class Store:
         has read itself.
         """
         memo = self._memo(path)
-        before = identity(path)
+        before = file_identity(path)
         if (read := self._read.get(path)) and read[0] == before:
             return read[1]
         if not fresh and (known := self._remembered(memo)) and known.get("file") == before:
@@ -156,7 +156,7 @@ class Store:
         sha = sha256_of(path)
         # A file written to in the last tick of the clock could change again without a change of its times:
         # not remembered.
-        if identity(path) != before or time.time_ns() - before[2] <= 50_000_000:
+        if file_identity(path) != before or time.time_ns() - before[2] <= 50_000_000:
             return sha
         self._read[path] = (before, sha)
         if memo.parent.is_dir():
@@ -167,7 +167,7 @@ class Store:
 
     def hashed(self, path: Path) -> bool:
         """Whether `sha256` would answer at once."""
-        return (self._remembered(self._memo(path)) or {}).get("file") == identity(path)
+        return (self._remembered(self._memo(path)) or {}).get("file") == file_identity(path)
 
     def _memo(self, path: Path) -> Path:
         """Where the hash of a file is remembered: for each user apart."""
@@ -194,7 +194,7 @@ class Store:
         """
         path = self.root / ".partial" / key
         own = path.with_name(f"{key}-u{os.geteuid()}")
-        if self.group() is not None and (own.exists() or foreign(path) or foreign(_note(path))):
+        if self.group() is not None and (own.exists() or foreign_owner(path) or foreign_owner(_note(path))):
             return own
         return path
 
@@ -204,7 +204,7 @@ class Store:
 
     def owner(self, key: str) -> str | None:
         """Whom the artifact belongs to, when it may only be replaced or removed by them."""
-        return foreign(self.root / key) if self.group() is not None else None
+        return foreign_owner(self.root / key) if self.group() is not None else None
 
     def guarded(self) -> bool:
         """Whether nobody else of a shared store's group can rename our artifacts: its directory is sticky,
@@ -226,7 +226,7 @@ class Store:
                 self._share(group)
             for name in FOLDERS:
                 (self.root / name).mkdir(exist_ok=True)
-            locks.check(self.root / ".locks")
+            locks.check_locks(self.root / ".locks")
         except OSError as error:
             raise StoreError(
                 f"The output root can't be written to: {error.strerror} ({error.filename or self.root}). "
@@ -241,33 +241,33 @@ class Store:
         os.umask(os.umask(0o077) & ~0o070 | 0o022)
         for folder in [self.root / name for name in FOLDERS]:
             folder.mkdir(exist_ok=True)
-            if not foreign(folder):
+            if not foreign_owner(folder):
                 os.chown(folder, -1, group)
                 folder.chmod(0o770 | stat.S_ISGID | stat.S_ISVTX)
             elif not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(
                     errno.EACCES,
-                    f"{foreign(folder)} keeps others out; they mend it with: chmod 3770",
+                    f"{foreign_owner(folder)} keeps others out; they mend it with: chmod 3770",
                     str(folder),
                 )
-        if not foreign(self.root):
+        if not foreign_owner(self.root):
             self.root.chmod(stat.S_IMODE(self.root.stat().st_mode) | stat.S_ISVTX)
 
     def lock(self, key: str, waiting: Callable[[str], None]) -> AbstractContextManager[int]:
         """Hold the lock of `key` alone; yields its descriptor, so that a child can keep holding it when
         its parent dies.
         """
-        return locks.alone(self.root / ".locks" / key, waiting, group=self.group() is not None)
+        return locks.exclusive(self.root / ".locks" / key, waiting, group=self.group() is not None)
 
     def lock_at_once(self, key: str) -> AbstractContextManager[bool]:
         """Hold the lock of `key` alone if nobody else has it; yields whether that is so."""
-        return locks.at_once(self.root / ".locks" / key, group=self.group() is not None)
+        return locks.try_exclusive(self.root / ".locks" / key, group=self.group() is not None)
 
     def shared(self, keys: Sequence[str]) -> AbstractContextManager[list[int]]:
         """Hold the locks of `keys` together with other readers, so that nobody removes these artifacts;
         yields the descriptors.
         """
-        return locks.together([self.root / ".locks" / key for key in keys], group=self.group() is not None)
+        return locks.shared([self.root / ".locks" / key for key in keys], group=self.group() is not None)
 
     def begin(self, key: str, origin: Mapping[str, Any], *, resume: bool) -> Path:
         """The directory to build `key` in. With `resume`, what a killed process left stays, if it was made
@@ -296,7 +296,7 @@ class Store:
                 open_to_group(path, group)
         files: dict[str, dict[str, Any]] = {}
         for path in sorted(p for p in partial.rglob("*") if p.is_file()):
-            sync(path)
+            sync_to_disk(path)
             status = path.stat()
             files[path.relative_to(partial).as_posix()] = {
                 "sha256": sha256_of(path),
@@ -313,12 +313,12 @@ class Store:
             partial / MANIFEST, {**manifest, "files": files, "content": content_digest(content)}, indent=1
         )
         for directory in [partial, *(p for p in partial.rglob("*") if p.is_dir())]:
-            sync(directory)
+            sync_to_disk(directory)
         if group is not None:
             open_to_group(partial / MANIFEST, group)
         self.trash(key)
         partial.rename(self.root / key)
-        sync(self.root)
+        sync_to_disk(self.root)
         _note(partial).unlink(missing_ok=True)
         artifact = self.find(key)
         if artifact is None:

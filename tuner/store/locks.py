@@ -18,7 +18,7 @@ from pathlib import Path
 from tuner.errors import StoreError
 from tuner.files import owner
 
-LOCAL = {
+LOCAL_OPTIONS = {
     "nfs": {"nolock", "local_lock=flock", "local_lock=all"},
     "nfs4": {"nolock", "local_lock=flock", "local_lock=all"},
     "lustre": {"localflock"},
@@ -31,7 +31,7 @@ LOCAL = {
 machine only.
 """
 
-MEND = {
+REMOUNT = {
     "nfs": "without nolock, and with local_lock=none (the server needs its lock service)",
     "nfs4": "with local_lock=none",
     "lustre": "with the option flock",
@@ -115,7 +115,7 @@ def holder(path: Path) -> str | None:
 
 
 @contextmanager
-def alone(path: Path, waiting: Callable[[str], None], *, group: bool) -> Iterator[int]:
+def exclusive(path: Path, waiting: Callable[[str], None], *, group: bool) -> Iterator[int]:
     """Hold a lock alone; yields its descriptor, so that a child can keep holding it when its parent dies.
 
     `waiting` is told once who is in the way.
@@ -140,7 +140,7 @@ def alone(path: Path, waiting: Callable[[str], None], *, group: bool) -> Iterato
 
 
 @contextmanager
-def at_once(path: Path, *, group: bool) -> Iterator[bool]:
+def try_exclusive(path: Path, *, group: bool) -> Iterator[bool]:
     """Hold a lock alone if nobody else has it; yields whether that is so."""
     fd = open_lock(path, group=group)
     try:
@@ -150,7 +150,7 @@ def at_once(path: Path, *, group: bool) -> Iterator[bool]:
 
 
 @contextmanager
-def together(paths: Sequence[Path], *, group: bool) -> Iterator[list[int]]:
+def shared(paths: Sequence[Path], *, group: bool) -> Iterator[list[int]]:
     """Hold locks together with other readers, after whoever holds one alone; yields the descriptors."""
     with ExitStack() as stack:
         fds = []
@@ -162,7 +162,7 @@ def together(paths: Sequence[Path], *, group: bool) -> Iterator[list[int]]:
         yield fds
 
 
-def check(directory: Path) -> None:
+def check_locks(directory: Path) -> None:
     """Raise StoreError when locks under `directory` fail, or do nothing."""
     first, name = tempfile.mkstemp(prefix=".probe-", dir=directory)
     second = os.open(name, os.O_RDWR)
@@ -214,11 +214,11 @@ def lock_trouble(mountinfo: str, path: Path) -> str | None:
     mount, kind, options = found
     if any(option.startswith("aname=drvfs") for option in options):
         return None
-    reasons = sorted(options & LOCAL.get(kind, set()))
+    reasons = sorted(options & LOCAL_OPTIONS.get(kind, set()))
     if not reasons and kind not in ALWAYS_LOCAL:
         return None
     how = f"is mounted with {reasons[0]}" if reasons else f"is {kind.removeprefix('fuse.')}"
-    mend = f" Have it mounted {MEND[kind]}, or put" if kind in MEND else " Put"
+    mend = f" Have it mounted {REMOUNT[kind]}, or put" if kind in REMOUNT else " Put"
     return (
         f"{mount} ({kind}) {how}, so locks there hold on this machine only: two machines could build the "
         f"same artifact over each other.{mend} the store on a local disk with store=DIR."

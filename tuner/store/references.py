@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.errors import StoreError
-from tuner.files import foreign, open_to_group, owner, read_json, write_json
+from tuner.files import foreign_owner, open_to_group, owner, read_json, write_json
 from tuner.store.artifacts import Store, key_of
 
 FOLDER = ".refs"
@@ -29,7 +29,7 @@ KEY = re.compile(r"[a-z_]+-[0-9a-f]{12}")
 """what an artifact's directory is called; the store's directory may hold other things of a person's"""
 
 
-def linked(store: Store, run: Path) -> set[str]:
+def linked_keys(store: Store, run: Path) -> set[str]:
     """The keys that a run's directory links in the store, published or not. A link to nowhere counts too:
     it may be broken only from here.
     """
@@ -46,13 +46,13 @@ def linked(store: Store, run: Path) -> set[str]:
     return found
 
 
-def note(store: Store, run: Path, *more: str) -> None:
+def write_note(store: Store, run: Path, *more: str) -> None:
     """Write down what a run's directory links in the store, and the keys of `more`, which it is about to
     link. Whole or not.
     """
     file, group = note_file(store, run), store.group()
     # Looked at again after writing: another process may have linked something in the same run meanwhile.
-    while (read_json(file) or {}).get("keys", []) != (keys := sorted({*linked(store, run), *more})):
+    while (read_json(file) or {}).get("keys", []) != (keys := sorted({*linked_keys(store, run), *more})):
         write_json(
             file, {"run": _place(store, run), "host": socket.gethostname(), "user": owner(run), "keys": keys}
         )
@@ -87,14 +87,14 @@ def referenced(store: Store, root: Path) -> dict[str, list[Path]]:
     for parent in {Path(os.path.realpath(root)), Path(os.path.realpath(store.root)).parent}:
         for run in [Path(entry.path) for entry in _entries(parent / "runs") if entry.is_dir()]:
             try:
-                _enter(found, run, linked(store, run))
+                _add_run(found, run, linked_keys(store, run))
                 looked.add(run)
             except PermissionError:
                 closed.add(run)
     for file, ref, run in _notes(store):
-        if run in looked or (keys := _told(store, file, ref, run)) is None:
+        if run in looked or (keys := _noted_keys(store, file, ref, run)) is None:
             continue
-        _enter(found, run, keys)
+        _add_run(found, run, keys)
         closed.discard(run)
     if closed:
         run = min(closed)
@@ -106,20 +106,22 @@ def referenced(store: Store, root: Path) -> dict[str, list[Path]]:
     return found
 
 
-def forget_gone(store: Store) -> None:
+def remove_stale_notes(store: Store) -> None:
     """Remove the notes of runs that are gone, as far as they are ours to remove."""
     for file, ref, run in _notes(store):
-        if not foreign(file) and _told(store, file, ref, run) is None:
+        if not foreign_owner(file) and _noted_keys(store, file, ref, run) is None:
             file.unlink(missing_ok=True)
 
 
-def elsewhere(store: Store) -> list[tuple[str, Path]]:
+def runs_elsewhere(store: Store) -> list[tuple[str, Path]]:
     """Runs of other hosts that are known by their notes only: host:directory, and the note."""
     host = socket.gethostname()
     return [
         (f"{ref['host']}:{run}", file)
         for file, ref, run in _notes(store)
-        if ref["host"] != host and not os.access(run, os.X_OK) and _told(store, file, ref, run) is not None
+        if ref["host"] != host
+        and not os.access(run, os.X_OK)
+        and _noted_keys(store, file, ref, run) is not None
     ]
 
 
@@ -130,7 +132,7 @@ def _entries(directory: Path) -> list["os.DirEntry[str]"]:
         return []
 
 
-def _enter(found: dict[str, list[Path]], run: Path, keys: Any) -> None:
+def _add_run(found: dict[str, list[Path]], run: Path, keys: Any) -> None:
     for key in keys:
         if run not in (runs := found.setdefault(key, [])):
             runs.append(run)
@@ -158,17 +160,17 @@ def _notes(store: Store) -> Iterator[tuple[Path, Mapping[str, Any], Path]]:
             )
 
 
-def _told(store: Store, file: Path, ref: Mapping[str, Any], run: Path) -> Any:
+def _noted_keys(store: Store, file: Path, ref: Mapping[str, Any], run: Path) -> Any:
     """The keys that a noted run refers to: by its links, or else by its note; None when the run is gone.
 
     It is gone when it is not there on the host that wrote the note, or beside the store. A whole root that is
     not there may be one that is not mounted now: only its own user's word counts then.
     """
     try:
-        return linked(store, run)
+        return linked_keys(store, run)
     except (FileNotFoundError, NotADirectoryError):
         beside = run.parent.parent == Path(os.path.realpath(store.root)).parent
-        ours = ref["host"] == socket.gethostname() and (run.parent.is_dir() or not foreign(file))
+        ours = ref["host"] == socket.gethostname() and (run.parent.is_dir() or not foreign_owner(file))
         return None if beside or ours else ref["keys"]
     except OSError:  # a home that only its owner may enter, or that does not answer
         return ref["keys"]
@@ -206,12 +208,12 @@ def leftovers(store: Store, known: Mapping[str, list[Path]]) -> Iterator[Leftove
                     label=label,
                     key=key,
                     paths=paths,
-                    owner=foreign(paths[0]) if shared else None,
+                    owner=foreign_owner(paths[0]) if shared else None,
                     age=now - made,
                 )
 
     for entry in _entries(store.root):
-        if (KEY.fullmatch(entry.name) or store.find(entry.name)) and not needed(
+        if (KEY.fullmatch(entry.name) or store.find(entry.name)) and not is_needed(
             store, Path(entry.path), known
         ):
             yield from leftover(entry.name, entry.name, Path(entry.path))
@@ -219,13 +221,13 @@ def leftovers(store: Store, known: Mapping[str, list[Path]]) -> Iterator[Leftove
     for entry in _entries(store.root / ".partial"):
         partial.setdefault(entry.name.removesuffix(".json"), []).append(Path(entry.path))
     for name, paths in partial.items():
-        if not needed(store, paths[0], known):
+        if not is_needed(store, paths[0], known):
             yield from leftover(f"partial/{name}", key_of(name), *paths)
     for entry in _entries(store.root / ".trash"):
         yield from leftover(f"trash/{entry.name}", None, Path(entry.path))
 
 
-def needed(store: Store, path: Path, known: Mapping[str, list[Path]]) -> bool:
+def is_needed(store: Store, path: Path, known: Mapping[str, list[Path]]) -> bool:
     """Whether a run of `known` needs an artifact, or a partial directory."""
     key = key_of(path.name)
     return key in known and (path.parent.name != ".partial" or store.find(key) is None)

@@ -15,7 +15,7 @@ from tuner.store.artifacts import Store, key_of
 from tuner.store.references import Leftover
 
 
-class Name(NamedTuple):
+class FileLink(NamedTuple):
     """One name of a file or directory."""
 
     inode: tuple[int, int]
@@ -26,9 +26,9 @@ class Name(NamedTuple):
     """how many names the file has, wherever they are"""
 
 
-def names(path: Path) -> list[Name]:
+def file_links(path: Path) -> list[FileLink]:
     """Every name at and under a path. What vanishes meanwhile, or can't be looked into, is left out."""
-    found: list[Name] = []
+    found: list[FileLink] = []
     todo = [str(path)]
     while todo:
         place = todo.pop()
@@ -36,19 +36,21 @@ def names(path: Path) -> list[Name]:
             status = os.lstat(place)
             directory = stat.S_ISDIR(status.st_mode)
             links = 1 if directory else status.st_nlink  # a directory is linked by those in it
-            found.append(Name(inode=(status.st_dev, status.st_ino), size=status.st_blocks * 512, links=links))
+            found.append(
+                FileLink(inode=(status.st_dev, status.st_ino), size=status.st_blocks * 512, links=links)
+            )
             if directory:
                 todo += [entry.path for entry in os.scandir(place)]
     return found
 
 
-class Usage:
+class DiskUsage:
     """What files take on the disk, each counted once, however many names it has."""
 
-    def __init__(self, before: "Usage | None" = None) -> None:
+    def __init__(self, before: "DiskUsage | None" = None) -> None:
         self._seen: dict[tuple[int, int], tuple[int, int]] = dict(before._seen) if before else {}
 
-    def add(self, found: Iterable[Name]) -> int:
+    def add(self, found: Iterable[FileLink]) -> int:
         """Count names in; returns the bytes of the files of which that was the last name, which come back
         when all that was counted is removed.
         """
@@ -64,29 +66,29 @@ class Usage:
         return sum(size for _, size in self._seen.values())
 
 
-class Ledger:
+class StoreUsage:
     """Who needs how much of a store. Raises StoreError, when it is made, if that can't be known."""
 
     def __init__(self, store: Store, root: Path) -> None:
         self.store = store
         self.known = references.referenced(store, root)
         self.leftovers = list(references.leftovers(store, self.known))
-        self._names: dict[Path, list[Name]] = {}
+        self._names: dict[Path, list[FileLink]] = {}
 
     @cached_property
     def total(self) -> int:
         """Bytes of the store's directory with all that is in it."""
-        usage = Usage()
-        usage.add(names(self.store.root))
+        usage = DiskUsage()
+        usage.add(file_links(self.store.root))
         return usage.total()
 
     def free(self, chosen: Iterable[Leftover]) -> int:
         """Bytes that come back when these are removed."""
-        return self._add(Usage(), [path for item in chosen for path in item.paths])
+        return self._add(DiskUsage(), [path for item in chosen for path in item.paths])
 
     def of(self, run: Path) -> int:
         """Bytes of all that a run's directory refers to."""
-        here, usage = run.resolve(), Usage()
+        here, usage = run.resolve(), DiskUsage()
         self._add(
             usage, [path for key, runs in self.known.items() if here in runs for path in self._places(key)]
         )
@@ -94,7 +96,7 @@ class Ledger:
 
     def own(self, run: Path) -> int:
         """Bytes that come back when only this run goes, and then all that no run refers to."""
-        here, usage = run.resolve(), Usage()
+        here, usage = run.resolve(), DiskUsage()
         self._add(usage, [path for item in self.leftovers for path in item.paths])
         return self._add(
             usage, [path for key, runs in self.known.items() if runs == [here] for path in self._places(key)]
@@ -106,8 +108,8 @@ class Ledger:
             return [path]
         return [path for path in (self.store.root / ".partial").glob(f"{key}*") if key_of(path.name) == key]
 
-    def _add(self, usage: Usage, paths: Sequence[Path]) -> int:
+    def _add(self, usage: DiskUsage, paths: Sequence[Path]) -> int:
         for path in paths:
             if path not in self._names:
-                self._names[path] = names(path)
+                self._names[path] = file_links(path)
         return sum(usage.add(self._names[path]) for path in paths)

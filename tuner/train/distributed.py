@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 from tuner.errors import ConfigError, Interrupted, StageError
-from tuner.launch.channel_client import Leash, held, lost
+from tuner.launch.channel_client import ChannelClient, current_channel, is_peer_lost
 
 SIOCGIFADDR = 0x8915
 """asks Linux for an interface's IPv4 address (netdevice(7))"""
@@ -44,12 +44,12 @@ class World:
         """
         if self.size == 1:
             return [value]
-        leash = held()
+        channel = current_channel()
         try:
-            with leash.waiting() if leash else nullcontext():
+            with channel.waiting() if channel else nullcontext():
                 return [json.loads(text) for text in _exchange(json.dumps(value).encode(), self.size)]
         except RuntimeError as error:
-            if not lost(error):
+            if not is_peer_lost(error):
                 raise
             raise StageError(
                 f"Rank {self.rank} of {self.size} lost another process, or waited for it in vain: "
@@ -110,10 +110,10 @@ def from_environment(device: torch.device, *, timeout: float) -> Iterator[World]
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     patience = timedelta(seconds=timeout)
     try:
-        if leash := held():
+        if channel := current_channel():
             dist.init_process_group(
                 backend,
-                store=_store(leash, rank, size, patience),
+                store=_store(channel, rank, size, patience),
                 rank=rank,
                 world_size=size,
                 timeout=patience,
@@ -122,7 +122,7 @@ def from_environment(device: torch.device, *, timeout: float) -> Iterator[World]
             dist.init_process_group(backend, timeout=patience)
         world.barrier()
     except (RuntimeError, ValueError) as error:
-        if isinstance(error, RuntimeError) and lost(error):
+        if isinstance(error, RuntimeError) and is_peer_lost(error):
             raise StageError(
                 f"Rank {rank} of {size} did not meet the others within {timeout:g} s (machine.timeout): "
                 f"{' '.join(str(error).split())}"
@@ -141,13 +141,13 @@ def _part(world: World) -> None:
     dist.destroy_process_group()
 
 
-def _store(leash: Leash, rank: int, size: int, patience: timedelta) -> Store:
+def _store(channel: ChannelClient, rank: int, size: int, patience: timedelta) -> Store:
     """The store where all meet. The first process listens on a port that the kernel chose, and no one else
     can have taken; the launcher tells the others.
     """
     near = int(os.environ["LOCAL_WORLD_SIZE"]) == size
     listener = socket.create_server(("127.0.0.1" if near else "", 0), backlog=2 * size) if rank == 0 else None
-    host, port, own = leash.meet(listener.getsockname()[1] if listener else None)
+    host, port, own = channel.meet(listener.getsockname()[1] if listener else None)
     store = TCPStore(
         host,
         port,

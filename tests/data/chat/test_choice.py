@@ -16,7 +16,7 @@ from tuner.config.schema import Chat
 from tuner.data.chat import choice
 from tuner.data.tokenizer.load import load_vocabulary
 from tuner.errors import ConfigError
-from tuner.hub.lockfile import Pin, Pinned, key, write
+from tuner.hub.lockfile import Pin, Pinned, entry_name, write_pin
 from tuner.stages.fetch_model import settle
 
 TOKENIZERS = SHARED / "tokenizers"
@@ -173,10 +173,10 @@ def test_a_hubs_is_known_by_the_lock_and_stays_what_it_was(tmp_path: Path) -> No
         ["model=hub", "model.repo=org/name", f"lock={lock}", "data=local", "data.path=rows.jsonl"]
     )
     assert settle(config, None).told == "chat template: the tokenizer's own, once fetched"
-    name, files = key("model", "hub", "org/name", None), {"config.json": Pinned(size=2)}
-    write(lock, name, Pin(commit="0" * 40, files=files, template="qwen2_5"))
+    name, files = entry_name("model", "hub", "org/name", None), {"config.json": Pinned(size=2)}
+    write_pin(lock, name, Pin(commit="0" * 40, files=files, template="qwen2_5"))
     found = settle(config, directory(tmp_path / "made", "{{ own }}"))
     assert found.config.model.chat == catalogue_template("qwen2_5")
     assert found.told == f"chat template qwen2_5: as {lock} says of its tokenizer"
-    write(lock, name, Pin(commit="0" * 40, files=files))  # written before the lock said it
+    write_pin(lock, name, Pin(commit="0" * 40, files=files))  # written before the lock said it
     assert settle(config, tmp_path / "made").config.model.chat == Chat(jinja=True)

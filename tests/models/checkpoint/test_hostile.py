@@ -370,7 +370,7 @@ def test_a_models_own_code_is_neither_fetched_nor_run(server: Hub, tmp_path: Pat
     server.add("org/model", files, kind="models")
     lock, out = tmp_path / "tuner.lock", tmp_path / "out"
     fetch.lock_model("hub", "org/model", None, lock=lock, name="model", layout="auto", say=print)
-    pin = lockfile.find(lock, "model")
+    pin = lockfile.find_pin(lock, "model")
     assert pin is not None
     fetch.download_model("hub", "org/model", pin, out, print)
     assert sorted(path.name for path in out.iterdir() if path.is_file()) == ["config.json", SINGLE]
@@ -398,7 +398,7 @@ def test_links_of_a_repository_are_never_made(server: Hub, tmp_path: Path) -> No
     server.add("org/model", {"config.json": json.dumps(LLAMA), SINGLE: b"/etc/passwd"}, kind="models")
     lock, out = tmp_path / "tuner.lock", tmp_path / "out"
     fetch.lock_model("hub", "org/model", None, lock=lock, name="model", layout="auto", say=print)
-    pin = lockfile.find(lock, "model")
+    pin = lockfile.find_pin(lock, "model")
     assert pin is not None
     fetch.download_model("hub", "org/model", pin, out, print)
     assert not any(path.is_symlink() for path in out.rglob("*"))

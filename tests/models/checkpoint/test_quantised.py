@@ -275,9 +275,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def look_up(tmp_path: Path, repo: str, source: str = "hub") -> lockfile.Pin | None:
-    name = lockfile.key("model", source, repo, None)
+    name = lockfile.entry_name("model", source, repo, None)
     fetch.lock_model(source, repo, None, lock=tmp_path / "tuner.lock", name=name, layout="auto", say=print)
-    return lockfile.find(tmp_path / "tuner.lock", name)
+    return lockfile.find_pin(tmp_path / "tuner.lock", name)
 
 
 def repository(said: Any, **more: Any) -> dict[str, bytes]:

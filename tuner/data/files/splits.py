@@ -48,13 +48,13 @@ def wanted_files(
     patterns.
 
     hub      in words, for errors
-    Raises what `choose_files` and `download.content` raise.
+    Raises what `choose_files` and `read_small_file` raise.
     """
     # and with it the modules of the network, which a plan can do without
-    from tuner.hub.download import SMALL, content
+    from tuner.hub.download import SMALL, read_small_file
 
     cards = [remote for remote in listing.files if remote.path == CARD and (remote.size or 0) <= SMALL]
-    card = content(cards[0], headers).decode(errors="replace") if cards and not patterns else None
+    card = read_small_file(cards[0], headers).decode(errors="replace") if cards and not patterns else None
     return choose_files([remote.path for remote in listing.files], patterns, card, f"{listing.repo} on {hub}")
 
 

@@ -38,7 +38,7 @@ from tuner.data.tokenize.spool import Spool
 from tuner.data.tokenize.workers import tokenize_jobs
 from tuner.errors import DataError
 from tuner.hardware.cpu import cores
-from tuner.progress import counter
+from tuner.progress import progress_counter
 
 WORTH = 4 << 20
 """bytes of data for which one more process is worth its start"""
@@ -136,7 +136,7 @@ def read_dataset(
                 )
 
     first = 0
-    with counter("tokenize", "rows", say) as advance:
+    with progress_counter("tokenize", "rows", say) as advance:
         for made in tokenize_jobs(settings, jobs(), processes):
             number, times, many = sent.popleft()
             cuts_off.add(made.overlong)

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tuner.files import identity
+from tuner.files import file_identity
 
 HEADER, ENTRIES = 100_000_000, 1 << 21
 """bytes of a safetensors header (that format's own limit) and values in a GGUF header, beyond which a file
@@ -31,7 +31,7 @@ def read_header(path: Path) -> tuple[Mapping[str, tuple[int, ...]], int]:
     file that is damaged, or not what its name says.
     """
     try:
-        return _read_header(path, tuple(identity(path)))
+        return _read_header(path, tuple(file_identity(path)))
     except OSError:
         return {}, 0
 
@@ -41,7 +41,7 @@ def read_types(path: Path) -> Mapping[str, str]:
     damaged.
     """
     try:
-        return _read_types(path, tuple(identity(path)))
+        return _read_types(path, tuple(file_identity(path)))
     except OSError:
         return {}
 

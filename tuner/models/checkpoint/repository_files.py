@@ -15,7 +15,7 @@ from tuner.errors import DataError
 from tuner.models.checkpoint.files import INDEX, PICKLED, PICKLED_INDEX, SETTINGS, SINGLE, TEXT
 
 if TYPE_CHECKING:
-    from tuner.hub.listing import Listing, Remote
+    from tuner.hub.listing import Listing, RemoteFile
 
 SHOWN = 6
 PARTED = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
@@ -44,7 +44,9 @@ ELSEWHERE = (
 """files that tell what a repository is instead of a model, and what to do"""
 
 
-def choose_files(listing: "Listing", read: "Callable[[Remote], bytes]", file: str | None = None) -> list[str]:
+def choose_files(
+    listing: "Listing", read: "Callable[[RemoteFile], bytes]", file: str | None = None
+) -> list[str]:
     """The files of a model's repository that matter: settings, tokenizer, weights; or one GGUF file alone.
 
     read     the content of a small file, for the index of weights in several files
@@ -64,7 +66,7 @@ def choose_files(listing: "Listing", read: "Callable[[Remote], bytes]", file: st
     raise DataError(f"{listing.repo} holds {_what(sorted(found), ggufs, whole, weights)}.")
 
 
-def _chosen(repo: str, file: str, found: "dict[str, Remote]", whole: Sequence[str]) -> str:
+def _chosen(repo: str, file: str, found: "dict[str, RemoteFile]", whole: Sequence[str]) -> str:
     if file in whole:
         return file
     there = (
@@ -76,7 +78,7 @@ def _chosen(repo: str, file: str, found: "dict[str, Remote]", whole: Sequence[st
     raise DataError(f"model.file={file} should name a GGUF file of {repo}, and {why}. {there}")
 
 
-def _weights(repo: str, found: "dict[str, Remote]", read: "Callable[[Remote], bytes]") -> list[str]:
+def _weights(repo: str, found: "dict[str, RemoteFile]", read: "Callable[[RemoteFile], bytes]") -> list[str]:
     """The files of the weights, an index before its shards; none where the repository has none."""
     for index, single in ((INDEX, SINGLE), (PICKLED_INDEX, PICKLED)):
         if index in found:

@@ -18,7 +18,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from tuner.errors import Interrupted, StageError
-from tuner.files import read_json, sha256_of, sync, write_json
+from tuner.files import read_json, sha256_of, sync_to_disk, write_json
 from tuner.models.checkpoint.safetensors import DTYPES, Spec
 from tuner.models.checkpoint.write_safetensors import write_file
 from tuner.train.checkpoints import removal, sharded, steps
@@ -171,7 +171,7 @@ class Saver:
             ]
             write_file(path, specs, lambda name, tensors=tensors: tensors[name].cpu())  # type: ignore[misc]
             files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-            sync(path)
+            sync_to_disk(path)
         return {"files": files, "shapes": snapshot.shapes}
 
     def _others(self, partial: Path, step: int) -> list[dict[str, Any]]:
@@ -260,12 +260,12 @@ def publish(partial: Path, target: Path, snapshot: Snapshot, notes: Iterable[dic
     for path in partial.glob("rank-*.json"):
         path.unlink()
     (partial / steps.MARKER).write_text(json.dumps(marker, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    sync(partial / steps.MARKER)
-    sync(partial)
+    sync_to_disk(partial / steps.MARKER)
+    sync_to_disk(partial)
     if target.exists():  # a damaged step of the same number
         removal.remove(target)
     partial.rename(target)
-    sync(target.parent)
+    sync_to_disk(target.parent)
 
 
 def note_name(rank: int) -> str:

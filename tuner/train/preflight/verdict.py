@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tuner.files import identity, read_json, write_json
+from tuner.files import file_identity, read_json, write_json
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "flash-attn", "triton")
 """whose versions decide speed, memory and rounding"""
@@ -52,7 +52,7 @@ def verdict_key(parts: Mapping[str, Any], files: Iterable[Path], device: torch.d
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         machine |= {"card": card.name, "memory": card.total_memory, "cuda": torch.version.cuda}
-    read = {str(path.resolve()): identity(path) for path in files}
+    read = {str(path.resolve()): file_identity(path) for path in files}
     text = json.dumps(
         {"format": FORMAT, "parts": parts, "machine": machine, "files": read}, sort_keys=True, default=str
     )
