@@ -9,7 +9,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from tuner.data.chat.compile import AssistantTurn, Layout, Placeholder, TextWithPlaceholders, TurnOpening
-from tuner.data.chat.encode import Draft, Encoded, encode_conversations, encode_texts
+from tuner.data.chat.draft import Draft
+from tuner.data.chat.encode import Encoded, encode_conversations, encode_draft, encode_texts
 from tuner.data.chat.split_special import FixedText
 from tuner.data.chat.tool_calls import CallIds, check_place, required_value, to_json, tool_text
 from tuner.data.conversation import Conversation, Message, RowError
@@ -79,7 +80,7 @@ class FieldTemplate:
         except RowError as error:
             raise ConfigError(f"This can't be written for the model: {error}.") from error
         draft.close()
-        ids: list[int] = draft.batch({}).ids.tolist()
+        ids: list[int] = encode_draft(draft, self.vocabulary, {}).ids.tolist()
         return ids
 
     def _write(

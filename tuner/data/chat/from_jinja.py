@@ -21,7 +21,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from tuner.data.chat.encode import Draft, Encoded, encode_conversations, encode_texts
+from tuner.data.chat.draft import Draft
+from tuner.data.chat.encode import Encoded, encode_conversations, encode_draft, encode_texts
 from tuner.data.chat.escape import escape_special_tokens, transformers_messages, unescape, with_sign
 from tuner.data.chat.sandbox import Render, renderer
 from tuner.data.chat.split_special import SpecialTokens
@@ -120,7 +121,7 @@ class JinjaTemplate:
             raise ConfigError(f"This can't be written for the model: {error}.") from error
         self._draft(draft, text, (), marks)
         draft.close()
-        ids: list[int] = draft.batch({}).ids.tolist()
+        ids: list[int] = encode_draft(draft, self.vocabulary, {}).ids.tolist()
         return ids
 
     def _probe(self) -> str:

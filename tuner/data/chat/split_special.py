@@ -13,6 +13,16 @@ WHITE = (
 
 
 @dataclass(frozen=True, slots=True)
+class FixedIds:
+    """Tokens that a template writes, all of them trained or none."""
+
+    ids: tuple[int, ...]
+    trained: bool
+    border: int = 0
+    """of `ids`, how many stand before what is trained"""
+
+
+@dataclass(frozen=True, slots=True)
 class FixedText:
     """A text of the template, cut at its special tokens."""
 
@@ -22,14 +32,20 @@ class FixedText:
     """from the first to the last, the texts between them tokenised"""
     tail: str = ""
     """behind the last"""
-    plain: list[int] = field(default_factory=list)
-    """`ids`, as a list"""
     strips_before: bool = False
     """whether the first takes the white space before it along, as a tokenizer may tell its special tokens
     to
     """
     strips_after: bool = False
     """the same of the last and the space behind it"""
+    trained: FixedIds = field(init=False, repr=False, compare=False)
+    """`ids` as the assistant writes them, with the loss on them"""
+    untrained: FixedIds = field(init=False, repr=False, compare=False)
+    """`ids` without the loss"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "trained", FixedIds(self.ids, True))
+        object.__setattr__(self, "untrained", FixedIds(self.ids, False))
 
 
 class SpecialTokens:
@@ -75,10 +91,10 @@ class SpecialTokens:
         before, after = ids[0] in self._lstrip, ids[-1] in self._rstrip
         lead = "".join(atom for atom in atoms[:first] if isinstance(atom, str))
         tail = "".join(atom for atom in atoms[last + 1 :] if isinstance(atom, str))
-        return FixedText(lead, tuple(ids), tail, ids, before, after)
+        return FixedText(lead, tuple(ids), tail, before, after)
 
     def token(self, id_: int) -> FixedText:
-        return FixedText("", (id_,), "", [id_], id_ in self._lstrip, id_ in self._rstrip)
+        return FixedText("", (id_,), "", id_ in self._lstrip, id_ in self._rstrip)
 
     def _stripped(self, text: str, before: int | str, after: int | str) -> str:
         text = text.lstrip(WHITE) if before in self._rstrip else text
