@@ -3,39 +3,18 @@ draft, and which of them are trained.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from tuner.data.chat.compile import AssistantTurn, Layout, Placeholder, TextWithPlaceholders, TurnOpening
 from tuner.data.chat.draft import Draft
 from tuner.data.chat.encode import Encoded, encode_conversations, encode_draft, encode_texts
+from tuner.data.chat.layout import AssistantTurn, Layout, Placeholder, TextWithPlaceholders, TurnOpening
+from tuner.data.chat.placement import NOWHERE, TOOLS_ONLY, Placement, place
 from tuner.data.chat.split_special import FixedText
 from tuner.data.chat.tool_calls import CallIds, check_place, required_value, to_json, tool_text
 from tuner.data.conversation import Conversation, Message, RowError
 from tuner.errors import ConfigError
-
-TOOLS_ONLY = Message(role="system")
-"""stands for the system turn of a conversation that has none, and tools to be written there"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Placement:
-    """What is written elsewhere than it stands in the row. Indices are of turns, -1 is nowhere."""
-
-    last_user: int = -1
-    system_at: int = -1
-    """the user's turn whose text has `system` in front of it"""
-    system: str = ""
-    tools: Sequence[Any] = ()
-    tools_before: int = -1
-    """the turn in front of which they are written; as many as there are turns for behind all"""
-    tools_inside: int = -1
-    """the user's turn inside which they are written, before its text; or the system turn, behind it"""
-
-
-NOWHERE = Placement()
 
 
 class FieldTemplate:
@@ -94,7 +73,9 @@ class FieldTemplate:
         if self._simple and not tools:
             self._turns(draft, messages, NOWHERE, keep)
         else:
-            messages, places = self._places(messages, tools)
+            messages, places = place(
+                layout, messages, tools, system_in=self._system_in, tools_in=self._tools_in
+            )
             self._turns(draft, messages, places, keep)
             if places.tools_before == len(messages):
                 self._tools(draft, tools)
@@ -109,39 +90,6 @@ class FieldTemplate:
         ):
             draft.fixed(layout.last_call_end if messages[-1].calls else layout.last_end)
         draft.fixed(layout.finish)
-
-    def _places(
-        self, messages: Sequence[Message], tools: Sequence[Any]
-    ) -> tuple[Sequence[Message], Placement]:
-        """The turns that are written as turns, and where the rest goes."""
-        check_place(tools, self._layout.tools, "tools", "tools")
-        opening = bool(messages) and messages[0].role == "system"
-        system, where = "", self._tools_in if tools else ""
-        if opening and self._system_in.endswith("user"):
-            before, after = self._layout.system
-            system, messages = before.lead + messages[0].content + after.lead, messages[1:]
-        elif not opening and where == "system":
-            messages = (TOOLS_ONLY, *messages)
-        users = [i for i, message in enumerate(messages) if message.role == "user"]
-        if not users and (where.endswith("user") or (opening and self._system_in.endswith("user"))):
-            raise RowError(
-                "the chat template writes the system prompt or the tools into a user's turn, and the row has "
-                "none"
-            )
-        # without a question, no turn comes after it
-        first, last = (users[0], users[-1]) if users else (-1, len(messages) - 1)
-        before_turn = {"first": 0, "after_system": int(opening), "last_user": last}
-        inside_turn = {"system": 0, "first_user": first}
-        return messages, Placement(
-            last_user=last,
-            system_at=(first if self._system_in == "first_user" else last)
-            if opening and self._system_in.endswith("user")
-            else -1,
-            system=system,
-            tools=tools,
-            tools_before=before_turn.get(where, -1),
-            tools_inside=inside_turn.get(where, -1),
-        )
 
     def _turns(self, draft: Draft, messages: Sequence[Message], places: Placement, keep: bool) -> None:
         layout, simple, call_ids = self._layout, self._simple, None

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from tuner.data.chat.draft import Draft
 from tuner.data.chat.encode import Encoded, encode_conversations, encode_draft, encode_texts
 from tuner.data.chat.escape import escape_special_tokens, transformers_messages, unescape, with_sign
+from tuner.data.chat.probe import find_turn_ends, shows_thoughts
 from tuner.data.chat.sandbox import Render, renderer
 from tuner.data.chat.split_special import SpecialTokens
 from tuner.data.chat.tool_calls import to_json
@@ -32,15 +33,6 @@ from tuner.data.tokenizer.load import Vocabulary, with_special_tokens
 from tuner.errors import ConfigError
 
 INSTEAD = "Name a template that is written for the model: model/chat=NAME (python -m tuner list chats)."
-PROBES = ("kiwi stone", "amber tide", "violet barn", "copper moss", "linen crow")
-
-
-def probe_messages(*texts: str) -> list[Message]:
-    """A question, an answer, and so on."""
-    return [
-        Message(role="assistant" if i % 2 else "user", content=text, trained=bool(i % 2))
-        for i, text in enumerate(texts)
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +86,11 @@ class JinjaTemplate:
         self._special = SpecialTokens(
             vocabulary, {token.content: id_ for id_, token in added.items() if token.special}
         )
-        self._opening = ""
-        self._end = self._probe()
+        self._end, self._opening = find_turn_ends(render, self._special.pattern)
         self.end_id: int = self._special.ids[self._end]
         eos = None if vocabulary.eos is None else self.tokenizer.token_to_id(vocabulary.eos)
         self.stops = frozenset([self.end_id] if eos is None else [self.end_id, eos])
-        self.reasons = self._shows_thoughts()
+        self.reasons = shows_thoughts(render)
 
     def encode(self, conversations: Sequence[Conversation], *, keep_reasoning: bool = False) -> Encoded:
         def write(draft: Draft, conversation: Conversation) -> None:
@@ -123,54 +114,6 @@ class JinjaTemplate:
         draft.close()
         ids: list[int] = encode_draft(draft, self.vocabulary, {}).ids.tolist()
         return ids
-
-    def _probe(self) -> str:
-        """The token that ends a turn of the assistant. Raises RowError when the template does not show
-        one.
-        """
-        ends, openings = set(), set()
-        for length in (2, 4):
-            messages = probe_messages(*PROBES[:length])
-            text = self._render(transformers_messages(messages), (), False)
-            for i, message in enumerate(messages):
-                at = text.find(message.content)
-                if at < 0:
-                    raise RowError(f"it does not write the text of a turn ({message.role}) as it is")
-                if message.role == "assistant":
-                    bare, before = (
-                        self._render(transformers_messages(messages[:i]), (), opened)
-                        for opened in (False, True)
-                    )
-                    if not text.startswith(before) or len(before) > at:
-                        raise RowError(
-                            "what it writes for the assistant to speak is not how a turn of the assistant "
-                            "begins"
-                        )
-                    put_in = text[len(before) : at]
-                    openings.add(put_in if bare == before and put_in.strip() else "")
-                    token = self._special.pattern.search(text, at)
-                    if token is None or (
-                        i + 1 < len(messages) and token.start() > text.find(messages[i + 1].content)
-                    ):
-                        raise RowError(
-                            "no special token follows a turn of the assistant, so a model would never learn "
-                            "to stop"
-                        )
-                    ends.add(token[0])
-        if len(ends) > 1:
-            raise RowError(f"turns of the assistant end in different tokens ({', '.join(sorted(ends))})")
-        if len(openings) > 1:
-            raise RowError("turns of the assistant begin in different ways, and it has no prompt for them")
-        self._opening = openings.pop()
-        return str(ends.pop())
-
-    def _shows_thoughts(self) -> bool:
-        messages = probe_messages(*PROBES[:2])
-        messages[1] = replace(messages[1], reasoning=PROBES[2])
-        try:
-            return PROBES[2] in self._render(transformers_messages(messages), (), False)
-        except RowError:
-            return False
 
     def _write(self, draft: Draft, conversation: Conversation, keep: bool) -> None:
         messages, tools = self._begun(conversation.messages), conversation.tools

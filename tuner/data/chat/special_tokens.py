@@ -9,8 +9,8 @@ answer.
 import re
 from typing import Any
 
-from tuner.data.chat.compile import special_tokens_of
 from tuner.data.chat.template import Template
+from tuner.data.chat.template_texts import special_tokens_of
 from tuner.data.tokenizer.families import RESERVE
 from tuner.errors import DataError
 
