@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from tuner.cli.row_ranges import RowOrTree, RowRange, rows_of
 from tuner.data.tokenize import dataset
+from tuner.data.tokenize.data_file import DataFile, draw_rows
 from tuner.data.tokenize.documents import DocumentMaker
 from tuner.data.tokenize.job import NOT_DRAWN, OUT_OF_REACH, TOO_LONG, Job, TokenizedRows, TokenizeSettings
 from tuner.data.tokenize.ledger import FileCounts, most_texts_first, null_lines, unread_lines
@@ -36,7 +37,7 @@ FIRST = 3
 
 def preview(
     settings: TokenizeSettings,
-    listed: Sequence[dataset.DataFile],
+    listed: Sequence[DataFile],
     requested: Sequence[RowRange],
     *,
     takes: Sequence[int | float | None],
@@ -62,7 +63,7 @@ def preview(
         print(f"  {line}", file=sys.stderr)
     maker = DocumentMaker(settings)
     words = token_words(maker.template.tokenizer)
-    drawn = dataset.draw_rows(settings, listed, takes, seed)
+    drawn = draw_rows(settings, listed, takes, seed)
     coloured = "--json" not in flags and is_coloured()
     if "--json" not in flags:
         print(
@@ -105,16 +106,16 @@ def token_words(tokenizer: Tokenizer) -> Decoder:
     return Decoder(decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=False), special=named)
 
 
-def _called(listed: Sequence[dataset.DataFile]) -> list[str]:
+def _called(listed: Sequence[DataFile]) -> list[str]:
     return list(dict.fromkeys(name for file in listed for name in (file.label, file.name) if name))
 
 
 def _chosen(
     settings: TokenizeSettings,
-    listed: Sequence[dataset.DataFile],
+    listed: Sequence[DataFile],
     requested: Sequence[RowRange],
     drawn: Sequence[NDArray[np.int64] | None],
-) -> Iterator[tuple[dataset.DataFile, RowOrTree]]:
+) -> Iterator[tuple[DataFile, RowOrTree]]:
     found: set[RowRange] = set()
     shown: dict[tuple[int, bool], int] = {}
     for number, file in enumerate(listed):
@@ -142,7 +143,7 @@ def _chosen(
 
 
 def inspect_row(
-    maker: DocumentMaker, file: dataset.DataFile, unit: RowOrTree, skip: bool
+    maker: DocumentMaker, file: DataFile, unit: RowOrTree, skip: bool
 ) -> tuple[TokenizedRows, list[PreviewedDocument]]:
     """What becomes of a row: its documents as the packs will hold them, and why it, or a part of it, is
     left out.
@@ -153,7 +154,7 @@ def inspect_row(
 
 
 def _previewed_documents(
-    maker: DocumentMaker, tokenized: TokenizedRows, file: dataset.DataFile, unit: RowOrTree, skip: bool
+    maker: DocumentMaker, tokenized: TokenizedRows, file: DataFile, unit: RowOrTree, skip: bool
 ) -> Iterator[PreviewedDocument]:
     strange = [name for name, entry in most_texts_first(tokenized.unread) if not entry.left]
     whole = _endless(maker).make(Job(source=file.source, rows=unit.cut, apart=file.apart))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tuner.data.files.row_files import Chunk, Unreadable, parse_rows
 from tuner.data.formats.shape import RowShape
-from tuner.data.tokenize import dataset
+from tuner.data.tokenize.data_file import DataFile, JobRows, count_units, job_rows
 from tuner.errors import ConfigError
 
 ROW_RANGE = re.compile(r"(?:(?P<file>.+):)?(?P<first>[1-9]\d*)(?:-(?P<last>[1-9]\d*))?")
@@ -26,7 +26,7 @@ class RowRange:
     file: str | None
     """a file's name or path, or a source of a mixture; None for all"""
 
-    def means(self, file: dataset.DataFile) -> bool:
+    def means(self, file: DataFile) -> bool:
         """Whether it is about this file."""
         return self.file is None or self.file in (file.name, file.label, file.path.name, str(file.path))
 
@@ -40,7 +40,7 @@ class RowOrTree:
 
     numbers: tuple[int, ...]
     """of the rows"""
-    cut: dataset.JobRows
+    cut: JobRows
     """what holds just those"""
     times: int
     """how often it is drawn"""
@@ -68,13 +68,13 @@ def parse_row_ranges(words: Sequence[str]) -> list[RowRange]:
 
 
 def rows_of(
-    file: dataset.DataFile, shape: RowShape, times: NDArray[np.int64] | None, near: Sequence[RowRange]
+    file: DataFile, shape: RowShape, times: NDArray[np.int64] | None, near: Sequence[RowRange]
 ) -> Iterator[RowOrTree]:
     """The rows of a file, or its trees; with `near`, pieces of it that hold none of those rows are passed
     over unread.
     """
     at = 0  # among the units of the file
-    for cut in dataset.job_rows(file, shape):
+    for cut in job_rows(file, shape):
         if isinstance(cut, tuple):
             for index, tree in enumerate(cut, at):
                 yield RowOrTree(
@@ -93,4 +93,4 @@ def rows_of(
                     )
             if near and all(request.last <= last for request in near):
                 return
-        at += dataset.count_units(cut) if times is not None else 0
+        at += count_units(cut) if times is not None else 0

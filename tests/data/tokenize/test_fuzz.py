@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tuner.config.schema import Chat
 from tuner.data.formats.shape import RowShape
 from tuner.data.tokenize.cuts import Cuts
-from tuner.data.tokenize.dataset import DataFile, read_dataset, survey_sources
+from tuner.data.tokenize.data_file import DataFile
+from tuner.data.tokenize.dataset import read_dataset, survey_sources
 from tuner.data.tokenize.job import SourceSettings, TokenizeSettings
 from tuner.data.tokenize.ledger import FileCounts
 from tuner.data.tokenize.spool import Spool

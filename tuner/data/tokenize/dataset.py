@@ -3,26 +3,23 @@ counts of the ledger.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tuner.data.files.data_paths import file_names, no_answers
-from tuner.data.files.row_files import Chunk, chunks, count_rows, parse_rows
-from tuner.data.formats import hints, oasst_flat
+from tuner.data.formats import hints
 from tuner.data.formats.oasst import CUT_OFF, NOT_BEST, UNANSWERED
 from tuner.data.formats.rows import OTHER_SPLIT
-from tuner.data.formats.shape import RowShape
 from tuner.data.shares import as_fraction
 from tuner.data.survey import templated_texts
 from tuner.data.survey.scan import scan_source
-from tuner.data.tokenize import packing
 from tuner.data.tokenize.cuts import Cuts
+from tuner.data.tokenize.data_file import DataFile, count_units, draw_rows, job_rows
 from tuner.data.tokenize.job import (
     NO_ANSWER,
     NOT_DRAWN,
@@ -33,7 +30,8 @@ from tuner.data.tokenize.job import (
     TokenizeSettings,
     Unread,
 )
-from tuner.data.tokenize.ledger import FIRST, FileCounts, FindHint, drop_reasons, most_texts_first
+from tuner.data.tokenize.ledger import FileCounts, FindHint, drop_reasons, most_texts_first
+from tuner.data.tokenize.refused import RefusedRows, advice
 from tuner.data.tokenize.spool import Spool
 from tuner.data.tokenize.workers import tokenize_jobs
 from tuner.errors import DataError
@@ -42,53 +40,9 @@ from tuner.progress import progress_counter
 
 WORTH = 4 << 20
 """bytes of data for which one more process is worth its start"""
-TREES = 500
-"""trees of messages in a job"""
 BAD = "can't be used"
 CHOSEN = (NOT_DRAWN, NOT_BEST, UNANSWERED, CUT_OFF, OTHER_SPLIT)
 """reasons that are no loss: a sample was wanted, or the best path of a tree, or the rows for training"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataFile:
-    """A file of rows."""
-
-    name: str
-    path: Path
-    source: int
-    """index into the settings' sources"""
-    label: str
-    """what the ledger calls that source"""
-    apart: bool
-    """whether its rows are all held out"""
-    encoding: str
-
-
-@dataclass(kw_only=True, slots=True)
-class RefusedRows:
-    """Rows that fail the run."""
-
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-    lines: list[tuple[Path, int]] = field(default_factory=list)
-    """of the first"""
-
-    def add(self, path: Path, found: Iterable[tuple[int, str]]) -> None:
-        """(line, why) of rows of a file."""
-        for line, why in found:
-            self.count += 1
-            if len(self.first) < FIRST:
-                self.first.append(f"{path}:{line}{f': {why}' if why else ''}")
-                self.lines.append((path, line))
-
-    def refuse(self, what: str, mend: str) -> None:
-        """Raise DataError when there are any."""
-        if self.count:
-            more = f". The first {FIRST}:" if self.count > FIRST else ":"
-            first = "\n  ".join(self.first)
-            raise DataError(
-                f"{self.count:,} row{'s' if self.count > 1 else ''} {what}{more}\n  {first}\n{mend}"
-            )
 
 
 def read_dataset(
@@ -147,7 +101,7 @@ def read_dataset(
             first += many
             advance(made.read)
     documents.done()
-    bad.refuse(BAD, _mend(bad, listed, settings) if bad.count else "")
+    bad.refuse(BAD, advice(bad, listed, settings) if bad.count else "")
     long.refuse(
         f"are longer than data.length={settings.length} tokens, and data.overlong=error refuses that",
         "Raise data.length, or use data.overlong=truncate, split or drop.",
@@ -155,35 +109,6 @@ def read_dataset(
     if not len(documents):
         raise nothing_left(listed, sources)
     return sources
-
-
-def _mend(bad: RefusedRows, listed: Sequence[DataFile], settings: TokenizeSettings) -> str:
-    """What is to be done about bad rows: what reads them and those at the beginning of their file, where
-    that was found by trying.
-    """
-    path, wanted = bad.lines[0][0], {line for path, line in bad.lines if path == bad.lines[0][0]}
-    file = next(file for file in listed if file.path == path)
-    shape, sample = settings.sources[file.source].shape, list[Any]()
-    for chunk in chunks(path, file.encoding, shape.letters):
-        for line, row in parse_rows(chunk):
-            if line in wanted or len(sample) < hints.SAMPLE - len(wanted):
-                wanted.discard(line)
-                sample.append(row)
-        if not wanted:
-            break
-    others = "Mend or remove them, or leave them out and count them with data.bad_rows=skip."
-    way = (
-        None
-        if oasst_flat.is_flat(sample[0], shape)
-        else hints.how_to_read(sample, shape, mixed=len(settings.sources) > 1)
-    )
-    if (
-        way is None
-        and settings.sources[file.source].strict
-        and (more := hints.how_to_read_more(sample, shape, mixed=len(settings.sources) > 1))
-    ):
-        way = f"To use what is not read: {more}"
-    return f"{others} {way}" if way else others
 
 
 def _account(
@@ -212,33 +137,6 @@ def _account(
     source.split += made.split
     source.not_read(made.unread)
     source.nulls.add(made.nulls)
-
-
-JobRows = Chunk | tuple[oasst_flat.RowGroup, ...]
-
-
-def job_rows(file: DataFile, shape: RowShape) -> Iterator[JobRows]:
-    """A file in pieces for a job each: chunks of rows, or trees where its rows are the messages of trees."""
-    rest = chunks(file.path, file.encoding, shape.letters)
-    head, first = list[Chunk](), None  # chunks up to the first that has a row
-    for chunk in rest:
-        head.append(chunk)
-        if (found := next(parse_rows(chunk), None)) is not None:
-            first = found[1]
-            break
-    every = chain(head, rest)
-    if not oasst_flat.is_flat(first, shape):
-        yield from every
-        return
-    shape = shape.whole if file.apart else shape
-    gathered = oasst_flat.group_rows((entry for chunk in every for entry in parse_rows(chunk)), shape)
-    while batch := tuple(islice(gathered, TREES)):
-        yield batch
-
-
-def count_units(cut: JobRows) -> int:
-    """What a draw counts: rows, or trees."""
-    return len(cut) if isinstance(cut, tuple) else count_rows(cut)
 
 
 def survey_sources(settings: TokenizeSettings, listed: Sequence[DataFile]) -> TokenizeSettings:
@@ -272,30 +170,6 @@ def source_notes(settings: TokenizeSettings, listed: Sequence[DataFile]) -> list
         for line in templated_texts.describe_templates(source.shape)
     ]
     return [f"{label}: {line}" if label else line for label, line in said]
-
-
-def draw_rows(
-    settings: TokenizeSettings, listed: Sequence[DataFile], takes: Sequence[int | float | None], seed: int
-) -> list[NDArray[np.int64] | None]:
-    """For each file, how often each of its rows (or trees) is used; None for once each. Held-out files are
-    used whole.
-    """
-    result: list[NDArray[np.int64] | None] = [None] * len(listed)
-    for source, take in enumerate(takes):
-        if take is None or (isinstance(take, float) and take == 1):
-            continue
-        members = [i for i, file in enumerate(listed) if file.source == source and not file.apart]
-        counts = [sum(map(count_units, job_rows(listed[i], settings.sources[source].shape))) for i in members]
-        try:
-            times = np.array(packing.draw_rows(sum(counts), take, seed), dtype=np.int64)
-        except ValueError as error:
-            name = listed[members[0]].label or "the data"
-            raise DataError(
-                f"{name}: {error}. Take fewer, or a share such as 2.0, which takes each twice."
-            ) from None
-        for i, part in zip(members, np.split(times, np.cumsum(counts)[:-1]), strict=True):
-            result[i] = part
-    return result
 
 
 def nothing_left(listed: Sequence[DataFile], sources: Sequence[FileCounts]) -> DataError:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tuner.config.schema import Chat
 from tuner.config.view import View
 from tuner.data.sources import shape_of, source_of_file, sources_of
-from tuner.data.tokenize.dataset import DataFile
+from tuner.data.tokenize.data_file import DataFile
 from tuner.data.tokenize.job import SourceSettings, TokenizeSettings
 
 
