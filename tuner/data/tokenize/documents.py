@@ -7,9 +7,8 @@ a chunk of rows → samples (rows) → conversations as they are to be shown (co
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,6 @@ from tuner.data.chat.template import Template, compile_template
 from tuner.data.conversation import (
     Conversation,
     Label,
-    LeftOut,
     Preference,
     RowError,
     Sample,
@@ -32,36 +30,23 @@ from tuner.data.conversation import (
     with_system,
     without_reasoning,
 )
-from tuner.data.files.row_files import Unreadable, parse_rows
 from tuner.data.formats import rows
 from tuner.data.formats.nulls import Nulls, stripped
-from tuner.data.formats.rows import OTHER_SPLIT
-from tuner.data.formats.unread_keys import is_prose
 from tuner.data.tokenize.cuts import Cut, cuts_calls
 from tuner.data.tokenize.job import (
     NO_ANSWER,
-    NOT_DRAWN,
     OUT_OF_REACH,
     TOO_LONG,
     Job,
     SourceSettings,
     TokenizedRows,
     TokenizeSettings,
-    Unread,
 )
+from tuner.data.tokenize.samples import Unit, read_samples
 from tuner.data.tokenizer.load import load_vocabulary
 
 VERSION = 3
 """bumped when the same rows and settings would give other documents"""
-
-
-@dataclass(kw_only=True, slots=True)
-class _Unit:
-    """A row, or the rows of a tree, on its way."""
-
-    place: int
-    lines: list[int]
-    parts: list[Conversation | Text] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,8 +71,8 @@ class DocumentMaker:
         """The documents of a job's rows."""
         made = TokenizedRows()
         source = self.settings.sources[job.source]
-        units: list[_Unit] = []
-        for unit, samples in self._samples(job, made):
+        units: list[Unit] = []
+        for unit, samples in read_samples(job, source, self._readers[job.source], made):
             try:
                 for sample in samples:
                     unit.parts += (
@@ -103,65 +88,6 @@ class DocumentMaker:
         if not job.check:
             self._write(made, units)
         return made
-
-    def _remains(self, row: Any, source: SourceSettings, made: TokenizedRows) -> None:
-        """Count what is not read of a row. Raises RowError where that is asked for."""
-        if not (found := rows.unread_values(row, source.shape)):
-            return
-        if source.strict and (strange := [name for name in found if not source.is_left(name)]):
-            raise RowError(_strange(strange))
-        for name, value in found.items():
-            if (entry := made.unread.get(name)) is None:
-                entry = made.unread[name] = Unread(left=source.is_left(name))
-            texts = is_prose(value)
-            entry.add(1, texts, row if texts and not entry.left else None)
-
-    def _samples(self, job: Job, made: TokenizedRows) -> Iterator[tuple["_Unit", Sequence[Sample]]]:
-        """What is wanted and can be read."""
-        source = self.settings.sources[job.source]
-        if isinstance(job.rows, tuple):
-            for place, tree in enumerate(job.rows):
-                made.read += len(tree.numbers)
-                if job.drawn is not None and not job.drawn[place]:
-                    made.drop(NOT_DRAWN, tree.numbers)
-                    continue
-                for line, reason in tree.left.items():
-                    if line in tree.bad:
-                        made.bad.append((line, reason))
-                    else:
-                        made.drop(reason, [line])
-                for name, (count, texts) in tree.unread.items():
-                    entry = made.unread.setdefault(name, Unread(left=source.is_left(name)))
-                    entry.add(count, texts)
-                lines = [line for line in tree.numbers if line not in tree.left]
-                if (
-                    lines
-                    and source.strict
-                    and (strange := [name for name in tree.unread if not made.unread[name].left])
-                ):
-                    made.bad += [(line, _strange(strange)) for line in lines]
-                elif lines:
-                    yield _Unit(place=place, lines=lines), tree.samples
-            return
-        reader = self._readers[job.source]
-        for place, (line, row) in enumerate(parse_rows(job.rows)):
-            made.read += 1
-            if job.drawn is not None and not job.drawn[place]:
-                made.drop(NOT_DRAWN, [line])
-            elif isinstance(row, Unreadable):
-                made.bad.append((line, row.reason))
-            elif not job.apart and rows.is_left_out(row, source.shape):
-                made.drop(OTHER_SPLIT, [line])
-            else:
-                try:
-                    samples = reader(row)
-                    self._remains(row, source, made)
-                except RowError as error:
-                    made.bad.append((line, str(error)))
-                except LeftOut as reason:
-                    made.drop(str(reason), [line])
-                else:
-                    yield _Unit(place=place, lines=[line]), samples
 
     def shown(self, sample: Sample, source: SourceSettings, nulls: Nulls) -> Iterator[Conversation]:
         """A conversation as the template gets it: those to train on; what a columnar schema filled in is
@@ -194,7 +120,7 @@ class DocumentMaker:
         batch = self.template.encode(conversations, keep_reasoning=self.settings.reasoning == "keep")
         return replace(batch, trained=_all_but_first(batch)) if self.settings.loss == "all" else batch
 
-    def _write(self, made: TokenizedRows, units: Sequence["_Unit"]) -> None:
+    def _write(self, made: TokenizedRows, units: Sequence[Unit]) -> None:
         spoken = self.encode(
             [part for unit in units for part in unit.parts if isinstance(part, Conversation)]
         )
@@ -202,7 +128,7 @@ class DocumentMaker:
             [part.text for unit in units for part in unit.parts if isinstance(part, Text)]
         )
         conversations, texts = count(), count()
-        kept: list[tuple[_Unit, int, Document]] = []
+        kept: list[tuple[Unit, int, Document]] = []
         for unit in units:
             where = [
                 (plain, next(texts), None) if isinstance(part, Text) else (spoken, next(conversations), part)
@@ -238,7 +164,7 @@ class DocumentMaker:
 
     def _cut(
         self,
-        unit: "_Unit",
+        unit: Unit,
         where: Sequence[tuple[Encoded, int, Conversation | None]],
         documents: Sequence[tuple[int, Document]],
     ) -> Cut | None:
@@ -306,14 +232,6 @@ def windows(ids: NDArray[np.int32], trained: NDArray[np.bool_], length: int) -> 
         piece = trained[at : at + length].copy()
         piece[0] = False
         yield Document(ids=ids[at : at + length], trained=piece, cut="split")
-
-
-def _strange(names: Sequence[str]) -> str:
-    found = ", ".join(names)
-    return (
-        f"no format reads {found}, and data.unread=error refuses that; to leave it: "
-        f"data.leave=[{','.join(names)}], and to use it: data.columns"
-    )
 
 
 def _hash(ids: NDArray[np.int32]) -> int:
