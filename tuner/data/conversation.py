@@ -5,6 +5,7 @@ before it is written as tokens.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any, Literal
 
 Speaker = Literal["system", "user", "assistant", "tool"]
@@ -105,6 +106,28 @@ class Label:
 
 
 Sample = Conversation | Text | Preference | Label
+
+
+class DocumentRole(IntEnum):
+    """What a document is where answers are compared; its number stands in the packs."""
+
+    NONE = 0
+    """nothing is compared"""
+    CHOSEN = 1
+    """the better answer of two; the other one follows it"""
+    REJECTED = 2
+    GOOD = 3
+    """an answer that was found good, by itself"""
+    BAD = 4
+
+
+def compared(sample: Preference | Label) -> tuple[tuple[DocumentRole, Conversation], ...]:
+    """The conversations that end in the answers of a comparison, and what each of them is."""
+    if isinstance(sample, Label):
+        return ((DocumentRole.GOOD if sample.good else DocumentRole.BAD, sample.conversation),)
+    sides = ((DocumentRole.CHOSEN, sample.chosen), (DocumentRole.REJECTED, sample.rejected))
+    before = sample.prompt.messages
+    return tuple((role, replace(sample.prompt, messages=(*before, *answer))) for role, answer in sides)
 
 
 class RowError(Exception):

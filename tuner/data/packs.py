@@ -6,8 +6,10 @@
     lengths   list<int32>  [D]      tokens of each document; they sum to T
     files     list<int32>  [D]      where the document came from: index into the ledger's sources,
     lines     list<int32>  [D]      and the line (JSONL) or the item's number (JSON), from 1
+    roles     list<int8>   [D]      what each document is in a comparison of answers: a DocumentRole
 
-The bytes depend on the packs only: fixed batches of rows, no compression, no metadata.
+`roles` is there only where a document has one. The bytes depend on the packs only: fixed batches of rows, no
+compression, no metadata.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,6 +29,7 @@ VERSION = 1
 
 COLUMNS = {"ids": np.int32, "trained": np.bool_, "lengths": np.int32, "files": np.int32, "lines": np.int32}
 SCHEMA = pa.schema([(name, pa.list_(pa.from_numpy_dtype(np.dtype(kind)))) for name, kind in COLUMNS.items()])
+WITH_ROLES = SCHEMA.append(pa.field("roles", pa.list_(pa.int8())))
 BATCH = 256
 
 
@@ -44,21 +47,29 @@ class Pack:
     """[D]"""
     lines: NDArray[np.int32]
     """[D]"""
+    roles: NDArray[np.int8] | None = None
+    """[D] tuner.data.conversation.DocumentRole of each document; None where the file has no roles"""
 
 
 def write_packs(path: Path, packs: Iterable[Pack]) -> None:
-    """Write `packs` to a new file. An empty iterable gives a file of no rows."""
+    """Write `packs` to a new file. An empty iterable gives a file of no rows. Either all packs have roles, or
+    none.
+    """
     rows = iter(packs)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        while batch := list(islice(rows, BATCH)):
-            writer.write_batch(pa.record_batch([_column(batch, name) for name in COLUMNS], schema=SCHEMA))
+    batch = list(islice(rows, BATCH))
+    schema = WITH_ROLES if batch and batch[0].roles is not None else SCHEMA
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        while batch:
+            writer.write_batch(pa.record_batch([_column(batch, field) for field in schema], schema=schema))
+            batch = list(islice(rows, BATCH))
 
 
-def _column(batch: list[Pack], name: str) -> pa.ListArray:
-    parts = [getattr(pack, name) for pack in batch]
+def _column(batch: list[Pack], field: pa.Field) -> pa.ListArray:
+    parts = [getattr(pack, field.name) for pack in batch]
     offsets = np.cumsum([0, *map(len, parts)], dtype=np.int32)
+    kind = field.type.value_type.to_pandas_dtype()
     return pa.ListArray.from_arrays(
-        pa.array(offsets), pa.array(np.concatenate(parts).astype(COLUMNS[name], copy=False))
+        pa.array(offsets), pa.array(np.concatenate(parts).astype(kind, copy=False))
     )
 
 
@@ -80,7 +91,7 @@ class Packs:
             raise StoreError(
                 f"{path} can't be read as packs of tokens ({error}). Build it again with redo=tokenize."
             ) from error
-        if reader.schema != SCHEMA:
+        if reader.schema not in (SCHEMA, WITH_ROLES):
             raise StoreError(
                 f"{path} holds other columns than packs of tokens have. Build it again with redo=tokenize."
             )
@@ -96,7 +107,7 @@ class Packs:
         # the booleans are bits on disk, so they are the one column that is copied
         columns = {
             name: batch.column(name)[row].values.to_numpy(zero_copy_only=name != "trained")
-            for name in COLUMNS
+            for name in batch.schema.names
         }
         return Pack(**columns)
 

@@ -55,7 +55,7 @@ def micro_batches_of_rank(places: Sequence[int], micro: int, rank: int, size: in
 
     Where packs are fewer than places, the last micro batches of some processes are empty.
 
-    >>> [share(range(5), 2, rank, 2) for rank in (0, 1)]
+    >>> [micro_batches_of_rank(range(5), 2, rank, 2) for rank in (0, 1)]
     [[[0, 2], [4]], [[1, 3], []]]
     """
     own = list(places[rank::size])

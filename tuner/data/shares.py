@@ -9,7 +9,7 @@ from fractions import Fraction
 def as_fraction(share: int | float) -> Fraction:
     """The number as it was typed: the shortest decimal that reads as this float.
 
-    >>> exact(0.07), exact(1e-05), exact(3)
+    >>> as_fraction(0.07), as_fraction(1e-05), as_fraction(3)
     (Fraction(7, 100), Fraction(1, 100000), Fraction(3, 1))
     """
     return Fraction(str(share))

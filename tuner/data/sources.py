@@ -25,8 +25,8 @@ def source_of_file(name: str) -> tuple[int, bool]:
     """Which source a file is of, and whether all its rows are held out; those are read as the first source's
     are.
 
-    >>> owner("chats.jsonl"), owner("0001-b.jsonl"), owner("p02-a.jsonl"), owner("held_out-a.jsonl")
-    ((0, False), (0, False), (2, False), (0, True))
+    >>> [source_of_file(name) for name in ("chats.jsonl", "0001-b.jsonl", "p02-a.jsonl", "held_out-a.jsonl")]
+    [(0, False), (0, False), (2, False), (0, True)]
     """
     found = OWNED.match(name)
     return (int(found[1] or 0), found[1] is None) if found else (0, False)

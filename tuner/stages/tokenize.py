@@ -53,6 +53,7 @@ def check(view: View) -> None:
 
 def run(context: Context) -> dict[str, Any]:
     """Write train.arrow, held_out.arrow and ledger.json."""
+    from tuner.data.conversation import DocumentRole
     from tuner.data.packs import write_packs
     from tuner.data.tokenize import dataset, ledger
     from tuner.data.tokenize.cuts import Cuts
@@ -87,7 +88,8 @@ def run(context: Context) -> dict[str, Any]:
         facts = {}
         for name, which in (("train", ~apart.documents), ("held_out", apart.documents)):
             members = which.nonzero()[0]
-            packs = packing.pack(documents.lengths[members].tolist(), length, data.seed)
+            follows = (documents.roles[members] == DocumentRole.REJECTED).tolist()
+            packs = packing.pack_pairs(documents.lengths[members].tolist(), follows, length, data.seed)
             write_packs(context.out / f"{name}.arrow", (documents.pack(members[pack]) for pack in packs))
             tokens, trained = int(documents.lengths[members].sum()), int(documents.trained[members].sum())
             facts[name] = ledger.summary(len(packs), tokens, len(members), trained, length)

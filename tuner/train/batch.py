@@ -27,6 +27,8 @@ class Batch:
     """where documents begin, and where the last one ends; () where only the positions say it"""
     packs: tuple[tuple[int, int], ...] = ()
     """(index, tokens) of each pack of the row: what noise is keyed by"""
+    roles: tuple[int, ...] = ()
+    """of each document, tuner.data.conversation.DocumentRole; () where the packs have none"""
     step: int = 0
     """the step it belongs to, 0 for the first"""
 
@@ -74,6 +76,7 @@ def collate(
         targets_M=torch.from_numpy(ids_N[targets]),
         borders=(0, *np.cumsum(lengths_D).tolist()),
         packs=tuple((number, len(pack.ids)) for number, pack in zip(numbers, packs, strict=True)),
+        roles=tuple(role for pack in packs if pack.roles is not None for role in pack.roles.tolist()),
         step=step,
     ).to(device)
 
@@ -90,6 +93,7 @@ def split_documents(pack: Pack) -> Iterator[Pack]:
             lengths=pack.lengths[part],
             files=pack.files[part],
             lines=pack.lines[part],
+            roles=None if pack.roles is None else pack.roles[part],
         )
 
 

@@ -98,8 +98,8 @@ def proposed_lengths(length: int, longest: int, context: int | None) -> list[int
     """The lengths that could be proposed, rising: powers of two up to one that holds all, within what the
     model was made for.
 
-    >>> lengths(2048, 9000, None), lengths(2048, 9000, 6000), lengths(2048, 9000, 2048)
-    ([4096, 8192, 16384], [4096, 6000], [])
+    >>> [proposed_lengths(2048, 9000, context) for context in (None, 6000, 2048)]
+    [[4096, 8192, 16384], [4096, 6000], []]
     """
     found = [1 << length.bit_length()]
     while found[-1] < longest:

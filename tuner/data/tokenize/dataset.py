@@ -191,8 +191,12 @@ def drop_duplicates(documents: Spool, sources: Sequence[FileCounts], *, drop: bo
     """Count the documents that hold the same tokens as one of another row before them; with `drop`, leave
     them out.
     """
-    _, first, of = np.unique(documents.hashes, return_index=True, return_inverse=True)
+    # the same answer chosen here and rejected there is no repetition
+    keys = documents.hashes + documents.roles.astype(np.uint64)
+    _, first, of = np.unique(keys, return_index=True, return_inverse=True)
     again = documents.units[first][of] != documents.units
+    if documents.roles.any():  # a side without the other is worth nothing
+        again &= ~np.isin(documents.units, documents.units[~again])
     for file, many in enumerate(np.bincount(documents.files[again], minlength=len(sources)).tolist()):
         sources[file].duplicates = many
     if not drop or not again.any():

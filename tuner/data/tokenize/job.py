@@ -60,6 +60,10 @@ class TokenizeSettings:
     overlong: str
     loss: str
     reasoning: str
+    compares: bool = False
+    """whether the objective compares answers: rows that do become documents with a role, else they are
+    refused
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +134,8 @@ class TokenizedRows:
     """[D] which of its row's samples it was made from, from 0"""
     weights: NDArray[np.int32] = field(default_factory=_none(np.int32))
     """[D] how many rows it was made from"""
+    roles: NDArray[np.int8] = field(default_factory=_none(np.int8))
+    """[D] what it is in a comparison of answers (tuner.data.conversation.DocumentRole)"""
     lengths: NDArray[np.int32] = field(default_factory=_none(np.int32))
     """[D] tokens of each document"""
     ids: NDArray[np.int32] = field(default_factory=_none(np.int32))

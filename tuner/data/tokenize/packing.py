@@ -60,6 +60,24 @@ def pack(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]]:
     return [sorted(packs[i]) for i in shuffled(len(packs), f"packs/{seed}")]
 
 
+def pack_pairs(lengths: Sequence[int], follows: Sequence[bool], capacity: int, seed: int) -> list[list[int]]:
+    """As `pack`, with documents that stay in the pack of the one in front of them.
+
+    >>> pack_pairs([2, 3, 7, 1], [False, True, False, False], capacity=8, seed=0)
+    [[2, 3], [0, 1]]
+    """
+    if not any(follows):
+        return pack(lengths, capacity, seed)
+    groups: list[list[int]] = []
+    for document, follow in enumerate(follows):
+        if follow:
+            groups[-1].append(document)
+        else:
+            groups.append([document])
+    packs = pack([sum(lengths[i] for i in group) for group in groups], capacity, seed)
+    return [[document for group in members for document in groups[group]] for members in packs]
+
+
 def draw_held_out(
     firsts: Sequence[int],
     rows: Sequence[int],
@@ -109,7 +127,7 @@ def draw_rows(rows: int, take: int | float, seed: int) -> list[int]:
     """How often each of `rows` rows is used when `take` of them are drawn: a number of rows, or as a float a
     share of them.
 
-    >>> draw(4, 2, seed=0), draw(4, 2.5, seed=0)
+    >>> draw_rows(4, 2, seed=0), draw_rows(4, 2.5, seed=0)
     ([1, 1, 0, 0], [3, 3, 2, 2])
 
     Raises ValueError for more rows than there are; a share above 1.0 takes rows again.

@@ -4,12 +4,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tuner.data.conversation import Conversation, LeftOut, RowError, Sample, Text
+from tuner.data.conversation import Conversation, DocumentRole, LeftOut, RowError, Sample, Text
 from tuner.data.files.row_files import Unreadable, parse_rows
 from tuner.data.formats import rows
 from tuner.data.formats.rows import OTHER_SPLIT
 from tuner.data.formats.unread_keys import is_prose
 from tuner.data.tokenize.job import NOT_DRAWN, Job, SourceSettings, TokenizedRows, Unread
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a document is made of."""
+
+    content: Conversation | Text
+    role: DocumentRole = DocumentRole.NONE
 
 
 @dataclass(kw_only=True, slots=True)
@@ -18,7 +26,12 @@ class Unit:
 
     place: int
     lines: list[int]
-    parts: list[Conversation | Text] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether its documents are two sides of a comparison, which are worth nothing alone."""
+        return any(part.role is DocumentRole.REJECTED for part in self.parts)
 
 
 def read_samples(
