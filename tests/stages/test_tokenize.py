@@ -162,7 +162,7 @@ def test_overlong_conversations(run: Run, tmp_path: Path) -> None:
     assert run(file, overlong="drop")[1]["sources"][0]["dropped"] == {
         "longer than data.length": {"rows": 1, "first": [2]}
     }
-    with pytest.raises(DataError, match=r"(?s)1 row are longer than data\.length=64 tokens.*a\.jsonl:2"):
+    with pytest.raises(DataError, match=r"(?s)1 row is longer than data\.length=64 tokens.*a\.jsonl:2"):
         run(file, overlong="error")
     with pytest.raises(DataError, match=r"all 3 rows were left out \(longer than data\.length\)"):
         run(file, overlong="drop", length=4)

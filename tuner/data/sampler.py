@@ -45,7 +45,7 @@ class Order:
         ]
 
     def until(self, step: int | None) -> "Order":
-        """The same sequence, left after `step`: a training that stops later sees the same and then more."""
+        """The same sequence, left after `step`: a run that stops later sees the same and then more."""
         return self if step is None else replace(self, steps=step, end=min(self.end, step * self.per_step))
 
 

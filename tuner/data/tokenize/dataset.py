@@ -102,8 +102,9 @@ def read_dataset(
             advance(made.read)
     documents.done()
     bad.refuse(BAD, advice(bad, listed, settings) if bad.count else "")
+    are = "is" if long.count == 1 else "are"
     long.refuse(
-        f"are longer than data.length={settings.length} tokens, and data.overlong=error refuses that",
+        f"{are} longer than data.length={settings.length} tokens, and data.overlong=error refuses that",
         "Raise data.length, or use data.overlong=truncate, split or drop.",
     )
     if not len(documents):

@@ -104,8 +104,8 @@ class _Worker:
             code = self._process.wait()
             raise StageError(
                 "A process that tokenizes ended early "
-                f"({f'signal {-code}' if code < 0 else f'exit code {code}'}), perhaps for want of memory. "
-                "Run the command again, with machine.workers=1 if it happens once more."
+                f"({f'signal {-code}' if code < 0 else f'exit code {code}'}), perhaps because memory ran "
+                "out. Run the command again, with machine.workers=1 if it happens once more."
             ) from None
         if isinstance(answer, BaseException):
             raise answer
