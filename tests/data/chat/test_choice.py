@@ -149,7 +149,7 @@ def test_what_was_found_is_what_later_stages_see(tmp_path: Path) -> None:
 
 def test_other_fields_are_not_set_beside_auto() -> None:
     with pytest.raises(
-        ConfigError, match=r"model\.chat\.user is set, and model/chat=auto takes a template as it is"
+        ConfigError, match=r"model\.chat\.user is set, but model/chat=auto takes the template"
     ):
         compose(
             ["model=local", "model.path=m", "data=local", "data.path=rows.jsonl", "model.chat.user=Q: {text}"]
