@@ -280,7 +280,7 @@ def test_the_step_to_convert_is_kept(config: Config, context: Make, tmp_path: Pa
 @pytest.mark.parametrize(
     ("algo", "words"),
     [
-        ({"stop_step": 8}, r"stop_step=8 lies behind the end .* 7 steps"),
+        ({"stop_step": 8}, r"stop_step=8 is past the end .* 7 steps"),
         ({"schedule_steps": 5}, r"schedule_steps=5 ends before the run does \(step 7\)"),
     ],
 )

@@ -71,8 +71,8 @@ def test_a_lost_file_of_one_process_damages_the_step(tmp_path: Path) -> None:
     (save(tmp_path, 1, of=2) / "optimizer-00002-of-00002.safetensors").unlink()
     assert steps.newest(tmp_path, say=said.append) is None
     assert (
-        "optimizer-00002-of-00002.safetensors is not what was written; no step before it is whole, so the "
-        "training begins anew" in said[0]
+        "optimizer-00002-of-00002.safetensors is not what was written; no step before it is intact, so "
+        "training starts over" in said[0]
     )
 
 
