@@ -353,10 +353,8 @@ def test_what_either_signature_of_pytorch_is_told(
 ) -> None:
     module: ModuleType = torch.nn.attention.varlen
     monkeypatch.setattr(module, "varlen_attn", called)
-    varlen.takes_enable_gqa.cache_clear()
     torch.manual_seed(0)
     q, k, v = torch.randn(1, 6, 29, 20), torch.randn(1, 2, 29, 20), torch.randn(1, 2, 29, 16)
     scoring = Scoring(scaling=0.4, window=window)
     found = varlen.attend(q, k, v, row(LENGTHS), scoring)
-    varlen.takes_enable_gqa.cache_clear()
     torch.testing.assert_close(found.double(), reference(q, k, v, LENGTHS, scoring), atol=1e-6, rtol=1e-6)

@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from tuner.errors import ConfigError
 from tuner.kernels import flash, flex, sdpa, varlen
 from tuner.kernels.backend import HALF, AttentionNeeds, Scoring
-from tuner.kernels.packed_documents import Documents, documents_of, single_document
+from tuner.kernels.packed_documents import Documents, Offsets, documents_of, single_document
 
 IMPLEMENTATION = "tuner"
 BACKENDS = {backend.name: backend for backend in (flash.BACKEND, varlen.BACKEND, flex.BACKEND, sdpa.BACKEND)}
@@ -95,14 +95,24 @@ def packed_attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     documents: Documents | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """softmax(q k' * scaling) v for each document alone; returns ([1, N, H, D], None).
 
     H query heads share K key heads (H is a multiple of K). Scores may have a soft cap (Gemma 2) or sinks
-    (gpt-oss: `s_aux` [H]). `documents` is where they lie, where that is not what `position_ids` say. The
-    signature is transformers' own otherwise; its further keywords are flags of other implementations.
+    (gpt-oss: `s_aux` [H]). `documents` is where they lie, where that is not what `position_ids` say; compiled
+    layers are told by `cu_seq_lens_q` and `max_length_q`, for which the host is not asked. The signature is
+    transformers' own otherwise; its further keywords are flags of other implementations.
     """
+    scaling = q_1HND.shape[-1] ** -0.5 if scaling is None else scaling
+    if cu_seq_lens_q is not None and max_length_q is not None and _used.compiles:
+        offsets, scoring = (
+            Offsets(cu_seq_lens_q, max_length_q),
+            Scoring(scaling=scaling, window=sliding_window),
+        )
+        return _used.attend(*in_one_dtype(q_1HND, k_1KND, v_1KND), offsets, scoring), None
     if documents is None and position_ids is None and q_1HND.shape[0] == 1:
         documents = single_document(q_1HND.shape[2])
     told = documents is not None or (position_ids is not None and position_ids.ndim == 2)
@@ -116,7 +126,6 @@ def packed_attention(
         documents = documents_of(position_ids)
     if documents.tokens != q_1HND.shape[2]:
         raise ValueError(f"the documents have {documents.tokens} tokens together, the row {q_1HND.shape[2]}")
-    scaling = q_1HND.shape[-1] ** -0.5 if scaling is None else scaling
     scoring = Scoring(
         scaling=scaling, window=sliding_window or None, softcap=softcap, sinks=s_aux, dropout=dropout
     )

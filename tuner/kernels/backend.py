@@ -6,11 +6,10 @@ To add one, write a module beside this one that ends in `BACKEND = Backend(…)`
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from tuner.kernels.packed_documents import Documents
 
 HALF = (torch.bfloat16, torch.float16)
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -56,10 +55,12 @@ class Backend:
     """its word for machine.attention"""
     words: str
     """what it is, for people"""
-    attend: Callable[[Tensor, Tensor, Tensor, Documents, Scoring], Tensor]
-    """q [1, H, N, D], k [1, K, N, D], v [1, K, N, E], the documents of the row, the scoring → [1, N, H, E]"""
+    attend: Callable[[Tensor, Tensor, Tensor, Any, Scoring], Tensor]
+    """q [1, H, N, D], k [1, K, N, D], v [1, K, N, E], the row's Documents, the scoring → [1, N, H, E]"""
     trouble: Callable[[AttentionNeeds], str | None]
     """why it can't be used for these needs, in words; None where it can. Asked once a run"""
+    compiles: bool = False
+    """whether a compiler can look through it, with no more of the documents than where they begin"""
 
 
 def unsupported(needs: AttentionNeeds, *, softcap: bool = False, dropout: bool = False) -> str | None:

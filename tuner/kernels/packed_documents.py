@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,15 @@ class Documents:
     def offsets(self) -> Tensor:
         """int32 [documents + 1] on the device: what flash kernels call cu_seqlens"""
         return to_device(torch.tensor(self.borders, dtype=torch.int32), self.device)
+
+
+class Offsets(NamedTuple):
+    """What flash kernels need of documents, where nothing else is known of them: in a compiled layer."""
+
+    offsets: Tensor
+    """int32 [documents + 1] on the device"""
+    longest: int
+    """tokens that a document has at most"""
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -4,15 +4,18 @@ call for the whole row.
 Its backward pass gives the same bits each time where torch.use_deterministic_algorithms is on.
 """
 
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from inspect import signature
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from tuner.kernels.backend import AttentionNeeds, Backend, Scoring
 from tuner.kernels.flash_support import flash_rows, flash_trouble, flash_window
-from tuner.kernels.packed_documents import Documents
+from tuner.kernels.packed_documents import Documents, Offsets
 
 
 def trouble(needs: AttentionNeeds) -> str | None:
@@ -22,7 +25,9 @@ def trouble(needs: AttentionNeeds) -> str | None:
     return flash_trouble(needs)
 
 
-def attend(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor, documents: Documents, scoring: Scoring) -> Tensor:
+def attend(
+    q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor, documents: Documents | Offsets, scoring: Scoring
+) -> Tensor:
     """softmax(q k' * scaling) v within each document; returns [1, N, H, E]."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -60,12 +65,17 @@ def attend(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor, documents: Documents,
     return out_NHF[None, :, :, : v_1KNE.shape[-1]]
 
 
-@cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def takes_enable_gqa() -> bool:
     """Whether this PyTorch's function has a word for grouped heads: from 2.12 on."""
     from torch.nn.attention.varlen import varlen_attn
 
-    return "enable_gqa" in signature(varlen_attn).parameters
+    return has_parameter(varlen_attn, "enable_gqa")
+
+
+@cache
+def has_parameter(called: Callable[..., Any], name: str) -> bool:
+    return name in signature(called).parameters
 
 
 BACKEND = Backend(
@@ -73,4 +83,5 @@ BACKEND = Backend(
     words="PyTorch's own flash kernel for documents of varying length",
     attend=attend,
     trouble=trouble,
+    compiles=True,
 )

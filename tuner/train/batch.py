@@ -31,6 +31,10 @@ class Batch:
     """of each document, tuner.data.conversation.DocumentRole; () where the packs have none"""
     step: int = 0
     """the step it belongs to, 0 for the first"""
+    offsets_D: torch.Tensor | None = None
+    """int32 [D]: the borders, of constant length, where the row has one of few shapes"""
+    longest: int = 0
+    """tokens of the longest document that there may be, beside them"""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same on another device. The host does not wait for a GPU."""
@@ -38,7 +42,15 @@ class Batch:
         ids_1N, positions_1N, keep_M, targets_M = (
             to_device(x, place) for x in (self.ids_1N, self.positions_1N, self.keep_M, self.targets_M)
         )
-        return replace(self, ids_1N=ids_1N, positions_1N=positions_1N, keep_M=keep_M, targets_M=targets_M)
+        offsets_D = None if self.offsets_D is None else to_device(self.offsets_D, place)
+        return replace(
+            self,
+            ids_1N=ids_1N,
+            positions_1N=positions_1N,
+            keep_M=keep_M,
+            targets_M=targets_M,
+            offsets_D=offsets_D,
+        )
 
 
 def collate(

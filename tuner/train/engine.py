@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.optim import Optimizer
 
+from tuner.kernels.compile import uncompiled
 from tuner.train.batch import Batch
 from tuner.train.loss import Loss
 from tuner.train.noise import Noise
@@ -134,7 +135,7 @@ class TorchEngine:
     def evaluating(self) -> Iterator[torch.nn.Module]:
         self.model.eval()
         try:
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad(), self._autocast(), uncompiled():
                 yield self.model
         finally:
             self.model.train()

@@ -18,6 +18,7 @@ from tuner.data.packs import Pack, Packs
 from tuner.data.sampler import Order
 from tuner.errors import Interrupted, Stopped
 from tuner.train.batch import SingleDocuments, count_targets
+from tuner.train.batch_shape import BatchShape
 from tuner.train.checkpoints import steps
 from tuner.train.checkpoints.save import Saver
 from tuner.train.distributed import World
@@ -66,6 +67,8 @@ class TrainingLoop:
     """what a loss that is not finite comes from, for a function that computes it again; all processes ask
     together
     """
+    shape: BatchShape | None = None
+    """what rows are filled to, where layers are compiled"""
 
     def run(self, begin: int, tokens: int) -> int:
         """Do the steps from `begin` on, before which `tokens` were seen; returns the last one's number, which
@@ -118,6 +121,8 @@ class TrainingLoop:
         targets, shared = count_targets(packs), self.config.machine.sequence_parallel
         origins = micro_batch_origins(rows, self.micro_batch, self.world.size, self.source_lines, shared)
         batches = micro_batches(rows, self.micro_batch, self.world, step, shared)
+        if self.shape is not None:
+            batches = [self.shape.fill(batch) for batch in batches]
 
         losses = self.engine.forward_backward(batches, targets)
         losses = [loss for own in self.world.gather(losses) for loss in own]

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from tuner.kernels.apply import WaitingHead, hidden_states, output_head
 from tuner.kernels.packed_documents import announce_documents
 from tuner.train.batch import Batch
 
@@ -21,17 +24,8 @@ def logits_at(model: torch.nn.Module, batch: Batch) -> Tensor:
     The output head runs at these positions only, through the model's own forward, which may scale or cap
     logits.
     """
-    announce_documents(batch.positions_1N, batch.borders)
-    logits_MV: Tensor = model(
-        input_ids=batch.ids_1N,
-        position_ids=batch.positions_1N,
-        attention_mask=None,
-        use_cache=False,
-        logits_to_keep=batch.keep_M,
-    ).logits[0]
-    if logits_MV.shape[0] != batch.keep_M.shape[0]:  # a family whose forward ignores logits_to_keep
-        logits_MV = logits_MV[batch.keep_M]
-    return logits_MV
+    logits_1MV: Tensor = model(**model_inputs(batch)).logits
+    return _kept(logits_1MV, batch)
 
 
 def summed_loss(model: torch.nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
@@ -42,6 +36,39 @@ def summed_loss(model: torch.nn.Module, batch: Batch, label_smoothing: float = 0
 
     Without targets it is a zero that has a gradient, of zeros.
     """
-    return cross_entropy(
-        logits_at(model, batch).float(), batch.targets_M, reduction="sum", label_smoothing=label_smoothing
-    )
+    head = output_head(model)
+    if isinstance(head, WaitingHead) and _matmul_dtype(head.weight) == torch.bfloat16:
+        from tuner.kernels.fused.linear_cross_entropy import linear_cross_entropy
+
+        states_1MD = hidden_states(model, head, model_inputs(batch))
+        if states_1MD is not None:
+            states_MD, weight_VD = _kept(states_1MD, batch).bfloat16(), head.weight.bfloat16()
+            return linear_cross_entropy(states_MD, weight_VD, batch.targets_M, label_smoothing)
+    logits_MV = logits_at(model, batch).float()
+    return cross_entropy(logits_MV, batch.targets_M, reduction="sum", label_smoothing=label_smoothing)
+
+
+def model_inputs(batch: Batch) -> dict[str, Any]:
+    """What the model's forward pass is called with. The documents are announced to attention."""
+    announce_documents(batch.positions_1N, batch.borders)
+    inputs: dict[str, Any] = {
+        "input_ids": batch.ids_1N,
+        "position_ids": batch.positions_1N,
+        "attention_mask": None,
+        "use_cache": False,
+        "logits_to_keep": batch.keep_M,
+    }
+    if batch.offsets_D is not None:  # transformers hands them on to attention under these names
+        inputs |= {"cu_seq_lens_q": batch.offsets_D, "max_length_q": batch.longest}
+    return inputs
+
+
+def _kept(found_1MV: Tensor, batch: Batch) -> Tensor:
+    if found_1MV.shape[1] != batch.keep_M.shape[0]:  # a family whose forward ignores logits_to_keep
+        return found_1MV[0, batch.keep_M]
+    return found_1MV[0]
+
+
+def _matmul_dtype(weight: Tensor) -> torch.dtype:
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

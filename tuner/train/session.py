@@ -18,8 +18,9 @@ from tuner.models.load import PRECISIONS, compute_dtype
 from tuner.models.nonfinite import explain_nonfinite
 from tuner.models.stateful_layers import carried_state
 from tuner.pipeline.stage import Context
-from tuner.train import auto_settings, summary
+from tuner.train import auto_settings, kernels, summary
 from tuner.train.batch import SingleDocuments
+from tuner.train.batch_shape import BatchShape
 from tuner.train.checkpoints import removal, resume, sharded, steps
 from tuner.train.checkpoints.save import Saver
 from tuner.train.checkpoints.steps import SavedStep
@@ -93,7 +94,7 @@ class Session:
         order = planned.until(config.algo.stop_step)
         found = resume.find_step(out, order, world, self.say)
         model, engine, attention = self._build()
-        self._settle(model, engine, packs, order, found, lines_of)
+        shape = self._settle(model, engine, packs, order, found, lines_of)
         held_out = packs_to_measure(tokens)
         for line in self._summary(model, attention, order, held_out):
             self.say(line)
@@ -145,6 +146,7 @@ class Session:
                         first=world.first,
                         share=world.gather,
                     ),
+                    shape=shape,
                 ).run(start, seen)
             failed = False
         finally:
@@ -169,7 +171,9 @@ class Session:
         if world.first:
             write_adapter_settings(config, model, self.ctx.out)
         facts["trainable"] = count_trainable(model)
-        return model, build_engine(config, model, world, self._compute, facts), attention
+        engine = build_engine(config, model, world, self._compute, facts)
+        facts |= kernels.fuse(config.machine, model, world.device, self.say)
+        return model, engine, attention
 
     def _settle(
         self,
@@ -179,8 +183,10 @@ class Session:
         order: Order,
         found: SavedStep | None,
         lines_of: Callable[[Pack], list[str]],
-    ) -> None:
-        """Settle what is `auto`, check numerics and memory, and load the step that is gone on from."""
+    ) -> BatchShape | None:
+        """Settle what is `auto`, check numerics and memory, and load the step that is gone on from; returns
+        what rows are filled to, where layers are compiled.
+        """
         self.facts.update(
             preflight(
                 self.ctx,
@@ -196,11 +202,33 @@ class Session:
                 say=self.say,
             )
         )
+        flops, peak = step_flops(self.ctx.config, self._base, self.world.device)
+        shape = kernels.compile_where_it_pays(
+            self.ctx.config,
+            engine,
+            model,
+            packs,
+            order,
+            world=self.world,
+            micro_batch=self._micro_batch(order),
+            done=found.step if found else 0,
+            began=self.before if found else {},
+            facts=self.facts,
+            flops=flops,
+            peak=peak,
+            compute=self._compute,
+            say=self.say,
+        )
+        if self.world.device.type == "cuda":
+            self.facts["compiled"] = shape is not None
+        if shape is not None:
+            self.facts["attention"] = kernels.COMPILED_ATTENTION
         if self.world.first:
             auto_settings.write_facts(self.ctx.out, self.facts, self.before, self.say)
         if found:
             engine.load(sharded.open_step(found))
             self.say(f"continuing after step {found.step} of {order.steps}")
+        return shape
 
     def _summary(self, model: Any, attention: str, order: Order, held_out: Sequence[Pack]) -> Iterator[str]:
         state = carried_state(model)

@@ -62,6 +62,11 @@ class Machine:
     """what computes attention: the flash-attn package, PyTorch's own flash kernel for documents of varying
     length, FlexAttention with a block mask, or SDPA document by document; `auto` takes the first that runs
     here"""
+    kernels: Literal["auto", "compiled", "fused", "plain"] = neutral("train", default="auto")
+    """on a GPU: `fused` computes linear layers with their adapters, and the output head with the loss, by
+    Triton kernels; `compiled` compiles the layers of the model besides, and fills rows to one length; `plain`
+    leaves all as PEFT and transformers compute it. `auto` compiles where that pays within the run, and takes
+    what runs"""
     deterministic: bool = neutral("train", "baseline", "evaluate", default=False)
     """use only algorithms that give the same bits on every run, which may be slower"""
     preflight: bool = neutral("train", default=True)

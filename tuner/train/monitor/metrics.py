@@ -40,6 +40,8 @@ def device_usage(
     resident = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in KiB
     memory = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else resident
     shares = {} if peak is None or seconds <= 0 else {"mfu": round(flops / seconds / (peak * processes), 4)}
+    if device.type == "cuda":
+        shares["allocated"] = torch.cuda.max_memory_allocated(device)
     return shares | {"memory": memory}
 
 

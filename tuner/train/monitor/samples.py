@@ -19,6 +19,7 @@ from tuner.config.schema import Chat
 from tuner.config.view import View
 from tuner.data.chat.template import Template, compile_template
 from tuner.data.tokenizer.load import load_vocabulary
+from tuner.kernels.compile import uncompiled
 from tuner.models.attention_needs import generation_attention
 from tuner.models.checkpoint.config_files import chat_with_system
 from tuner.train.distributed import World
@@ -82,6 +83,7 @@ class Sampler:
         """Ask after `step`, and write down what is answered."""
         with (
             generating(self._model) as base,
+            uncompiled(),
             torch.autocast(base.device.type, dtype=self._autocast) if self._autocast else nullcontext(),
         ):
             answers = answer_prompts(base, self._template, self._prompts, self._longest)

@@ -265,7 +265,8 @@ def deciding_settings(ctx: Context, facts: dict[str, Any], each: int) -> dict[st
         "deepspeed": machine.deepspeed,
         "packs": each,
     }
-    return identity_of(ctx.config) | own | {name: facts[name] for name in MATTERS}
+    fused = {"kernels": facts["kernels"]} if "kernels" in facts else {}
+    return identity_of(ctx.config) | own | {name: facts[name] for name in MATTERS} | fused
 
 
 def files_read(ctx: Context) -> list[Path]:

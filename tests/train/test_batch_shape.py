@@ -1,0 +1,71 @@
+"""Rows that are filled to few shapes compute what they would alone."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuner.data.packs import Pack
+from tuner.kernels.attention import register_attention
+from tuner.models.load import load_model
+from tuner.train.batch import collate, empty_batch
+from tuner.train.batch_shape import BatchShape
+from tuner.train.loss import summed_loss
+
+
+def pack(lengths: list[int], seed: int = 0) -> Pack:
+    dice = np.random.default_rng(seed)
+    tokens = sum(lengths)
+    return Pack(
+        ids=dice.integers(3, 60, tokens).astype(np.uint32),
+        trained=dice.random(tokens) < 0.7,
+        lengths=np.array(lengths, dtype=np.int32),
+        files=np.zeros(len(lengths), dtype=np.int32),
+        lines=np.arange(len(lengths), dtype=np.int32),
+    )
+
+
+packs_of = st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=6), min_size=1, max_size=5)
+
+
+@given(packs_of, st.integers(0, 30))
+def test_a_filled_row_has_one_of_few_shapes(lengths: list[list[int]], spare: int) -> None:
+    packs = [pack(each) for each in lengths]
+    tokens = max(len(one.ids) for one in packs) + spare
+    shape = BatchShape.of(packs, tokens, 5)
+    plain = collate(packs)
+    filled = shape.fill(plain)
+    size = next(size for size in shape.sizes() if size >= len(packs))
+    row = filled.ids_1N.shape[1]
+    assert row == filled.positions_1N.shape[1] == filled.borders[-1] == size * tokens
+    assert filled.offsets_D is not None
+    assert len(filled.offsets_D) == len(shape.fill(collate(packs[:1] * size)).offsets_D)  # type: ignore[arg-type]
+    assert filled.offsets_D.unique().tolist() == list(filled.borders)
+    assert (filled.offsets_D.diff() <= filled.longest).all()
+    # the row itself is as it was, and positions begin again at each border
+    assert torch.equal(filled.ids_1N[:, : plain.ids_1N.shape[1]], plain.ids_1N)
+    assert torch.equal(filled.keep_M, plain.keep_M)
+    starts = (filled.positions_1N[0] == 0).nonzero().flatten().tolist()
+    assert starts == list(filled.borders[:-1])
+
+
+def test_an_empty_batch_is_filled_too() -> None:
+    shape = BatchShape.of([pack([3, 4])], 8, 1)
+    assert shape.fill(empty_batch()).ids_1N.shape == (1, 8)
+
+
+@pytest.mark.parametrize("lengths", [[[5, 3], [7]], [[9, 2, 2]]])
+def test_loss_and_gradients_are_those_of_the_row_alone(tiny_model, lengths) -> None:  # type: ignore[no-untyped-def]
+    register_attention()
+    model = load_model(tiny_model, dtype=torch.float32, device="cpu").train()
+    packs = [pack(each, seed) for seed, each in enumerate(lengths)]
+    shape, found = BatchShape.of(packs, 16, 2), []
+    for batch in (collate(packs), shape.fill(collate(packs))):
+        model.zero_grad()
+        loss = summed_loss(model, batch)
+        loss.backward()
+        grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((loss.item(), grads))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-5, rtol=1e-4)

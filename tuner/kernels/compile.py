@@ -1,0 +1,78 @@
+"""Decoder layers compiled by PyTorch, which fuses norms, rotary positions and gated activations into a few
+kernels. All layers of a model share one graph for each shape of a row, so rows are filled to few shapes
+(tuner.train.batch.BatchShape), and documents go through the layers as a tensor of offsets of constant length.
+
+Only layers whose graph was compared with their own arithmetic are compiled, by the names of their classes.
+What can't be compiled stays as it is, and why is said.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+LAYERS = frozenset(
+    (
+        "LlamaDecoderLayer MistralDecoderLayer Qwen2DecoderLayer Qwen3DecoderLayer GraniteDecoderLayer "
+        "Phi3DecoderLayer SmolLM3DecoderLayer"
+    ).split()
+)
+"""the classes of transformers whose compiled layers are tested"""
+SECONDS = 20.0
+"""of a first step that compiles, on an H200"""
+GAIN = 0.25
+"""the share of a step's time that compiled layers save there"""
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that may be compiled."""
+    return [module for module in model.modules() if type(module).__name__ in LAYERS]
+
+
+def pays(steps: int, seconds: float) -> bool:
+    """Whether `steps` steps that take `seconds` each save more than compiling costs."""
+    return steps * seconds * GAIN > SECONDS
+
+
+def compile_layers(layers: list[nn.Module], run: Callable[[], object]) -> str | None:
+    """Compile the layers as `run` calls them. Why they could not be compiled, if so: then they are as they
+    were.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_directory() / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache_directory() / "triton"))
+    for layer in layers:
+        layer.compile(dynamic=False, fullgraph=True)
+    try:
+        run()
+    except torch.OutOfMemoryError:
+        release(layers)
+        return "the GPU's memory is full with them"
+    except Exception as error:  # a compiler has many ways to fail, and training does not need it
+        release(layers)
+        return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+    return None
+
+
+def release(layers: list[nn.Module]) -> None:
+    """Let layers be as they were."""
+    for layer in layers:
+        layer._compiled_call_impl = None
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """In here compiled layers compute as they were: rows of any shape, without compiling anew."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def cache_directory() -> Path:
+    """Where compiled code is kept from run to run: each user's own, which nobody else can read or write."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = base / "tuner" / "compiled"
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    directory.chmod(0o700)
+    return directory
