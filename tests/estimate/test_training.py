@@ -64,14 +64,21 @@ def test_auto_is_the_most_packs_that_fit() -> None:
 
 
 def needed(micro: int, recompute: bool) -> float:
-    work = Workload(tokens=micro * 2048, targets=micro * 1024, accumulated=True, recompute=recompute)
+    work = Workload(
+        tokens=micro * 2048,
+        targets=micro * 1024,
+        accumulated=True,
+        recompute=recompute,
+        fused_layers=True,
+        fused_head=True,
+    )
     return estimate_memory(INTERN, Algo(), work).total
 
 
 def test_blocks_are_computed_again_only_where_one_pack_does_not_fit_otherwise() -> None:
-    found = ahead(10)
+    found = ahead(6)
     assert found.recompute
-    assert needed(1, True) <= 0.94 * 10 * GIB < needed(1, False)
+    assert needed(1, True) <= 0.94 * 6 * GIB < needed(1, False)
     assert "recomputing blocks" in found.sentence
 
 
@@ -81,7 +88,7 @@ def test_what_does_not_fit_says_so_with_what_would() -> None:
     assert any("algo.quant=nf4" in words for words in found.ways)
     assert f"fullest in {found.memory.moment}" in found.sentence
     assert "will not fit; these would: machine.micro_batch=1" in found.sentence
-    assert ahead(2).ways == ()
+    assert ahead(1).ways == ()
 
 
 def test_several_processes_share_what_zero_shards() -> None:

@@ -29,12 +29,16 @@ def layer_tensors(tensors: Mapping[str, Any], at: int) -> dict[str, Any]:
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
 
-def saved_bytes(geometry: Geometry, layer: Layer, pairs: Adapted, algo: Algo) -> float:
-    """Bytes for each token."""
+def saved_bytes(
+    geometry: Geometry, layer: Layer, pairs: Adapted, algo: Algo, *, fused: bool = False
+) -> float:
+    """Bytes for each token. `fused`: linear layers with adapters are kernels.fused.adapter_linear, which
+    keeps the input as it is, once for all layers that read it.
+    """
     built, a = architecture_of(geometry), activation_bytes(algo)
     return (
         _norms(layer, algo)
-        + _matmul_inputs(layer, pairs, algo)
+        + (_fused_inputs(pairs) if fused else _matmul_inputs(layer, pairs, algo))
         + _attention(geometry, built, layer, a)
         + _mlp(geometry, built, layer, algo)
     )
@@ -96,6 +100,16 @@ def _matmul_inputs(layer: Layer, pairs: Adapted, algo: Algo) -> float:
         elif not algo.uses_adapter and leaf != "o_proj" and not wide:
             found += 2 * shape[1]
     return found
+
+
+def _fused_inputs(pairs: Adapted) -> float:
+    """The inputs in bf16: of attention, of the MLP, and of its last matmul. That of o_proj is kept anyway."""
+    readers = ("q_proj", "qkv_proj", "gate_proj", "gate_up_proj", "up_proj", *ENDS)
+    inputs = {_leaf(name): shape[1] for name, shape in pairs.items()}
+    first = next((inputs[name] for name in readers[:2] if name in inputs), 0)
+    second = next((inputs[name] for name in readers[2:5] if name in inputs), 0)
+    last = next((inputs[name] for name in ENDS if name in inputs), 0)
+    return 2.0 * (first + second + last)
 
 
 def _attention(geometry: Geometry, built: Architecture, layer: Layer, a: int) -> float:

@@ -20,6 +20,8 @@ from tuner.models.geometry import Geometry
 MIB = 1 << 20
 BUCKET = 1 << 25
 """numbers that DeepSpeed reduces at once"""
+CHUNK = 256 * MIB
+"""of logits that a fused head holds at a time (tuner.kernels.fused.linear_cross_entropy)"""
 WORKSPACE = 70 * MIB
 """of cuBLAS (measured on an H100)"""
 CONTEXT = 520 * MIB
@@ -47,6 +49,10 @@ class Workload:
     offload: str = "none"
     """machine.offload"""
     sequence_parallel: int = 1
+    fused_layers: bool = False
+    """whether linear layers with adapters are fused (machine.kernels)"""
+    fused_head: bool = False
+    """whether the head and the loss are: logits are then held a part at a time"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +99,7 @@ def estimate_memory(geometry: Geometry, algo: Algo, work: Workload) -> Memory:
     """The memory of one process, from the native config.json of the model. Raises DataError where that
     tells no shapes.
     """
-    model = read_model(geometry, algo)
+    model = read_model(geometry, algo, fused=work.fused_layers)
     fullest = max(_moments(model, algo, work), key=lambda memory: memory.allocated)
     return replace(fullest, fragmentation=_gaps(model, algo, work))
 
@@ -115,8 +121,12 @@ def _moments(model: TrainedModel, algo: Algo, work: Workload) -> Iterator[Memory
     loss = replace(static, copies=backward, gradients=present, activations=kept + final)
     # The loss: the logits and their log-probabilities; then log-probabilities, and the gradients of these and
     # of the logits, all in fp32.
-    yield replace(loss, moment="the loss's forward pass", copies=copies, logits=8.0 * logit)
-    yield replace(loss, moment="the loss's backward pass", logits=12.0 * logit)
+    if work.fused_head:  # a part of them in bf16, and the gradients of the states and of the head
+        part = CHUNK + 2.0 * model.hidden * targets + (4.0 + 2.0) * model.head
+        yield replace(loss, moment="the loss", copies=copies, logits=part)
+    else:
+        yield replace(loss, moment="the loss's forward pass", copies=copies, logits=8.0 * logit)
+        yield replace(loss, moment="the loss's backward pass", logits=12.0 * logit)
     # The head's gradient, in bf16 and then in fp32; where it is the embedding too, it waits until that has
     # its own.
     behind = replace(loss, copies=backward - head)
@@ -175,7 +185,8 @@ def _gaps(model: TrainedModel, algo: Algo, work: Workload) -> float:
     """
     tokens, targets = -(-work.tokens // work.sequence_parallel), -(-work.targets // work.sequence_parallel)
     kept = 0.0 if work.recompute else model.saved * tokens
-    found = 16 * MIB + 2.4 * targets * model.vocabulary + 0.01 * kept + 2 * model.restored
+    logits = 0.0 if work.fused_head else 2.4 * targets * model.vocabulary
+    found = 16 * MIB + logits + 0.01 * kept + 2 * model.restored
     if not algo.uses_adapter:
         found += (1.4 if work.recompute else 0.9) * model.trains
     if algo.dropout and kept:

@@ -48,8 +48,10 @@ class TrainedModel:
     """bytes of the largest matrix that is taken out of 4 bits"""
 
 
-def read_model(geometry: Geometry, algo: Algo) -> TrainedModel:
-    """From the native config.json of the model. Raises DataError where that tells no shapes."""
+def read_model(geometry: Geometry, algo: Algo, *, fused: bool = False) -> TrainedModel:
+    """From the native config.json of the model; `fused` as in saved_bytes. Raises DataError where that tells
+    no shapes.
+    """
     tensors, adapter, a = tensor_shapes(geometry), algo.uses_adapter, activation_bytes(algo)
     count, (vocabulary, hidden) = geometry["num_hidden_layers"], tensors[EMBEDDING]
     pairs = adapted_layers(geometry, algo.targets) if adapter else {}
@@ -69,7 +71,7 @@ def read_model(geometry: Geometry, algo: Algo) -> TrainedModel:
     packed = sum(prod(shape) for shape in held.values())
     frozen = (every - packed) * a + packed * HELD.get(algo.quant, a) if adapter else (every - trains) * a
     keep = [
-        saved_bytes(geometry, layer, own, algo) if at >= begin else 0.0
+        saved_bytes(geometry, layer, own, algo, fused=fused) if at >= begin else 0.0
         for at, (layer, own) in enumerate(layers)
     ]
     return TrainedModel(

@@ -78,6 +78,19 @@ def training_gpu(config: Config) -> Gpu | None:
     return min(whole, key=lambda card: card.memory_total, default=None)
 
 
+def fuses_layers(config: Config) -> bool:
+    """Whether linear layers with adapters will be fused (tuner.kernels.fused.adapter_linear.trouble)."""
+    algo = config.algo
+    plain = config.machine.kernels == "plain" or algo.precision != "bf16" or algo.dropout or algo.dora
+    return algo.uses_adapter and algo.quant in ("none", "nf4") and not plain
+
+
+def fuses_head(config: Config, geometry: Geometry) -> bool:
+    """Whether the head and the loss will be: where the model neither caps nor scales its logits."""
+    more = any(geometry.get(name) for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"))
+    return config.machine.kernels != "plain" and config.algo.precision == "bf16" and not more
+
+
 def estimate_on_gpu(
     geometry: Geometry, config: Config, order: Order, packs: PackCounts, card: Gpu
 ) -> GpuEstimate:
@@ -104,6 +117,8 @@ def estimate_on_gpu(
             offload=combination.offload,
             sequence_parallel=combination.sequence_parallel,
             new_tokens=len(config.model.new_tokens),
+            fused_layers=fuses_layers(config) and combination.zero < 3,
+            fused_head=fuses_head(config, geometry) and combination.zero < 3,
         )
 
     def needed(micro: int, recompute: bool) -> Memory:

@@ -16,7 +16,7 @@ from tuner.train.batch import collate
 from tuner.train.batch_shape import BatchShape
 from tuner.train.distributed import World
 from tuner.train.engine import Engine
-from tuner.train.preflight.memory import hardest_micro_batches
+from tuner.train.preflight.memory_probe import hardest_micro_batches
 
 COMPILED_ATTENTION = next(name for name, backend in attention.BACKENDS.items() if backend.compiles)
 SHARE = 0.3

@@ -1,7 +1,6 @@
 """The loss of a batch, and the logits that it is computed from."""
 
 from collections.abc import Callable
-
 from typing import Any
 
 import torch

@@ -245,6 +245,8 @@ def memory_estimate(ctx: Context, facts: dict[str, Any]) -> MemoryEstimate | Non
         processes=facts["processes"],
         offload=facts["offload"],
         sequence_parallel=facts["sequence_parallel"],
+        fused_layers="adapter_linear" in facts.get("kernels", {}),
+        fused_head="linear_cross_entropy" in facts.get("kernels", {}),
     )
     found = ShapeEstimate(
         geometry=geometry, algo=plain_algo(ctx.config.algo), work=work, length=ctx.config.data.length
