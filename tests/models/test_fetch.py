@@ -248,7 +248,7 @@ def test_a_model_is_looked_up_once_and_brought_whole(server: Hub, lock: Path, ou
     said: list[str] = []
     fetch.download_model(source, "org/model", pin, out, said.append)
     assert whole(out) == as_bytes(MODEL)
-    assert said[0] == f"org/model at {commit[:12]}: 7 files, 2.00 MB"
+    assert said[0] == f"org/model at {commit[:12]}: 7 files, 2.05 MB"
     assert {path for path in server.sent if path not in MODEL} == set()
     sent = sum(server.sent.values())
     fetch.download_model(source, "org/model", pin, out, print)
@@ -394,7 +394,7 @@ def test_what_the_hubs_client_has_is_linked_or_copied_and_not_downloaded(
     server.sent.clear()
     said: list[str] = []
     fetch.download_model("hub", "org/model", pin, out, said.append)
-    assert said[1] == "3 files, 2.00 MB, were here already"
+    assert said[1] == "3 files, 2.05 MB, were here already"
     assert sum(server.sent.values()) == small
     assert whole(out) == as_bytes(MODEL)
     shutil.rmtree(tmp_path / "cache")

@@ -328,7 +328,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         ),
         (
             {"config.json": b" " * (40 << 20), SINGLE: b"x"},
-            "config.json is 42.0 MB long, and no such file has more",
+            "config.json is 41.9 MB long, and no such file has more",
         ),
         ({"../../evil.gguf": b"x"}, "would lie outside its directory"),
         (
