@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.optim import Optimizer
 
-from tuner.kernels.compile import uncompiled
+from tuner.kernels.compiled_layers import uncompiled
 from tuner.train.batch import Batch
 from tuner.train.loss import Loss
 from tuner.train.noise import Noise

@@ -9,8 +9,9 @@ from tuner.config.view import View
 from tuner.data.packs import Pack, Packs
 from tuner.data.sampler import Order, micro_batches_of_rank
 from tuner.errors import ConfigError
-from tuner.kernels import apply, attention, compile
+from tuner.kernels import apply, attention, compiled_layers
 from tuner.models.attention_needs import attention_needs
+from tuner.models.load import compute_dtype
 from tuner.models.stateful_layers import carried_state
 from tuner.train.batch import collate
 from tuner.train.batch_shape import BatchShape
@@ -57,44 +58,43 @@ def compile_where_it_pays(
     micro_batch: int,
     done: int,
     began: Mapping[str, Any],
-    facts: Mapping[str, Any],
-    flops: Callable[[Sequence[Pack]], float],
-    peak: float | None,
-    compute: torch.dtype,
+    facts: dict[str, Any],
+    flops: tuple[Callable[[Sequence[Pack]], float], float | None],
     say: Callable[[str], None],
 ) -> BatchShape | None:
     """Compile the model's layers for the rest of a run, before a saved step is loaded. What rows are filled
-    to then; None where layers stay as they are.
+    to then; None where layers stay as they are. Writes down which it is among the facts of a GPU.
 
     done    steps that are done
     began   the facts of the run that goes on, which keeps what it had
-    flops   the floating-point operations of a step on some packs, `peak` those that the GPU does a second
+    flops   the floating-point operations of a step on some packs, and those that the GPU does a second
 
     Raises ConfigError where machine.kernels=compiled and they can't be.
     """
-    wish = config.machine.kernels
-    if wish not in ("auto", "compiled") or world.device.type != "cuda":
+    if world.device.type != "cuda":
         return None
-    why = obstacle(config, model, facts, compute, world)
-    if wish == "auto" and began.get("compiled") is False:
+    facts["compiled"] = False
+    wish, left = config.machine.kernels, order.steps - done
+    if wish == "auto" and "compiled" in began:
+        wanted = bool(began["compiled"])
+    else:
+        wanted = wish == "compiled" or (
+            wish == "auto" and compiled_layers.pays(left, seconds(packs, order, flops))
+        )
+    if not wanted or not left:
         return None
-    if why is None and wish == "auto" and not began.get("compiled"):
-        step = [packs[i] for i in order.at(done)] if done < order.steps else []
-        seconds = flops(step) / world.size / (SHARE * (peak or PEAK))
-        if not compile.pays(order.steps - done, seconds):
-            return None
+    why = obstacle(config, model, facts, world)
     if why is None:
         shape = BatchShape.of(packs, config.data.length, micro_batch)
-        layers = compile.decoder_layers(model)
-        batches = hardest(packs, order, shape, world)
+        layers, batches = compiled_layers.decoder_layers(model), hardest(packs, order, shape, world)
         attention.use_backend(COMPILED_ATTENTION)
-        say(f"compiling {len(layers)} layers for {order.steps - done} steps; the first time takes longest")
-        why = compile.compile_layers(
-            layers,
-            lambda: [engine.forward_backward([batch], len(batch.targets_M)) for batch in batches],
+        say(f"compiling {len(layers)} layers for {left} steps; the first time takes longest")
+        why = compiled_layers.compile_layers(
+            layers, lambda: [engine.forward_backward([batch], len(batch.targets_M)) for batch in batches]
         )
         engine.reset()
         if why is None:
+            facts |= {"compiled": True, "attention": COMPILED_ATTENTION}
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(world.device)  # layers as they were took more
             return shape
@@ -108,12 +108,19 @@ def compile_where_it_pays(
     return None
 
 
-def obstacle(
-    config: View, model: Any, facts: Mapping[str, Any], compute: torch.dtype, world: World
-) -> str | None:
+def seconds(
+    packs: Packs, order: Order, flops: tuple[Callable[[Sequence[Pack]], float], float | None]
+) -> float:
+    """Of a step whose layers are not compiled, about."""
+    count, peak = flops
+    return count([packs[i] for i in order.at(0)]) / (SHARE * (peak or PEAK))
+
+
+def obstacle(config: View, model: Any, facts: Mapping[str, Any], world: World) -> str | None:
     """Why the layers of this run are not compiled, if so."""
     algo, machine = config.algo, config.machine
-    if not compile.decoder_layers(model):
+    compute = compute_dtype(algo.precision, world.device)
+    if not compiled_layers.decoder_layers(model):
         return "this family's compiled layers are not tested yet"
     if facts["engine"] != "torch" or world.size > 1:
         return "several processes or DeepSpeed"

@@ -29,7 +29,7 @@ from tuner.train.distributed import World, from_environment
 from tuner.train.engine import Engine
 from tuner.train.held_out import HeldOut
 from tuner.train.loop import TrainingLoop
-from tuner.train.monitor.metrics import Journal, device_usage, open_journal
+from tuner.train.monitor.metrics import device_usage, open_journal
 from tuner.train.monitor.samples import open_sampler
 from tuner.train.objectives import objective_of
 from tuner.train.preflight.run import SINGLE_DOCUMENTS, preflight
@@ -116,7 +116,13 @@ class Session:
         resumable = keep == "resume" or (keep == "auto" and order.steps < planned.steps)
         failed = True
         try:
-            with self._open_saver() as saver:
+            with Saver(
+                out,
+                rank=world.rank,
+                of=world.size,
+                timeout=config.machine.timeout,
+                prune=lambda: self._prune(resumable=2),  # two, should one be damaged
+            ) as saver:
                 done = TrainingLoop(
                     config=config,
                     engine=engine,
@@ -155,7 +161,8 @@ class Session:
         if world.first:
             self._prune(resumable=int(resumable))
             (out / steps.FACTS).unlink()
-        return self.facts | self._result(journal, order, done)
+        last, compute = journal.last or {}, dtype_name(self._compute)
+        return self.facts | summary.outcome(config.algo, order, last, done, compute)
 
     def _build(self) -> tuple[Any, Engine, str]:
         """The model, the engine around it, and why attention is computed as it is."""
@@ -202,7 +209,6 @@ class Session:
                 say=self.say,
             )
         )
-        flops, peak = step_flops(self.ctx.config, self._base, self.world.device)
         shape = kernels.compile_where_it_pays(
             self.ctx.config,
             engine,
@@ -214,15 +220,9 @@ class Session:
             done=found.step if found else 0,
             began=self.before if found else {},
             facts=self.facts,
-            flops=flops,
-            peak=peak,
-            compute=self._compute,
+            flops=step_flops(self.ctx.config, self._base, self.world.device),
             say=self.say,
         )
-        if self.world.device.type == "cuda":
-            self.facts["compiled"] = shape is not None
-        if shape is not None:
-            self.facts["attention"] = kernels.COMPILED_ATTENTION
         if self.world.first:
             auto_settings.write_facts(self.ctx.out, self.facts, self.before, self.say)
         if found:
@@ -246,16 +246,6 @@ class Session:
         if held_out:
             yield summary.describe_held_out(held_out)
 
-    def _open_saver(self) -> Saver:
-        # Two steps can be gone on from, should one be damaged; the others are there to be handed on.
-        return Saver(
-            self.ctx.out,
-            rank=self.world.rank,
-            of=self.world.size,
-            timeout=self.ctx.config.machine.timeout,
-            prune=lambda: self._prune(resumable=2),
-        )
-
     def _prune(self, *, resumable: int) -> None:
         config = self.ctx.config
         removal.prune(
@@ -273,21 +263,6 @@ class Session:
         return lambda packs, seconds: device_usage(
             device, flops=flops(packs), seconds=seconds, peak=peak, processes=processes
         )
-
-    def _result(self, journal: Journal, order: Order, done: int) -> dict[str, Any]:
-        """What came of it, as facts of the manifest."""
-        row = journal.last or {}
-        return {
-            "step": done,
-            "steps": order.steps,
-            "loss": row["loss"],
-            "tokens": row["tokens"],
-            "seconds": row["seconds"],
-            "tokens_per_second": round(row["tokens"] / max(row["seconds"], 1e-3), 1),
-            "dtype": self.ctx.config.algo.precision,
-            "compute": dtype_name(self._compute),
-            "packs_per_step": order.per_step,
-        }
 
     @property
     def _base(self) -> Path:

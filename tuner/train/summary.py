@@ -1,4 +1,4 @@
-"""What a run says before its first step: what follows from the config, and what was settled here."""
+"""What a run says before its first step, and what it leaves as facts behind its last one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -56,3 +56,18 @@ def describe_held_out(packs: Sequence[Pack]) -> str:
         f"held-out loss while training: {len(packs)} pack{'s' * (len(packs) > 1)}, "
         f"{tokens_measured(count_targets(packs))}"
     )
+
+
+def outcome(algo: View, order: Order, row: Mapping[str, Any], done: int, compute: str) -> dict[str, Any]:
+    """What came of a run, as facts of the manifest; `row` is its last one, after `done` steps."""
+    return {
+        "step": done,
+        "steps": order.steps,
+        "loss": row["loss"],
+        "tokens": row["tokens"],
+        "seconds": row["seconds"],
+        "tokens_per_second": round(row["tokens"] / max(row["seconds"], 1e-3), 1),
+        "dtype": algo.precision,
+        "compute": compute,
+        "packs_per_step": order.per_step,
+    }

@@ -19,7 +19,7 @@ from tuner.config.schema import Chat
 from tuner.config.view import View
 from tuner.data.chat.template import Template, compile_template
 from tuner.data.tokenizer.load import load_vocabulary
-from tuner.kernels.compile import uncompiled
+from tuner.kernels.compiled_layers import uncompiled
 from tuner.models.attention_needs import generation_attention
 from tuner.models.checkpoint.config_files import chat_with_system
 from tuner.train.distributed import World

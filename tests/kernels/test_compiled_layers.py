@@ -6,7 +6,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.train.test_batch_shape import pack
 from tuner.kernels.attention import register_attention, using_backend
-from tuner.kernels.compile import LAYERS, cache_directory, compile_layers, decoder_layers, pays, uncompiled
+from tuner.kernels.compiled_layers import (
+    LAYERS,
+    cache_directory,
+    compile_layers,
+    decoder_layers,
+    pays,
+    uncompiled,
+)
 from tuner.train.batch import collate
 from tuner.train.batch_shape import BatchShape
 from tuner.train.loss import summed_loss
