@@ -275,7 +275,7 @@ def test_eight_bits_are_kept_of_large_matrices_of_layers_only() -> None:
 def test_nothing_pages_on_the_processor(name: str) -> None:
     pytest.importorskip("bitsandbytes")
     with pytest.raises(
-        ConfigError, match=rf"runs on the cpu\. Set algo\.optim\.name={name.removeprefix('paged_')},"
+        ConfigError, match=rf"computes on the cpu\. Set algo\.optim\.name={name.removeprefix('paged_')},"
     ):
         make(parameters(), name)
 

@@ -229,7 +229,7 @@ def test_the_example_of_the_docstring() -> None:
 def test_heads_that_cannot_be_dealt_out(heads: int, kv: int, size: int, best: int) -> None:
     said = heads_mismatch(heads, kv, size)
     assert said is not None
-    assert f"to {best} process" in said
+    assert f"over {best} process" in said
     assert heads_mismatch(heads, kv, best) is None
 
 

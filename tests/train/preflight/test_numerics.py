@@ -274,7 +274,10 @@ def test_broken_weights_are_no_proof(tiny: Path, packs: Sequence[Pack]) -> None:
     engine.named["model.norm.weight"].data[0] = float("nan")
     with pytest.raises(
         StageError,
-        match=r"computes what is not finite on the rows .* It comes from model\.norm\.weight, whose values",
+        match=(
+            r"computes what is not finite on the rows .* It comes from model\.norm\.weight, a trained weight"
+            r" whose values"
+        ),
     ):
         proved(engine, packs, None)
     engine.named["model.norm.weight"].data[0] = 1.0
