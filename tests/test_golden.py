@@ -12,7 +12,7 @@ from tuner.data.formats import table
 from tuner.pipeline.plan_stage import origin_of
 from tuner.pipeline.stage import Stage
 from tuner.stages import STAGES
-from tuner.store.artifacts import json_digest
+from tuner.store.digests import json_digest
 
 GOLDEN: dict[str, str] = {
     "fetch_data": "bbb864f34521",

@@ -59,7 +59,7 @@ class Stopped(Interrupted):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A sentence that names what was probably meant, or nothing.
 
-    >>> nearest("trian", ["train", "merge"])
+    >>> did_you_mean("trian", ["train", "merge"])
     ' Did you mean train?'
     """
     names = sorted(known)

@@ -26,6 +26,7 @@ from tuner.report.byte_size import readable_bytes
 from tuner.stages import STAGES
 from tuner.stages.tokenize import FRAMES, PACKED
 from tuner.train.checkpoints import steps as saved
+from tuner.train.checkpoints.removal import prune
 
 SMOL = {"parameters": 134_515_008, "lora": 4_884_480}
 """SmolLM2-135M: its weights, and the numbers of a LoRA with r=16 on all its linear layers, as PEFT counts
@@ -114,7 +115,7 @@ def test_the_peak_of_a_training_is_what_saving_and_pruning_leave_at_most(
     for step in range(1, 7):  # the worst for the disk: the first step is the best, and none of the newest
         save(out, state, step=step, tokens=0, scores={"loss": float(step)}, optimizer=step < 6)
         seen.append(under(out))
-        saved.prune(out, keep=keep, by="loss", pinned=pinned, resumable=2)
+        prune(out, keep=keep, by="loss", pinned=pinned, resumable=2)
     wanted = replace(
         config, machine=replace(config.machine, keep=keep), convert=replace(config.convert, step=pinned)
     )  # type: ignore[arg-type]

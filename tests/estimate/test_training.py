@@ -26,7 +26,7 @@ from tuner.estimate.training import (
     training_seconds,
 )
 from tuner.estimate.what_fits import GIB
-from tuner.hardware.gpus import Gpu
+from tuner.hardware.nvidia_smi import Gpu
 
 INTERN = {
     "model_type": "llama",

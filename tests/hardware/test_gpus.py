@@ -19,18 +19,9 @@ from hypothesis import strategies as st
 from tests.conftest import Tuner, environment
 from tests.hardware.smi import HELD, TWO, A, B, C, nvidia_smi, torch_package
 from tuner.errors import ConfigError
-from tuner.hardware import gpus
 from tuner.hardware.cuda_driver import driver_problem, loaded_driver, why_no_gpu
-from tuner.hardware.gpus import (
-    VISIBLE_DEVICES,
-    Gpu,
-    choose_gpus,
-    gpus_hidden,
-    list_gpus,
-    names_mig_instances,
-    parse_gpus,
-    visible_gpus,
-)
+from tuner.hardware.gpus import VISIBLE_DEVICES, choose_gpus, gpus_hidden, names_mig_instances, visible_gpus
+from tuner.hardware.nvidia_smi import Gpu, list_gpus, parse_gpus
 from tuner.models.load import resolve_device
 
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -285,7 +276,7 @@ def test_an_nvidia_smi_that_fails_or_hangs_is_an_error_with_what_mends_it(
     script = nvidia_smi(tmp_path / "hangs", TWO) / "nvidia-smi"
     script.write_text(f"#!{sys.executable} -IS\nimport time\ntime.sleep(60)\n", encoding="utf-8")
     monkeypatch.setenv("PATH", str(script.parent))
-    monkeypatch.setattr(gpus, "TIMEOUT", 0.5)
+    monkeypatch.setattr("tuner.hardware.nvidia_smi.TIMEOUT", 0.5)
     with pytest.raises(ConfigError, match=r"nvidia-smi did not answer within 0\.5 seconds: .*reboot"):
         list_gpus()
 

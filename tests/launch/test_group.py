@@ -22,9 +22,11 @@ from tests.launch.ranked import fake_machines, group
 from tuner.config.schema import Machine
 from tuner.errors import ConfigError, Interrupted, StageError
 from tuner.launch.child import refuse_external_launcher
+from tuner.launch.failures import find_failure
 from tuner.launch.group import Group
-from tuner.launch.hosts import forwarded_environment, read_hostfile, remote_command
-from tuner.launch.members import MOMENT, SETTLE, Member, RankPlacement, find_failure, place_ranks
+from tuner.launch.hosts import read_hostfile
+from tuner.launch.members import MOMENT, SETTLE, Member, RankPlacement, place_ranks
+from tuner.launch.remote import forwarded_environment, remote_command
 
 TWO = RankPlacement(here=2, timeout=60)
 
@@ -426,7 +428,7 @@ def test_two_machines_train_together(launcher: str, fakes: Path, tmp_path: Path)
     assert "  [rank 1] a word of its own" in log
     words = (fakes / "words").read_text(encoding="utf-8")
     assert "127.0.0.2" in words
-    assert "tuner.launch.hosts" in words
+    assert "tuner.launch.remote" in words
     assert made._board._token not in words
     assert not running(tmp_path / "out")
 

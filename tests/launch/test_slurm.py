@@ -75,7 +75,7 @@ def test_a_node_gives_all_the_gpus_that_the_job_has_there(
     the job's on one node.
     """
     (tmp_path / "step").write_text(
-        f"import os, subprocess, sys; sys.path.insert(0, {str(REPO)!r}); from tuner.launch.hosts import "
+        f"import os, subprocess, sys; sys.path.insert(0, {str(REPO)!r}); from tuner.launch.remote import "
         "remote_command\nwords = remote_command('second', 'slurm', os.environ, gpus=2)\n"
         "sys.exit(subprocess.run([*words[: words.index('--kill-on-bad-exit=1')], "
         "*(w for w in words if w.startswith('--gpus')), "

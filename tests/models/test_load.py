@@ -21,7 +21,7 @@ from transformers import (
 from tests.conftest import REPO, environment
 from tests.models.tiny import SIZES, tiny_adapter, write_tiny
 from tuner.errors import ConfigError, DataError, StageError
-from tuner.hardware.gpus import GpuProblem
+from tuner.hardware.nvidia_smi import GpuProblem
 from tuner.models import load
 from tuner.models.checkpoint.config_files import write_config
 from tuner.models.lora.merge import merge_adapter

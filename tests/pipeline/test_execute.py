@@ -18,7 +18,7 @@ from tuner.pipeline.plan import plan
 from tuner.pipeline.reasons import differences
 from tuner.pipeline.run import RunDirectory, run_digest, run_name, store_of
 from tuner.pipeline.stage import Context, Stage
-from tuner.store.artifacts import json_digest
+from tuner.store.digests import json_digest
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tests.conftest import environment
 from tuner.errors import StoreError
 from tuner.files import write_json
-from tuner.store.artifacts import Store, canonical_json, content_digest, json_digest, key_of
+from tuner.store.artifacts import Store, key_of
+from tuner.store.digests import canonical_json, content_digest, json_digest
 from tuner.store.locks import lock_trouble
 
 ORIGIN = {"stage": "train", "inputs": {}, "versions": {}, "sources": {}, "upstream": {}}
@@ -123,13 +124,13 @@ def test_hashes_are_remembered_and_forgotten_with_the_file(store: Store, tmp_pat
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b"a" * 1000)
     time.sleep(0.1)
-    first = store.sha256(file)
-    assert store.hashed(file)
+    first = store.hashes.sha256(file)
+    assert store.hashes.is_known(file)
     os.utime(file)
-    assert not store.hashed(file)
-    assert store.sha256(file) == first
+    assert not store.hashes.is_known(file)
+    assert store.hashes.sha256(file) == first
     file.write_bytes(b"b" * 1000)
-    assert store.sha256(file) != first
+    assert store.hashes.sha256(file) != first
 
 
 def test_a_partial_is_continued_only_from_the_same(store: Store) -> None:

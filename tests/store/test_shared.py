@@ -311,7 +311,7 @@ from pathlib import Path
 from tuner.store.artifacts import Store
 store = Store(Path(sys.argv[1]))
 store.open()
-print(store.hashed(Path(sys.argv[2])), store.sha256(Path(sys.argv[2])))
+print(store.hashes.is_known(Path(sys.argv[2])), store.hashes.sha256(Path(sys.argv[2])))
 """
 
 

@@ -14,7 +14,8 @@ from tuner.cli.terminal import Terminal, visible
 from tuner.config.schema import Config, Generation
 from tuner.errors import ConfigError
 from tuner.files import read_json
-from tuner.hardware.gpus import VISIBLE_DEVICES, choose_gpus, gpus_hidden, list_gpus
+from tuner.hardware.gpus import VISIBLE_DEVICES, choose_gpus, gpus_hidden
+from tuner.hardware.nvidia_smi import list_gpus
 from tuner.hardware.optional_imports import block_optional_imports
 from tuner.pipeline.run import RunDirectory
 

@@ -16,7 +16,8 @@ from tuner.config.schema import Config
 from tuner.errors import ConfigError, StoreError
 from tuner.hardware.cpu import cores, has_bf16
 from tuner.hardware.cuda_driver import cuda_problem, driver_problem, torch_build, why_no_gpu
-from tuner.hardware.gpus import VISIBLE_DEVICES, gpus_hidden, list_gpus, names_mig_instances, visible_gpus
+from tuner.hardware.gpus import VISIBLE_DEVICES, gpus_hidden, names_mig_instances, visible_gpus
+from tuner.hardware.nvidia_smi import list_gpus
 from tuner.pipeline.run import store_of
 from tuner.store.artifacts import Store
 

@@ -20,7 +20,7 @@ from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import store_of
 from tuner.pipeline.sizes import DiskNeed, Quantities
 from tuner.report.byte_size import readable_bytes
-from tuner.store.artifacts import json_digest
+from tuner.store.digests import json_digest
 
 BYTES_A_TOKEN = 4
 """of JSONL, for a data set that was not tokenized yet: between English and Chinese, with the keys and

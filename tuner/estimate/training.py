@@ -13,7 +13,7 @@ from tuner.errors import ConfigError, DataError
 from tuner.estimate.flops import costs, peak_flops
 from tuner.estimate.memory import Memory, Workload, estimate_memory
 from tuner.estimate.what_fits import GIB, ways_to_fit
-from tuner.hardware.gpus import Gpu, list_gpus
+from tuner.hardware.nvidia_smi import Gpu, list_gpus
 from tuner.models.geometry import Geometry
 
 REACHED = 0.35

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from tuner.hardware.gpus import GPU_QUERY, GpuProblem, parse_gpus, query_nvidia_smi, visibility_problem
+from tuner.hardware.gpus import visibility_problem
+from tuner.hardware.nvidia_smi import GPU_QUERY, GpuProblem, parse_gpus, query_nvidia_smi
 
 OLDEST_DRIVERS = {11: "450", 12: "525.60.13", 13: "580"}
 """The oldest driver that runs what was built for a CUDA major version: NVIDIA, "CUDA Compatibility", Minor

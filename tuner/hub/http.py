@@ -129,7 +129,7 @@ def open_url(url: str, headers: Mapping[str, str]) -> HTTPResponse:
 def retry_after(after: str | None) -> float:
     """What a server's Retry-After asks for, as far as it is followed; a date is not.
 
-    >>> seconds("7"), seconds("3600"), seconds("Wed, 21 Oct 2026 07:28:00 GMT"), seconds(None)
+    >>> retry_after("7"), retry_after("3600"), retry_after("Wed, 21 Oct 2026 07:28:00 GMT"), retry_after(None)
     (7.0, 60.0, 0.0, 0.0)
     """
     return min(LONGEST_RETRY_AFTER, float(after)) if after and after.isdecimal() else 0.0

@@ -95,7 +95,7 @@ def digest_of(pieces: Iterable[bytes], size: int, known: RemoteFile | Pinned) ->
 def local_names(paths: Sequence[str], prefix: str = "") -> dict[str, str]:
     """Name in a directory → path in a repository; the names keep the order.
 
-    >>> names(["data/train-0.parquet", "b.jsonl"], "p01-")
+    >>> local_names(["data/train-0.parquet", "b.jsonl"], "p01-")
     {'p01-0000-data-train-0.parquet': 'data/train-0.parquet', 'p01-0001-b.jsonl': 'b.jsonl'}
     """
     return {f"{prefix}{number:04d}-{_flatten(path)}": path for number, path in enumerate(paths)}

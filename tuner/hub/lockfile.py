@@ -68,8 +68,10 @@ def entry_name(
 ) -> str:
     """What an entry is called.
 
-    >>> key("model", "hub", "org/name", None), key("data", "modelscope", "org/name", "v1", ("a/*.jsonl",))
-    ('model hub org/name@main', 'data modelscope org/name@v1 a/*.jsonl')
+    >>> entry_name("model", "hub", "org/name", None)
+    'model hub org/name@main'
+    >>> entry_name("data", "modelscope", "org/name", "v1", ("a/*.jsonl",))
+    'data modelscope org/name@v1 a/*.jsonl'
     """
     return " ".join([kind, source, f"{repo}@{revision or HUBS[source]}", *patterns])
 
@@ -121,7 +123,7 @@ def missing_message(lock: str, name: str) -> str:
 def pinned_commits(pins: Mapping[str, Pin | None]) -> dict[str, str]:
     """What enters a fingerprint: the commit of each reference, under its name without the branch or tag.
 
-    >>> commits({"data hub org/name@main a/*.jsonl": Pin(commit="0a1b", files={})})
+    >>> pinned_commits({"data hub org/name@main a/*.jsonl": Pin(commit="0a1b", files={})})
     {'hub org/name a/*.jsonl': '0a1b'}
     """
     found: dict[str, str] = {}

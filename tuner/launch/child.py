@@ -18,9 +18,10 @@ from typing import Any
 from tuner.config.build import dump_config
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, Interrupted
+from tuner.launch.failures import exit_error
 from tuner.launch.group import Group
-from tuner.launch.hosts import HOME, WORKER
-from tuner.launch.members import RankPlacement, error_class, exit_error
+from tuner.launch.members import RankPlacement, error_class
+from tuner.launch.processes import HOME, WORKER
 
 EXTERNAL_LAUNCHERS = {
     "torchrun": ("WORLD_SIZE", "RANK"),

@@ -12,27 +12,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 from tuner.errors import Interrupted, StageError, TunerError
 from tuner.launch.channel_server import ChannelServer
-from tuner.launch.hosts import forwarded_environment, remote_command, start_process
-from tuner.launch.members import (
-    MOMENT,
-    SETTLE,
-    Failure,
-    Member,
-    RankPlacement,
-    error_class,
-    exit_error,
-    find_failure,
-    is_suspended,
-    lost_machine_error,
-)
+from tuner.launch.failures import Failure, exit_error, find_failure, is_suspended, lost_machine_error
+from tuner.launch.members import MOMENT, SETTLE, Member, RankPlacement, error_class
+from tuner.launch.processes import start_process
+from tuner.launch.remote import forwarded_environment, remote_command
+from tuner.launch.signals import count_signals
 
 LOOK, PATIENCE = 0.2, 20.0
 """seconds between two looks at the processes, and until one that should end by itself is killed"""
@@ -78,7 +69,7 @@ class Group:
         Raises what one of them told, StageError when one died, hangs, or can't be started, Interrupted when a
         signal stopped them.
         """
-        with _count_signals() as signals:
+        with count_signals() as signals:
             try:
                 self._start()
                 error = self._watch(signals)
@@ -294,24 +285,3 @@ class Group:
         self._board.close()
         if self._sign:
             self._sign.unlink(missing_ok=True)
-
-
-@contextmanager
-def _count_signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM, as they come. Where this is not the main thread, that one gets them."""
-    came: list[int] = []
-
-    def count(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
-
-    heard = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.getsignal(number) for number in heard}
-    for number, handler in before.items():
-        # a shell that starts a command in the background has it ignore Ctrl-C
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, count)
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -13,7 +13,8 @@ from typing import Any
 
 from tuner.config.view import View
 from tuner.errors import Interrupted
-from tuner.hardware.gpus import choose_gpus, gpus_hidden, list_gpus
+from tuner.hardware.gpus import choose_gpus, gpus_hidden
+from tuner.hardware.nvidia_smi import list_gpus
 from tuner.hub import lockfile
 from tuner.hub.lockfile import known_content
 from tuner.launch.child import launch
@@ -160,7 +161,7 @@ def _inputs_hold(
 
 def _hash(path: Path | None, store: Store) -> str | None:
     try:
-        return store.sha256(path, fresh=True) if path else None
+        return store.hashes.sha256(path, fresh=True) if path else None
     except OSError:
         return None
 

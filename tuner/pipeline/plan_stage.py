@@ -17,7 +17,8 @@ from tuner.pipeline.reasons import find_predecessor, why_rebuild
 from tuner.pipeline.run import RunDirectory
 from tuner.pipeline.stage import ChosenStep, Stage
 from tuner.report.byte_size import readable_bytes
-from tuner.store.artifacts import Artifact, Store, canonical_json, content_digest, json_digest
+from tuner.store.artifacts import Artifact, Store
+from tuner.store.digests import canonical_json, content_digest, json_digest
 
 HASH_AT_ONCE = 256 << 20
 """bytes of local files that a plan hashes while the person waits; more is said to be pending"""
@@ -66,7 +67,7 @@ def plan_stage(
         return replace(step, why=f"hash pending: {', '.join(pending)}", pending=True)
     if unknown:
         return replace(step, why=f"after {', '.join(unknown)}")
-    hashes = {name: store.sha256(path) for name, path in sources.items()}
+    hashes = {name: store.hashes.sha256(path) for name, path in sources.items()}
     origin = origin_of(stage, config, hashes | pinned_commits(pins), upstream)
     fingerprint = json_digest(origin)
     key = f"{stage.name}-{fingerprint[:12]}"
@@ -174,7 +175,7 @@ def still_done(planned: PlannedStage, store: Store) -> bool:
         return False
     if _unhashed(planned.sources, store):
         return False
-    hashes = {name: store.sha256(path) for name, path in planned.sources.items()}
+    hashes = {name: store.hashes.sha256(path) for name, path in planned.sources.items()}
     if hashes | pinned_commits(stage.remote.pins(view)) != planned.origin["sources"]:
         return False
     found = store.find(planned.artifact.key)
@@ -186,7 +187,7 @@ def _unhashed(sources: Mapping[str, Path], store: Store) -> list[str]:
     return [
         name
         for name, path in sources.items()
-        if path.stat().st_size > HASH_AT_ONCE and not store.hashed(path)
+        if path.stat().st_size > HASH_AT_ONCE and not store.hashes.is_known(path)
     ]
 
 

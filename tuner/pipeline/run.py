@@ -22,7 +22,8 @@ from tuner.config.schema import Config
 from tuner.config.view import leaves
 from tuner.errors import ConfigError
 from tuner.store import references
-from tuner.store.artifacts import Store, json_digest, key_of
+from tuner.store.artifacts import Store, key_of
+from tuner.store.digests import json_digest
 
 try:
     from yaml import CSafeDumper as Dumper

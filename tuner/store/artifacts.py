@@ -15,7 +15,6 @@ Standard library only, so that a plan costs milliseconds.
 """
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -32,7 +31,6 @@ from typing import Any
 from tuner.errors import StoreError
 from tuner.files import (
     drop_leftovers,
-    file_identity,
     foreign_owner,
     group_of,
     open_to_group,
@@ -42,30 +40,11 @@ from tuner.files import (
     write_json,
 )
 from tuner.store import locks
+from tuner.store.digests import content_digest
+from tuner.store.hashes import FileHashes
 
 MANIFEST = "manifest.json"
 FOLDERS = (".partial", ".locks", ".trash", ".hashes", ".refs")
-
-
-def canonical_json(value: Any) -> bytes:
-    """The one JSON text of a value: sorted keys, no spaces, UTF-8.
-
-    >>> canonical({"b": 1.0, "a": "é"})
-    b'{"a":"\\xc3\\xa9","b":1.0}'
-    """
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
-
-
-def json_digest(value: Any) -> str:
-    """sha256 of a value's canonical JSON, in hex."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()
-
-
-def content_digest(hashes: Mapping[str, str]) -> str:
-    """The digest of a set of files: of their names and contents, not of where they lie."""
-    return json_digest(dict(hashes))
 
 
 def key_of(name: str) -> str:
@@ -103,7 +82,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._read: dict[Path, tuple[list[int], str]] = {}
+        self.hashes = FileHashes(root)
 
     # Reading: nothing here writes, so that a plan can look at a store it may not touch.
 
@@ -138,50 +117,8 @@ class Store:
             if status.st_size != entry["size"]:
                 return f"{name} has {status.st_size} bytes instead of {entry['size']}"
             touched = [status.st_mtime_ns, status.st_ctime_ns] != entry["times"]
-            if (touched or deep) and self.sha256(path, fresh=deep) != entry["sha256"]:
+            if (touched or deep) and self.hashes.sha256(path, fresh=deep) != entry["sha256"]:
                 return f"{name} has other content than was written"
-        return None
-
-    def sha256(self, path: Path, *, fresh: bool = False) -> str:
-        """A file's sha256, remembered by path, size, times and inode; `fresh` trusts only what this object
-        has read itself.
-        """
-        memo = self._memo(path)
-        before = file_identity(path)
-        if (read := self._read.get(path)) and read[0] == before:
-            return read[1]
-        if not fresh and (known := self._remembered(memo)) and known.get("file") == before:
-            sha: str = known["sha256"]
-            return sha
-        sha = sha256_of(path)
-        # A file written to in the last tick of the clock could change again without a change of its times:
-        # not remembered.
-        if file_identity(path) != before or time.time_ns() - before[2] <= 50_000_000:
-            return sha
-        self._read[path] = (before, sha)
-        if memo.parent.is_dir():
-            # a memory only: a full disk or another user's store costs time, not the run
-            with suppress(OSError):
-                write_json(memo, {"file": before, "sha256": sha})
-        return sha
-
-    def hashed(self, path: Path) -> bool:
-        """Whether `sha256` would answer at once."""
-        return (self._remembered(self._memo(path)) or {}).get("file") == file_identity(path)
-
-    def _memo(self, path: Path) -> Path:
-        """Where the hash of a file is remembered: for each user apart."""
-        return (
-            self.root
-            / ".hashes"
-            / f"{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]}-{os.geteuid()}"
-        )
-
-    def _remembered(self, memo: Path) -> dict[str, Any] | None:
-        """In a shared store, only what was written by this user is trusted."""
-        with suppress(OSError):
-            if self.group() is None or memo.stat().st_uid == os.geteuid():
-                return read_json(memo)
         return None
 
     def holder(self, key: str) -> str | None:

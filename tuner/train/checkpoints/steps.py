@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.files import link_or_copy, read_json, sha256_of, write_json
-from tuner.store.artifacts import content_digest
+from tuner.store.digests import content_digest
 
 MARKER = "state.json"
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
