@@ -51,7 +51,7 @@ class Interrupted(TunerError):
 
 
 class Stopped(Interrupted):
-    """A person asked this run's training to stop; what was done is kept and can be used, and the same
+    """A person asked this run to stop training; what was done is kept and can be used, and the same
     command continues.
     """
 

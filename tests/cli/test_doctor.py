@@ -82,7 +82,7 @@ def test_no_card_is_wanted_where_the_variable_is_empty(examined: Examined) -> No
             TWO,
             0,
             None,
-            "an NVIDIA card is here, but torch 2.13.0 is built without CUDA",
+            "an NVIDIA GPU is here, but torch 2.13.0 is built without CUDA",
             "install one built for CUDA, with pip",
         ),
         (

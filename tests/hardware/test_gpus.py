@@ -210,7 +210,7 @@ def test_who_holds_the_busy_cards_and_each_way_out_is_said() -> None:
         "30000 MiB; GPU 2 (NVIDIA A100-SXM4-80GB) is busy: 70000 of 80000 MiB are used, by no process "
         "that is listed here. Wait until enough are free, take just those you name, busy or not, with "
         "machine.gpus=[0,1], take fewer with machine.gpus=1, show others with CUDA_VISIBLE_DEVICES, or "
-        "train on the processor with machine=cpu."
+        "train on the CPU with machine=cpu."
     )
     with pytest.raises(
         ConfigError,
@@ -234,7 +234,7 @@ def test_more_cards_than_there_are_is_refused() -> None:
     with pytest.raises(
         ConfigError,
         match=(
-            r"CUDA_VISIBLE_DEVICES=7 names no card that is here, .*: mend or unset CUDA_VISIBLE_DEVICES; or"
+            r"CUDA_VISIBLE_DEVICES=7 names no GPU that is here, .*: correct or unset CUDA_VISIBLE_DEVICES; or"
         ),
     ):
         choose_gpus("auto", THREE, {VISIBLE_DEVICES: "7"})
@@ -243,7 +243,7 @@ def test_more_cards_than_there_are_is_refused() -> None:
 def test_numbers_that_cuda_may_count_otherwise_are_refused() -> None:
     found = [gpu(0, A, name="NVIDIA GeForce GT 1030"), gpu(1, B, name="NVIDIA GeForce RTX 4090")]
     with pytest.raises(
-        ConfigError, match=r"from the fastest card on, .* set CUDA_DEVICE_ORDER=PCI_BUS_ID, .*by UUID"
+        ConfigError, match=r"from the fastest GPU on, .* set CUDA_DEVICE_ORDER=PCI_BUS_ID, .*by UUID"
     ):
         choose_gpus("auto", found, {VISIBLE_DEVICES: "1"})
     assert choose_gpus("auto", found, {VISIBLE_DEVICES: "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}) == B
@@ -356,7 +356,7 @@ def test_a_card_without_nvidia_smi_or_that_it_does_not_find(devices: Path) -> No
     )
     version.unlink()
     empty = nvidia_smi(devices / "empty", "No devices were found\n", code=6)
-    assert "nvidia0 is there, but nvidia-smi finds no card: look for NVRM in the kernel's log" in troubled(
+    assert "nvidia0 is there, but nvidia-smi finds no GPU: look for NVRM in the kernel's log" in troubled(
         devices, path=empty
     )
 
@@ -403,7 +403,7 @@ def test_a_card_without_nvidia_smi_or_that_it_does_not_find(devices: Path) -> No
             "",
             "sudo modprobe nvidia",
         ),
-        (TWO, 0, "13.0", {VISIBLE_DEVICES: "5"}, "", "CUDA_VISIBLE_DEVICES=5 names no card that is here"),
+        (TWO, 0, "13.0", {VISIBLE_DEVICES: "5"}, "", "CUDA_VISIBLE_DEVICES=5 names no GPU that is here"),
         (TWO, 0, "13.0", {VISIBLE_DEVICES: ""}, "", ""),
         (TWO, 0, "13.0", {}, "CUDA unknown\nerror", "torch can't start CUDA (CUDA unknown error): reboot"),
     ],
@@ -477,7 +477,7 @@ def test_a_device_is_the_processor_only_where_there_is_no_card_or_none_is_wanted
         with pytest.raises(
             ConfigError,
             match=(
-                rf"machine\.device={wish} finds a GPU that can't be used\. .*; or train on the processor"
+                rf"machine\.device={wish} finds a GPU that can't be used\. .*; or train on the CPU"
                 r" with machine=cpu\."
             ),
         ):

@@ -111,9 +111,9 @@ def test_many_processes_lose_no_entry(tmp_path: Path) -> None:
         ("", "can't be read as a lock file"),
         ("<<<<<<< HEAD", "Take it from version control again, or remove it"),
         ("[" * 100_000, "can't be read as a lock file"),
-        ("[]", "is no lock file of tuner's"),
+        ("[]", "is not a lock file of tuner"),
         ('{"version": 1}', "should hold `pins`"),
-        ('{"version": 2, "pins": {}}', "is of the version 2, and this tuner reads 1"),
+        ('{"version": 2, "pins": {}}', "has version 2, and this tuner reads 1"),
     ],
 )
 def test_what_is_no_lock_is_said(tmp_path: Path, content: str, why: str) -> None:

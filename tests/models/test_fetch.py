@@ -341,13 +341,13 @@ def test_a_gated_model_says_where_its_terms_are(
 def test_a_model_that_is_private_or_not_there_is_explained(
     server: Hub, lock: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(DataError, match=r"knows no model org/model, or keeps it from us.*HF_TOKEN"):
+    with pytest.raises(DataError, match=r"knows no model org/model, or hides it from this account.*HF_TOKEN"):
         look_up(lock)
     with pytest.raises(DataError, match=r"ModelScope knows no model org/model.*MODELSCOPE_API_TOKEN"):
         look_up(lock, "modelscope")
     server.add("org/model", REPOSITORY, kind="models", token="secret")
     for source in ("hub", "modelscope"):
-        with pytest.raises(DataError, match="keeps it from us"):
+        with pytest.raises(DataError, match="hides it from this account"):
             look_up(lock, source)
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", "secret")
@@ -369,7 +369,7 @@ def test_a_commit_that_is_gone_is_said_with_what_to_do(
     server.add("org/model", {**REPOSITORY, "README.md": "squashed"}, kind="models")
     with pytest.raises(
         DataError,
-        match=rf"The lock's entry for org/model is at the commit {pin.commit[:12]}, and .* has it no more",
+        match=rf"The lock's entry for org/model is at the commit {pin.commit[:12]}, and .* no longer has it",
     ):
         fetch.download_model(source, "org/model", pin, out, print)
     assert whole(out) == {}

@@ -326,7 +326,9 @@ def test_a_folder_that_keeps_others_out_is_refused_in_words(store: Path, user: A
     (store / ".partial").mkdir(mode=0o700)
     os.chown(store / ".partial", ALICE, LAB)
     done = user(BOB, str(store), run=LOCK, code=1)
-    assert f"the user {ALICE} keeps others out; they mend it with: chmod 3770 ({store}/.partial)" in done.err
+    assert (
+        f"the user {ALICE} keeps others out; they can fix it with: chmod 3770 ({store}/.partial)" in done.err
+    )
     user(ALICE, str(store), run=LOCK)  # whoever made it mends it by using it
     user(BOB, str(store), run=LOCK)
 

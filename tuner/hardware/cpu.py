@@ -1,4 +1,4 @@
-"""What the processor offers, without torch."""
+"""What the CPU offers, without torch."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whether CUDA can work here: the driver, the permission to open a card, and the CUDA that torch was built
+"""Whether CUDA can work here: the driver, the permission to open a GPU, and the CUDA that torch was built
 for. torch is not imported.
 """
 
@@ -15,11 +15,11 @@ from tuner.hardware.nvidia_smi import GPU_QUERY, GpuProblem, parse_gpus, query_n
 OLDEST_DRIVERS = {11: "450", 12: "525.60.13", 13: "580"}
 """The oldest driver that runs what was built for a CUDA major version: NVIDIA, "CUDA Compatibility", Minor
 Version Compatibility, table 1, and the Release Notes of CUDA 12. The forward compatibility package of data
-centre cards, with which an older one does, is not looked at."""
+centre GPUs, with which an older one does, is not looked at."""
 
 
 def cuda_problem(environ: Mapping[str, str], said: str = "", root: Path = Path("/")) -> GpuProblem | None:
-    """Why a card that is here can't be used; None when there is no card, or nothing wrong with it.
+    """Why a GPU that is here can't be used; None when there is no GPU, or nothing wrong with it.
 
     said    torch's own words, when it could not start CUDA: the reason where no other is found
     root    where dev and proc are
@@ -37,14 +37,14 @@ def cuda_problem(environ: Mapping[str, str], said: str = "", root: Path = Path("
         return why
     if not found and shutil.which("nvidia-smi"):
         return GpuProblem(
-            f"{nodes[0]} is there, but nvidia-smi finds no card",
+            f"{nodes[0]} is there, but nvidia-smi finds no GPU",
             "look for NVRM in the kernel's log (sudo dmesg), and reboot",
         )
     if not found:
         mend = (
             "install the NVIDIA driver's tools; a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility"
         )
-        return GpuProblem("an NVIDIA card is here, but nvidia-smi is not found", mend)
+        return GpuProblem("an NVIDIA GPU is here, but nvidia-smi is not found", mend)
     if why := visibility_problem(found, environ):
         return why
     return (
@@ -58,7 +58,7 @@ def cuda_problem(environ: Mapping[str, str], said: str = "", root: Path = Path("
 
 
 def _permission_problem(nodes: list[Path], root: Path) -> GpuProblem | None:
-    """One card that opens is enough; beside it, CUDA opens two more devices."""
+    """One GPU that opens is enough; beside it, CUDA opens two more devices."""
     needed = [nodes] if nodes else []
     needed += [
         [node] for name in ("nvidiactl", "nvidia-uvm") if nodes and (node := root / "dev" / name).exists()
@@ -104,7 +104,7 @@ def driver_problem(driver: str) -> GpuProblem | None:
         mend = (
             f"install one built for CUDA, with pip install --force-reinstall torch=={torch.partition('+')[0]}"
         )
-        return GpuProblem(f"an NVIDIA card is here, but torch {torch} is built without CUDA", mend)
+        return GpuProblem(f"an NVIDIA GPU is here, but torch {torch} is built without CUDA", mend)
     needed = OLDEST_DRIVERS.get(int(cuda.partition(".")[0]))
     if not driver or needed is None or _numbers(driver) >= _numbers(needed):
         return None
@@ -148,9 +148,9 @@ def loaded_driver(root: Path = Path("/")) -> str:
 
 
 def why_no_gpu(root: Path = Path("/")) -> str:
-    """Why there is no card."""
+    """Why there is no GPU."""
     if loaded_driver(root):
-        return "the NVIDIA driver runs here, but gives this process no card (a container needs --gpus all)"
+        return "the NVIDIA driver runs here, but gives this process no GPU (a container needs --gpus all)"
     for device in (root / "sys/bus/pci/devices").glob("*"):
         try:
             vendor, kind = (
@@ -159,5 +159,5 @@ def why_no_gpu(root: Path = Path("/")) -> str:
         except OSError:
             continue
         if vendor == "0x10de" and kind.startswith("0x03"):  # NVIDIA; a display controller
-            return "there is an NVIDIA card, but no driver for it (install the NVIDIA driver)"
+            return "there is an NVIDIA GPU, but no driver for it (install the NVIDIA driver)"
     return "this machine has no NVIDIA GPU"

@@ -1,8 +1,7 @@
-"""The NVIDIA cards of this machine, and which of them a run takes. nvidia-smi is asked; torch is not
-imported.
+"""Which of the NVIDIA GPUs of this machine a run takes; torch is not imported.
 
-A child is given its cards by UUID: nvidia-smi counts along the PCI bus and CUDA from the fastest card on, so
-a number may mean two cards.
+A child is given its GPUs by UUID: nvidia-smi counts along the PCI bus and CUDA from the fastest GPU on, so
+a number may mean two GPUs.
 """
 
 import re
@@ -16,7 +15,7 @@ VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 def gpus_hidden(environ: Mapping[str, str]) -> bool:
-    """Whether CUDA_VISIBLE_DEVICES is there to hide every card: it is empty, -1, or a word such as Slurm's
+    """Whether CUDA_VISIBLE_DEVICES is there to hide every GPU: it is empty, -1, or a word such as Slurm's
     NoDevFiles.
     """
     return VISIBLE_DEVICES in environ and not re.match(r"\s*(\+?\d|GPU-|MIG-)", environ[VISIBLE_DEVICES])
@@ -28,11 +27,11 @@ def names_mig_instances(environ: Mapping[str, str]) -> bool:
 
 
 def visible_gpus(found: Sequence[Gpu], environ: Mapping[str, str]) -> list[Gpu]:
-    """The cards that CUDA_VISIBLE_DEVICES leaves, in its order, read as CUDA reads it; MIG instances are not
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves, in its order, read as CUDA reads it; MIG instances are not
     among them.
 
-    CUDA takes numbers, or beginnings of UUIDs, up to the first entry that names no card (NVIDIA, CUDA
-    Programming Guide, "CUDA Environment Variables"); a card named twice leaves none. Numbers are taken for
+    CUDA takes numbers, or beginnings of UUIDs, up to the first entry that names no GPU (NVIDIA, CUDA
+    Programming Guide, "CUDA Environment Variables"); a GPU named twice leaves none. Numbers are taken for
     nvidia-smi's; `misnamed` says when they may not be.
     """
     if VISIBLE_DEVICES not in environ:
@@ -43,9 +42,9 @@ def visible_gpus(found: Sequence[Gpu], environ: Mapping[str, str]) -> list[Gpu]:
     for entry in entries:
         number = re.match(r"\+?(\d+)", entry)
         if by_uuid:
-            named = [card for card in found if entry.startswith("GPU-") and card.uuid.startswith(entry)]
+            named = [gpu for gpu in found if entry.startswith("GPU-") and gpu.uuid.startswith(entry)]
         else:
-            named = [card for card in found if number and card.index == int(number[1])]
+            named = [gpu for gpu in found if number and gpu.index == int(number[1])]
         if len(named) != 1:
             break
         if named[0] in seen:
@@ -55,17 +54,17 @@ def visible_gpus(found: Sequence[Gpu], environ: Mapping[str, str]) -> list[Gpu]:
 
 
 def visibility_problem(found: Sequence[Gpu], environ: Mapping[str, str]) -> GpuProblem | None:
-    """What is wrong with a CUDA_VISIBLE_DEVICES that is there to name cards: it names none, or by numbers
+    """What is wrong with a CUDA_VISIBLE_DEVICES that is there to name GPUs: it names none, or by numbers
     that may mean others.
     """
     if VISIBLE_DEVICES not in environ or gpus_hidden(environ) or names_mig_instances(environ):
         return None
-    value, kinds = environ[VISIBLE_DEVICES], sorted({card.name for card in found})
-    here = ", ".join(f"{card.index} ({card.name}, {card.uuid})" for card in found)
+    value, kinds = environ[VISIBLE_DEVICES], sorted({gpu.name for gpu in found})
+    here = ", ".join(f"{gpu.index} ({gpu.name}, {gpu.uuid})" for gpu in found)
     if not visible_gpus(found, environ):
         return GpuProblem(
-            f"{VISIBLE_DEVICES}={value} names no card that is here, or one twice; here are {here}",
-            f"mend or unset {VISIBLE_DEVICES}",
+            f"{VISIBLE_DEVICES}={value} names no GPU that is here, or one twice; here are {here}",
+            f"correct or unset {VISIBLE_DEVICES}",
         )
     if (
         len(kinds) > 1
@@ -73,9 +72,9 @@ def visibility_problem(found: Sequence[Gpu], environ: Mapping[str, str]) -> GpuP
         and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
     ):
         return GpuProblem(
-            f"{VISIBLE_DEVICES}={value} counts from the fastest card on, which with {' and '.join(kinds)} "
+            f"{VISIBLE_DEVICES}={value} counts from the fastest GPU on, which with {' and '.join(kinds)} "
             "does not say which one is meant",
-            "set CUDA_DEVICE_ORDER=PCI_BUS_ID, to count as nvidia-smi does, or name cards by UUID; here are "
+            "set CUDA_DEVICE_ORDER=PCI_BUS_ID, to count as nvidia-smi does, or name GPUs by UUID; here are "
             f"{here}",
         )
     return None
@@ -84,11 +83,11 @@ def visibility_problem(found: Sequence[Gpu], environ: Mapping[str, str]) -> GpuP
 def choose_gpus(
     wish: int | Literal["auto"] | tuple[int, ...], found: Sequence[Gpu], environ: Mapping[str, str]
 ) -> str | None:
-    """CUDA_VISIBLE_DEVICES for a child with machine.gpus=`wish`; None leaves it as it is: no card, none
+    """CUDA_VISIBLE_DEVICES for a child with machine.gpus=`wish`; None leaves it as it is: no GPU, none
     wanted, or MIG.
 
-    wish    how many of the visible cards: those with most free memory, no busy one; "auto" is 1
-            or places among the visible cards, from 0: just those, busy or not
+    wish    how many of the visible GPUs: those with most free memory, no busy one; "auto" is 1
+            or places among the visible GPUs, from 0: just those, busy or not
 
     Raises ConfigError when there are not enough, with who holds the busy ones.
     """
@@ -109,7 +108,7 @@ def choose_gpus(
                 "or say how many."
             )
         return ",".join(seen[place].uuid for place in wish)
-    whole = [card for card in seen if not card.mig]
+    whole = [gpu for gpu in seen if not gpu.mig]
     if not whole:
         return None
     count = 1 if wish == "auto" else wish
@@ -118,12 +117,12 @@ def choose_gpus(
             f"machine.gpus={count} wants {count} GPUs, and {_count(seen)}{masked}: take them all with "
             f"machine.gpus={len(seen)}."
         )
-    idle = sorted((card for card in whole if not card.busy), key=lambda card: -card.free)
+    idle = sorted((gpu for gpu in whole if not gpu.busy), key=lambda gpu: -gpu.free)
     if len(idle) < count:
         states = "; ".join(
-            f"GPU {place} ({card.name}) is {card.state}"
-            for place, card in enumerate(seen)
-            if card.busy or card.mig
+            f"GPU {place} ({gpu.name}) is {gpu.state}"
+            for place, gpu in enumerate(seen)
+            if gpu.busy or gpu.mig
         )
         told = sorted(
             sorted(range(len(seen)), key=lambda place: (seen[place].busy, -seen[place].free))[:count]
@@ -136,9 +135,9 @@ def choose_gpus(
         ways += [f"show others with {VISIBLE_DEVICES}"] if masked else []
         raise ConfigError(
             f"machine.gpus={wish} takes idle GPUs only: {count} wanted, {len(idle)} of {len(seen)} visible "
-            f"idle{masked}. {states}. {', '.join(ways)}, or train on the processor with machine=cpu."
+            f"idle{masked}. {states}. {', '.join(ways)}, or train on the CPU with machine=cpu."
         )
-    return ",".join(card.uuid for card in seen if card in idle[:count])
+    return ",".join(gpu.uuid for gpu in seen if gpu in idle[:count])
 
 
 def _list(places: Sequence[int]) -> str:
@@ -146,6 +145,4 @@ def _list(places: Sequence[int]) -> str:
 
 
 def _count(seen: Sequence[Gpu]) -> str:
-    return f"{len(seen)} are visible: " + ", ".join(
-        f"{place} ({card.name})" for place, card in enumerate(seen)
-    )
+    return f"{len(seen)} are visible: " + ", ".join(f"{place} ({gpu.name})" for place, gpu in enumerate(seen))

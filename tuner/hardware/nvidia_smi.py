@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tuner.errors import ConfigError
 
 TIMEOUT = 30.0
-"""seconds until nvidia-smi counts as hanging; cards that sleep take some to wake"""
+"""seconds until nvidia-smi counts as hanging; GPUs that sleep take some to wake"""
 
 
 GPU_QUERY = "--query-gpu=index,uuid,name,memory.total,memory.used,driver_version,mig.mode.current"
@@ -25,14 +25,14 @@ REMEDIES = {
         "load the kernel module (sudo modprobe nvidia); after a kernel update, install the driver again and "
         "reboot"
     ),
-    "Insufficient Permissions": "ask for the permission to use the card; a container needs --gpus all",
+    "Insufficient Permissions": "ask for the permission to use the GPU; a container needs --gpus all",
 }
 """what nvidia-smi says → what mends it"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
-    """One card."""
+    """One GPU."""
 
     index: int
     """nvidia-smi's number"""
@@ -41,7 +41,7 @@ class Gpu:
     name: str
     """the model, as in NVIDIA A100-SXM4-80GB"""
     memory_total: int
-    """MiB; 0 where the driver does not tell, as with memory shared with the processor"""
+    """MiB; 0 where the driver does not tell, as with memory shared with the CPU"""
     memory_used: int
     """MiB"""
     driver: str
@@ -82,30 +82,30 @@ class Gpu:
 
 
 class GpuProblem(NamedTuple):
-    """Why cards can't be used."""
+    """Why GPUs can't be used."""
 
     what: str
     mend: str
 
     @property
     def paragraph(self) -> str:
-        return f"{self.what}: {self.mend}; or train on the processor with machine=cpu."
+        return f"{self.what}: {self.mend}; or train on the CPU with machine=cpu."
 
 
 def list_gpus() -> list[Gpu]:
-    """All cards, as nvidia-smi counts them; none where there is no nvidia-smi. Raises ConfigError when it
+    """All GPUs, as nvidia-smi counts them; none where there is no nvidia-smi. Raises ConfigError when it
     does not answer.
     """
     listed = query_nvidia_smi(GPU_QUERY)
     if isinstance(listed, GpuProblem):
         raise ConfigError(listed.paragraph)
     processes = query_nvidia_smi(PROCESS_QUERY) if listed else ""
-    # some cards tell no processes; their memory still speaks
+    # some GPUs tell no processes; their memory still speaks
     return parse_gpus(listed, "" if isinstance(processes, GpuProblem) else processes)
 
 
 def query_nvidia_smi(query: str) -> str | GpuProblem:
-    """What nvidia-smi answers, as CSV without units; empty where there is no nvidia-smi, or no card."""
+    """What nvidia-smi answers, as CSV without units; empty where there is no nvidia-smi, or no GPU."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ""
@@ -119,7 +119,7 @@ def query_nvidia_smi(query: str) -> str | GpuProblem:
         )
     except subprocess.TimeoutExpired:
         return GpuProblem(
-            f"nvidia-smi did not answer within {TIMEOUT:g} seconds", "a card or its driver hangs; reboot"
+            f"nvidia-smi did not answer within {TIMEOUT:g} seconds", "a GPU or its driver hangs; reboot"
         )
     except OSError as error:
         return GpuProblem(
@@ -137,8 +137,8 @@ def query_nvidia_smi(query: str) -> str | GpuProblem:
     return GpuProblem(f"nvidia-smi fails ({said[:200]})", mend)
 
 
-def parse_gpus(cards: str, processes: str) -> list[Gpu]:
-    """The cards in nvidia-smi's two answers, in which a word in brackets stands for what it does not tell."""
+def parse_gpus(gpus: str, processes: str) -> list[Gpu]:
+    """The GPUs in nvidia-smi's two answers, in which a word in brackets stands for what it does not tell."""
     holders: dict[str, tuple[tuple[int, int], ...]] = {}
     for row in csv.reader(processes.splitlines(), skipinitialspace=True):
         if len(row) == 3 and row[1].isdecimal() and int(row[1]) != os.getpid():
@@ -147,7 +147,7 @@ def parse_gpus(cards: str, processes: str) -> list[Gpu]:
                 (int(row[1]), int(row[2]) if row[2].isdecimal() else 0),
             )
     found = []
-    for row in csv.reader(cards.splitlines(), skipinitialspace=True):
+    for row in csv.reader(gpus.splitlines(), skipinitialspace=True):
         if len(row) == 7 and row[0].isdecimal():
             index, uuid, name, *memory, driver, mig = row
             total, used = map(int, memory) if all(word.isdecimal() for word in memory) else (0, 0)

@@ -10,7 +10,7 @@ def block_optional_imports(*, bitsandbytes: bool, deepspeed: bool) -> None:
     """Import bitsandbytes and DeepSpeed only where they are needed, and a hub's kernels never.
 
     PEFT imports bitsandbytes wherever it is installed, which costs a stage one to two seconds. On some
-    processors bitsandbytes then loads a compiled kernel of a hub's through the package `kernels`: code that
+    CPUs bitsandbytes then loads a compiled kernel of a hub's through the package `kernels`: code that
     nobody asked for. transformers imports DeepSpeed to save a model, and accelerate to wrap one, which takes
     seconds and picks an accelerator for the process.
     """

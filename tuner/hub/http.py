@@ -105,7 +105,7 @@ def open_url(url: str, headers: Mapping[str, str]) -> HTTPResponse:
     for what is no address or no trusted server.
     """
     if urlsplit(url).scheme not in ("http", "https"):
-        raise DataError(f"{url} is no address of a web server; http:// or https:// was expected.")
+        raise DataError(f"{url} is not a web address; http:// or https:// was expected.")
     opener = urllib.request.build_opener(_Redirects)
     try:
         response: HTTPResponse = opener.open(

@@ -120,7 +120,7 @@ def _asked(ask: Callable[[], Any], repo: str, revision: str | None, repo_type: K
             raise _no_revision(repo, revision, repo_type) from error
         except errors.HFValidationError as error:
             raise DataError(
-                f"{repo!r} is no name of a repository on the hub, such as org/name: {error}"
+                f"{repo!r} is not the name of a repository on the hub, such as org/name: {error}"
             ) from error
         except errors.HfHubHTTPError as error:
             status = error.response.status_code
@@ -166,7 +166,7 @@ def refusal(
     """
     if error.status == 404 and error.code in ("", "EntryNotFound", "RevisionNotFound") and commit:
         return DataError(
-            f"The lock's entry for {repo} is at the commit {commit[:12]}, and the hub has it no more: the "
+            f"The lock's entry for {repo} is at the commit {commit[:12]}, and the hub no longer has it: the "
             f"repository's history was rewritten. Remove the entry of {repo} from the lock file "
             "(tuner.lock), and the next run takes what the hub has now."
         )
@@ -176,9 +176,7 @@ def refusal(
 
 
 def _bad_token(repo: str) -> DataError:
-    return DataError(
-        f"The hub refuses the token it was given, before anything of {repo}. Renew it: {LOGIN}; or unset it."
-    )
+    return DataError(f"The hub refuses the token that was sent for {repo}. Renew it: {LOGIN}; or unset it.")
 
 
 def _denied(repo: str, repo_type: Kind, status: int, *, gated: bool = False) -> DataError:
@@ -187,13 +185,13 @@ def _denied(repo: str, repo_type: Kind, status: int, *, gated: bool = False) -> 
     page = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
     if gated:
         return DataError(
-            f"{repo} is gated: the hub gives it only to those who accepted its terms. Accept them at {page}, "
-            f"then {LOGIN}."
+            f"{repo} is gated: only those who have accepted its terms can download it. Accept them at "
+            f"{page}, then {LOGIN}."
         )
     if status in (401, 404):
         return DataError(
-            f"The hub knows no {WORDS[repo_type]} {repo}, or keeps it from us. Look at its name ({page}); if "
-            f"it is private or gated, {LOGIN}."
+            f"The hub knows no {WORDS[repo_type]} {repo}, or hides it from this account. Check its "
+            f"name ({page}); if it is private or gated, {LOGIN}."
         )
     return DataError(f"The hub refuses {repo} with the status {status}. Look at {page}.")
 

@@ -196,11 +196,11 @@ def _entries(lock: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("pins"), dict):
         raise ConfigError(
-            f"{lock} is no lock file of tuner's: it should hold `pins`. Name another with lock=FILE."
+            f"{lock} is not a lock file of tuner: it should hold `pins`. Name another with lock=FILE."
         )
     if content.get("version") != VERSION:
         raise ConfigError(
-            f"{lock} is of the version {content.get('version')}, and this tuner reads {VERSION}. Update "
+            f"{lock} has version {content.get('version')}, and this tuner reads {VERSION}. Update "
             "tuner, or name another lock=FILE."
         )
     entries: dict[str, Any] = content["pins"]

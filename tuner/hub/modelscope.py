@@ -157,11 +157,11 @@ def refusal(
         return DataError(f"ModelScope refuses {repo} with the status {error.status}. Look at {page}.")
     if commit and error.status == 404:
         return DataError(
-            f"The lock's entry for {repo} is at the commit {commit[:12]}, and ModelScope has it no more: its "
-            f"history was rewritten, or it was taken away ({page}). Remove the entry of {repo} from the "
-            "lock file (tuner.lock), and the next run takes what is there now."
+            f"The lock's entry for {repo} is at the commit {commit[:12]}, and ModelScope no longer has "
+            f"it: its history was rewritten, or it was taken away ({page}). Remove the entry of {repo} from "
+            "the lock file (tuner.lock), and the next run takes what is there now."
         )
     return DataError(
-        f"ModelScope knows no {WORDS[repo_type]} {repo}, or keeps it from us (status {error.status}). "
-        f"Look at its name ({page}); if it is private, set MODELSCOPE_API_TOKEN."
+        f"ModelScope knows no {WORDS[repo_type]} {repo}, or hides it from this account (status "
+        f"{error.status}). Check its name ({page}); if it is private, set MODELSCOPE_API_TOKEN."
     )

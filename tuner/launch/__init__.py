@@ -1,1 +1,1 @@
-"""Child processes: one or many that train together, on this machine or several, and the channel to them."""
+"""Child processes: one, or the ranks of a run on one machine or several, and the channel to them."""

@@ -1,5 +1,4 @@
-"""The connection between a launcher and a process that trains together with others: one line of JSON a
-message.
+"""The connection between a launcher and one rank of its run: a line of JSON for each message.
 
     process → launcher    {"token", "rank"}       first of all
                           {"store": port}         the first process: where the others meet it
@@ -34,7 +33,7 @@ from tuner.errors import Interrupted, StageError
 HEARTBEAT = 1.0
 """seconds between two signs of life"""
 GRACE = 5.0
-"""seconds in which a training may still save the step at hand when its launcher is gone"""
+"""seconds in which a rank may still save the step at hand when its launcher is gone"""
 PEER_LOST_SIGNS = (
     "closed by peer",
     "reset by peer",
@@ -83,8 +82,7 @@ class ChannelClient:
             return self._go.get(timeout=self._timeout)
         except Empty:
             raise StageError(
-                f"The processes of the training were not all there within {self._timeout:g} s "
-                "(machine.timeout)."
+                f"Not all processes of the run were there within {self._timeout:g} s (machine.timeout)."
             ) from TimeoutError("timed out")
 
     @contextmanager
@@ -151,7 +149,7 @@ def is_peer_lost(error: BaseException) -> bool:
     """Whether an error says no more than that another process is gone or does not come, which has a reason of
     its own.
 
-    >>> is_peer_lost(RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:34"))
+    >>> is_peer_lost(RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]"))
     True
     >>> is_peer_lost(ValueError("no such row"))
     False

@@ -1,4 +1,4 @@
-"""A stage in a process of its own, or a training in several: memory and GPUs are given back when it ends, and
+"""A stage in a process of its own, or in several that train: memory and GPUs are given back when it ends, and
 the orchestrator never imports torch.
 
 The child inherits the descriptor of the artifact's lock. A flock belongs to the open file, so as long as the
@@ -48,7 +48,7 @@ def launch(
 
     inputs   what it reads, by stage, as JSON can hold it
     run      the run's directory
-    ranks    the processes, where several train together
+    ranks    the processes, where there are several
     log      takes what those say, a line at a time
 
     Raises what the child raised, or StageError when it died.
@@ -90,7 +90,7 @@ def launch(
 
 
 def refuse_external_launcher(environ: Mapping[str, str]) -> None:
-    """Raise ConfigError where something has started this very command several times, to train together: it
+    """Raise ConfigError where something has started this very command several times: it
     starts the processes itself.
     """
     for name, (size, rank) in EXTERNAL_LAUNCHERS.items():
@@ -98,7 +98,7 @@ def refuse_external_launcher(environ: Mapping[str, str]) -> None:
         if count.isdecimal() and int(count) > 1 and rank in environ:
             raise ConfigError(
                 f"{name} has started this command {count} times ({size}={count}, and this is "
-                f"{rank}={environ[rank]}), but tuner starts the processes of a training itself, and does "
+                f"{rank}={environ[rank]}), but tuner starts the processes of a run itself, and does "
                 "everything else once. Run `python -m tuner …` once, with machine.gpus=N for the GPUs of "
                 "this machine, and machine.nodes=N for more machines (in an sbatch script without srun, or "
                 "with machine.hostfile=FILE)."

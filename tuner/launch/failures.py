@@ -1,4 +1,4 @@
-"""Why processes that train together can't go on, and the errors that say so.
+"""Why the processes of a run can't go on, and the errors that say so.
 
 The process that failed first is named, and not what its death does to the others: these lose a connection, or
 wait in vain.
@@ -15,7 +15,7 @@ from tuner.launch.members import MOMENT, SETTLE, Member
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """Why a training of several processes can't go on."""
+    """Why a run of several processes can't go on."""
 
     dead: Member | None = None
     """the one that failed first, of its own"""
@@ -26,7 +26,7 @@ class Failure:
 
 
 def find_failure(members: Sequence[Member], now: float, timeout: float) -> Failure | None:
-    """Who ended the training, or keeps it from going on; None as long as all is well, or the cause may still
+    """Who ended the run, or keeps it from going on; None as long as all is well, or the cause may still
     show.
 
     timeout    seconds that processes wait for each other

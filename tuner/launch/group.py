@@ -1,4 +1,4 @@
-"""The launcher's side of a training in several processes: they are started together, watched, and ended
+"""The launcher's side of a run in several processes: they are started together, watched, and ended
 together.
 
 Each keeps a connection to the launcher (`channel_client`), by which it is known where they meet, that each is
@@ -30,7 +30,7 @@ LOOK, PATIENCE = 0.2, 20.0
 
 
 class Group:
-    """The processes of one training, from their start to the end of the last."""
+    """The processes of one run, from their start to the end of the last."""
 
     def __init__(
         self,

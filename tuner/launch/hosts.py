@@ -1,7 +1,7 @@
 """The machines of a run that trains on several: from a hostfile or from Slurm's allocation.
 
-Launching on several machines is frozen, here and in `tuner.launch.remote`: faults are mended, and no feature is
-added.
+Launching on several machines is frozen, here and in `tuner.launch.remote`: faults are mended, and no feature
+is added.
 """
 
 import re
@@ -18,7 +18,7 @@ from tuner.errors import ConfigError
 def find_hosts(
     machine: Machine, environ: Mapping[str, str]
 ) -> tuple[tuple[str, ...], Literal["ssh", "slurm"]]:
-    """The machines that train together, this one first, and what starts processes on the others. Raises
+    """The machines of the run, this one first, and what starts processes on the others. Raises
     ConfigError when they can't be told.
     """
     inside = "SLURM_JOB_ID" in environ

@@ -1,4 +1,4 @@
-"""The processes that train together: how many there are and where, and what their launcher knows of each."""
+"""The processes of a run: how many there are and where, and what their launcher knows of each."""
 
 import math
 import signal
@@ -42,17 +42,17 @@ class RankPlacement:
 
 
 def place_ranks(machine: Machine, gpus: str | None, environ: Mapping[str, str]) -> RankPlacement | None:
-    """The processes of a training that computes on `gpus` (CUDA_VISIBLE_DEVICES) of this machine, or on its
-    processor; None for a single one.
+    """The processes of a run that trains on `gpus` (CUDA_VISIBLE_DEVICES) of this machine, or on its CPU;
+    None for a single one.
 
     Raises ConfigError where there are too few GPUs or machines.
     """
-    cards = len(gpus.split(",")) if gpus else 0
-    here = machine.processes if machine.processes != "auto" else max(1, cards)
-    if cards and here > cards:
+    count = len(gpus.split(",")) if gpus else 0
+    here = machine.processes if machine.processes != "auto" else max(1, count)
+    if count and here > count:
         raise ConfigError(
             f"machine.processes is {here} and each takes a GPU, but machine.gpus={machine.gpus} takes "
-            f"{cards}: set machine.gpus={here}, or leave machine.processes out."
+            f"{count}: set machine.gpus={here}, or leave machine.processes out."
         )
     if machine.nodes == 1:
         return RankPlacement(here=here, timeout=machine.timeout) if here > 1 else None
@@ -62,7 +62,7 @@ def place_ranks(machine: Machine, gpus: str | None, environ: Mapping[str, str]) 
         hosts=names,
         launcher=launcher,
         timeout=machine.timeout,
-        gpus=machine.gpus if cards else None,
+        gpus=machine.gpus if count else None,
     )
 
 

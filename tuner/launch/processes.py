@@ -26,7 +26,7 @@ def start_process(
     environ: Mapping[str, str],
     locks: Sequence[int] = (),
 ) -> "subprocess.Popen[bytes]":
-    """Start a process of a training on this machine, the `local`-th of `count` here. The first of all
+    """Start a process of a run on this machine, the `local`-th of `count` here. The first of all
     speaks on the terminal, the others into a pipe.
     """
     numbers = {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": count}

@@ -105,7 +105,7 @@ def main() -> int:
     lines of JSON on standard output.
     """
     # Slurm sends these to all that a job has, before its time is over or when it is cancelled. The processes
-    # of the training know what to do.
+    # of the run know what to do.
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, _ignore_signal)
     given = json.loads(sys.stdin.readline())

@@ -167,7 +167,7 @@ class Store:
         except OSError as error:
             raise StoreError(
                 f"The output root can't be written to: {error.strerror} ({error.filename or self.root}). "
-                "Choose another with root=DIR or store=DIR, or mend its permissions."
+                "Choose another with root=DIR or store=DIR, or correct its permissions."
             ) from error
 
     def _share(self, group: int) -> None:
@@ -184,7 +184,7 @@ class Store:
             elif not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(
                     errno.EACCES,
-                    f"{foreign_owner(folder)} keeps others out; they mend it with: chmod 3770",
+                    f"{foreign_owner(folder)} keeps others out; they can fix it with: chmod 3770",
                     str(folder),
                 )
         if not foreign_owner(self.root):

@@ -71,7 +71,7 @@ def open_lock(path: Path, *, group: bool) -> int:
             except PermissionError as error:
                 raise StoreError(
                     f"{path} can't be opened: it belongs to {owner(path)}, who keeps it from others, so "
-                    "nobody can tell whether that artifact is being built. They mend it with: chmod 660 "
+                    "nobody can tell whether that artifact is being built. They can fix it with: chmod 660 "
                     f"{path}"
                 ) from error
         with suppress(FileExistsError):

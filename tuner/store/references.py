@@ -194,7 +194,7 @@ def leftovers(store: Store, known: Mapping[str, list[Path]]) -> Iterator[Leftove
     """What no run of `known` refers to and nobody is building: artifacts, then partial directories with their
     notes, then the trash.
 
-    A partial directory of a key that a run refers to is what a stopped training goes on from, until the
+    A partial directory of a key that a run refers to is what a stopped run goes on from, until the
     artifact is published.
     """
     now, shared = time.time(), store.group() is not None
