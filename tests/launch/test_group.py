@@ -382,7 +382,7 @@ def test_a_stranger_on_the_port_changes_nothing(tmp_path: Path) -> None:
     gets no signals.
     """
     made = group(tmp_path / "out", TWO, {})
-    host, port = made._board._listener.getsockname()
+    host, port = made._server._listener.getsockname()
     assert host == "127.0.0.1"
     strangers = [socket.create_connection(("127.0.0.1", port)) for _ in range(4)]
     for stranger, text in zip(
@@ -429,7 +429,7 @@ def test_two_machines_train_together(launcher: str, fakes: Path, tmp_path: Path)
     words = (fakes / "words").read_text(encoding="utf-8")
     assert "127.0.0.2" in words
     assert "tuner.launch.remote" in words
-    assert made._board._token not in words
+    assert made._server._token not in words
     assert not running(tmp_path / "out")
 
 

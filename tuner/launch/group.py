@@ -56,7 +56,7 @@ class Group:
         self._agents: dict[str, subprocess.Popen[bytes]] = {}
         self._answers: dict[str, dict[str, Any]] = {}
         self._readers: list[threading.Thread] = []
-        self._board = ChannelServer(
+        self._server = ChannelServer(
             self._members, ranks.hosts[0].rpartition("@")[2] if len(ranks.hosts) > 1 else None
         )
         # A name that no machine has asked its file server for yet. What begins with a dot is never published.
@@ -81,8 +81,8 @@ class Group:
         return facts
 
     def _start(self) -> None:
-        self._board.open()
-        ranks, near = self._ranks, self._board.control(self._ranks.timeout, near=True)
+        self._server.open()
+        ranks, near = self._ranks, self._server.control(self._ranks.timeout, near=True)
         for member in self._members[: ranks.here]:
             member.process = start_process(
                 self._job,
@@ -123,7 +123,7 @@ class Group:
         self._read(agent.stdout, lambda text: self._agent_told(host, text))
         given = {
             "job": self._job,
-            "control": self._board.control(ranks.timeout, near=False),
+            "control": self._server.control(ranks.timeout, near=False),
             "first": first,
             "count": ranks.here,
             "size": ranks.size,
@@ -177,7 +177,7 @@ class Group:
         """Wait until all have ended as they should, or it is known why they don't, which is returned."""
         passed_on, looked = False, time.monotonic()
         while True:
-            self._board.take(LOOK)
+            self._server.take(LOOK)
             now = time.monotonic()
             if now - looked > SETTLE:  # this process slept, as after Ctrl-Z, and heard nobody meanwhile
                 for member in self._members:
@@ -201,29 +201,31 @@ class Group:
                     if signals
                     else None
                 )
-            if verdict := find_failure(self._members, now, self._ranks.timeout):
-                return self._hanging(verdict) if verdict.dead is None else self._obituary(verdict.dead)
+            if failure := find_failure(self._members, now, self._ranks.timeout):
+                return (
+                    self._hang_error(failure) if failure.dead is None else self._failure_error(failure.dead)
+                )
 
     def _called(self, member: Member) -> str:
         return f"rank {member.rank} of {len(self._members)}" + (f" on {member.host}" if member.host else "")
 
-    def _hanging(self, verdict: Failure) -> StageError:
+    def _hang_error(self, failure: Failure) -> StageError:
         """Have those that hang write down where they are, and say who they are."""
-        still = "; SIGSTOP has stopped it" if any(is_suspended(member) for member in verdict.late) else ""
-        for member in verdict.late:
+        still = "; SIGSTOP has stopped it" if any(is_suspended(member) for member in failure.late) else ""
+        for member in failure.late:
             if member.host:
-                self._board.send(member, {"dump": True})
+                self._server.send(member, {"dump": True})
             elif member.process:
                 member.process.send_signal(signal.SIGUSR1)  # answered even where Python is busy
         time.sleep(2 * MOMENT)
-        names = " and ".join(self._called(member) for member in verdict.late)
+        names = " and ".join(self._called(member) for member in failure.late)
         return StageError(
-            f"{self._stage} hangs: {names} {verdict.why} for {self._ranks.timeout:g} s "
+            f"{self._stage} hangs: {names} {failure.why} for {self._ranks.timeout:g} s "
             f"(machine.timeout{still}). All were ended. Where it was stands in the run's log, if it could "
             "still tell. The same command goes on from the last checkpoint."
         )
 
-    def _obituary(self, member: Member) -> TunerError:
+    def _failure_error(self, member: Member) -> TunerError:
         """Why a process failed. What it wrote last is shown, unless the terminal has it already."""
         called = self._called(member)
         if member.told and member.told["error"]:
@@ -263,7 +265,7 @@ class Group:
     def _end(self) -> None:
         """End what is left, and return when it has ended: then the lock is free, and nobody writes."""
         for member in self._members:
-            self._board.send(member, {"end": True})
+            self._server.send(member, {"end": True})
             if member.process and not member.host:
                 member.process.kill()
         for agent in self._agents.values():
@@ -282,6 +284,6 @@ class Group:
                 member.process.wait()
         for reader in self._readers:
             reader.join(2 * MOMENT)  # what a process has started may keep its pipe open
-        self._board.close()
+        self._server.close()
         if self._sign:
             self._sign.unlink(missing_ok=True)
