@@ -6,9 +6,12 @@ from typing import overload
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from tuner.data.packs import Pack, Packs
-from tuner.kernels.packed_documents import to_device
+from tuner.data.sampler import micro_batches_of_rank
+from tuner.kernels.packed_documents import document_borders, to_device
+from tuner.train.distributed import World
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,3 +161,57 @@ def empty_batch(step: int = 0) -> Batch:
 def count_targets(packs: Sequence[Pack]) -> int:
     """How many tokens of the packs are trained: what the summed loss of a step is divided by."""
     return sum(int(pack.trained.sum()) for pack in packs)
+
+
+def micro_batches(
+    chosen: Sequence[Pack], micro: int, world: World, step: int, shared: int = 1
+) -> list[Batch]:
+    """What this process computes of a step's packs; an empty batch where the others still have one.
+    `shared` neighbours have slices of the same rows.
+    """
+    parts = micro_batches_of_rank(range(len(chosen)), micro, world.rank // shared, world.size // shared)
+    rows = [
+        collate([chosen[i] for i in part], indices=part, step=step) if part else empty_batch(step)
+        for part in parts
+    ]
+    return [shard_batch(row, world.rank % shared, shared) for row in rows]
+
+
+def shard_batch(batch: Batch, rank: int, size: int) -> Batch:
+    """What process `rank` of `size` has of a row: tokens, positions, and the targets that are predicted from
+    its tokens.
+
+    The row is filled up to a multiple of `size` with a document of its own that nobody trains. `borders` stay
+    those of the whole row, and noise is keyed by pack and process. Slices of `a b C` and `d E` with the
+    capitals trained, for two processes:
+
+        ids        a b C | d E .
+        positions  0 1 2 | 0 1 0
+        keep         1   | 0          (b predicts C, d predicts E)
+        borders    0 3 5 6 on both
+    """
+    if size == 1:
+        return batch
+    tokens = batch.ids_1N.shape[1]
+    extra = -tokens % size
+    each = (tokens + extra) // size
+    begin, end = rank * each, (rank + 1) * each
+    positions_1N = torch.cat(
+        [batch.positions_1N, torch.arange(extra, device=batch.positions_1N.device)[None]], dim=1
+    )
+    known = batch.borders or tuple(document_borders(batch.positions_1N))
+    mine_M = (batch.keep_M >= begin) & (batch.keep_M < end)
+    packs, at = [], 0
+    for index, count in [*batch.packs, (-1, extra)] if batch.packs else []:
+        if (inside := min(end, at + count) - max(begin, at)) > 0:
+            packs.append((index * size + rank, inside))
+        at += count
+    return Batch(
+        ids_1N=pad(batch.ids_1N, (0, extra))[:, begin:end].contiguous(),
+        positions_1N=positions_1N[:, begin:end].contiguous(),
+        keep_M=batch.keep_M[mine_M] - begin,
+        targets_M=batch.targets_M[mine_M],
+        borders=(*known, tokens + extra) if extra else known,
+        packs=tuple(packs),
+        step=batch.step,
+    )

@@ -15,11 +15,10 @@ from tuner.data.packs import Pack
 from tuner.errors import StageError
 from tuner.models.nonfinite import explain_nonfinite
 from tuner.models.stateful_layers import carried_state
-from tuner.train.batch import Batch, collate, split_documents
+from tuner.train.batch import Batch, collate, micro_batches, split_documents
 from tuner.train.distributed import World
 from tuner.train.engine import Engine
 from tuner.train.loss import Loss, summed_loss
-from tuner.train.micro_batches import micro_batches
 
 
 def sum_losses(

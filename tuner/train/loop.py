@@ -17,15 +17,20 @@ from tuner.config.view import View
 from tuner.data.packs import Pack, Packs
 from tuner.data.sampler import Order
 from tuner.errors import Interrupted, Stopped
-from tuner.train.batch import SingleDocuments, count_targets
+from tuner.train.batch import SingleDocuments, count_targets, micro_batches
 from tuner.train.batch_shape import BatchShape
 from tuner.train.checkpoints import steps
 from tuner.train.checkpoints.save import Saver
 from tuner.train.distributed import World
 from tuner.train.engine import Engine
 from tuner.train.held_out import HeldOut, measure_batches
-from tuner.train.micro_batches import micro_batch_origins, micro_batches, rows_of
-from tuner.train.monitor.anomalies import AnomalyWatch, MicroBatchOrigin, refuse_not_finite
+from tuner.train.monitor.anomalies import (
+    AnomalyWatch,
+    MicroBatchOrigin,
+    micro_batch_origins,
+    refuse_not_finite,
+    rows_of,
+)
 from tuner.train.monitor.metrics import Journal
 from tuner.train.monitor.progress import Progress
 from tuner.train.schedule import lr_at, patience_exhausted

@@ -18,12 +18,12 @@ from tuner.models.load import load_model
 from tuner.models.lora.add import add_lora
 from tuner.models.stateful_layers import carried_state
 from tuner.train import optimizers
-from tuner.train.batch import SingleDocuments, collate, count_targets, split_documents
+from tuner.train.batch import SingleDocuments, collate, count_targets, micro_batches, split_documents
 from tuner.train.distributed import World
 from tuner.train.engine import TorchEngine, trainable_parameters
 from tuner.train.held_out import held_out_loss
 from tuner.train.loss import summed_loss
-from tuner.train.micro_batches import micro_batch_origins, micro_batches
+from tuner.train.monitor.anomalies import micro_batch_origins
 from tuner.train.preflight.numerics import prove
 
 

@@ -29,10 +29,10 @@ from tuner.kernels.alibi import AlibiConfig, register_alibi
 from tuner.kernels.attention import IMPLEMENTATION, register_attention
 from tuner.kernels.packed_documents import documents_of
 from tuner.models.stateful_layers import carried_state
-from tuner.train.batch import Batch, collate, empty_batch
+from tuner.train.batch import Batch, collate, empty_batch, shard_batch
 from tuner.train.deepspeed import sequence_parallel
 from tuner.train.deepspeed.engine import ZeroEngine
-from tuner.train.deepspeed.sequence_parallel import heads_mismatch, refuse_model, shard_batch
+from tuner.train.deepspeed.sequence_parallel import heads_mismatch, refuse_model
 from tuner.train.deepspeed.settings import deepspeed_json
 from tuner.train.distributed import World
 from tuner.train.loss import summed_loss

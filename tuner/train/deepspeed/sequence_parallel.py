@@ -19,53 +19,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import AttentionInterface
 
 from tuner.errors import ConfigError
 from tuner.kernels.attention import IMPLEMENTATION, in_one_dtype, packed_attention
 from tuner.kernels.packed_documents import Documents, announce_documents, document_borders, recall_documents
-from tuner.train.batch import Batch
-
-
-def shard_batch(batch: Batch, rank: int, size: int) -> Batch:
-    """What process `rank` of `size` has of a row: tokens, positions, and the targets that are predicted from
-    its tokens.
-
-    The row is filled up to a multiple of `size` with a document of its own that nobody trains. `borders` stay
-    those of the whole row, and noise is keyed by pack and process. Slices of `a b C` and `d E` with the
-    capitals trained, for two processes:
-
-        ids        a b C | d E .
-        positions  0 1 2 | 0 1 0
-        keep         1   | 0          (b predicts C, d predicts E)
-        borders    0 3 5 6 on both
-    """
-    if size == 1:
-        return batch
-    tokens = batch.ids_1N.shape[1]
-    extra = -tokens % size
-    each = (tokens + extra) // size
-    begin, end = rank * each, (rank + 1) * each
-    positions_1N = torch.cat(
-        [batch.positions_1N, torch.arange(extra, device=batch.positions_1N.device)[None]], dim=1
-    )
-    known = batch.borders or tuple(document_borders(batch.positions_1N))
-    mine_M = (batch.keep_M >= begin) & (batch.keep_M < end)
-    packs, at = [], 0
-    for index, count in [*batch.packs, (-1, extra)] if batch.packs else []:
-        if (inside := min(end, at + count) - max(begin, at)) > 0:
-            packs.append((index * size + rank, inside))
-        at += count
-    return Batch(
-        ids_1N=pad(batch.ids_1N, (0, extra))[:, begin:end].contiguous(),
-        positions_1N=positions_1N[:, begin:end].contiguous(),
-        keep_M=batch.keep_M[mine_M] - begin,
-        targets_M=batch.targets_M[mine_M],
-        borders=(*known, tokens + extra) if extra else known,
-        packs=tuple(packs),
-        step=batch.step,
-    )
 
 
 def heads_mismatch(heads: int, kv_heads: int, size: int) -> str | None:

@@ -6,11 +6,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from statistics import median
 from typing import Any
 
 from tuner.data.packs import Pack
+from tuner.data.sampler import micro_batches_of_rank
 from tuner.errors import DataError, StageError
 
 RECENT = 64
@@ -180,3 +182,26 @@ class AnomalyWatch:
                 "weights, which are rounded to fp32. Raise algo.optim.lr"
             ]
         return []
+
+
+def micro_batch_origins(
+    chosen: Sequence[Pack], micro: int, size: int, where: Callable[[Pack], list[str]], shared: int = 1
+) -> list[MicroBatchOrigin]:
+    """For each micro batch of all processes, in the order in which their losses are gathered, whose it is
+    and which rows are in it.
+    """
+
+    def rows(part: Sequence[int]) -> list[str]:
+        return [row for i in part for row in where(chosen[i])]
+
+    parts = [
+        (rank, part)
+        for rank in range(size)
+        for part in micro_batches_of_rank(range(len(chosen)), micro, rank // shared, size // shared)
+    ]
+    return [MicroBatchOrigin(rank=rank, rows=partial(rows, part)) for rank, part in parts]
+
+
+def rows_of(origins: Sequence[MicroBatchOrigin]) -> list[str]:
+    """The `file:line` of all documents of some micro batches."""
+    return [row for origin in origins for row in origin.rows()]
