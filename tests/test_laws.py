@@ -1,6 +1,8 @@
-"""Laws of the house, read off the source: floors, no torch in a plan, every field declared and read."""
+"""Laws of the house, read off the source: floors, small files, the words of the field, no torch in a plan,
+every field declared and read."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +55,52 @@ def test_the_root_of_the_package_is_a_short_list() -> None:
     }
     assert entries - {"__init__"} == HEIGHT.keys()
     assert len(entries) <= 20
+
+
+def test_files_stay_small() -> None:
+    """Beside 110 columns, which the linter holds."""
+    assert [str(path) for path in modules() if len(path.read_text(encoding="utf-8").splitlines()) > 300] == []
+
+
+NOT_SAID = {
+    r"\bnumbers? trains?\b": "trainable parameters",
+    r"\b(a|another|each|every|one|this) training\b(?! (run|set|step|data|loss|row|curve|loop|stage))": (
+        "a run, a training run, or just training"
+    ),
+    r"\btrainings\b": "runs",
+    r"\bprocessors?\b": "CPU",
+    r"\bmatrix products?\b": "matmul",
+    r"\b(is|are) sent to\b": "routed experts",
+    r"\bleash|switchboard": "channel",
+}
+"""words that printed text does not use, as patterns, and what it says instead"""
+
+
+def test_printed_text_uses_the_words_of_the_field() -> None:
+    found = []
+    for path in modules():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        documentation = {
+            id(statement.value)
+            for node in ast.walk(tree)
+            if isinstance(body := getattr(node, "body", None), list)
+            for statement in body
+            if isinstance(statement, ast.Expr)
+        }
+        printed = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in documentation
+        ]
+        found += [
+            f"{path.relative_to(REPO)}:{text.lineno}: {match[0]!r}; say {instead}"
+            for text in printed
+            for pattern, instead in NOT_SAID.items()
+            if (match := re.search(pattern, text.value))
+        ]
+    assert found == []
 
 
 def test_the_tests_mirror_the_package() -> None:
