@@ -37,7 +37,7 @@ from tuner.train.deepspeed import nvme
 from tuner.train.deepspeed.engine import ZeroEngine
 from tuner.train.distributed import World, single_process
 from tuner.train.loss import summed_loss
-from tuner.train.preflight.memory import set_recompute
+from tuner.train.recompute import set_recompute
 
 HIDDEN = 768
 """of a model most of whose tensors have 1 MiB in each of two processes: smaller ones stay in memory"""
