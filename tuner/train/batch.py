@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import overload
 
 import numpy as np
@@ -177,6 +178,21 @@ def micro_batches(
     return [shard_batch(row, world.rank % shared, shared) for row in rows]
 
 
+def append_documents(batch: Batch, lengths: Sequence[int]) -> Batch:
+    """The row filled up by documents of their own, of so many tokens each, which nobody trains and no other
+    document attends to.
+    """
+    ids_1N, positions_1N = batch.ids_1N, batch.positions_1N
+    filling = [torch.arange(length, device=positions_1N.device) for length in lengths]
+    known = batch.borders or tuple(document_borders(positions_1N))
+    return replace(
+        batch,
+        ids_1N=pad(ids_1N, (0, sum(lengths))),
+        positions_1N=torch.cat([positions_1N[0], *filling])[None],
+        borders=(*known[:-1], *accumulate(lengths, initial=known[-1])),
+    )
+
+
 def shard_batch(batch: Batch, rank: int, size: int) -> Batch:
     """What process `rank` of `size` has of a row: tokens, positions, and the targets that are predicted from
     its tokens.
@@ -192,14 +208,10 @@ def shard_batch(batch: Batch, rank: int, size: int) -> Batch:
     """
     if size == 1:
         return batch
-    tokens = batch.ids_1N.shape[1]
-    extra = -tokens % size
-    each = (tokens + extra) // size
+    extra = -batch.ids_1N.shape[1] % size
+    batch = append_documents(batch, [extra] if extra else [])
+    each = batch.ids_1N.shape[1] // size
     begin, end = rank * each, (rank + 1) * each
-    positions_1N = torch.cat(
-        [batch.positions_1N, torch.arange(extra, device=batch.positions_1N.device)[None]], dim=1
-    )
-    known = batch.borders or tuple(document_borders(batch.positions_1N))
     mine_M = (batch.keep_M >= begin) & (batch.keep_M < end)
     packs, at = [], 0
     for index, count in [*batch.packs, (-1, extra)] if batch.packs else []:
@@ -207,11 +219,11 @@ def shard_batch(batch: Batch, rank: int, size: int) -> Batch:
             packs.append((index * size + rank, inside))
         at += count
     return Batch(
-        ids_1N=pad(batch.ids_1N, (0, extra))[:, begin:end].contiguous(),
-        positions_1N=positions_1N[:, begin:end].contiguous(),
+        ids_1N=batch.ids_1N[:, begin:end].contiguous(),
+        positions_1N=batch.positions_1N[:, begin:end].contiguous(),
         keep_M=batch.keep_M[mine_M] - begin,
         targets_M=batch.targets_M[mine_M],
-        borders=(*known, tokens + extra) if extra else known,
+        borders=batch.borders,
         packs=tuple(packs),
         step=batch.step,
     )

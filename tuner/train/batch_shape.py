@@ -5,12 +5,11 @@ which nothing is trained; offsets that are left over lie at the row's end, as do
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import torch
 
 from tuner.data.packs import Pack, Packs
-from tuner.train.batch import Batch
+from tuner.train.batch import Batch, append_documents
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,12 +28,9 @@ class BatchShape:
     @classmethod
     def of(cls, packs: Packs | Sequence[Pack], tokens: int, micro_batch: int) -> "BatchShape":
         """For all rows of some packs."""
-        return cls(
-            tokens=tokens,
-            documents=max(len(pack.lengths) for pack in packs),
-            longest=max(int(pack.lengths.max()) for pack in packs),
-            micro_batch=micro_batch,
-        )
+        sizes = [(len(pack.lengths), int(pack.lengths.max())) for pack in packs]
+        documents, longest = (max(column) for column in zip(*sizes, strict=True))
+        return cls(tokens=tokens, documents=documents, longest=longest, micro_batch=micro_batch)
 
     def sizes(self) -> list[int]:
         """The numbers of packs that rows are filled to.
@@ -57,22 +53,8 @@ class BatchShape:
         size, tokens = packs * self.tokens, batch.ids_1N.shape[1]
         lengths = [self.longest] * ((size - tokens) // self.longest)
         lengths += [rest] if (rest := (size - tokens) % self.longest) else []
-        borders = (
-            [*batch.borders, *accumulate(lengths[1:], initial=tokens + lengths[0])]
-            if lengths
-            else [*batch.borders]
-        )
+        filled = append_documents(batch, lengths)
         most = packs * (self.documents + -(-self.tokens // self.longest))
         offsets_D = torch.full((most + 1,), size, dtype=torch.int32)
-        offsets_D[: len(borders)] = torch.tensor(borders, dtype=torch.int32)
-        filling = (
-            torch.cat([torch.arange(n) for n in lengths]) if lengths else torch.zeros(0, dtype=torch.int64)
-        )
-        return replace(
-            batch,
-            ids_1N=torch.nn.functional.pad(batch.ids_1N, (0, size - tokens)),
-            positions_1N=torch.cat([batch.positions_1N, filling[None]], dim=1),
-            borders=tuple(borders),
-            offsets_D=offsets_D,
-            longest=self.longest,
-        )
+        offsets_D[: len(filled.borders)] = torch.tensor(filled.borders, dtype=torch.int32)
+        return replace(filled, offsets_D=offsets_D, longest=self.longest)
