@@ -70,3 +70,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     )
     return f" Did you mean {close[0]}?" if close else ""
+
+
+def in_one_line(error: Exception) -> str:
+    """What a library's error is and the first line of what it says.
+
+    >>> in_one_line(RuntimeError("no compiler\\nat all"))
+    'RuntimeError: no compiler'
+    """
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"

@@ -15,6 +15,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from tuner.errors import in_one_line
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Op:
@@ -51,7 +53,7 @@ def ops() -> tuple[Op, ...]:
     return (
         Op(
             name="adapter_linear",
-            takes=lambda module: isinstance(module, LoraLayer) and isinstance(module, nn.Module),
+            takes=lambda module: isinstance(module, LoraLayer),
             trouble=adapter_linear.trouble,
             fused=adapter_linear.fused,
         ),
@@ -67,7 +69,7 @@ def trouble(device: torch.device) -> str | None:
         adapter_weight([zeros], zeros[:4], zeros[:, :4].contiguous(), 1.0, 64, 64, 0)
         torch.cuda.synchronize(device)
     except Exception as error:  # no Triton, no C compiler, no headers of Python, a /tmp that runs nothing …
-        return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+        return in_one_line(error)
     return None
 
 
@@ -75,16 +77,17 @@ def apply(model: nn.Module) -> Applied:
     """Give the modules of a model on a GPU their fused forward passes, those that can have one, and its head
     one that can be asked to wait for the loss.
     """
-    applied, classes = Applied(), dict[tuple[str, type], type]()
-    for module in [*model.modules()]:
-        for op in ops():
-            if not op.takes(module):
-                continue
+    applied = Applied()
+    for op in ops():
+        classes: dict[type[nn.Module], type[nn.Module]] = {}  # one for all modules of a kind
+        for module in [module for module in model.modules() if op.takes(module)]:
             if why := op.trouble(module):
                 applied.aside[why] += 1
                 continue
             kind = type(module)
-            module.__class__ = classes.setdefault((op.name, kind), op.fused(kind))
+            if kind not in classes:
+                classes[kind] = op.fused(kind)
+            module.__class__ = classes[kind]
             applied.fused[op.name] += 1
     if (
         type(head := output_head(model)) is nn.Linear

@@ -132,12 +132,17 @@ def packed_attention(
     return _used.attend(*in_one_dtype(q_1HND, k_1KND, v_1KND), documents, scoring), None
 
 
+def matmul_dtype(x: Tensor) -> torch.dtype:
+    """That of autocast where it is on, else that of the tensor."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 def in_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """All three in one dtype: that of autocast where it is on, which does not cast the inputs of custom
     kernels; else that of the values.
 
     Rotary positions and norms in fp32 make queries and keys fp32 where values are not.
     """
-    kind = q.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else v.dtype
+    dtype = matmul_dtype(v)
     return q.to(dtype), k.to(dtype), v.to(dtype)

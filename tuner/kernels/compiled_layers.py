@@ -1,6 +1,6 @@
 """Decoder layers compiled by PyTorch, which fuses norms, rotary positions and gated activations into a few
 kernels. All layers of a model share one graph for each shape of a row, so rows are filled to few shapes
-(tuner.train.batch.BatchShape), and documents go through the layers as a tensor of offsets of constant length.
+(tuner.train.batch_shape), and documents go through the layers as a tensor of offsets of constant length.
 
 Only layers whose graph was compared with their own arithmetic are compiled, by the names of their classes.
 What can't be compiled stays as it is, and why is said.
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
+
+from tuner.errors import in_one_line
 
 LAYERS = frozenset(
     (
@@ -52,7 +54,7 @@ def compile_layers(layers: list[nn.Module], run: Callable[[], object]) -> str | 
         return "the GPU's memory is full with them"
     except Exception as error:  # a compiler has many ways to fail, and training does not need it
         release(layers)
-        return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+        return in_one_line(error)
     return None
 
 

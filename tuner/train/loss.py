@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tuner.kernels.apply import WaitingHead, hidden_states, output_head
+from tuner.kernels.attention import matmul_dtype
 from tuner.kernels.packed_documents import announce_documents
 from tuner.train.batch import Batch
 
@@ -36,7 +37,7 @@ def summed_loss(model: torch.nn.Module, batch: Batch, label_smoothing: float = 0
     Without targets it is a zero that has a gradient, of zeros.
     """
     head = output_head(model)
-    if isinstance(head, WaitingHead) and _matmul_dtype(head.weight) == torch.bfloat16:
+    if isinstance(head, WaitingHead) and matmul_dtype(head.weight) == torch.bfloat16:
         from tuner.kernels.fused.linear_cross_entropy import linear_cross_entropy
 
         states_1MD = hidden_states(model, head, model_inputs(batch))
@@ -66,8 +67,3 @@ def _kept(found_1MV: Tensor, batch: Batch) -> Tensor:
     if found_1MV.shape[1] != batch.keep_M.shape[0]:  # a family whose forward ignores logits_to_keep
         return found_1MV[0, batch.keep_M]
     return found_1MV[0]
-
-
-def _matmul_dtype(weight: Tensor) -> torch.dtype:
-    kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
