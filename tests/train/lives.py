@@ -126,7 +126,7 @@ def train(engine: Engine, world: World, first: int, last: int) -> list[float]:
     norms = []
     for step in range(first, last):
         engine.forward_backward(batches[4 * step : 4 * step + 4][world.rank :: world.size], targets[step])
-        norms.append(engine.step(1e-3, 1.0))
+        norms.append(engine.step(1e-3, 1.0).item())
     return norms
 
 
@@ -189,7 +189,7 @@ def live(world: World, given: dict[str, Any]) -> dict[str, Any]:
         losses = [
             loss
             for batch in batches[:4][world.rank :: world.size]
-            for loss in engine.forward_backward([batch], targets[0])
+            for loss in engine.forward_backward([batch], targets[0]).tolist()
         ]
         gradients = {name: gradient.clone() for name, gradient in engine.gradients()}
         with pytest.raises(RuntimeError, match="step or reset"):
@@ -208,7 +208,7 @@ def live(world: World, given: dict[str, Any]) -> dict[str, Any]:
         )  # type: ignore[no-untyped-call]
         engine.forward_backward(batches[:4][world.rank :: world.size], targets[0])
         hook.remove()
-        poisoned = engine.step(1e-3, 1.0)
+        poisoned = engine.step(1e-3, 1.0).item()
         unharmed = same(whole(world, engine.state()), half)
 
         norms += train(engine, world, HALF, STEPS)
@@ -247,7 +247,7 @@ def true_life(adapter: str, hidden: int = HIDDEN) -> dict[str, Any]:
     """What the torch engine makes of the same."""
     batches, targets = make_batches()
     engine = torch_engine(adapter, hidden=hidden)
-    losses = engine.forward_backward(batches[:4], targets[0])
+    losses = engine.forward_backward(batches[:4], targets[0]).tolist()
     gradients = {name: gradient.clone() for name, gradient in engine.gradients()}
     engine.reset()
     begin, measured = (
@@ -317,7 +317,7 @@ def train_idle(engine: Any, layer: Sometimes, world: World) -> list[float]:
         for number, batch in enumerate(own):
             layer.idle = step == 1 or (step == 3 and number < len(own) - 1)
             engine.forward_backward([batch], targets[step])
-        norms.append(engine.step(1e-3, 1.0))
+        norms.append(engine.step(1e-3, 1.0).item())
     return norms
 
 

@@ -146,7 +146,7 @@ def trained_on_gpu(
             began = time.perf_counter()
             targets = count_targets(packs)
             with attention.using_backend(backend):
-                losses.append(sum(engine.forward_backward(batches, targets)) / targets)
+                losses.append(sum(engine.forward_backward(batches, targets).tolist()) / targets)
             engine.step(1e-3, 1.0)
             torch.cuda.synchronize()
             spent.append(time.perf_counter() - began)

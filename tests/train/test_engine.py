@@ -60,7 +60,11 @@ def test_micro_batches_give_the_same_gradient(tiny: Path, packs: Packs, adapter:
     targets, gradients, losses = count_targets(rows), [], []
     for n in (1, size):
         losses.append(
-            sum(it.forward_backward([collate(rows[i : i + n]) for i in range(0, len(rows), n)], targets))
+            sum(
+                it.forward_backward(
+                    [collate(rows[i : i + n]) for i in range(0, len(rows), n)], targets
+                ).tolist()
+            )
         )
         gradients.append({name: gradient.clone() for name, gradient in it.gradients()})
         it.reset()
@@ -83,7 +87,7 @@ def test_steps_are_those_of_plain_pytorch(tiny: Path, packs: Packs, clip: float 
     for step in range(3):
         batch, targets = collate([packs[step]]), count_targets([packs[step]])
         it.forward_backward([batch], targets)
-        norm = it.step(1e-3 / (step + 1), clip)
+        norm = it.step(1e-3 / (step + 1), clip).item()
         (summed_loss(plain, batch) / targets).backward()  # type: ignore[no-untyped-call]
         expected = torch.stack([p.grad.norm() for p in plain.parameters()]).norm().item()
         assert norm == pytest.approx(expected, rel=1e-6)
@@ -105,9 +109,44 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tiny: Path, packs: Packs,
     before = copied(it.state())
     it.forward_backward([batch], targets)
     next(gradient for _, gradient in it.gradients())[0, 0] = bad
-    assert not torch.tensor(it.step(1e-3, 1.0)).isfinite()
+    assert not it.step(1e-3, 1.0).isfinite()
     assert equal(before, copied(it.state()))
     assert not any(gradient.any() for _, gradient in it.gradients())
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_after_what_is_not_finite_no_step_is_applied(
+    tiny: Path, packs: Packs, what: str, asynchronous: bool, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TorchEngine, "asynchronous", asynchronous)
+    it, other = engine(tiny, "lora", optimizer), engine(tiny, "lora", optimizer)
+    batch, targets = collate([packs[0]]), count_targets([packs[0]])
+    for one in (it, other):
+        one.forward_backward([batch], targets)
+        assert one.step(1e-3, 1.0).isfinite()
+    before = copied(it.state())
+    if what == "loss":
+        it.loss = lambda model, batch: summed_loss(model, batch) + torch.inf  # its gradient is finite
+        assert it.forward_backward([batch], targets).isinf().all()
+        it.loss = summed_loss
+    else:
+        it.forward_backward([batch], targets)
+        next(gradient for _, gradient in it.gradients())[0, 0] = torch.inf
+    norms = [it.step(1e-3, 1.0)]
+    assert it.forward_backward([batch], targets).isfinite().all()
+    norms.append(it.step(1e-3, 1.0))
+    assert [norm.item() for norm in norms] == pytest.approx(
+        [torch.inf if what == "gradient" else torch.nan, torch.nan], nan_ok=True
+    )
+    assert equal(before, copied(it.state()))
+    it.load(other.state())
+    for one in (it, other):
+        one.forward_backward([batch], targets)
+        assert one.step(1e-3, 1.0).isfinite()
+    assert equal(copied(it.state()), copied(other.state()))
+    assert not equal(before, copied(it.state()))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -117,7 +156,7 @@ def test_state_goes_through(tiny: Path, packs: Packs, adapter: str, optimizer: s
     batch, targets = collate([packs[0]]), count_targets([packs[0]])
     losses = []
     for _ in range(2):
-        losses += one.forward_backward([batch], targets)
+        losses += one.forward_backward([batch], targets).tolist()
         one.step(1e-3, 1.0)
     assert losses[1] < losses[0]
     other.load(one.state())
@@ -159,7 +198,7 @@ def test_measuring_changes_nothing_drops_nothing_and_smooths_nothing(tiny: Path,
     before = copied(it.state())
     loss, targets = measure_batches(it, batches, summed_loss)
     assert targets == count_targets([packs[0], packs[1], packs[2]])
-    assert loss == pytest.approx(sum(exact.forward_backward(batches, targets)), rel=1e-6)
+    assert loss == pytest.approx(sum(exact.forward_backward(batches, targets).tolist()), rel=1e-6)
     assert measure_batches(it, batches, summed_loss) == (loss, targets)
     assert it.model.training
     assert equal(before, copied(it.state()))
@@ -168,7 +207,7 @@ def test_measuring_changes_nothing_drops_nothing_and_smooths_nothing(tiny: Path,
 
 def test_training_smooths_labels(tiny: Path, packs: Packs) -> None:
     it, batch = engine(tiny, "none", smoothing=0.1), collate([packs[0]])
-    (loss,) = it.forward_backward([batch], 1)
+    (loss,) = it.forward_backward([batch], 1).tolist()
     logits_NV = it.model(input_ids=batch.ids_1N, position_ids=batch.positions_1N, use_cache=False).logits[0]
     expected = torch.nn.functional.cross_entropy(
         logits_NV[batch.keep_M], batch.targets_M, label_smoothing=0.1, reduction="sum"
@@ -192,7 +231,7 @@ def test_noise_is_drawn_by_step_and_pack(tiny: Path, packs: Packs, recompute: bo
         batches = [
             collate([packs[i] for i in indices], indices=indices, step=step) for indices, step in chosen
         ]
-        loss = sum(one.forward_backward(batches, targets))
+        loss = sum(one.forward_backward(batches, targets).tolist())
         found.append((loss, torch.cat([gradient.flatten() for _, gradient in one.gradients()])))
         one.reset()
     (loss, gradient), (same, alike), (other, _) = found

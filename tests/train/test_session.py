@@ -52,7 +52,7 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], Non
     """Do `act` once, when a training that began at step 0 has done `step` and not yet written it down."""
     done, before = [0], TorchEngine.step
 
-    def counting(self: TorchEngine, lr: float, max_norm: float | None) -> float:
+    def counting(self: TorchEngine, lr: float, max_norm: float | None) -> torch.Tensor:
         norm = before(self, lr, max_norm)
         done[0] += 1
         if done[0] == step:
@@ -319,7 +319,7 @@ def test_a_loss_that_is_not_finite_names_step_and_rows(
 ) -> None:
     before = TorchEngine.step
 
-    def step(self: TorchEngine, lr: float, max_norm: float | None) -> float:
+    def step(self: TorchEngine, lr: float, max_norm: float | None) -> torch.Tensor:
         norm = before(self, lr, max_norm)
         self.named["model.norm.weight"].data.fill_(float("nan"))
         return norm
@@ -338,7 +338,7 @@ def test_a_loss_that_is_not_finite_names_step_and_rows(
 def test_a_gradient_that_is_not_finite(
     full: Config, context: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TorchEngine, "step", lambda *_: float("inf"))
+    monkeypatch.setattr(TorchEngine, "step", lambda *_: torch.tensor(float("inf")))
     with pytest.raises(
         StageError, match=r"The gradient of step 1 is inf\. It comes from the rows rows\.jsonl:\d+"
     ):

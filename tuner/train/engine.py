@@ -2,7 +2,6 @@
 the state to save.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from tuner.kernels.compiled_layers import uncompiled
 from tuner.train.batch import Batch
 from tuner.train.loss import Loss
 from tuner.train.noise import Noise
-from tuner.train.optimizers import moments, reset_moments, restore_moments, set_lr
+from tuner.train.optimizers import moments, reset_moments, restore_moments, set_lr, skips_on_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +56,16 @@ class Engine(Protocol):
     def device(self) -> torch.device:
         """Where the model computes."""
 
-    def forward_backward(self, batches: Sequence[Batch], targets: int) -> list[float]:
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the host may read a step's losses and norm after it has launched the next one: from a step
+        that is not finite on, none changes the weights until `load` or `reset`.
+        """
+
+    def forward_backward(self, batches: Sequence[Batch], targets: int) -> torch.Tensor:
         """Add the gradient of (summed loss / targets) of this process's micro batches, which lie on the
-        CPU; returns their summed losses, in nats.
+        CPU; returns their summed losses, in nats: fp32 [micro batches]. Whoever reads them waits for the
+        device.
 
         `targets` is the number of all processes together, so that the gradients of the processes add up to
         that of the whole step.
@@ -68,9 +74,9 @@ class Engine(Protocol):
     def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The gradients so far, summed over all processes, whole, in fp32: (parameter's name, tensor)."""
 
-    def step(self, lr: float, max_norm: float | None) -> float:
+    def step(self, lr: float, max_norm: float | None) -> torch.Tensor:
         """Scale the gradients down to this 2-norm, apply them with this learning rate, and forget them;
-        returns the norm that they had.
+        returns the norm that they had: fp32 []. Whoever reads it waits for the device.
 
         Where the norm is not finite, nothing is applied.
         """
@@ -113,8 +119,14 @@ class TorchEngine:
         self.device = next(model.parameters()).device
         self.loss, self.autocast, self.noise = loss, autocast, noise
         self.named = trainable_parameters(model)
+        self.halted = torch.zeros((), device=self.device)
+        """fp32 []: 0; from a loss or norm on that is not finite 1, and then nothing is applied any more"""
 
-    def forward_backward(self, batches: Sequence[Batch], targets: int) -> list[float]:
+    @property
+    def asynchronous(self) -> bool:
+        return self.device.type == "cuda"
+
+    def forward_backward(self, batches: Sequence[Batch], targets: int) -> torch.Tensor:
         losses: list[torch.Tensor] = []
         for batch in batches:
             with noise_for(self.noise, batch):
@@ -122,7 +134,12 @@ class TorchEngine:
                     loss = self.loss(self.model, batch.to(self.device))
                 (loss / max(1, targets)).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-        return torch.stack(losses).tolist() if losses else []  # one wait for the device a step
+        found = torch.stack(losses).float() if losses else torch.zeros(0, device=self.device)
+        self._halt_unless_finite(found)
+        return found
+
+    def _halt_unless_finite(self, values: torch.Tensor) -> None:
+        self.halted.logical_or_(~values.isfinite().all())  # on the device: the host does not wait
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext()
@@ -140,15 +157,22 @@ class TorchEngine:
         finally:
             self.model.train()
 
-    def step(self, lr: float, max_norm: float | None) -> float:
+    def step(self, lr: float, max_norm: float | None) -> torch.Tensor:
+        """As the protocol says. A norm that is finite says that the step was applied: of one that was not,
+        for its losses or for what came before it, it is nan.
+        """
         norm = torch.nn.utils.clip_grad_norm_(
             self.named.values(), max_norm if max_norm is not None else float("inf")
-        ).item()
-        if math.isfinite(norm):
-            set_lr(self.optimizer, lr)
+        ).to(self.halted)  # without any gradient it is a zero on the CPU
+        self._halt_unless_finite(norm)
+        set_lr(self.optimizer, lr)
+        if self.asynchronous and skips_on_device(self.optimizer):
+            self.optimizer.found_inf = self.halted  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not self.halted.item():  # waits for the device
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return norm.where((self.halted == 0) | ~norm.isfinite(), torch.nan)
 
     def state(self) -> State:
         return State(weights=_weights(self.model, self.named), optimizer=moments(self.optimizer, self.named))
@@ -156,8 +180,10 @@ class TorchEngine:
     def load(self, saved: SavedTensors) -> None:
         _load_weights(self.model, self.named, saved.weights)
         restore_moments(self.optimizer, self.named, saved.optimizer)
+        self.halted.zero_()
 
     def reset(self) -> None:
+        self.halted.zero_()
         self.optimizer.zero_grad(set_to_none=True)
         reset_moments(self.optimizer)
 

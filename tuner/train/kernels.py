@@ -90,7 +90,9 @@ def compile_where_it_pays(
         attention.use_backend(COMPILED_ATTENTION)
         say(f"compiling {len(layers)} layers for {left} steps; the first time takes longest")
         why = compiled_layers.compile_layers(
-            layers, lambda: [engine.forward_backward([batch], len(batch.targets_M)) for batch in batches]
+            layers,
+            # read, since a kernel's error comes when the host waits for it
+            lambda: [engine.forward_backward([batch], len(batch.targets_M)).tolist() for batch in batches],
         )
         engine.reset()
         if why is None:

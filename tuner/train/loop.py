@@ -2,13 +2,17 @@
 
 Every process of a run goes through it. What decides how it goes on (losses, a request to stop) is gathered
 from all of them once a step, so all decide alike.
+
+A process that is alone with its GPU reads what came of a step only when it has launched the next one, so that
+the GPU computes while the host writes rows and collates. A step after which weights or held-out loss are
+needed is read before the next one is launched. On a CPU, and of several processes, every step is.
 """
 
 import hashlib
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -31,10 +35,31 @@ from tuner.train.monitor.anomalies import (
     refuse_not_finite,
     rows_of,
 )
-from tuner.train.monitor.metrics import Journal
+from tuner.train.monitor.metrics import Journal, StepClock
 from tuner.train.monitor.progress import Progress
 from tuner.train.schedule import lr_at, patience_exhausted
 from tuner.train.stop_signal import Stop
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaunchedStep:
+    """A step that the device computes, and whose losses and norm the host may not have read yet."""
+
+    number: int
+    """1 for the first"""
+    packs: Sequence[Pack]
+    origins: Sequence[MicroBatchOrigin]
+    """where its micro batches come from"""
+    targets: int
+    tokens: int
+    """of all steps so far"""
+    lr: float
+    losses: Callable[[], list[float]]
+    """waits for the device: the summed loss, in nats, of each micro batch of all processes; raises StageError
+    where one is not finite
+    """
+    norm: Callable[[], float]
+    """waits for the device: of the gradient, before clipping; raises StageError where it is not finite"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +90,7 @@ class TrainingLoop:
     source_lines: Callable[[Pack], list[str]]
     """the `file:line` of a pack's documents"""
     usage: Callable[[Sequence[Pack], float], dict[str, Any]]
-    """of packs that a step took so many seconds for: its part of the row about the device"""
+    """of packs that a row's step took so many seconds for: its part of the row about the device"""
     sample: Callable[[int], None]
     """called with the step's number where the held-out loss was measured"""
     explain: Callable[[Callable[[], object]], str]
@@ -83,43 +108,46 @@ class TrainingLoop:
         gradient that is not finite.
         """
         machine, steps_ = self.config.machine, self.order.steps
+        late = self.engine.asynchronous and self.world.size == 1 and not self.config.algo.early_stop
         watch = AnomalyWatch(horizon=self.horizon, rows=self.journal.recent)
+        clock = StepClock()
         with Progress(start=begin, steps=steps_, say=self.say, shown=self.world.first) as progress:
-            for step in range(begin, steps_):
-                if self._patience_exhausted():
-                    return step  # it had ended here before it was killed
-                row, origins = self._step(step, tokens)
-                done, tokens, last = step + 1, row["tokens"], step + 1 == steps_
-                # once: a request that comes after this line is for the next step
-                requests = self.world.gather([self.stop.requested, self.stop.by_hand])
-                stopping = any(requested for requested, _ in requests) and not last
-                saving = last or stopping or done == self.pinned or done % machine.save_every == 0
-                if self.held_out.rows and (saving or self._measures(done)):
-                    row["held_out"] = self.held_out.measure(
-                        self.engine, self.world, machine.sequence_parallel
-                    )
-                    self.sample(done)
-                self.journal.write(row)
-                progress.show(row)
-                for sentence in watch.observe(row, partial(rows_of, origins)):
-                    self.say(sentence)
-                if self._patience_exhausted():
-                    last = saving = True
-                if saving:
-                    self._save(row, optimizer=not last or self.resumable)
-                self.saver.poll()
-                if stopping and not last:
-                    self._interrupt(done, by_hand=any(by_hand for _, by_hand in requests))
-                if last:
-                    watch.close()
-                    return done
+            finish = partial(self._finish, clock, progress, watch)
+            with finishing(finish) as unread:
+                for step in range(begin, steps_):
+                    if self._patience_exhausted():
+                        return step  # it had ended here before it was killed
+                    launched = self._launch(step, tokens, late=late)
+                    if unread:
+                        finish(unread.pop())  # the step before, while the device computes this one
+                    done, tokens, last = launched.number, launched.tokens, launched.number == steps_
+                    # once: a request that comes after this line is for the next step
+                    requests = self.world.gather([self.stop.requested, self.stop.by_hand])
+                    stopping = any(requested for requested, _ in requests) and not last
+                    saving = last or stopping or done == self.pinned or done % machine.save_every == 0
+                    measuring = bool(self.held_out.rows) and (saving or self._measures(done))
+                    if late and not saving and not measuring:
+                        unread.append(launched)
+                        self.saver.poll()
+                        continue
+                    row = finish(launched, measuring=measuring)
+                    if self._patience_exhausted():
+                        last = saving = True
+                    if saving:
+                        self._save(row, optimizer=not last or self.resumable)
+                    self.saver.poll()
+                    if stopping and not last:
+                        self._interrupt(done, by_hand=any(by_hand for _, by_hand in requests))
+                    if last:
+                        watch.close()
+                        return done
         return steps_
 
-    def _step(self, step: int, tokens: int) -> tuple[dict[str, Any], list[MicroBatchOrigin]]:
-        """Compute gradients and apply them; the step's row of metrics, and where its micro batches come
-        from.
+    def _launch(self, step: int, tokens: int, *, late: bool) -> LaunchedStep:
+        """Let the device compute gradients and apply them, of the step after `step` others, which saw
+        `tokens`. Unless its losses and norm are read late, they are read here, each as soon as it is there.
         """
-        started, algo = time.monotonic(), self.config.algo
+        algo = self.config.algo
         torch.manual_seed(step_seed(self.config.seed, step))
         packs = [self.packs[i] for i in self.order.at(step)]
         rows = list(SingleDocuments(packs)) if self.single_documents else packs
@@ -129,13 +157,19 @@ class TrainingLoop:
         if self.shape is not None:
             batches = [self.shape.fill(batch) for batch in batches]
 
-        losses = self.engine.forward_backward(batches, targets)
-        losses = [loss for own in self.world.gather(losses) for loss in own]
+        own = self.engine.forward_backward(batches, targets)
 
         def explain() -> str:
             return self.explain(lambda: measure_batches(self.engine, batches, self.held_out.loss))
 
-        refuse_not_finite("loss", losses, step + 1, origins, explain)
+        @cache
+        def losses() -> list[float]:
+            found = [loss for part in self.world.gather(own.tolist()) for loss in part]
+            refuse_not_finite("loss", found, step + 1, origins, explain)
+            return found
+
+        if not late:
+            losses()  # before the weights change
         lr = lr_at(
             step,
             self.horizon,
@@ -144,21 +178,62 @@ class TrainingLoop:
             warmup=algo.warmup,
             decay=algo.decay,
         )
-        norm = self.engine.step(lr, algo.clip)
-        refuse_not_finite("gradient", [norm] * len(origins), step + 1, origins)
+        gradient_norm = self.engine.step(lr, algo.clip)
 
-        spent, seen = time.monotonic() - started, sum(len(pack.ids) for pack in packs)
-        return {
-            "step": step + 1,
-            "loss": sum(losses) / max(1, targets),
-            "lr": lr,
+        @cache
+        def norm() -> float:
+            found = gradient_norm.item()
+            refuse_not_finite("gradient", [found] * len(origins), step + 1, origins)
+            return found
+
+        if not late:
+            norm()
+        return LaunchedStep(
+            number=step + 1,
+            packs=packs,
+            origins=origins,
+            targets=targets,
+            tokens=tokens + sum(len(pack.ids) for pack in packs),
+            lr=lr,
+            losses=losses,
+            norm=norm,
+        )
+
+    def _finish(
+        self,
+        clock: StepClock,
+        progress: Progress,
+        watch: AnomalyWatch,
+        launched: LaunchedStep,
+        *,
+        measuring: bool = False,
+    ) -> dict[str, Any]:
+        """Read what came of a step, measure the held-out loss where it is due, and tell of both; the step's
+        row of metrics.
+        """
+        losses, norm = launched.losses(), launched.norm()
+        spent, seen = clock.lap(), sum(len(pack.ids) for pack in launched.packs)
+        row = {
+            "step": launched.number,
+            "loss": sum(losses) / max(1, launched.targets),
+            "lr": launched.lr,
             "grad_norm": norm,
-            "tokens": tokens + seen,
-            "targets": targets,
+            "tokens": launched.tokens,
+            "targets": launched.targets,
             "seconds": round(self.journal.seconds + spent, 3),
-            "tokens_per_second": round(seen / spent, 1),
-            **self.usage(packs, spent),
-        }, origins
+            "tokens_per_second": round(seen / max(spent, 1e-6), 1),
+            **self.usage(launched.packs, spent),
+        }
+        if measuring:
+            with clock.stopped():
+                shared = self.config.machine.sequence_parallel
+                row["held_out"] = self.held_out.measure(self.engine, self.world, shared)
+                self.sample(launched.number)
+        self.journal.write(row)
+        progress.show(row)
+        for sentence in watch.observe(row, partial(rows_of, launched.origins)):
+            self.say(sentence)
+        return row
 
     def _measures(self, done: int) -> bool:
         """Whether the held-out loss is due after so many steps, beside those that are saved."""
@@ -190,6 +265,20 @@ class TrainingLoop:
             f"Training was stopped {who}after step {done} of {self.order.steps}, which is saved; the same "
             "command continues."
         )
+
+
+@contextmanager
+def finishing(finish: Callable[[LaunchedStep], object]) -> Iterator[list[LaunchedStep]]:
+    """A list for the step that is launched and not finished. Where an error ends the loop, the step is
+    finished first: its row is written, or what was wrong with it already is raised.
+    """
+    unread: list[LaunchedStep] = []
+    try:
+        yield unread
+    except Exception:
+        while unread:
+            finish(unread.pop())
+        raise
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -151,6 +151,13 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
         group["lr"] = lr * group["scale"]
 
 
+def skips_on_device(optimizer: Optimizer) -> bool:
+    """Whether a step reads on the device, from the fp32 scalar `found_inf`, that it shall change nothing
+    where that is 1: PyTorch's fused optimizers do, for its GradScaler.
+    """
+    return getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
 class CombinedOptimizer(Optimizer):
     """Optimizers that step together. Their groups are its groups and their state is its state: the same
     objects.

@@ -108,7 +108,7 @@ def test_the_gradient_is_that_of_the_documents_alone(model: PeftModel) -> None:
             list(SingleDocuments(packs)), 1, World(rank=0, size=1, device=torch.device("cpu")), step=0
         ),
         targets,
-    )
+    ).tolist()
     found = dict(engine.gradients())
     engine.reset()
     # as transformers computes them, without the seam, without positions, each document in a call of its own

@@ -84,7 +84,7 @@ def halves(world: World, given: dict[str, Any]) -> dict[int, Any]:
     for stage in given["stages"]:
         engine = zero_engine("none", world, stage, autocast=torch.bfloat16)
         found[stage] = (
-            engine.forward_backward(batches[:4], targets[0]),
+            engine.forward_backward(batches[:4], targets[0]).tolist(),
             {name: gradient.clone() for name, gradient in engine.gradients()},
         )
     return found
@@ -94,8 +94,8 @@ def test_bf16_products_on_fp32_weights(tmp_path: Path) -> None:
     (found,) = in_processes(f"{__name__}:halves", {"stages": [2, 3]}, tmp_path / "ranks", size=1)
     batches, targets = make_batches()
     engine = torch_engine("none", torch.bfloat16)
-    true = engine.forward_backward(batches[:4], targets[0])
-    assert true != torch_engine("none").forward_backward(batches[:4], targets[0])
+    true = engine.forward_backward(batches[:4], targets[0]).tolist()
+    assert true != torch_engine("none").forward_backward(batches[:4], targets[0]).tolist()
     for losses, gradients in found.values():
         assert losses == true
         # what is used twice adds up in another order, in bf16

@@ -110,7 +110,7 @@ def shared(world: World, given: dict[str, Any]) -> dict[str, Any]:
                 warnings.simplefilter("ignore", FutureWarning)  # renamed in a later transformers
                 model.gradient_checkpointing_enable({"use_reentrant": False})
         batches = [shard_batch(batch, world.rank, world.size) for batch in make_batches()]
-        losses = engine.forward_backward(batches, given["targets"])
+        losses = engine.forward_backward(batches, given["targets"]).tolist()
         made[name] = {
             "losses": losses,
             "gradients": {key: value.clone() for key, value in engine.gradients()},

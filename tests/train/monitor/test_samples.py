@@ -54,7 +54,7 @@ def trained(
         if step and sampler:
             sampler.write(step)
         engine.forward_backward([collate([packs[step]])], 20)  # type: ignore[list-item]
-        norms.append(engine.step(0.1, 1.0))
+        norms.append(engine.step(0.1, 1.0).item())
     return engine.state(), norms
 
 

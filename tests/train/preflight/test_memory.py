@@ -156,7 +156,7 @@ class Card:
         self.room, self.base, self.pack, self.peak, self.tried = room, base, pack, 0, list[int]()
         whole = engine.forward_backward
 
-        def forward_backward(batches: Sequence[Batch], targets: int) -> list[float]:
+        def forward_backward(batches: Sequence[Batch], targets: int) -> torch.Tensor:
             for batch in batches:
                 took = self.base + self.pack * len(batch.packs) // (2 if self.recomputes(model) else 1)
                 self.tried.append(len(batch.packs))

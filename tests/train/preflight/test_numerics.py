@@ -137,7 +137,7 @@ def test_all_hold_and_nothing_is_changed(
     assert engine.model.training
     assert all(p.grad is None for p in engine.model.parameters())
     assert not any(moment.any() for moment in engine.state().optimizer.values())
-    loss = engine.forward_backward([collate(rows[:1])], 1)[0]  # it attends as it did
+    loss = engine.forward_backward([collate(rows[:1])], 1).item()  # it attends as it did
     with torch.no_grad():
         assert loss == summed_loss(made(tiny_model, "none"), collate(rows[:1])).item()
 
@@ -205,25 +205,17 @@ def test_broken_attention(
 class MeanOfMeans(TorchEngine):
     """Divides each micro batch by its own targets, as a loop does that averages over micro batches."""
 
-    def forward_backward(self, batches: Sequence[Batch], targets: int) -> list[float]:  # noqa: ARG002
-        return [
-            loss
-            for batch in batches
-            for loss in super(MeanOfMeans, self).forward_backward(
-                [batch], len(batches) * len(batch.targets_M)
-            )
-        ]
+    def forward_backward(self, batches: Sequence[Batch], targets: int) -> torch.Tensor:  # noqa: ARG002
+        whole = super().forward_backward
+        return torch.cat([whole([batch], len(batches) * len(batch.targets_M)) for batch in batches])
 
 
 class Sum(TorchEngine):
     """Forgets to divide by the targets of the whole step."""
 
-    def forward_backward(self, batches: Sequence[Batch], targets: int) -> list[float]:  # noqa: ARG002
-        return [
-            loss
-            for batch in batches
-            for loss in super(Sum, self).forward_backward([batch], len(batch.targets_M))
-        ]
+    def forward_backward(self, batches: Sequence[Batch], targets: int) -> torch.Tensor:  # noqa: ARG002
+        whole = super().forward_backward
+        return torch.cat([whole([batch], len(batch.targets_M)) for batch in batches])
 
 
 @pytest.mark.parametrize("kind", [MeanOfMeans, Sum])

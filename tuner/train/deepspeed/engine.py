@@ -81,7 +81,11 @@ class ZeroEngine:
         self.held = shards.slices(self.engine.optimizer, self.named) if self.stage else {}
         self._reduced = False
 
-    def forward_backward(self, batches: Sequence[Batch], targets: int) -> list[float]:
+    @property
+    def asynchronous(self) -> bool:
+        return False  # DeepSpeed itself waits for the norm, and goes on after one that is not finite
+
+    def forward_backward(self, batches: Sequence[Batch], targets: int) -> torch.Tensor:
         if self._reduced:
             raise RuntimeError("gradients were read since the last step: step or reset before more are added")
         self.engine.set_gradient_accumulation_boundary(False)
@@ -91,7 +95,7 @@ class ZeroEngine:
                 loss = self.loss(self.engine, batch.to(self.device))
                 self.engine.backward(loss / max(1, targets) * self.world.size)
             losses.append(loss.detach())
-        return torch.stack(losses).tolist() if losses else []
+        return torch.stack(losses).float() if losses else torch.zeros(0, device=self.device)
 
     def _reduce(self) -> None:
         """Add up the gradients of all processes, each process's slice, if that was not done yet.
@@ -127,7 +131,7 @@ class ZeroEngine:
         finally:
             self.engine.train()
 
-    def step(self, lr: float, max_norm: float | None) -> float:
+    def step(self, lr: float, max_norm: float | None) -> torch.Tensor:
         self._reduce()
         set_lr(self.optimizer, lr)
         if self.stage:
@@ -144,7 +148,7 @@ class ZeroEngine:
             else:
                 self.engine.zero_grad()
         self._reduced = False
-        return norm
+        return torch.tensor(norm)
 
     def state(self) -> State:
         if not self.stage:

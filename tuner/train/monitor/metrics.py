@@ -3,13 +3,19 @@
 A row has: step, loss (per target token, in nats), lr, grad_norm (before clipping), tokens and targets (of the
 step: targets; so far: tokens), seconds (of all steps so far), tokens_per_second, memory (bytes), where they
 are known mfu and held_out.
+
+The seconds of a step are wall time, from the end of the row before to the end of its own: what the step does
+not hide of collating, rows and saving is in them, measuring the held-out loss and answering prompts are not.
+Those of a process's first step begin with it.
 """
 
 import json
 import os
 import resource
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +49,27 @@ def device_usage(
     if device.type == "cuda":
         shares["allocated"] = torch.cuda.max_memory_allocated(device)
     return shares | {"memory": memory}
+
+
+class StepClock:
+    """Wall time from row to row; begins to run when it is made."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def lap(self) -> float:
+        """The seconds since the last lap, or the beginning."""
+        began, self._began = self._began, time.monotonic()
+        return self._began - began
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """While entered, it stands still."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._began += time.monotonic() - began
 
 
 class Journal:

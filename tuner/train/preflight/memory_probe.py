@@ -168,7 +168,7 @@ class MemoryProbe:
                 targets = self.world.size * sum(len(batch.targets_M) for batch in batches)
                 self.engine.forward_backward(batches, targets)
                 # with gradients scaled to nothing too, not even the sign of a zero changes
-                self.engine.step(0.0, 0.0)
+                self.engine.step(0.0, 0.0).item()  # waits for the device, whose time it is
                 seconds = time.monotonic() - began
         except torch.OutOfMemoryError:
             fits = False
