@@ -51,6 +51,12 @@ def test_each_card_is_shown_with_its_free_memory_and_who_holds_it(examined: Exam
     assert not wrong(done)
 
 
+@pytest.mark.parametrize(("name", "advised"), [("A100-SXM4-80GB", False), ("H100 80GB HBM3", True)])
+def test_flash_attention_4_is_advised_where_it_helps(examined: Examined, name: str, advised: bool) -> None:
+    said = "--  flash-attn-4 is not installed, with which attention is faster on this GPU\n"
+    assert (said in examined(TWO.replace("A100-SXM4-80GB", name)).out) == advised
+
+
 def test_a_card_that_the_variable_hides_is_marked(examined: Examined) -> None:
     done = examined(shown="1")
     assert (

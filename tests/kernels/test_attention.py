@@ -1,8 +1,8 @@
 import importlib
 import re
+import sys
 from collections.abc import Callable
 from pkgutil import iter_modules
-from types import ModuleType
 from typing import get_args, get_type_hints
 
 import pytest
@@ -13,7 +13,7 @@ from tests.kernels.reference import reference, row
 from tuner import kernels
 from tuner.config.schema.machine import Machine
 from tuner.errors import ConfigError
-from tuner.kernels import attention, flash, varlen
+from tuner.kernels import attention, flash, flash4, varlen
 from tuner.kernels.attention import choose_backend, packed_attention, using_backend
 from tuner.kernels.backend import AttentionNeeds, Scoring
 from tuner.kernels.packed_documents import announce_documents
@@ -162,8 +162,8 @@ def test_on_the_processor_it_is_sdpa_and_says_why() -> None:
     name, why = choose_backend("auto", needs())
     assert name == "sdpa"
     assert re.search(
-        r"SDPA, document by document; flash: .*; varlen: it runs on NVIDIA GPUs only; flex: its backward"
-        r" pass runs",
+        r"SDPA, document by document; flash4: .*; flash: .*; varlen: it runs on NVIDIA GPUs only; flex: its "
+        r"backward pass runs",
         why,
     )
     assert choose_backend("sdpa", needs()) == ("sdpa", "SDPA, document by document")
@@ -203,11 +203,55 @@ def test_auto_takes_the_fastest_that_can_do_what_is_needed(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr("tuner.kernels.flash.find_spec", lambda _: None)
+    monkeypatch.setattr("tuner.kernels.flash4.find_spec", lambda _: None)
     monkeypatch.setattr("tuner.kernels.flex.find_spec", lambda _: object())
     monkeypatch.setattr("tuner.kernels.flex.shutil.which", lambda _: "/usr/bin/cc")
     found, said = choose_backend("auto", needs(device=torch.device("cuda"), **wanted))
     assert found == name
     assert why in said
+
+
+@pytest.mark.parametrize(
+    ("wanted", "capability", "there", "why"),
+    [
+        ({}, (9, 0), False, "the extra `flash4`"),
+        ({}, (8, 6), True, "Hopper and Blackwell"),
+        ({"head_dim": 192}, (9, 0), True, "at most 128"),
+        ({"softcap": True}, (9, 0), True, "can't cap the scores"),
+        ({}, (9, 0), True, "can't be imported"),
+    ],
+)
+def test_where_flash_attention_4_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: dict[str, object],
+    capability: tuple[int, int],
+    there: bool,
+    why: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr("tuner.kernels.flash4.find_spec", lambda _: object() if there else None)
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    said = flash4.trouble(needs(device=torch.device("cuda"), **wanted))
+    assert said is not None
+    assert why in said
+
+
+def test_deterministic_training_takes_another_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert "same bits" in str(flash4.trouble(needs(device=torch.device("cuda"))))
+
+
+def test_a_compiler_looks_through_the_fastest_of_some_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = needs(device=torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr("tuner.kernels.flash4.find_spec", lambda _: None)
+    assert attention.choose_for_compiled("auto", gpu)[0] == "varlen"
+    assert attention.choose_for_compiled("varlen", gpu)[0] == "varlen"
+    assert attention.choose_for_compiled("sdpa", gpu) == (None, "machine.attention=sdpa")
+    name, why = attention.choose_for_compiled("auto", needs())
+    assert name is None
+    assert "NVIDIA GPUs only" in why
 
 
 def test_every_backend_stands_in_the_table_and_among_the_words_of_the_config() -> None:
@@ -224,7 +268,7 @@ def test_another_backend_for_a_while() -> None:
     with using_backend("varlen"), pytest.raises(NotImplementedError, match="CPU"):
         packed_attention(torch.nn.Module(), q, q, q, None, position_ids=positions(5))
     packed_attention(torch.nn.Module(), q, q, q, None, position_ids=positions(5))
-    with pytest.raises(ValueError, match="'fast' is none of flash, varlen, flex, sdpa"):
+    with pytest.raises(ValueError, match="'fast' is none of flash4, flash, varlen, flex, sdpa"):
         attention.use_backend("fast")
 
 
@@ -351,7 +395,7 @@ def varlen_since_2_12(
 def test_what_either_signature_of_pytorch_is_told(
     monkeypatch: pytest.MonkeyPatch, called: Callable[..., torch.Tensor], window: int | None
 ) -> None:
-    module: ModuleType = torch.nn.attention.varlen
+    module = importlib.import_module("torch.nn.attention.varlen")
     monkeypatch.setattr(module, "varlen_attn", called)
     torch.manual_seed(0)
     q, k, v = torch.randn(1, 6, 29, 20), torch.randn(1, 2, 29, 20), torch.randn(1, 2, 29, 16)

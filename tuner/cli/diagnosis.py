@@ -39,6 +39,8 @@ EXTRAS = {
     "flash-attn": "flash",
     "lm-eval": "eval",
 }
+FOR_FLASH4 = ("H100", "H200", "H20", "H800", "GH200", "B100", "B200", "B300", "GB200", "GB300")
+"""GPUs that FlashAttention 4 is for, by their names"""
 
 
 def examine(config: Config, extra: Path | None) -> int:
@@ -120,6 +122,12 @@ def _gpu(environ: Mapping[str, str]) -> Iterator[Finding]:
             "ok",
             f"GPU {card.index}, {card.name}: "
             f"{memory}{card.state if card in seen else f'hidden by {VISIBLE_DEVICES}'}",
+        )
+    if not _version("flash-attn-4") and any(name in card.name for card in seen for name in FOR_FLASH4):
+        yield Finding(
+            "--",
+            "flash-attn-4 is not installed, with which attention is faster on this GPU",
+            "pip install --pre 'tuner[flash4]'",
         )
     build = torch_build()
     if found and build and not driver_problem(found[0].driver):

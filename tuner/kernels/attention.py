@@ -19,12 +19,15 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tuner.errors import ConfigError
-from tuner.kernels import flash, flex, sdpa, varlen
+from tuner.kernels import flash, flash4, flex, sdpa, varlen
 from tuner.kernels.backend import HALF, AttentionNeeds, Scoring
 from tuner.kernels.packed_documents import Documents, Offsets, documents_of, single_document
 
 IMPLEMENTATION = "tuner"
-BACKENDS = {backend.name: backend for backend in (flash.BACKEND, varlen.BACKEND, flex.BACKEND, sdpa.BACKEND)}
+BACKENDS = {
+    backend.name: backend
+    for backend in (flash4.BACKEND, flash.BACKEND, varlen.BACKEND, flex.BACKEND, sdpa.BACKEND)
+}
 """by their words for machine.attention, the fastest first"""
 
 _used = sdpa.BACKEND
@@ -48,6 +51,19 @@ def choose_backend(wish: str, needs: AttentionNeeds) -> tuple[str, str]:
             f"Leave machine.attention=auto, which takes {best} here ({BACKENDS[best].words})."
         )
     return wish, BACKENDS[wish].words
+
+
+def choose_for_compiled(wish: str, needs: AttentionNeeds) -> tuple[str | None, str]:
+    """The fastest backend that a compiler can look through, for machine.attention=`wish`, or None and why
+    there is none.
+    """
+    why = f"machine.attention={wish}"
+    for name, backend in BACKENDS.items():
+        if backend.compiles and wish in ("auto", name):
+            if (trouble := backend.trouble(needs)) is None:
+                return name, backend.words
+            why = f"{name}: {trouble}"
+    return None, why
 
 
 def use_backend(name: str) -> None:

@@ -1,9 +1,8 @@
-"""Attention by the FlashAttention packages, where one is installed: 4 (`flash-attn-4`), 3
-(`flash_attn_interface`) or 2 (`flash-attn`).
+"""Attention by the FlashAttention packages, where one is installed: 3 (`flash_attn_interface`) or 2
+(`flash-attn`); 4 is tuner.kernels.flash4.
 
 They have one function in common, whose keywords differ a little. Version 2 is the one for every GPU from
-Ampere on, with dropout and soft caps (arXiv:2307.08691); 3 is for Hopper (arXiv:2407.08608); 4 for Hopper and
-Blackwell.
+Ampere on, with dropout and soft caps (arXiv:2307.08691); 3 is for Hopper (arXiv:2407.08608).
 """
 
 from collections.abc import Callable
@@ -20,8 +19,8 @@ from tuner.kernels.backend import AttentionNeeds, Backend, Scoring
 from tuner.kernels.flash_support import flash_rows, flash_trouble, flash_window
 from tuner.kernels.packed_documents import Documents
 
-MODULES = {4: "flash_attn.cute", 3: "flash_attn_interface", 2: "flash_attn.flash_attn_interface"}
-MAJORS = {4: (9, 10), 3: (9,), 2: (8, 9, 10, 11, 12)}
+MODULES = {3: "flash_attn_interface", 2: "flash_attn.flash_attn_interface"}
+MAJORS = {3: (9,), 2: (8, 9, 10, 11, 12)}
 """the compute capabilities that each is for"""
 
 
@@ -31,18 +30,13 @@ def installed(version: int) -> bool:
     return find_spec(top) is not None and (not below or find_spec(MODULES[version]) is not None)
 
 
-def version_for(major: int, *, width: int, plain: bool) -> int | None:
+def version_for(major: int, *, plain: bool) -> int | None:
     """The newest version that is installed, is made for GPUs of compute capability `major`, and does what is
     asked.
 
-    width   of the heads; 4 is used up to 128
     plain   whether there is neither a soft cap nor dropout; 2 has those
     """
-    able = (
-        version
-        for version in MODULES
-        if major in MAJORS[version] and (width <= 128 or version != 4) and (plain or version == 2)
-    )
+    able = (version for version in MODULES if major in MAJORS[version] and (plain or version == 2))
     return next((version for version in able if installed(version)), None)
 
 
@@ -53,11 +47,11 @@ def trouble(needs: AttentionNeeds) -> str | None:
     if reason := flash_trouble(needs, softcap=True, dropout=True):
         return reason
     major = torch.cuda.get_device_capability(needs.device)[0]
-    version = version_for(major, width=needs.head_dim, plain=not (needs.softcap or needs.dropout))
+    version = version_for(major, plain=not (needs.softcap or needs.dropout))
     if version is None:
         return (
-            "the FlashAttention package that is installed is not for this GPU, or not for heads and scores "
-            "such as this model's"
+            "the FlashAttention package that is installed is not for this GPU, or not for scores such as "
+            "this model's"
         )
     try:
         varlen_function(version)
@@ -76,9 +70,7 @@ def varlen_function(version: int) -> Callable[..., Any]:
 def attend(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor, documents: Documents, scoring: Scoring) -> Tensor:
     """softmax(q k' * scaling) v within each document; returns [1, N, H, E]."""
     plain = scoring.softcap is None and not scoring.dropout
-    version = version_for(
-        torch.cuda.get_device_capability(q_1HND.device)[0], width=q_1HND.shape[-1], plain=plain
-    )
+    version = version_for(torch.cuda.get_device_capability(q_1HND.device)[0], plain=plain)
     assert version is not None
     q_NHF, k_NKF, v_NKF = flash_rows(q_1HND, k_1KND, v_1KNE)
     words = call_keywords(
@@ -121,4 +113,4 @@ def call_keywords(
     return words
 
 
-BACKEND = Backend(name="flash", words="the FlashAttention package", attend=attend, trouble=trouble)
+BACKEND = Backend(name="flash", words="the FlashAttention package (3 or 2)", attend=attend, trouble=trouble)

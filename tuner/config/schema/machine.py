@@ -52,21 +52,22 @@ class Machine:
     workers: int | Literal["auto"] = neutral("tokenize", default="auto", at_least=1)
     """processes that tokenize; `auto` is one for each core, or one where there is little to do"""
     micro_batch: int | Literal["auto"] = neutral("train", default="auto", at_least=1)
-    """packs in one forward pass; `auto` is as many as fit into the GPU's memory, and 1 on the CPU"""
+    """packs in one forward pass; `auto` is as many as fit into the GPU's memory, up to 16,384 tokens, which
+    keep a GPU busy, and 1 on the CPU"""
     recompute: Literal["auto", "none", "blocks"] = neutral("train", default="auto")
     """activation checkpointing: `blocks` keeps the input of each layer and recomputes the rest in the
     backward pass (arXiv:1604.06174); `auto` does so where activations would not fit otherwise"""
-    attention: Literal["auto", "flash", "varlen", "flex", "sdpa"] = neutral(
+    attention: Literal["auto", "flash4", "flash", "varlen", "flex", "sdpa"] = neutral(
         "train", "baseline", "evaluate", default="auto"
     )
-    """what computes attention: the flash-attn package, PyTorch's own flash kernel for documents of varying
-    length, FlexAttention with a block mask, or SDPA document by document; `auto` takes the first that runs
-    here"""
+    """what computes attention: the package flash-attn-4, or flash-attn of version 3 or 2, PyTorch's own flash
+    kernel for documents of varying length, FlexAttention with a block mask, or SDPA document by document;
+    `auto` takes the first that runs here"""
     kernels: Literal["auto", "compiled", "fused", "plain"] = neutral("train", default="auto")
     """on a GPU: `fused` computes linear layers with their adapters, and the output head with the loss, by
     Triton kernels; `compiled` compiles the layers of the model besides, and fills rows to one length; `plain`
     leaves all as PEFT and transformers compute it. `auto` compiles where that pays within the run, and takes
-    what runs"""
+    what runs. Passes over small rows are captured as CUDA graphs, but with `fused` and `plain`"""
     deterministic: bool = neutral("train", "baseline", "evaluate", default=False)
     """use only algorithms that give the same bits on every run, which may be slower"""
     preflight: bool = neutral("train", default=True)

@@ -15,7 +15,16 @@ import torch
 
 from tuner.files import file_identity, read_json, write_json
 
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "flash-attn", "triton")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "deepspeed",
+    "flash-attn",
+    "flash-attn-4",
+    "triton",
+)
 """whose versions decide speed, memory and rounding"""
 FORMAT = 1
 """of the file; raised when what is checked changes"""
