@@ -21,7 +21,9 @@ MIB = 1 << 20
 BUCKET = 1 << 25
 """numbers that DeepSpeed reduces at once"""
 CHUNK = 256 * MIB
-"""of logits that a fused head holds at a time (tuner.kernels.fused.linear_cross_entropy)"""
+"""of logits that a fused head holds at a time, four of them where it trains
+(tuner.kernels.fused.linear_cross_entropy)
+"""
 WORKSPACE = 70 * MIB
 """of cuBLAS (measured on an H100)"""
 CONTEXT = 520 * MIB
@@ -122,7 +124,7 @@ def _moments(model: TrainedModel, algo: Algo, work: Workload) -> Iterator[Memory
     # The loss: the logits and their log-probabilities; then log-probabilities, and the gradients of these and
     # of the logits, all in fp32.
     if work.fused_head:  # a part of them in bf16, and the gradients of the states and of the head
-        part = CHUNK + 2.0 * model.hidden * targets + (4.0 + 2.0) * model.head
+        part = CHUNK * (4 if model.head else 1) + 2.0 * model.hidden * targets + (4.0 + 2.0) * model.head
         yield replace(loss, moment="the loss", copies=copies, logits=part)
     else:
         yield replace(loss, moment="the loss's forward pass", copies=copies, logits=8.0 * logit)

@@ -6,6 +6,7 @@ fp32, and the sum is rounded to bf16 once. A pass reads half a byte a weight, or
 nobody keeps: the weight is made where it is used, in the forward pass and again in the backward pass.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ BLOCK = 64
 """weights that share a constant in 4 bits; a row has a whole number of such blocks"""
 NESTED = 256
 """constants that share theirs"""
-ROWS, COLUMNS = 64, 64
-"""of the weight, which one program writes: the fastest of seven tiles on an H200"""
+ROWS = 64
+"""of the weight, of which one program writes a block each"""
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""whether Triton's interpreter runs the kernel, which has no matmul of bf16"""
 
 
 def nf4_parts(weight: Any) -> list[Tensor]:
@@ -56,7 +59,7 @@ def adapter_weight(
     """
     out_OI = torch.empty(rows, columns, dtype=torch.bfloat16, device=a_RI.device)
     rank = a_RI.shape[0]
-    _write[(triton.cdiv(rows, ROWS), triton.cdiv(columns, COLUMNS))](
+    _write[(triton.cdiv(rows, ROWS), columns // BLOCK)](
         out_OI,
         *(parts if len(parts) == 6 else parts * 6),
         a_RI,
@@ -70,7 +73,7 @@ def adapter_weight(
         BLOCK=BLOCK,
         NESTED=NESTED,
         ROWS=ROWS,
-        COLUMNS=COLUMNS,
+        WIDE=INTERPRETED,
         enable_fp_fusion=False,  # bitsandbytes rounds between a product and a sum
     )
     return out_OI
@@ -101,23 +104,24 @@ def _write(
     BLOCK: tl.constexpr,
     NESTED: tl.constexpr,
     ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
-    """One tile of it."""
+    """One tile of it. A tile is as wide as a block, so each of its rows has one constant."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    inside = (row < rows) & (column < columns)
+    column = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
+    inside = row < rows
     rank_1R, rank_R1 = tl.arange(0, WIDTH)[None, :], tl.arange(0, WIDTH)[:, None]
-    b_OR = tl.load(b + row * RANK + rank_1R, mask=(row < rows) & (rank_1R < RANK), other=0.0)
-    a_RI = tl.load(a + rank_R1 * columns + column, mask=(rank_R1 < RANK) & (column < columns), other=0.0)
-    # bf16 numbers are tf32 numbers too, and their products are exact in fp32
-    product = tl.dot(b_OR.to(tl.float32), a_RI.to(tl.float32), input_precision="tf32") * scale
+    b_OR = tl.load(b + row * RANK + rank_1R, mask=inside & (rank_1R < RANK), other=0.0)
+    a_RI = tl.load(a + rank_R1 * columns + column, mask=rank_R1 < RANK, other=0.0)
+    if WIDE:  # bf16 numbers are tf32 numbers too, and their products are exact in fp32
+        b_OR, a_RI = b_OR.to(tl.float32), a_RI.to(tl.float32)
+    product = tl.dot(b_OR, a_RI, input_precision="tf32") * scale
     at = row * columns + column
     if NF4:
-        half = (tl.program_id(1) * (COLUMNS // 2) + tl.arange(0, COLUMNS // 2))[None, :]
-        byte = tl.load(base + row * (columns // 2) + half, mask=(row < rows) & (half < columns // 2), other=0)
+        half = (tl.program_id(1) * (BLOCK // 2) + tl.arange(0, BLOCK // 2))[None, :]
+        byte = tl.load(base + row * (columns // 2) + half, mask=inside, other=0)
         four = tl.interleave(byte >> 4, byte & 15)
-        block = at // BLOCK
+        block = row * (columns // BLOCK) + tl.program_id(1)
         constant = tl.load(code + tl.load(constants + block, mask=inside, other=0).to(tl.int32))
         constant = constant * tl.load(scales + block // NESTED, mask=inside, other=0.0) + tl.load(offset)
         weight = tl.load(values + four.to(tl.int32)) * constant

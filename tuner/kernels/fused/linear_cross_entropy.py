@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 CHUNK = 1 << 28
-"""bytes of logits at a time, about"""
+"""bytes of logits at a time, about; four times that where the head trains, since its gradient, in fp32, is
+read and written once for each chunk
+"""
 COLUMNS = 4096
 """of a row, which a program reads at a time"""
 
@@ -23,14 +25,18 @@ def reference(
     hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, label_smoothing: float = 0.0
 ) -> Tensor:
     """The same in plain PyTorch."""
-    logits_MV = (hidden_MD @ weight_VD.t()).float()
-    return cross_entropy(logits_MV, targets_M, reduction="sum", label_smoothing=label_smoothing)
+    counted = targets_M >= 0
+    logits_MV = (hidden_MD @ weight_VD.t()).float()[counted]
+    return cross_entropy(logits_MV, targets_M[counted], reduction="sum", label_smoothing=label_smoothing)
 
 
 def linear_cross_entropy(
     hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Σ over M rows of -log softmax(hidden weight')[target], in nats: an fp32 scalar. Both are bf16."""
+    """Σ over M rows of -log softmax(hidden weight')[target], in nats: an fp32 scalar. Both are bf16.
+
+    Rows whose target is negative only fill up: they count nothing and get no gradient.
+    """
     loss: Tensor = _LinearCrossEntropy.apply(hidden_MD, weight_VD, targets_M, label_smoothing)
     return loss
 
@@ -41,8 +47,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, label_smoothing: float
     ) -> Tensor:
         vocabulary = weight_VD.shape[0]
-        chunk = max(128, CHUNK // (2 * vocabulary) // 128 * 128)
         for_hidden, for_weight = ctx.needs_input_grad[:2]
+        chunk = max(128, CHUNK * (4 if for_weight else 1) // (2 * vocabulary) // 128 * 128)
         losses_M = torch.empty(len(hidden_MD), dtype=torch.float32, device=hidden_MD.device)
         d_hidden_MD = torch.empty_like(hidden_MD) if for_hidden else None
         d_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if for_weight else None
@@ -83,7 +89,8 @@ def _loss_and_gradient(
     row = tl.program_id(0).to(tl.int64)
     logits += row * vocabulary
     target = tl.load(targets + row)
-    chosen = tl.load(logits + target).to(tl.float32)
+    counts = (target >= 0).to(tl.float32)
+    chosen = tl.load(logits + tl.maximum(target, 0)).to(tl.float32)
     highest = float("-inf")
     total = 0.0
     plain = 0.0
@@ -95,7 +102,8 @@ def _loss_and_gradient(
         plain += tl.sum(tl.where(column < vocabulary, x, 0.0))
         highest = higher
     entropy = highest + tl.log(total)
-    tl.store(losses + row, entropy - (1 - smoothing) * chosen - smoothing * (plain / vocabulary))
+    loss = entropy - (1 - smoothing) * chosen - smoothing * (plain / vocabulary)
+    tl.store(losses + row, counts * loss)
     if GRADIENT:
         tl.debug_barrier()  # the whole program has read the target's logit before one writes over it
         for begin in range(0, vocabulary, COLUMNS):
@@ -103,4 +111,4 @@ def _loss_and_gradient(
             x = tl.load(logits + column, mask=column < vocabulary, other=float("-inf")).to(tl.float32)
             gradient = tl.exp(x - entropy) - smoothing / vocabulary
             gradient = tl.where(column == target, gradient - (1 - smoothing), gradient)
-            tl.store(logits + column, gradient.to(tl.bfloat16), mask=column < vocabulary)
+            tl.store(logits + column, (counts * gradient).to(tl.bfloat16), mask=column < vocabulary)
