@@ -121,6 +121,7 @@ def main() -> None:
     options.add_argument("--write", type=Path, help="a Markdown file whose table gets the rows")
     options.add_argument("--sides", help="only these, such as tuner,unsloth")
     options.add_argument("--peers", type=Path, help="a directory with the peers' packages, for them alone")
+    options.add_argument("--own", default="", help="directories (a:b) with more packages for tuner alone")
     options.add_argument("--set", action="append", default=[], help="a field of tuner's config")
     options.add_argument("--make", nargs=2, metavar=("SHAPE", "DIR"), help=argparse.SUPPRESS)
     options.add_argument("--peer", nargs=3, metavar=("CASE", "SIDE", "MODEL"), help=argparse.SUPPRESS)
@@ -145,7 +146,7 @@ def main() -> None:
                     continue
                 try:
                     found.append(
-                        ours(case, model, Path(scratch) / "runs" / name, wished.set)
+                        ours(case, model, Path(scratch) / "runs" / name, wished.set, wished.own)
                         if side == "tuner"
                         else asked(name, side, model, wished.peers)
                     )
@@ -203,7 +204,7 @@ def make_data(file: Path, case: Case) -> None:
             wanted -= letters
 
 
-def ours(case: Case, model: Path, root: Path, more: list[str]) -> Speed:
+def ours(case: Case, model: Path, root: Path, more: list[str], packages: str) -> Speed:
     """A run of tuner, until it has trained."""
     root.mkdir(parents=True)
     data = root / "texts.jsonl"
@@ -231,7 +232,11 @@ def ours(case: Case, model: Path, root: Path, more: list[str]) -> Speed:
     ]
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "tuner", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tuner", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=with_packages(packages),
     )
     if done.returncode:
         raise ValueError(f"tuner ended with {done.returncode}:\n{done.stdout[-1500:]}{done.stderr[-1500:]}")
@@ -249,6 +254,7 @@ def ours(case: Case, model: Path, root: Path, more: list[str]) -> Speed:
             "attention": facts.get("attention"),
             "kernels": facts.get("kernels"),
             "compiled": facts.get("compiled"),
+            "captured": facts.get("captured"),
             "until first step": round(time.monotonic() - began - last["seconds"], 1),
             "loss": last["loss"],
         },
@@ -257,16 +263,20 @@ def ours(case: Case, model: Path, root: Path, more: list[str]) -> Speed:
 
 def asked(name: str, side: str, model: Path, packages: Path | None) -> Speed:
     """A peer, in a process of its own."""
-    paths = [*([str(packages.absolute())] if packages else []), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, __file__, "--peer", name, side, str(model)],
         capture_output=True,
         text=True,
         check=True,
-        env=os.environ
-        | {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "PYTHONPATH": ":".join(paths)},
+        env=with_packages(str(packages.absolute()) if packages else "")
+        | {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1"},
     )
     return Speed(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def with_packages(paths: str) -> dict[str, str]:
+    """This environment, with directories (a:b) of packages before the others."""
+    return os.environ | {"PYTHONPATH": ":".join(filter(None, [paths, os.environ.get("PYTHONPATH", "")]))}
 
 
 def peer(case: Case, side: str, model_path: Path) -> Speed:

@@ -1,5 +1,7 @@
 """Rows that are filled to few shapes compute what they would alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from tuner.data.packs import Pack
 from tuner.kernels.attention import register_attention
 from tuner.models.load import load_model
 from tuner.train.batch import collate, empty_batch
-from tuner.train.batch_shape import BatchShape
+from tuner.train.batch_shape import IGNORED, BatchShape
 from tuner.train.loss import summed_loss
 
 
@@ -40,7 +42,8 @@ def test_a_filled_row_has_one_of_few_shapes(lengths: list[list[int]], spare: int
     row = filled.ids_1N.shape[1]
     assert row == filled.positions_1N.shape[1] == filled.borders[-1] == size * tokens
     assert filled.offsets_D is not None
-    assert len(filled.offsets_D) == len(shape.fill(collate(packs[:1] * size)).offsets_D)  # type: ignore[arg-type]
+    assert len(filled.borders) <= len(filled.offsets_D) < max(17, 2 * len(filled.borders))
+    assert len(filled.offsets_D).bit_count() == 1
     assert filled.offsets_D.unique().tolist() == list(filled.borders)
     assert (filled.offsets_D.diff() <= filled.longest).all()
     # the row itself is as it was, and positions begin again at each border
@@ -61,11 +64,27 @@ def test_loss_and_gradients_are_those_of_the_row_alone(tiny_model, lengths) -> N
     model = load_model(tiny_model, dtype=torch.float32, device="cpu").train()
     packs = [pack(each, seed) for seed, each in enumerate(lengths)]
     shape, found = BatchShape.of(packs, 16, 2), []
-    for batch in (collate(packs), shape.fill(collate(packs))):
+    filled = replace(shape, targets=True).fill(collate(packs))
+    assert len(filled.targets_M) % 8 == 0
+    for batch in (collate(packs), shape.fill(collate(packs)), filled):
         model.zero_grad()
         loss = summed_loss(model, batch)
         loss.backward()
         grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found.append((loss.item(), grads))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
-    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-5, rtol=1e-4)
+    for loss_, grads in found[1:]:
+        assert found[0][0] == pytest.approx(loss_, rel=1e-6)
+        torch.testing.assert_close(found[0][1], grads, atol=1e-5, rtol=1e-4)
+
+
+@given(st.integers(0, 40), st.integers(1, 9))
+def test_targets_are_filled_to_quarters_of_the_row(trained: int, tokens: int) -> None:
+    one = pack([tokens + 40])
+    one = replace(one, trained=np.arange(tokens + 40) <= trained)
+    shape = BatchShape.of([one], tokens + 40, 1, targets=True)
+    filled = shape.fill(collate([one]))
+    quarter = -(-(tokens + 40) // 4)
+    assert len(filled.targets_M) == len(filled.keep_M)
+    assert len(filled.targets_M) in {quarter, 2 * quarter, 3 * quarter, 4 * quarter}
+    assert (filled.targets_M != IGNORED).sum() == trained
+    assert (filled.targets_M[trained:] == IGNORED).all()

@@ -12,10 +12,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch._functorch.config as partitioner
 from torch import nn
 
 from tuner.errors import in_one_line
 
+REMAKES = {
+    "ban_recompute_materialized_backward": False,
+    "ban_recompute_used_far_apart": False,
+    "ban_recompute_long_fusible_chains": False,
+}
+"""what the backward pass may compute again: all that is no matmul and no attention, also where a matmul reads
+it. So a layer keeps its input, queries, keys, values, what attention gives, the residual after it, gate and
+up; norms, rotary positions and products are made again. Beside keeping what is fastest that costs 1.4 % of a
+step's time and saves 28 % of its memory (1.8B, an H200)
+"""
 LAYERS = frozenset(
     (
         "LlamaDecoderLayer MistralDecoderLayer Qwen2DecoderLayer Qwen3DecoderLayer GraniteDecoderLayer "
@@ -48,7 +59,8 @@ def compile_layers(layers: list[nn.Module], run: Callable[[], object]) -> str | 
     for layer in layers:
         layer.compile(dynamic=False, fullgraph=True)
     try:
-        run()
+        with partitioner.patch(REMAKES):
+            run()
     except torch.OutOfMemoryError:
         release(layers)
         return "the GPU's memory is full with them"

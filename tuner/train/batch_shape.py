@@ -7,9 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch.nn.functional import pad
 
 from tuner.data.packs import Pack, Packs
 from tuner.train.batch import Batch, append_documents
+
+IGNORED = -100
+"""a target that the loss passes over, as PyTorch's cross-entropy does"""
+LEAST = 16
+"""offsets of a row"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,24 +24,25 @@ class BatchShape:
 
     tokens: int
     """of a pack, at most"""
-    documents: int
-    """of a pack, at most"""
     longest: int
     """tokens of the longest document"""
     micro_batch: int
     """packs of a row, at most"""
+    targets: bool = False
+    """whether targets are filled up too, to a whole number of quarters of the row, for CUDA graphs"""
 
     @classmethod
-    def of(cls, packs: Packs | Sequence[Pack], tokens: int, micro_batch: int) -> "BatchShape":
+    def of(
+        cls, packs: Packs | Sequence[Pack], tokens: int, micro_batch: int, *, targets: bool = False
+    ) -> "BatchShape":
         """For all rows of some packs."""
-        sizes = [(len(pack.lengths), int(pack.lengths.max())) for pack in packs]
-        documents, longest = (max(column) for column in zip(*sizes, strict=True))
-        return cls(tokens=tokens, documents=documents, longest=longest, micro_batch=micro_batch)
+        longest = max(int(pack.lengths.max()) for pack in packs)
+        return cls(tokens=tokens, longest=longest, micro_batch=micro_batch, targets=targets)
 
     def sizes(self) -> list[int]:
         """The numbers of packs that rows are filled to.
 
-        >>> BatchShape(tokens=8, documents=3, longest=4, micro_batch=6).sizes()
+        >>> BatchShape(tokens=8, longest=4, micro_batch=6).sizes()
         [1, 2, 4, 6]
         """
         return [*(1 << k for k in range((self.micro_batch - 1).bit_length())), self.micro_batch]
@@ -44,17 +51,28 @@ class BatchShape:
         """The batch as a row of one of the sizes.
 
         With packs of 8 tokens, of 3 documents at most, the longest of which has 4, a row of 3 and 4 tokens
-        gets a document of one token, and offsets for the five documents that there could be:
+        gets a document of one token, and as many offsets as a power of two:
 
             positions  0 1 2 0 1 2 3 0
-            offsets    0     3       7 8 8 8
+            offsets    0     3       7 8 8 8 8 8 8 …     (a power of two, LEAST or more)
+
+        Targets that fill up are IGNORED at the first position.
         """
         packs = next(size for size in self.sizes() if size >= len(batch.packs))
         size, tokens = packs * self.tokens, batch.ids_1N.shape[1]
         lengths = [self.longest] * ((size - tokens) // self.longest)
         lengths += [rest] if (rest := (size - tokens) % self.longest) else []
         filled = append_documents(batch, lengths)
-        most = packs * (self.documents + -(-self.tokens // self.longest))
-        offsets_D = torch.full((most + 1,), size, dtype=torch.int32)
+        most = max(LEAST, 1 << (len(filled.borders) - 1).bit_length())
+        offsets_D = torch.full((most,), size, dtype=torch.int32)
         offsets_D[: len(filled.borders)] = torch.tensor(filled.borders, dtype=torch.int32)
-        return replace(filled, offsets_D=offsets_D, longest=self.longest)
+        filled = replace(filled, offsets_D=offsets_D, longest=self.longest)
+        if not self.targets:
+            return filled
+        quarter, there = -(-size // 4), len(filled.targets_M)
+        missing = max(1, -(-there // quarter)) * quarter - there
+        return replace(
+            filled,
+            keep_M=pad(filled.keep_M, (0, missing)),
+            targets_M=pad(filled.targets_M, (0, missing), value=IGNORED),
+        )

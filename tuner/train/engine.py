@@ -11,8 +11,10 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.optim import Optimizer
 
+from tuner.errors import in_one_line
 from tuner.kernels.compiled_layers import uncompiled
 from tuner.train.batch import Batch
+from tuner.train.cuda_graph import CapturedGradients
 from tuner.train.loss import Loss
 from tuner.train.noise import Noise
 from tuner.train.optimizers import moments, reset_moments, restore_moments, set_lr, skips_on_device
@@ -121,6 +123,7 @@ class TorchEngine:
         self.named = trainable_parameters(model)
         self.halted = torch.zeros((), device=self.device)
         """fp32 []: 0; from a loss or norm on that is not finite 1, and then nothing is applied any more"""
+        self._captured: CapturedGradients | None = None
 
     @property
     def asynchronous(self) -> bool:
@@ -129,9 +132,11 @@ class TorchEngine:
     def forward_backward(self, batches: Sequence[Batch], targets: int) -> torch.Tensor:
         losses: list[torch.Tensor] = []
         for batch in batches:
+            if self._captured is not None:
+                losses.append(self._captured.add(batch, targets))
+                continue
             with noise_for(self.noise, batch):
-                with self._autocast():
-                    loss = self.loss(self.model, batch.to(self.device))
+                loss = self._loss_of(batch.to(self.device))
                 (loss / max(1, targets)).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         found = torch.stack(losses).float() if losses else torch.zeros(0, device=self.device)
@@ -140,6 +145,35 @@ class TorchEngine:
 
     def _halt_unless_finite(self, values: torch.Tensor) -> None:
         self.halted.logical_or_(~values.isfinite().all())  # on the device: the host does not wait
+
+    def capture(self, batches: Sequence[Batch]) -> str | None:
+        """From now on compute passes over rows as CUDA graphs, which are captured for these batches and for
+        each shape that comes. The gradients so far are forgotten. Why that can't be done, if so.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        captured = CapturedGradients(self._loss_of, [*self.named.values()], self.device)
+        try:
+            for batch in batches:
+                captured.warm_up(batch)
+        except torch.OutOfMemoryError:
+            why = "the GPU's memory is full with them"
+        except Exception as error:  # what waits for the host can't be captured
+            why = in_one_line(error)
+        else:
+            self._captured = captured
+            return None
+        self.optimizer.zero_grad(set_to_none=True)
+        return why
+
+    def _loss_of(self, batch: Batch) -> torch.Tensor:
+        with self._autocast():
+            return self.loss(self.model, batch)
+
+    def _forget_gradients(self) -> None:
+        if self._captured is not None:
+            self._captured.forget()
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext()
@@ -171,7 +205,7 @@ class TorchEngine:
             self.optimizer.step()
         elif not self.halted.item():  # waits for the device
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()
         return norm.where((self.halted == 0) | ~norm.isfinite(), torch.nan)
 
     def state(self) -> State:
@@ -184,7 +218,7 @@ class TorchEngine:
 
     def reset(self) -> None:
         self.halted.zero_()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()
         reset_moments(self.optimizer)
 
 

@@ -13,13 +13,13 @@ from tuner.kernels import apply, attention, compiled_layers
 from tuner.models.attention_needs import attention_needs
 from tuner.models.load import compute_dtype
 from tuner.models.stateful_layers import carried_state
+from tuner.train import cuda_graph
 from tuner.train.batch import collate
 from tuner.train.batch_shape import BatchShape
 from tuner.train.distributed import World
-from tuner.train.engine import Engine
+from tuner.train.engine import Engine, TorchEngine
 from tuner.train.preflight.memory_probe import hardest_micro_batches
 
-COMPILED_ATTENTION = next(name for name, backend in attention.BACKENDS.items() if backend.compiles)
 SHARE = 0.3
 """of a GPU's peak: what a step that is not compiled reaches"""
 PEAK = 1e14
@@ -47,7 +47,7 @@ def fuse(machine: View, model: Any, device: torch.device, say: Callable[[str], N
     return {"kernels": dict(applied.fused)}
 
 
-def compile_where_it_pays(
+def prepare_rows(
     config: View,
     engine: Engine,
     model: Any,
@@ -62,32 +62,41 @@ def compile_where_it_pays(
     flops: tuple[Callable[[Sequence[Pack]], float], float | None],
     say: Callable[[str], None],
 ) -> BatchShape | None:
-    """Compile the model's layers for the rest of a run, before a saved step is loaded. What rows are filled
-    to then; None where layers stay as they are. Writes down which it is among the facts of a GPU.
+    """Compile the model's layers for the rest of a run, and capture the passes over its rows as CUDA graphs,
+    where either pays; before a saved step is loaded. What rows are filled to then; None where they stay as
+    they are. Writes down which it is among the facts of a GPU.
 
     done    steps that are done
     began   the facts of the run that goes on, which keeps what it had
     flops   the floating-point operations of a step on some packs, and those that the GPU does a second
 
-    Raises ConfigError where machine.kernels=compiled and they can't be.
+    Raises ConfigError where machine.kernels=compiled and layers can't be.
     """
     if world.device.type != "cuda":
         return None
-    facts["compiled"] = False
+    facts |= {"compiled": False, "captured": False}
     wish, left = config.machine.kernels, order.steps - done
-    if wish == "auto" and "compiled" in began:
-        wanted = bool(began["compiled"])
-    else:
-        wanted = wish == "compiled" or (
-            wish == "auto" and compiled_layers.pays(left, seconds(packs, order, flops))
-        )
-    if not wanted or not left:
+    if wish not in ("auto", "compiled") or not left:
         return None
-    why = obstacle(config, model, facts, world)
+    why, backend = obstacle(config, model, facts, world), None
     if why is None:
-        shape = BatchShape.of(packs, config.data.length, micro_batch)
-        layers, batches = compiled_layers.decoder_layers(model), hardest(packs, order, shape, world)
-        attention.use_backend(COMPILED_ATTENTION)
+        compute = compute_dtype(config.algo.precision, world.device)
+        needs = attention_needs(model, dtype=compute, device=world.device)
+        backend, why = attention.choose_for_compiled(config.machine.attention, needs)
+    if backend is None:
+        without_compiling(wish, why, say)
+        return None
+    layers = compiled_layers.decoder_layers(model)
+    spent = seconds(packs, order, flops)
+    compiles = wish == "compiled" or began.get("compiled", compiled_layers.pays(left, spent))
+    row = spent * micro_batch / order.per_step
+    captures = began.get("captured", cuda_graph.pays(len(layers), row))
+    if not compiles and not captures:
+        return None
+    shape = BatchShape.of(packs, config.data.length, micro_batch, targets=captures)
+    batches = hardest(packs, order, shape, world)
+    attention.use_backend(backend)
+    if compiles:
         say(f"compiling {len(layers)} layers for {left} steps; the first time takes longest")
         why = compiled_layers.compile_layers(
             layers,
@@ -95,25 +104,41 @@ def compile_where_it_pays(
             lambda: [engine.forward_backward([batch], len(batch.targets_M)).tolist() for batch in batches],
         )
         engine.reset()
-        if why is None:
-            facts |= {"compiled": True, "attention": COMPILED_ATTENTION}
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(world.device)  # layers as they were took more
-            return shape
+        if why is not None:
+            without_compiling(wish, why, say)
+        facts["compiled"] = why is None
+    if captures:
+        assert isinstance(engine, TorchEngine)
+        why = engine.capture(batches)
+        say(
+            "passes over rows are captured as CUDA graphs"
+            if why is None
+            else f"passes over rows are not captured as CUDA graphs: {why}"
+        )
+        facts["captured"] = why is None
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(world.device)  # layers as they were took more
+    if not facts["compiled"] and not facts["captured"]:
         attention.use_backend(facts["attention"])
+        return None
+    facts["attention"] = backend
+    return shape
+
+
+def without_compiling(wish: str, why: str | None, say: Callable[[str], None]) -> None:
+    """Say why layers are not compiled. Raises ConfigError where machine.kernels=compiled."""
     if wish == "compiled":
         raise ConfigError(
             f"machine.kernels=compiled can't be had here: {why}. Leave machine.kernels=auto, which then "
             "trains without it."
         )
     say(f"layers are not compiled: {why}")
-    return None
 
 
 def seconds(
     packs: Packs, order: Order, flops: tuple[Callable[[Sequence[Pack]], float], float | None]
 ) -> float:
-    """Of a step whose layers are not compiled, about."""
+    """Of the GPU for a step whose layers are not compiled, about."""
     count, peak = flops
     return count([packs[i] for i in order.at(0)]) / (SHARE * (peak or PEAK))
 
@@ -134,11 +159,7 @@ def obstacle(config: View, model: Any, facts: Mapping[str, Any], world: World) -
         return "its layers carry a state from token to token"
     if compute != torch.bfloat16:
         return "arithmetic in fp32"
-    if machine.attention not in ("auto", COMPILED_ATTENTION):
-        return f"machine.attention={machine.attention}"
-    return attention.BACKENDS[COMPILED_ATTENTION].trouble(
-        attention_needs(model, dtype=compute, device=world.device)
-    )
+    return None
 
 
 def hardest(packs: Packs, order: Order, shape: BatchShape, world: World) -> list[Any]:

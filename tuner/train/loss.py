@@ -59,6 +59,7 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
         "logits_to_keep": batch.keep_M,
     }
     if batch.offsets_D is not None:  # transformers hands them on to attention under these names
+        torch._dynamo.maybe_mark_dynamic(batch.offsets_D, 0)  # one graph for any number of documents
         inputs |= {"cu_seq_lens_q": batch.offsets_D, "max_length_q": batch.longest}
     return inputs
 

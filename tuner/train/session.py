@@ -209,7 +209,7 @@ class Session:
                 say=self.say,
             )
         )
-        shape = kernels.compile_where_it_pays(
+        shape = kernels.prepare_rows(
             self.ctx.config,
             engine,
             model,

@@ -20,6 +20,8 @@ RESERVE = 0.06
 """the share of the memory that `auto` leaves free: rows of other lengths leave other gaps"""
 CLEAR = 1.25
 """how many times the room an estimate must be for a trial to be left out"""
+ENOUGH = 1 << 14
+"""tokens of a micro batch that keep a GPU busy: `auto` takes no more, which would only take memory"""
 GIB = 1 << 30
 
 
@@ -125,18 +127,19 @@ class MemoryProbe:
         raise ConfigError(self.refusal(begin, room, recompute=kinds[-1] == "blocks"))
 
     def enlarge(self, one: Trial, room: float, say: Callable[[str], None]) -> Trial:
-        """The largest micro batch that leaves a reserve: two measurements make a line, and what it
-        promises is tried.
+        """The largest micro batch that leaves a reserve, up to what keeps a GPU busy: two measurements make
+        a line, and what it promises is tried.
         """
         best, limit = one, (1 - RESERVE) * room
-        if self.largest < 2:
+        largest = min(self.largest, ENOUGH // max(tokens for tokens, _ in self.sizes))
+        if largest < 2:
             return best
         two = self.trial(2)
         if not two.fits or two.reserved > limit:
             return self.again(best)
         best = two
         slope = max(1, two.reserved - one.reserved)
-        wanted = min(self.largest, 2 + int((limit - two.reserved) / slope))
+        wanted = min(largest, 2 + int((limit - two.reserved) / slope))
         while wanted > best.micro:
             trial = self.trial(wanted)
             if trial.fits and trial.reserved <= limit:
