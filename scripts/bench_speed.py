@@ -79,6 +79,8 @@ class Case:
     """in a step"""
     documents: bool = False
     """of various lengths in each row, as of conversations, instead of one; peers get whole rows"""
+    compiled: bool = True
+    """as a run of more steps than this one would be"""
     fields: tuple[str, ...] = ()
     """more of tuner's config"""
     peers: tuple[str, ...] = ("unsloth",)
@@ -226,6 +228,7 @@ def ours(case: Case, model: Path, root: Path, more: list[str], packages: str) ->
         f"machine.micro_batch={case.rows}",
         "machine.recompute=none",
         "machine.trackers=[]",
+        *(["machine.kernels=compiled"] if case.compiled else []),
         "until=train",
         *case.fields,
         *more,
@@ -245,10 +248,12 @@ def ours(case: Case, model: Path, root: Path, more: list[str], packages: str) ->
     steps = [json.loads(line) for line in journal]
     first, last = steps[WARMUP - 1], steps[-1]
     facts = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))["facts"]
+    # what graphs compute with is PyTorch's to keep, and nowhere counted as allocated
+    memory = "memory" if facts.get("captured") else "allocated"
     return Speed(
         side="tuner",
         tokens_per_second=round((last["tokens"] - first["tokens"]) / (last["seconds"] - first["seconds"])),
-        allocated=round(last.get("allocated", 0.0) / 2**30, 2),
+        allocated=round(last.get(memory, 0.0) / 2**30, 2),
         reserved=round(last.get("memory", 0.0) / 2**30, 2),
         facts={
             "attention": facts.get("attention"),
