@@ -9,8 +9,12 @@ import os
 import pwd
 import shutil
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+COMPILED = "compiled"
+"""the name of the user's cache of compiled kernels"""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -50,6 +54,25 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def user_cache(name: str) -> Path:
+    """Where tuner keeps something of that name for this user, outside of any store: by the XDG base directory
+    specification, which takes absolute paths only.
+    """
+    told = os.environ.get("XDG_CACHE_HOME")
+    root = Path(told) if told and Path(told).is_absolute() else Path.home() / ".cache"
+    return root / "tuner" / name
+
+
+def size_of(directory: Path) -> int:
+    """Bytes of the files below a directory; what is being removed meanwhile counts nothing."""
+    found = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with suppress(OSError):
+                found += (Path(folder) / name).lstat().st_size
+    return found
 
 
 def drop_leftovers(directory: Path) -> None:

@@ -511,3 +511,29 @@ def test_a_clean_beside_two_real_runs_loses_nothing(
     (undisturbed,) = (finished / "runs").glob("*/convert/adapter_model.safetensors")
     (beside,) = (root / "runs").glob("s0-*/convert/adapter_model.safetensors")
     assert beside.read_bytes() == undisturbed.read_bytes()
+
+
+def test_compiled_kernels_are_told_of_and_removed_with_all(
+    root: Path,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    clean_all(root, store)
+    assert "compiled" not in capsys.readouterr().out
+    kernel = tmp_path / "cache" / "tuner" / "compiled" / "triton" / "kernel"
+    kernel.parent.mkdir(parents=True)
+    kernel.write_bytes(bytes(3_000_000))
+    config = Config(root=str(root), store=str(store.root))
+    for all_, dry_run, there, said in (
+        (False, False, True, "--all removes them"),
+        (True, True, True, "--all removes them"),
+        (True, False, False, "removed"),
+    ):
+        clean(config, [], dry_run=dry_run, spare_recent=not all_)
+        out = capsys.readouterr().out
+        assert f"3.0 MB in {kernel.parents[1]}" in out
+        assert said in out
+        assert kernel.exists() == there

@@ -56,6 +56,17 @@ def test_what_is_compiled_is_its_users_alone(tmp_path, monkeypatch) -> None:  # 
     assert cache_directory().stat().st_mode & 0o777 == 0o700
 
 
+def test_a_cache_beyond_its_limit_is_emptied(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernel = cache_directory() / "triton" / "kernel"
+    kernel.parent.mkdir()
+    kernel.write_bytes(bytes(10))
+    monkeypatch.setattr("tuner.kernels.compiled_layers.LIMIT", 10)
+    assert (cache_directory() / "triton").exists()
+    monkeypatch.setattr("tuner.kernels.compiled_layers.LIMIT", 9)
+    assert not any(cache_directory().iterdir())
+
+
 def test_layers_that_can_not_be_compiled_are_as_they_were() -> None:
     layer = torch.nn.Linear(2, 2)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, StoreError, TunerError
-from tuner.files import foreign_owner, owner
+from tuner.files import COMPILED, foreign_owner, owner, size_of, user_cache
 from tuner.pipeline.find_run import find_run
 from tuner.pipeline.inherit import load_config
 from tuner.pipeline.plan import plan
@@ -62,7 +62,20 @@ def clean(config: Config, words: Sequence[str], *, dry_run: bool, spare_recent: 
         )
     for place, note in references.runs_elsewhere(store):
         print(f"kept what {place} refers to; if that run is gone for good, remove its note: rm {note}")
+    _compiled(remove=not spare_recent and not dry_run)
     return 0
+
+
+def _compiled(*, remove: bool) -> None:
+    """Say how large the user's cache of compiled kernels is, if there is one."""
+    cache = user_cache(COMPILED)
+    if size := size_of(cache):
+        if remove:
+            shutil.rmtree(cache, ignore_errors=True)
+        print(
+            f"compiled kernels, which are made again where they are needed: {size / 1e6:.1f} MB in {cache}"
+            f"{', removed' if remove else '; --all removes them'}"
+        )
 
 
 def _remove_run(run: RunDirectory, root: Path, store: Store, dry_run: bool) -> None:

@@ -7,6 +7,7 @@ What can't be compiled stays as it is, and why is said.
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch._functorch.config as partitioner
 from torch import nn
 
 from tuner.errors import in_one_line
+from tuner.files import COMPILED, size_of, user_cache
 
 REMAKES = {
     "ban_recompute_materialized_backward": False,
@@ -36,6 +38,8 @@ LAYERS = frozenset(
 """the classes of transformers whose compiled layers are tested"""
 SECONDS = 20.0
 """of a first step that compiles, on an H200"""
+LIMIT = 4 << 30
+"""bytes of compiled code that are kept"""
 GAIN = 0.25
 """the share of a step's time that compiled layers save there"""
 
@@ -54,8 +58,9 @@ def compile_layers(layers: list[nn.Module], run: Callable[[], object]) -> str | 
     """Compile the layers as `run` calls them. Why they could not be compiled, if so: then they are as they
     were.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_directory() / "inductor"))
-    os.environ.setdefault("TRITON_CACHE_DIR", str(cache_directory() / "triton"))
+    cache = cache_directory()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     for layer in layers:
         layer.compile(dynamic=False, fullgraph=True)
     try:
@@ -84,9 +89,12 @@ def uncompiled() -> Iterator[None]:
 
 
 def cache_directory() -> Path:
-    """Where compiled code is kept from run to run: each user's own, which nobody else can read or write."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = base / "tuner" / "compiled"
+    """Where compiled code is kept from run to run: each user's own, which nobody else can read or write.
+    Emptied where it has grown beyond LIMIT.
+    """
+    directory = user_cache(COMPILED)
+    if directory.is_dir() and size_of(directory) > LIMIT:
+        shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     directory.chmod(0o700)
     return directory

@@ -16,6 +16,9 @@ VERB = Verb(
     words="[RUN]",
     help="remove one run, or what no run refers to",
     run=run,
-    flags={"--dry-run": "only lists", "--all": "does not spare what is younger than a day"},
+    flags={
+        "--dry-run": "only lists",
+        "--all": "does not spare what is younger than a day, and removes compiled kernels",
+    },
     on_a_run=True,
 )

@@ -4,7 +4,6 @@ for once.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tuner.files import file_identity, read_json, write_json
+from tuner.files import file_identity, read_json, user_cache, write_json
 
 LIBRARIES = (
     "torch",
@@ -86,9 +85,7 @@ def remember(key: str, verdict: Verdict) -> None:
 
 
 def _path(key: str) -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME")  # the XDG base directory specification takes absolute paths only
-    root = Path(cache) if cache and Path(cache).is_absolute() else Path.home() / ".cache"
-    return root / "tuner" / "preflight" / f"{key[:32]}.json"
+    return user_cache("preflight") / f"{key[:32]}.json"
 
 
 def _version(name: str) -> str | None:
