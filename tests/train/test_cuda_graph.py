@@ -18,6 +18,8 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs")
 def test_capturing_pays_where_the_host_is_slower_than_the_gpu() -> None:
     assert pays(24, 0.05)
     assert not pays(24, 0.5)
+    assert not pays(24, 0.0)  # nobody knows
+    assert not pays(0, 0.05)  # of another family
 
 
 @pytest.mark.gpu

@@ -59,6 +59,8 @@ class Backend:
     """q [1, H, N, D], k [1, K, N, D], v [1, K, N, E], the row's Documents, the scoring → [1, N, H, E]"""
     trouble: Callable[[AttentionNeeds], str | None]
     """why it can't be used for these needs, in words; None where it can. Asked once a run"""
+    package: str = ""
+    """the distribution that brings it, where PyTorch does not"""
     compiles: bool = False
     """whether a compiler can look through it, with no more of the documents than where they begin"""
 

@@ -113,4 +113,10 @@ def call_keywords(
     return words
 
 
-BACKEND = Backend(name="flash", words="the FlashAttention package (3 or 2)", attend=attend, trouble=trouble)
+BACKEND = Backend(
+    name="flash",
+    words="the FlashAttention package (3 or 2)",
+    attend=attend,
+    trouble=trouble,
+    package="flash-attn",
+)

@@ -144,5 +144,6 @@ BACKEND = Backend(
     words="FlashAttention 4 (the package flash-attn-4)",
     attend=attend,
     trouble=trouble,
+    package="flash-attn-4",
     compiles=True,
 )

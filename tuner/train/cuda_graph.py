@@ -25,9 +25,9 @@ SECONDS_A_LAYER = 0.006
 
 def pays(layers: int, seconds: float) -> bool:
     """Whether the host would take longer to launch the kernels of a row than the GPU's `seconds` to run
-    them.
+    them; 0 where those are not known.
     """
-    return seconds < layers * SECONDS_A_LAYER
+    return 0 < seconds < layers * SECONDS_A_LAYER
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -78,6 +78,12 @@ def prepare_rows(
     wish, left = config.machine.kernels, order.steps - done
     if wish not in ("auto", "compiled") or not left:
         return None
+    layers, spent = compiled_layers.decoder_layers(model), seconds(packs, order, flops)
+    compiles = wish == "compiled" or began.get("compiled", compiled_layers.pays(left, spent))
+    row = spent * micro_batch / order.per_step
+    captures = began.get("captured", cuda_graph.pays(len(layers), row))
+    if not compiles and not captures:
+        return None
     why, backend = obstacle(config, model, facts, world), None
     if why is None:
         compute = compute_dtype(config.algo.precision, world.device)
@@ -85,13 +91,6 @@ def prepare_rows(
         backend, why = attention.choose_for_compiled(config.machine.attention, needs)
     if backend is None:
         without_compiling(wish, why, say)
-        return None
-    layers = compiled_layers.decoder_layers(model)
-    spent = seconds(packs, order, flops)
-    compiles = wish == "compiled" or began.get("compiled", compiled_layers.pays(left, spent))
-    row = spent * micro_batch / order.per_step
-    captures = began.get("captured", cuda_graph.pays(len(layers), row))
-    if not compiles and not captures:
         return None
     shape = BatchShape.of(packs, config.data.length, micro_batch, targets=captures)
     batches = hardest(packs, order, shape, world)
@@ -121,7 +120,7 @@ def prepare_rows(
     if not facts["compiled"] and not facts["captured"]:
         attention.use_backend(facts["attention"])
         return None
-    facts["attention"] = backend
+    facts |= attention.facts_of(backend)
     return shape
 
 

@@ -36,7 +36,7 @@ SCORES = ("loss", "held_out")
 RESOLVED = tuple(
     (
         "device gpu threads micro_batch torch engine zero offload processes sequence_parallel attention "
-        "recompute deterministic kernels compiled"
+        "attention_version recompute deterministic kernels compiled captured"
     ).split()
 )
 """the facts that a run which goes on keeps, or says what differs"""
