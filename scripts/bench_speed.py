@@ -79,8 +79,6 @@ class Case:
     """in a step"""
     documents: bool = False
     """of various lengths in each row, as of conversations, instead of one; peers get whole rows"""
-    compiled: bool = True
-    """as a run of more steps than this one would be"""
     fields: tuple[str, ...] = ()
     """more of tuner's config"""
     peers: tuple[str, ...] = ("unsloth",)
@@ -228,7 +226,7 @@ def ours(case: Case, model: Path, root: Path, more: list[str], packages: str) ->
         f"machine.micro_batch={case.rows}",
         "machine.recompute=none",
         "machine.trackers=[]",
-        *(["machine.kernels=compiled"] if case.compiled else []),
+        "machine.kernels=compiled",  # as a run of more steps than this one would be
         "until=train",
         *case.fields,
         *more,

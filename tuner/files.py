@@ -9,7 +9,6 @@ import os
 import pwd
 import shutil
 import stat
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +62,6 @@ def user_cache(name: str) -> Path:
     told = os.environ.get("XDG_CACHE_HOME")
     root = Path(told) if told and Path(told).is_absolute() else Path.home() / ".cache"
     return root / "tuner" / name
-
-
-def size_of(directory: Path) -> int:
-    """Bytes of the files below a directory; what is being removed meanwhile counts nothing."""
-    found = 0
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            with suppress(OSError):
-                found += (Path(folder) / name).lstat().st_size
-    return found
 
 
 def drop_leftovers(directory: Path) -> None:

@@ -254,13 +254,6 @@ def test_a_compiler_looks_through_the_fastest_of_some_backends(monkeypatch: pyte
     assert "NVIDIA GPUs only" in why
 
 
-def test_the_version_of_a_package_is_a_fact(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert attention.facts_of("varlen") == {"attention": "varlen"}
-    assert attention.facts_of("flash4") == {"attention": "flash4"}  # it is not installed
-    monkeypatch.setattr(attention, "version", lambda name: {"flash-attn-4": "4.1"}[name])
-    assert attention.facts_of("flash4") == {"attention": "flash4", "attention_version": "4.1"}
-
-
 def test_every_backend_stands_in_the_table_and_among_the_words_of_the_config() -> None:
     modules = [
         importlib.import_module(f"tuner.kernels.{found.name}") for found in iter_modules(kernels.__path__)

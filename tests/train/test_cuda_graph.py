@@ -52,7 +52,7 @@ def test_losses_and_gradients_of_rows_that_were_not_captured() -> None:
         captured = CapturedGradients(
             lambda batch: summed_loss(model, batch), list(model.parameters()), torch.device("cuda")
         )
-        captured.warm_up(rows[0])
+        captured.warm_up(rows[:1])
         for row, (loss, grads) in [*zip(rows, wanted, strict=True), (rows[0], wanted[0])]:
             captured.forget()
             assert captured.add(row, 7).item() == pytest.approx(loss, rel=1e-3)

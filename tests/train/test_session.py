@@ -26,6 +26,7 @@ from tuner.models.load import load_model
 from tuner.pipeline.stage import Context
 from tuner.stages.train import STAGE
 from tuner.train import training_data
+from tuner.train.auto_settings import attention_facts
 from tuner.train.batch import collate, count_targets
 from tuner.train.checkpoints import steps
 from tuner.train.engine import TorchEngine
@@ -430,3 +431,12 @@ def test_killed_after_it_had_ended_early_it_does_no_more_steps(
     (tmp_path / "facts.json").write_text('{"threads": 1}', encoding="utf-8")
     again = STAGE.run(context(config, tmp_path))
     assert (again["step"], again["loss"]) == (facts["step"], facts["loss"])
+
+
+def test_the_version_of_a_package_is_a_fact(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert attention_facts("varlen") == {"attention": "varlen"}
+    assert attention_facts("flash4") == {"attention": "flash4"}  # it is not installed
+    monkeypatch.setattr(
+        "tuner.train.auto_settings.installed_version", lambda name: {"flash-attn-4": "4.1"}[name]
+    )
+    assert attention_facts("flash4") == {"attention": "flash4", "attention_version": "4.1"}

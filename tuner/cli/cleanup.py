@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, StoreError, TunerError
-from tuner.files import COMPILED, foreign_owner, owner, size_of, user_cache
+from tuner.files import COMPILED, bytes_under, foreign_owner, owner, user_cache
 from tuner.pipeline.find_run import find_run
 from tuner.pipeline.inherit import load_config
 from tuner.pipeline.plan import plan
@@ -69,7 +69,7 @@ def clean(config: Config, words: Sequence[str], *, dry_run: bool, spare_recent: 
 def _compiled(*, remove: bool) -> None:
     """Say how large the user's cache of compiled kernels is, if there is one."""
     cache = user_cache(COMPILED)
-    if size := size_of(cache):
+    if size := bytes_under(cache):
         if remove:
             shutil.rmtree(cache, ignore_errors=True)
         print(

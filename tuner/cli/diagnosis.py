@@ -5,7 +5,6 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from tuner.errors import ConfigError, StoreError
 from tuner.hardware.cpu import cores, has_bf16
 from tuner.hardware.cuda_driver import cuda_problem, driver_problem, torch_build, why_no_gpu
 from tuner.hardware.gpus import VISIBLE_DEVICES, gpus_hidden, names_mig_instances, visible_gpus
+from tuner.hardware.libraries import installed_version
 from tuner.hardware.nvidia_smi import list_gpus
 from tuner.pipeline.run import store_of
 from tuner.store.artifacts import Store
@@ -39,8 +39,8 @@ EXTRAS = {
     "flash-attn": "flash",
     "lm-eval": "eval",
 }
-FOR_FLASH4 = ("H100", "H200", "H20", "H800", "GH200", "B100", "B200", "B300", "GB200", "GB300")
-"""GPUs that FlashAttention 4 is for, by their names"""
+FOR_FLASH4 = ("H100", "H20", "H800", "B100", "B200", "B300")
+"""GPUs that FlashAttention 4 is for, by a part of their names: H20 is in H200 and GH200 too"""
 
 
 def examine(config: Config, extra: Path | None) -> int:
@@ -64,23 +64,16 @@ def examine(config: Config, extra: Path | None) -> int:
     return 1 if any(finding.mark == "!!" for finding in findings) else 0
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def _packages() -> Iterator[Finding]:
     for name in CORE:
-        found = _version(name)
+        found = installed_version(name)
         yield (
             Finding("ok", f"{name} {found}")
             if found
             else Finding("!!", f"{name} is missing", "pip install tuner")
         )
     for name, extra in EXTRAS.items():
-        found = _version(name)
+        found = installed_version(name)
         yield (
             Finding("ok", f"{name} {found}")
             if found
@@ -123,7 +116,9 @@ def _gpu(environ: Mapping[str, str]) -> Iterator[Finding]:
             f"GPU {card.index}, {card.name}: "
             f"{memory}{card.state if card in seen else f'hidden by {VISIBLE_DEVICES}'}",
         )
-    if not _version("flash-attn-4") and any(name in card.name for card in seen for name in FOR_FLASH4):
+    if not installed_version("flash-attn-4") and any(
+        name in card.name for card in seen for name in FOR_FLASH4
+    ):
         yield Finding(
             "--",
             "flash-attn-4 is not installed, with which attention is faster on this GPU",

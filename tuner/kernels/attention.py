@@ -10,8 +10,7 @@ Not covered: generation with a cache, and batches of several rows; both are refu
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -65,16 +64,6 @@ def choose_for_compiled(wish: str, needs: AttentionNeeds) -> tuple[str | None, s
                 return name, backend.words
             why = f"{name}: {trouble}"
     return None, why
-
-
-def facts_of(name: str) -> dict[str, str]:
-    """A backend and the version of its package, as facts of a run."""
-    package = BACKENDS[name].package
-    found = {"attention": name}
-    if package:
-        with suppress(PackageNotFoundError):  # FlashAttention 3 is built from its source
-            found["attention_version"] = version(package)
-    return found
 
 
 def use_backend(name: str) -> None:

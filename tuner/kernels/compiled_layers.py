@@ -1,6 +1,6 @@
 """Decoder layers compiled by PyTorch, which fuses norms, rotary positions and gated activations into a few
 kernels. All layers of a model share one graph for each shape of a row, so rows are filled to few shapes
-(tuner.train.batch_shape), and documents go through the layers as a tensor of offsets of constant length.
+(tuner.train.batch_shape), and documents go through the layers as a tensor of offsets, of any length.
 
 Only layers whose graph was compared with their own arithmetic are compiled, by the names of their classes.
 What can't be compiled stays as it is, and why is said.
@@ -17,7 +17,7 @@ import torch._functorch.config as partitioner
 from torch import nn
 
 from tuner.errors import in_one_line
-from tuner.files import COMPILED, size_of, user_cache
+from tuner.files import COMPILED, bytes_under, user_cache
 
 REMAKES = {
     "ban_recompute_materialized_backward": False,
@@ -63,14 +63,25 @@ def compile_layers(layers: list[nn.Module], run: Callable[[], object]) -> str | 
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     for layer in layers:
         layer.compile(dynamic=False, fullgraph=True)
-    try:
+
+    def keeping_less() -> None:
         with partitioner.patch(REMAKES):
             run()
+
+    if why := why_not(keeping_less):
+        release(layers)
+    return why
+
+
+def why_not(run: Callable[[], object]) -> str | None:
+    """Do what makes training faster; why it can't be done, if so. It may fail in many ways, and training does
+    not need it.
+    """
+    try:
+        run()
     except torch.OutOfMemoryError:
-        release(layers)
         return "the GPU's memory is full with them"
-    except Exception as error:  # a compiler has many ways to fail, and training does not need it
-        release(layers)
+    except Exception as error:
         return in_one_line(error)
     return None
 
@@ -93,7 +104,7 @@ def cache_directory() -> Path:
     Emptied where it has grown beyond LIMIT.
     """
     directory = user_cache(COMPILED)
-    if directory.is_dir() and size_of(directory) > LIMIT:
+    if bytes_under(directory) > LIMIT:
         shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     directory.chmod(0o700)

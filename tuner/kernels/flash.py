@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tuner.kernels.backend import AttentionNeeds, Backend, Scoring
-from tuner.kernels.flash_support import flash_rows, flash_trouble, flash_window
+from tuner.kernels.flash_support import flash_keywords, flash_rows, flash_trouble, flash_window
 from tuner.kernels.packed_documents import Documents
 
 MODULES = {3: "flash_attn_interface", 2: "flash_attn.flash_attn_interface"}
@@ -90,16 +90,8 @@ def call_keywords(
     """What `called` is told besides q, k and v. Raises NotImplementedError where it has no word for what
     must be said.
     """
-    offsets_E, longest = documents.offsets, documents.longest
-    words: dict[str, Any] = {
-        "cu_seqlens_q": offsets_E,
-        "cu_seqlens_k": offsets_E,
-        "max_seqlen_q": longest,
-        "max_seqlen_k": longest,
-        "softmax_scale": scoring.scaling,
-        "causal": True,
-    }
-    before, after = flash_window(scoring.window, longest)
+    words = flash_keywords(documents.offsets, documents.longest, scoring.scaling)
+    before, after = flash_window(scoring.window, documents.longest)
     if before >= 0:
         words["window_size"] = (before, after)
     if scoring.softcap is not None:

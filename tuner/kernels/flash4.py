@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tuner.errors import in_one_line
 from tuner.kernels.backend import AttentionNeeds, Backend, Scoring
-from tuner.kernels.flash_support import flash_rows, flash_trouble, flash_window
+from tuner.kernels.flash_support import flash_keywords, flash_rows, flash_trouble, flash_window
 from tuner.kernels.packed_documents import Documents, Offsets
 
 CAPABILITIES = (9, 10)
@@ -61,14 +61,7 @@ def attend(
 
 
 def _words(offsets_E: Tensor, longest: int, scaling: float, before: int) -> dict[str, Any]:
-    words = {
-        "cu_seqlens_q": offsets_E,
-        "cu_seqlens_k": offsets_E,
-        "max_seqlen_q": longest,
-        "max_seqlen_k": longest,
-        "softmax_scale": scaling,
-        "causal": True,
-    }
+    words = flash_keywords(offsets_E, longest, scaling)
     return words | ({"window_size_left": before, "window_size_right": 0} if before >= 0 else {})
 
 

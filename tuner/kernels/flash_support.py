@@ -1,5 +1,7 @@
 """What the flash kernels (arXiv:2307.08691) have in common: where they run, and the shapes that they take."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -42,6 +44,18 @@ def flash_rows(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor) -> tuple[Tensor, 
         for x in (q_1HND, k_1KND, v_1KNE)
     )
     return q_NHF, k_NKF, v_NKF
+
+
+def flash_keywords(offsets_E: Tensor, longest: int, scaling: float) -> dict[str, Any]:
+    """What every version of the package is told of documents, beside q, k and v."""
+    return {
+        "cu_seqlens_q": offsets_E,
+        "cu_seqlens_k": offsets_E,
+        "max_seqlen_q": longest,
+        "max_seqlen_k": longest,
+        "softmax_scale": scaling,
+        "causal": True,
+    }
 
 
 def flash_window(width: int | None, longest: int) -> tuple[int, int]:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from tuner.config.view import View
 from tuner.errors import Interrupted
 from tuner.hardware.gpus import choose_gpus, gpus_hidden
+from tuner.hardware.libraries import installed_version
 from tuner.hardware.nvidia_smi import list_gpus
 from tuner.hub import lockfile
 from tuner.hub.lockfile import known_content
@@ -233,8 +233,6 @@ def _libraries() -> dict[str, str]:
     """Versions, as facts: a drift is shown, never hashed."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
+        if known := installed_version(name):
+            found[name] = known
     return found

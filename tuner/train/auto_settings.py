@@ -13,6 +13,8 @@ from tuner.config.view import View
 from tuner.errors import ConfigError
 from tuner.files import read_json, write_json
 from tuner.hardware.cpu import cores
+from tuner.hardware.libraries import installed_version
+from tuner.kernels.attention import BACKENDS
 from tuner.models.load import resolve_device
 from tuner.train.checkpoints import steps
 
@@ -52,6 +54,14 @@ def resolve_facts(
         began.get("threads", max(1, cores() // here)) if machine.threads == "auto" else machine.threads
     )
     return facts
+
+
+def attention_facts(name: str) -> dict[str, str]:
+    """The backend of attention and the version of its package, where that is known: FlashAttention 3 is built
+    from its source.
+    """
+    found = installed_version(package) if (package := BACKENDS[name].package) else None
+    return {"attention": name} | ({"attention_version": found} if found else {})
 
 
 def read_facts(out: Path) -> dict[str, Any]:

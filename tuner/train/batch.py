@@ -36,7 +36,7 @@ class Batch:
     step: int = 0
     """the step it belongs to, 0 for the first"""
     offsets_D: torch.Tensor | None = None
-    """int32 [D]: the borders, of constant length, where the row has one of few shapes"""
+    """int32 [D]: the borders, filled up to one of few lengths, where the row has one of few shapes"""
     longest: int = 0
     """tokens of the longest document that there may be, beside them"""
 

@@ -50,7 +50,7 @@ class BatchShape:
     def fill(self, batch: Batch) -> Batch:
         """The batch as a row of one of the sizes.
 
-        With packs of 8 tokens, of 3 documents at most, the longest of which has 4, a row of 3 and 4 tokens
+        With packs of 8 tokens, whose longest document has 4, a row of 3 and 4 tokens
         gets a document of one token, and as many offsets as a power of two:
 
             positions  0 1 2 0 1 2 3 0

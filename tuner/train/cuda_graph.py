@@ -6,7 +6,7 @@ with, and gradients are added to tensors that stay. One graph is captured for ea
 the memory of their temporaries, since one runs at a time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -50,28 +50,27 @@ class CapturedGradients:
         """
         loss  of a batch on the device, summed over its targets: an fp32 scalar
         """
-        self._loss, self._parameters, self._device = loss, parameters, device
+        self._loss, self._device = loss, device
         self._graphs: dict[tuple[int | None, ...], _Captured] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._targets = torch.ones((), dtype=torch.float32, device=device)
-        self.forget()
+        self._gradients = [torch.zeros_like(p) for p in parameters]
+        for p, gradient in zip(parameters, self._gradients, strict=True):
+            p.grad = gradient
 
     def forget(self) -> None:
         """Let all gradients be 0, in tensors that stay."""
-        for p in self._parameters:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        torch._foreach_zero_(gradients)
+        torch._foreach_zero_(self._gradients)
 
-    def warm_up(self, batch: Batch) -> None:
-        """Compute once without a graph, on a stream of its own, so that all kernels are built and cuBLAS has
-        its memory; then capture. Gradients are 0 afterwards.
+    def warm_up(self, batches: Sequence[Batch]) -> None:
+        """For each batch compute once without a graph, on a stream of its own, so that all kernels are built
+        and cuBLAS has its memory; then capture. Gradients are 0 afterwards.
         """
-        with _side_stream(self._device):
-            self._add(batch.to(self._device))
-        self.forget()
-        self._capture(batch)
+        for batch in batches:
+            with _side_stream(self._device):
+                self._add(batch.to(self._device))
+            self.forget()
+            self._capture(batch)
 
     def add(self, batch: Batch, targets: int) -> Tensor:
         """The summed loss of a batch that lies on the CPU."""

@@ -11,8 +11,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.optim import Optimizer
 
-from tuner.errors import in_one_line
-from tuner.kernels.compiled_layers import uncompiled
+from tuner.kernels.compiled_layers import uncompiled, why_not
 from tuner.train.batch import Batch
 from tuner.train.cuda_graph import CapturedGradients
 from tuner.train.loss import Loss
@@ -152,17 +151,10 @@ class TorchEngine:
         """
         self.optimizer.zero_grad(set_to_none=True)
         captured = CapturedGradients(self._loss_of, [*self.named.values()], self.device)
-        try:
-            for batch in batches:
-                captured.warm_up(batch)
-        except torch.OutOfMemoryError:
-            why = "the GPU's memory is full with them"
-        except Exception as error:  # what waits for the host can't be captured
-            why = in_one_line(error)
+        if why := why_not(lambda: captured.warm_up(batches)):
+            self.optimizer.zero_grad(set_to_none=True)
         else:
             self._captured = captured
-            return None
-        self.optimizer.zero_grad(set_to_none=True)
         return why
 
     def _loss_of(self, batch: Batch) -> torch.Tensor:

@@ -14,6 +14,7 @@ from tuner.models.attention_needs import attention_needs
 from tuner.models.load import compute_dtype
 from tuner.models.stateful_layers import carried_state
 from tuner.train import cuda_graph
+from tuner.train.auto_settings import attention_facts
 from tuner.train.batch import collate
 from tuner.train.batch_shape import BatchShape
 from tuner.train.distributed import World
@@ -120,7 +121,7 @@ def prepare_rows(
     if not facts["compiled"] and not facts["captured"]:
         attention.use_backend(facts["attention"])
         return None
-    facts |= attention.facts_of(backend)
+    facts |= attention_facts(backend)
     return shape
 
 

@@ -12,7 +12,6 @@ import torch
 
 from tuner.data.packs import Pack, Packs
 from tuner.data.sampler import Order, plan_order
-from tuner.kernels.attention import facts_of
 from tuner.models.checkpoint.files import weight_files
 from tuner.models.full_finetune import count_trainable
 from tuner.models.load import PRECISIONS, compute_dtype
@@ -172,7 +171,7 @@ class Session:
             config, self._base, self.ctx.out, world.device, self._compute, zero_stage=facts["zero"]
         )
         backend, attention = choose_attention(config.machine.attention, model, world.device, self._compute)
-        facts |= facts_of(backend)
+        facts |= auto_settings.attention_facts(backend)
         if carried_state(model) is not None:
             facts["rows"] = SINGLE_DOCUMENTS
         if world.first:

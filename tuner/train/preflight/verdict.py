@@ -6,13 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tuner.files import file_identity, read_json, user_cache, write_json
+from tuner.hardware.libraries import installed_version
 
 LIBRARIES = (
     "torch",
@@ -55,7 +55,7 @@ def verdict_key(parts: Mapping[str, Any], files: Iterable[Path], device: torch.d
     """
     machine: dict[str, Any] = {
         "device": device.type,
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": {name: installed_version(name) for name in LIBRARIES},
     }
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
@@ -86,10 +86,3 @@ def remember(key: str, verdict: Verdict) -> None:
 
 def _path(key: str) -> Path:
     return user_cache("preflight") / f"{key[:32]}.json"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
