@@ -27,6 +27,7 @@ from tuner.config.schema import Algo, Config, Data, Machine, Optim
 from tuner.config.view import View
 from tuner.data.packs import Pack
 from tuner.estimate.memory import Memory, Workload, estimate_memory
+from tuner.estimate.recompute import Recompute
 
 LLAMA = {"model_type": "llama", "max_position_embeddings": 32768, "rms_norm_eps": 1e-5}
 GEOMETRIES: dict[str, dict[str, Any]] = {
@@ -85,7 +86,7 @@ class Case:
             tokens=tokens,
             targets=int(tokens * self.share),
             accumulated=self.accumulate > 1,
-            recompute=self.recompute,
+            recompute=Recompute(blocks=GEOMETRIES[self.model]["num_hidden_layers"] * self.recompute),
         )
 
     def memory(self) -> Memory:
@@ -133,7 +134,7 @@ def measure(case: Case, directory: Path) -> dict[str, Any]:
         model = build_model(config, directory, Path(out), world.device, compute, zero_stage=0)
         loaded = torch.cuda.memory_allocated()
         kernel, _ = choose_attention("auto", model, world.device, compute)
-        set_recompute(model, case.recompute)
+        set_recompute(model, case.work().recompute.blocks)
         engine = build_engine(config, model, world, compute, {"engine": "torch"})
         dice = np.random.default_rng(0)
         for step in range(3):

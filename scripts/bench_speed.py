@@ -42,6 +42,15 @@ SHAPES = {
         "vocab_size": 49152,
         "tie_word_embeddings": True,
     },
+    "7B": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 92544,
+        "tie_word_embeddings": False,
+    },
     "8B": {
         "hidden_size": 4096,
         "intermediate_size": 14336,
@@ -82,8 +91,11 @@ class Case:
     fields: tuple[str, ...] = ()
     """more of tuner's config"""
     peers: tuple[str, ...] = ("unsloth",)
+    memory: float | None = None
+    """GiB of the GPU that are left to each side, with what CUDA itself takes"""
 
 
+CHOOSES = ("machine.micro_batch=auto", "machine.recompute=auto")
 CASES = {
     "qlora": Case(),
     "qlora-r16": Case(r=16),
@@ -96,7 +108,10 @@ CASES = {
     "small-data": Case(r=16, length=2048, rows=1, documents=True),
     "135M": Case(shape="135M", algo="lora", r=16, length=1024, rows=16),
     "full": Case(algo="full", peers=("liger",)),
+    "qlora-kept": Case(fields=("machine.recompute=none",)),
     "8B": Case(shape="8B", rows=1, peers=("unsloth",)),
+    "24GB": Case(shape="7B", rows=1, micro_batches=4, memory=23.5, fields=CHOOSES, peers=("unsloth:gc",)),
+    "11GiB": Case(length=2048, rows=1, micro_batches=8, memory=11.0, fields=CHOOSES, peers=("unsloth:gc",)),
     "tiny": Case(shape="tiny", algo="lora", r=4, length=128, rows=2, peers=()),
 }
 
@@ -224,10 +239,11 @@ def ours(case: Case, model: Path, root: Path, more: list[str], packages: str) ->
         f"algo.batch_tokens={case.rows * case.micro_batches * case.length}",
         *([f"algo.r={case.r}"] if case.algo != "full" else []),
         f"machine.micro_batch={case.rows}",
-        "machine.recompute=none",
+        "machine.recompute=norms",
         "machine.trackers=[]",
         "machine.kernels=compiled",  # as a run of more steps than this one would be
         "until=train",
+        *([f"machine.memory={case.memory}"] if case.memory else []),
         *case.fields,
         *more,
     ]
@@ -257,6 +273,9 @@ def ours(case: Case, model: Path, root: Path, more: list[str], packages: str) ->
             "attention": facts.get("attention"),
             "kernels": facts.get("kernels"),
             "compiled": facts.get("compiled"),
+            "micro_batch": facts.get("micro_batch"),
+            "recompute": facts.get("recompute"),
+            "preflight": [facts.get(f"preflight_{name}") for name in ("reserved", "expected")],
             "captured": facts.get("captured"),
             "until first step": round(time.monotonic() - began - last["seconds"], 1),
             "loss": last["loss"],
@@ -321,6 +340,9 @@ def peer(case: Case, side: str, model_path: Path) -> Speed:
         model.config.use_cache = False
         if recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+    if case.memory:
+        _, total = torch.cuda.mem_get_info()
+        torch.cuda.set_per_process_memory_fraction((case.memory - 0.5) * 2**30 / total)
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     generator = torch.Generator(device="cuda").manual_seed(0)

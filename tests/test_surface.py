@@ -52,7 +52,7 @@ FIELDS = {
     ),
     "machine": (
         "device gpus processes nodes hostfile launcher timeout engine zero offload offload_path deepspeed "
-        "sequence_parallel threads workers micro_batch recompute attention kernels deterministic "
+        "sequence_parallel threads workers micro_batch memory recompute attention kernels deterministic "
         "preflight save_every keep measure_every samples trackers project"
     ),
     "eval": "prompts max_new_tokens",

@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from tuner.config.schema import Algo, Config, Optim
 from tuner.config.view import View
 from tuner.estimate.memory import WORKSPACE, Memory, Workload, estimate_memory
+from tuner.estimate.recompute import Recompute
 from tuner.estimate.trained_model import NF4
 from tuner.estimate.what_fits import GIB, cheaper_workloads, plain_algo, ways_to_fit
 from tuner.train.batch import Batch
@@ -114,7 +115,7 @@ def counted(
     if not full:
         model = get_peft_model(model, LoraConfig(r=algo.r, target_modules="all-linear"))
     model.train()
-    set_recompute(model, recompute)
+    set_recompute(model, SIZES["num_hidden_layers"] * recompute)
     row_1N = torch.arange(tokens)[None]
     batch = Batch(
         ids_1N=row_1N % 7,
@@ -145,7 +146,9 @@ def test_bytes_are_those_that_a_step_takes(
     kind: str, targets: int, accumulate: int, adapter: str, recompute: bool
 ) -> None:
     algo = Algo(adapter=adapter, r=8)  # type: ignore[arg-type]
-    work = Workload(tokens=256, targets=targets, accumulated=accumulate > 1, recompute=recompute)
+    work = Workload(
+        tokens=256, targets=targets, accumulated=accumulate > 1, recompute=Recompute(blocks=4 * recompute)
+    )
     expected = without_optimizer(GEOMETRIES[kind], algo, work)
     found = counted(
         GEOMETRIES[kind], algo, tokens=256, targets=targets, recompute=recompute, accumulate=accumulate
@@ -174,6 +177,34 @@ def test_four_bits_take_what_bitsandbytes_says() -> None:
     assert pytest.approx(4.127, abs=1e-3) == 8 * NF4
 
 
+MEASURED = [  # GiB reserved at the peak on an H200 (docs/performance.md)
+    ("nf4", 64, 16_384, False, Recompute(norms=True), False, 23.24),
+    ("nf4", 64, 16_384, False, Recompute(norms=True, blocks=24), False, 5.87),
+    ("nf4", 16, 8_192, True, Recompute(norms=True), False, 12.24),
+    ("nf4", 64, 4_096, False, Recompute(norms=True), True, 8.12),
+    ("nf4", 16, 2_048, False, Recompute(norms=True), True, 4.81),
+    ("full", 64, 16_384, False, Recompute(norms=True), False, 46.01),
+]
+
+
+@pytest.mark.parametrize(("quant", "r", "tokens", "accumulated", "recompute", "captured", "gib"), MEASURED)
+def test_compiled_layers_take_what_was_measured(
+    quant: str, r: int, tokens: int, accumulated: bool, recompute: Recompute, captured: bool, gib: float
+) -> None:
+    algo = Algo(adapter="none") if quant == "full" else Algo(quant=quant, r=r)  # type: ignore[arg-type]
+    work = Workload(
+        tokens=tokens,
+        targets=tokens,
+        accumulated=accumulated,
+        recompute=recompute,
+        compiled=True,
+        captured=captured,
+        fused_layers=algo.uses_adapter,
+        fused_head=True,
+    )
+    assert 0.95 * gib < estimate_memory(INTERN, algo, work).reserved / GIB < 1.1 * gib
+
+
 def test_each_part_is_where_it_belongs() -> None:
     work = Workload(tokens=2048, targets=1000)
     lora, qlora, full = (
@@ -196,7 +227,7 @@ def test_zero_shards_a_stage_at_a_time() -> None:
         work = Workload(
             tokens=1024,
             targets=500,
-            recompute=True,
+            recompute=Recompute(blocks=24),
             engine="deepspeed",
             zero=zero,
             processes=processes,
@@ -233,7 +264,7 @@ def test_what_would_fit_is_below_the_room_and_the_same_is_proposed_first() -> No
     assert any("algo.quant=nf4" in words for words in found)
     assert all(float(words.split("(~")[1].split(" ")[0]) <= 24 for words in found)
     assert ways_to_fit(INTERN, Algo(), work, 1 * GIB, length=4096, micro=4) == []
-    for words, algo, _ in cheaper_workloads(Algo(adapter="none"), work, length=4096, micro=4):
+    for words, algo, _ in cheaper_workloads(Algo(adapter="none"), work, length=4096, micro=4, layers=24):
         assert algo == Algo(adapter="none") or any(word.startswith("algo") for word in words)
 
 

@@ -16,7 +16,7 @@ from tuner.errors import ConfigError
 from tuner.estimate import training
 from tuner.estimate.disk import training_order
 from tuner.estimate.flops import costs
-from tuner.estimate.memory import Workload, estimate_memory
+from tuner.estimate.recompute import NOTHING, Recompute
 from tuner.estimate.training import (
     GpuEstimate,
     PackCounts,
@@ -54,32 +54,40 @@ def ahead(gib: int, **machine: Any) -> GpuEstimate:
     )
 
 
-def test_auto_is_the_most_packs_that_fit() -> None:
-    found = ahead(40)
-    assert found.fits
-    assert not found.recompute
-    assert found.memory.total <= 0.94 * 40 * GIB < needed(found.micro + 1, False)
-    assert ahead(80).micro > found.micro
-    assert ahead(10_000).micro == 16  # the packs of a step
+def test_with_room_a_gpu_is_filled_and_with_less_the_fastest_is_taken_that_fits() -> None:
+    found = [ahead(gib) for gib in (10_000, 30, 24, 16, 6)]
+    assert all(one.fits and one.compiled for one in found)
+    assert (found[0].micro, found[0].recompute) == (8, NOTHING)  # 16,384 tokens
+    assert found[0].sentence.endswith("8 packs at once, compiled")
+    assert found[1].recompute == Recompute(norms=True)
+    assert found[1].sentence.endswith("8 packs at once, compiled, recomputing norms")
+    assert found[-1].recompute.blocks
+    assert "recomputing" in found[-1].sentence
+    for one, gib in zip(found, (10_000, 30, 24, 16, 6), strict=True):
+        assert one.memory.total <= 0.94 * gib * GIB
 
 
-def needed(micro: int, recompute: bool) -> float:
-    work = Workload(
-        tokens=micro * 2048,
-        targets=micro * 1024,
-        accumulated=True,
-        recompute=recompute,
-        fused_layers=True,
-        fused_head=True,
-    )
-    return estimate_memory(INTERN, Algo(), work).total
+def test_a_number_of_gib_is_as_a_card_of_that_size() -> None:
+    capped, small = ahead(80, memory=16.0), ahead(16)
+    assert (capped.micro, capped.recompute) == (small.micro, small.recompute)
+    least = ahead(80, memory="small")
+    assert (least.micro, least.recompute) == (1, Recompute(norms=True, blocks=24))
+    assert ahead(24, memory="fast", micro_batch=8).fits is False
 
 
-def test_blocks_are_computed_again_only_where_one_pack_does_not_fit_otherwise() -> None:
-    found = ahead(6)
-    assert found.recompute
-    assert needed(1, True) <= 0.94 * 6 * GIB < needed(1, False)
-    assert "recomputing blocks" in found.sentence
+@pytest.mark.parametrize(
+    ("machine", "compiled"),
+    [
+        ({"kernels": "fused"}, False),
+        ({"deterministic": True}, False),
+        ({"zero": 2}, False),
+        ({"kernels": "compiled"}, True),
+    ],
+)
+def test_a_plan_knows_whether_layers_are_compiled(machine: dict[str, Any], compiled: bool) -> None:
+    found = ahead(80, micro_batch=8, recompute="none", **machine)
+    assert found.compiled == compiled
+    assert (found.memory.activations < 30 * GIB) == compiled
 
 
 def test_what_does_not_fit_says_so_with_what_would() -> None:
@@ -100,15 +108,14 @@ def test_several_processes_share_what_zero_shards() -> None:
 def test_time_follows_from_the_operations() -> None:
     config = Config(data=Data(length=512))
     packs, tokens = PackCounts(length=512, targets=1.0), 1e6
-    found = training_seconds(INTERN, config, tokens, packs, H100, recompute=False)
+    found = training_seconds(INTERN, config, tokens, packs, H100, recompute=0.0)
     assert found == pytest.approx(
         costs(INTERN, Algo()).model([512], 512) * tokens / 512 / (989.4e12 * training.REACHED)
     )
     assert (
-        training_seconds(INTERN, config, tokens, packs, replace(H100, name="Voodoo 2"), recompute=False)
-        is None
+        training_seconds(INTERN, config, tokens, packs, replace(H100, name="Voodoo 2"), recompute=0.0) is None
     )
-    again = training_seconds(INTERN, config, tokens, packs, H100, recompute=True)
+    again = training_seconds(INTERN, config, tokens, packs, H100, recompute=1.0)
     assert again is not None
     assert found is not None
     assert 1.3 < again / found < 1.6  # a second forward pass, of what is 4 units otherwise

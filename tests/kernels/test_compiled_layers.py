@@ -6,27 +6,17 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.train.test_batch_shape import pack
 from tuner.kernels.attention import register_attention, using_backend
+from tuner.kernels.compile_policy import LAYERS, compiling_pays
 from tuner.kernels.compiled_layers import (
-    LAYERS,
+    CompiledLayers,
     cache_directory,
-    compile_layers,
     decoder_layers,
-    pays,
     uncompiled,
 )
 from tuner.train.batch import collate
 from tuner.train.batch_shape import BatchShape
 from tuner.train.loss import summed_loss
 
-FAMILIES = {
-    "LlamaDecoderLayer": "llama",
-    "MistralDecoderLayer": "mistral",
-    "Qwen2DecoderLayer": "qwen2",
-    "Qwen3DecoderLayer": "qwen3",
-    "GraniteDecoderLayer": "granite",
-    "Phi3DecoderLayer": "phi3",
-    "SmolLM3DecoderLayer": "smollm3",
-}
 SHAPE = {
     "hidden_size": 128,
     "intermediate_size": 192,
@@ -41,14 +31,17 @@ SHAPE = {
 }
 
 
-def test_each_class_of_layers_is_tested() -> None:
-    assert FAMILIES.keys() == LAYERS
+@pytest.mark.parametrize("kind", sorted(LAYERS))
+def test_a_family_is_told_by_its_class_and_by_its_config(kind: str) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SHAPE))
+    assert [type(layer).__name__ for layer in decoder_layers(model)] == [LAYERS[kind]] * 3
 
 
 def test_compiling_pays_over_many_steps_that_take_long() -> None:
-    assert pays(1000, 0.5)
-    assert not pays(10, 0.5)
-    assert not pays(1000, 0.01)
+    assert compiling_pays(1000, 0.5)
+    assert not compiling_pays(10, 0.5)
+    assert not compiling_pays(1000, 0.01)
 
 
 def test_what_is_compiled_is_its_users_alone(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -73,19 +66,20 @@ def test_layers_that_can_not_be_compiled_are_as_they_were() -> None:
     def fails() -> None:
         raise RuntimeError("no compiler\nat all")
 
-    assert compile_layers([layer], fails) == "RuntimeError: no compiler"
+    assert CompiledLayers([layer]).run(fails, norms=True) == "RuntimeError: no compiler"
     assert layer._compiled_call_impl is None
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch 2.11's compiler looks at it
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="compiles for an NVIDIA GPU")
-@pytest.mark.parametrize("name", sorted(LAYERS))
-def test_loss_and_gradients_of_compiled_layers(name: str) -> None:
+@pytest.mark.parametrize("norms", [True, False], ids=["norms again", "all kept"])
+@pytest.mark.parametrize("kind", sorted(LAYERS))
+def test_loss_and_gradients_of_compiled_layers(kind: str, norms: bool) -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)
     register_attention()
-    config = AutoConfig.for_model(FAMILIES[name], **SHAPE)
+    config = AutoConfig.for_model(kind, **SHAPE)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="tuner").bfloat16().cuda().train()
     packs = [pack([40, 25, 60], 0), pack([100, 20], 1), pack([30] * 4, 2), pack([128], 3)]
     shape = BatchShape.of(packs, 128, 2)
@@ -103,9 +97,7 @@ def test_loss_and_gradients_of_compiled_layers(name: str) -> None:
 
     with using_backend("varlen"):
         plain = run()
-        layers = decoder_layers(model)
-        assert len(layers) == 3
-        assert compile_layers(layers, run) is None
+        assert CompiledLayers(decoder_layers(model)).run(run, norms=norms) is None
         with torch._dynamo.config.patch(error_on_recompile=True):
             compiled = run()
             with uncompiled():

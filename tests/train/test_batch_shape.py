@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner.data.packs import Pack
+from tuner.estimate.recompute import row_sizes
 from tuner.kernels.attention import register_attention
 from tuner.models.load import load_model
 from tuner.train.batch import collate, empty_batch
@@ -38,7 +39,7 @@ def test_a_filled_row_has_one_of_few_shapes(lengths: list[list[int]], spare: int
     shape = BatchShape.of(packs, tokens, 5)
     plain = collate(packs)
     filled = shape.fill(plain)
-    size = next(size for size in shape.sizes() if size >= len(packs))
+    size = next(size for size in row_sizes(shape.micro_batch) if size >= len(packs))
     row = filled.ids_1N.shape[1]
     assert row == filled.positions_1N.shape[1] == filled.borders[-1] == size * tokens
     assert filled.offsets_D is not None

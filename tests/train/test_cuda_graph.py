@@ -7,9 +7,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.kernels.test_compiled_layers import SHAPE
 from tests.train.test_batch_shape import pack
 from tuner.kernels.attention import register_attention, using_backend
+from tuner.kernels.compile_policy import capturing_pays as pays
 from tuner.train.batch import Batch, collate
 from tuner.train.batch_shape import BatchShape
-from tuner.train.cuda_graph import CapturedGradients, pays
+from tuner.train.cuda_graph import CapturedGradients
 from tuner.train.loss import summed_loss
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs")

@@ -30,18 +30,47 @@ def layer_tensors(tensors: Mapping[str, Any], at: int) -> dict[str, Any]:
 
 
 def saved_bytes(
-    geometry: Geometry, layer: Layer, pairs: Adapted, algo: Algo, *, fused: bool = False
+    geometry: Geometry,
+    layer: Layer,
+    pairs: Adapted,
+    algo: Algo,
+    *,
+    fused: bool = False,
+    compiled: bool = False,
+    norms: bool = False,
 ) -> float:
     """Bytes for each token. `fused`: linear layers with adapters are kernels.fused.adapter_linear, which
-    keeps the input as it is, once for all layers that read it.
+    keeps the input as it is, once for all layers that read it. `compiled` and `norms`: see `_compiled`.
     """
     built, a = architecture_of(geometry), activation_bytes(algo)
+    if compiled:
+        return _compiled(geometry, built, layer, pairs, algo, norms=norms)
     return (
         _norms(layer, algo)
         + (_fused_inputs(pairs) if fused else _matmul_inputs(layer, pairs, algo))
         + _attention(geometry, built, layer, a)
         + _mlp(geometry, built, layer, algo)
     )
+
+
+def _compiled(
+    geometry: Geometry, built: Architecture, layer: Layer, pairs: Adapted, algo: Algo, *, norms: bool
+) -> float:
+    """Of a compiled layer: its input and the residual after attention, what attention keeps, gate and up, and
+    what lies between A and B. Without `norms`, where these are not made again, also what the two norms and
+    the MLP's product give.
+    """
+    a, stream = activation_bytes(algo), activation_bytes(algo) if algo.uses_adapter else 4
+    hidden: int = geometry["hidden_size"]
+    inner = max((shape[1] for name, shape in layer.items() if _leaf(name) in ENDS), default=hidden)
+    found = 2.0 * stream * hidden + _attention(geometry, built, layer, a) + 2 * a * inner
+    found += sum(
+        a * layer[f"self_attn.{name}_proj.weight"][0]  # what its norm reads
+        for name in "qk"
+        if f"self_attn.{name}_norm.weight" in layer
+    )
+    found += a * algo.r * len(pairs)
+    return found if norms else found + a * (2 * hidden + inner)
 
 
 def temporary_bytes(layer: Layer, algo: Algo, hidden: int) -> float:

@@ -80,11 +80,11 @@ class Costs:
         found = list(lengths)
         return self.token * sum(found) + self.target * targets + _attention(self.pairs, found)
 
-    def hardware(self, lengths: Iterable[int], targets: int, *, recompute: bool) -> float:
-        """The same, with the second forward pass of machine.recompute=blocks."""
+    def hardware(self, lengths: Iterable[int], targets: int, *, recompute: float) -> float:
+        """The same, with the second forward pass of a share of the layers (machine.recompute)."""
         found = list(lengths)
-        again = self.forward_token * sum(found) + _attention(self.forward_pairs, found) if recompute else 0.0
-        return self.model(found, targets) + again
+        again = self.forward_token * sum(found) + _attention(self.forward_pairs, found)
+        return self.model(found, targets) + recompute * again
 
 
 def costs(geometry: Geometry, algo: Algo) -> Costs:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from tuner.config.schema import Algo
 from tuner.estimate.activations import activation_bytes
+from tuner.estimate.recompute import NOTHING, Recompute
 from tuner.estimate.trained_model import TrainedModel, read_model
 from tuner.models.geometry import Geometry
 
@@ -26,6 +27,8 @@ CHUNK = 256 * MIB
 """
 WORKSPACE = 70 * MIB
 """of cuBLAS (measured on an H100)"""
+CAPTURED = 384 * MIB
+"""that graphs hold for themselves (measured on an H200)"""
 CONTEXT = 520 * MIB
 """of CUDA and its libraries, which PyTorch does not count"""
 
@@ -40,8 +43,11 @@ class Workload:
     """of the micro batch that has most"""
     accumulated: bool = True
     """whether a step has several micro batches, so that gradients are there while one is computed"""
-    recompute: bool = False
-    """machine.recompute=blocks"""
+    recompute: Recompute = NOTHING
+    compiled: bool = False
+    """whether layers are compiled (machine.kernels)"""
+    captured: bool = False
+    """whether passes over rows are CUDA graphs"""
     new_tokens: int = 0
     """rows of the embedding that train beside adapters"""
     engine: Literal["torch", "deepspeed"] = "torch"
@@ -101,9 +107,27 @@ def estimate_memory(geometry: Geometry, algo: Algo, work: Workload) -> Memory:
     """The memory of one process, from the native config.json of the model. Raises DataError where that
     tells no shapes.
     """
-    model = read_model(geometry, algo, fused=work.fused_layers)
-    fullest = max(_moments(model, algo, work), key=lambda memory: memory.allocated)
-    return replace(fullest, fragmentation=_gaps(model, algo, work))
+    return MemoryEstimator(geometry, algo).at(work)
+
+
+class MemoryEstimator:
+    """The memory of a model that trains as `algo` says, for several workloads."""
+
+    def __init__(self, geometry: Geometry, algo: Algo) -> None:
+        self.geometry, self.algo = geometry, algo
+        self._models: dict[tuple[bool, bool, bool], TrainedModel] = {}
+
+    def at(self, work: Workload) -> Memory:
+        """What one process takes. Raises DataError where the model's config.json tells no shapes."""
+        layers = work.fused_layers, work.compiled, work.recompute.norms
+        if layers not in self._models:
+            fused, compiled, norms = layers
+            self._models[layers] = read_model(
+                self.geometry, self.algo, fused=fused, compiled=compiled, norms=norms
+            )
+        model = self._models[layers]
+        fullest = max(_moments(model, self.algo, work), key=lambda memory: memory.allocated)
+        return replace(fullest, fragmentation=_gaps(model, self.algo, work))
 
 
 def _moments(model: TrainedModel, algo: Algo, work: Workload) -> Iterator[Memory]:
@@ -113,12 +137,15 @@ def _moments(model: TrainedModel, algo: Algo, work: Workload) -> Iterator[Memory
     row, logit = model.hidden * tokens, model.vocabulary * targets
     static, gradients = _static(model, algo, work)
     present = gradients if work.accumulated or work.engine == "deepspeed" else 0.0
-    copies = 0.0 if adapter or a == 4 else 2.0 * (model.matrices + model.head)
-    head = 0.0 if a == 4 else 2.0 * model.head  # the head's copy, which no recomputation drops
-    backward = head if work.recompute else copies
+    cast = 0.0 if adapter or a == 4 else 2.0
+    # where norms are made again, so are the casts of weights
+    copies = cast * (model.matrices * (not work.recompute.norms) + model.head)
+    head = cast * model.head  # the head's copy, which no recomputation drops
+    again = min(1.0, work.recompute.blocks / model.layers)  # of the layers; the first, which come last
+    backward = head + (copies - head) * (1 - again)
     stream = a if adapter else 4  # bytes of the residual stream
-    kept = stream * row * model.layers if work.recompute else model.saved * tokens
-    one = model.largest * tokens if work.recompute else 0.0
+    kept = again * stream * row * model.layers + (1 - again) * model.saved * tokens
+    one = model.largest * tokens if again == 1 else 0.0
     final = (4 if adapter else 8) * row + a * model.hidden * targets * (model.head > 0)
     loss = replace(static, copies=backward, gradients=present, activations=kept + final)
     # The loss: the logits and their log-probabilities; then log-probabilities, and the gradients of these and
@@ -142,11 +169,11 @@ def _moments(model: TrainedModel, algo: Algo, work: Workload) -> Iterator[Memory
     )
     # The last layer, with all that the others keep; the first, with all gradients but its own.
     inside = static.buffers + model.temporary * tokens + model.restored
-    layer = 2.0 * model.layer * (copies > 0)
+    layer = cast * model.layer
     yield replace(
         static,
         moment="the last layer's backward pass",
-        copies=layer if work.recompute else copies - head,
+        copies=max(layer, backward - head),
         gradients=present + waits,
         activations=kept + one,
         buffers=inside,
@@ -179,18 +206,23 @@ def _moments(model: TrainedModel, algo: Algo, work: Workload) -> Iterator[Memory
 
 def _gaps(model: TrainedModel, algo: Algo, work: Workload) -> float:
     """Bytes that PyTorch's allocator holds without use at the peak, with
-    PYTORCH_ALLOC_CONF=expandable_segments:True; measured on an H100.
+    PYTORCH_ALLOC_CONF=expandable_segments:True; measured on an H100, of compiled layers on an H200.
 
     The logits in bf16 leave a gap between what was there before and what the loss makes of them, into which
     nothing of the loss fits. Gradients in fp32 do not fit where copies in bf16 were, nor do the temporaries
     of dropout fit between the masks that are kept.
     """
     tokens, targets = -(-work.tokens // work.sequence_parallel), -(-work.targets // work.sequence_parallel)
-    kept = 0.0 if work.recompute else model.saved * tokens
+    again = min(1.0, work.recompute.blocks / model.layers)
+    kept = (1 - again) * model.saved * tokens
     logits = 0.0 if work.fused_head else 2.4 * targets * model.vocabulary
     found = 16 * MIB + logits + 0.01 * kept + 2 * model.restored
-    if not algo.uses_adapter:
-        found += (1.4 if work.recompute else 0.9) * model.trains
+    if not algo.uses_adapter and not work.compiled:
+        found += (0.9 + 0.5 * again) * model.trains
+    if work.compiled and again == 1:
+        found += 0.3 * model.largest * tokens
+    if work.captured:
+        found += CAPTURED
     if algo.dropout and kept:
         found += 40 * MIB + 0.03 * kept
     return found

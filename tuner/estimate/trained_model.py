@@ -48,9 +48,11 @@ class TrainedModel:
     """bytes of the largest matrix that is taken out of 4 bits"""
 
 
-def read_model(geometry: Geometry, algo: Algo, *, fused: bool = False) -> TrainedModel:
-    """From the native config.json of the model; `fused` as in saved_bytes. Raises DataError where that tells
-    no shapes.
+def read_model(
+    geometry: Geometry, algo: Algo, *, fused: bool = False, compiled: bool = False, norms: bool = False
+) -> TrainedModel:
+    """From the native config.json of the model; `fused`, `compiled` and `norms` as in saved_bytes. Raises
+    DataError where that tells no shapes.
     """
     tensors, adapter, a = tensor_shapes(geometry), algo.uses_adapter, activation_bytes(algo)
     count, (vocabulary, hidden) = geometry["num_hidden_layers"], tensors[EMBEDDING]
@@ -71,7 +73,9 @@ def read_model(geometry: Geometry, algo: Algo, *, fused: bool = False) -> Traine
     packed = sum(prod(shape) for shape in held.values())
     frozen = (every - packed) * a + packed * HELD.get(algo.quant, a) if adapter else (every - trains) * a
     keep = [
-        saved_bytes(geometry, layer, own, algo, fused=fused) if at >= begin else 0.0
+        saved_bytes(geometry, layer, own, algo, fused=fused, compiled=compiled, norms=norms)
+        if at >= begin
+        else 0.0
         for at, (layer, own) in enumerate(layers)
     ]
     return TrainedModel(

@@ -7,13 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuner.config import deepspeed
-from tuner.config.schema import Config
+from tuner.config.schema import Algo, Config
 from tuner.data.sampler import Order
 from tuner.errors import ConfigError, DataError
 from tuner.estimate.flops import costs, peak_flops
-from tuner.estimate.memory import Memory, Workload, estimate_memory
+from tuner.estimate.memory import Memory, MemoryEstimator, Workload
+from tuner.estimate.recompute import Recompute, Setting, first_that_fits, settings
 from tuner.estimate.what_fits import GIB, ways_to_fit
 from tuner.hardware.nvidia_smi import Gpu, list_gpus
+from tuner.kernels.compile_policy import (
+    GAIN,
+    LAYERS,
+    capturing_pays,
+    compiling_pays,
+    why_not_compiled,
+)
 from tuner.models.geometry import Geometry
 
 REACHED = 0.35
@@ -43,7 +51,11 @@ class GpuEstimate:
     card: Gpu
     micro: int
     """packs in one forward pass"""
-    recompute: bool
+    recompute: Recompute
+    layers: int
+    """of the model, that train"""
+    compiled: bool
+    """whether its layers will be compiled"""
     memory: Memory
     fits: bool
     ways: tuple[str, ...]
@@ -52,7 +64,17 @@ class GpuEstimate:
     @property
     def sentence(self) -> str:
         of = f" of {self.card.memory_total / 1024:.0f}" if self.card.memory_total else ""
-        how = f"{self.micro} pack{'s' * (self.micro > 1)} at once{', recomputing blocks' * self.recompute}"
+        blocks = self.recompute.blocks
+        again = (
+            ", recomputing blocks"
+            if blocks == self.layers
+            else f", recomputing {blocks} of {self.layers} layers"
+            if blocks
+            else ", recomputing norms"
+            if self.recompute.norms
+            else ""
+        )
+        how = f"{self.micro} pack{'s' * (self.micro > 1)} at once{', compiled' * self.compiled}{again}"
         said = f"~{self.memory.total / GIB:.1f}{of} GiB, {how}"
         return (
             said
@@ -102,15 +124,22 @@ def estimate_on_gpu(
     machine, algo = config.machine, config.algo
     count = deepspeed.process_count(machine)
     combination = deepspeed.combination_of(machine, algo, processes=count)
-    most = -(-order.per_step // count)
+    most, layers = -(-order.per_step // count), layers_that_train(geometry, algo)
+    tokens = order.per_step * packs.length
+    step = training_seconds(geometry, config, tokens, packs, card, recompute=0.0) or 0.0
+    possible = may_compile(geometry, config)
+    compiled = possible and (machine.kernels == "compiled" or compiling_pays(order.steps, step))
+    estimator = MemoryEstimator(geometry, algo)
 
-    def work(micro: int, recompute: bool) -> Workload:
-        tokens = micro * packs.length
+    def work(setting: Setting) -> Workload:
+        tokens = setting.micro * packs.length
         return Workload(
             tokens=tokens,
             targets=int(tokens * packs.targets),
-            accumulated=most > micro,
-            recompute=recompute,
+            accumulated=most > setting.micro,
+            recompute=setting.recompute,
+            compiled=compiled,
+            captured=possible and capturing_pays(layers, step * setting.micro / order.per_step),
             engine=combination.engine,
             zero=combination.zero,
             processes=count,
@@ -121,30 +150,62 @@ def estimate_on_gpu(
             fused_head=fuses_head(config, geometry) and combination.zero < 3,
         )
 
-    def needed(micro: int, recompute: bool) -> Memory:
-        return estimate_memory(geometry, algo, work(micro, recompute))
+    def needed(setting: Setting) -> float:
+        return estimator.at(work(setting)).total
 
     room = LEFT * card.memory_total * 1024**2 or float("inf")
-    begin = 1 if machine.micro_batch == "auto" else min(machine.micro_batch, most)
-    kinds = [False, True] if machine.recompute == "auto" else [machine.recompute == "blocks"]
-    recompute = next((kind for kind in kinds if needed(begin, kind).total <= room), kinds[-1])
-    micro = begin
-    while machine.micro_batch == "auto" and micro < most and needed(micro + 1, recompute).total <= room:
-        micro += 1
-    memory = needed(micro, recompute)
-    fits = memory.total <= room
+    if isinstance(machine.memory, (int, float)):
+        room = min(room, machine.memory * GIB)
+    every = settings(
+        layers=layers,
+        packs=most,
+        length=packs.length,
+        micro=machine.micro_batch,
+        recompute=machine.recompute,
+        memory=machine.memory,
+        compiled=compiled,
+    )
+    chosen = first_that_fits(every, needed, room)
+    setting = chosen or min(every, key=needed)
     mends = (
         []
-        if fits
-        else ways_to_fit(geometry, algo, work(micro, recompute), room, length=packs.length, micro=micro)
+        if chosen
+        else ways_to_fit(geometry, algo, work(setting), room, length=packs.length, micro=setting.micro)
     )
     return GpuEstimate(
-        card=card, micro=micro, recompute=recompute, memory=memory, fits=fits, ways=tuple(mends)
+        card=card,
+        micro=setting.micro,
+        recompute=setting.recompute,
+        layers=layers,
+        compiled=compiled,
+        memory=estimator.at(work(setting)),
+        fits=chosen is not None,
+        ways=tuple(mends),
+    )
+
+
+def layers_that_train(geometry: Geometry, algo: Algo) -> int:
+    """Layers that keep something for a backward pass."""
+    layers: int = geometry["num_hidden_layers"]
+    return layers if algo.uses_adapter or algo.last_layers is None else min(layers, algo.last_layers)
+
+
+def may_compile(geometry: Geometry, config: Config) -> bool:
+    """Whether layers can be compiled and rows captured, if nothing on the way keeps training from it
+    (tuner.train.kernels).
+    """
+    machine, algo = config.machine, config.algo
+    count = deepspeed.process_count(machine)
+    engine = deepspeed.combination_of(machine, algo, processes=count).engine
+    return (
+        machine.kernels in ("auto", "compiled")
+        and geometry.get("model_type") in LAYERS
+        and why_not_compiled(algo, machine, engine=engine, processes=count) is None
     )
 
 
 def training_seconds(
-    geometry: Geometry, config: Config, tokens: float, packs: PackCounts, card: Gpu, *, recompute: bool
+    geometry: Geometry, config: Config, tokens: float, packs: PackCounts, card: Gpu, *, recompute: float
 ) -> float | None:
     """About how long training on so many tokens takes; None for a card whose speed is not known. Raises
     DataError like `look`.
@@ -182,8 +243,8 @@ def estimate_training(
     packs = pack_counts(config, facts)
     try:
         found = estimate_on_gpu(geometry, config, order, packs, card)
-        return found, training_seconds(
-            geometry, config, order.end * packs.length, packs, card, recompute=found.recompute
-        )
+        share = found.recompute.blocks / found.layers
+        spent = training_seconds(geometry, config, order.end * packs.length, packs, card, recompute=share)
+        return found, spent and spent * (1 - GAIN * found.compiled)
     except DataError:
         return None

@@ -6,6 +6,7 @@ from typing import Any
 
 from tuner.config.schema import Algo, Optim
 from tuner.estimate.memory import Workload, estimate_memory
+from tuner.estimate.recompute import Recompute
 from tuner.models.geometry import Geometry
 
 GIB = 1 << 30
@@ -26,14 +27,17 @@ def ways_to_fit(
     shapes are not known.
     """
     found = []
-    for words, changed, other in cheaper_workloads(algo, work, length=length, micro=micro):
+    layers = geometry["num_hidden_layers"]
+    for words, changed, other in cheaper_workloads(algo, work, length=length, micro=micro, layers=layers):
         needed = estimate_memory(geometry, changed, other).total
         if needed <= room:
             found.append(f"{' '.join(words)} (~{needed / GIB:.1f} GiB)")
     return found
 
 
-def cheaper_workloads(algo: Algo, work: Workload, *, length: int, micro: int) -> Iterator[Change]:
+def cheaper_workloads(
+    algo: Algo, work: Workload, *, length: int, micro: int, layers: int
+) -> Iterator[Change]:
     """Smaller micro batches and recomputation, one after the other; with both, each of what costs time, or
     gives another result.
     """
@@ -44,8 +48,8 @@ def cheaper_workloads(algo: Algo, work: Workload, *, length: int, micro: int) ->
         )
         words = (*words, "machine.micro_batch=1")
         yield words, algo, work
-    if not work.recompute:
-        work = replace(work, recompute=True)
+    if work.recompute.blocks < layers:
+        work = replace(work, recompute=Recompute(norms=work.compiled, blocks=layers))
         words = (*words, "machine.recompute=blocks")
         yield words, algo, work
     for word, changed, other in (

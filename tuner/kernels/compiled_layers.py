@@ -18,6 +18,7 @@ from torch import nn
 
 from tuner.errors import in_one_line
 from tuner.files import COMPILED, bytes_under, user_cache
+from tuner.kernels.compile_policy import LAYERS
 
 REMAKES = {
     "ban_recompute_materialized_backward": False,
@@ -29,48 +30,50 @@ it. So a layer keeps its input, queries, keys, values, what attention gives, the
 up; norms, rotary positions and products are made again. Beside keeping what is fastest that costs 1.4 % of a
 step's time and saves 28 % of its memory (1.8B, an H200)
 """
-LAYERS = frozenset(
-    (
-        "LlamaDecoderLayer MistralDecoderLayer Qwen2DecoderLayer Qwen3DecoderLayer GraniteDecoderLayer "
-        "Phi3DecoderLayer SmolLM3DecoderLayer"
-    ).split()
-)
-"""the classes of transformers whose compiled layers are tested"""
-SECONDS = 20.0
-"""of a first step that compiles, on an H200"""
 LIMIT = 4 << 30
 """bytes of compiled code that are kept"""
-GAIN = 0.25
-"""the share of a step's time that compiled layers save there"""
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The layers that may be compiled."""
-    return [module for module in model.modules() if type(module).__name__ in LAYERS]
+    return [module for module in model.modules() if type(module).__name__ in LAYERS.values()]
 
 
-def pays(steps: int, seconds: float) -> bool:
-    """Whether `steps` steps that take `seconds` each save more than compiling costs."""
-    return steps * seconds * GAIN > SECONDS
+class CompiledLayers:
+    """Layers of a model that compute compiled, once `run` has been called."""
 
+    def __init__(self, layers: list[nn.Module]) -> None:
+        self.layers = layers
+        self._norms: bool | None = None
 
-def compile_layers(layers: list[nn.Module], run: Callable[[], object]) -> str | None:
-    """Compile the layers as `run` calls them. Why they could not be compiled, if so: then they are as they
-    were.
-    """
-    cache = cache_directory()
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
-    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
-    for layer in layers:
-        layer.compile(dynamic=False, fullgraph=True)
+    def run(self, do: Callable[[], object], *, norms: bool) -> str | None:
+        """Do what calls the layers. Why they can't be compiled, if so: then they are as they were.
 
-    def keeping_less() -> None:
-        with partitioner.patch(REMAKES):
-            run()
+        norms  whether the backward pass makes norms and products again (REMAKES)
+        """
+        if self._norms != norms:
+            self._compile(again=self._norms is not None)
+            self._norms = norms
+        with partitioner.patch(REMAKES if norms else {}):
+            why = why_not(do)
+        if why:
+            self.release()
+        return why
 
-    if why := why_not(keeping_less):
-        release(layers)
-    return why
+    def _compile(self, *, again: bool) -> None:
+        cache = cache_directory()
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
+        os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
+        if again:
+            torch._dynamo.reset()  # what was compiled otherwise would be found
+        for layer in self.layers:
+            layer.compile(dynamic=False, fullgraph=True)
+
+    def release(self) -> None:
+        """Let the layers be as they were."""
+        self._norms = None
+        for layer in self.layers:
+            layer._compiled_call_impl = None
 
 
 def why_not(run: Callable[[], object]) -> str | None:
@@ -84,12 +87,6 @@ def why_not(run: Callable[[], object]) -> str | None:
     except Exception as error:
         return in_one_line(error)
     return None
-
-
-def release(layers: list[nn.Module]) -> None:
-    """Let layers be as they were."""
-    for layer in layers:
-        layer._compiled_call_impl = None
 
 
 @contextmanager

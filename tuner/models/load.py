@@ -50,6 +50,11 @@ def resolve_device(wish: str) -> torch.device:
     )
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As algo.precision calls it."""
+    return next(key for key, value in PRECISIONS.items() if value == dtype)
+
+
 def compute_dtype(precision: str, device: torch.device | str) -> torch.dtype:
     """The dtype of the matmuls for algo.precision.
 

@@ -11,6 +11,8 @@ import torch
 from tuner.config import deepspeed
 from tuner.config.view import View
 from tuner.errors import ConfigError
+from tuner.estimate.memory import CONTEXT
+from tuner.estimate.what_fits import GIB
 from tuner.files import read_json, write_json
 from tuner.hardware.cpu import cores
 from tuner.hardware.libraries import installed_version
@@ -23,6 +25,14 @@ def device_of(machine: View, began: Mapping[str, Any]) -> torch.device:
     """Where this training computes: where it began, unless the config says otherwise now."""
     device = resolve_device(machine.device)
     return torch.device("cpu") if machine.device == "auto" and began.get("device") == "cpu" else device
+
+
+def limit_memory(most: float | str, device: torch.device) -> None:
+    """Let PyTorch hold no more than machine.memory=`most` leaves it on a GPU, where that is a number."""
+    if device.type == "cuda" and not isinstance(most, str):
+        _, total = torch.cuda.mem_get_info(device)
+        share = max(0.0, most * GIB - CONTEXT) / total
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share))  # of the current one
 
 
 def resolve_facts(

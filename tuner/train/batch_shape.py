@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import pad
 
 from tuner.data.packs import Pack, Packs
+from tuner.estimate.recompute import row_sizes
 from tuner.train.batch import Batch, append_documents
 
 IGNORED = -100
@@ -39,16 +40,8 @@ class BatchShape:
         longest = max(int(pack.lengths.max()) for pack in packs)
         return cls(tokens=tokens, longest=longest, micro_batch=micro_batch, targets=targets)
 
-    def sizes(self) -> list[int]:
-        """The numbers of packs that rows are filled to.
-
-        >>> BatchShape(tokens=8, longest=4, micro_batch=6).sizes()
-        [1, 2, 4, 6]
-        """
-        return [*(1 << k for k in range((self.micro_batch - 1).bit_length())), self.micro_batch]
-
     def fill(self, batch: Batch) -> Batch:
-        """The batch as a row of one of the sizes.
+        """The batch as a row of one of the sizes (tuner.estimate.recompute.row_sizes).
 
         With packs of 8 tokens, whose longest document has 4, a row of 3 and 4 tokens
         gets a document of one token, and as many offsets as a power of two:
@@ -58,7 +51,7 @@ class BatchShape:
 
         Targets that fill up are IGNORED at the first position.
         """
-        packs = next(size for size in self.sizes() if size >= len(batch.packs))
+        packs = next(size for size in row_sizes(self.micro_batch) if size >= len(batch.packs))
         size, tokens = packs * self.tokens, batch.ids_1N.shape[1]
         lengths = [self.longest] * ((size - tokens) // self.longest)
         lengths += [rest] if (rest := (size - tokens) % self.longest) else []

@@ -17,17 +17,6 @@ from tuner.train.batch import Batch
 
 TENSORS = ("ids_1N", "positions_1N", "keep_M", "targets_M", "offsets_D")
 """of a batch, which a graph reads"""
-SECONDS_A_LAYER = 0.006
-"""of the host, to launch a layer's forward and backward pass; the loss and the optimizer step are in it
-(measured beside an H200)
-"""
-
-
-def pays(layers: int, seconds: float) -> bool:
-    """Whether the host would take longer to launch the kernels of a row than the GPU's `seconds` to run
-    them; 0 where those are not known.
-    """
-    return 0 < seconds < layers * SECONDS_A_LAYER
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

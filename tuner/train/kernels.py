@@ -10,15 +10,17 @@ from tuner.data.packs import Pack, Packs
 from tuner.data.sampler import Order, micro_batches_of_rank
 from tuner.errors import ConfigError
 from tuner.kernels import apply, attention, compiled_layers
+from tuner.kernels.compile_policy import capturing_pays, compiling_pays, why_not_compiled
+from tuner.kernels.compiled_layers import CompiledLayers
 from tuner.models.attention_needs import attention_needs
 from tuner.models.load import compute_dtype
 from tuner.models.stateful_layers import carried_state
-from tuner.train import cuda_graph
 from tuner.train.auto_settings import attention_facts
 from tuner.train.batch import collate
 from tuner.train.batch_shape import BatchShape
 from tuner.train.distributed import World
 from tuner.train.engine import Engine, TorchEngine
+from tuner.train.fixed_rows import FixedRows, without_compiling
 from tuner.train.preflight.memory_probe import hardest_micro_batches
 
 SHARE = 0.3
@@ -48,24 +50,21 @@ def fuse(machine: View, model: Any, device: torch.device, say: Callable[[str], N
     return {"kernels": dict(applied.fused)}
 
 
-def prepare_rows(
+def fixed_rows(
     config: View,
-    engine: Engine,
     model: Any,
     packs: Packs,
     order: Order,
     *,
     world: World,
-    micro_batch: int,
     done: int,
     began: Mapping[str, Any],
     facts: dict[str, Any],
     flops: tuple[Callable[[Sequence[Pack]], float], float | None],
     say: Callable[[str], None],
-) -> BatchShape | None:
-    """Compile the model's layers for the rest of a run, and capture the passes over its rows as CUDA graphs,
-    where either pays; before a saved step is loaded. What rows are filled to then; None where they stay as
-    they are. Writes down which it is among the facts of a GPU.
+) -> FixedRows | None:
+    """The rows of a run whose layers are to be compiled for its rest, or whose passes may be captured, since
+    that pays; None where rows stay as they are. Writes down which it will be among the facts of a GPU.
 
     done    steps that are done
     began   the facts of the run that goes on, which keeps what it had
@@ -80,9 +79,8 @@ def prepare_rows(
     if wish not in ("auto", "compiled") or not left:
         return None
     layers, spent = compiled_layers.decoder_layers(model), seconds(packs, order, flops)
-    compiles = wish == "compiled" or began.get("compiled", compiled_layers.pays(left, spent))
-    row = spent * micro_batch / order.per_step
-    captures = began.get("captured", cuda_graph.pays(len(layers), row))
+    compiles = wish == "compiled" or began.get("compiled", compiling_pays(left, spent))
+    captures = began.get("captured", capturing_pays(len(layers), spent / order.per_step))
     if not compiles and not captures:
         return None
     why, backend = obstacle(config, model, facts, world), None
@@ -93,22 +91,54 @@ def prepare_rows(
     if backend is None:
         without_compiling(wish, why, say)
         return None
-    shape = BatchShape.of(packs, config.data.length, micro_batch, targets=captures)
-    batches = hardest(packs, order, shape, world)
-    attention.use_backend(backend)
     if compiles:
         say(f"compiling {len(layers)} layers for {left} steps; the first time takes longest")
-        why = compiled_layers.compile_layers(
-            layers,
-            # read, since a kernel's error comes when the host waits for it
+    facts["compiled"] = compiles
+    return FixedRows(
+        CompiledLayers(layers),
+        packs,
+        config.data.length,
+        backend=backend,
+        usual=facts["attention"],
+        wish=wish,
+        compiled=compiles,
+        seconds=spent,
+        say=say,
+    )
+
+
+def prepare_rows(
+    rows: FixedRows | None,
+    engine: Engine,
+    packs: Packs,
+    order: Order,
+    *,
+    world: World,
+    micro_batch: int,
+    began: Mapping[str, Any],
+    facts: dict[str, Any],
+    say: Callable[[str], None],
+) -> BatchShape | None:
+    """Compile the layers for each shape of a row, and capture the passes over rows as CUDA graphs where that
+    pays; before a saved step is loaded. What rows are filled to then; None where they stay as they are.
+    """
+    if rows is None:
+        return None
+    row = rows.seconds * micro_batch / order.per_step
+    captures = began.get("captured", capturing_pays(len(rows.layers.layers), row))
+    shape = rows.shape(micro_batch, targets=captures)
+    batches = hardest(packs, order, shape, world)
+    if rows.compiled:
+        # read, since a kernel's error comes when the host waits for it
+        rows.run(
             lambda: [engine.forward_backward([batch], len(batch.targets_M)).tolist() for batch in batches],
+            norms=facts["recompute"] != "none",
         )
         engine.reset()
-        if why is not None:
-            without_compiling(wish, why, say)
-        facts["compiled"] = why is None
+    facts["compiled"] = rows.compiled
     if captures:
         assert isinstance(engine, TorchEngine)
+        attention.use_backend(rows.backend)
         why = engine.capture(batches)
         say(
             "passes over rows are captured as CUDA graphs"
@@ -121,18 +151,8 @@ def prepare_rows(
     if not facts["compiled"] and not facts["captured"]:
         attention.use_backend(facts["attention"])
         return None
-    facts |= attention_facts(backend)
+    facts |= attention_facts(rows.backend)
     return shape
-
-
-def without_compiling(wish: str, why: str | None, say: Callable[[str], None]) -> None:
-    """Say why layers are not compiled. Raises ConfigError where machine.kernels=compiled."""
-    if wish == "compiled":
-        raise ConfigError(
-            f"machine.kernels=compiled can't be had here: {why}. Leave machine.kernels=auto, which then "
-            "trains without it."
-        )
-    say(f"layers are not compiled: {why}")
 
 
 def seconds(
@@ -145,21 +165,11 @@ def seconds(
 
 def obstacle(config: View, model: Any, facts: Mapping[str, Any], world: World) -> str | None:
     """Why the layers of this run are not compiled, if so."""
-    algo, machine = config.algo, config.machine
-    compute = compute_dtype(algo.precision, world.device)
     if not compiled_layers.decoder_layers(model):
         return "this family's compiled layers are not tested yet"
-    if facts["engine"] != "torch" or world.size > 1:
-        return "several processes or DeepSpeed"
-    if machine.deterministic:
-        return "machine.deterministic=true, and a compiler chooses some kernels by the clock"
-    if algo.dropout or algo.neftune:
-        return "algo.dropout and algo.neftune draw their numbers pack by pack"
     if carried_state(model) is not None:
         return "its layers carry a state from token to token"
-    if compute != torch.bfloat16:
-        return "arithmetic in fp32"
-    return None
+    return why_not_compiled(config.algo, config.machine, engine=facts["engine"], processes=world.size)
 
 
 def hardest(packs: Packs, order: Order, shape: BatchShape, world: World) -> list[Any]:

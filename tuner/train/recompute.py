@@ -2,18 +2,32 @@
 
 from typing import Any
 
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-def set_recompute(model: Any, on: bool) -> None:
-    """Keep only the inputs of layers from now on and compute the rest again in the backward pass
-    (arXiv:1604.06174), or keep everything.
+
+def layers_to_recompute(model: Any) -> list[Any]:
+    """The layers that keep something for the backward pass, in their order: from the first that trains."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    trains = (at for at, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters()))
+    return layers[next(trains, 0) :]
+
+
+def set_recompute(model: Any, blocks: int) -> None:
+    """Let the first `blocks` layers keep only their inputs from now on, and compute the rest again in the
+    backward pass (arXiv:1604.06174); the others keep everything.
+
+    The first, since they come last in the backward pass: when they compute again, what the others kept is
+    gone.
     """
-    if on == any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        return
+    on = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     newer = hasattr(model, "activation_checkpointing_enable")  # what transformers calls it lately
-    if on:
+    if blocks and not on:
         (model.activation_checkpointing_enable if newer else model.gradient_checkpointing_enable)(
             {"use_reentrant": False}
         )
-        return
-    (model.activation_checkpointing_disable if newer else model.gradient_checkpointing_disable)()
-    model.disable_input_require_grads()  # which it enabled
+    elif on and not blocks:
+        (model.activation_checkpointing_disable if newer else model.gradient_checkpointing_disable)()
+        model.disable_input_require_grads()  # which it enabled
+    if blocks:
+        for number, layer in enumerate(layers_to_recompute(model)):
+            layer.gradient_checkpointing = number < blocks

@@ -2,7 +2,7 @@
 the run does.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from tuner.data.packs import Pack, Packs
 from tuner.data.sampler import Order, plan_order
 from tuner.models.checkpoint.files import weight_files
 from tuner.models.full_finetune import count_trainable
-from tuner.models.load import PRECISIONS, compute_dtype
+from tuner.models.load import compute_dtype, dtype_name
 from tuner.models.nonfinite import explain_nonfinite
 from tuner.models.stateful_layers import carried_state
 from tuner.pipeline.stage import Context
@@ -56,6 +56,7 @@ def run(ctx: Context) -> dict[str, Any]:
         Stop(ctx.out) as stop,
         from_environment(device, timeout=machine.timeout) as world,
     ):
+        auto_settings.limit_memory(machine.memory, world.device)
         facts = auto_settings.resolve_facts(
             ctx.config, world.device, before, processes=world.size, here=world.size // machine.nodes
         )
@@ -96,7 +97,17 @@ class Session:
         model, engine, attention = self._build()
         shape = self._settle(model, engine, packs, order, found, lines_of)
         held_out = packs_to_measure(tokens)
-        for line in self._summary(model, attention, order, held_out):
+        for line in summary.describe(
+            config,
+            order,
+            self.facts,
+            micro_batch=self._micro_batch(order),
+            packs_each=self._packs_each(order),
+            compute=dtype_name(self._compute),
+            attention=attention,
+            state=carried_state(model),
+            held_out=held_out,
+        ):
             self.say(line)
 
         start, seen = (found.step, found.tokens) if found else (0, 0)
@@ -193,33 +204,43 @@ class Session:
         """Settle what is `auto`, check numerics and memory, and load the step that is gone on from; returns
         what rows are filled to, where layers are compiled.
         """
-        self.facts.update(
-            preflight(
-                self.ctx,
-                engine,
-                model,
-                packs,
-                world=self.world,
-                each=self._packs_each(order),
-                facts=self.facts,
-                began=self.before if found else None,
-                compute=self._compute,
-                where=lines_of,
-                say=self.say,
-            )
-        )
-        shape = kernels.prepare_rows(
-            self.ctx.config,
-            engine,
+        config, facts = self.ctx.config, self.facts
+        began = self.before if found else None
+        rows = kernels.fixed_rows(
+            config,
             model,
             packs,
             order,
             world=self.world,
-            micro_batch=self._micro_batch(order),
             done=found.step if found else 0,
-            began=self.before if found else {},
-            facts=self.facts,
-            flops=step_flops(self.ctx.config, self._base, self.world.device),
+            began=began or {},
+            facts=facts,
+            flops=step_flops(config, self._base, self.world.device),
+            say=self.say,
+        )
+        facts |= preflight(
+            self.ctx,
+            engine,
+            model,
+            packs,
+            world=self.world,
+            each=self._packs_each(order),
+            facts=facts,
+            began=began,
+            rows=rows,
+            compute=self._compute,
+            where=lines_of,
+            say=self.say,
+        )
+        shape = kernels.prepare_rows(
+            rows,
+            engine,
+            packs,
+            order,
+            world=self.world,
+            micro_batch=self._micro_batch(order),
+            began=began or {},
+            facts=facts,
             say=self.say,
         )
         if self.world.first:
@@ -228,22 +249,6 @@ class Session:
             engine.load(sharded.open_step(found))
             self.say(f"continuing after step {found.step} of {order.steps}")
         return shape
-
-    def _summary(self, model: Any, attention: str, order: Order, held_out: Sequence[Pack]) -> Iterator[str]:
-        state = carried_state(model)
-        yield summary.describe_steps(
-            self.ctx.config,
-            order,
-            micro_batch=self._micro_batch(order) if state is None else None,
-            processes=self.world.size,
-            packs_each=self._packs_each(order),
-        )
-        yield summary.describe_compute(self.ctx.config, self.facts, dtype_name(self._compute))
-        yield f"attention: {attention}"
-        if state is not None:
-            yield summary.describe_single_documents(state)
-        if held_out:
-            yield summary.describe_held_out(held_out)
 
     def _prune(self, *, resumable: int) -> None:
         config = self.ctx.config
@@ -289,10 +294,6 @@ class Session:
 
     def _micro_batch(self, order: Order) -> int:
         return min(int(self.facts["micro_batch"]), self._packs_each(order))
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return next(key for key, value in PRECISIONS.items() if value == dtype)
 
 
 def _silent(_line: str) -> None:

@@ -1,6 +1,6 @@
 """What a run says before its first step, and what it leaves as facts behind its last one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tuner.config.view import View
@@ -8,6 +8,39 @@ from tuner.data.packs import Pack
 from tuner.data.sampler import AUTO_TOKENS, Order, plan_order
 from tuner.report.page import tokens_measured
 from tuner.train.batch import count_targets
+
+
+def describe(
+    config: View,
+    order: Order,
+    facts: Mapping[str, Any],
+    *,
+    micro_batch: int,
+    packs_each: int,
+    compute: str,
+    attention: str,
+    state: str | None,
+    held_out: Sequence[Pack],
+) -> Iterator[str]:
+    """The lines before the first step.
+
+    compute    the dtype of matmuls
+    attention  why it is computed as it is
+    state      what layers carry from token to token, as tuner.models.stateful_layers says it; None: nothing
+    """
+    yield describe_steps(
+        config,
+        order,
+        micro_batch=micro_batch if state is None else None,
+        processes=facts["processes"],
+        packs_each=packs_each,
+    )
+    yield describe_compute(config, facts, compute)
+    yield f"attention: {attention}"
+    if state is not None:
+        yield describe_single_documents(state)
+    if held_out:
+        yield describe_held_out(held_out)
 
 
 def describe_steps(

@@ -195,7 +195,7 @@ def four_steps(world: World, given: dict[str, Any]) -> list[float] | str:
         with warnings.catch_warnings():
             # a newer transformers has another name for it
             warnings.filterwarnings("ignore", category=FutureWarning)
-            set_recompute(model, True)
+            set_recompute(model, 99)
     try:
         engine = ZeroEngine(model, world=world, settings=settings, optim=OPTIM, loss=summed_loss)
         return train(engine, world, 0, 4)

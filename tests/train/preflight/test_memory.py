@@ -13,6 +13,7 @@ from tests.train.ranks import in_processes
 from tuner.config.schema import Optim
 from tuner.data.packs import Packs
 from tuner.errors import ConfigError, StageError
+from tuner.estimate.recompute import Setting, first_that_fits, settings
 from tuner.models.load import load_model
 from tuner.models.lora.add import add_lora
 from tuner.train.batch import Batch, collate
@@ -24,7 +25,7 @@ from tuner.train.preflight import memory, memory_probe
 from tuner.train.preflight.memory import fingerprint, probe_memory
 from tuner.train.preflight.memory_probe import ProbeRequest, hardest_micro_batches
 from tuner.train.preflight.verdict import Verdict, recall, remember, verdict_key
-from tuner.train.recompute import set_recompute
+from tuner.train.recompute import layers_to_recompute, set_recompute
 
 CPU = torch.device("cpu")
 KINDS = ("weights", "optimizer")
@@ -139,7 +140,7 @@ def test_a_disk_that_refuses_is_told_before_the_first_step(
 
 class Card:
     """A GPU of so many bytes, by arithmetic: each micro batch takes `pack` bytes a pack, half of them
-    where blocks are computed again.
+    where all blocks are computed again.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class Card:
 
         def forward_backward(batches: Sequence[Batch], targets: int) -> torch.Tensor:
             for batch in batches:
-                took = self.base + self.pack * len(batch.packs) // (2 if self.recomputes(model) else 1)
+                took = self.base + self.pack * len(batch.packs) * (2 - self.recomputes(model)) // 2
                 self.tried.append(len(batch.packs))
                 if took > self.room or len(batch.packs) >= bend:
                     raise torch.OutOfMemoryError("CUDA out of memory")
@@ -176,8 +177,10 @@ class Card:
         self.peak = 0
 
     @staticmethod
-    def recomputes(model: Any) -> bool:
-        return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    def recomputes(model: Any) -> float:
+        """The share of the layers that compute again."""
+        layers = layers_to_recompute(model)
+        return sum(layer.gradient_checkpointing for layer in layers) / len(layers)
 
 
 @pytest.fixture
@@ -199,14 +202,16 @@ def on_card(
     ("room", "most", "micro", "recompute"),
     [
         (1000, 7, 7, "none"),
-        (640, 7, 5, "none"),
+        (640, 7, 7, "blocks"),  # rows of so few tokens cost more than computing again
         (640, 3, 3, "none"),
-        (230, 7, 1, "none"),
+        (420, 3, 3, "blocks"),
+        (260, 3, 2, "blocks"),
+        (230, 7, 2, "blocks"),
         (200, 7, 1, "blocks"),
         (150, 7, 1, "blocks"),
     ],
 )
-def test_auto_takes_the_most_packs_that_leave_a_reserve(
+def test_without_an_estimate_the_fastest_is_found_by_trying(
     room: int,
     most: int,
     micro: int,
@@ -226,32 +231,69 @@ def test_auto_takes_the_most_packs_that_leave_a_reserve(
     assert card.recomputes(made[0]) == (recompute == "blocks")
 
 
-def test_a_line_that_promises_too_much_is_corrected(
+class Estimate:
+    """What a card takes, `off` times; and what would fit."""
+
+    def __init__(self, off: float, asked: list[dict[str, Any]]) -> None:
+        self.off, self.asked = off, asked
+
+    def reserved(self, tokens: int, targets: int, setting: Setting, **given: bool) -> float:  # noqa: ARG002
+        return self.off * (100 + 100 * setting.micro * (1 - setting.recompute.blocks / 4))
+
+    def ways(self, tokens: int, targets: int, setting: Setting, **given: Any) -> list[str]:
+        self.asked.append({"tokens": tokens, "targets": targets, "setting": setting} | given)
+        return ["algo.quant=nf4 (~0.1 GiB)"]
+
+
+@pytest.mark.parametrize("off", [0.6, 0.95, 1.0, 1.05, 1.7])
+@pytest.mark.parametrize("room", [1000, 640, 450, 330])
+def test_what_is_measured_corrects_an_estimate(
+    room: int,
+    off: float,
+    made: tuple[Any, TorchEngine],
+    packs: Packs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The setting is within 5 % as fast as the fastest that fits."""
+    assert len(layers_to_recompute(made[0])) == 2
+    card = Card(monkeypatch, *made, room=room, base=100, pack=100)
+    wish = ProbeRequest(micro_batch="auto", recompute="auto", packs=7)
+    every = settings(
+        layers=2,
+        packs=7,
+        length=max(len(pack.ids) for pack in packs),
+        micro="auto",
+        recompute="auto",
+        memory="auto",
+        compiled=False,
+    )
+    true = Estimate(1.0, [])
+    fastest = first_that_fits(every, lambda one: true.reserved(0, 0, one), 0.94 * room)
+    assert fastest is not None
+    found = on_card(made, packs, wish, tmp_path / "s", Estimate(off, []))
+    (took,) = [
+        one for one in every if (one.micro, one.recompute.said(2)) == (found.micro_batch, found.recompute)
+    ]
+    assert found.reserved == card.peak == true.reserved(0, 0, took) <= 0.94 * room
+    assert took.cost * (1 - memory_probe.WORTH) <= fastest.cost
+    assert len(card.tried) <= 3 * 4  # a trial has three micro batches
+
+
+def test_a_card_that_is_full_sooner_than_estimated_is_tried_with_less(
     made: tuple[Any, TorchEngine], packs: Packs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From four packs on it takes more than the first two measurements say."""
     card = Card(monkeypatch, *made, room=2000, base=100, pack=100, bend=4)
-    found = on_card(made, packs, ProbeRequest(micro_batch="auto", recompute="none", packs=7), tmp_path / "s")
-    assert 2 <= found.micro_batch < 4
+    wish = ProbeRequest(micro_batch="auto", recompute="none", packs=7)
+    found = on_card(made, packs, wish, tmp_path / "s", Estimate(1.0, []))
+    assert found.micro_batch == 3
     assert max(card.tried) == 7
 
 
 def test_what_does_not_fit_is_refused_with_what_would(
     made: tuple[Any, TorchEngine], packs: Packs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Estimate:
-        def reserved(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool) -> float:
-            return 130.0 + tokens * 0 + targets * 0 + 10 * accumulated + 10 * recompute
-
-        def ways(
-            self, tokens: int, targets: int, *, accumulated: bool, recompute: bool, micro: int, room: float
-        ) -> list[str]:
-            assert (accumulated, recompute, micro) == (True, True, 1)
-            assert room == pytest.approx(0.94 * 120)
-            assert tokens == max(len(pack.ids) for pack in packs)
-            assert targets == max(pack.trained.sum() for pack in packs)
-            return ["algo.quant=nf4 (~0.1 GiB)"]
-
+    asked: list[dict[str, Any]] = []
     Card(monkeypatch, *made, room=120, base=100, pack=100)
     with pytest.raises(ConfigError, match=r"does not fit.*recompute=blocks.*algo.quant=nf4 \(~0.1 GiB\)"):
         on_card(
@@ -259,15 +301,21 @@ def test_what_does_not_fit_is_refused_with_what_would(
             packs,
             ProbeRequest(micro_batch="auto", recompute="auto", packs=7),
             tmp_path / "s",
-            Estimate(),
+            Estimate(1.0, asked),
         )
+    (found,) = asked
+    assert found["setting"].words(2) == "machine.micro_batch=1 machine.recompute=blocks"
+    assert (found["accumulated"], found["compiled"]) == (True, False)
+    assert found["room"] == pytest.approx(0.94 * 120)
+    assert found["tokens"] == max(len(pack.ids) for pack in packs)
+    assert found["targets"] == max(pack.trained.sum() for pack in packs)
 
 
 def test_recomputation_gives_the_same_gradient(tiny: Path, packs: Packs) -> None:
     found = []
     for on in (False, True):
         model, engine = make(tiny, lora=True)
-        set_recompute(model, on)
+        set_recompute(model, 99 * on)
         batch = collate([packs[0], packs[1]])
         engine.forward_backward([batch], len(batch.targets_M))
         found.append({name: gradient.clone() for name, gradient in engine.gradients()})

@@ -52,11 +52,16 @@ class Machine:
     workers: int | Literal["auto"] = neutral("tokenize", default="auto", at_least=1)
     """processes that tokenize; `auto` is one for each core, or one where there is little to do"""
     micro_batch: int | Literal["auto"] = neutral("train", default="auto", at_least=1)
-    """packs in one forward pass; `auto` is as many as fit into the GPU's memory, up to 16,384 tokens, which
-    keep a GPU busy, and 1 on the CPU"""
-    recompute: Literal["auto", "none", "blocks"] = neutral("train", default="auto")
-    """activation checkpointing: `blocks` keeps the input of each layer and recomputes the rest in the
-    backward pass (arXiv:1604.06174); `auto` does so where activations would not fit otherwise"""
+    """packs in one forward pass; `auto` follows from machine.memory, up to 16,384 tokens, which keep a GPU
+    busy, and is 1 on the CPU"""
+    memory: float | Literal["auto", "fast", "small"] = neutral("train", default="auto", more_than=0)
+    """how much of a GPU's memory training takes: a number of GiB, of which it takes no more; `auto` is what
+    is free, less a reserve. Within that, micro_batch and recompute at `auto` are the fastest that fit. `fast`
+    recomputes nothing, `small` takes the least there is"""
+    recompute: int | Literal["auto", "none", "norms", "blocks"] = neutral("train", default="auto", at_least=1)
+    """activation checkpointing, what the backward pass computes again: `blocks` all of each layer but its
+    input (arXiv:1604.06174), a number so many of the layers, `norms` what is no matmul and no attention
+    (compiled layers only); `auto` follows from machine.memory"""
     attention: Literal["auto", "flash4", "flash", "varlen", "flex", "sdpa"] = neutral(
         "train", "baseline", "evaluate", default="auto"
     )

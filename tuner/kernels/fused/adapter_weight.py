@@ -20,6 +20,10 @@ NESTED = 256
 """constants that share theirs"""
 ROWS = 64
 """of the weight, of which one program writes a block each"""
+WIDEST = 128
+"""of the ranks that are multiplied at a time: 32 KiB of shared memory, of which consumer GPUs give a program
+99
+"""
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """whether Triton's interpreter runs the kernel, which has no matmul of bf16"""
 
@@ -58,7 +62,6 @@ def adapter_weight(
     A and B are bf16, and columns is a multiple of 64.
     """
     out_OI = torch.empty(rows, columns, dtype=torch.bfloat16, device=a_RI.device)
-    rank = a_RI.shape[0]
     _write[(triton.cdiv(rows, ROWS), columns // BLOCK)](
         out_OI,
         *(parts if len(parts) == 6 else parts * 6),
@@ -67,16 +70,18 @@ def adapter_weight(
         scale,
         rows,
         columns,
-        RANK=rank,
-        WIDTH=max(16, triton.next_power_of_2(rank)),
+        **sizes(a_RI.shape[0]),
         NF4=len(parts) == 6,
-        BLOCK=BLOCK,
-        NESTED=NESTED,
-        ROWS=ROWS,
         WIDE=INTERPRETED,
         enable_fp_fusion=False,  # bitsandbytes rounds between a product and a sum
     )
     return out_OI
+
+
+def sizes(rank: int) -> dict[str, int]:
+    """What the kernel is compiled for, for adapters of a rank."""
+    width = min(WIDEST, max(16, triton.next_power_of_2(rank)))
+    return {"RANK": rank, "WIDTH": width, "BLOCK": BLOCK, "NESTED": NESTED, "ROWS": ROWS}
 
 
 @adapter_weight.register_fake
@@ -100,22 +105,25 @@ def _write(
     columns,
     RANK: tl.constexpr,
     WIDTH: tl.constexpr,
-    NF4: tl.constexpr,
     BLOCK: tl.constexpr,
     NESTED: tl.constexpr,
     ROWS: tl.constexpr,
+    NF4: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """One tile of it. A tile is as wide as a block, so each of its rows has one constant."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     column = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
     inside = row < rows
-    rank_1R, rank_R1 = tl.arange(0, WIDTH)[None, :], tl.arange(0, WIDTH)[:, None]
-    b_OR = tl.load(b + row * RANK + rank_1R, mask=inside & (rank_1R < RANK), other=0.0)
-    a_RI = tl.load(a + rank_R1 * columns + column, mask=rank_R1 < RANK, other=0.0)
-    if WIDE:  # bf16 numbers are tf32 numbers too, and their products are exact in fp32
-        b_OR, a_RI = b_OR.to(tl.float32), a_RI.to(tl.float32)
-    product = tl.dot(b_OR, a_RI, input_precision="tf32") * scale
+    product = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
+    for begin in tl.static_range(0, RANK, WIDTH):
+        rank_1R, rank_R1 = begin + tl.arange(0, WIDTH)[None, :], begin + tl.arange(0, WIDTH)[:, None]
+        b_OR = tl.load(b + row * RANK + rank_1R, mask=inside & (rank_1R < RANK), other=0.0)
+        a_RI = tl.load(a + rank_R1 * columns + column, mask=rank_R1 < RANK, other=0.0)
+        if WIDE:  # bf16 numbers are tf32 numbers too, and their products are exact in fp32
+            b_OR, a_RI = b_OR.to(tl.float32), a_RI.to(tl.float32)
+        product = tl.dot(b_OR, a_RI, product, input_precision="tf32")
+    product *= scale
     at = row * columns + column
     if NF4:
         half = (tl.program_id(1) * (BLOCK // 2) + tl.arange(0, BLOCK // 2))[None, :]

@@ -17,8 +17,8 @@ CHUNK = 1 << 28
 """bytes of logits at a time, about; four times that where the head trains, since its gradient, in fp32, is
 read and written once for each chunk
 """
-COLUMNS = 4096
-"""of a row, which a program reads at a time"""
+COLUMNS, WARPS = 4096, 16
+"""of a row, which a program of so many warps reads at a time"""
 
 
 def reference(
@@ -63,7 +63,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 label_smoothing,
                 GRADIENT=for_hidden or for_weight,
                 COLUMNS=COLUMNS,
-                num_warps=16,
+                num_warps=WARPS,
             )
             if d_hidden_MD is not None:
                 d_hidden_MD[part] = logits_CV @ weight_VD

@@ -1,16 +1,15 @@
 """Before step 0: the hardest micro batch runs forward, backward and a step that moves nothing, and a save.
 What fits is measured, not believed.
 
-`machine.micro_batch=auto` and `machine.recompute=auto` are settled here: the most packs that fit, and
-recomputation only where nothing fits without. With several processes all do the same, and what one of them
-finds counts for all.
+`machine.micro_batch=auto` and `machine.recompute=auto` are settled here: the fastest that fits. With several
+processes all do the same, and what one of them finds counts for all.
 """
 
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -18,6 +17,7 @@ from tuner.data.packs import Pack, Packs
 from tuner.train.checkpoints.save import Saver
 from tuner.train.distributed import World
 from tuner.train.engine import Engine, State
+from tuner.train.fixed_rows import FixedRows
 from tuner.train.preflight.memory_probe import (
     GIB,
     MemoryEstimate,
@@ -32,7 +32,8 @@ class ProbeResult:
     """What was settled and measured."""
 
     micro_batch: int
-    recompute: Literal["none", "blocks"]
+    recompute: str | int
+    """as machine.recompute says it"""
     tokens: int
     """of the longest micro batch"""
     targets: int
@@ -71,6 +72,7 @@ def probe_memory(
     scratch: Path,
     timeout: float,
     estimate: MemoryEstimate | None = None,
+    rows: FixedRows | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> ProbeResult:
     """Settle what is `auto`, and run the hardest rows with it. All processes call it together, before a saved
@@ -78,31 +80,32 @@ def probe_memory(
 
     scratch   a directory for the save, on the disk where steps will be saved; it is removed again
     timeout   seconds that processes wait for each other's files
+    rows      where layers are to be compiled: they are, as they are tried
 
     Afterwards the weights are what they were and the engine has neither gradients nor moments; the model
     recomputes or not, as was settled. Raises ConfigError, with what would fit, when even the least that the
     config allows does not, and StageError when the save fails.
     """
     sizes = [(len(pack.ids), int(pack.trained.sum())) for pack in packs]
-    probe = MemoryProbe(engine, model, packs, sizes, request, world, estimate)
+    probe = MemoryProbe(engine, model, packs, sizes, request, world, estimate, rows)
     before = fingerprint(engine.state())
-    settled, trial = probe.settle(say)
+    trial = probe.settle(say)
     try_save(engine.state(), scratch, world, timeout)
     if fingerprint(engine.state()) != before:
         raise RuntimeError("a step with a learning rate of 0 has changed the weights")
     engine.reset()
-    tokens, targets = probe.most(trial.micro)
-    recompute = settled == "blocks"
+    setting = trial.setting
+    tokens, targets = probe.most(setting.micro)
     return ProbeResult(
-        micro_batch=trial.micro,
-        recompute=settled,
+        micro_batch=setting.micro,
+        recompute=setting.recompute.said(probe.layers),
         tokens=tokens,
         targets=targets,
         seconds=trial.seconds,
         tokens_per_second=world.size * trial.tokens / max(trial.seconds, 1e-6),
         reserved=trial.reserved if probe.cuda else None,
-        expected=probe.expected(trial.micro, recompute=recompute),
-        room=available_gpu_memory(world) if probe.cuda else None,
+        expected=probe.expected(setting),
+        room=available_gpu_memory(world, request.memory) if probe.cuda else None,
     )
 
 

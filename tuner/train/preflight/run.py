@@ -3,34 +3,32 @@ remembered for this machine and config.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tuner.config import lora_init
-from tuner.config.schema import Algo
 from tuner.config.view import identity_of
 from tuner.data.chat.template import compile_template
 from tuner.data.packs import Pack, Packs
 from tuner.data.tokenizer.load import load_vocabulary
-from tuner.errors import DataError
-from tuner.estimate.memory import CONTEXT, Workload, estimate_memory
-from tuner.estimate.what_fits import plain_algo, ways_to_fit
-from tuner.files import read_json
+from tuner.estimate.recompute import Recompute
 from tuner.models.checkpoint.config_files import chat_with_system
 from tuner.models.checkpoint.files import weight_files
-from tuner.models.geometry import Geometry
 from tuner.pipeline.stage import Context
 from tuner.train.batch import SingleDocuments
 from tuner.train.distributed import World
 from tuner.train.engine import Engine
+from tuner.train.fixed_rows import FixedRows
 from tuner.train.preflight.memory import probe_memory
-from tuner.train.preflight.memory_probe import MemoryEstimate, ProbeRequest, available_gpu_memory
+from tuner.train.preflight.memory_estimate import memory_estimate
+from tuner.train.preflight.memory_probe import MemoryProbe, ProbeRequest, available_gpu_memory
 from tuner.train.preflight.numerics import proofs_line, prove
 from tuner.train.preflight.verdict import Verdict, recall, remember, verdict_key
-from tuner.train.recompute import set_recompute
+from tuner.train.recompute import layers_to_recompute, set_recompute
 from tuner.train.setup import autocast_of
 
 SINGLE_DOCUMENTS = "documents"
@@ -50,33 +48,6 @@ MATTERS = (
 """facts that decide what is found"""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShapeEstimate:
-    """What tuner.estimate.memory says of this training."""
-
-    geometry: Geometry
-    algo: Algo
-    work: Workload
-    """with the processes that share it"""
-    length: int
-
-    def at(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool) -> Workload:
-        return replace(
-            self.work, tokens=tokens, targets=targets, accumulated=accumulated, recompute=recompute
-        )
-
-    def reserved(self, tokens: int, targets: int, *, accumulated: bool, recompute: bool) -> float:
-        return estimate_memory(
-            self.geometry, self.algo, self.at(tokens, targets, accumulated=accumulated, recompute=recompute)
-        ).reserved
-
-    def ways(
-        self, tokens: int, targets: int, *, accumulated: bool, recompute: bool, micro: int, room: float
-    ) -> list[str]:
-        work = self.at(tokens, targets, accumulated=accumulated, recompute=recompute)
-        return ways_to_fit(self.geometry, self.algo, work, room + CONTEXT, length=self.length, micro=micro)
-
-
 def preflight(
     ctx: Context,
     engine: Engine,
@@ -87,6 +58,7 @@ def preflight(
     each: int,
     facts: dict[str, Any],
     began: dict[str, Any] | None,
+    rows: FixedRows | None,
     compute: torch.dtype,
     where: Callable[[Pack], list[str]],
     say: Callable[[str], None],
@@ -95,20 +67,32 @@ def preflight(
     processes call it, before a step is loaded.
 
     each    packs that a process takes in a step
+    rows    where layers are to be compiled
     began   the facts of the run that is continued; it keeps what it has, and nothing is tried again
 
     Raises ConfigError when the run does not fit, and StageError when a proof or the save fails.
     """
     machine = ctx.config.machine
     micro = 1 if facts.get("rows") == SINGLE_DOCUMENTS else machine.micro_batch
-    request = ProbeRequest(micro_batch=micro, recompute=machine.recompute, packs=each)
+    request = ProbeRequest(micro_batch=micro, recompute=machine.recompute, memory=machine.memory, packs=each)
     if began is not None or not machine.preflight:
-        verdict = skip_checks(request, began or {})
+        length = ctx.config.data.length
+        probe = MemoryProbe(
+            engine,
+            model,
+            packs,
+            [(length, length)] * each,
+            request,
+            world,
+            memory_estimate(ctx, facts),
+            rows,
+        )
+        verdict = unchecked(probe, began or {})
     else:
         key = verdict_key(deciding_settings(ctx, facts, each), files_read(ctx), world.device)
         known = recall(key) if world.first else None
         told = world.gather(asdict(known) if known else None)[0]
-        if told is not None and (told["reserved"] or 0) <= available_gpu_memory(world):
+        if told is not None and (told["reserved"] or 0) <= available_gpu_memory(world, machine.memory):
             say("preflight: as found before on this machine with this config")
             verdict = Verdict(**told)
         else:
@@ -120,21 +104,31 @@ def preflight(
                 request,
                 world=world,
                 facts=facts,
+                rows=rows,
                 compute=compute,
                 where=where,
                 say=say,
             )
             if world.first:
                 remember(key, verdict)
-    set_recompute(model, verdict.recompute == "blocks")
+    set_recompute(model, recompute_of(model, verdict.recompute, rows).blocks)
     return verdict_facts(verdict)
 
 
-def skip_checks(request: ProbeRequest, began: dict[str, Any]) -> Verdict:
-    """What the config asks for, or what was settled when the run began; the least where neither says."""
+def recompute_of(model: Any, said: str | int, rows: FixedRows | None) -> Recompute:
+    """What machine.recompute says of this model, whose layers are compiled or not."""
+    return Recompute.read(said, len(layers_to_recompute(model)), compiled=rows is not None and rows.compiled)
+
+
+def unchecked(probe: MemoryProbe, began: dict[str, Any]) -> Verdict:
+    """What the config asks for, or what was settled when the run began; the estimate's choice where neither
+    says.
+    """
+    request, guess = probe.request, probe.guess()
+    micro, recompute = guess.micro, guess.recompute.said(probe.layers)
     return Verdict(
-        micro_batch=began.get("micro_batch", 1) if request.micro_batch == "auto" else request.micro_batch,
-        recompute=began.get("recompute", "none") if request.recompute == "auto" else request.recompute,
+        micro_batch=began.get("micro_batch", micro) if request.micro_batch == "auto" else request.micro_batch,
+        recompute=began.get("recompute", recompute) if request.recompute == "auto" else recompute,
     )
 
 
@@ -147,27 +141,32 @@ def run_checks(
     *,
     world: World,
     facts: dict[str, Any],
+    rows: FixedRows | None,
     compute: torch.dtype,
     where: Callable[[Pack], list[str]],
     say: Callable[[str], None],
 ) -> Verdict:
     """Probe the memory and prove the numerics. Raises what these do."""
     apart = facts.get("rows") == SINGLE_DOCUMENTS
-    rows = SingleDocuments(packs) if apart else packs
+    found = SingleDocuments(packs) if apart else packs
     request = replace(request, packs=max(2, request.packs)) if apart else request  # a pack has several rows
     probe = probe_memory(
         engine,
         model,
-        rows,
+        found,
         request,
         world=world,
         scratch=ctx.out / SCRATCH,
         timeout=ctx.config.machine.timeout,
         estimate=memory_estimate(ctx, facts),
+        rows=rows,
         say=say,
     )
     say(probe.sentence)
-    proofs = run_proofs(ctx, engine, model, packs, world, compute, where, apart=apart)
+    if rows and rows.compiled:  # as they were, layers take more memory
+        set_recompute(model, len(layers_to_recompute(model)))
+    with rows.aside() if rows and rows.compiled else nullcontext():
+        proofs = run_proofs(ctx, engine, model, packs, world, compute, where, apart=apart)
     if proofs:
         say(proofs_line(proofs))
     return Verdict(
@@ -233,41 +232,17 @@ def run_proofs(
     )
 
 
-def memory_estimate(ctx: Context, facts: dict[str, Any]) -> MemoryEstimate | None:
-    """What estimates can tell; None for a family whose shapes are not known."""
-    geometry = read_json(ctx.inputs["fetch_model"].dir / "config.json") or {}
-    work = Workload(
-        tokens=2,
-        targets=1,
-        new_tokens=len(ctx.config.model.new_tokens),
-        engine=facts["engine"],
-        zero=facts["zero"],
-        processes=facts["processes"],
-        offload=facts["offload"],
-        sequence_parallel=facts["sequence_parallel"],
-        fused_layers="adapter_linear" in facts.get("kernels", {}),
-        fused_head="linear_cross_entropy" in facts.get("kernels", {}),
-    )
-    found = ShapeEstimate(
-        geometry=geometry, algo=plain_algo(ctx.config.algo), work=work, length=ctx.config.data.length
-    )
-    try:
-        found.reserved(2, 1, accumulated=True, recompute=False)
-    except DataError:
-        return None
-    return found
-
-
 def deciding_settings(ctx: Context, facts: dict[str, Any], each: int) -> dict[str, Any]:
     """Of config and facts, what decides what is found."""
     machine = ctx.config.machine
     own = {
         "micro_batch": machine.micro_batch,
         "recompute": machine.recompute,
+        "memory": machine.memory,
         "deepspeed": machine.deepspeed,
         "packs": each,
     }
-    fused = {"kernels": facts["kernels"]} if "kernels" in facts else {}
+    fused = {name: facts[name] for name in ("kernels", "compiled") if name in facts}
     return identity_of(ctx.config) | own | {name: facts[name] for name in MATTERS} | fused
 
 

@@ -25,7 +25,7 @@ LIBRARIES = (
     "triton",
 )
 """whose versions decide speed, memory and rounding"""
-FORMAT = 1
+FORMAT = 2
 """of the file; raised when what is checked changes"""
 
 
@@ -34,7 +34,7 @@ class Verdict:
     """What the memory probe settled and measured, and what the proofs measured."""
 
     micro_batch: int
-    recompute: str
+    recompute: str | int
     reserved: int | None = None
     """bytes of GPU memory at the peak; None on the CPU"""
     expected: int | None = None
