@@ -451,7 +451,7 @@ def test_without_bitsandbytes_it_says_what_to_install(base: Path, monkeypatch: p
         lambda: load.load_model(base, dtype=torch.bfloat16, device="cpu", quant="nf4"),
         lambda: quantize.quantise_dequantise(torch.ones(2, 2), "nf4"),
     ):
-        with pytest.raises(ConfigError, match=r"algo\.quant=nf4 .* pip install 'tuner\[qlora\]'"):
+        with pytest.raises(ConfigError, match=r"algo\.quant=nf4 .* pip install 'bitsandbytes>=0\.50'"):
             call()
 
 

@@ -284,7 +284,7 @@ def test_without_bitsandbytes_it_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setattr(optimizers, "find_spec", lambda _: None)
     with pytest.raises(
         ConfigError,
-        match=r"algo\.optim\.name=adamw_8bit is computed by bitsandbytes.*pip install 'tuner\[qlora\]'",
+        match=r"algo\.optim\.name=adamw_8bit is computed by bitsandbytes.*pip install 'bitsandbytes>=0\.50'",
     ):
         make(parameters(), "adamw_8bit")
 

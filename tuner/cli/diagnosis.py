@@ -16,7 +16,7 @@ from tuner.errors import ConfigError, StoreError
 from tuner.hardware.cpu import cores, has_bf16
 from tuner.hardware.cuda_driver import cuda_problem, driver_problem, torch_build, why_no_gpu
 from tuner.hardware.gpus import VISIBLE_DEVICES, gpus_hidden, names_mig_instances, visible_gpus
-from tuner.hardware.libraries import installed_version
+from tuner.hardware.libraries import how_to_install, installed_version
 from tuner.hardware.nvidia_smi import list_gpus
 from tuner.pipeline.run import store_of
 from tuner.store.artifacts import Store
@@ -32,13 +32,7 @@ class Finding(NamedTuple):
 
 
 CORE = ("torch", "transformers", "tokenizers", "peft", "safetensors", "pyarrow", "hydra-core", "omegaconf")
-EXTRAS = {
-    "bitsandbytes": "qlora",
-    "deepspeed": "multi",
-    "triton": "gpu",
-    "flash-attn": "flash",
-    "lm-eval": "eval",
-}
+OPTIONAL = ("bitsandbytes", "deepspeed", "triton", "flash-attn", "lm-eval")
 FOR_FLASH4 = ("H100", "H20", "H800", "B100", "B200", "B300")
 """GPUs that FlashAttention 4 is for, by a part of their names: H20 is in H200 and GH200 too"""
 
@@ -70,14 +64,14 @@ def _packages() -> Iterator[Finding]:
         yield (
             Finding("ok", f"{name} {found}")
             if found
-            else Finding("!!", f"{name} is missing", "pip install tuner")
+            else Finding("!!", f"{name} is missing", how_to_install(name))
         )
-    for name, extra in EXTRAS.items():
+    for name in OPTIONAL:
         found = installed_version(name)
         yield (
             Finding("ok", f"{name} {found}")
             if found
-            else Finding("--", f"{name} is not installed", f"pip install 'tuner[{extra}]'")
+            else Finding("--", f"{name} is not installed", how_to_install(name))
         )
 
 
@@ -122,7 +116,7 @@ def _gpu(environ: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(
             "--",
             "flash-attn-4 is not installed, with which attention is faster on this GPU",
-            "pip install --pre 'tuner[flash4]'",
+            how_to_install("flash-attn-4"),
         )
     build = torch_build()
     if found and build and not driver_problem(found[0].driver):

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from tuner.errors import ConfigError, StageError
+from tuner.hardware.libraries import how_to_install
 from tuner.models.checkpoint.meta_model import meta_model, stored_specs
 from tuner.models.checkpoint.weight_names import map_names
 from tuner.models.targets import fused_experts, linear_layers
@@ -41,7 +42,7 @@ def require_library(quant: str) -> None:
         bits = BITS[quant]
         raise ConfigError(
             f"algo.quant={quant} holds the base in {bits} bits with bitsandbytes, which is not installed "
-            "here: pip install 'tuner[qlora]'"
+            f"here: {how_to_install('bitsandbytes')}"
         )
 
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from tuner.config.schema.optim import OPTIMIZERS, Optim, OptimizerName
 from tuner.errors import ConfigError
+from tuner.hardware.libraries import how_to_install
 
 B = re.compile(r"\.lora_(embedding_)?B\.")
 """the second matrix of an adapter, in PEFT's names"""
@@ -120,8 +121,8 @@ def require_library(name: OptimizerName, device: torch.device) -> None:
         return
     if find_spec("bitsandbytes") is None:
         raise ConfigError(
-            f"algo.optim.name={name} is computed by bitsandbytes, which is not installed here: pip install "
-            "'tuner[qlora]'"
+            f"algo.optim.name={name} is computed by bitsandbytes, which is not installed here: "
+            f"{how_to_install('bitsandbytes')}"
         )
     if kind.unpaged and device.type != "cuda":
         raise ConfigError(

@@ -17,6 +17,7 @@ import torch.distributed
 from torch._C._distributed_c10d import HashStore
 
 from tuner.errors import ConfigError
+from tuner.hardware.libraries import how_to_install
 from tuner.train.deepspeed import nvme
 from tuner.train.distributed import World
 
@@ -34,7 +35,7 @@ def start_deepspeed(
     if find_spec("deepspeed") is None:
         raise ConfigError(
             "This run needs DeepSpeed (machine.engine=deepspeed, several processes, machine.zero or "
-            "machine.offload), which is not installed here: pip install 'tuner[multi]'"
+            f"machine.offload), which is not installed here: {how_to_install('deepspeed')}"
         )
     device = world.device
     os.environ["DS_ACCELERATOR"] = device.type  # it would take a GPU where there is one
