@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tuner.config.view import View
-from tuner.errors import Interrupted
 from tuner.hardware.gpus import choose_gpus, gpus_hidden
 from tuner.hardware.libraries import installed_version
 from tuner.hardware.nvidia_smi import list_gpus
@@ -19,10 +18,12 @@ from tuner.hub import lockfile
 from tuner.hub.lockfile import known_content
 from tuner.launch.child import launch
 from tuner.launch.members import place_ranks
+from tuner.launch.signals import refuse_after_stop
 from tuner.pipeline.plan_stage import why_unusable
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory
 from tuner.pipeline.stage import Context, Input
+from tuner.pipeline.whole import held_directory, refuse_another, refuse_incomplete
 from tuner.store.artifacts import Artifact, Store
 
 LIBRARIES = tuple("tuner torch transformers tokenizers peft bitsandbytes safetensors pyarrow numpy".split())
@@ -50,7 +51,7 @@ def build_stage(
         )
         assert planned.fingerprint is not None
         if (other := store.find(key)) and why_unusable(
-            other, stage, planned.fingerprint, planned.contents, store
+            other, stage, config, planned.fingerprint, planned.contents, store
         ) is None:
             return  # built by somebody else while we waited; the next plan looks at it
         if not _inputs_hold(planned, others, store, say):
@@ -71,6 +72,7 @@ def build_stage(
             "origin": planned.origin,
         }
         out = store.begin(key, note, resume=stage.progress is not None)
+        directory = stack.enter_context(held_directory(out))
         if stage.progress:
             run.link(stage.name, out)  # what is there so far can be watched, and a clean leaves it alone
         if planned.predecessor and stage.extension:
@@ -78,7 +80,11 @@ def build_stage(
                 stage.extension.adopt(planned.predecessor.path, out, planned.predecessor.step)
         try:
             facts = _run(planned, given, out, run, [lock, *held], say)
-        except BaseException:
+            refuse_after_stop()  # what was made meanwhile may lack what it was to be made of
+            refuse_incomplete(stage, View(config, stage.name), out, directory, facts)
+        except BaseException as error:
+            if isinstance(error, Exception):  # its trouble may be that there is nowhere to write
+                refuse_another(stage, out, directory)
             if stage.progress is None or (not stage.child and stage.progress(out) is None):
                 store.drop(key)
             raise
@@ -202,10 +208,7 @@ def _run(
     context = Context(
         config=View(config, stage.name), inputs=given, out=out, say=lambda line: say(f"  {line}")
     )
-    try:
-        return stage.run(context)
-    except KeyboardInterrupt:
-        raise Interrupted(f"{stage.name} was interrupted; the same command begins it again.") from None
+    return stage.run(context)
 
 
 def _gpus(planned: PlannedStage, say: Callable[[str], None]) -> str | None:

@@ -16,6 +16,7 @@ from tuner.pipeline.planned_stage import PlannedStage, State
 from tuner.pipeline.reasons import find_predecessor, why_rebuild
 from tuner.pipeline.run import RunDirectory
 from tuner.pipeline.stage import ChosenStep, Stage
+from tuner.pipeline.whole import lacking
 from tuner.report.byte_size import readable_bytes
 from tuner.store.artifacts import Artifact, Store
 from tuner.store.digests import canonical_json, content_digest, json_digest
@@ -76,7 +77,7 @@ def plan_stage(
         contents[stage.choice.upstream] = pick.content
     found = store.find(key)
     problem = (
-        why_unusable(found, stage, fingerprint, contents, store)
+        why_unusable(found, stage, config, fingerprint, contents, store)
         if found
         else "damaged: no readable manifest.json"
         if (store.root / key).is_dir()
@@ -148,14 +149,17 @@ def _choose_step(
 
 
 def why_unusable(
-    found: Artifact, stage: Stage, fingerprint: str, contents: Mapping[str, str], store: Store
+    found: Artifact, stage: Stage, config: Config, fingerprint: str, contents: Mapping[str, str], store: Store
 ) -> str | None:
     """Why a published artifact can't be used: damaged, or made from other bytes than the `contents` that
     are there now.
     """
     if found.manifest["fingerprint"] != fingerprint:
         return "another artifact has the same short name"
-    if problem := store.damage(found):
+    problem = store.damage(found) or lacking(
+        stage, View(config, stage.name), found.path, found.manifest["facts"]
+    )
+    if problem:
         return f"damaged: {problem}"
     if changed := [
         name

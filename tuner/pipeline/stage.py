@@ -4,7 +4,7 @@ A stage is a function from a config and the artifacts before it to files in one 
 decides those files; everything else (whether to run, where, locking, publishing) is the pipeline's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,10 @@ class Stage:
     """whether it is wanted for its own sake: built even if no later stage needs it"""
     size: Callable[[View, Quantities], DiskNeed] = lambda _view, _known: DiskNeed(peak=0, stays=0)
     """bytes of its artifact; none where the files are the person's own, referenced"""
+    must_have: Callable[[View, Path, Mapping[str, Any]], Iterable[str]] = lambda *_: ()
+    """the names of the files without which its artifact is not whole, from its directory and facts; raises
+    DataError where what is there names others that are not
+    """
     journal: tuple[str, ...] = ()
     """patterns of files that record how it went: kept and verified, but not part of the content's digest"""
 

@@ -35,4 +35,5 @@ STAGE = Stage(
     computes=True,
     stop=False,
     size=size,
+    must_have=lambda *_: ("baseline.json",),
 )

@@ -2,6 +2,7 @@
 it.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from tuner.config.schema import Config
 from tuner.config.view import View
 from tuner.errors import ConfigError, StageError
+from tuner.models.checkpoint.files import ADAPTER_FILES, TOKENIZED, checkpoint_files
 from tuner.models.layouts import detection
 from tuner.pipeline.sizes import TENSOR, DiskNeed, Quantities
 from tuner.pipeline.stage import Choice, ChosenStep, Context, Stage
@@ -118,6 +120,11 @@ def size(view: View, known: Quantities) -> DiskNeed:
     return DiskNeed(peak=weights + known.beside, stays=weights + known.beside)
 
 
+def must_have(view: View, out: Path, _facts: Mapping[str, Any]) -> Iterator[str]:
+    yield from ADAPTER_FILES if view.algo.uses_adapter else checkpoint_files(out)
+    yield from TOKENIZED
+
+
 STAGE = Stage(
     name="convert",
     version=1,
@@ -127,5 +134,6 @@ STAGE = Stage(
     child=True,
     product=lambda _: True,
     size=size,
+    must_have=must_have,
     choice=Choice(upstream="train", pick=pick, extract=steps.adopt_step),
 )

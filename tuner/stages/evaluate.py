@@ -55,4 +55,5 @@ STAGE = Stage(
     computes=True,
     product=lambda _: True,
     size=size,
+    must_have=lambda *_: ("eval.json", "report.json", "report.md"),
 )

@@ -2,7 +2,7 @@
 those of a hub are downloaded.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +204,11 @@ def cost(view: View, partial: Path) -> tuple[int, int]:
     return max(0, wanted - here), min(wanted, here)
 
 
+def must_have(_view: View, _out: Path, facts: Mapping[str, Any]) -> Iterator[str]:
+    for brought in facts.get("hub", ()):
+        yield from brought["files"]
+
+
 STAGE = Stage(
     name="fetch_data",
     until="fetch",
@@ -221,4 +226,5 @@ STAGE = Stage(
     references=lambda _: True,
     progress=progress,
     by_content=True,
+    must_have=must_have,
 )

@@ -7,7 +7,7 @@ their rows: each from one directory to the next, and the last one is the artifac
 
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -245,6 +245,19 @@ def native(directory: Path) -> dict[str, Any]:
     return config
 
 
+def must_have(view: View, out: Path, _facts: Mapping[str, Any]) -> Iterator[str]:
+    """Of what was brought as it is, all that the lock names; of what was rewritten, a model and its
+    tokenizer.
+    """
+    if references(view):
+        return
+    todo = versions(view)
+    pin = None if todo else locate.locked_pins(view).get(locate.lock_key(view))
+    yield from pin.files if pin else files.checkpoint_files(out)
+    if any(name.startswith("layout.") for name in todo):
+        yield f"{detection.ORIGINAL}/{detection.LAYOUT_FILE}"
+
+
 STAGE = Stage(
     name="fetch_model",
     until="fetch",
@@ -262,4 +275,5 @@ STAGE = Stage(
     settle=settle,
     by_content=True,
     child=True,
+    must_have=must_have,
 )

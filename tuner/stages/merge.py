@@ -3,13 +3,21 @@ the base. With full fine-tuning that is convert's, linked.
 """
 
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tuner.config.view import View
 from tuner.errors import ConfigError
 from tuner.files import link_or_copy
-from tuner.models.checkpoint.files import SETTINGS, TEXT, read_config, weight_files
+from tuner.models.checkpoint.files import (
+    SETTINGS,
+    TEXT,
+    TOKENIZED,
+    checkpoint_files,
+    read_config,
+    weight_files,
+)
 from tuner.models.layouts import detection
 from tuner.pipeline.sizes import MANIFEST, DiskNeed, Quantities
 from tuner.pipeline.stage import Context, Stage
@@ -109,6 +117,11 @@ def size(view: View, known: Quantities) -> DiskNeed:
     return DiskNeed(peak=whole, stays=whole)
 
 
+def must_have(_view: View, out: Path, facts: Mapping[str, Any]) -> Iterator[str]:
+    yield from checkpoint_files(out)
+    yield from TOKENIZED if facts["layout"] == "native" else ()
+
+
 STAGE = Stage(
     name="merge",
     version=1,
@@ -118,4 +131,5 @@ STAGE = Stage(
     child=True,
     product=lambda config: config.merge.when != "never",
     size=size,
+    must_have=must_have,
 )

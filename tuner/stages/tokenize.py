@@ -194,4 +194,5 @@ STAGE = Stage(
     check=check,
     recall=recall,
     size=size,
+    must_have=lambda *_: ("train.arrow", "held_out.arrow", "ledger.json"),
 )

@@ -1,6 +1,7 @@
 """train: packs and a base model → saved steps of what trains, and how it went."""
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,17 @@ def size(view: View, known: Quantities) -> DiskNeed:
     )
 
 
+def must_have(view: View, out: Path, facts: Mapping[str, Any]) -> Iterator[str]:
+    """The journal, and the last step with all its files."""
+    yield "metrics.jsonl"
+    if view.algo.uses_adapter:
+        yield steps.ADAPTER
+    last = steps.directory_name(facts["step"])
+    yield f"steps/{last}/{steps.MARKER}"
+    if found := steps.read_step(out / "steps" / last):
+        yield from (f"steps/{last}/{name}" for name in found.files)
+
+
 STAGE = Stage(
     name="train",
     version=1,
@@ -128,5 +140,6 @@ STAGE = Stage(
     progress=progress,
     extension=Extension(field="algo.stop_step", reach=reach, adopt=steps.adopt_step),
     size=size,
+    must_have=must_have,
     journal=("metrics.jsonl", "samples.jsonl", "trackers.json", "tensorboard/*", "steps/*"),
 )

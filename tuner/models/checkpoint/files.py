@@ -23,6 +23,9 @@ TEXT = tuple(
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "qwen.tiktoken")
 """of these, any one is enough to turn text into tokens"""
 
+TOKENIZED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
+"""what tuner itself writes beside a result"""
+
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """what makes up a PEFT adapter"""
 
