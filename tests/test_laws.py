@@ -5,6 +5,8 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from tests.conftest import REPO, environment
 from tuner.config.schema import Config
 from tuner.config.view import leaves
+from tuner.hardware.libraries import REQUIREMENTS
 from tuner.stages import STAGES
 
 FLOORS = [
@@ -109,6 +112,23 @@ def test_the_tests_mirror_the_package() -> None:
     assert [
         str(folder) for folder in folders - {Path("cases")} if not (REPO / "tuner" / folder).is_dir()
     ] == []
+
+
+def broad_handlers(path: Path) -> Iterator[ast.ExceptHandler]:
+    """Those that would catch a stop, which is no Exception."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ExceptHandler):
+            caught = ast.unparse(node.type) if node.type else "BaseException"
+            if re.search(r"\bBaseException\b", caught):
+                yield node
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(REPO / "tuner")))
+def test_no_handler_takes_a_stop_for_something_else(path: Path) -> None:
+    """What catches everything raises it again; a thread of a tracker's gets no signal."""
+    for handler in broad_handlers(path):
+        raises = [node for node in ast.walk(handler) if isinstance(node, ast.Raise) and node.exc is None]
+        assert raises or path.name == "trackers.py", f"{path}:{handler.lineno}"
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: p.relative_to(REPO).as_posix())
@@ -284,3 +304,19 @@ def test_top_fields_are_read() -> None:
         for path, declared, _ in leaves(Config())
         if not declared.stages and path.rsplit(".", 1)[-1] not in read
     ]
+
+
+def test_nobody_is_told_to_install_a_stranger() -> None:
+    """The distribution `tuner` is another project's; this one's extras are for whoever has its files."""
+    texts = [*modules(), *(REPO / "docs").rglob("*.md"), *REPO.glob("*.md"), *(REPO / "scripts").iterdir()]
+    told = re.compile(r"pip install[^\n]*?[\s'\"]tuner(?![\w.-])")
+    wrong = [str(path) for path in texts if path.is_file() and told.search(path.read_text(encoding="utf-8"))]
+    assert not wrong
+    assert told.search("pip install 'tuner[qlora]'")
+    assert not told.search("pip install tuner-pipeline")
+
+
+def test_what_is_told_to_install_is_what_the_extras_ask_for() -> None:
+    extras = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = {line.split(";")[0] for lines in extras["optional-dependencies"].values() for line in lines}
+    assert asked >= set(REQUIREMENTS.values())

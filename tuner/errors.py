@@ -5,11 +5,12 @@ meant.
     ├── ConfigError            a field, an override, a recipe, a YAML              2
     ├── DataError              rows, files, a tokenizer, a checkpoint              2
     ├── StoreError             a lock, a disk, a file system                       2
-    ├── StageError             a stage that ran and failed                         1
-    └── Interrupted            stopped by a signal; the same command continues    75
-        └── Stopped            by `stop`: this run only, a sweep goes on          75
+    └── StageError             a stage that ran and failed                         1
+    Interrupted                stopped by a signal; the same command continues    75
+    └── Stopped                by `stop`: this run only, a sweep goes on          75
 
-Anything else is a bug of ours and keeps its traceback.
+Interrupted is no Exception, as KeyboardInterrupt is none: whoever handles what a row or a library may raise
+must not take a stop for it. Anything else is a bug of ours and keeps its traceback.
 """
 
 import difflib
@@ -44,7 +45,7 @@ class StageError(TunerError):
     """A stage ran and failed: a loss that is not finite, a process that was killed."""
 
 
-class Interrupted(TunerError):
+class Interrupted(BaseException):
     """A signal asked the run to stop; what was done is kept and the same command continues."""
 
     exit_code = 75

@@ -132,9 +132,9 @@ def fake_machines(directory: Path) -> dict[str, str]:
 
 def launcher(directory: Path, ranks: RankPlacement, scene: str) -> int:
     """A launcher in a process of its own: it prints what became of the training."""
-    from tuner.cli.main import interrupt
+    from tuner.launch.signals import listen
 
-    signal.signal(signal.SIGTERM, interrupt)
+    listen()
     lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT)
     import fcntl
 
@@ -142,7 +142,7 @@ def launcher(directory: Path, ranks: RankPlacement, scene: str) -> int:
     try:
         facts = group(directory, ranks, json.loads(scene), locks=[lock]).run()
         print(f"Done: {facts['tenth']} over {facts['environment'].get('GLOO_SOCKET_IFNAME')}", flush=True)
-    except TunerError as error:
+    except (TunerError, Interrupted) as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         return error.exit_code
     return 0

@@ -1,35 +1,46 @@
 """argv → verb → config → pipeline. Nothing heavy is imported before the verb that needs it."""
 
-import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
 from tuner.cli.parse import parse
 from tuner.cli.verb import CommandLine
 from tuner.cli.verbs import VERBS
 from tuner.errors import Interrupted, TunerError
+from tuner.launch import signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    signal.signal(signal.SIGTERM, interrupt)
+    """The command line; returns the exit code. Without `argv` the process is nothing but the command."""
+    signals.listen()
+    code = Interrupted.exit_code
     try:
-        return _answer(parse(sys.argv[1:] if argv is None else argv))
-    except TunerError as error:
-        print(f"tuner: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("tuner: interrupted; run the same command again to continue.", file=sys.stderr)
-        return Interrupted.exit_code
-    except BrokenPipeError:  # the reader of our output went away: `tuner status | head`
-        sys.stderr.close()
-        return 0
+        code = _answered(sys.argv[1:] if argv is None else argv)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"tuner: {stop or 'interrupted; run the same command again to continue.'}", file=sys.stderr)
+    finally:
+        if argv is None:
+            signals.leave(code)
+    return code
 
 
-def interrupt(_number: int, _frame: Any) -> NoReturn:
-    """What SIGTERM does."""
-    raise Interrupted("stopped by SIGTERM; run the same command again to continue.")
+def _answered(argv: Sequence[str]) -> int:
+    """The exit code, once what went wrong is said. Raises Interrupted where a stop was asked for, whatever
+    has become of it.
+    """
+    try:
+        code = _answer(parse(argv))
+    except Exception as error:
+        signals.refuse_after_stop()  # in the middle of a library's work a stop may have broken anything
+        if isinstance(error, TunerError):
+            print(f"tuner: {error}", file=sys.stderr)
+            return error.exit_code
+        if isinstance(error, BrokenPipeError):  # the reader of our output went away: `tuner status | head`
+            sys.stderr.close()
+            return 0
+        raise
+    signals.refuse_after_stop()
+    return code
 
 
 def _answer(line: CommandLine) -> int:

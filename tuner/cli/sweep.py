@@ -15,6 +15,7 @@ from tuner.config.compose import compose_sweep
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, Interrupted, Stopped, TunerError
 from tuner.estimate import disk
+from tuner.launch.signals import refuse_after_stop
 from tuner.pipeline.inherit import inherit
 from tuner.pipeline.plan import plan
 from tuner.pipeline.planned_stage import PlannedStage
@@ -79,8 +80,10 @@ def _job(
         # not an Exception: Hydra's launcher would go on with the next job
         raise SystemExit(Interrupted.exit_code) from error
     except TunerError as error:
+        refuse_after_stop()
         to_stderr(f"tuner: {error}")
         return title, error.exit_code, str(error)
     except Exception as error:  # a bug of ours: shown in full, and the other jobs go on
+        refuse_after_stop()
         traceback.print_exc()
         return title, 1, f"{type(error).__name__}: {error}"

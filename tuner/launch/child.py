@@ -8,9 +8,9 @@ partial directory.
 
 import json
 import os
-import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ from tuner.launch.failures import exit_error
 from tuner.launch.group import Group
 from tuner.launch.members import RankPlacement, error_class
 from tuner.launch.processes import HOME, WORKER
+from tuner.launch.signals import count_signals
 
+LOOK = 0.1
+"""seconds between two looks at the signals that came"""
 EXTERNAL_LAUNCHERS = {
     "torchrun": ("WORLD_SIZE", "RANK"),
     "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
@@ -72,20 +75,18 @@ def launch(
     # of whatever started this command; this child trains alone
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         environment.pop(name, None)
-    child = subprocess.Popen(
-        [sys.executable, "-m", WORKER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        pass_fds=locks,
-        env=environment,
-    )
-    try:
-        answer, _ = child.communicate(json.dumps(job | {"parent": os.getpid()}).encode())
-    except (KeyboardInterrupt, Interrupted):
-        answer = _stop(child)
-        # it had just finished: nothing was lost, and the next run finds it complete
-        if child.returncode == 0:
-            raise Interrupted(f"Stopped after {stage}; run the same command again to go on.") from None
+    with count_signals() as signals:
+        child = subprocess.Popen(
+            [sys.executable, "-m", WORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=locks,
+            env=environment,
+        )
+        answer = _converse(child, json.dumps(job | {"parent": os.getpid()}).encode(), signals)
+    # it had just finished: nothing was lost, and the next run finds it complete
+    if signals and child.returncode == 0:
+        raise Interrupted(f"Stopped after {stage}; run the same command again to go on.")
     return _result(stage, child.returncode, answer)
 
 
@@ -105,18 +106,22 @@ def refuse_external_launcher(environ: Mapping[str, str]) -> None:
             )
 
 
-def _stop(child: "subprocess.Popen[bytes]") -> bytes:
-    """Ask the child to save and end; a second signal to us ends it at once."""
-    child.send_signal(signal.SIGTERM)
-    try:
-        assert child.stdout is not None
-        answer = child.stdout.read()
-        child.wait()
-    except (KeyboardInterrupt, Interrupted):
-        child.kill()
-        child.wait()
-        answer = b""
-    return answer
+def _converse(child: "subprocess.Popen[bytes]", job: bytes, signals: list[int]) -> bytes:
+    """Give the child its job and wait for its answer. The first signal that comes meanwhile asks it to save
+    and end, a second one ends it at once.
+
+    Pipes are served by a thread, since signals come up in the main one, between any two instructions.
+    """
+    answers: list[bytes] = []
+    talk = threading.Thread(target=lambda: answers.append(child.communicate(job)[0]), daemon=True)
+    talk.start()
+    passed_on = 0
+    while talk.is_alive():
+        talk.join(LOOK)
+        if len(signals) > passed_on:
+            passed_on += 1
+            (child.terminate if passed_on == 1 else child.kill)()
+    return answers[0]
 
 
 def _result(stage: str, code: int, answer: bytes) -> dict[str, Any]:

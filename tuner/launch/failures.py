@@ -53,7 +53,7 @@ def find_failure(members: Sequence[Member], now: float, timeout: float) -> Failu
     return None
 
 
-def exit_error(who: str, code: int | None) -> TunerError:
+def exit_error(who: str, code: int | None) -> TunerError | Interrupted:
     """The end of a process that told nothing, from its exit code, where that is known; it is negative for
     a signal.
     """

@@ -173,7 +173,7 @@ class Group:
             else:
                 self._members[answer["rank"]].there = int(answer["code"])
 
-    def _watch(self, signals: list[int]) -> TunerError | None:
+    def _watch(self, signals: list[int]) -> TunerError | Interrupted | None:
         """Wait until all have ended as they should, or it is known why they don't, which is returned."""
         passed_on, looked = False, time.monotonic()
         while True:
@@ -225,7 +225,7 @@ class Group:
             "still tell. The same command goes on from the last checkpoint."
         )
 
-    def _failure_error(self, member: Member) -> TunerError:
+    def _failure_error(self, member: Member) -> TunerError | Interrupted:
         """Why a process failed. What it wrote last is shown, unless the terminal has it already."""
         called = self._called(member)
         if member.told and member.told["error"]:

@@ -130,7 +130,7 @@ class Member:
         return bool(self.told["lost"]) if self.told else self.code == -signal.SIGABRT
 
 
-def error_class(told: Mapping[str, Any]) -> type[TunerError]:
+def error_class(told: Mapping[str, Any]) -> type[TunerError | Interrupted]:
     """The class of an error that a process told; StageError for one that is none of ours."""
     kind = getattr(errors, told.get("error") or "", StageError)
-    return kind if isinstance(kind, type) and issubclass(kind, TunerError) else StageError
+    return kind if isinstance(kind, type) and issubclass(kind, TunerError | Interrupted) else StageError

@@ -1,10 +1,66 @@
-"""Signals that ask a launcher to stop."""
+"""Signals that ask to stop: SIGTERM, and SIGINT of Ctrl-C.
 
+What a handler raises comes up anywhere, also in a library's callback, where it can be lost. So that it was
+asked is written down first, and looked at before anything is published and at the end: a stop is never lost.
+"""
+
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
+
+from tuner.errors import Interrupted
+
+_asked: list[int] = []
+"""the signals that came"""
+
+
+def listen() -> None:
+    """Let SIGTERM and Ctrl-C raise Interrupted from now on. Ctrl-C stays ignored where it was, as a shell has
+    it for what it starts in the background.
+    """
+    _asked.clear()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
+def leave(code: int) -> None:
+    """All is done: a signal that comes now ends the process, with the code that it ends with anyway."""
+
+    def end(_number: int, _frame: FrameType | None) -> NoReturn:
+        os._exit(code)
+
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, or nobody reads it any more
+            stream.flush()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, end)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    _asked.append(number)
+    raise Interrupted(_words())
+
+
+def refuse_after_stop() -> None:
+    """Raise Interrupted where a stop was asked for and something has swallowed it."""
+    if _asked:
+        raise Interrupted(_words())
+
+
+def stop_asked() -> bool:
+    return bool(_asked)
+
+
+def _words() -> str:
+    how = "stopped by SIGTERM" if signal.SIGTERM in _asked else "interrupted"
+    return f"{how}; run the same command again to continue."
 
 
 @contextmanager
@@ -14,9 +70,11 @@ def count_signals() -> Iterator[list[int]]:
 
     def count(number: int, _frame: FrameType | None) -> None:
         came.append(number)
+        if before[number] is _interrupt:
+            _asked.append(number)
 
     heard = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.getsignal(number) for number in heard}
+    before: dict[int, object] = {number: signal.getsignal(number) for number in heard}
     for number, handler in before.items():
         # a shell that starts a command in the background has it ignore Ctrl-C
         if handler is not signal.SIG_IGN:
@@ -25,4 +83,4 @@ def count_signals() -> Iterator[list[int]]:
         yield came
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler)  # type: ignore[arg-type]

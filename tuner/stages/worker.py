@@ -85,14 +85,14 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
     try:
         facts = stage.run(context)
         result, code = {"facts": facts if rank == 0 else {}}, 0
-    except Exception as raised:
-        error = raised
+    except (Exception, Interrupted) as raised:
+        error: BaseException = raised
         if disk_full(raised) and not isinstance(raised, TunerError):
             error = StoreError(
                 f"The disk is full: {raised}. What was finished is kept; make space (tuner clean) and run "
                 "the same command again."
             )
-        if isinstance(error, TunerError):
+        if isinstance(error, TunerError | Interrupted):
             result, code = {"error": type(error).__name__, "message": str(error)}, error.exit_code
         else:
             result, code = {"error": None, "message": f"{type(error).__name__}: {error}"}, 1

@@ -275,7 +275,7 @@ def finishing(finish: Callable[[LaunchedStep], object]) -> Iterator[list[Launche
     unread: list[LaunchedStep] = []
     try:
         yield unread
-    except Exception:
+    except (Exception, Interrupted):
         while unread:
             finish(unread.pop())
         raise

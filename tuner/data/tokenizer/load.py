@@ -17,7 +17,7 @@ from tuner.data.chat.choice import own_template
 from tuner.data.tokenizer import leading_space
 from tuner.data.tokenizer.convert import convert, ordinary_pieces, vocabulary_file
 from tuner.data.tokenizer.families import RESERVE
-from tuner.errors import DataError
+from tuner.errors import DataError, Interrupted
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -74,7 +74,7 @@ def load_vocabulary(directory: Path) -> Vocabulary:
         later, inner = _elsewhere(text, tokenizer)
         begin = _begin(tokenizer)
     except BaseException as error:  # the Rust side raises bare Exception, and BaseException where it panics
-        if isinstance(error, KeyboardInterrupt | SystemExit):
+        if isinstance(error, KeyboardInterrupt | SystemExit | Interrupted):
             raise
         raise DataError(
             f"{file if file.is_file() else other} can't be read as a tokenizer ({error}). Fetch the file "
