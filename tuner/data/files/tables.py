@@ -11,6 +11,7 @@ import io
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -123,7 +124,7 @@ def keys(file: Path) -> frozenset[str] | None:
                 schema = (pa.ipc.open_file if head.startswith(b"ARROW1") else pa.ipc.open_stream)(
                     content
                 ).schema
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         return None
     found: set[str] = set()
     open_ = [schema.field(i) for i in range(len(schema))]
@@ -148,7 +149,7 @@ def parquet(source: Path | IO[bytes], file: Path) -> Iterator[tuple[Any, int]]:
             )
             for batch in table.iter_batches(min(max(CHUNK // max(size, 1), 1), ROWS), use_threads=False):
                 yield from _rows(batch)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # also of names
         raise DataError(f"{file} can't be read as Parquet ({_first_line(error)}).") from error
 
 
@@ -164,14 +165,54 @@ def arrow(source: Path | IO[bytes], file: Path, streamed: bool) -> Iterator[tupl
                 with pa.ipc.open_stream(content) as stream:
                     _check_names(stream.schema.names, file)
                     for batch in stream:
+                        _check_batch(batch)
                         yield from _rows(batch)
             else:
                 with pa.ipc.open_file(content) as table:
                     _check_names(table.schema.names, file)
                     for i in range(table.num_record_batches):
-                        yield from _rows(table.get_batch(i))
-    except (pa.ArrowException, OSError) as error:
+                        _check_batch(batch := table.get_batch(i))
+                        yield from _rows(batch)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # also of names
         raise DataError(f"{file} can't be read as Arrow ({_first_line(error)}).") from error
+
+
+def _check_batch(batch: Any) -> None:
+    """Raise ArrowInvalid where offsets or lengths point outside of the batch, into memory that is not the
+    file's. Text that is no UTF-8 is for its row to say.
+    """
+    import pyarrow as pa
+
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid as error:
+        if "UTF8" not in str(error):
+            raise
+        for column in batch.columns:
+            column.view(_bytes_for_text(column.type)).validate(full=True)
+
+
+def _bytes_for_text(kind: Any) -> Any:
+    """The type with bytes in place of text, at any depth: the same in memory."""
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_string(kind):
+        return pa.binary()
+    if types.is_large_string(kind):
+        return pa.large_binary()
+    if types.is_string_view(kind):
+        return pa.binary_view()
+    inner = [kind.field(i).with_type(_bytes_for_text(kind.field(i).type)) for i in range(kind.num_fields)]
+    if types.is_struct(kind):
+        return pa.struct(inner)
+    if types.is_list(kind):
+        return pa.list_(inner[0])
+    if types.is_large_list(kind):
+        return pa.large_list(inner[0])
+    if types.is_fixed_size_list(kind):
+        return pa.list_(inner[0], kind.list_size)
+    return kind
 
 
 def _rows(batch: Any) -> Iterator[tuple[Any, int]]:
@@ -214,7 +255,7 @@ def _numbers(value: Any) -> Any:
 
 
 def _check_names(names: Sequence[str], file: Path) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
         raise DataError(
             f"{file}: the column {twice[0]!r} is there twice, and one of the two would be lost. Rename or "
