@@ -44,6 +44,16 @@ def import_hydra() -> None:
     subprocess.run([sys.executable, "-c", "import hydra"], env=environment(), check=True)
 
 
+def test_what_a_file_is_called_moves_no_cursor(tuner: Tuner, tiny: list[str], tmp_path: Path) -> None:
+    strange = tmp_path / "rows\x1b[2J\x1b]0;mine\x07.jsonl"
+    strange.write_text('{"nothing": 1}\n', encoding="utf-8")
+    words = [word for word in tiny if not word.startswith("data.path")]
+    done = tuner(*words, f"data.path={strange}", "until=tokenize", code=2)
+    assert "rows[2J]0;mine.jsonl" in done.err
+    logs = [path.read_text(encoding="utf-8") for path in (tmp_path / "outputs" / "runs").glob("*/log")]
+    assert not any("\x1b" in text for text in [done.err, done.out, *logs])
+
+
 def test_again_nothing_runs_and_at_once(tuner: Tuner, root: Path, words: list[str]) -> None:
     done = tuner(f"root={root}", *words)
     assert [line.split() for line in done.err.splitlines()] == [[name, "done"] for name in ALL]

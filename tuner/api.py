@@ -20,6 +20,7 @@ from tuner.pipeline.plan import plan
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory, store_of
 from tuner.pipeline.selection import check_stop_words
+from tuner.report.printable import visible
 from tuner.stages import STAGES
 
 if TYPE_CHECKING:
@@ -90,4 +91,4 @@ def execute_config(config: Config, tell: Callable[[str], None], redone: set[str]
 
 
 def to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(visible(line), file=sys.stderr, flush=True)

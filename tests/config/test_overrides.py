@@ -1,5 +1,8 @@
 """What a person types arrives as typed."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
@@ -7,6 +10,8 @@ from hypothesis import strategies as st
 
 from tuner.config.compose import compose, group_options
 from tuner.config.overrides import quote, split_at_commas, translate
+from tuner.config.schema import Config
+from tuner.config.validate import validate
 from tuner.errors import ConfigError
 
 AWKWARD = [
@@ -192,6 +197,28 @@ def test_secrets_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="secret from the environment") as caught:
         compose(["note=my hf_abcdefgh123"])
     assert "hf_abcdefgh123" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DB_PASS", "geheimnis1"),
+        ("AWS_ACCESS_KEY", "AKIA12345678"),
+        ("SERVICE_CREDENTIAL", "wort'mit\\allem"),
+        ("WANDB_API_KEY", "/aGk0bGVzcw=="),
+        ("SSH_KEYS", "schlüssel-eins"),
+    ],
+)
+def test_secrets_stay_out_by_whatever_name(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="note holds the value of a secret from the environment"):
+        validate(replace(Config(), note=f"see {value}"))
+
+
+def test_a_path_is_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path))
+    monkeypatch.setenv("MONKEY", "chimpanzee")
+    compose([f"note=chimpanzee in {tmp_path}"])
 
 
 def test_every_option_is_known() -> None:

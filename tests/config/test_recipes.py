@@ -1,5 +1,6 @@
 """Recipes: what `copy` writes, `tuner FILE` reads; and a recipe from a stranger can't reach Hydra."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -68,12 +69,28 @@ def test_hostile_yaml_is_refused(tmp_path: Path, text: str) -> None:
         ("defaults:\n  - model\n", "a group and its option"),
         ("alog:\n  r: 3\n", "Did you mean algo.r"),
         ("!!python/object/apply:os.system [id]\n", "can't be read as YAML"),
+        ("x: &a\n  y: *a\n", "r.yaml:1 contains itself"),
+        ("[" * 5000, "r.yaml:1 is nested deeper than 40 levels"),
+        ("a: " + "{a: " * 3000 + "1" + "}" * 3000, "nested deeper"),
+        (
+            "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n"
+            + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghi")),
+            r"with its aliases written out it has 4\.\de\+08 values",
+        ),
+        ("x: '" + "y" * (1 << 20) + "'\n", "1,048,582 characters"),
+        ("x: \udcff\n", "can't be read as YAML"),
     ],
 )
 def test_broken_recipes(tmp_path: Path, text: str, says: str) -> None:
-    (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "r.yaml").write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ConfigError, match=says):
         compose(read_recipe(tmp_path / "r.yaml"))
+
+
+def test_aliases_of_a_person_are_read(tmp_path: Path) -> None:
+    text = "name: &word mine\nnote: *word\n"
+    (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
+    assert compose(read_recipe(tmp_path / "r.yaml")).note == "mine"
 
 
 def test_own_directory_wins_and_adds(tmp_path: Path) -> None:

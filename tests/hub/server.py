@@ -81,6 +81,8 @@ class Hub:
     def __init__(self, *, large: int = 1000, page: int = 1000) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.large, self.page = large, page
+        self.pages_at = ""
+        """the server that the next pages of a listing are said to be at; empty: this one"""
         self.counted: Counter[str] = Counter()
         self.busy, self.counting = 0, threading.Lock()
         self.asked: list[tuple[str, str, Mapping[str, str]]] = []
@@ -341,11 +343,8 @@ class _Handler(BaseHTTPRequestHandler):
             entries.append(entry)
         first = int(query.get("cursor", 0))
         last = first + self.hub.page
-        more = (
-            {"Link": f'<{self.hub.url}{urlsplit(self.path).path}?recursive=true&cursor={last}>; rel="next"'}
-            if last < len(entries)
-            else {}
-        )
+        following = f"{self.hub.pages_at or self.hub.url}{urlsplit(self.path).path}?recursive=true"
+        more = {"Link": f'<{following}&cursor={last}>; rel="next"'} if last < len(entries) else {}
         self._json(entries[first:last], more)
 
     def _resolve(self, words: list[str]) -> None:

@@ -314,6 +314,34 @@ def test_a_token_opens_what_is_private_and_goes_nowhere_else(
     assert "hf_secret" not in json.dumps([facts, said, notes])
 
 
+def test_pages_that_are_elsewhere_are_read_and_told_no_token(
+    server: Hub, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.page, server.pages_at = 2, server.elsewhere
+    server.add("org/name", {f"part-{i}.jsonl": ROWS for i in range(5)})
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert len(take(huggingface, out, "org/name")["files"]) == 5
+    pages = [headers for _, path, headers in server.asked if "/tree/" in path]
+    told = {headers["Host"].partition(":")[0]: str(headers) for headers in pages}
+    assert "hf_secret" in told["127.0.0.1"]
+    assert "hf_secret" not in told["localhost"]
+
+
+def test_a_password_in_the_address_of_a_server_is_not_shown(
+    fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = "http://me:geheim99@127.0.0.1:9"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", nobody)
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", nobody)
+    monkeypatch.setattr(http, "PAUSES", (0.0,) * 4)
+    with pytest.raises(DataError, match=r"can't be reached|refuses|hides") as caught:
+        fetch("org/name")
+    assert "geheim99" not in str(caught.value)
+    refused = http.HttpRefused(500, f"{nobody}/x")
+    for hub in (huggingface, modelscope):
+        assert "geheim99" not in f"{refused} {hub.refusal('org/name', refused)}"
+
+
 def test_a_gated_set_says_where_its_terms_are(
     server: Hub, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

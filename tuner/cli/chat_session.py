@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner.cli.terminal import Terminal, visible
+from tuner.cli.terminal import Terminal
 from tuner.config.schema import Config, Generation
 from tuner.errors import ConfigError
 from tuner.files import read_json
@@ -18,6 +18,7 @@ from tuner.hardware.gpus import VISIBLE_DEVICES, choose_gpus, gpus_hidden
 from tuner.hardware.nvidia_smi import list_gpus
 from tuner.hardware.optional_imports import block_optional_imports
 from tuner.pipeline.run import RunDirectory
+from tuner.report.printable import visible
 
 if TYPE_CHECKING:
     from tuner.models.generate import CachedGenerator, Dialogue

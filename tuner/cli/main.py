@@ -8,6 +8,7 @@ from tuner.cli.verb import CommandLine
 from tuner.cli.verbs import VERBS
 from tuner.errors import Interrupted, TunerError
 from tuner.launch import signals
+from tuner.report.printable import visible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +34,7 @@ def _answered(argv: Sequence[str]) -> int:
     except Exception as error:
         signals.refuse_after_stop()  # in the middle of a library's work a stop may have broken anything
         if isinstance(error, TunerError):
-            print(f"tuner: {error}", file=sys.stderr)
+            print(visible(f"tuner: {error}"), file=sys.stderr)
             return error.exit_code
         if isinstance(error, BrokenPipeError):  # the reader of our output went away: `tuner status | head`
             sys.stderr.close()

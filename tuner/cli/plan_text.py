@@ -13,7 +13,8 @@ from tuner.files import read_json
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory, store_of
 from tuner.report.byte_size import readable_bytes
-from tuner.report.page import printable, tokens_measured
+from tuner.report.page import tokens_measured
+from tuner.report.printable import printable
 
 MEMORY = "GPU memory"
 MANY = 100_000

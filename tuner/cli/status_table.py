@@ -14,7 +14,7 @@ from tuner.pipeline.inherit import load_config
 from tuner.pipeline.plan import plan
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory, all_runs, store_of
-from tuner.report.page import printable
+from tuner.report.printable import printable
 from tuner.stages import STAGES
 from tuner.store.artifacts import Store
 from tuner.store.references import RECENT

@@ -3,19 +3,8 @@
 import os
 import signal
 import sys
-import unicodedata
 from collections.abc import Iterator
 from typing import Any
-
-
-def visible(text: str) -> str:
-    r"""What a terminal may be shown: no character that moves the cursor or starts a command, but for line
-    breaks and tabs.
-
-    >>> visible("a\x1b[2Jb\r\n你好\x07\x9b")
-    'a[2Jb\n你好'
-    """
-    return "".join(sign for sign in text if sign in "\n\t" or unicodedata.category(sign) != "Cc")
 
 
 class Terminal:

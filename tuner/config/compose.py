@@ -14,11 +14,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import yaml
-
 from tuner.config.build import build_config
 from tuner.config.overrides import GROUPS, Override, quote, translate
 from tuner.config.schema import Config, DataSource
+from tuner.config.yaml_file import load_yaml
 from tuner.errors import ConfigError, did_you_mean
 
 LAUNCHER = re.compile(r"[+~]*hydra[./]launcher[=.]")
@@ -201,21 +200,6 @@ def check_directory(directory: Path) -> None:
         raise ConfigError(f"The config directory {directory} does not exist.")
     for file in sorted(directory.rglob("*.yaml")):
         refuse_hydra_keys(file, load_yaml(file))
-
-
-def load_yaml(file: Path) -> dict[str, Any]:
-    """A YAML file as a mapping. Raises ConfigError."""
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file} can't be read as YAML: {' '.join(str(error).split())}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{file} must be a mapping with `defaults:` and fields, but is a {type(values).__name__}."
-        )
-    return values
 
 
 def refuse_hydra_keys(file: Path, values: Any, path: str = "") -> None:

@@ -8,9 +8,10 @@ from functools import cache
 from pathlib import Path
 
 from tuner.config.build import build_config
-from tuner.config.compose import conf_dir, group_options, load_yaml
+from tuner.config.compose import conf_dir, group_options
 from tuner.config.overrides import GROUPS
 from tuner.config.schema import Chat
+from tuner.config.yaml_file import load_yaml
 from tuner.errors import ConfigError, did_you_mean
 
 PLURALS = {

@@ -14,9 +14,10 @@ from typing import Any, get_type_hints
 import yaml
 
 from tuner.config.build import dump_config, flatten
-from tuner.config.compose import compose, load_yaml, refuse_hydra_keys
+from tuner.config.compose import compose, refuse_hydra_keys
 from tuner.config.overrides import GROUPS, Override, quote
 from tuner.config.schema import Config
+from tuner.config.yaml_file import load_yaml
 from tuner.errors import ConfigError, did_you_mean
 
 EDITED = tuple(

@@ -5,9 +5,11 @@ Each problem is a sentence that says what was found and what mends it; all are t
 """
 
 import codecs
+import json
 import os
 import re
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from tuner.config import deepspeed
@@ -16,6 +18,8 @@ from tuner.config.schema import HUBS, Algo, Chat, Config, Data, DataSource, Mach
 from tuner.config.view import leaves
 from tuner.errors import ConfigError, did_you_mean
 
+SECRET = re.compile(r"TOKEN|SECRET|PASS|CREDENTIAL|API_?KEY|(^|_)KEYS?$", re.IGNORECASE)
+"""what the environment calls a secret; where its value is a path that is there, that is none"""
 PATIENCE = 1e9
 """seconds; a clock's numbers end somewhere above"""
 
@@ -217,19 +221,17 @@ def _secrets(config: Config) -> list[str]:
     secrets = {
         value
         for name, value in os.environ.items()
-        if re.search(r"TOKEN|SECRET|PASSWORD|API_?KEY", name, re.IGNORECASE)
-        and len(value) >= 8
-        and not value.startswith("/")
+        if SECRET.search(name) and len(value) >= 8 and not (value.startswith("/") and Path(value).exists())
     }
     found = []
     for path, _, value in leaves(config):
-        text = repr(value)
+        text = json.dumps(value, ensure_ascii=False, default=str)
         if re.search(r"\w://[^/@\s'\"]+@", text):
             found.append(
                 f"{path} holds an address with a user name or password in it; credentials come from the "
                 "environment, never from the config."
             )
-        elif any(secret in text for secret in secrets):
+        elif any(json.dumps(secret, ensure_ascii=False)[1:-1] in text for secret in secrets):
             found.append(
                 f"{path} holds the value of a secret from the environment; the config is written to disk and "
                 "may not."

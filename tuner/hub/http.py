@@ -28,11 +28,22 @@ CREDENTIAL_HEADERS = ("Authorization", "Cookie")
 """headers that say who asks: another host than the one asked never sees them"""
 
 
+def without_credentials(url: str) -> str:
+    """An address as it may be shown: without the user name and password that it may hold.
+
+    >>> without_credentials("https://me:secret@hub.example:8443/org/name")
+    'https://hub.example:8443/org/name'
+    """
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 class HttpRefused(Exception):
     """An answer that asking again won't change, such as 404."""
 
     def __init__(self, status: int, url: str, after: float = 0.0, code: str = "") -> None:
-        super().__init__(f"{urlsplit(url).netloc} answers with the status {status} to {urlsplit(url).path}")
+        parts = urlsplit(without_credentials(url))
+        super().__init__(f"{parts.netloc} answers with the status {status} to {parts.path}")
         self.status = status
         self.after = after
         """seconds that the server wants us to wait"""
@@ -90,7 +101,7 @@ def get(url: str, headers: Mapping[str, str], most: int = 8 << 20) -> bytes:
 
 def unreachable_error(url: str, why: str) -> DataError:
     """The error for a server that can't be reached."""
-    parts = urlsplit(url)
+    parts = urlsplit(without_credentials(url))
     server = f"{parts.scheme}://{parts.netloc}" if parts.netloc else url or "A server without a name"
     return DataError(
         f"{server} can't be reached, after several attempts: {why}. Look at the connection (HTTPS_PROXY "
@@ -105,7 +116,7 @@ def open_url(url: str, headers: Mapping[str, str]) -> HTTPResponse:
     for what is no address or no trusted server.
     """
     if urlsplit(url).scheme not in ("http", "https"):
-        raise DataError(f"{url} is not a web address; http:// or https:// was expected.")
+        raise DataError(f"{without_credentials(url)} is not a web address; http:// or https:// was expected.")
     opener = urllib.request.build_opener(_Redirects)
     try:
         response: HTTPResponse = opener.open(

@@ -12,6 +12,7 @@ import difflib
 import time
 from collections.abc import Callable
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from tuner import __version__
 from tuner.errors import DataError
@@ -110,6 +111,7 @@ def _asked(ask: Callable[[], Any], repo: str, revision: str | None, repo_type: K
     cause: Exception
     for pause in (*http.PAUSES[:3], None):
         after = 0.0
+        _keep_credentials_home()
         try:
             return ask()
         except errors.GatedRepoError as error:
@@ -139,6 +141,27 @@ def _asked(ask: Callable[[], Any], repo: str, revision: str | None, repo_type: K
             raise http.unreachable_error(constants.ENDPOINT, why) from cause
         time.sleep(max(pause, after))
     raise AssertionError
+
+
+def _keep_credentials_home() -> None:
+    """Let the hub's client tell no other server who asks: pages of a listing are where the page before says
+    that they are.
+    """
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    session = get_session()
+    hooks = session.event_hooks
+    if _drop_credentials not in hooks["request"]:
+        session.event_hooks = hooks | {"request": [*hooks["request"], _drop_credentials]}
+
+
+def _drop_credentials(request: Any) -> None:
+    from huggingface_hub import constants
+
+    here, there = urlsplit(constants.ENDPOINT), urlsplit(str(request.url))
+    if (here.scheme, here.netloc) != (there.scheme, there.netloc):
+        for name in http.CREDENTIAL_HEADERS:
+            request.headers.pop(name, None)
 
 
 def _network() -> type[Exception]:
@@ -182,7 +205,8 @@ def _bad_token(repo: str) -> DataError:
 def _denied(repo: str, repo_type: Kind, status: int, *, gated: bool = False) -> DataError:
     from huggingface_hub import constants
 
-    page = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
+    server = http.without_credentials(constants.ENDPOINT)
+    page = f"{server}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
     if gated:
         return DataError(
             f"{repo} is gated: only those who have accepted its terms can download it. Accept them at "

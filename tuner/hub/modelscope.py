@@ -53,8 +53,8 @@ def resolve(repo: str, revision: str | None, *, repo_type: Kind = "dataset") -> 
         raise refusal(repo, error, repo_type=repo_type) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{endpoint()} answered for {repo} with something else than ModelScope's list of files "
-            f"({error!r})."
+            f"{http.without_credentials(endpoint())} answered for {repo} with something else than "
+            f"ModelScope's list of files ({error!r})."
         ) from error
 
 
@@ -152,7 +152,7 @@ def refusal(
     """As tuner.hub.huggingface.refusal. ModelScope does not tell a repository that is gone from a commit
     that is.
     """
-    page = f"{endpoint()}/{repo_type}s/{repo}"
+    page = f"{http.without_credentials(endpoint())}/{repo_type}s/{repo}"
     if error.status not in (401, 403, 404):
         return DataError(f"ModelScope refuses {repo} with the status {error.status}. Look at {page}.")
     if commit and error.status == 404:

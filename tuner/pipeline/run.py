@@ -21,6 +21,7 @@ from tuner.config.build import build_config, dump_config
 from tuner.config.schema import Config
 from tuner.config.view import leaves
 from tuner.errors import ConfigError
+from tuner.report.printable import visible
 from tuner.store import references
 from tuner.store.artifacts import Store, key_of
 from tuner.store.digests import json_digest
@@ -225,7 +226,7 @@ class RunDirectory:
     def log(self, line: str) -> None:
         """Append a line to the run's log."""
         with (self.dir / "log").open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}\n")
+            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {visible(line)}\n")
 
 
 def link_parent(config: Config, run: RunDirectory) -> None:

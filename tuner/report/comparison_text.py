@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tuner.report import chart
 from tuner.report.comparison import CURVES, MISSING, answer_rows, field_text, group_equal, score_rows
-from tuner.report.page import printable
+from tuner.report.printable import printable
 
 LONGEST = 240
 """characters of a config value; the page has all of it"""

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tuner.report.printable import visible
+
 VERSION = 1
 BITS = {"nf4": 4, "int8": 8}
 """of a base that was held so while it trained"""
@@ -117,15 +119,6 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def printable(text: str) -> str:
-    """On one line, with nothing that could move a terminal's cursor.
-
-    >>> printable("red\\x1b[31m\\nnext")
-    'red?[31m next'
-    """
-    return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
-
-
 def _one_line(text: str) -> str:
     return " ".join(text.split()) or "(nothing)"
 
@@ -136,4 +129,4 @@ def _escape(text: str) -> str:
     >>> print(_escape("<b> 2*3 | # x"))
     \<b\> 2\*3 \| \# x
     """
-    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", text)
+    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", visible(text))

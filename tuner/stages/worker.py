@@ -28,6 +28,7 @@ from tuner.launch import channel_client
 from tuner.launch.channel_client import ChannelClient
 from tuner.pipeline.run import RunDirectory
 from tuner.pipeline.stage import Context, Input, Stage
+from tuner.report.printable import visible
 from tuner.stages import STAGES
 
 PR_SET_PDEATHSIG = 1
@@ -71,7 +72,7 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
     run = RunDirectory(Path(job["run"]))
 
     def write(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
         if rank == 0:  # the launcher writes down what the others say
             run.log(text)
 
