@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPO, Done, Tuner, environment, linked, reasons, states
+from tests.conftest import REPO, Done, Tuner, environment, linked, reasons, states, tiny_words
+from tests.test_stops import TEMPLATE
 from tuner.cli.verbs import VERBS
 
 ALL = ["fetch_data", "fetch_model", "tokenize", "train", "convert", "merge", "baseline", "evaluate"]
@@ -42,6 +43,52 @@ def in_imports_of_hydra(tuner: Tuner, *words: str) -> float:
 
 def import_hydra() -> None:
     subprocess.run([sys.executable, "-c", "import hydra"], env=environment(), check=True)
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("verb", [["status"], ["clean"], ["plan"]])
+def test_what_lies_about_in_an_output_root_ends_nothing(
+    verb: list[str], tuner: Tuner, finished: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(finished, tmp_path / "out", symlinks=True)
+    (root / "runs" / "loop").symlink_to("loop")
+    (root / "runs" / "a file").write_text("", encoding="utf-8")
+    (root / "runs" / os.fsdecode(b"\xff")).mkdir()
+    next((root / "store").glob("train-*/manifest.json")).write_text(DEEP, encoding="utf-8")
+    (run,) = [path for path in (root / "runs").iterdir() if (path / "config.yaml").is_file()]
+    (run / "config.yaml").write_bytes(b"\xff\xfe")
+    done = tuner(*verb, f"root={root}")
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", DEEP),
+        ("config.json", "[]"),
+        ("tokenizer_config.json", DEEP),
+        ("tokenizer_config.json", "[1]"),
+        ("tokenizer.json", DEEP),
+        ("generation_config.json", DEEP),
+        ("generation_config.json", "[1]"),
+        ("model.safetensors.index.json", DEEP),
+        ("model.safetensors.index.json", '{"weight_map": 5}'),
+        ("chat_template.jinja", "\udcff"),
+        ("model.safetensors", "\x00"),
+    ],
+)
+def test_a_broken_file_of_a_model_is_one_paragraph(
+    name: str, text: str, tuner: Tuner, tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    (model / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+    done = tuner(*tiny_words(model, data), "model/chat=tokenizer", "until=convert", code=None)
+    assert "Traceback" not in done.err + done.out
+    assert done.code in (0, 2), done.err
+    assert done.code == 0 or name in done.err
 
 
 def test_what_a_file_is_called_moves_no_cursor(tuner: Tuner, tiny: list[str], tmp_path: Path) -> None:

@@ -46,10 +46,18 @@ def disk_full(error: BaseException) -> bool:
     return False
 
 
+def decode_json(text: str | bytes, **options: Any) -> Any:
+    """As json.loads; raises ValueError also for what is nested more deeply than Python reads."""
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file, or None when there is none that can be read."""
     try:
-        value = json.loads(path.read_bytes())
+        value = decode_json(path.read_bytes())
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None

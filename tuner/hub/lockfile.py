@@ -19,7 +19,7 @@ from typing import Any
 
 from tuner.config.schema import HUBS
 from tuner.errors import ConfigError
-from tuner.files import write_text
+from tuner.files import decode_json, write_text
 
 VERSION = 1
 MODEL_FIELDS = ("layout", "quantised", "template")
@@ -186,10 +186,10 @@ def _plain(pin: Pin) -> dict[str, Any]:
 
 def _entries(lock: Path) -> dict[str, Any]:
     try:
-        content = json.loads(lock.read_text(encoding="utf-8"))
+        content = decode_json(lock.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"{lock} can't be read as a lock file ({error}). Take it from version control again, or "
             "remove it."

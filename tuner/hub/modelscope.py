@@ -15,7 +15,6 @@ What was checked: addresses, parameters, fields and the cookie against the sourc
 else (the answers, errors, resuming) only against a server of the tests, never against modelscope.cn itself.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from tuner.errors import DataError
+from tuner.files import decode_json
 from tuner.hub import http
 from tuner.hub.huggingface import FIELDS, WORDS, Kind
 from tuner.hub.listing import Listing, RemoteFile, remote_file
@@ -125,7 +125,7 @@ def refuse_offline(_repo: str, _repo_type: Kind = "dataset") -> None:
 
 def _ask(url: str) -> Any:
     """The data of an answer. Raises HttpRefused, and ValueError for what is no answer of ModelScope's."""
-    answer = json.loads(http.get(url, headers(), most=256 << 20))
+    answer = decode_json(http.get(url, headers(), most=256 << 20))
     status = int(answer.get("Code") or 200)
     if status != 200:
         raise http.HttpRefused(

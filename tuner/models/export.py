@@ -1,12 +1,12 @@
 """A fully trained step as a checkpoint in the Hugging Face layout. Adapters: `tuner.models.lora.export`."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
 from tuner.errors import StageError
+from tuner.files import decode_json
 from tuner.models.checkpoint.files import weight_files
 from tuner.models.checkpoint.safetensors import DTYPES, Checkpoint, Spec, TensorSource, specs_in_dtype
 from tuner.models.checkpoint.write_safetensors import SHARD_LIMIT, write_checkpoint
@@ -50,7 +50,7 @@ def write_full(
                 f"The trained tensor {name} is {spec.shape}, the base checkpoint has {has}: this family's "
                 "layout can't be written yet."
             )
-    tied = json.loads((base / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings", True)
+    tied = decode_json((base / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings", True)
     new = {tensor for tensor, weight in weight_of.items() if weight in weights.specs}
     specs = {
         name: spec

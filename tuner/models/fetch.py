@@ -4,7 +4,6 @@ Standard library only at the top: a plan asks for what it costs.
 """
 
 import functools
-import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.data.chat import choice
 from tuner.errors import DataError
+from tuner.files import decode_json
 from tuner.hub import cache, lockfile
 from tuner.hub.lockfile import Pin
 from tuner.models.checkpoint import quantised, unquantised
@@ -91,8 +91,8 @@ def _template(files: "Mapping[str, RemoteFile]", read: "Callable[[RemoteFile], b
     if "chat_template.jinja" in files:
         return read(files["chat_template.jinja"]).decode(errors="replace")
     try:
-        settings = json.loads(read(files["tokenizer_config.json"]))
-    except (KeyError, ValueError, RecursionError):
+        settings = decode_json(read(files["tokenizer_config.json"]))
+    except (KeyError, ValueError):
         return None
     return choice.template_in_settings(settings)
 

@@ -167,6 +167,7 @@ def run(ctx: Context) -> dict[str, Any]:
 
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, so before transformers
+    from tuner.models.checkpoint.config_files import read_json_object
     from tuner.models.checkpoint.safetensors import Checkpoint, main_dtype
 
     view, out = ctx.config, ctx.out
@@ -185,6 +186,9 @@ def run(ctx: Context) -> dict[str, Any]:
     directory = next(iter(found.values())).parent
     locate.check_quantisation(directory, view, {})
     config = native(directory)
+    for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
+        if (directory / name).is_file():
+            read_json_object(directory / name)  # here, and not where a library reads it
     # a checkpoint may come without
     if "gguf" not in todo and todo and any((directory / name).is_file() for name in files.TOKENIZERS):
         from tuner.data.tokenizer.load import load_vocabulary

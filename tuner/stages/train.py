@@ -1,6 +1,5 @@
 """train: packs and a base model → saved steps of what trains, and how it went."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from tuner.config import lora_init
 from tuner.config.view import View
 from tuner.errors import ConfigError
+from tuner.files import decode_json
 from tuner.models.checkpoint.files import adapter_sources
 from tuner.pipeline.sizes import MANIFEST, SETTINGS, TENSOR, DiskNeed, Quantities
 from tuner.pipeline.stage import Context, Extension, Stage
@@ -56,7 +56,7 @@ def check(config: View) -> None:
     algo = config.algo
     if algo.init != "continue":
         return
-    there = json.loads((Path(config.model.adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+    there = decode_json((Path(config.model.adapter) / "adapter_config.json").read_text(encoding="utf-8"))
     rslora, dora = there.get("use_rslora", False), there.get("use_dora", False)
     scale = lora_init.alpha_of(algo.alpha, r=there["r"], rslora=rslora)
     pairs = {

@@ -15,7 +15,6 @@ Standard library only, so that a plan costs milliseconds.
 """
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -30,6 +29,7 @@ from typing import Any
 
 from tuner.errors import StoreError
 from tuner.files import (
+    decode_json,
     drop_leftovers,
     foreign_owner,
     group_of,
@@ -92,7 +92,7 @@ class Store:
         """
         path = self.root / key
         try:
-            manifest = json.loads((path / MANIFEST).read_bytes())
+            manifest = decode_json((path / MANIFEST).read_bytes())
             manifest["content"], manifest["files"], manifest["fingerprint"], manifest["upstream"]
         except (OSError, ValueError, KeyError, TypeError):
             return None

@@ -85,7 +85,8 @@ def referenced(store: Store, root: Path) -> dict[str, list[Path]]:
     looked: set[Path] = set()
     closed: set[Path] = set()
     for parent in {Path(os.path.realpath(root)), Path(os.path.realpath(store.root)).parent}:
-        for run in [Path(entry.path) for entry in _entries(parent / "runs") if entry.is_dir()]:
+        # a Path, since an entry that is a link to itself raises where it is asked
+        for run in [path for entry in _entries(parent / "runs") if (path := Path(entry.path)).is_dir()]:
             try:
                 _add_run(found, run, linked_keys(store, run))
                 looked.add(run)

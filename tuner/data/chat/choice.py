@@ -15,7 +15,8 @@ from typing import Any
 
 from tuner.config.options import catalogue_template, vendor_templates
 from tuner.config.schema import Chat
-from tuner.errors import ConfigError
+from tuner.errors import ConfigError, DataError
+from tuner.files import decode_json
 
 OWN, CHATML = "tokenizer", "chatml"
 """the options of model/chat beside the catalogue's"""
@@ -103,15 +104,18 @@ def has_token(directory: Path, token: str) -> bool:
 
 def own_template(directory: Path, settings: Mapping[str, Any] | None = None) -> str | None:
     """The chat template of the tokenizer in a directory: a file of its own, or in the tokenizer's
-    settings, which are read where they are not given.
+    settings, which are read where they are not given. Raises DataError for a file that is no text.
     """
     file = directory / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file} is no text in UTF-8 ({error}). Get it again.") from error
     if settings is None:
         try:
-            settings = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            settings = decode_json((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             return None  # what is wrong with it is said by who loads it
     return template_in_settings(settings)
 

@@ -6,7 +6,6 @@ A directory that `datasets` saved stands for its files, any other for those of i
 import difflib
 import glob
 import importlib.util
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from tuner.data.files import directory, splits
 from tuner.data.files.row_files import ENDINGS, is_readable
 from tuner.errors import ConfigError, DataError
+from tuner.files import decode_json
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 SHOWN = 3
@@ -183,9 +183,9 @@ def _shards(folder: Path) -> list[Path]:
 def _said(file: Path, key: str) -> list[object]:
     """The list under `key`, which is not empty."""
     try:
-        value = json.loads(file.read_bytes())
+        value = decode_json(file.read_bytes())
         names = value[key]
-    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"{file} can't be read: an object with the list `{key}` was expected, as `datasets` writes it."
         ) from error

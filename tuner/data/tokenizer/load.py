@@ -18,6 +18,7 @@ from tuner.data.tokenizer import leading_space
 from tuner.data.tokenizer.convert import convert, ordinary_pieces, vocabulary_file
 from tuner.data.tokenizer.families import RESERVE
 from tuner.errors import DataError, Interrupted
+from tuner.files import decode_json
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -150,7 +151,7 @@ def with_special_tokens(vocabulary: Vocabulary, special: Iterable[str], ids: Map
                 f"model.chat.ids says that {token} is the id {id_}, and the tokenizer calls that {present}, "
                 f"which is no reserved token. {_CHOOSE}"
             )
-    data = json.loads(tokenizer.to_str())
+    data = decode_json(tokenizer.to_str())
     rename = {tokenizer.id_to_token(id_): token for token, id_ in wanted.items()}
     vocab = data["model"]["vocab"]
     if isinstance(vocab, dict):
@@ -205,7 +206,7 @@ def _object(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = decode_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{file} is no JSON ({error}). Fetch the file again.") from error
     return value if isinstance(value, dict) else {}

@@ -19,6 +19,7 @@ from tuner.data.chat.to_jinja import to_jinja
 from tuner.data.tokenizer.load import load_vocabulary
 from tuner.data.tokenizer.save import as_declared, settings_for, write_tokenizer_json
 from tuner.errors import DataError
+from tuner.files import decode_json
 from tuner.models.checkpoint.files import TEXT
 
 TIED = "tie_word_embeddings"
@@ -35,7 +36,7 @@ LOCAL = frozenset(
 def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises DataError when it is something else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = decode_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error}). Get the file again.") from error
     if not isinstance(value, dict):

@@ -2,7 +2,6 @@
 nothing executed.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ from typing import Any
 
 from tuner.config.view import View
 from tuner.errors import ConfigError, DataError
+from tuner.files import decode_json
 
 TEXT = tuple(
     (
@@ -111,7 +111,7 @@ def shard_names(index: Path) -> list[str]:
     that points outside its directory.
     """
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(decode_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise DataError(
             f"{index} can't be read ({error!r}): it should hold a `weight_map` of tensor names to files. Get "
@@ -153,8 +153,8 @@ def parse_config(content: bytes, size: int, what: str, mend: str) -> dict[str, A
     if size > LARGEST_CONFIG:
         raise DataError(f"{what} is {size:,} bytes long, which no model's config is. {mend}")
     try:
-        config = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        config = decode_json(content)
+    except ValueError as error:
         raise DataError(f"{what} is not JSON that can be read ({type(error).__name__}). {mend}") from error
     if not isinstance(config, dict):
         raise DataError(

@@ -5,14 +5,13 @@ For guesses and sizes before anything runs: whatever is odd about a file makes i
 `tuner.models.checkpoint.safetensors` reads safetensors strictly, and says what is wrong.
 """
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tuner.files import file_identity
+from tuner.files import decode_json, file_identity
 
 HEADER, ENTRIES = 100_000_000, 1 << 21
 """bytes of a safetensors header (that format's own limit) and values in a GGUF header, beyond which a file
@@ -69,7 +68,7 @@ def _read_header(path: Path, stamp: tuple[int, ...]) -> tuple[Mapping[str, tuple
             shapes = _gguf(file) if path.suffix == ".gguf" else _safetensors(file, stamp[0])
             length = file.tell()
         return (shapes, length) if sum(map(prod, shapes.values())) <= 8 * stamp[0] else ({}, 0)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return {}, 0
 
 
@@ -82,7 +81,7 @@ def _read_types(path: Path, stamp: tuple[int, ...]) -> Mapping[str, str]:
                 for name, entry in _entries(file, stamp[0]).items()
                 if name != "__metadata__"
             }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
@@ -99,7 +98,7 @@ def _entries(file: BinaryIO, size: int) -> dict[str, Any]:
     length = int.from_bytes(file.read(8), "little")
     if length > min(HEADER, size - 8):
         raise ValueError("no header")
-    entries: dict[str, Any] = json.loads(file.read(length))
+    entries: dict[str, Any] = decode_json(file.read(length))
     return entries
 
 

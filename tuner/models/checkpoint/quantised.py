@@ -6,13 +6,13 @@ others are refused: an adapter can't be merged into such weights, nor can they b
 only: a plan asks.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuner.files import decode_json
 from tuner.models.checkpoint.files import parse_config
 from tuner.models.checkpoint.headers import read_types
 
@@ -169,8 +169,8 @@ def _beside(name: str) -> Quantisation:
 
 def _indexed(index: bytes) -> list[str]:
     try:
-        return [str(name) for name in json.loads(index)["weight_map"]]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return [str(name) for name in decode_json(index)["weight_map"]]
+    except (ValueError, KeyError, TypeError):
         return []  # what is wrong with it is said where its files are chosen
 
 

@@ -6,12 +6,12 @@ wherever it came from. Code (`.py`) never is, nor what a repository holds of the
 consolidated.*, original/, ONNX, other frameworks, other precisions.
 """
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from tuner.errors import DataError
+from tuner.files import decode_json
 from tuner.models.checkpoint.files import INDEX, PICKLED, PICKLED_INDEX, SETTINGS, SINGLE, TEXT
 
 if TYPE_CHECKING:
@@ -101,8 +101,8 @@ def shards_in_index(content: bytes, what: str, *, ending: str) -> list[str]:
     that points to anything but such files beside it.
     """
     try:
-        names = set(json.loads(content)["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        names = set(decode_json(content)["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise DataError(
             f"{what} can't be read ({type(error).__name__}): it should hold a `weight_map` of tensor names "
             "to files."

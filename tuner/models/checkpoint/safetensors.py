@@ -5,7 +5,6 @@ A file is eight bytes of header length (little endian), the header (JSON: name â
 the tensors' bytes (https://github.com/huggingface/safetensors#format).
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tuner.errors import DataError
+from tuner.files import decode_json
 from tuner.models.checkpoint.headers import HEADER
 
 DIMENSIONS, LONGEST = 8, 1 << 48
@@ -89,13 +89,12 @@ def read_specs(path: Path) -> dict[str, Spec]:
         if length > HEADER:
             raise _lies(path, f"is {length:,} bytes long, where the format allows {HEADER:,}")
         try:
-            header = json.loads(file.read(length), object_pairs_hook=_once)
+            header = decode_json(file.read(length), object_pairs_hook=_once)
             header.pop("__metadata__", None)
             found = {name: (t["dtype"], t["shape"], t["data_offsets"]) for name, t in header.items()}
-        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-            why = "nested too deeply" if isinstance(error, RecursionError) else error
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise DataError(
-                f"{path.name} has a header that is not a safetensors header ({why}). Download it again."
+                f"{path.name} has a header that is not a safetensors header ({error}). Download it again."
             ) from error
     specs = {}
     for name, (dtype, shape, _) in found.items():

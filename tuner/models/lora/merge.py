@@ -7,7 +7,6 @@ An adapter that trained on a base in 4 or 8 bits goes into what that base was: e
 back (arXiv:2305.14314, section 3).
 """
 
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tuner.errors import StageError
+from tuner.files import decode_json
 from tuner.models.checkpoint.files import weight_files
 from tuner.models.checkpoint.safetensors import DTYPES, FLOATS, Checkpoint, Spec, specs_in_dtype
 from tuner.models.checkpoint.write_safetensors import SHARD_LIMIT, write_checkpoint
@@ -92,7 +92,7 @@ def overlay(
     """
     weights = Checkpoint(weight_files(base))
     deltas = Checkpoint([adapter / "adapter_model.safetensors"])
-    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    settings = decode_json((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     by_module = token_rows(settings, deltas.specs)
     alone = {part.tensor for part in by_module.values()}
     by_pair = lora_pairs(settings, {name: spec for name, spec in deltas.specs.items() if name not in alone})
@@ -183,7 +183,7 @@ def _quantised(base: Path) -> frozenset[str]:
 
 def has_tied_head(base: Path) -> bool:
     """Whether the output head is the embedding, as far as config.json says so itself."""
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = decode_json((base / "config.json").read_text(encoding="utf-8"))
     return bool(
         config.get("tie_word_embeddings", (config.get("text_config") or {}).get("tie_word_embeddings", False))
     )

@@ -2,13 +2,13 @@
 leave open.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tuner.config.deepspeed import Combination
 from tuner.errors import ConfigError
+from tuner.files import decode_json
 
 OURS = {
     "train_batch_size": "algo.batch_tokens and machine.micro_batch",
@@ -139,7 +139,7 @@ def deepspeed_json(
 def read_own(path: str) -> dict[str, Any]:
     """A DeepSpeed JSON of the user's (machine.deepspeed). Raises ConfigError where it is none."""
     try:
-        own = json.loads(Path(path).read_text(encoding="utf-8"))
+        own = decode_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"machine.deepspeed={path} can't be read as JSON: {error}. Name a file of DeepSpeed settings, or "
