@@ -30,7 +30,7 @@ VERB_FLAGS = {
 
 FIELDS = {
     "model": (
-        "source path package file install run dir adapter repo modelscope revision layout new_tokens "
+        "source path package file install run dir adapter repo modelscope revision links layout new_tokens "
         "context licence parameters targets geometry"
     ),
     "model.chat": (

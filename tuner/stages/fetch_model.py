@@ -20,6 +20,7 @@ from tuner.hub import lockfile
 from tuner.models import locate
 from tuner.models.checkpoint import files, quantised
 from tuner.models.checkpoint.config_limits import check_config
+from tuner.models.checkpoint.links import links_out, refuse_astray
 from tuner.models.layouts import detection
 from tuner.pipeline.sizes import DiskNeed, Quantities
 from tuner.pipeline.stage import Context, Remote, Settled, Stage
@@ -91,6 +92,9 @@ def check(view: View) -> None:
             "model.new_tokens out, or take another model."
         )
     locate.local_files(view)
+    directory = _tokenizer(view)
+    if directory and view.model.links == "inside":
+        refuse_astray(directory)
     versions(view)
 
 
@@ -171,6 +175,9 @@ def run(ctx: Context) -> dict[str, Any]:
     from tuner.models.checkpoint.safetensors import Checkpoint, main_dtype
 
     view, out = ctx.config, ctx.out
+    if own := _tokenizer(view):
+        for name, target in links_out(own):
+            ctx.say(f"{name} is a link to {target}")
     todo = versions(view)
     found, commit = _bring(ctx, out / HUB if todo else out)
     locate.check_quantisation(next(iter(found.values())).parent, view, todo)

@@ -36,6 +36,9 @@ class Model:
     """the name on ModelScope, where that is another"""
     revision: str | None = place("fetch_model", default=None, left_out=None)
     """a branch, a tag or a commit of the repository; the hub's default when null"""
+    links: Literal["inside", "follow"] = neutral("fetch_model", default="inside")
+    """which links in a model's directory are followed: `inside` refuses small files that lie elsewhere and
+    would be copied into results; weights may always lie elsewhere"""
     layout: str = neutral("fetch_model", default="auto")
     """how the checkpoint's tensors are laid out: `native` to transformers, or a family that is rewritten,
     such as internlm2; `auto` reads it off config.json
