@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import environment, tiny_words, write_rows
 
-STOPS = 300 if os.environ.get("TUNER_TEST_ALL") else 12
+STOPS = 300 if os.environ.get("TUNER_TEST_ALL") else 8
 SEED = int(os.environ.get("TUNER_TEST_SEED") or random.SystemRandom().randrange(10**6))
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

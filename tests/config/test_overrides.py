@@ -215,6 +215,19 @@ def test_secrets_stay_out_by_whatever_name(name: str, value: str, monkeypatch: p
         validate(replace(Config(), note=f"see {value}"))
 
 
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("seed=1180591620717411303424", "seed is 1180591620717411303424, which is more than 64 bits hold"),
+        ("machine.threads=100000", "machine.threads is 100000, but must be at least 1 and less than 1025"),
+        ("machine.workers=100000", "machine.workers is 100000"),
+    ],
+)
+def test_numbers_that_no_machine_holds(word: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        compose([word])
+
+
 def test_a_path_is_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path))
     monkeypatch.setenv("MONKEY", "chimpanzee")

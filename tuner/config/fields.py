@@ -105,7 +105,12 @@ def place(*stages: str, default: Any = None, left_out: Any = UNSET) -> Any:
 
 
 def neutral(
-    *stages: str, default: Any = None, at_least: float | None = None, more_than: float | None = None
+    *stages: str,
+    default: Any = None,
+    at_least: float | None = None,
+    more_than: float | None = None,
+    less_than: float | None = None,
 ) -> Any:
     """A field that changes rounding, speed or display only."""
-    return _declare("neutral", stages, default, limits=Limits(at_least=at_least, more_than=more_than))
+    limits = Limits(at_least=at_least, more_than=more_than, less_than=less_than)
+    return _declare("neutral", stages, default, limits=limits)

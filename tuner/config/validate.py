@@ -34,6 +34,12 @@ def validate(config: Config) -> None:
         for path, declared, value in leaves(config)
         if (number := declared.limits.outside(value)) is not None
     ]
+    problems += [
+        f"{path} is {number}, which is more than 64 bits hold."
+        for path, _, value in leaves(config)
+        for number in (value if isinstance(value, tuple) else (value,))
+        if isinstance(number, int) and abs(number) >= 1 << 63
+    ]
     if data.length == 1:
         problems.append(
             "data.length is 1, but a pack needs at least 2 tokens: one to read and one to predict."

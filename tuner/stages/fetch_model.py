@@ -202,7 +202,10 @@ def run(ctx: Context) -> dict[str, Any]:
         from tuner.data.tokenizer.save import save_vocabulary
 
         save_vocabulary(load_vocabulary(directory), directory, directory)
-    specs = Checkpoint(files.weight_files(directory)).specs.values()
+    specs = Checkpoint(weights := files.weight_files(directory)).specs.values()
+    if not specs:
+        names = ", ".join(path.name for path in weights)
+        raise DataError(f"{names} in {directory} holds no tensor: a model's weights are there. Get it again.")
     size = sum(spec.nbytes for spec in specs)
     facts = {
         "source": view.model.source if commit else "gguf" if "gguf" in todo else "directory",

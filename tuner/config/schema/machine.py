@@ -46,10 +46,10 @@ class Machine:
     sequence_parallel: int = neutral("train", default=1, at_least=1)
     """processes that share each pack (Ulysses, arXiv:2309.14509), for packs that one GPU can't hold"""
     threads: int | Literal["auto"] = neutral(
-        "train", "merge", "baseline", "evaluate", default="auto", at_least=1
+        "train", "merge", "baseline", "evaluate", default="auto", at_least=1, less_than=1025
     )
     """CPU threads; `auto` is the number of cores this process may use"""
-    workers: int | Literal["auto"] = neutral("tokenize", default="auto", at_least=1)
+    workers: int | Literal["auto"] = neutral("tokenize", default="auto", at_least=1, less_than=1025)
     """processes that tokenize; `auto` is one for each core, or one where there is little to do"""
     micro_batch: int | Literal["auto"] = neutral("train", default="auto", at_least=1)
     """packs in one forward pass; `auto` follows from machine.memory, up to 16,384 tokens, which keep a GPU
