@@ -48,7 +48,7 @@ def test_from_a_wheel(tmp_path: Path) -> None:
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", REPO],
         tmp_path,
     )
-    (wheel,) = (tmp_path / "dist").glob("tuner-*.whl")
+    (wheel,) = (tmp_path / "dist").glob("tuner_pipeline-*.whl")
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
     call([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], tmp_path)

@@ -68,7 +68,7 @@ def _read_header(path: Path, stamp: tuple[int, ...]) -> tuple[Mapping[str, tuple
             shapes = _gguf(file) if path.suffix == ".gguf" else _safetensors(file, stamp[0])
             length = file.tell()
         return (shapes, length) if sum(map(prod, shapes.values())) <= 8 * stamp[0] else ({}, 0)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}, 0
 
 
