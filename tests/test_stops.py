@@ -99,3 +99,30 @@ def test_a_stop_is_always_a_stop(words: list[str], tmp_path: Path) -> None:
     _, said = process.communicate()
     assert process.returncode == 0, said
     assert all(whole[key] == rows for key, rows in artifacts(root).items())
+
+
+SWALLOWS = """
+import os, signal, weakref
+from tuner.errors import Interrupted
+from tuner.launch import signals
+
+class Thing: pass
+
+signals.listen()
+thing = Thing()
+callback = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+del thing
+for _ in range(1000): pass
+try:
+    signals.refuse_after_stop()
+except Interrupted as stop:
+    print(stop)
+"""
+
+
+def test_a_stop_that_nothing_can_raise_is_not_lost() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWS], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "stopped by SIGTERM; run the same command again to continue.\n"
+    assert done.stderr == ""

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
@@ -17,6 +17,8 @@ from tuner.errors import Interrupted
 
 _asked: list[int] = []
 """the signals that came"""
+_hooks: list[Callable[["sys.UnraisableHookArgs"], object]] = []
+"""what told of errors that can't be raised, before `listen`"""
 
 
 def listen() -> None:
@@ -24,9 +26,20 @@ def listen() -> None:
     it for what it starts in the background.
     """
     _asked.clear()
+    if sys.unraisablehook is not _pass_over:
+        _hooks.append(sys.unraisablehook)
+        sys.unraisablehook = _pass_over
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
+
+
+def _pass_over(found: "sys.UnraisableHookArgs") -> None:
+    """A stop that came up where Python can't raise it, as in a weak reference's callback, is no trouble to
+    tell of: it is written down.
+    """
+    if not isinstance(found.exc_value, Interrupted):
+        _hooks[-1](found)
 
 
 def leave(code: int) -> None:
