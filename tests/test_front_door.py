@@ -17,6 +17,7 @@ import pytest
 
 from tests.conftest import REPO, Done, Tuner, environment, linked, reasons, states, tiny_words
 from tests.test_stops import TEMPLATE
+from tuner import __version__
 from tuner.cli.verbs import VERBS
 
 ALL = ["fetch_data", "fetch_model", "tokenize", "train", "convert", "merge", "baseline", "evaluate"]
@@ -218,6 +219,12 @@ def test_two_empty_roots_give_the_same_bytes(
             assert (linked(finished, stage) / name).read_bytes() == (
                 linked(tmp_path / "second", stage) / name
             ).read_bytes(), name
+
+
+def test_a_manifest_names_this_version_and_no_stranger_s(finished: Path) -> None:
+    manifest = json.loads((linked(finished, "convert") / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["libraries"]["tuner"] == __version__
+    assert {"python", "torch"} <= manifest["libraries"].keys()
 
 
 def test_the_result_loads_in_plain_libraries(finished: Path) -> None:

@@ -67,10 +67,6 @@ def refuse_after_stop() -> None:
         raise Interrupted(_words())
 
 
-def stop_asked() -> bool:
-    return bool(_asked)
-
-
 def _words() -> str:
     how = "stopped by SIGTERM" if signal.SIGTERM in _asked else "interrupted"
     return f"{how}; run the same command again to continue."

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tuner import __version__
 from tuner.config.view import View
 from tuner.hardware.gpus import choose_gpus, gpus_hidden
 from tuner.hardware.libraries import installed_version
@@ -26,7 +27,7 @@ from tuner.pipeline.stage import Context, Input
 from tuner.pipeline.whole import held_directory, refuse_another, refuse_incomplete
 from tuner.store.artifacts import Artifact, Store
 
-LIBRARIES = tuple("tuner torch transformers tokenizers peft bitsandbytes safetensors pyarrow numpy".split())
+LIBRARIES = tuple("torch transformers tokenizers peft bitsandbytes safetensors pyarrow numpy".split())
 
 
 def build_stage(
@@ -234,7 +235,7 @@ def _gpus(planned: PlannedStage, say: Callable[[str], None]) -> str | None:
 
 def _libraries() -> dict[str, str]:
     """Versions, as facts: a drift is shown, never hashed."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "tuner": __version__}
     for name in LIBRARIES:
         if known := installed_version(name):
             found[name] = known

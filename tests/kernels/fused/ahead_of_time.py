@@ -16,9 +16,11 @@ NF4 = ["*u8", "*u8", "*fp32", "*fp32", "*fp32", "*fp32"]
 
 
 def shared(kernel: object, types: list[str], constants: dict[str, object], at: int, **options: object) -> int:
-    signature = dict(zip(kernel.arg_names, [*types, *["constexpr"] * len(constants)], strict=True))  # type: ignore[attr-defined]
+    names: list[str] = kernel.arg_names  # type: ignore[attr-defined]
+    signature = dict(zip(names, [*types, *["constexpr"] * len(constants)], strict=True))
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    return triton.compile(source, target=GPUTarget("cuda", at, 32), options=options).metadata.shared  # type: ignore[no-any-return]
+    made = triton.compile(source, target=GPUTarget("cuda", at, 32), options=options)
+    return int(made.metadata.shared)
 
 
 def main() -> None:
