@@ -23,7 +23,7 @@ from tuner.train.loss import summed_loss
 from tuner.train.optimizers import build_optimizer
 from tuner.train.preflight import memory, memory_probe
 from tuner.train.preflight.memory import fingerprint, probe_memory
-from tuner.train.preflight.memory_probe import ProbeRequest, hardest_micro_batches
+from tuner.train.preflight.memory_probe import MicroBatch, ProbeRequest, hardest_micro_batches
 from tuner.train.preflight.verdict import Verdict, recall, remember, verdict_key
 from tuner.train.recompute import layers_to_recompute, set_recompute
 
@@ -234,14 +234,17 @@ def test_without_an_estimate_the_fastest_is_found_by_trying(
 class Estimate:
     """What a card takes, `off` times; and what would fit."""
 
-    def __init__(self, off: float, asked: list[dict[str, Any]]) -> None:
+    def __init__(self, off: float, asked: list[tuple[MicroBatch, float]]) -> None:
         self.off, self.asked = off, asked
 
-    def reserved(self, tokens: int, targets: int, setting: Setting, **given: bool) -> float:  # noqa: ARG002
+    def reserved(self, asked: MicroBatch) -> float:
+        return self.takes(asked.setting)
+
+    def takes(self, setting: Setting) -> float:
         return self.off * (100 + 100 * setting.micro * (1 - setting.recompute.blocks / 4))
 
-    def ways(self, tokens: int, targets: int, setting: Setting, **given: Any) -> list[str]:
-        self.asked.append({"tokens": tokens, "targets": targets, "setting": setting} | given)
+    def ways(self, asked: MicroBatch, room: float) -> list[str]:
+        self.asked.append((asked, room))
         return ["algo.quant=nf4 (~0.1 GiB)"]
 
 
@@ -269,13 +272,13 @@ def test_what_is_measured_corrects_an_estimate(
         compiled=False,
     )
     true = Estimate(1.0, [])
-    fastest = first_that_fits(every, lambda one: true.reserved(0, 0, one), 0.94 * room)
+    fastest = first_that_fits(every, true.takes, 0.94 * room)
     assert fastest is not None
     found = on_card(made, packs, wish, tmp_path / "s", Estimate(off, []))
     (took,) = [
         one for one in every if (one.micro, one.recompute.said(2)) == (found.micro_batch, found.recompute)
     ]
-    assert found.reserved == card.peak == true.reserved(0, 0, took) <= 0.94 * room
+    assert found.reserved == card.peak == true.takes(took) <= 0.94 * room
     assert took.cost * (1 - memory_probe.WORTH) <= fastest.cost
     assert len(card.tried) <= 3 * 4  # a trial has three micro batches
 
@@ -293,7 +296,7 @@ def test_a_card_that_is_full_sooner_than_estimated_is_tried_with_less(
 def test_what_does_not_fit_is_refused_with_what_would(
     made: tuple[Any, TorchEngine], packs: Packs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[dict[str, Any]] = []
+    asked: list[tuple[MicroBatch, float]] = []
     Card(monkeypatch, *made, room=120, base=100, pack=100)
     with pytest.raises(ConfigError, match=r"does not fit.*recompute=blocks.*algo.quant=nf4 \(~0.1 GiB\)"):
         on_card(
@@ -303,12 +306,12 @@ def test_what_does_not_fit_is_refused_with_what_would(
             tmp_path / "s",
             Estimate(1.0, asked),
         )
-    (found,) = asked
-    assert found["setting"].words(2) == "machine.micro_batch=1 machine.recompute=blocks"
-    assert (found["accumulated"], found["compiled"]) == (True, False)
-    assert found["room"] == pytest.approx(0.94 * 120)
-    assert found["tokens"] == max(len(pack.ids) for pack in packs)
-    assert found["targets"] == max(pack.trained.sum() for pack in packs)
+    ((found, room),) = asked
+    assert found.setting.words(2) == "machine.micro_batch=1 machine.recompute=blocks"
+    assert (found.accumulated, found.compiled) == (True, False)
+    assert room == pytest.approx(0.94 * 120)
+    assert found.tokens == max(len(pack.ids) for pack in packs)
+    assert found.targets == max(pack.trained.sum() for pack in packs)
 
 
 def test_recomputation_gives_the_same_gradient(tiny: Path, packs: Packs) -> None:

@@ -6,12 +6,11 @@ from typing import Any
 from tuner.config.schema import Algo
 from tuner.errors import DataError
 from tuner.estimate.memory import CONTEXT, MemoryEstimator, Workload
-from tuner.estimate.recompute import Setting
 from tuner.estimate.what_fits import plain_algo, ways_to_fit
 from tuner.files import read_json
 from tuner.models.geometry import Geometry
 from tuner.pipeline.stage import Context
-from tuner.train.preflight.memory_probe import MemoryEstimate
+from tuner.train.preflight.memory_probe import MemoryEstimate, MicroBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,37 +24,27 @@ class ShapeEstimate:
     length: int
     estimator: MemoryEstimator
 
-    def at(
-        self, tokens: int, targets: int, setting: Setting, *, accumulated: bool, compiled: bool
-    ) -> Workload:
-        return replace(
-            self.work,
-            tokens=tokens,
-            targets=targets,
-            accumulated=accumulated,
-            recompute=setting.recompute,
-            compiled=compiled,
+    def reserved(self, asked: MicroBatch) -> float:
+        return self.estimator.at(self._workload(asked)).reserved
+
+    def ways(self, asked: MicroBatch, room: float) -> list[str]:
+        return ways_to_fit(
+            self.geometry,
+            self.algo,
+            self._workload(asked),
+            room + CONTEXT,
+            length=self.length,
+            micro=asked.setting.micro,
         )
 
-    def reserved(
-        self, tokens: int, targets: int, setting: Setting, *, accumulated: bool, compiled: bool
-    ) -> float:
-        work = self.at(tokens, targets, setting, accumulated=accumulated, compiled=compiled)
-        return self.estimator.at(work).reserved
-
-    def ways(
-        self,
-        tokens: int,
-        targets: int,
-        setting: Setting,
-        *,
-        accumulated: bool,
-        compiled: bool,
-        room: float,
-    ) -> list[str]:
-        work = self.at(tokens, targets, setting, accumulated=accumulated, compiled=compiled)
-        return ways_to_fit(
-            self.geometry, self.algo, work, room + CONTEXT, length=self.length, micro=setting.micro
+    def _workload(self, asked: MicroBatch) -> Workload:
+        return replace(
+            self.work,
+            tokens=asked.tokens,
+            targets=asked.targets,
+            accumulated=asked.accumulated,
+            recompute=asked.setting.recompute,
+            compiled=asked.compiled,
         )
 
 

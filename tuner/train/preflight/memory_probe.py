@@ -28,24 +28,27 @@ TOO_LOW = 1.1
 GIB = 1 << 30
 
 
-class MemoryEstimate(Protocol):
-    """What estimates can tell, for micro batches with `tokens` tokens and `targets` targets."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MicroBatch:
+    """The micro batches whose memory is asked for."""
 
-    def reserved(
-        self, tokens: int, targets: int, setting: Setting, *, accumulated: bool, compiled: bool
-    ) -> float:
+    tokens: int
+    """of the longest"""
+    targets: int
+    """of that which has most"""
+    setting: Setting
+    accumulated: bool
+    """whether a step has several"""
+    compiled: bool
+
+
+class MemoryEstimate(Protocol):
+    """What estimates can tell."""
+
+    def reserved(self, asked: MicroBatch) -> float:
         """Bytes that PyTorch will hold."""
 
-    def ways(
-        self,
-        tokens: int,
-        targets: int,
-        setting: Setting,
-        *,
-        accumulated: bool,
-        compiled: bool,
-        room: float,
-    ) -> list[str]:
+    def ways(self, asked: MicroBatch, room: float) -> list[str]:
         """Changes of the config that fit into `room` bytes, in words."""
 
 
@@ -248,21 +251,27 @@ class MemoryProbe:
         tokens = micro * self.rows.tokens if self.rows else sum(self.sizes[i][0] for i in longest)
         return tokens, sum(self.sizes[i][1] for i in fullest)
 
+    def asked(self, setting: Setting) -> MicroBatch:
+        """The hardest micro batches with a setting."""
+        tokens, targets = self.most(setting.micro)
+        return MicroBatch(
+            tokens=tokens,
+            targets=targets,
+            setting=setting,
+            accumulated=self.request.packs > setting.micro,
+            compiled=self.rows is not None,
+        )
+
     def expected(self, setting: Setting) -> float | None:
         if self.estimate is None or not self.cuda:
             return None
         if setting not in self._expected:
-            self._expected[setting] = self.estimate.reserved(
-                *self.most(setting.micro),
-                setting,
-                accumulated=self.request.packs > setting.micro,
-                compiled=self.rows is not None,
-            )
+            self._expected[setting] = self.estimate.reserved(self.asked(setting))
         return self._expected[setting]
 
     def refusal(self, setting: Setting, room: float) -> str:
         micro, blocks = setting.micro, setting.recompute.blocks
-        tokens, targets = self.most(micro)
+        tokens, _ = self.most(micro)
         said = (
             f"This run does not fit into GPU memory: a micro batch of {micro} "
             f"pack{'s' * (micro > 1)} with {tokens:,} tokens was tried"
@@ -273,14 +282,7 @@ class MemoryProbe:
         )
         ways = []
         if self.estimate is not None:
-            ways = self.estimate.ways(
-                tokens,
-                targets,
-                setting,
-                accumulated=self.request.packs > micro,
-                compiled=self.rows is not None,
-                room=(1 - RESERVE) * room,
-            )
+            ways = self.estimate.ways(self.asked(setting), (1 - RESERVE) * room)
         if ways:
             return f"{said}By the estimate, any of these fits: {'; '.join(ways)}."
         return (
