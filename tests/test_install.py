@@ -33,7 +33,7 @@ def test_from_a_checkout() -> None:
 
 
 def test_from_an_editable_install(tmp_path: Path) -> None:
-    origin = distribution("tuner").read_text("direct_url.json") or ""
+    origin = distribution("tuner-pipeline").read_text("direct_url.json") or ""
     if '"editable": true' not in origin:
         pytest.skip("tuner is not installed in editable mode here")
     scripts = Path(sysconfig.get_path("scripts"))
