@@ -52,8 +52,8 @@ FIELDS = {
     ),
     "machine": (
         "device gpus processes nodes hostfile launcher timeout engine zero offload offload_path deepspeed "
-        "sequence_parallel threads workers micro_batch memory recompute attention kernels deterministic "
-        "preflight save_every keep measure_every samples trackers project"
+        "sequence_parallel threads workers row_limit parse_memory parse_timeout micro_batch memory recompute "
+        "attention kernels deterministic preflight save_every keep measure_every samples trackers project"
     ),
     "eval": "prompts max_new_tokens",
     "train": "keep",

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.conftest import Tuner, linked
 
 
+@pytest.mark.slow
 def test_a_tied_head_with_an_adapter_in_fp32(
     tuner: Tuner, tiny: list[str], tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -73,7 +73,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def in_one_line(error: Exception) -> str:
+def in_one_line(error: BaseException) -> str:
     """What a library's error is and the first line of what it says.
 
     >>> in_one_line(RuntimeError("no compiler\\nat all"))

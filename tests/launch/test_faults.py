@@ -111,6 +111,7 @@ def straight(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> byte
     return adapter(root)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_launcher_that_is_killed_takes_all_with_it(tuner: Tuner, tiny: list[str], tmp_path: Path) -> None:
     root, words = tmp_path / "out", [*tiny, *TWO]

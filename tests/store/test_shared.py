@@ -118,6 +118,7 @@ def _reach(lab: Path) -> list[str]:
     return prefix
 
 
+@pytest.mark.slow
 def test_each_uses_what_the_other_made_and_neither_can_break_it(
     lab: Path, store: Path, user: As, tiny_model: Path
 ) -> None:

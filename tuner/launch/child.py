@@ -18,11 +18,13 @@ from typing import Any
 from tuner.config.build import dump_config
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, Interrupted
+from tuner.hardware.limits import why_ended
 from tuner.launch.failures import exit_error
 from tuner.launch.group import Group
 from tuner.launch.members import RankPlacement, error_class
 from tuner.launch.processes import HOME, WORKER
 from tuner.launch.signals import count_signals
+from tuner.launch.watch import Watch
 
 LOOK = 0.1
 """seconds between two looks at the signals that came"""
@@ -75,15 +77,17 @@ def launch(
     # of whatever started this command; this child trains alone
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         environment.pop(name, None)
-    with count_signals() as signals:
+    with Watch(config.machine) as watch, count_signals() as signals:
         child = subprocess.Popen(
             [sys.executable, "-m", WORKER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            pass_fds=locks,
-            env=environment,
+            pass_fds=[*locks, watch.board.descriptor],
+            env=environment | watch.environment,
         )
-        answer = _converse(child, json.dumps(job | {"parent": os.getpid()}).encode(), signals)
+        answer = _converse(child, json.dumps(job | {"parent": os.getpid()}).encode(), signals, watch)
+        if why := why_ended(0, child.returncode, watch.board):
+            raise why
     # it had just finished: nothing was lost, and the next run finds it complete
     if signals and child.returncode == 0:
         raise Interrupted(f"Stopped after {stage}; run the same command again to go on.")
@@ -106,9 +110,9 @@ def refuse_external_launcher(environ: Mapping[str, str]) -> None:
             )
 
 
-def _converse(child: "subprocess.Popen[bytes]", job: bytes, signals: list[int]) -> bytes:
+def _converse(child: "subprocess.Popen[bytes]", job: bytes, signals: list[int], watch: Watch) -> bytes:
     """Give the child its job and wait for its answer. The first signal that comes meanwhile asks it to save
-    and end, a second one ends it at once.
+    and end, a second one ends it at once. Raises DataError where it had to be ended for what it read.
 
     Pipes are served by a thread, since signals come up in the main one, between any two instructions.
     """
@@ -118,6 +122,10 @@ def _converse(child: "subprocess.Popen[bytes]", job: bytes, signals: list[int]) 
     passed_on = 0
     while talk.is_alive():
         talk.join(LOOK)
+        if why := watch.look():
+            watch.end(child.pid)
+            talk.join()
+            raise why
         if len(signals) > passed_on:
             passed_on += 1
             (child.terminate if passed_on == 1 else child.kill)()

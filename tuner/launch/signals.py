@@ -73,13 +73,15 @@ def _words() -> str:
 
 
 @contextmanager
-def count_signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM, as they come. Where this is not the main thread, that one gets them."""
+def count_signals(*, for_another: bool = False) -> Iterator[list[int]]:
+    """SIGINT and SIGTERM, as they come. Where this is not the main thread, that one gets them. What is meant
+    `for_another` process is no stop of this one, whose end is the other's.
+    """
     came: list[int] = []
 
     def count(number: int, _frame: FrameType | None) -> None:
         came.append(number)
-        if before[number] is _interrupt:
+        if before[number] is _interrupt and not for_another:
             _asked.append(number)
 
     heard = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()

@@ -86,7 +86,8 @@ def build_stage(
         except BaseException as error:
             if isinstance(error, Exception):  # its trouble may be that there is nowhere to write
                 refuse_another(stage, out, directory)
-            if stage.progress is None or (not stage.child and stage.progress(out) is None):
+            # how a computation went is kept, even where it has saved nothing yet
+            if stage.progress is None or (not stage.computes and stage.progress(out) is None):
                 store.drop(key)
             raise
         references = {}

@@ -152,7 +152,7 @@ class Stage:
     remote: Remote = Remote()
     """what it takes from hubs"""
     child: bool = False
-    """runs in a process of its own: it imports torch"""
+    """runs in a process of its own: it imports torch, or reads what strangers wrote"""
     computes: bool = False
     """computes on machine.device, which may be a GPU"""
     several: bool = False

@@ -214,6 +214,7 @@ STAGE = Stage(
     until="fetch",
     version=1,
     run=run,
+    child=True,
     versions=versions,
     sources=local_files,
     remote=Remote(

@@ -189,6 +189,7 @@ STAGE = Stage(
     name="tokenize",
     version=4,
     run=run,
+    child=True,
     upstream=("fetch_data", "fetch_model"),
     versions=versions,
     check=check,

@@ -6,7 +6,6 @@ launcher.
 The config arrives resolved; Hydra is never imported here.
 """
 
-import ctypes
 import faulthandler
 import json
 import os
@@ -21,27 +20,17 @@ from tuner.config import deepspeed
 from tuner.config.build import build_config
 from tuner.config.schema import Config
 from tuner.config.view import View
-from tuner.errors import Interrupted, StoreError, TunerError
+from tuner.errors import DataError, Interrupted, StoreError, TunerError
 from tuner.files import disk_full
+from tuner.hardware.limits import mistake
 from tuner.hardware.optional_imports import block_optional_imports
+from tuner.hardware.parent import end_with_parent
 from tuner.launch import channel_client
 from tuner.launch.channel_client import ChannelClient
 from tuner.pipeline.run import RunDirectory
 from tuner.pipeline.stage import Context, Input, Stage
 from tuner.report.printable import visible
 from tuner.stages import STAGES
-
-PR_SET_PDEATHSIG = 1
-
-
-def end_with_parent(parent: int) -> None:
-    """Get SIGTERM when the parent dies, even of SIGKILL: a training run saves and ends, anything else just
-    ends.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before we could ask
-        raise SystemExit(Interrupted.exit_code)
 
 
 def main(stages: Sequence[Stage] = STAGES) -> int:
@@ -86,14 +75,18 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
     try:
         facts = stage.run(context)
         result, code = {"facts": facts if rank == 0 else {}}, 0
-    except (Exception, Interrupted) as raised:
-        error: BaseException = raised
+    except BaseException as raised:
+        if isinstance(raised, SystemExit | KeyboardInterrupt):
+            raise
+        error = mistake(raised) or raised
         if disk_full(raised) and not isinstance(raised, TunerError):
             error = StoreError(
                 f"The disk is full: {raised}. What was finished is kept; make space (tuner clean) and run "
                 "the same command again."
             )
         if isinstance(error, TunerError | Interrupted):
+            if isinstance(error, DataError) and (error is not raised or error.__cause__):
+                run.log(traceback.format_exc().rstrip())  # what a library had to say, for whoever asks why
             result, code = {"error": type(error).__name__, "message": str(error)}, error.exit_code
         else:
             result, code = {"error": None, "message": f"{type(error).__name__}: {error}"}, 1

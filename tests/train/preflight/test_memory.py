@@ -206,8 +206,8 @@ def on_card(
         (640, 3, 3, "none"),
         (420, 3, 3, "blocks"),
         (260, 3, 2, "blocks"),
-        (230, 7, 2, "blocks"),
-        (200, 7, 1, "blocks"),
+        pytest.param(230, 7, 2, "blocks", marks=pytest.mark.slow),
+        pytest.param(200, 7, 1, "blocks", marks=pytest.mark.slow),
         (150, 7, 1, "blocks"),
     ],
 )

@@ -6,11 +6,13 @@ from tuner.cli.verb import CommandLine, Verb
 
 def run(line: CommandLine) -> int:
     from tuner.api import to_stderr
+    from tuner.cli.answer import answer_under_limits
     from tuner.cli.chat_session import chat
     from tuner.pipeline.rerun import prepare_result
     from tuner.stages import STAGES
 
-    return chat(*prepare_result(find_one(line), fields_of_run(line), to_stderr, STAGES, line.extra))
+    run, config, base = prepare_result(find_one(line), fields_of_run(line), to_stderr, STAGES, line.extra)
+    return answer_under_limits(lambda: chat(run, config, base), config.machine)
 
 
 VERB = Verb(

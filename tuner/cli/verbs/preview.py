@@ -7,11 +7,10 @@ from tuner.cli.verb import CommandLine, Verb
 
 def run(line: CommandLine) -> int:
     from tuner.api import execute_config, prepare, to_stderr
-    from tuner.cli.preview_rows import preview
+    from tuner.cli.answer import answer_under_limits
     from tuner.cli.row_ranges import parse_row_ranges
     from tuner.config.view import View
     from tuner.data.sources import sources_of
-    from tuner.data.tokenize.settings import listed_files, settings_of
     from tuner.pipeline.plan import plan
     from tuner.pipeline.run import store_of
     from tuner.stages import STAGES, fetch_model
@@ -28,19 +27,27 @@ def run(line: CommandLine) -> int:
     directory = execute_config(config, tell)
     steps = {step.stage.name: step for step in plan(config, STAGES, store_of(config), directory)}
     settled = fetch_model.settle(config, steps["fetch_model"].input().dir)
-    for note in [*notes(View(config, "fetch_data")), *([settled.told] if settled.told else [])]:
-        if note not in said:
-            to_stderr(f"  {note}")
+    fetched = any(text.startswith("fetch_data") and "done in" in text for text in said)  # it has said them
     view = View(settled.config, "tokenize")
-    return preview(
-        settings_of(view, steps["fetch_model"].input().dir),
-        listed_files(view, steps["fetch_data"].input().files),
-        requested,
-        takes=[part.take for part in sources_of(view)],
-        seed=view.data.seed,
-        skip=view.data.bad_rows == "skip",
-        flags=line.flags,
-    )
+
+    def show() -> int:
+        from tuner.cli.preview_rows import preview
+        from tuner.data.tokenize.settings import listed_files, settings_of
+
+        for note in [*(() if fetched else notes(View(config, "fetch_data"))), settled.told]:
+            if note and note not in said:
+                to_stderr(f"  {note}")
+        return preview(
+            settings_of(view, steps["fetch_model"].input().dir),
+            listed_files(view, steps["fetch_data"].input().files),
+            requested,
+            takes=[part.take for part in sources_of(view)],
+            seed=view.data.seed,
+            skip=view.data.bad_rows == "skip",
+            flags=line.flags,
+        )
+
+    return answer_under_limits(show, config.machine)
 
 
 VERB = Verb(

@@ -51,6 +51,13 @@ class Machine:
     """CPU threads; `auto` is the number of cores this process may use"""
     workers: int | Literal["auto"] = neutral("tokenize", default="auto", at_least=1, less_than=1025)
     """processes that tokenize; `auto` is one for each core, or one where there is little to do"""
+    row_limit: float = neutral(default=64.0, more_than=0)
+    """MiB that one row of a file, or one cell of a table, may have"""
+    parse_memory: float = neutral(default=4.0, more_than=0)
+    """GiB of memory that may be taken to read one record of what strangers wrote (a row, a tokenizer, a chat
+    template), beyond what is held already"""
+    parse_timeout: float = neutral(default=120.0, more_than=0)
+    """seconds of CPU time that one such record may take"""
     micro_batch: int | Literal["auto"] = neutral("train", default="auto", at_least=1)
     """packs in one forward pass; `auto` follows from machine.memory, up to 16,384 tokens, which keep a GPU
     busy, and is 1 on the CPU"""

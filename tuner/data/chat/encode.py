@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from tuner.data.chat.draft import Draft, TextRun
 from tuner.data.conversation import Conversation, RowError
 from tuner.data.tokenizer.load import Vocabulary
+from tuner.hardware.limits import next_record, reading
 
 
 @dataclass(kw_only=True, slots=True)
@@ -49,6 +50,7 @@ def encode_conversations(
     """
     draft, problems = Draft(vocabulary), {}
     for i, conversation in enumerate(conversations):
+        next_record()
         try:
             write(draft, conversation)
             draft.close()
@@ -143,15 +145,8 @@ def encode_texts(texts: Sequence[str], vocabulary: Vocabulary, end_id: int) -> E
 
 
 def _tokens(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, list[int]]:
-    unique = list(dict.fromkeys(texts))
-    return (
-        dict(
-            zip(
-                unique,
-                [row.ids for row in tokenizer.encode_batch_fast(unique, add_special_tokens=False)],
-                strict=True,
-            )
-        )
-        if unique
-        else {}
-    )
+    if not (unique := list(dict.fromkeys(texts))):
+        return {}
+    with reading("the tokenizer"):
+        rows = tokenizer.encode_batch_fast(unique, add_special_tokens=False)
+    return {text: row.ids for text, row in zip(unique, rows, strict=True)}

@@ -25,12 +25,13 @@ from tuner.data.chat.draft import Draft
 from tuner.data.chat.encode import Encoded, encode_conversations, encode_draft, encode_texts
 from tuner.data.chat.escape import escape_special_tokens, transformers_messages, unescape, with_sign
 from tuner.data.chat.probe import find_turn_ends, shows_thoughts
-from tuner.data.chat.sandbox import Render, renderer
+from tuner.data.chat.sandbox import CALLED, Render, renderer
 from tuner.data.chat.split_special import SpecialTokens
 from tuner.data.chat.tool_calls import to_json
 from tuner.data.conversation import Conversation, Message, RowError
 from tuner.data.tokenizer.load import Vocabulary, with_special_tokens
 from tuner.errors import ConfigError
+from tuner.hardware.limits import reading
 
 INSTEAD = "Name a template that is written for the model: model/chat=NAME (python -m tuner list chats)."
 
@@ -64,9 +65,10 @@ def load_jinja_template(vocabulary: Vocabulary, default_system: str | None = Non
         ids,
     )
     try:
-        return JinjaTemplate(
-            vocabulary, renderer(vocabulary.template or "", vocabulary.names), default_system
-        )
+        with reading(CALLED):
+            return JinjaTemplate(
+                vocabulary, renderer(vocabulary.template or "", vocabulary.names), default_system
+            )
     except RowError as error:
         raise ConfigError(
             f"The tokenizer's own chat template can't be trained with: {error}. {INSTEAD}"

@@ -1,5 +1,5 @@
-"""A tokenizer's own Jinja template, rendered: text from the internet, which can run no code here and can't go
-on for ever.
+"""A tokenizer's own Jinja template, rendered: text from the internet, which can run no code here. Loops and
+long texts are bounded; what else it can do without end is ended by the limits of `reading`.
 
 It sees what transformers shows it: messages, tools, add_generation_prompt, the tokenizer's tokens by their
 names, raise_exception, and a tojson that leaves characters as they are. `{% generation %}` is passed over.
@@ -15,7 +15,9 @@ from typing import Any
 
 from tuner.data.conversation import RowError
 from tuner.errors import ConfigError
+from tuner.hardware.limits import reading
 
+CALLED = "the tokenizer's own chat template"
 STEPS = 1_000_000
 """turns of loops in one rendering"""
 SIZE = 16_000_000
@@ -105,16 +107,18 @@ def renderer(template: str, names: Mapping[str, str]) -> Render:
     if not re.search(r"strftime_now\s+is\s+(not\s+)?defined", template):
         environment.globals["strftime_now"] = DAY.strftime
     try:
-        tree = environment.parse(template)
+        with reading(CALLED):
+            tree = environment.parse(template)
         for loop in [*tree.find_all(nodes.For)]:
             loop.iter = nodes.Filter(loop.iter, "tuner_counted", [], [], None, None)
         for place in [*tree.find_all((nodes.Assign, nodes.AssignBlock))]:
             if isinstance(place, nodes.Assign):
                 place.node = nodes.Filter(place.node, "tuner_bounded", [], [], None, None)
-        compiled = jinja2.Template.from_code(
-            environment, environment.compile(tree), environment.make_globals(None)
-        )
-    except jinja2.TemplateError as error:
+        with reading(CALLED):
+            compiled = jinja2.Template.from_code(
+                environment, environment.compile(tree), environment.make_globals(None)
+            )
+    except (jinja2.TemplateError, RecursionError, MemoryError, ValueError) as error:
         raise ConfigError(
             f"The tokenizer's own chat template can't be read ({error}). Choose a template (model/chat=…)."
         ) from error
@@ -129,7 +133,8 @@ def renderer(template: str, names: Mapping[str, str]) -> Render:
             **names,
         }
         try:
-            return "".join(_bounded(compiled.generate(**values)))
+            with reading(CALLED):
+                return "".join(_bounded(compiled.generate(**values)))
         except Refused as error:
             raise RowError(f"the tokenizer's own chat template refuses the row: {error}") from error
         except Exception as error:  # a template can fail as any code can

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuner.errors import DataError
+from tuner.hardware.limits import row_limit
+
 CHUNK = 1 << 20
 """about as many bytes (or characters) of a file are one chunk"""
 
@@ -29,6 +32,17 @@ class Unreadable:
 
     reason: str
     """what was found and what was expected, without the file and the row's number"""
+
+
+class TooLong(DataError):
+    """A row, or a cell of a table, that is longer than machine.row_limit."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} is longer than {row_limit() / (1 << 20):g} MiB "
+            "(machine.row_limit). If it is meant so, raise that; else a line end or a closing quote is "
+            "missing, or the file was made to fill the memory."
+        )
 
 
 def key_pattern(names: Iterable[str]) -> re.Pattern[bytes]:

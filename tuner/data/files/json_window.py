@@ -12,7 +12,8 @@ import re
 from json.decoder import JSONDecodeError
 from typing import IO, Any
 
-from tuner.data.files.chunk import Unreadable
+from tuner.data.files.chunk import TooLong, Unreadable
+from tuner.hardware.limits import row_limit
 
 STEP = 1 << 18
 """bytes by which the window grows at least"""
@@ -189,6 +190,8 @@ class Window:
             return False
         self._line = self.here()
         rest = self.text[self.at :]
+        if len(rest) > row_limit():
+            raise TooLong(f"what begins in line {self._line}")
         raw = self._stream.read(max(STEP, len(rest)))
         self._ended = not raw
         self.text, self.at = rest + self._decoder.decode(raw, final=not raw), 0

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from tuner.data.files import encodings, file_kind, json_list, json_object, json_window, tables
-from tuner.data.files.chunk import CHUNK, Chunk, Unreadable
+from tuner.data.files.chunk import CHUNK, Chunk, TooLong, Unreadable
 from tuner.errors import DataError
+from tuner.hardware.limits import read_each, reading, row_limit
 
 __all__ = ["ENDINGS", "Chunk", "Unreadable", "chunks", "count_rows", "file_note", "is_readable", "parse_rows"]
 
@@ -57,7 +58,9 @@ def chunks(file: Path, encoding: str = "auto", letters: bool = False) -> Iterato
     isn't known.
     """
     try:
-        yield from _pieces(file, encoding, letters)
+        yield from read_each(str(file), _pieces(file, encoding, letters))
+    except TooLong as error:
+        raise DataError(f"{file}: {error}") from error
     except (EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.strerror:
             raise DataError(f"{file} can't be read ({error.strerror}).") from error
@@ -156,11 +159,12 @@ def _text(
 
 def file_note(file: Path, encoding: str = "auto", letters: bool = False) -> str:
     """What is to be said of a file beside its rows; mostly nothing. Raises what `chunks` raises."""
-    with encodings.open_unpacked(file) as stream:
-        head = stream.read(encodings.HEAD)
-    if not head or head.startswith(TABLES):
-        return ""
-    return _text(file, head, encoding, letters)[1].note
+    with reading(str(file)):
+        with encodings.open_unpacked(file) as stream:
+            head = stream.read(encodings.HEAD)
+        if not head or head.startswith(TABLES):
+            return ""
+        return _text(file, head, encoding, letters)[1].note
 
 
 def _plain_name(name: str) -> str:
@@ -196,9 +200,11 @@ def _gathered(rows: Iterable[tuple[Any, int]]) -> Iterator[Chunk]:
 
 
 def _lines(stream: IO[bytes]) -> Iterator[Chunk]:
-    first = 1
+    first, limit = 1, row_limit()
     while piece := stream.read(CHUNK):
-        lines = piece + stream.readline()
+        lines = piece + (rest := stream.readline(limit + 1))
+        if len(rest) > limit:
+            raise TooLong(f"line {first + piece.count(NEWLINE)}")
         yield Chunk(first=first, lines=lines)
         first += lines.count(b"\n")
 

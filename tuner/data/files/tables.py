@@ -16,12 +16,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from tuner.data.files.chunk import CHUNK, Unreadable
+from tuner.data.files.chunk import CHUNK, TooLong, Unreadable
 from tuner.data.files.json_window import OTHERWISE
 from tuner.errors import DataError
+from tuner.hardware.limits import reading, row_limit
 
-CELL = 1 << 26
-"""characters in one cell of a CSV file; a longer one is a quote that nobody closed"""
 SIGN = re.compile(r'"?sep=(.)"?')
 """a line before the columns that says what they are apart by"""
 ROWS = 10_000
@@ -35,14 +34,26 @@ def separated(stream: IO[bytes], file: Path, tabs: bool) -> Iterator[tuple[Any, 
     A row with too few or too many cells, or with a broken quote, is Unreadable. Raises DataError where the
     columns can't be told.
     """
-    csv.field_size_limit(CELL)  # of the whole process; 131,072 otherwise, which a long answer exceeds
-    with io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="") as text:
+    csv.field_size_limit(row_limit())  # of the whole process; 131,072 otherwise, which a long answer exceeds
+    with io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="") as text_file:
         sign = "\t" if tabs else ""
+        text = _lines(text_file)
         for blank, head in enumerate(text):
             if said := SIGN.fullmatch(head.strip()):
                 sign = said[1]
             elif head.strip():
                 yield from _cells(head, blank, text, file, sign)  # the rest of the text is read there
+
+
+def _lines(text: IO[str]) -> Iterator[str]:
+    limit = row_limit()
+    for number in itertools.count(1):
+        line = text.readline(limit + 1)
+        if not line:
+            return
+        if len(line) > limit:
+            raise TooLong(f"line {number}")
+        yield line
 
 
 def _cells(head: str, blank: int, text: Iterable[str], file: Path, sign: str) -> Iterator[tuple[Any, int]]:
@@ -65,10 +76,7 @@ def _cells(head: str, blank: int, text: Iterable[str], file: Path, sign: str) ->
             return
         except csv.Error as error:
             if "limit" in str(error):
-                raise DataError(
-                    f"{file}:{line}: a cell of more than {CELL:,} characters; a quote that is opened there "
-                    "is not closed."
-                ) from error
+                raise TooLong(f"a cell in line {line}") from error
             yield Unreadable(reason=_torn(line, blank + reader.line_num, error)), 0
             continue
         if not cells or (len(cells) == 1 < len(names) and not cells[0].strip()):
@@ -105,6 +113,16 @@ def _unfit(cells: Sequence[str], joined: str, names: Sequence[str]) -> str | Non
     return None
 
 
+def _schema(file: Path, *, is_parquet: bool, is_file: bool) -> Any:
+    import pyarrow as pa
+    from pyarrow import parquet as pq
+
+    if is_parquet:
+        return pq.read_schema(file)
+    with pa.memory_map(str(file)) as content:
+        return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(content).schema
+
+
 def keys(file: Path) -> frozenset[str] | None:
     """The names of a table's columns, and of all fields inside them; None where the file is none, or can't
     be read as one.
@@ -114,16 +132,10 @@ def keys(file: Path) -> frozenset[str] | None:
     if not head.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
         return None
     import pyarrow as pa
-    from pyarrow import parquet as pq
 
     try:
-        if head.startswith(b"PAR1"):
-            schema = pq.read_schema(file)
-        else:
-            with pa.memory_map(str(file)) as content:
-                schema = (pa.ipc.open_file if head.startswith(b"ARROW1") else pa.ipc.open_stream)(
-                    content
-                ).schema
+        with reading(str(file)):
+            schema = _schema(file, is_parquet=head.startswith(b"PAR1"), is_file=head.startswith(b"ARROW1"))
     except (pa.ArrowException, OSError, UnicodeDecodeError):
         return None
     found: set[str] = set()
@@ -216,11 +228,27 @@ def _bytes_for_text(kind: Any) -> Any:
 
 
 def _rows(batch: Any) -> Iterator[tuple[Any, int]]:
+    _check_cells(batch)
     size = batch.nbytes // max(batch.num_rows, 1) + 1
     step = max(CHUNK // size, 1)
     for start in range(0, batch.num_rows, step):
         for row in _values(batch.slice(start, step)):
             yield row, size
+
+
+def _check_cells(batch: Any) -> None:
+    """Raise TooLong where a text is longer than machine.row_limit."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    if batch.nbytes <= (limit := row_limit()):
+        return
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if any(is_text(column.type) for is_text in texts):
+            longest = compute.max(compute.binary_length(column)).as_py() or 0
+            if longest > limit:
+                raise TooLong(f"a cell of the column {name!r}")
 
 
 def _values(batch: Any) -> list[Any]:

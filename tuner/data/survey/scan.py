@@ -24,6 +24,7 @@ from tuner.data.survey.observer import Observer
 from tuner.data.survey.split_columns import SplitColumns
 from tuner.data.survey.templated_texts import TemplatedTexts
 from tuner.data.survey.verdict_columns import VerdictColumns
+from tuner.hardware.limits import next_record, reading
 
 EDGE = 64
 """bytes of a piece that are looked at with the next, too: more than a key or a mark has"""
@@ -87,7 +88,7 @@ def _could(file: Path, encoding: str, observers: Sequence[Observer]) -> bool:
         return any(not names.isdisjoint(observer.keys()) for observer in observers)
     before = b""
     try:
-        with encodings.open_unpacked(file) as stream:
+        with reading(str(file)), encodings.open_unpacked(file) as stream:
             piece = stream.read(encodings.HEAD)
             is_json = piece.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"[")
             if not is_json or not encodings.codec_of(piece, encoding, file).startswith("utf-8"):
@@ -96,6 +97,7 @@ def _could(file: Path, encoding: str, observers: Sequence[Observer]) -> bool:
                 if any(observer.wants(before + piece) for observer in observers):
                     return True
                 before, piece = piece[-EDGE:], stream.read(CHUNK)
+                next_record()
     except (EOFError, zlib.error, OSError):
         return True  # what is wrong with it is said where it is read
     return False

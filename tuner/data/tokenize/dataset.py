@@ -84,6 +84,7 @@ def read_dataset(
                 yield Job(
                     source=file.source,
                     rows=cut,
+                    file=str(file.path),
                     drawn=None if times is None else times > 0,
                     apart=file.apart,
                     check=bool(bad.count) and not skip,

@@ -45,6 +45,7 @@ from tuner.data.tokenize.job import (
 )
 from tuner.data.tokenize.samples import Part, Unit, read_samples
 from tuner.data.tokenizer.load import load_vocabulary
+from tuner.hardware.limits import next_record, reading
 
 VERSION = 3
 """bumped when the same rows and settings would give other documents"""
@@ -60,10 +61,15 @@ class DocumentMaker:
 
     def make(self, job: Job) -> TokenizedRows:
         """The documents of a job's rows."""
+        with reading(job.called):
+            return self._make(job)
+
+    def _make(self, job: Job) -> TokenizedRows:
         made = TokenizedRows()
         source = self.settings.sources[job.source]
         units: list[Unit] = []
         for unit, samples in read_samples(job, source, self._readers[job.source], made):
+            next_record()
             try:
                 for sample in samples:
                     unit.parts += self.parts(sample, source, made.nulls)

@@ -73,6 +73,8 @@ class Job:
     source: int
     """index into the settings' sources"""
     rows: Chunk | tuple[oasst_flat.RowGroup, ...]
+    file: str = ""
+    """where they are from, for messages"""
     drawn: NDArray[np.bool_] | None = None
     """[rows] which of them are wanted; None for all"""
     apart: bool = False
@@ -81,6 +83,12 @@ class Job:
     """
     check: bool = False
     """only look for rows that can't be read"""
+
+    @property
+    def called(self) -> str:
+        """For a message: which rows of which file."""
+        first = self.rows.first if isinstance(self.rows, Chunk) else min(self.rows[0].numbers)
+        return f"{self.file} from row {first} on"
 
 
 @dataclass(kw_only=True, slots=True)

@@ -8,6 +8,7 @@ the worker with the pipe.
 
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from typing import IO, Any
 from tuner.data.tokenize.documents import DocumentMaker
 from tuner.data.tokenize.job import Job, TokenizedRows, TokenizeSettings
 from tuner.errors import StageError, TunerError
+from tuner.hardware import limits
+from tuner.hardware.parent import end_with_parent
 
 AHEAD = 2
 """jobs that wait for each worker, so that none waits for a job"""
@@ -35,7 +38,7 @@ def tokenize_jobs(settings: TokenizeSettings, jobs: Iterable[Job], workers: int)
         maker = DocumentMaker(settings)
         yield from map(maker.make, jobs)
         return
-    started = [_Worker(settings) for _ in range(workers)]
+    started = [_Worker(settings, number) for number in range(1, workers + 1)]
     idle: SimpleQueue[_Worker] = SimpleQueue()
     for worker in started:
         idle.put(worker)
@@ -67,9 +70,10 @@ def tokenize_jobs(settings: TokenizeSettings, jobs: Iterable[Job], workers: int)
 
 
 class _Worker:
-    """One process, and the two ends of its pipes."""
+    """One process, and the two ends of its pipes. By its number, from 1, whoever watches knows it."""
 
-    def __init__(self, settings: TokenizeSettings) -> None:
+    def __init__(self, settings: TokenizeSettings, number: int) -> None:
+        self._number = number
         # one thread each: the processes are as many as the cores
         environment = {
             **os.environ,
@@ -84,10 +88,11 @@ class _Worker:
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**environment, "PYTHONPATH": path},
+            env={**environment, "PYTHONPATH": path, **limits.environment_of(number)},
+            pass_fds=limits.descriptors(),
             start_new_session=True,
         )
-        _send(self._stdin, settings)
+        _send(self._stdin, (os.getpid(), settings))
 
     @property
     def _stdin(self) -> IO[bytes]:
@@ -102,6 +107,8 @@ class _Worker:
             answer = _receive(self._process.stdout)
         except (EOFError, BrokenPipeError):
             code = self._process.wait()
+            if why := limits.why_ended(self._number, code):
+                raise why from None
             raise StageError(
                 "A process that tokenizes ended early "
                 f"({f'signal {-code}' if code < 0 else f'exit code {code}'}), perhaps because memory ran "
@@ -141,13 +148,16 @@ def serve() -> None:
     pipe, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr
     try:
-        maker = DocumentMaker(_receive(pipe))
+        parent, settings = _receive(pipe)
+        end_with_parent(parent, signal.SIGKILL)  # also in the middle of a row that has no end
+        maker = DocumentMaker(settings)
         while True:
             job = _receive(pipe)
             try:
                 answer: Any = maker.make(job)
-            except TunerError as error:
-                answer = error
+            except Exception as error:
+                if (answer := error if isinstance(error, TunerError) else limits.mistake(error)) is None:
+                    raise
             _send(answers, answer)
     except (EOFError, BrokenPipeError):
         return

@@ -19,6 +19,7 @@ from tuner.data.tokenizer.convert import convert, ordinary_pieces, vocabulary_fi
 from tuner.data.tokenizer.families import RESERVE
 from tuner.errors import DataError, Interrupted
 from tuner.files import decode_json
+from tuner.hardware.limits import reading
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -58,6 +59,11 @@ def load_vocabulary(directory: Path) -> Vocabulary:
     Where there are both, they must agree on the ids of ordinary pieces: nothing says with which of them the
     model was trained. Raises DataError when there is none, when a file can't be read, or when two disagree.
     """
+    with reading(f"the tokenizer in {directory}"):
+        return _load(directory)
+
+
+def _load(directory: Path) -> Vocabulary:
     settings = settings_of(directory)
     file, other = directory / "tokenizer.json", vocabulary_file(directory)
     if not file.is_file():

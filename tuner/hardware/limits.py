@@ -1,0 +1,236 @@
+"""What strangers wrote is read under limits of memory and CPU time, by a process that another one watches
+(`tuner.launch.watch`). Here a process says what it is reading, in memory that both share.
+
+    with reading("tokenizer.json"):     from here on the limits hold
+        for row in rows:
+            next_record()               and anew for each record
+
+A limit is on one record and never on a total: a set of any size passes. Where nobody watches, nothing is
+said, and no limit holds but that of a row's length.
+"""
+
+import mmap
+import os
+import signal
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from tuner.errors import DataError, TunerError, in_one_line
+
+T = TypeVar("T")
+
+WATCHED = "TUNER_WATCHED"
+"""in a process's environment: the descriptor of the shared memory, and this process's place in it"""
+ROW_LIMIT = "TUNER_ROW_LIMIT"
+"""in a process's environment: the longest row, in MiB"""
+ROW = 64
+"""that limit where nothing says another, in MiB"""
+PLACES = 1 + 1024
+"""a stage's process, and as many that tokenize as machine.workers allows"""
+SIZE = 1024
+"""bytes of a place"""
+HEAD = struct.Struct("=iiQH")
+"""process, how many things in each other it reads, records so far, bytes of what is read, which follows"""
+NOTE = "while reading "
+"""how an error's note of what was read begins"""
+RECORD, RECORD_AT = struct.Struct("=Q"), 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """What a process is at."""
+
+    process: int
+    record: int
+    what: str
+
+
+class Board:
+    """The memory in which processes say what they are reading, a place for each."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._memory = mmap.mmap(descriptor, PLACES * SIZE)
+
+    @classmethod
+    def new(cls) -> "Board":
+        """One of our own, to be handed down by its descriptor."""
+        from tempfile import TemporaryFile
+
+        with TemporaryFile() as file:  # of no name, and as good as memory
+            file.truncate(PLACES * SIZE)
+            return cls(os.dup(file.fileno()))
+
+    def close(self) -> None:
+        self._memory.close()
+        os.close(self.descriptor)
+
+    def taken(self) -> Iterator[int]:
+        """The places of processes that have begun."""
+        for place in range(PLACES):
+            if not HEAD.unpack_from(self._memory, place * SIZE)[0]:
+                return
+            yield place
+
+    def look(self, place: int) -> Reading | None:
+        """What the process at a place is reading; None where it reads nothing of strangers."""
+        process, depth, record, length = HEAD.unpack_from(self._memory, place * SIZE)
+        if not depth:
+            return None
+        at = place * SIZE + HEAD.size
+        what = self._memory[at : at + length].decode("utf-8", "replace")
+        return Reading(process=process, record=record, what=what)
+
+    def write(self, place: int, record: int, what: list[str]) -> None:
+        text = ", with ".join(reversed(what)).encode("utf-8", "replace")[: SIZE - HEAD.size]
+        at = place * SIZE
+        self._memory[at + HEAD.size : at + HEAD.size + len(text)] = text
+        HEAD.pack_into(self._memory, at, os.getpid(), len(what), record, len(text))
+
+    def count(self, place: int, record: int) -> None:
+        """Another record of the same."""
+        RECORD.pack_into(self._memory, place * SIZE + RECORD_AT, record)
+
+
+class _Self:
+    """This process's place on the board, if it is watched."""
+
+    board: ClassVar[Board | None] = None
+    place: ClassVar[int] = 0
+    record: ClassVar[int] = 0
+    what: ClassVar[list[str]] = []
+    known: ClassVar[bool] = False
+
+    @classmethod
+    def find(cls) -> None:
+        told = os.environ.get(WATCHED, "")
+        cls.known = True
+        if told:
+            descriptor, _, place = told.partition(":")
+            cls.board, cls.place = Board(int(descriptor)), int(place)
+
+    @classmethod
+    def tell(cls, *, anew: bool) -> None:
+        """Write down what is read, and that this is a new record."""
+        if not cls.known:
+            cls.find()
+        cls.record += anew
+        if cls.board is not None:
+            cls.board.write(cls.place, cls.record, cls.what)
+
+
+def watch_self(board: Board) -> None:
+    """Say on `board` from now on what this process, which was just forked, is reading."""
+    _Self.board, _Self.place, _Self.known = board, 0, True
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """While `what`, a stranger's, is read; inside of another it is of the same record. An error that comes up
+    meanwhile carries a note of it, by which `mistake` knows it.
+    """
+    inside = bool(_Self.what)
+    _Self.what.append(what)
+    _Self.tell(anew=not inside)
+    try:
+        yield
+    except BaseException as error:
+        if not any(note.startswith(NOTE) for note in getattr(error, "__notes__", ())):
+            error.add_note(f"{NOTE}{what}")
+        raise
+    finally:
+        _Self.what.pop()
+        _Self.tell(anew=not inside)
+
+
+def mistake(error: BaseException) -> DataError | None:
+    """What a library raised while something of strangers was read, as the fault of that; None for any other
+    error. The Rust side raises BaseException where it panics.
+    """
+    if isinstance(error, TunerError) or not (
+        isinstance(error, Exception) or type(error).__name__ == "PanicException"
+    ):
+        return None
+    for note in getattr(error, "__notes__", ()):
+        if note.startswith(NOTE):
+            found = (
+                "it wants more memory than there is" if isinstance(error, MemoryError) else in_one_line(error)
+            )
+            return DataError(f"{note.removeprefix(NOTE)} can't be read: {found.rstrip('.')}. Get it again.")
+    return None
+
+
+def next_record() -> None:
+    """The limits hold anew: another record of what is read."""
+    _Self.record += 1
+    if _Self.board is not None:
+        _Self.board.count(_Self.place, _Self.record)
+
+
+def read_each(what: str, items: Iterator[T]) -> Iterator[T]:
+    """The items, each made while `what` is read."""
+    while True:
+        with reading(what):
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield item
+
+
+def environment_of(place: int) -> dict[str, str]:
+    """For a process that this one starts with `descriptors()`: its place on this one's board."""
+    if not _Self.known:
+        _Self.find()
+    return {} if _Self.board is None else {WATCHED: f"{_Self.board.descriptor}:{place}"}
+
+
+def descriptors() -> tuple[int, ...]:
+    """What a process that this one starts must inherit to be watched."""
+    if not _Self.known:
+        _Self.find()
+    return () if _Self.board is None else (_Self.board.descriptor,)
+
+
+def why_ended(place: int, code: int, board: Board | None = None) -> DataError | None:
+    """Why the process at a place has ended with `code`, where a signal ended it while it read something."""
+    board = board or _Self.board
+    found = board.look(place) if board else None
+    if found is None or code >= 0 or -code in (signal.SIGTERM, signal.SIGINT):
+        return None
+    name = signal.Signals(-code).name
+    out = " When nobody did it, the machine ran out of memory." if code == -signal.SIGKILL else ""
+    return DataError(
+        f"{found.what}: the process that read it was ended by {name}.{out} The file is damaged, or was made "
+        "to do that. Get it again, or leave it out."
+    )
+
+
+def row_limit() -> int:
+    """The bytes that one row of a file, or one cell of a table, may have."""
+    return int(float(os.environ.get(ROW_LIMIT) or ROW) * (1 << 20))
+
+
+def memory_of(process: int) -> int | None:
+    """Bytes of private memory that a process has written to (proc_pid_status(5)); None where that can't be
+    told. What it maps of files is not counted.
+    """
+    fields = _read(f"/proc/{process}/status").partition("RssAnon:")[2].split()
+    return 1024 * int(fields[0]) if fields else None
+
+
+def cpu_seconds(process: int) -> float | None:
+    """The CPU time that a process has used (proc_pid_stat(5)); None where that can't be told."""
+    fields = _read(f"/proc/{process}/stat").rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") if fields else None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:  # it has ended, or this is no Linux
+        return ""
