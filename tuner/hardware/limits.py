@@ -137,14 +137,24 @@ def reading(what: str) -> Iterator[None]:
     _Self.what.append(what)
     _Self.tell(anew=not inside)
     try:
+        with fault_of(what):
+            yield
+    finally:
+        _Self.what.pop()
+        _Self.tell(anew=not inside)
+
+
+@contextmanager
+def fault_of(what: str) -> Iterator[None]:
+    """The same without limits, for what takes its time and memory by right, such as the weights of a
+    model.
+    """
+    try:
         yield
     except BaseException as error:
         if not any(note.startswith(NOTE) for note in getattr(error, "__notes__", ())):
             error.add_note(f"{NOTE}{what}")
         raise
-    finally:
-        _Self.what.pop()
-        _Self.tell(anew=not inside)
 
 
 def mistake(error: BaseException) -> DataError | None:

@@ -16,6 +16,7 @@ from tuner.config.schema import HUBS, Config
 from tuner.config.view import View
 from tuner.data.chat import choice
 from tuner.errors import ConfigError, DataError, did_you_mean
+from tuner.hardware.limits import fault_of, reading
 from tuner.hub import lockfile
 from tuner.models import locate
 from tuner.models.checkpoint import files, quantised
@@ -185,24 +186,27 @@ def run(ctx: Context) -> dict[str, Any]:
     for number, name in enumerate(todo, start=1):
         target = out if number == len(todo) else out / f".{number}"
         clear_leftovers(target, keep=scratch)
-        rewrite_files(name, found, view, target, ctx.say)
+        with fault_of(f"{name} of the model in {next(iter(found.values())).parent}"):
+            rewrite_files(name, found, view, target, ctx.say)
         found = files.checkpoint_files(target)
         for done in scratch:
             shutil.rmtree(done, ignore_errors=True)
         scratch = [target]
     directory = next(iter(found.values())).parent
     locate.check_quantisation(directory, view, {})
-    config = native(directory)
-    for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
-        if (directory / name).is_file():
-            read_json_object(directory / name)  # here, and not where a library reads it
+    with reading(str(directory)):
+        config = native(directory)
+        for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
+            if (directory / name).is_file():
+                read_json_object(directory / name)  # here, and not where a library reads it
     # a checkpoint may come without
     if "gguf" not in todo and todo and any((directory / name).is_file() for name in files.TOKENIZERS):
         from tuner.data.tokenizer.load import load_vocabulary
         from tuner.data.tokenizer.save import save_vocabulary
 
         save_vocabulary(load_vocabulary(directory), directory, directory)
-    specs = Checkpoint(weights := files.weight_files(directory)).specs.values()
+    with reading(f"the weights in {directory}"):
+        specs = Checkpoint(weights := files.weight_files(directory)).specs.values()
     if not specs:
         names = ", ".join(path.name for path in weights)
         raise DataError(f"{names} in {directory} holds no tensor: a model's weights are there. Get it again.")

@@ -101,7 +101,8 @@ def test_a_normalizer_that_grows_what_it_is_given(tuner: Tuner, tiny_model: Path
     model = shutil.copytree(tiny_model, tmp_path / "model")
     told = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
     steps = [
-        {"type": "Replace", "pattern": {"String": chr(97 + i)}, "content": chr(98 + i) * 100} for i in range(10)
+        {"type": "Replace", "pattern": {"String": chr(97 + i)}, "content": chr(98 + i) * 100}
+        for i in range(10)
     ]
     told["normalizer"] = {"type": "Sequence", "normalizers": steps}
     (model / "tokenizer.json").write_text(json.dumps(told), encoding="utf-8")

@@ -29,11 +29,12 @@ def key_list(keys: Iterable[Any]) -> str:
     >>> key_list({"question": "…", "answer": "…"})
     'question, answer'
     """
+    every = list(keys)
     shown = [
         key if isinstance(key, str) and key.isprintable() and 0 < len(key) <= SHORT else quoted(str(key))
-        for key in keys
+        for key in every[:KEYS]
     ]
-    return ", ".join(shown[:KEYS]) + (f" and {len(shown) - KEYS} more" if len(shown) > KEYS else "") or "none"
+    return ", ".join(shown) + (f" and {len(every) - KEYS} more" if len(every) > KEYS else "") or "none"
 
 
 def in_words(value: Any) -> str:

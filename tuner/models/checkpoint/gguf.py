@@ -6,15 +6,18 @@ module writes down. The values stay those of the quantisation: nothing is gained
 every tool can read it.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 from transformers.utils import logging
 
-from tuner.errors import DataError
+from tuner.errors import DataError, in_one_line
+from tuner.hardware.limits import reading
 from tuner.models.checkpoint.config_files import read_json_object, write_json_object
 from tuner.models.checkpoint.files import SETTINGS, TEXT
 from tuner.models.checkpoint.safetensors import DTYPES, Spec
@@ -43,15 +46,22 @@ def convert_gguf(path: Path, out: Path) -> None:
     logging.disable_progress_bar()
     source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     try:
+        with reading(str(path)):
+            GGUFReader(path)  # all but the tensors' bytes; what follows takes the memory of the whole model
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **source)
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent, **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            **source,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except Exception as error:  # a damaged file fails as any code can
         raise DataError(
-            f"{path.name} can't be read by the installed transformers: {error}. Use the model's safetensors "
-            "instead."
+            f"{path.name} can't be read by the installed transformers ({in_one_line(error)}). If it is "
+            "whole, use the model's safetensors instead."
         ) from error
+    _refuse_drawn(path, loading)
     with TemporaryDirectory(dir=out) as scratch:
         tokenizer.save_pretrained(scratch)
         model.config.architectures = [type(model).__name__]
@@ -62,6 +72,19 @@ def convert_gguf(path: Path, out: Path) -> None:
             if (found := Path(scratch) / name).is_file():
                 _tidy(found, out / name)
     write_state(model, out)
+
+
+def _refuse_drawn(path: Path, loading: Mapping[str, Any]) -> None:
+    """Raise DataError where transformers has drawn weights at random, since the file has none for them, or
+    others.
+    """
+    absent = sorted(loading["missing_keys"])
+    if drawn := absent or sorted(str(found[0]) for found in loading["mismatched_keys"]):
+        raise DataError(
+            f"{path.name} has no weights{'' if absent else ' of the right shape'} for {len(drawn)} of the "
+            f"model's tensors, {drawn[0]} among them: it is damaged, or of a form that the installed "
+            "transformers does not know. Get it again, or use the model's safetensors instead."
+        )
 
 
 def write_state(model: PreTrainedModel, out: Path) -> None:
