@@ -4,8 +4,8 @@ import sys
 from collections.abc import Callable
 
 from tuner.config.schema import Machine
-from tuner.errors import Interrupted, TunerError
-from tuner.hardware.limits import mistake
+from tuner.errors import Interrupted
+from tuner.hardware.mistakes import mistake
 from tuner.launch import signals
 from tuner.launch.watch import supervise
 from tuner.report.printable import visible
@@ -27,8 +27,7 @@ def _answer(work: Callable[[], int]) -> int:
         code = work()
     except Exception as error:
         signals.refuse_after_stop()  # in the middle of a library's work a stop may have broken anything
-        known = error if isinstance(error, TunerError) else mistake(error)
-        if known is not None:
+        if (known := mistake(error)) is not None:
             print(visible(f"tuner: {known}"), file=sys.stderr)
             return known.exit_code
         if isinstance(error, BrokenPipeError):  # the reader of our output went away: `tuner status | head`

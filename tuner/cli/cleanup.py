@@ -60,6 +60,8 @@ def clean(config: Config, words: Sequence[str], *, dry_run: bool, spare_recent: 
             f"left {', '.join(item.label for item in theirs)}: {ledger.free(theirs) / 1e6:.1f} MB that "
             f"belong to {other}, who can clean them"
         )
+    for note in references.unreadable_notes(store):
+        print(f"{note} of {owner(note)} can't be read: what only that run refers to was not spared")
     for place, note in references.runs_elsewhere(store):
         print(f"kept what {place} refers to; if that run is gone for good, remove its note: rm {note}")
     _compiled(remove=not spare_recent and not dry_run)

@@ -40,6 +40,13 @@ def validate(config: Config) -> None:
         for number in (value if isinstance(value, tuple) else (value,))
         if isinstance(number, int) and abs(number) >= 1 << 63
     ]
+    problems += [
+        f"{path} is {text!r}, which is not all letters: the bytes of a name that is no UTF-8, maybe. Rename "
+        "the file."
+        for path, _, value in leaves(config)
+        for text in (value if isinstance(value, tuple) else (value,))
+        if isinstance(text, str) and not _is_text(text)
+    ]
     if data.length == 1:
         problems.append(
             "data.length is 1, but a pack needs at least 2 tokens: one to read and one to predict."
@@ -73,6 +80,14 @@ def validate(config: Config) -> None:
     problems += _secrets(config)
     if problems:
         raise ConfigError(" ".join(problems))
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _machine(machine: Machine, algo: Algo) -> list[str]:

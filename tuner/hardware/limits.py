@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from tuner.errors import DataError, TunerError, in_one_line
+from tuner.errors import DataError
+from tuner.hardware.mistakes import fault_of
 
 T = TypeVar("T")
 
@@ -35,8 +36,6 @@ SIZE = 1024
 """bytes of a place"""
 HEAD = struct.Struct("=iiQH")
 """process, how many things in each other it reads, records so far, bytes of what is read, which follows"""
-NOTE = "while reading "
-"""how an error's note of what was read begins"""
 RECORD, RECORD_AT = struct.Struct("=Q"), 8
 
 
@@ -131,7 +130,7 @@ def watch_self(board: Board) -> None:
 @contextmanager
 def reading(what: str) -> Iterator[None]:
     """While `what`, a stranger's, is read; inside of another it is of the same record. An error that comes up
-    meanwhile carries a note of it, by which `mistake` knows it.
+    meanwhile is its fault (`fault_of`).
     """
     inside = bool(_Self.what)
     _Self.what.append(what)
@@ -142,36 +141,6 @@ def reading(what: str) -> Iterator[None]:
     finally:
         _Self.what.pop()
         _Self.tell(anew=not inside)
-
-
-@contextmanager
-def fault_of(what: str) -> Iterator[None]:
-    """The same without limits, for what takes its time and memory by right, such as the weights of a
-    model.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if not any(note.startswith(NOTE) for note in getattr(error, "__notes__", ())):
-            error.add_note(f"{NOTE}{what}")
-        raise
-
-
-def mistake(error: BaseException) -> DataError | None:
-    """What a library raised while something of strangers was read, as the fault of that; None for any other
-    error. The Rust side raises BaseException where it panics.
-    """
-    if isinstance(error, TunerError) or not (
-        isinstance(error, Exception) or type(error).__name__ == "PanicException"
-    ):
-        return None
-    for note in getattr(error, "__notes__", ()):
-        if note.startswith(NOTE):
-            found = (
-                "it wants more memory than there is" if isinstance(error, MemoryError) else in_one_line(error)
-            )
-            return DataError(f"{note.removeprefix(NOTE)} can't be read: {found.rstrip('.')}. Get it again.")
-    return None
 
 
 def next_record() -> None:

@@ -2,7 +2,6 @@
 nothing is left to do.
 """
 
-import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,9 +9,9 @@ from collections.abc import Callable, Sequence
 from tuner.config.schema import Config
 from tuner.config.view import View
 from tuner.errors import ConfigError, StageError, StoreError
-from tuner.files import disk_full
 from tuner.hardware.cuda_driver import cuda_problem
 from tuner.hardware.gpus import gpus_hidden
+from tuner.hardware.mistakes import mistake
 from tuner.launch.child import refuse_external_launcher
 from tuner.pipeline.build import build_stage
 from tuner.pipeline.plan import plan
@@ -62,16 +61,8 @@ def execute(
         _Execution(config, stages, store, run, say, pinned=pinned).finish(list(found))
         return run
     except OSError as error:
-        if disk_full(error):
-            raise StoreError(
-                f"The disk that holds {store.root} is full. What was finished is kept; make space (tuner "
-                "clean) and run the same command again."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreError(
-                f"{error.filename or store.root} can't be written: {error.strerror}. Choose another place "
-                "with root=DIR or store=DIR, or mend its permissions."
-            ) from error
+        if known := mistake(error):
+            raise known from error
         raise
 
 

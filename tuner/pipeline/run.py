@@ -118,7 +118,7 @@ class RunDirectory:
         whole = replace(config, until=None, redo=None, merge=replace(config.merge, when="auto"))
         text = yaml.dump(dump_config(whole), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
         file = self.dir / "config.yaml"
-        if not file.exists() or file.read_text(encoding="utf-8") != text:
+        if not file.exists() or file.read_bytes() != text.encode():
             part = self.dir / f".config.yaml.{os.getpid()}"
             part.write_text(text, encoding="utf-8")
             part.rename(file)

@@ -16,7 +16,8 @@ from tuner.config.schema import HUBS, Config
 from tuner.config.view import View
 from tuner.data.chat import choice
 from tuner.errors import ConfigError, DataError, did_you_mean
-from tuner.hardware.limits import fault_of, reading
+from tuner.hardware.limits import reading
+from tuner.hardware.mistakes import fault_of
 from tuner.hub import lockfile
 from tuner.models import locate
 from tuner.models.checkpoint import files, quantised

@@ -20,9 +20,8 @@ from tuner.config import deepspeed
 from tuner.config.build import build_config
 from tuner.config.schema import Config
 from tuner.config.view import View
-from tuner.errors import DataError, Interrupted, StoreError, TunerError
-from tuner.files import disk_full
-from tuner.hardware.limits import mistake
+from tuner.errors import DataError, Interrupted, TunerError
+from tuner.hardware.mistakes import mistake
 from tuner.hardware.optional_imports import block_optional_imports
 from tuner.hardware.parent import end_with_parent
 from tuner.launch import channel_client
@@ -79,11 +78,6 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
         if isinstance(raised, SystemExit | KeyboardInterrupt):
             raise
         error = mistake(raised) or raised
-        if disk_full(raised) and not isinstance(raised, TunerError):
-            error = StoreError(
-                f"The disk is full: {raised}. What was finished is kept; make space (tuner clean) and run "
-                "the same command again."
-            )
         if isinstance(error, TunerError | Interrupted):
             if isinstance(error, DataError) and (error is not raised or error.__cause__):
                 run.log(traceback.format_exc().rstrip())  # what a library had to say, for whoever asks why

@@ -47,6 +47,32 @@ MANIFEST = "manifest.json"
 FOLDERS = (".partial", ".locks", ".trash", ".hashes", ".refs")
 
 
+PARTS = {
+    "stage": str,
+    "fingerprint": str,
+    "content": str,
+    "origin": dict,
+    "upstream": dict,
+    "references": dict,
+    "facts": dict,
+    "files": dict,
+}
+"""what a manifest consists of, at least"""
+ENTRY = {"sha256": str, "size": int, "times": list}
+"""what it says of a file"""
+
+
+def _is_manifest(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(name), kind) for name, kind in PARTS.items())
+        and all(
+            isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in ENTRY.items())
+            for entry in value["files"].values()
+        )
+    )
+
+
 def key_of(name: str) -> str:
     """The key of an artifact by the name of its directory, or of a partial directory or note of it.
 
@@ -93,10 +119,9 @@ class Store:
         path = self.root / key
         try:
             manifest = decode_json((path / MANIFEST).read_bytes())
-            manifest["content"], manifest["files"], manifest["fingerprint"], manifest["upstream"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             return None
-        return Artifact(path, manifest)
+        return Artifact(path, manifest) if _is_manifest(manifest) else None
 
     def all(self, stage: str = "") -> Iterator[Artifact]:
         """Every artifact, or those of one stage."""

@@ -23,6 +23,7 @@ from tuner.files import foreign_owner, open_to_group, owner, read_json, write_js
 from tuner.store.artifacts import Store, key_of
 
 FOLDER = ".refs"
+NOTE = {"run": str, "host": str, "user": str, "keys": list}
 RECENT = 24 * 3600.0
 """seconds: what is younger may belong to a run that is just being made"""
 KEY = re.compile(r"[a-z_]+-[0-9a-f]{12}")
@@ -140,25 +141,33 @@ def _add_run(found: dict[str, list[Path]], run: Path, keys: Any) -> None:
 
 
 def _notes(store: Store) -> Iterator[tuple[Path, Mapping[str, Any], Path]]:
-    """Each note: its file, what it says, and the directory of its run."""
+    """Each note: its file, what it says, and the directory of its run. Raises StoreError for one of ours that
+    can't be read; another user's is passed over, which would keep all from cleaning.
+    """
     here = os.path.realpath(store.root)
     for file in sorted((store.root / FOLDER).glob("[!.]*.json")):
-        ref = read_json(file)
-        try:
-            if ref is not None:
-                yield (
-                    file,
-                    {name: ref[name] for name in ("host", "user", "keys")},
-                    Path(os.path.normpath(Path(here, ref["run"]))),
-                )
-                continue
-        except KeyError:
-            pass
-        if file.exists():
+        if (ref := _read_note(file)) is not None:
+            yield file, ref, Path(os.path.normpath(Path(here, ref["run"])))
+        elif file.exists() and not foreign_owner(file):
             raise StoreError(
                 f"{file} can't be read. It says what a run refers to, so nothing is removed without it. If "
                 "no run is missing from `status`, remove it: every run writes its own again."
             )
+
+
+def unreadable_notes(store: Store) -> list[Path]:
+    """The notes of other users that are passed over."""
+    return [
+        file
+        for file in sorted((store.root / FOLDER).glob("[!.]*.json"))
+        if foreign_owner(file) and _read_note(file) is None
+    ]
+
+
+def _read_note(file: Path) -> Mapping[str, Any] | None:
+    ref = read_json(file) or {}
+    whole = all(isinstance(ref.get(name), kind) for name, kind in NOTE.items())
+    return ref if whole and "\0" not in ref["run"] and all(isinstance(k, str) for k in ref["keys"]) else None
 
 
 def _noted_keys(store: Store, file: Path, ref: Mapping[str, Any], run: Path) -> Any:

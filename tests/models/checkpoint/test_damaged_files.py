@@ -15,8 +15,7 @@ from tuner.config.build import build_config
 from tuner.config.view import View
 from tuner.data.chat.choice import choose_template
 from tuner.data.tokenizer.load import load_vocabulary
-from tuner.errors import TunerError
-from tuner.hardware.limits import mistake
+from tuner.hardware.mistakes import mistake
 from tuner.models.checkpoint.safetensors import read_specs
 from tuner.pipeline.stage import Context
 from tuner.stages import fetch_model
@@ -62,8 +61,7 @@ def outcome(work: Callable[[], object]) -> str | None:
     try:
         work()
     except BaseException as error:
-        known = error if isinstance(error, TunerError) else mistake(error)
-        if known is None:
+        if (known := mistake(error)) is None:
             raise
         return str(known)
     return None

@@ -21,8 +21,9 @@ from typing import IO, Any
 
 from tuner.data.tokenize.documents import DocumentMaker
 from tuner.data.tokenize.job import Job, TokenizedRows, TokenizeSettings
-from tuner.errors import StageError, TunerError
+from tuner.errors import StageError
 from tuner.hardware import limits
+from tuner.hardware.mistakes import mistake
 from tuner.hardware.parent import end_with_parent
 
 AHEAD = 2
@@ -156,7 +157,7 @@ def serve() -> None:
             try:
                 answer: Any = maker.make(job)
             except Exception as error:
-                if (answer := error if isinstance(error, TunerError) else limits.mistake(error)) is None:
+                if (answer := mistake(error)) is None:
                     raise
             _send(answers, answer)
     except (EOFError, BrokenPipeError):
