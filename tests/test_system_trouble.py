@@ -120,6 +120,11 @@ def test_names_that_no_file_system_takes(made: tuple[Path, list[str]], tmp_path:
     strange = command([*words, os.fsdecode(b"data.path=r\xffws.jsonl")])
     assert strange.returncode == 2
     assert "no UTF-8" in strange.stderr
+    (tmp_path / "rows").mkdir()
+    write_rows(tmp_path / "rows" / os.fsdecode(b"r\xffws.jsonl"), ROWS)
+    inside = command(["plan", *words, f"data.path={tmp_path / 'rows'}"])
+    assert inside.returncode == 2
+    assert "no UTF-8. Rename it." in inside.stderr
     assert "Traceback" not in long.stderr + strange.stderr
 
 

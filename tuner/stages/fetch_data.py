@@ -47,6 +47,11 @@ def local_files(view: View) -> dict[str, Path]:
                 "not be. Name another file."
             )
         found |= {f"held_out-{name}": file for name, file in apart.items()}
+    for name, file in found.items():
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{file} has a name that is no UTF-8. Rename it.") from error
     return found
 
 
