@@ -14,10 +14,11 @@ import os
 import signal
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from tempfile import TemporaryFile
+from typing import TypeVar
 
 from tuner.errors import DataError
 from tuner.hardware.mistakes import fault_of
@@ -37,6 +38,7 @@ SIZE = 1024
 HEAD = struct.Struct("=iiQH")
 """process, how many things in each other it reads, records so far, bytes of what is read, which follows"""
 RECORD, RECORD_AT = struct.Struct("=Q"), 8
+"""the third of them alone, and where it stands"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,12 +59,16 @@ class Board:
 
     @classmethod
     def new(cls) -> "Board":
-        """One of our own, to be handed down by its descriptor."""
-        from tempfile import TemporaryFile
-
-        with TemporaryFile() as file:  # of no name, and as good as memory
-            file.truncate(PLACES * SIZE)
-            return cls(os.dup(file.fileno()))
+        """One of our own, to be handed down by its descriptor. It takes no place on a disk, but where the
+        system has no such memory.
+        """
+        if hasattr(os, "memfd_create"):
+            descriptor = os.memfd_create("tuner")
+        else:
+            with TemporaryFile() as file:
+                descriptor = os.dup(file.fileno())
+        os.ftruncate(descriptor, PLACES * SIZE)
+        return cls(descriptor)
 
     def close(self) -> None:
         self._memory.close()
@@ -95,36 +101,35 @@ class Board:
         RECORD.pack_into(self._memory, place * SIZE + RECORD_AT, record)
 
 
-class _Self:
-    """This process's place on the board, if it is watched."""
+class _Reader:
+    """This process, and its place on the board that it was started with; without one nobody watches."""
 
-    board: ClassVar[Board | None] = None
-    place: ClassVar[int] = 0
-    record: ClassVar[int] = 0
-    what: ClassVar[list[str]] = []
-    known: ClassVar[bool] = False
-
-    @classmethod
-    def find(cls) -> None:
-        told = os.environ.get(WATCHED, "")
-        cls.known = True
-        if told:
-            descriptor, _, place = told.partition(":")
-            cls.board, cls.place = Board(int(descriptor)), int(place)
+    def __init__(self, board: Board | None, place: int) -> None:
+        self.board, self.place = board, place
+        self.record = 0
+        self.what: list[str] = []
 
     @classmethod
-    def tell(cls, *, anew: bool) -> None:
-        """Write down what is read, and that this is a new record."""
-        if not cls.known:
-            cls.find()
-        cls.record += anew
-        if cls.board is not None:
-            cls.board.write(cls.place, cls.record, cls.what)
+    def of_environment(cls) -> "_Reader":
+        descriptor, _, place = os.environ.get(WATCHED, "").partition(":")
+        with suppress(OSError, ValueError):  # not inherited: something in between has started this process
+            return cls(Board(int(descriptor)), int(place))
+        return cls(None, 0)
+
+    def tell(self, *, anew: bool) -> None:
+        """Write down what is read, and whether it is a new record."""
+        self.record += anew
+        if self.board is not None:
+            self.board.write(self.place, self.record, self.what)
+
+
+_reader = _Reader.of_environment()
 
 
 def watch_self(board: Board) -> None:
     """Say on `board` from now on what this process, which was just forked, is reading."""
-    _Self.board, _Self.place, _Self.known = board, 0, True
+    global _reader  # a process has one place
+    _reader = _Reader(board, 0)
 
 
 @contextmanager
@@ -132,22 +137,23 @@ def reading(what: str) -> Iterator[None]:
     """While `what`, a stranger's, is read; inside of another it is of the same record. An error that comes up
     meanwhile is its fault (`fault_of`).
     """
-    inside = bool(_Self.what)
-    _Self.what.append(what)
-    _Self.tell(anew=not inside)
+    reader = _reader
+    inside = bool(reader.what)
+    reader.what.append(what)
+    reader.tell(anew=not inside)
     try:
         with fault_of(what):
             yield
     finally:
-        _Self.what.pop()
-        _Self.tell(anew=not inside)
+        reader.what.pop()
+        reader.tell(anew=not inside)
 
 
 def next_record() -> None:
     """The limits hold anew: another record of what is read."""
-    _Self.record += 1
-    if _Self.board is not None:
-        _Self.board.count(_Self.place, _Self.record)
+    _reader.record += 1
+    if _reader.board is not None:
+        _reader.board.count(_reader.place, _reader.record)
 
 
 def read_each(what: str, items: Iterator[T]) -> Iterator[T]:
@@ -163,21 +169,19 @@ def read_each(what: str, items: Iterator[T]) -> Iterator[T]:
 
 def environment_of(place: int) -> dict[str, str]:
     """For a process that this one starts with `descriptors()`: its place on this one's board."""
-    if not _Self.known:
-        _Self.find()
-    return {} if _Self.board is None else {WATCHED: f"{_Self.board.descriptor}:{place}"}
+    return {} if _reader.board is None else {WATCHED: f"{_reader.board.descriptor}:{place}"}
 
 
 def descriptors() -> tuple[int, ...]:
     """What a process that this one starts must inherit to be watched."""
-    if not _Self.known:
-        _Self.find()
-    return () if _Self.board is None else (_Self.board.descriptor,)
+    return () if _reader.board is None else (_reader.board.descriptor,)
 
 
 def why_ended(place: int, code: int, board: Board | None = None) -> DataError | None:
-    """Why the process at a place has ended with `code`, where a signal ended it while it read something."""
-    board = board or _Self.board
+    """Why the process at a place, of this one's board or another, has ended with `code`, where a signal ended
+    it while it read something.
+    """
+    board = board or _reader.board
     found = board.look(place) if board else None
     if found is None or code >= 0 or -code in (signal.SIGTERM, signal.SIGINT):
         return None
