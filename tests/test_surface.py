@@ -14,6 +14,7 @@ VERB_FLAGS = {
     "preview": {"--ids", "--all", "--json"},
     "status": {"--json"},
     "list": {"--json"},
+    "config": {"--fields"},
     "copy": set(),
     "doctor": set(),
     "chat": set(),

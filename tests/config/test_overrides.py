@@ -147,7 +147,7 @@ def test_lists_numbers_and_home(monkeypatch: pytest.MonkeyPatch) -> None:
         ("model=./my/model", r"model=local model.path=\./my/model"),
         ("algo.optim.lrr=1", r"Did you mean algo\.optim\.lr"),
         ("lr=1e-4", r"not a field"),
-        ("trian.lr=1", r"Did you mean algo\.optim\.lr"),
+        ("trian.lr=1", r"Here it is algo\.optim\.lr"),
         ("+algo.new=4", "not a field"),
         ("+algo.r=4", "write algo.r=4"),
         ("++algo.nope=4", "not a field"),

@@ -10,6 +10,13 @@ from tuner.errors import ConfigError, did_you_mean
 FLAGS = {flag for verb in VERBS.values() for flag in verb.flags}
 SPELLINGS = {"-h": "--help", "--multirun": "-m", "-cd": "--config-dir"}
 """another spelling of an option → the one that stands for both"""
+HYDRAS = {
+    "--cfg -c --resolve --package -p": "python -m tuner config shows the composed config.",
+    "--info -i": "python -m tuner config shows what a config is composed of, and `list` what there is.",
+    "--config-name -cn": "A config of your own is a recipe: python -m tuner my.yaml.",
+    "--config-path -cp": "-cd DIR is for a directory of your own options.",
+}
+"""options of Hydra's that are none here → what to type instead"""
 OPTIONS = ("--help", "--version", "--config-dir", "--completion")
 """what goes with every verb"""
 SHELLS = ("bash", "zsh")
@@ -34,7 +41,10 @@ def parse(argv: Sequence[str]) -> CommandLine:
         elif option in FLAGS or option in OPTIONS:
             flags.add(option)
         elif word.startswith("-"):
-            raise ConfigError(f"{word} is not an option.{did_you_mean(word, [*FLAGS, *OPTIONS])}")
+            for theirs, instead in HYDRAS.items():
+                if word in theirs.split():
+                    raise ConfigError(f"{word} is an option of Hydra's, and none here. {instead}")
+            raise ConfigError(f"{word} is not an option.{_instead(word, rest)}")
         elif "=" in word or (word.startswith("~") and not word.startswith("~/")):
             typed.append(word)
         elif word in VERBS and verb is None and not bare:
@@ -59,6 +69,20 @@ def parse(argv: Sequence[str]) -> CommandLine:
     )
 
 
+def _instead(word: str, rest: Sequence[str]) -> str:
+    """What to type in place of an option that is none: fields are set without dashes."""
+    from tuner.config.build import field_paths
+    from tuner.config.other_names import our_field
+
+    name, sign, value = word.lstrip("-").partition("=")
+    known = field_paths()
+    field = name if name in known else our_field(name, known)
+    if field is None:
+        return did_you_mean(word, [*FLAGS, *OPTIONS])
+    given = value if sign else rest[0] if rest and not rest[0].startswith("-") else "VALUE"
+    return f" Fields are set without dashes: {field}={given}."
+
+
 def _read_recipes(verb: Verb, bare: Sequence[str]) -> tuple[list[str], list[str]]:
     """The overrides of the recipes among the bare words, and the words that are the verb's own."""
     from tuner.config.recipes import read_recipe
@@ -72,6 +96,12 @@ def _read_recipes(verb: Verb, bare: Sequence[str]) -> tuple[list[str], list[str]
         elif verb.own_words is None:
             own.append(word)
         else:
+            if verbs := [other for other in bare if other in VERBS]:
+                others = [other for other in bare if other != verbs[0]]
+                raise ConfigError(
+                    f"{word!r} is not a verb, and the verb comes first: python -m tuner "
+                    f"{' '.join([verbs[0], *others])}"
+                )
             known = " A bare word is a verb, which comes first, or a recipe, which ends in .yaml."
             raise ConfigError(f"{word!r} is not a verb.{did_you_mean(word, VERBS) or known}")
     return overrides, own + list(bare[max(end, 0) :])

@@ -109,11 +109,27 @@ def coerce(value: Any, hint: Any, path: str) -> Any:
     if result is not _NO:
         return result
     options = _options(hint)
+    if (wrong := _wrong_member(value, options)) is not None:
+        word, known = wrong
+        raise ConfigError(
+            f"{path} holds {word!r}, but its members are of {', '.join(known)}."
+            f"{did_you_mean(str(word), known)}"
+        )
     words = [str(word) for option in options if get_origin(option) is Literal for word in get_args(option)]
     raise ConfigError(
         f"{path} is {value!r}, but must be "
-        f"{' or '.join(_describe(o) for o in options)}.{did_you_mean(str(value), words) if words else ''}"
+        f"{describe_type(hint)}.{did_you_mean(str(value), words) if words else ''}"
     )
+
+
+def _wrong_member(value: Any, options: tuple[Any, ...]) -> tuple[Any, list[str]] | None:
+    """The first of a list that is not among the words that it may hold, and these; None for anything else."""
+    for option in options if isinstance(value, list | tuple) else ():
+        if get_origin(option) is tuple and get_origin(kind := get_args(option)[0]) is Literal:
+            return next(
+                ((item, [*map(str, get_args(kind))]) for item in value if _as(item, kind) is _NO), None
+            )
+    return None
 
 
 _NO: Any = object()
@@ -171,6 +187,11 @@ def _number(value: Any, hint: type) -> Any:
     if hint is float:
         return number
     return int(value) if isinstance(value, int) else int(number) if number.is_integer() else _NO
+
+
+def describe_type(hint: Any) -> str:
+    """What a value of a type may be, in words."""
+    return " or ".join(_describe(option) for option in _options(hint))
 
 
 def _describe(hint: Any) -> str:

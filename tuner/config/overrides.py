@@ -16,6 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from tuner.config.build import field_paths
+from tuner.config.other_names import ours_for
 from tuner.errors import ConfigError, did_you_mean
 
 GROUPS = ("model", "algo", "data", "machine", "eval", "model/chat")
@@ -23,6 +24,8 @@ SHOWN = 40
 """options of a group that an error names"""
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[\w./@:-]+)=(?P<value>.*)", re.DOTALL)
 _SWEEP_CALL = re.compile(r"(choice|range|interval|glob|shuffle|sort)\(.*\)\Z", re.DOTALL)
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SWEEPING = re.compile(r"hydra[./](launcher|sweeper)\b")
 _WRITTEN = re.compile(r"data\.(columns|fill)\b|(data|generation)\.system\b|model\.chat\.|eval\.prompts\b")
 """fields whose texts are written to be read by a model"""
 _ESCAPE = re.compile(
@@ -56,6 +59,11 @@ def _translate_one(word: str, options: dict[str, list[str]], sweep: bool) -> str
         )
     sign, key, value = match["sign"], match["key"], match["value"]
     if key.startswith("hydra"):  # launchers and sweepers are Hydra's own business
+        if not sweep or not _SWEEPING.match(key):
+            raise ConfigError(
+                f"{word} does nothing here. Of Hydra's own settings hydra.launcher and hydra.sweeper count, "
+                "with -m; where a run is written says root=DIR."
+            )
         return word
     if key in GROUPS:
         if sign:
@@ -86,7 +94,8 @@ def _field(key: str) -> Any:
             f"{key} is a group of fields, not a field; set one of "
             f"{', '.join(p for p in known if p.startswith(f'{key}.'))}."
         )
-    raise ConfigError(f"{key} is not a field of the config.{did_you_mean(key, [*known, *GROUPS])}")
+    hint = ours_for(key, known) or did_you_mean(key, [*known, *GROUPS])
+    raise ConfigError(f"{key} is not a field of the config.{hint}")
 
 
 def _choice(group: str, value: str, options: dict[str, list[str]], sweep: bool) -> str:
@@ -96,11 +105,9 @@ def _choice(group: str, value: str, options: dict[str, list[str]], sweep: bool) 
         return value
     for name in value.split(",") if sweep else [value]:
         if name not in options[group]:
-            hint = did_you_mean(name, options[group])
-            if group in ("model", "data") and (
-                Path(name).expanduser().exists() or "/" in name or "." in name
-            ):
-                hint = f" For a path of your own write {group}=local {group}.path={name}"
+            hint = (group in ("model", "data") and _elsewhere(group, name)) or did_you_mean(
+                name, options[group]
+            )
             there = options[group] if len(options[group]) <= SHOWN else []
             known = (
                 f"There are: {', '.join(there)}."
@@ -109,6 +116,18 @@ def _choice(group: str, value: str, options: dict[str, list[str]], sweep: bool) 
             )
             raise ConfigError(f"{group}={name}: there is no such option.{hint} {known}")
     return value
+
+
+def _elsewhere(group: str, name: str) -> str:
+    """What to type for a path, or for what a hub has, in place of an option; nothing for another name."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return f" For a path of your own write {group}=local {group}.path={name}"
+    if _REPOSITORY.fullmatch(name):
+        return f" For what a hub has write {group}=hub {group}.repo={name}"
+    if "/" in name:
+        return f" For a path of your own write {group}=local {group}.path={name}, but that is not there."
+    return ""
 
 
 def _value(key: str, value: str, kind: Any, sweep: bool) -> str:

@@ -93,15 +93,10 @@ def write_recipe(file: Path, config: Config) -> int:
     if file.exists():
         raise ConfigError(f"{file} is there already; copy does not overwrite.")
     base = compose([f"{group}={option}" for group, option in config.choices.items()], whole=False)
-    before, after = _values(base), _values(config)
+    before, after = recipe_values(base), recipe_values(config)
     changed = {path: value for path, value in after.items() if before.get(path) != value}
     about = dict(field_documentation(Config))
-    options = [
-        f"  - {group}: {option}"
-        for group, option in config.choices.items()
-        if not (group == "model/chat" and _follows(config))
-    ]
-    text = [f"# Run it with: python -m tuner {file}", "defaults:", *options, ""]
+    text = [f"# Run it with: python -m tuner {file}", *defaults_lines(config), ""]
     text += _tree(
         {path: (value, about.get(path, ""), False) for path, value in changed.items()}
         | {path: (after[path], about[path], True) for path in EDITED if path not in changed}
@@ -112,6 +107,18 @@ def write_recipe(file: Path, config: Config) -> int:
     return 0
 
 
+def defaults_lines(config: Config) -> list[str]:
+    """The options that a config was composed of, as a recipe's `defaults:`."""
+    return [
+        "defaults:",
+        *(
+            f"  - {group}: {option}"
+            for group, option in config.choices.items()
+            if not (group == "model/chat" and _follows(config))
+        ),
+    ]
+
+
 def _follows(config: Config) -> bool:
     """Whether the chat template is the one that the model's YAML chooses."""
     return (
@@ -120,7 +127,7 @@ def _follows(config: Config) -> bool:
     )
 
 
-def _values(config: Config) -> dict[str, Any]:
+def recipe_values(config: Config) -> dict[str, Any]:
     """What a recipe may say, by dotted path."""
     leaves = flatten(dump_config(config))
     return {path: value for path, value in leaves if not path.startswith(("choices", "data.parts"))}

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from tuner.errors import ConfigError
+from tuner.errors import ConfigError, did_you_mean
 
 LONGEST = 1 << 20
 """characters of a file"""
@@ -26,6 +26,9 @@ def load_yaml(file: Path) -> dict[str, Any]:
         _refuse_deep(file, text)
         _refuse_large(file, yaml.compose(text, yaml.SafeLoader))
         values = yaml.safe_load(text)
+    except FileNotFoundError as error:
+        there = [path.name for path in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
+        raise ConfigError(f"{file} is not there.{did_you_mean(file.name, there)}") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{file} can't be read as YAML: {' '.join(str(error).split())}") from error
     if values is None:

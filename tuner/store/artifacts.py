@@ -42,35 +42,9 @@ from tuner.files import (
 from tuner.store import locks
 from tuner.store.digests import content_digest
 from tuner.store.hashes import FileHashes
+from tuner.store.manifest import MANIFEST, is_manifest
 
-MANIFEST = "manifest.json"
 FOLDERS = (".partial", ".locks", ".trash", ".hashes", ".refs")
-
-
-PARTS = {
-    "stage": str,
-    "fingerprint": str,
-    "content": str,
-    "origin": dict,
-    "upstream": dict,
-    "references": dict,
-    "facts": dict,
-    "files": dict,
-}
-"""what a manifest consists of, at least"""
-ENTRY = {"sha256": str, "size": int, "times": list}
-"""what it says of a file"""
-
-
-def _is_manifest(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and all(isinstance(value.get(name), kind) for name, kind in PARTS.items())
-        and all(
-            isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in ENTRY.items())
-            for entry in value["files"].values()
-        )
-    )
 
 
 def key_of(name: str) -> str:
@@ -121,7 +95,7 @@ class Store:
             manifest = decode_json((path / MANIFEST).read_bytes())
         except (OSError, ValueError):
             return None
-        return Artifact(path, manifest) if _is_manifest(manifest) else None
+        return Artifact(path, manifest) if is_manifest(manifest) else None
 
     def all(self, stage: str = "") -> Iterator[Artifact]:
         """Every artifact, or those of one stage."""
