@@ -82,9 +82,17 @@ def prepare(overrides: Sequence[str], config_dir: str | Path | None = None) -> C
     return inherit(config, STAGES)
 
 
-def execute_config(config: Config, tell: Callable[[str], None], redone: set[str] | None = None) -> Run:
-    """Run the pipeline of a config, if the disk holds what it will make."""
-    directory = RunDirectory.of(config)
+def execute_config(
+    config: Config,
+    tell: Callable[[str], None],
+    redone: set[str] | None = None,
+    *,
+    directory: RunDirectory | None = None,
+) -> Run:
+    """Run the pipeline of a config, if the disk holds what it will make; in a `directory` of its own, or in
+    another.
+    """
+    directory = directory or RunDirectory.of(config)
     found = plan(config, STAGES, store_of(config), directory, redo=config.redo)
     disk.check_disk([(found, config)])
     return Run(execute(config, STAGES, tell, redone, run=directory, found=found).dir)

@@ -238,12 +238,17 @@ def test_through_the_front_door_it_shows_what_is_trained_and_trains_nothing(
         "<|im_start|>user\nWhat is 0 plus 0?<|im_end|>\n<|im_start|>assistant\n⟦0 plus 0 is 0.<|im_end|>⟧\n"
     )
     assert text in first.out
+    outputs = tmp_path / "outputs"
+    assert not (outputs / "runs").exists()  # it is a look
+    assert not list((outputs / "store" / ".refs").iterdir())
     assert re.match(rf"── {re.escape(data.name)}:1 · \d+ tokens, \d+ trained\n", first.out)
     assert "what stands between ⟦ and ⟧ is trained" in first.err
     tuner("until=tokenize", *words)
     values = objects(tuner("preview", *words, "1-40", "--json").out)
     assert len(values) == len(ROWS)
-    assert previewed(values) == packed(linked(tmp_path / "outputs", "tokenize"), [data.name])
+    assert previewed(values) == packed(linked(outputs, "tokenize"), [data.name])
+    (run,) = (outputs / "runs").iterdir()
+    log = (run / "log").read_bytes()
     (tmp_path / "mine.yaml").write_text(
         f"model: {{path: '{tiny_model}'}}\ndata: {{path: '{data}'}}\n", encoding="utf-8"
     )
@@ -251,9 +256,9 @@ def test_through_the_front_door_it_shows_what_is_trained_and_trains_nothing(
         "再见。<|im_end|>⟧"
         in tuner("preview", "mine.yaml", "model=local", "data=local", "data.length=64", "40").out
     )
-    assert "train" not in {
-        link.name for run in (tmp_path / "outputs" / "runs").iterdir() for link in run.iterdir()
-    }
+    assert [*(outputs / "runs").iterdir()] == [run]
+    assert (run / "log").read_bytes() == log
+    assert "train" not in {link.name for link in run.iterdir()}
 
 
 def test_nothing_of_torch_is_imported(

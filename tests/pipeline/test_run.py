@@ -38,6 +38,16 @@ def test_every_way_to_name_a_run(tmp_path: Path) -> None:
     assert find_run(tmp_path, other.name).dir == other.dir
 
 
+def test_last_is_the_last_that_trained(tmp_path: Path) -> None:
+    trained, other = made(tmp_path, seed=1), made(tmp_path, seed=2)
+    assert find_run(tmp_path, "last").dir in (trained.dir, other.dir)
+    (tmp_path / "store" / "train-0123456789ab").mkdir(parents=True)
+    trained.link("train", tmp_path / "store" / "train-0123456789ab")
+    time.sleep(0.02)
+    other.log("a look at its data")
+    assert find_run(tmp_path, "last").dir == trained.dir
+
+
 def test_ambiguity_lists_the_candidates_and_what_tells_them_apart(tmp_path: Path) -> None:
     made(tmp_path, name="support")
     made(tmp_path, name="support", algo=Algo(optim=Optim(lr=1e-4)))

@@ -10,7 +10,8 @@ from tuner.pipeline.run import RunDirectory, all_runs
 
 
 def find_run(root: Path, word: str) -> RunDirectory:
-    """The run that a person means: its directory, its name, its digest or the start of it, or `last`.
+    """The run that a person means: its directory, its name, its digest or the start of it, or `last`, which
+    is the last that trained.
 
     Raises ConfigError that lists the candidates when there are several, and the nearest name when there is
     none.
@@ -20,7 +21,8 @@ def find_run(root: Path, word: str) -> RunDirectory:
         return RunDirectory(path)
     runs = list(all_runs(root))
     if word == "last" and runs:
-        return max(runs, key=RunDirectory.used)
+        trained = [run for run in runs if run.path("train").is_symlink()]
+        return max(trained or runs, key=RunDirectory.used)
     found = (
         [run for run in runs if run.dir.name == word]
         or [run for run in runs if run.name == word]

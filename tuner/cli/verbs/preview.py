@@ -1,4 +1,6 @@
-"""`preview`: rows as the model will see them. It fetches what is not here yet, and trains nothing."""
+"""`preview`: rows as the model will see them. It fetches what is not here yet, trains nothing, and leaves no
+run behind.
+"""
 
 from dataclasses import replace
 
@@ -12,42 +14,45 @@ def run(line: CommandLine) -> int:
     from tuner.config.view import View
     from tuner.data.sources import sources_of
     from tuner.pipeline.plan import plan
-    from tuner.pipeline.run import store_of
+    from tuner.pipeline.run import passing_run, store_of
     from tuner.stages import STAGES, fetch_model
     from tuner.stages.fetch_data import notes
 
-    config = prepare(line.words, line.extra)
-    requested, config = parse_row_ranges(line.bare), replace(config, until="fetch")
+    requested = parse_row_ranges(line.bare)
+    config = replace(prepare(line.words, line.extra), until="fetch", name=None)
     said: list[str] = []
 
     def tell(text: str) -> None:
         said.append(text.strip())
         to_stderr(text)
 
-    directory = execute_config(config, tell)
-    steps = {step.stage.name: step for step in plan(config, STAGES, store_of(config), directory)}
-    settled = fetch_model.settle(config, steps["fetch_model"].input().dir)
-    fetched = any(text.startswith("fetch_data") and "done in" in text for text in said)  # it has said them
-    view = View(settled.config, "tokenize")
+    with passing_run(store_of(config)) as directory:
+        execute_config(config, tell, directory=directory)
+        steps = {step.stage.name: step for step in plan(config, STAGES, store_of(config), directory)}
+        settled = fetch_model.settle(config, steps["fetch_model"].input().dir)
+        fetched = any(
+            text.startswith("fetch_data") and "done in" in text for text in said
+        )  # it has said them
+        view = View(settled.config, "tokenize")
 
-    def show() -> int:
-        from tuner.cli.preview_rows import preview
-        from tuner.data.tokenize.settings import listed_files, settings_of
+        def show() -> int:
+            from tuner.cli.preview_rows import preview
+            from tuner.data.tokenize.settings import listed_files, settings_of
 
-        for note in [*(() if fetched else notes(View(config, "fetch_data"))), settled.told]:
-            if note and note not in said:
-                to_stderr(f"  {note}")
-        return preview(
-            settings_of(view, steps["fetch_model"].input().dir),
-            listed_files(view, steps["fetch_data"].input().files),
-            requested,
-            takes=[part.take for part in sources_of(view)],
-            seed=view.data.seed,
-            skip=view.data.bad_rows == "skip",
-            flags=line.flags,
-        )
+            for note in [*(() if fetched else notes(View(config, "fetch_data"))), settled.told]:
+                if note and note not in said:
+                    to_stderr(f"  {note}")
+            return preview(
+                settings_of(view, steps["fetch_model"].input().dir),
+                listed_files(view, steps["fetch_data"].input().files),
+                requested,
+                takes=[part.take for part in sources_of(view)],
+                seed=view.data.seed,
+                skip=view.data.bad_rows == "skip",
+                flags=line.flags,
+            )
 
-    return answer_under_limits(show, config.machine)
+        return answer_under_limits(show, config.machine)
 
 
 VERB = Verb(
