@@ -20,7 +20,7 @@ import pytest
 from tests.conftest import REPO, environment, linked
 
 STAGES = ["fetch_data", "fetch_model", "tokenize", "train", "convert", "merge", "baseline", "evaluate"]
-KILLS = 100 if os.environ.get("TUNER_TEST_ALL") else 4
+KILLS = 100 if os.environ.get("TUNER_TEST_ALL") else 3
 SEED = int(os.environ.get("TUNER_TEST_SEED") or random.SystemRandom().randrange(10**6))
 RESULTS = {
     "tokenize": ["train.arrow", "held_out.arrow", "ledger.json"],

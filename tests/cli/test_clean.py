@@ -474,6 +474,7 @@ def test_a_clean_beside_running_builds_loses_nothing(
     assert len(artifacts(store)) <= 2
 
 
+@pytest.mark.slow
 def test_a_clean_beside_two_real_runs_loses_nothing(
     tuner: Tuner, words: list[str], finished: Path, tmp_path: Path
 ) -> None:

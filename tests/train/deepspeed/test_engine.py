@@ -134,6 +134,7 @@ def gathers(world: World, given: dict[str, Any]) -> list[Any]:
     return found
 
 
+@pytest.mark.slow
 def test_weights_are_gathered_in_the_dtype_that_multiplies_them(tmp_path: Path) -> None:
     for (half, norms, saved), (full, true, end) in in_processes(
         f"{__name__}:gathers", {}, tmp_path / "ranks", size=2

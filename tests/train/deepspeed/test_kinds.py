@@ -140,6 +140,7 @@ def losses_of(engine: Engine, world: World) -> list[float]:
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_nf4_is_the_same_under_every_stage(size: int, tiny: Path, tmp_path: Path) -> None:
     cases = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "all")]
     ranks = in_processes(

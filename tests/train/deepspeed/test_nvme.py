@@ -279,6 +279,7 @@ def test_a_killed_training_goes_on_to_the_same_bits_and_leaves_nothing(
     assert adapter(tmp_path / "out") == adapter(tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_a_disk_without_its_library_is_told_with_what_mends_it() -> None:
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
