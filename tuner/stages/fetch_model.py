@@ -170,6 +170,7 @@ def run(ctx: Context) -> dict[str, Any]:
     shows.
     """
     import os
+    from importlib import import_module
 
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, so before transformers
@@ -195,6 +196,7 @@ def run(ctx: Context) -> dict[str, Any]:
         scratch = [target]
     directory = next(iter(found.values())).parent
     locate.check_quantisation(directory, view, {})
+    import_module("transformers.models.auto.configuration_auto")  # seconds that no file is to blame for
     with reading(str(directory)):
         config = native(directory)
         for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):

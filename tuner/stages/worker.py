@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,9 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
                 traceback.format_exc().rstrip()
             )
     if control is None:
-        json.dump(result, answer)
-        answer.flush()
+        with suppress(BrokenPipeError):  # who asked was killed
+            json.dump(result, answer)
+            answer.close()
         return code
     if code == 0:
         control.tell(result)

@@ -183,10 +183,15 @@ def _is_conversation(line: bytes) -> bool:
 
 
 def _lines(opened: Opened, most: int) -> list[bytes]:
-    """The first lines that aren't blank, stripped. One that is too long to be looked at is cut."""
+    """The first lines that are not blank, stripped. One that is too long to look at is cut, and the last."""
+    found: list[bytes] = []
     with closing(opened()) as stream:
-        stripped = (line.strip() for line in iter(lambda: stream.readline(LONG), b""))
-        return list(itertools.islice(filter(None, stripped), most))
+        while len(found) < most and (line := stream.readline(LONG)):
+            if stripped := line.strip():
+                found.append(stripped)
+            if len(line) == LONG and not line.endswith(b"\n"):
+                break
+    return found
 
 
 def _value(line: bytes) -> Any:
