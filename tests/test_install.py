@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from importlib.metadata import distribution
 from pathlib import Path
@@ -64,3 +65,16 @@ def test_from_a_wheel(tmp_path: Path) -> None:
         [tmp_path / "venv" / "bin" / "tuner", *PLAN], tmp_path
     )
     assert "persona" in call([python, "-m", "tuner", "list", "data"], tmp_path)
+
+
+EXTRAS = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+    "optional-dependencies"
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - {"flash"}))  # that one is compiled to be looked at
+def test_an_extra_resolves_with_the_pinned_versions(extra: str) -> None:
+    """pip finds versions of all that it wants; nothing is installed."""
+    words = ["-m", "pip", "install", "--dry-run", "--quiet", "-c", "constraints.txt", f".[{extra}]"]
+    call([sys.executable, *words], REPO)
