@@ -24,7 +24,8 @@ from tuner.store.artifacts import Store
 ROUNDS = int(os.environ.get("TUNER_TEST_ROUNDS") or 150)
 SEED = int(os.environ.get("TUNER_TEST_SEED") or random.SystemRandom().randrange(10**6))
 SWEEP = ["-m", "algo.steps=3,4", "until=convert"]
-LONG = ("run", "sweep", "again")
+SEEDED = ("run", "sweep", "again")
+LONG = (*SEEDED, "group")
 VICTIMS = ("command", "child", "all")
 
 
@@ -72,6 +73,7 @@ def test_after_a_storm_all_is_as_if_there_had_been_none(
         "run": words,
         "sweep": [*SWEEP, *words],
         "again": [*words, "redo=train"],
+        "group": [*words, "seed=7", "machine.processes=2", "until=convert"],
         "rename": ["rename", "last", "other"],
         "export": ["export", "last", "adapter", str(out)],
         "clean": ["clean", "--all"],
@@ -79,12 +81,12 @@ def test_after_a_storm_all_is_as_if_there_had_been_none(
         "evaluate": ["evaluate", "last"],
     }
     for number in range(ROUNDS):
-        name = dice.choice(["run", "run", "run", "sweep", "again", *commands])
+        name = dice.choice(["run", "run", "run", "sweep", "again", "group", *commands])
         # another seed is other work
-        words_now = [*commands[name], f"seed={dice.randrange(5)}"] if name in LONG else commands[name]
+        words_now = [*commands[name], f"seed={dice.randrange(5)}"] if name in SEEDED else commands[name]
         victim = dice.choice(VICTIMS)
         kind = dice.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-        moment = dice.uniform(0, 9 if name in LONG else 0.8)
+        moment = dice.uniform(0, 14 if name == "group" else 9 if name in LONG else 0.8)
         told = f"seed {SEED}, round {number}: {kind.name} to {victim} after {moment:.3f} s of {name}"
         shutil.rmtree(out, ignore_errors=True)
         process, began = start(words_now, root), time.monotonic()

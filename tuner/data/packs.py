@@ -67,7 +67,7 @@ def write_packs(path: Path, packs: Iterable[Pack]) -> None:
 def _column(batch: list[Pack], field: pa.Field) -> pa.ListArray:
     parts = [getattr(pack, field.name) for pack in batch]
     offsets = np.cumsum([0, *map(len, parts)], dtype=np.int32)
-    kind = field.type.value_type.to_pandas_dtype()
+    kind = COLUMNS.get(field.name, np.int8)  # and not Arrow's to_pandas_dtype, which may want pandas for it
     return pa.ListArray.from_arrays(
         pa.array(offsets), pa.array(np.concatenate(parts).astype(kind, copy=False))
     )
