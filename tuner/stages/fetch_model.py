@@ -5,10 +5,12 @@ pickles, weights in FP8 or MXFP4 and the layouts of families without a class are
 their rows: each from one directory to the next, and the last one is the artifact.
 """
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +112,7 @@ def settle(config: Config, made: Path | None) -> Settled:
     pin = locate.locked_pins(view).get(locate.lock_key(view)) if view.model.source in HUBS else None
     if pin and pin.template:
         found = choice.TemplateChoice(option=pin.template, why=f"as {view.lock} says of its tokenizer")
-    elif (directory := _tokenizer(view) or made) is not None:
+    elif (directory := made or _tokenizer(view)) is not None and (made or choice.is_plain(directory)):
         if not any((directory / name).is_file() for name in files.TOKENIZERS):
             return Settled(config=config)  # tokenize says that there is none
         found = choice.choose_template(directory, view.model.new_tokens)
@@ -169,11 +171,10 @@ def run(ctx: Context) -> dict[str, Any]:
     """Bring the files, rewrite them where that is needed, and read every header, where a cut-off download
     shows.
     """
-    import os
-    from importlib import import_module
-
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, so before transformers
+    from tuner.data.tokenizer.load import load_vocabulary
+    from tuner.data.tokenizer.save import save_vocabulary
     from tuner.models.checkpoint.config_files import read_json_object
     from tuner.models.checkpoint.safetensors import Checkpoint, main_dtype
 
@@ -202,17 +203,16 @@ def run(ctx: Context) -> dict[str, Any]:
         for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
             if (directory / name).is_file():
                 read_json_object(directory / name)  # here, and not where a library reads it
-    # a checkpoint may come without
-    if "gguf" not in todo and todo and any((directory / name).is_file() for name in files.TOKENIZERS):
-        from tuner.data.tokenizer.load import load_vocabulary
-        from tuner.data.tokenizer.save import save_vocabulary
-
-        save_vocabulary(load_vocabulary(directory), directory, directory)
+    if any((directory / name).is_file() for name in files.TOKENIZERS):  # a checkpoint may come without
+        vocabulary = load_vocabulary(
+            directory
+        )  # here, where limits hold; a plan loads what this has accepted
+        if todo and "gguf" not in todo:
+            save_vocabulary(vocabulary, directory, directory)
     with reading(f"the weights in {directory}"):
         specs = Checkpoint(weights := files.weight_files(directory)).specs.values()
     if not specs:
-        names = ", ".join(path.name for path in weights)
-        raise DataError(f"{names} in {directory} holds no tensor: a model's weights are there. Get it again.")
+        raise DataError(f"{weights[0]} holds no tensor, where a model's weights should be. Get it again.")
     size = sum(spec.nbytes for spec in specs)
     facts = {
         "source": view.model.source if commit else "gguf" if "gguf" in todo else "directory",

@@ -69,6 +69,15 @@ def choose_template(directory: Path, new_tokens: tuple[str, ...] = ()) -> Templa
     return found or choose_by_vocabulary(lambda token: token in new_tokens or has_token(directory, token))
 
 
+def is_plain(directory: Path) -> bool:
+    """Whether the choice takes no more than a look at texts, and no vocabulary has to be converted for it."""
+    return (
+        bool(own_template(directory))
+        or (directory / "tokenizer.json").is_file()
+        or not any((directory / name).is_file() for name in ("tokenizer.model", "qwen.tiktoken"))
+    )
+
+
 def choose_by_vocabulary(has: Callable[[str], bool]) -> TemplateChoice:
     """What is left for a tokenizer without a template: ChatML, if it has the tokens. Raises ConfigError."""
     if missing := [token for token in TOKENS if not has(token)]:
