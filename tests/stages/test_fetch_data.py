@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -448,8 +449,12 @@ def test_a_killed_download_goes_on_with_the_bytes_it_had(
     )
     assert server.held.wait(60)
     partial = tmp_path / "outputs" / "store" / ".partial"
-    while sum(path.stat().st_size for path in partial.rglob("*.part")) < 1_000_000:
+    # the small one is whole and has its name, of the large one there is half
+    while not [*partial.rglob("0000-a.jsonl")] or (
+        sum(path.stat().st_size for path in partial.rglob("*.part")) < 1_000_000
+    ):
         assert killed.poll() is None
+        time.sleep(0.01)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     server.go.set()
