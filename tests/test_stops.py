@@ -26,13 +26,15 @@ TEMPLATE = (
 )
 
 
-def command(root: Path, words: Sequence[str]) -> "subprocess.Popen[str]":
+def command(root: Path, words: Sequence[str], *, session: bool = False) -> "subprocess.Popen[str]":
+    """Start a command that heeds Ctrl-C, in a `session` of its own or in ours."""
     return subprocess.Popen(
         [sys.executable, "-m", "tuner", *words, f"root={root}"],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=session,
         # a suite that runs in the background ignores it, and children inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )

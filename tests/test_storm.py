@@ -10,15 +10,14 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import environment
 from tests.test_kills import RESULTS
+from tests.test_stops import command
 from tuner.store.artifacts import Store
 
 ROUNDS = int(os.environ.get("TUNER_TEST_ROUNDS") or 150)
@@ -27,18 +26,6 @@ SWEEP = ["-m", "algo.steps=3,4", "until=convert"]
 SEEDED = ("run", "sweep", "again")
 LONG = (*SEEDED, "group")
 VICTIMS = ("command", "child", "all")
-
-
-def start(words: list[str], root: Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "tuner", *words, f"root={root}"],
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
 
 
 def strike(process: "subprocess.Popen[str]", victim: str, kind: signal.Signals, dice: random.Random) -> None:
@@ -91,7 +78,7 @@ def test_after_a_storm_all_is_as_if_there_had_been_none(
         moment = dice.uniform(0, 14 if name == "group" else 9 if name in LONG else 0.8)
         told = f"seed {SEED}, round {number}: {kind.name} to {victim} after {moment:.3f} s of {name}"
         shutil.rmtree(out, ignore_errors=True)
-        process, began = start(words_now, root), time.monotonic()
+        process, began = command(root, words_now, session=True), time.monotonic()
         while process.poll() is None and time.monotonic() - began < moment:
             time.sleep(0.005)
         struck = process.poll() is None
@@ -111,7 +98,7 @@ def test_after_a_storm_all_is_as_if_there_had_been_none(
         if name == "export" and out.exists():
             assert (out / "adapter_model.safetensors").is_file(), told
     print(dict(sorted(counts.items())))
-    done = start([*words, "name=last"], root)
+    done = command(root, [*words, "name=last"], session=True)
     _, said = done.communicate(timeout=300)
     assert done.returncode == 0, f"seed {SEED}\n{said}"
     (run,) = (root / "runs").glob("last-*")

@@ -3,15 +3,12 @@
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import is_dataclass
-from typing import Any, get_type_hints
+from typing import Any
 
-import yaml
-
-from tuner.config.build import describe_type
+from tuner.config.build import describe_type, field_paths
 from tuner.config.compose import compose
 from tuner.config.fields import Declaration
-from tuner.config.recipes import defaults_lines, field_documentation, recipe_values
+from tuner.config.recipes import defaults_lines, field_documentation, on_one_line, recipe_values
 from tuner.config.schema import Config
 from tuner.config.view import leaves
 from tuner.errors import ConfigError, did_you_mean
@@ -30,8 +27,9 @@ def config_text(config: Config) -> str:
         inner = nested
         for group in groups:
             inner = inner.setdefault(group, {})
-        before = _yaml(default[path]) if path in default else "nothing"
-        inner[name] = _Line(f"{_yaml({name: value})}{'' if default.get(path) == value else f'  # {before}'}")
+        before = on_one_line(default[path]) if path in default else "nothing"
+        mark = "" if default.get(path) == value else f"  # {before}"
+        inner[name] = _Line(f"{on_one_line({name: value})}{mark}")
     head = "# What stands behind a value is that of the default run."
     return "\n".join([head, *defaults_lines(config), *_lines(nested, 0)])
 
@@ -52,13 +50,6 @@ def _lines(nested: dict[str, Any], depth: int) -> Iterator[str]:
             yield from _lines(inner, depth + 1)
 
 
-def _yaml(value: Any) -> str:
-    """A value, or a key and its value, on one line."""
-    text = yaml.safe_dump(value, allow_unicode=True, default_flow_style=True, sort_keys=False, width=10**6)
-    text = text.removesuffix("\n...\n").strip()
-    return text[1:-1] if isinstance(value, dict) and len(value) == 1 else text
-
-
 def refuse_bare(words: Sequence[str]) -> None:
     """Raise ConfigError for words that are about nothing here."""
     if words:
@@ -72,7 +63,7 @@ def fields_text(words: Sequence[str] = ()) -> str:
     """All fields, or those whose name or documentation has one of the words: name, type and default; then
     what it is, and what it decides.
     """
-    documented, kinds = dict(field_documentation(Config)), dict(_types(Config))
+    documented, kinds = dict(field_documentation(Config)), field_paths()
     found = [
         (path, declared, value)
         for path, declared, value in leaves(Config())
@@ -85,7 +76,7 @@ def fields_text(words: Sequence[str] = ()) -> str:
     return "\n\n".join(
         "\n".join(
             [
-                f"{path} = {_yaml(_plain(value))}    {describe_type(kinds[path])}",
+                f"{path} = {on_one_line(value)}    {describe_type(kinds[path])}",
                 *_wrapped(documented[path]),
                 *_wrapped(decides(declared)),
             ]
@@ -108,17 +99,5 @@ def decides(declared: Declaration) -> str:
     return f"decides what {stages} makes" if stages else "tells runs apart"
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
 def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
-
-
-def _types(cls: type, path: str = "") -> Iterator[tuple[str, Any]]:
-    for name, hint in get_type_hints(cls).items():
-        if is_dataclass(hint):
-            yield from _types(hint, f"{path}{name}.")  # type: ignore[arg-type]
-        else:
-            yield f"{path}{name}", hint

@@ -101,7 +101,7 @@ def our_field(name: str, fields: Collection[str]) -> str | None:
     >>> our_field("train.learning_rate", ["algo.optim.lr"]), our_field("algo.lr", ["algo.optim.lr"])
     ('algo.optim.lr', 'algo.optim.lr')
     """
-    last = name.lower().replace("-", "_").rpartition(".")[2]
+    last = _last_part(name)
     alike = [field for field in fields if field.rpartition(".")[2] == last]
     return alike[0] if len(alike) == 1 else _OURS.get(last)
 
@@ -110,6 +110,10 @@ def ours_for(name: str, fields: Collection[str]) -> str:
     """The same as a sentence, also of groups; nothing where that is not known."""
     if (field := our_field(name, fields)) is not None:
         return " ".join([f" Here it is {field}.", *([WORDS[field]] if field in WORDS else [])])
-    if group := _GROUPS.get(name.lower().replace("-", "_").rpartition(".")[2]):
+    if group := _GROUPS.get(_last_part(name)):
         return f" Here it is a choice, {group}=NAME: python -m tuner list {group.rpartition('/')[2]}s."
     return ""
+
+
+def _last_part(name: str) -> str:
+    return name.lower().replace("-", "_").rpartition(".")[2]

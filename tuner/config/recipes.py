@@ -151,11 +151,15 @@ def _tree(entries: dict[str, tuple[Any, str, bool]]) -> list[str]:
         pad = "  " * len(groups)
         if doc:
             lines.append(f"{pad}# {doc}")
-        shown = yaml.safe_dump(
-            {name: value}, allow_unicode=True, default_flow_style=True, width=10**6
-        ).strip()[1:-1]
-        lines.append(f"{pad}{'# ' if comment else ''}{shown}")
+        lines.append(f"{pad}{'# ' if comment else ''}{on_one_line({name: value})}")
     return lines
+
+
+def on_one_line(value: Any) -> str:
+    """A value, or a key and its value, as YAML on one line."""
+    text = yaml.safe_dump(value, allow_unicode=True, default_flow_style=True, sort_keys=False, width=10**6)
+    text = text.removesuffix("\n...\n").strip()
+    return text[1:-1] if isinstance(value, dict) and len(value) == 1 else text
 
 
 def field_documentation(cls: type, path: str = "") -> Iterator[tuple[str, str]]:

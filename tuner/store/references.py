@@ -24,6 +24,7 @@ from tuner.store.artifacts import Store, key_of
 
 FOLDER = ".refs"
 NOTE = {"run": str, "host": str, "user": str, "keys": list}
+"""what a note says, at least"""
 RECENT = 24 * 3600.0
 """seconds: what is younger may belong to a run that is just being made"""
 KEY = re.compile(r"[a-z_]+-[0-9a-f]{12}")
@@ -145,7 +146,7 @@ def _notes(store: Store) -> Iterator[tuple[Path, Mapping[str, Any], Path]]:
     can't be read; another user's is passed over, which would keep all from cleaning.
     """
     here = os.path.realpath(store.root)
-    for file in sorted((store.root / FOLDER).glob("[!.]*.json")):
+    for file in _note_files(store):
         if (ref := _read_note(file)) is not None:
             yield file, ref, Path(os.path.normpath(Path(here, ref["run"])))
         elif file.exists() and not foreign_owner(file):
@@ -157,11 +158,11 @@ def _notes(store: Store) -> Iterator[tuple[Path, Mapping[str, Any], Path]]:
 
 def unreadable_notes(store: Store) -> list[Path]:
     """The notes of other users that are passed over."""
-    return [
-        file
-        for file in sorted((store.root / FOLDER).glob("[!.]*.json"))
-        if foreign_owner(file) and _read_note(file) is None
-    ]
+    return [file for file in _note_files(store) if foreign_owner(file) and _read_note(file) is None]
+
+
+def _note_files(store: Store) -> list[Path]:
+    return sorted((store.root / FOLDER).glob("[!.]*.json"))
 
 
 def _read_note(file: Path) -> Mapping[str, Any] | None:
