@@ -1,5 +1,9 @@
 """Compiled layers compute as they did, without a break in their graph and without compiling again."""
 
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -13,9 +17,10 @@ from tuner.kernels.compiled_layers import (
     decoder_layers,
     uncompiled,
 )
-from tuner.train.batch import collate
+from tuner.train.batch import Batch, collate
 from tuner.train.batch_shape import BatchShape
 from tuner.train.loss import summed_loss
+from tuner.train.recompute import set_recompute
 
 SHAPE = {
     "hidden_size": 128,
@@ -29,6 +34,55 @@ SHAPE = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+
+
+looks_at_grad = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+"""which PyTorch's compiler does"""
+KEPT = [(False, 0), (True, 0), (True, 2), (True, 3)]
+KEPT_NAMES = ["all kept", "norms again", "two blocks again", "blocks again"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """What a forward and backward pass gave."""
+
+    loss: float
+    gradient: torch.Tensor
+    kept: int
+    """numbers that the backward pass read"""
+
+
+def tiny(kind: str, attention: str = "tuner") -> Any:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    register_attention()
+    config = AutoConfig.for_model(kind, **SHAPE)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).train()
+
+
+def filled_rows() -> list[Batch]:
+    packs = [pack([40, 25, 60], 0), pack([100, 20], 1), pack([30] * 4, 2), pack([128], 3)]
+    shape = BatchShape.of(packs, 128, 2)
+    return [shape.fill(collate(packs[:2])), shape.fill(collate(packs[2:]))]
+
+
+def passes(model: Any, rows: list[Batch]) -> list[Pass]:
+    found = []
+    for row in rows:
+        model.zero_grad()
+        kept = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = summed_loss(model, row)
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten().float() for p in model.parameters() if p.grad is not None])
+        found.append(Pass(loss=loss.item(), gradient=gradient, kept=kept))
+    return found
 
 
 @pytest.mark.parametrize("kind", sorted(LAYERS))
@@ -70,39 +124,48 @@ def test_layers_that_can_not_be_compiled_are_as_they_were() -> None:
     assert layer._compiled_call_impl is None
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch 2.11's compiler looks at it
+@looks_at_grad
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="compiles for an NVIDIA GPU")
-@pytest.mark.parametrize("norms", [True, False], ids=["norms again", "all kept"])
+@pytest.mark.parametrize(("norms", "blocks"), KEPT, ids=KEPT_NAMES)
 @pytest.mark.parametrize("kind", sorted(LAYERS))
-def test_loss_and_gradients_of_compiled_layers(kind: str, norms: bool) -> None:
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    register_attention()
-    config = AutoConfig.for_model(kind, **SHAPE)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="tuner").bfloat16().cuda().train()
-    packs = [pack([40, 25, 60], 0), pack([100, 20], 1), pack([30] * 4, 2), pack([128], 3)]
-    shape = BatchShape.of(packs, 128, 2)
-    rows = [shape.fill(collate(packs[:2])).to("cuda"), shape.fill(collate(packs[2:])).to("cuda")]
-
-    def run() -> list[tuple[float, torch.Tensor]]:
-        found = []
-        for row in rows:
-            model.zero_grad()
-            loss = summed_loss(model, row)
-            loss.backward()
-            grads = torch.cat([p.grad.flatten().float() for p in model.parameters() if p.grad is not None])
-            found.append((loss.item(), grads))
-        return found
-
+def test_loss_and_gradients_of_compiled_layers(kind: str, norms: bool, blocks: int) -> None:
+    model = tiny(kind).bfloat16().cuda()
+    rows = [row.to("cuda") for row in filled_rows()]
     with using_backend("varlen"):
-        plain = run()
-        assert CompiledLayers(decoder_layers(model)).run(run, norms=norms) is None
+        plain = passes(model, rows)
+        layers = CompiledLayers(decoder_layers(model))
+        assert layers.run(lambda: passes(model, rows), norms=norms, blocks=blocks) is None
         with torch._dynamo.config.patch(error_on_recompile=True):
-            compiled = run()
+            compiled = passes(model, rows)
             with uncompiled():
-                again = run()
-    for (loss, grads), (own, own_grads), (_, other_grads) in zip(plain, compiled, again, strict=True):
-        assert own == pytest.approx(loss, rel=5e-3)
-        assert (own_grads - grads).norm() < 0.05 * grads.norm()
-        assert (other_grads - grads).norm() < 1e-3 * grads.norm()
+                again = passes(model, rows)
+    for one, own, other in zip(plain, compiled, again, strict=True):
+        assert own.loss == pytest.approx(one.loss, rel=5e-3)
+        assert (own.gradient - one.gradient).norm() < 0.05 * one.gradient.norm()
+        assert (other.gradient - one.gradient).norm() < 1e-3 * one.gradient.norm()
+
+
+@looks_at_grad
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiles for a CPU")
+def test_the_less_compiled_layers_keep_the_more_they_compute_again() -> None:
+    """On a CPU in fp32, where the gradient is the same but for rounding."""
+    model, rows = tiny("llama", "sdpa"), filled_rows()
+    kept = []
+    (plain, *_) = passes(model, rows)
+    for norms, blocks in KEPT:
+        set_recompute(model, blocks)
+        layers = CompiledLayers(decoder_layers(model))
+        assert layers.run(lambda: passes(model, rows), norms=norms, blocks=blocks) is None
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            (own, *_) = passes(model, rows)
+        layers.release()
+        assert [layer.gradient_checkpointing for layer in layers.layers] == [n < blocks for n in range(3)]
+        assert own.loss == pytest.approx(plain.loss, rel=1e-6)
+        assert (own.gradient - plain.gradient).norm() < 1e-5 * plain.gradient.norm()
+        kept.append(own.kept)
+        torch._dynamo.reset()
+        set_recompute(model, 0)
+    everything, without_norms, two_inputs, inputs = kept
+    assert plain.kept > everything > without_norms > two_inputs > inputs

@@ -8,13 +8,15 @@ What can't be compiled stays as it is, and why is said.
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch._functorch.config as partitioner
 from torch import nn
+from torch._inductor.compile_fx import compile_fx
 
 from tuner.errors import in_one_line
 from tuner.files import COMPILED, bytes_under, user_cache
@@ -30,8 +32,32 @@ it. So a layer keeps its input, queries, keys, values, what attention gives, the
 up; norms, rotary positions and products are made again. Beside keeping what is fastest that costs 1.4 % of a
 step's time and saves 28 % of its memory (1.8B, an H200)
 """
+ONLY_INPUT = {"activation_memory_budget": 0.0}
+"""a layer keeps its input alone. Its backward pass makes again what it reads, which is less than a forward
+pass: the MLP's last matmul is not in it
+"""
 LIMIT = 4 << 30
 """bytes of compiled code that are kept"""
+
+
+def _inductor(settings: dict[str, Any]) -> Callable[..., Any]:
+    """PyTorch's compiler, with settings of what it keeps for the backward pass."""
+
+    def compile_graph(graph: Any, inputs: Any) -> Any:
+        with partitioner.patch(settings):
+            return compile_fx(graph, inputs)
+
+    return compile_graph
+
+
+KEEP_ALL, KEEP_NO_NORMS, KEEP_INPUT = _inductor({}), _inductor(REMAKES), _inductor(ONLY_INPUT)
+"""what compiles a layer, by what it keeps"""
+
+
+def first_that_trains(layers: Sequence[nn.Module]) -> int:
+    """The number of the first layer that keeps anything for the backward pass."""
+    trains = (at for at, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters()))
+    return next(trains, 0)
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -44,36 +70,42 @@ class CompiledLayers:
 
     def __init__(self, layers: list[nn.Module]) -> None:
         self.layers = layers
-        self._norms: bool | None = None
+        self._compilers: list[Callable[..., Any]] = []
 
-    def run(self, do: Callable[[], object], *, norms: bool) -> str | None:
+    def run(self, do: Callable[[], object], *, norms: bool, blocks: int = 0) -> str | None:
         """Do what calls the layers. Why they can't be compiled, if so: then they are as they were.
 
-        norms  whether the backward pass makes norms and products again (REMAKES)
+        norms   whether the backward pass makes norms and products again (REMAKES)
+        blocks  the number of layers, from the first that trains, that keep only their input: the compiler's
+                doing, so PyTorch's checkpoints around them are off from now on
         """
-        if self._norms != norms:
-            self._compile(again=self._norms is not None)
-            self._norms = norms
-        with partitioner.patch(REMAKES if norms else {}):
-            why = why_not(do)
+        usual, first = KEEP_NO_NORMS if norms else KEEP_ALL, first_that_trains(self.layers)
+        wished = [KEEP_INPUT if first <= at < first + blocks else usual for at in range(len(self.layers))]
+        if self._compilers != wished:
+            self._compile(wished)
+        for layer in self.layers:
+            layer.gradient_checkpointing = False  # type: ignore[assignment]
+        why = why_not(do)
         if why:
             self.release()
         return why
 
-    def _compile(self, *, again: bool) -> None:
+    def _compile(self, compilers: list[Callable[..., Any]]) -> None:
         cache = cache_directory()
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
         os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
-        if again:
-            torch._dynamo.reset()  # what was compiled otherwise would be found
-        for layer in self.layers:
-            layer.compile(dynamic=False, fullgraph=True)
+        if self._compilers:
+            torch._dynamo.reset()  # the graphs that came before are not used again
+        self._compilers = compilers
+        for layer, compiler in zip(self.layers, compilers, strict=True):
+            layer.compile(backend=compiler, dynamic=False, fullgraph=True)
 
     def release(self) -> None:
         """Let the layers be as they were."""
-        self._norms = None
-        for layer in self.layers:
+        for layer, compiler in zip(self.layers, self._compilers, strict=True):
             layer._compiled_call_impl = None
+            layer.gradient_checkpointing = compiler is KEEP_INPUT  # type: ignore[assignment]
+        self._compilers = []
 
 
 def why_not(run: Callable[[], object]) -> str | None:

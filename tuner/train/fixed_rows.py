@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from tuner.data.packs import Packs
 from tuner.errors import ConfigError
+from tuner.estimate.recompute import Recompute
 from tuner.kernels import attention
 from tuner.kernels.compiled_layers import CompiledLayers, uncompiled
 from tuner.train.batch_shape import BatchShape
@@ -44,13 +45,12 @@ class FixedRows:
         """What rows of up to `micro_batch` packs are filled to; `targets`: these too."""
         return BatchShape(tokens=self.tokens, longest=self._longest, micro_batch=micro_batch, targets=targets)
 
-    def run(self, do: Callable[[], object], *, norms: bool) -> bool:
-        """Do what calls the layers, compiled; `norms`: as machine.recompute has it. False, once it is said
-        why, where they can't be compiled: then they are as they were, and so is attention. Raises ConfigError
-        where machine.kernels=compiled.
+    def run(self, do: Callable[[], object], recompute: Recompute) -> bool:
+        """Do what calls the layers, compiled. False, once it is said why, where they can't be: then they are
+        as they were, and so is attention. Raises ConfigError where machine.kernels=compiled.
         """
         attention.use_backend(self.backend)
-        why = self.layers.run(do, norms=norms)
+        why = self.layers.run(do, norms=recompute.norms, blocks=recompute.blocks)
         if why is not None:
             self.compiled = False
             attention.use_backend(self._usual)

@@ -9,6 +9,7 @@ from tuner.config.view import View
 from tuner.data.packs import Pack, Packs
 from tuner.data.sampler import Order, micro_batches_of_rank
 from tuner.errors import ConfigError
+from tuner.estimate.recompute import Recompute
 from tuner.kernels import apply, attention, compiled_layers
 from tuner.kernels.compile_policy import capturing_pays, compiling_pays, why_not_compiled
 from tuner.kernels.compiled_layers import CompiledLayers
@@ -132,7 +133,7 @@ def prepare_rows(
         # read, since a kernel's error comes when the host waits for it
         rows.run(
             lambda: [engine.forward_backward([batch], len(batch.targets_M)).tolist() for batch in batches],
-            norms=facts["recompute"] != "none",
+            Recompute.read(facts["recompute"], len(rows.layers.layers), compiled=True),
         )
         engine.reset()
     facts["compiled"] = rows.compiled

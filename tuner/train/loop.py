@@ -37,6 +37,7 @@ from tuner.train.monitor.anomalies import (
 )
 from tuner.train.monitor.metrics import Journal, StepClock
 from tuner.train.monitor.progress import Progress
+from tuner.train.read_later import read_later
 from tuner.train.schedule import lr_at, patience_exhausted
 from tuner.train.stop_signal import Stop
 
@@ -157,14 +158,14 @@ class TrainingLoop:
         if self.shape is not None:
             batches = [self.shape.fill(batch) for batch in batches]
 
-        own = self.engine.forward_backward(batches, targets)
+        own = read_later(self.engine.forward_backward(batches, targets))
 
         def explain() -> str:
             return self.explain(lambda: measure_batches(self.engine, batches, self.held_out.loss))
 
         @cache
         def losses() -> list[float]:
-            found = [loss for part in self.world.gather(own.tolist()) for loss in part]
+            found = [loss for part in self.world.gather(own().tolist()) for loss in part]
             refuse_not_finite("loss", found, step + 1, origins, explain)
             return found
 
@@ -178,11 +179,11 @@ class TrainingLoop:
             warmup=algo.warmup,
             decay=algo.decay,
         )
-        gradient_norm = self.engine.step(lr, algo.clip)
+        gradient_norm = read_later(self.engine.step(lr, algo.clip))
 
         @cache
         def norm() -> float:
-            found = gradient_norm.item()
+            found = gradient_norm().item()
             refuse_not_finite("gradient", [found] * len(origins), step + 1, origins)
             return found
 

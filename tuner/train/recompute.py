@@ -4,12 +4,13 @@ from typing import Any
 
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tuner.kernels.compiled_layers import first_that_trains
+
 
 def layers_to_recompute(model: Any) -> list[Any]:
     """The layers that keep something for the backward pass, in their order: from the first that trains."""
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    trains = (at for at, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters()))
-    return layers[next(trains, 0) :]
+    return layers[first_that_trains(layers) :]
 
 
 def set_recompute(model: Any, blocks: int) -> None:

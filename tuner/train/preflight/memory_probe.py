@@ -224,7 +224,7 @@ class MemoryProbe:
                 fits = False
 
         if self.rows is not None:
-            if not self.rows.run(run, norms=setting.recompute.norms):
+            if not self.rows.run(run, setting.recompute):
                 self.engine.reset()
                 return None
         else:
