@@ -27,6 +27,8 @@ class BatchShape:
     """of a pack, at most"""
     longest: int
     """tokens of the longest document"""
+    documents: int
+    """of a pack, at most"""
     micro_batch: int
     """packs of a row, at most"""
     targets: bool = False
@@ -37,14 +39,19 @@ class BatchShape:
         cls, packs: Packs | Sequence[Pack], tokens: int, micro_batch: int, *, targets: bool = False
     ) -> "BatchShape":
         """For all rows of some packs."""
-        longest = max(int(pack.lengths.max()) for pack in packs)
-        return cls(tokens=tokens, longest=longest, micro_batch=micro_batch, targets=targets)
+        return cls(
+            tokens=tokens,
+            longest=max(int(pack.lengths.max()) for pack in packs),
+            documents=max(len(pack.lengths) for pack in packs),
+            micro_batch=micro_batch,
+            targets=targets,
+        )
 
     def fill(self, batch: Batch) -> Batch:
         """The batch as a row of one of the sizes (tuner.estimate.recompute.row_sizes).
 
-        With packs of 8 tokens, whose longest document has 4, a row of 3 and 4 tokens
-        gets a document of one token, and as many offsets as a power of two:
+        With packs of 8 tokens, whose longest document has 4, a row of 3 and 4 tokens gets a document of one
+        token, and as many offsets as any row of this size needs:
 
             positions  0 1 2 0 1 2 3 0
             offsets    0     3       7 8 8 8 8 8 8 …     (a power of two, LEAST or more)
@@ -56,7 +63,8 @@ class BatchShape:
         lengths = [self.longest] * ((size - tokens) // self.longest)
         lengths += [rest] if (rest := (size - tokens) % self.longest) else []
         filled = append_documents(batch, lengths)
-        most = max(LEAST, 1 << (len(filled.borders) - 1).bit_length())
+        most = packs * self.documents + size // self.longest + 2  # its own, those that fill it up, both ends
+        most = max(LEAST, 1 << (most - 1).bit_length())
         offsets_D = torch.full((most,), size, dtype=torch.int32)
         offsets_D[: len(filled.borders)] = torch.tensor(filled.borders, dtype=torch.int32)
         filled = replace(filled, offsets_D=offsets_D, longest=self.longest)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from tuner.data.packs import Packs
 from tuner.errors import ConfigError
@@ -39,11 +40,11 @@ class FixedRows:
         self.layers, self.backend, self.compiled, self.seconds = layers, backend, compiled, seconds
         self._usual, self._wish, self._say = usual, wish, say
         self.tokens = tokens
-        self._longest = max(int(pack.lengths.max()) for pack in packs)
+        self._shape = BatchShape.of(packs, tokens, 1)
 
     def shape(self, micro_batch: int, *, targets: bool = False) -> BatchShape:
         """What rows of up to `micro_batch` packs are filled to; `targets`: these too."""
-        return BatchShape(tokens=self.tokens, longest=self._longest, micro_batch=micro_batch, targets=targets)
+        return replace(self._shape, micro_batch=micro_batch, targets=targets)
 
     def run(self, do: Callable[[], object], recompute: Recompute) -> bool:
         """Do what calls the layers, compiled. False, once it is said why, where they can't be: then they are

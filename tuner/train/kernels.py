@@ -7,7 +7,7 @@ import torch
 
 from tuner.config.view import View
 from tuner.data.packs import Pack, Packs
-from tuner.data.sampler import Order, micro_batches_of_rank
+from tuner.data.sampler import Order
 from tuner.errors import ConfigError
 from tuner.estimate.recompute import Recompute
 from tuner.kernels import apply, attention, compiled_layers
@@ -17,15 +17,16 @@ from tuner.models.attention_needs import attention_needs
 from tuner.models.load import compute_dtype
 from tuner.models.stateful_layers import carried_state
 from tuner.train.auto_settings import attention_facts
-from tuner.train.batch import collate
+from tuner.train.batch import Batch, micro_batches
 from tuner.train.batch_shape import BatchShape
 from tuner.train.distributed import World
 from tuner.train.engine import Engine, TorchEngine
 from tuner.train.fixed_rows import FixedRows, without_compiling
-from tuner.train.preflight.memory_probe import hardest_micro_batches
 
 SHARE = 0.3
 """of a GPU's peak: what a step that is not compiled reaches"""
+AHEAD = 1 << 20
+"""tokens of the steps to come that are looked at for shapes of rows"""
 PEAK = 1e14
 """floating-point operations a second of a GPU that is not known"""
 
@@ -116,6 +117,7 @@ def prepare_rows(
     *,
     world: World,
     micro_batch: int,
+    done: int,
     began: Mapping[str, Any],
     facts: dict[str, Any],
     say: Callable[[str], None],
@@ -128,7 +130,7 @@ def prepare_rows(
     row = rows.seconds * micro_batch / order.per_step
     captures = began.get("captured", capturing_pays(len(rows.layers.layers), row))
     shape = rows.shape(micro_batch, targets=captures)
-    batches = hardest(packs, order, shape, world)
+    batches = distinct_rows(packs, order, shape, world, done)
     if rows.compiled:
         # read, since a kernel's error comes when the host waits for it
         rows.run(
@@ -173,10 +175,12 @@ def obstacle(config: View, model: Any, facts: Mapping[str, Any], world: World) -
     return why_not_compiled(config.algo, config.machine, engine=facts["engine"], processes=world.size)
 
 
-def hardest(packs: Packs, order: Order, shape: BatchShape, world: World) -> list[Any]:
-    """For each size that rows of a step are filled to, the row with most tokens."""
-    sizes = [(len(pack.ids), int(pack.trained.sum())) for pack in packs]
-    parts = micro_batches_of_rank(range(order.per_step), shape.micro_batch, world.rank, world.size)
-    counts = sorted({min(len(part), len(packs)) for part in parts if part}, reverse=True)
-    chosen = [hardest_micro_batches(sizes, count)[0] for count in counts]
-    return [shape.fill(collate([packs[i] for i in one], indices=one)) for one in chosen]
+def distinct_rows(packs: Packs, order: Order, shape: BatchShape, world: World, done: int) -> list[Batch]:
+    """A row of each shape that there is in the steps after `done`, as far ahead as AHEAD."""
+    found: dict[tuple[int, ...], Batch] = {}
+    for step in range(done, min(order.steps, done + max(1, AHEAD // (order.per_step * shape.tokens)))):
+        for batch in micro_batches([packs[i] for i in order.at(step)], shape.micro_batch, world, step):
+            filled = shape.fill(batch)
+            targets = len(filled.targets_M) if shape.targets else 0
+            found.setdefault((filled.ids_1N.shape[1], targets), filled)
+    return [*found.values()]

@@ -201,18 +201,16 @@ class Session:
         found: SavedStep | None,
         lines_of: Callable[[Pack], list[str]],
     ) -> BatchShape | None:
-        """Settle what is `auto`, check numerics and memory, and load the step that is gone on from; returns
-        what rows are filled to, where layers are compiled.
-        """
+        """Settle what is `auto`, run the preflight, load the saved step; returns what rows are filled to."""
         config, facts = self.ctx.config, self.facts
-        began = self.before if found else None
+        began, done = (self.before, found.step) if found else (None, 0)
         rows = kernels.fixed_rows(
             config,
             model,
             packs,
             order,
             world=self.world,
-            done=found.step if found else 0,
+            done=done,
             began=began or {},
             facts=facts,
             flops=step_flops(config, self._base, self.world.device),
@@ -239,6 +237,7 @@ class Session:
             order,
             world=self.world,
             micro_batch=self._micro_batch(order),
+            done=done,
             began=began or {},
             facts=facts,
             say=self.say,
