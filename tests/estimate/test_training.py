@@ -68,7 +68,7 @@ def test_with_room_a_gpu_is_filled_and_with_less_the_fastest_is_taken_that_fits(
 
 
 def test_a_number_of_gib_is_as_a_card_of_that_size() -> None:
-    capped, small = ahead(80, memory=16.0), ahead(16)
+    capped, small = ahead(80, memory=18.0), ahead(18)
     assert (capped.micro, capped.recompute) == (small.micro, small.recompute)
     least = ahead(80, memory="small")
     assert (least.micro, least.recompute) == (1, Recompute(norms=True, blocks=24))

@@ -6,6 +6,7 @@ is first used. Their tiles follow from the documents' offsets, not from the long
 are left over at a row's end cost next to nothing.
 """
 
+import warnings
 from importlib.util import find_spec
 from typing import Any
 
@@ -41,7 +42,9 @@ def trouble(needs: AttentionNeeds) -> str | None:
     if not installed():
         return "flash-attn-4 is not installed (the extra `flash4`)"
     try:
-        from flash_attn.cute import interface  # noqa: F401
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the package's, of cutlass
+            from flash_attn.cute import interface  # noqa: F401
     except Exception as error:  # made for another PyTorch or CUDA, or without its compiler
         return f"it can't be imported ({in_one_line(error)})"
     return None
