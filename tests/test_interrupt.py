@@ -45,12 +45,17 @@ def told(root: Path) -> str:
     return (root.parent / "said").read_text(encoding="utf-8")
 
 
-def child_of(process: "subprocess.Popen[bytes]") -> int:
+def child_of(process: "subprocess.Popen[bytes] | pexpect.spawn[str]") -> int:
     return int(
         subprocess.run(
             ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
         ).stdout.split()[0]
     )
+
+
+def shown(text: str) -> str:
+    """What a terminal shows of it."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
 def adapter(root: Path) -> bytes:
@@ -127,22 +132,27 @@ def test_a_held_lock_is_waited_for(tuner: Tuner, tiny: list[str], tmp_path: Path
     assert adapter(root) == straight
 
 
-def test_ctrl_c_in_a_terminal(tiny: list[str], tmp_path: Path, straight: bytes) -> None:
-    """A real terminal sends SIGINT to parent and child alike; both end in order, and the bar is a bar."""
-    root, words = tmp_path / "out", [*tiny, *LONG]
-    terminal = pexpect.spawn(
+def at_a_terminal(root: Path, words: list[str], columns: int = 120) -> "pexpect.spawn[str]":
+    """A run as a person has it."""
+    return pexpect.spawn(
         sys.executable,
         ["-m", "tuner", f"root={root}", *words],
         env=environment({"TERM": "xterm"}),
         encoding="utf-8",
-        dimensions=(40, 120),
+        dimensions=(40, columns),
         # a suite that runs in the background ignores it, and children inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         timeout=120,
     )  # type: ignore[arg-type]
+
+
+def test_ctrl_c_in_a_terminal(tiny: list[str], tmp_path: Path, straight: bytes) -> None:
+    """A real terminal sends SIGINT to parent and child alike; both end in order, and the bar is a bar."""
+    root, words = tmp_path / "out", [*tiny, *LONG]
+    terminal = at_a_terminal(root, words)
     terminal.expect("/120")  # the bar is there, before the first step
     terminal.sendintr()
-    terminal.expect(r"stopped after step \d+ of 120|[Ii]nterrupted|stopped")
+    terminal.expect(r"stopped after step \d+ of 120, which is saved")
     terminal.expect(pexpect.EOF)
     terminal.close()
     assert terminal.exitstatus == 75
@@ -153,6 +163,42 @@ def test_ctrl_c_in_a_terminal(tiny: list[str], tmp_path: Path, straight: bytes) 
         capture_output=True,
     )
     assert adapter(root) == straight
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_the_second_ctrl_c_ends_at_once_and_says_so(
+    tuner: Tuner, tiny: list[str], tmp_path: Path, columns: int
+) -> None:
+    """The training is stopped in its tracks, as by a step that takes long; a narrow terminal has the counter
+    on one line.
+    """
+    root, words = tmp_path / "out", [*tiny, *LONG, "machine.save_every=2"]
+    terminal = at_a_terminal(root, words, columns)
+    terminal.expect(r"\b[3-9]/120")
+    bars = [part for part in (terminal.before + terminal.after).split("\r") if "/120" in part]
+    assert all("\n" not in bar and len(shown(bar)) <= columns for bar in bars)
+    child = child_of(terminal)
+    os.kill(child, signal.SIGSTOP)
+    terminal.sendintr()
+    terminal.expect("finishing the step at hand and saving it; again to stop without saving")
+    terminal.sendintr()
+    terminal.expect("train was ended at once; the same command goes on from what was saved last")
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 75
+    assert "out of memory" not in terminal.before
+    assert re.search(r"continue @step [2-9]", tuner("plan", f"root={root}", *words).out)
+
+
+def test_before_the_first_step_there_is_nothing_to_wait_for(tiny: list[str], tmp_path: Path) -> None:
+    terminal = at_a_terminal(tmp_path / "out", [*tiny, *LONG])
+    terminal.expect("train: starting|loading the model|rehearsing")
+    terminal.sendintr()
+    terminal.expect("train was stopped; run the same command again to go on")
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 75
+    assert "KeyboardInterrupt" not in terminal.before
 
 
 def test_a_rank_that_dies_is_named(tiny: list[str], tmp_path: Path) -> None:

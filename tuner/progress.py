@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -51,9 +51,10 @@ def _shown(
         from rich.console import Console
         from rich.progress import Progress
 
-        with Progress(*columns(), console=Console(stderr=True), transient=True) as shown:
-            task = shown.add_task("", total=total)
-            yield lambda more: shown.update(task, advance=more)
+        bar = Progress(*columns(), console=Console(stderr=True), transient=True)
+        with drawing(), bar:
+            task = bar.add_task("", total=total)
+            yield lambda more: bar.update(task, advance=more)
         return
 
     def advance(more: int) -> None:
@@ -64,6 +65,96 @@ def _shown(
             tell(done)
 
     yield advance
+
+
+_spinner: "_Spinner | None" = None
+
+
+class _Spinner:
+    """What a process is at while no bar is shown: on a terminal, with the seconds that it takes."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._shown: Any = None
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        self._show()
+        try:
+            yield
+        finally:
+            self._hide()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """In here something else is drawn."""
+        self._hide()
+        try:
+            yield
+        finally:
+            self._show()
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        before, self._what = self._what, what
+        with self.aside():
+            pass
+        try:
+            yield
+        finally:
+            self._what = before
+            with self.aside():
+                pass
+
+    def _show(self) -> None:
+        from rich.console import Console
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._shown = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            refresh_per_second=4,
+        )
+        self._shown.add_task(self._what, total=None)
+        self._shown.start()
+
+    def _hide(self) -> None:
+        self._shown.stop()
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """While entered, a terminal shows that something is going on, wherever no bar does."""
+    global _spinner
+    if not sys.stderr.isatty() or _spinner is not None:
+        yield
+        return
+    _spinner = _Spinner(what)
+    try:
+        with _spinner.shown():
+            yield
+    finally:
+        _spinner = None
+
+
+def drawing() -> AbstractContextManager[None]:
+    """In here something else than what `waiting` shows is drawn."""
+    return _spinner.aside() if _spinner else nullcontext()
+
+
+@contextmanager
+def working(what: str, say: Callable[[str], None]) -> Iterator[None]:
+    """While something is done of which nobody knows how far it is; afterwards its time is said, where it took
+    a second or more.
+    """
+    began = time.monotonic()
+    with _spinner.doing(what) if _spinner else nullcontext():
+        yield
+    if (spent := time.monotonic() - began) >= 1:
+        say(f"{what}: {spent:.1f} s")
 
 
 def track(items: Iterable[T], what: str, total: int, say: Callable[[str], None]) -> Iterator[T]:

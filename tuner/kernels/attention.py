@@ -34,7 +34,8 @@ _used = sdpa.BACKEND
 
 
 def choose_backend(wish: str, needs: AttentionNeeds) -> tuple[str, str]:
-    """The backend for machine.attention=`wish`, and why it is that one.
+    """The backend for machine.attention=`wish`, and why it is that one: on a GPU with what keeps from faster
+    ones.
 
     `auto` takes the fastest that can do what is needed. In fp32 that is SDPA, but for capped scores and
     sinks, for which it writes all scores out. Raises ConfigError where a wish can't be met.
@@ -43,7 +44,8 @@ def choose_backend(wish: str, needs: AttentionNeeds) -> tuple[str, str]:
     order = [*BACKENDS] if needs.dtype in HALF or needs.softcap or needs.sinks else ["sdpa", *BACKENDS]
     best = next(name for name in order if troubles[name] is None)
     if wish == "auto":
-        passed = [f"{name}: {troubles[name]}" for name in order[: order.index(best)]]
+        faster = order[: order.index(best)] if needs.device.type == "cuda" else []
+        passed = [f"{name}: {troubles[name]}" for name in faster]
         return best, "; ".join([BACKENDS[best].words, *passed])
     if reason := troubles[wish]:
         raise ConfigError(

@@ -11,7 +11,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,18 @@ from tuner.config.build import dump_config
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, Interrupted
 from tuner.hardware.limits import why_ended
-from tuner.launch.failures import exit_error
+from tuner.launch.failures import ended_at_once, exit_error
 from tuner.launch.group import Group
 from tuner.launch.members import RankPlacement, error_class
 from tuner.launch.processes import HOME, WORKER
-from tuner.launch.signals import count_signals
+from tuner.launch.signals import answer_stop, count_signals, without_ctrl_c
 from tuner.launch.watch import Watch
 
 LOOK = 0.1
 """seconds between two looks at the signals that came"""
+AT_ONCE = 0.3
+"""seconds in which a stage ends that has nothing to save"""
+SHOW_CURSOR = "\x1b[?25h"
 EXTERNAL_LAUNCHERS = {
     "torchrun": ("WORLD_SIZE", "RANK"),
     "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
@@ -78,20 +83,24 @@ def launch(
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         environment.pop(name, None)
     with Watch(config.machine) as watch, count_signals() as signals:
-        child = subprocess.Popen(
-            [sys.executable, "-m", WORKER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=[*locks, watch.board.descriptor],
-            env=environment | watch.environment,
-        )
-        answer = _converse(child, json.dumps(job | {"parent": os.getpid()}).encode(), signals, watch)
-        if why := why_ended(0, child.returncode, watch.board):
+        with without_ctrl_c():  # it reaches this process too, which passes it on
+            child = subprocess.Popen(
+                [sys.executable, "-m", WORKER],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=[*locks, watch.board.descriptor],
+                env=environment | watch.environment,
+            )
+        told = json.dumps(job | {"parent": os.getpid()}).encode()
+        answer = _converse(child, told, signals, watch, partial(answer_stop, stage, log))
+        if child.returncode < 0 and sys.stderr.isatty():
+            sys.stderr.write(SHOW_CURSOR)  # it died while it drew
+        if not signals and (why := why_ended(0, child.returncode, watch.board)):
             raise why
     # it had just finished: nothing was lost, and the next run finds it complete
     if signals and child.returncode == 0:
         raise Interrupted(f"Stopped after {stage}; run the same command again to go on.")
-    return _result(stage, child.returncode, answer)
+    return _result(stage, child.returncode, answer, at_once=len(signals) > 1)
 
 
 def refuse_external_launcher(environ: Mapping[str, str]) -> None:
@@ -110,9 +119,16 @@ def refuse_external_launcher(environ: Mapping[str, str]) -> None:
             )
 
 
-def _converse(child: "subprocess.Popen[bytes]", job: bytes, signals: list[int], watch: Watch) -> bytes:
+def _converse(
+    child: "subprocess.Popen[bytes]",
+    job: bytes,
+    signals: list[int],
+    watch: Watch,
+    told_to_stop: Callable[[], object],
+) -> bytes:
     """Give the child its job and wait for its answer. The first signal that comes meanwhile asks it to save
-    and end, a second one ends it at once. Raises DataError where it had to be ended for what it read.
+    and end, which it is `told_to_stop` for where it does not end in a moment; a second one ends it at once.
+    Raises DataError where it had to be ended for what it read.
 
     Pipes are served by a thread, since signals come up in the main one, between any two instructions.
     """
@@ -120,19 +136,25 @@ def _converse(child: "subprocess.Popen[bytes]", job: bytes, signals: list[int], 
     talk = threading.Thread(target=lambda: answers.append(child.communicate(job)[0]), daemon=True)
     talk.start()
     passed_on = 0
+    answer_at: float | None = None
     while talk.is_alive():
         talk.join(LOOK)
+        if answer_at is not None and time.monotonic() > answer_at and talk.is_alive():
+            told_to_stop()
+            answer_at = None
         if why := watch.look():
             watch.end(child.pid)
             talk.join()
             raise why
         if len(signals) > passed_on:
             passed_on += 1
+            answer_at = time.monotonic() + AT_ONCE if passed_on == 1 else None
             (child.terminate if passed_on == 1 else child.kill)()
     return answers[0]
 
 
-def _result(stage: str, code: int, answer: bytes) -> dict[str, Any]:
+def _result(stage: str, code: int, answer: bytes, *, at_once: bool) -> dict[str, Any]:
+    """The facts, or the error that the child tells of; `at_once`: it was asked twice to stop."""
     try:
         result = json.loads(answer)
     except ValueError:
@@ -142,4 +164,4 @@ def _result(stage: str, code: int, answer: bytes) -> dict[str, Any]:
         return facts
     if "error" in result:
         raise error_class(result)(result["message"])
-    raise exit_error(stage, code)
+    raise ended_at_once(stage) if at_once else exit_error(stage, code)

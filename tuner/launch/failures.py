@@ -53,6 +53,13 @@ def find_failure(members: Sequence[Member], now: float, timeout: float) -> Failu
     return None
 
 
+def ended_at_once(stage: str) -> Interrupted:
+    """The end of a stage that was asked to stop a second time."""
+    return Interrupted(
+        f"{stage} was ended at once; the same command goes on from what was saved last, if anything was."
+    )
+
+
 def exit_error(who: str, code: int | None) -> TunerError | Interrupted:
     """The end of a process that told nothing, from its exit code, where that is known; it is negative for
     a signal.

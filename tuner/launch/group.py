@@ -19,11 +19,18 @@ from typing import IO, Any
 
 from tuner.errors import Interrupted, StageError, TunerError
 from tuner.launch.channel_server import ChannelServer
-from tuner.launch.failures import Failure, exit_error, find_failure, is_suspended, lost_machine_error
+from tuner.launch.failures import (
+    Failure,
+    ended_at_once,
+    exit_error,
+    find_failure,
+    is_suspended,
+    lost_machine_error,
+)
 from tuner.launch.members import MOMENT, SETTLE, Member, RankPlacement, error_class
 from tuner.launch.processes import start_process
 from tuner.launch.remote import forwarded_environment, remote_command
-from tuner.launch.signals import count_signals
+from tuner.launch.signals import answer_stop, count_signals
 
 LOOK, PATIENCE = 0.2, 20.0
 """seconds between two looks at the processes, and until one that should end by itself is killed"""
@@ -184,13 +191,12 @@ class Group:
                     member.heard = now
             looked = now
             if len(signals) > 1:
-                return Interrupted(
-                    f"{self._stage} was ended at once; the same command goes on from the last checkpoint."
-                )
+                return ended_at_once(self._stage)
             first = self._members[0].process
             if signals and not passed_on and first:
                 first.send_signal(signal.SIGTERM)  # it tells the others, and all stop after the same step
                 passed_on = True
+                answer_stop(self._stage, self._log)
             told = [member.told for member in self._members if member.told and not member.failed]
             if len(told) == len(self._members):
                 self._await_ends()

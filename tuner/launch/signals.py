@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from tuner.errors import Interrupted
 
+CLEAR_LINE = "\r\x1b[2K"
 _asked: list[int] = []
 """the signals that came"""
 _hooks: list[Callable[["sys.UnraisableHookArgs"], object]] = []
@@ -65,6 +66,23 @@ def refuse_after_stop() -> None:
     """Raise Interrupted where a stop was asked for and something has swallowed it."""
     if _asked:
         raise Interrupted(_words())
+
+
+@contextmanager
+def without_ctrl_c() -> Iterator[None]:
+    """Processes that are started in here never hear of Ctrl-C; this one hears of it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def answer_stop(stage: str, log: Callable[[str], None]) -> None:
+    """Tell who stops a stage what it does now, on the terminal and in the run's log."""
+    line = f"  {stage}: finishing the step at hand and saving it; again to stop without saving"
+    print(CLEAR_LINE * sys.stderr.isatty() + line, file=sys.stderr, flush=True)  # in place of a bar
+    log(line)
 
 
 def _words() -> str:

@@ -10,12 +10,12 @@ the same rule.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from tuner.data.chat.template import Template
 from tuner.data.conversation import Conversation, Message, split_reasoning
@@ -244,9 +244,12 @@ def generate_answers(
     end_id: int,
     max_new_tokens: int,
     stops: Iterable[int] = (),
+    tick: Callable[[int], object] = lambda _: None,
 ) -> list[list[int]]:
     """The ids that follow each prompt, without the token that ends them (`end_id` or one of `stops`), at most
     `max_new_tokens` of them.
+
+    `tick` hears of each token: of how many prompts.
 
     `model` attends with a kernel that honours a padding mask and a cache (attention="sdpa"), not with the one
     for packed rows.
@@ -264,12 +267,25 @@ def generate_answers(
         for start in range(0, len(prompts), together):
             ids_BT, mask_BT = pad_left(prompts[start : start + together], end_id)
             out_BT = model.generate(
-                input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device)
+                input_ids=ids_BT.to(model.device),
+                attention_mask=mask_BT.to(model.device),
+                stopping_criteria=StoppingCriteriaList([_Ticks(tick)]),
             )
             answers += [_before(row, ends) for row in out_BT[:, ids_BT.shape[1] :].tolist()]
     finally:
         model.generation_config = shipped
     return answers
+
+
+class _Ticks(StoppingCriteria):  # type: ignore[misc]
+    """Asked after each token; stops nothing."""
+
+    def __init__(self, tick: Callable[[int], object]) -> None:
+        self._tick = tick
+
+    def __call__(self, ids_BT: Tensor, _scores: Any, **_: Any) -> Tensor:
+        self._tick(len(ids_BT))
+        return torch.zeros(len(ids_BT), dtype=torch.bool, device=ids_BT.device)
 
 
 def _before(ids: list[int], ends: Sequence[int]) -> list[int]:

@@ -29,6 +29,7 @@ from tuner.launch import channel_client
 from tuner.launch.channel_client import ChannelClient
 from tuner.pipeline.run import RunDirectory
 from tuner.pipeline.stage import Context, Input, Stage
+from tuner.progress import waiting
 from tuner.report.printable import visible
 from tuner.stages import STAGES
 
@@ -73,7 +74,8 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
     context = Context(config=view, inputs=inputs, out=Path(job["out"]), say=lambda line: write(f"  {line}"))
     result: dict[str, Any]
     try:
-        facts = stage.run(context)
+        with waiting(f"{stage.name}: starting"):
+            facts = stage.run(context)
         result, code = {"facts": facts if rank == 0 else {}}, 0
     except BaseException as raised:
         if isinstance(raised, SystemExit | KeyboardInterrupt):

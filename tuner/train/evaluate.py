@@ -23,7 +23,7 @@ from tuner.models.checkpoint.config_files import chat_with_system
 from tuner.models.checkpoint.files import weight_files
 from tuner.models.generate import generate_answers
 from tuner.models.load import PRECISIONS, compute_dtype, load_tuned, resolve_device
-from tuner.progress import track
+from tuner.progress import progress_bar, track
 from tuner.train.determinism import deterministic
 from tuner.train.held_out import held_out_loss
 from tuner.train.objectives import objective_of
@@ -98,6 +98,7 @@ def measure_model(
             chat_with_system(config.model.chat, config.data.system),
             prompts,
             config.eval.max_new_tokens,
+            say,
         )
     facts = {
         "device": device.type,
@@ -120,25 +121,34 @@ def perplexity(loss: float | None) -> float | None:
 
 
 def ask_prompts(
-    model: Any, directory: Path, chat: Chat, prompts: Sequence[str], max_new_tokens: int
+    model: Any,
+    directory: Path,
+    chat: Chat,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, str], ...]:
     """What the model answers to each prompt as the first turn of a conversation, written by `chat` for the
     tokenizer in `directory`.
     """
-    return (
-        answer_prompts(model, compile_template(chat, load_vocabulary(directory)), prompts, max_new_tokens)
-        if prompts
-        else ()
-    )
+    if not prompts:
+        return ()
+    template = compile_template(chat, load_vocabulary(directory))
+    with progress_bar("answers", len(prompts) * max_new_tokens, say) as advance:  # at most so many tokens
+        return answer_prompts(model, template, prompts, max_new_tokens, advance)
 
 
 def answer_prompts(
-    model: Any, template: Template, prompts: Sequence[str], max_new_tokens: int
+    model: Any,
+    template: Template,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    tick: Callable[[int], object] = lambda _: None,
 ) -> tuple[dict[str, str], ...]:
-    """The same with a template that is compiled already."""
+    """The same with a template that is compiled already; `tick` as generate_answers has it."""
     ids = [template.prompt([Message(role="user", content=prompt)]) for prompt in prompts]
     texts = generate_answers(
-        model, ids, end_id=template.end_id, stops=template.stops, max_new_tokens=max_new_tokens
+        model, ids, end_id=template.end_id, stops=template.stops, max_new_tokens=max_new_tokens, tick=tick
     )
     # An answer that is cut at its longest may end inside a character, which then decodes to U+FFFD.
     said = [

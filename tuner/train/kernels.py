@@ -16,6 +16,7 @@ from tuner.kernels.compiled_layers import CompiledLayers
 from tuner.models.attention_needs import attention_needs
 from tuner.models.load import compute_dtype
 from tuner.models.stateful_layers import carried_state
+from tuner.progress import working
 from tuner.train.auto_settings import attention_facts
 from tuner.train.batch import Batch, micro_batches
 from tuner.train.batch_shape import BatchShape
@@ -132,11 +133,13 @@ def prepare_rows(
     shape = rows.shape(micro_batch, targets=captures)
     batches = distinct_rows(packs, order, shape, world, done)
     if rows.compiled:
-        # read, since a kernel's error comes when the host waits for it
-        rows.run(
-            lambda: [engine.forward_backward([batch], len(batch.targets_M)).tolist() for batch in batches],
-            Recompute.read(facts["recompute"], len(rows.layers.layers), compiled=True),
-        )
+        recompute = Recompute.read(facts["recompute"], len(rows.layers.layers), compiled=True)
+        with working("compiling the layers", say):
+            # read, since a kernel's error comes when the host waits for it
+            rows.run(
+                lambda: [engine.forward_backward([one], len(one.targets_M)).tolist() for one in batches],
+                recompute,
+            )
         engine.reset()
     facts["compiled"] = rows.compiled
     if captures:

@@ -18,6 +18,7 @@ from tuner.models.load import compute_dtype, dtype_name
 from tuner.models.nonfinite import explain_nonfinite
 from tuner.models.stateful_layers import carried_state
 from tuner.pipeline.stage import Context
+from tuner.progress import working
 from tuner.train import auto_settings, kernels, summary
 from tuner.train.batch import SingleDocuments
 from tuner.train.batch_shape import BatchShape
@@ -53,7 +54,6 @@ def run(ctx: Context) -> dict[str, Any]:
     device = auto_settings.device_of(machine, before)
     with (
         deterministic(machine.deterministic),
-        Stop(ctx.out) as stop,
         from_environment(device, timeout=machine.timeout) as world,
     ):
         auto_settings.limit_memory(machine.memory, world.device)
@@ -61,8 +61,9 @@ def run(ctx: Context) -> dict[str, Any]:
             ctx.config, world.device, before, processes=world.size, here=world.size // machine.nodes
         )
         torch.set_num_threads(facts["threads"])
-        say = ctx.say if world.first else _silent
-        return Session(ctx=ctx, world=world, stop=stop, facts=facts, before=before, say=say).train()
+        say = ctx.say if world.first else lambda _: None
+        session = Session(ctx=ctx, world=world, stop=Stop(ctx.out), facts=facts, before=before, say=say)
+        return session.train()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,13 +128,16 @@ class Session:
         resumable = keep == "resume" or (keep == "auto" and order.steps < planned.steps)
         failed = True
         try:
-            with Saver(
-                out,
-                rank=world.rank,
-                of=world.size,
-                timeout=config.machine.timeout,
-                prune=lambda: self._prune(resumable=2),  # two, should one be damaged
-            ) as saver:
+            with (
+                self.stop,
+                Saver(
+                    out,
+                    rank=world.rank,
+                    of=world.size,
+                    timeout=config.machine.timeout,
+                    prune=lambda: self._prune(resumable=2),  # two, should one be damaged
+                ) as saver,
+            ):
                 done = TrainingLoop(
                     config=config,
                     engine=engine,
@@ -178,9 +182,10 @@ class Session:
     def _build(self) -> tuple[Any, Engine, str]:
         """The model, the engine around it, and why attention is computed as it is."""
         config, world, facts = self.ctx.config, self.world, self.facts
-        model = build_model(
-            config, self._base, self.ctx.out, world.device, self._compute, zero_stage=facts["zero"]
-        )
+        with working("loading the model", self.say):
+            model = build_model(
+                config, self._base, self.ctx.out, world.device, self._compute, zero_stage=facts["zero"]
+            )
         backend, attention = choose_attention(config.machine.attention, model, world.device, self._compute)
         facts |= auto_settings.attention_facts(backend)
         if carried_state(model) is not None:
@@ -293,7 +298,3 @@ class Session:
 
     def _micro_batch(self, order: Order) -> int:
         return min(int(self.facts["micro_batch"]), self._packs_each(order))
-
-
-def _silent(_line: str) -> None:
-    pass

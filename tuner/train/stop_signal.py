@@ -13,7 +13,8 @@ STOP_FILE = "stop"
 
 
 class Stop:
-    """While entered, SIGTERM only counts as a wish.
+    """While entered, SIGTERM only counts as a wish; before, nothing is lost by ending at once. The file
+    counts from the beginning.
 
     However often it comes: one Ctrl-C or `scancel` may reach us twice, from the terminal or the scheduler and
     from the parent. Who can't wait for the step sends SIGKILL, and loses what came after the last checkpoint.

@@ -19,6 +19,7 @@ from tuner.estimate.recompute import Recompute
 from tuner.models.checkpoint.config_files import chat_with_system
 from tuner.models.checkpoint.files import weight_files
 from tuner.pipeline.stage import Context
+from tuner.progress import working
 from tuner.train.batch import SingleDocuments
 from tuner.train.distributed import World
 from tuner.train.engine import Engine
@@ -150,22 +151,26 @@ def run_checks(
     apart = facts.get("rows") == SINGLE_DOCUMENTS
     found = SingleDocuments(packs) if apart else packs
     request = replace(request, packs=max(2, request.packs)) if apart else request  # a pack has several rows
-    probe = probe_memory(
-        engine,
-        model,
-        found,
-        request,
-        world=world,
-        scratch=ctx.out / SCRATCH,
-        timeout=ctx.config.machine.timeout,
-        estimate=memory_estimate(ctx, facts),
-        rows=rows,
-        say=say,
-    )
+    with working("rehearsing a step on the longest rows", say):
+        probe = probe_memory(
+            engine,
+            model,
+            found,
+            request,
+            world=world,
+            scratch=ctx.out / SCRATCH,
+            timeout=ctx.config.machine.timeout,
+            estimate=memory_estimate(ctx, facts),
+            rows=rows,
+            say=say,
+        )
     say(probe.sentence)
     if rows and rows.compiled:  # as they were, layers take more memory
         set_recompute(model, len(layers_to_recompute(model)))
-    with rows.aside() if rows and rows.compiled else nullcontext():
+    with (
+        working("proving the numerics on these rows", say),
+        rows.aside() if rows and rows.compiled else nullcontext(),
+    ):
         proofs = run_proofs(ctx, engine, model, packs, world, compute, where, apart=apart)
     if proofs:
         say(proofs_line(proofs))
