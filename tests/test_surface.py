@@ -49,14 +49,14 @@ FIELDS = {
     "data": (
         "label source path package repo revision files encoding format columns roles paths split fill "
         "system leave unread take of length overlong loss reasoning bad_rows duplicates held_out "
-        "held_out_path max_dropped min_trained_tokens seed"
+        "held_out_path max_dropped min_trained_tokens questions answer_tokens seed"
     ),
     "machine": (
         "device gpus processes nodes hostfile launcher timeout engine zero offload offload_path deepspeed "
         "sequence_parallel threads workers row_limit parse_memory parse_timeout micro_batch memory recompute "
         "attention kernels deterministic preflight save_every keep measure_every samples trackers project"
     ),
-    "eval": "prompts max_new_tokens",
+    "eval": "prompts held_out_rows max_new_tokens",
     "train": "keep",
     "convert": "step best_by",
     "merge": "when layout",

@@ -146,6 +146,17 @@ def test_nothing_held_out(base: Path, tuned: Path, tmp_path: Path) -> None:
     assert any("nothing was held out" in line for line in said)
 
 
+def test_without_questions_held_out_rows_are_asked(base: Path, tuned: Path, tmp_path: Path) -> None:
+    wish = replace(config(), eval=Eval(prompts=(), held_out_rows=3, max_new_tokens=5))
+    out = measured(wish, base, tuned, held_out(tmp_path / "tokens"), tmp_path)
+    answers = json.loads((out / "report.json").read_text(encoding="utf-8"))["answers"]
+    assert 1 <= len(answers) <= 3
+    assert all(row["prompt"] and row["expected"] for row in answers)
+    page = (out / "report.md").read_text(encoding="utf-8")
+    assert page.count("expected:") == len(answers)
+    assert "rows that were kept out of training" in page
+
+
 def test_nothing_to_measure_loads_nothing(tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
     nowhere.mkdir()

@@ -168,12 +168,22 @@ def summary(run: RunDirectory) -> str:
             f"{perplexity['before']:.2f} → {perplexity['after']:.2f} ({tokens_measured(held_out['tokens'])})"
         )
     for answer in report["answers"]:
+        lines.append(shortened(printable(answer["prompt"])))
         lines += [
-            printable(answer["prompt"]),
-            f"    before  {printable(answer['before'])}",
-            f"    after   {printable(answer['after'])}",
+            f"    {when:<8}{shortened(printable(answer[when]))}"
+            for when in ("before", "after", "expected")
+            if when in answer
         ]
     return "\n".join(lines)
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """A text as one line of a terminal's summary: the whole stands in the report.
+
+    >>> shortened("a long answer", 8)
+    'a long …'
+    """
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def sweep_summary(results: Sequence[tuple[str, int, str]]) -> str:

@@ -1,7 +1,7 @@
 """The page of one run: what the base said and what the tuned model says, as JSON and Markdown.
 
-A report holds measured values and answers to questions of the config. It holds no data rows, paths, host
-names or times: it can be shown.
+A report holds measured values and answers to questions of the config, or to held-out rows, which then stand
+in it. It holds no paths, host names or times.
 """
 
 import re
@@ -14,6 +14,9 @@ VERSION = 1
 BITS = {"nf4": 4, "int8": 8}
 """of a base that was held so while it trained"""
 
+HELD_OUT = (
+    " The questions are first turns of rows that were kept out of training; expected is what stands there."
+)
 LITTLE = 2_000
 """held-out tokens, under which a loss says little"""
 
@@ -32,6 +35,7 @@ def compare_measurements(
         raise ValueError("the two measurements are over different held-out tokens or questions")
     answers = [
         {"prompt": b["prompt"], "before": b["answer"], "after": a["answer"]}
+        | {name: b[name] for name in ("expected",) if name in b}
         for b, a in zip(before["answers"], after["answers"], strict=True)
     ]
     return {
@@ -106,10 +110,11 @@ def to_markdown(report: Mapping[str, Any]) -> str:
             ),
         ]
     if report["answers"]:
-        lines += ["", "## Answers", "", "Greedy, one turn each."]
+        rows = any("expected" in row for row in report["answers"])
+        lines += ["", "## Answers", "", "Greedy, one turn each." + HELD_OUT * rows]
     for row in report["answers"]:
         lines += ["", f"### {_escape(_one_line(row['prompt']))}"]
-        for key in ("before", "after"):
+        for key in [key for key in ("before", "after", "expected") if key in row]:
             lines += [
                 "",
                 f"{key}:",

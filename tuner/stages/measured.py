@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 MEASURE = {"held_out": 1, "answers": 1}
 """versions of tuner.train.evaluate and tuner.models.generate"""
+ROWS = 1
+"""of tuner.data.questions: which held-out rows are asked, and how they are told"""
 FP32 = 1
 """an adapter that trained in fp32 is measured merged in fp32"""
 MEASURED = 64 << 10
@@ -21,7 +23,9 @@ MEASURED = 64 << 10
 
 def measure_versions(view: View) -> dict[str, int]:
     """The pieces that measure, by version."""
-    return MEASURE if view.eval.prompts else {"held_out": MEASURE["held_out"]}
+    if view.eval.prompts:
+        return MEASURE
+    return MEASURE | {"rows": ROWS} if view.eval.held_out_rows else {"held_out": MEASURE["held_out"]}
 
 
 def measure(

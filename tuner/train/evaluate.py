@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
-from tuner.config.schema import Chat
 from tuner.config.view import View
 from tuner.data.chat.template import Template, compile_template
-from tuner.data.conversation import Message
 from tuner.data.packs import Packs
+from tuner.data.questions import Question, asked, held_out_questions
 from tuner.data.tokenizer.load import load_vocabulary
 from tuner.kernels import attention
 from tuner.models.attention_needs import attention_needs, generation_attention
@@ -40,7 +39,7 @@ class Measurement:
     tokens: int
     """how many held-out tokens the loss is over"""
     answers: tuple[dict[str, str], ...]
-    """{"prompt", "answer"}, in the order of eval.prompts"""
+    """{"prompt", "answer"}, in the order of eval.prompts; of held-out rows with `expected`"""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"answers": list(self.answers)}
@@ -54,18 +53,18 @@ def measure_model(
     quant: str,
     say: Callable[[str], None],
 ) -> tuple[Measurement, dict[str, Any]]:
-    """Measure the model in `directory`, with `adapter` merged into it in memory, on the held-out packs and
-    the prompts.
+    """Measure the model in `directory`, with `adapter` merged into it in memory, on the held-out packs, and
+    ask it eval.prompts; where there are none, the first turns of held-out rows.
 
     quant   how the base was held while the adapter was trained
 
     Facts say how it was computed.
     """
-    began, prompts = time.monotonic(), config.eval.prompts
+    began, ask = time.monotonic(), config.eval
     packs = Packs.open(held_out)
     if not len(packs):
         say("nothing was held out (data.held_out=0), so no loss is measured")
-    if not len(packs) and not prompts:
+    if not len(packs) and not ask.prompts:
         return Measurement(loss=None, perplexity=None, tokens=0, answers=()), {}
     if config.machine.threads != "auto":
         torch.set_num_threads(config.machine.threads)
@@ -92,14 +91,14 @@ def measure_model(
         )
         # Answers grow token by token on a cache, which the kernel for packed rows does not serve.
         model.set_attn_implementation(generation_attention(model))
-        answers = ask_prompts(
-            model,
-            directory,
-            chat_with_system(config.model.chat, config.data.system),
-            prompts,
-            config.eval.max_new_tokens,
-            say,
-        )
+        answers: tuple[dict[str, str], ...] = ()
+        if ask.prompts or (ask.held_out_rows and len(packs)):
+            chat = chat_with_system(config.model.chat, config.data.system)
+            template = compile_template(chat, load_vocabulary(directory))
+            questions = asked(template, ask.prompts) or held_out_questions(template, packs, ask.held_out_rows)
+            most = len(questions) * ask.max_new_tokens
+            with progress_bar("answers", most, say) as advance:
+                answers = answer_questions(model, template, questions, ask.max_new_tokens, advance)
     facts = {
         "device": device.type,
         "attention": backend,
@@ -120,38 +119,30 @@ def perplexity(loss: float | None) -> float | None:
     return None if loss is None else math.exp(min(loss, 700.0))
 
 
-def ask_prompts(
-    model: Any,
-    directory: Path,
-    chat: Chat,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    say: Callable[[str], None] = lambda _: None,
-) -> tuple[dict[str, str], ...]:
-    """What the model answers to each prompt as the first turn of a conversation, written by `chat` for the
-    tokenizer in `directory`.
-    """
-    if not prompts:
-        return ()
-    template = compile_template(chat, load_vocabulary(directory))
-    with progress_bar("answers", len(prompts) * max_new_tokens, say) as advance:  # at most so many tokens
-        return answer_prompts(model, template, prompts, max_new_tokens, advance)
-
-
-def answer_prompts(
+def answer_questions(
     model: Any,
     template: Template,
-    prompts: Sequence[str],
+    questions: Sequence[Question],
     max_new_tokens: int,
     tick: Callable[[int], object] = lambda _: None,
 ) -> tuple[dict[str, str], ...]:
-    """The same with a template that is compiled already; `tick` as generate_answers has it."""
-    ids = [template.prompt([Message(role="user", content=prompt)]) for prompt in prompts]
+    """What the model answers to each question, by the end of turn of `template`; `tick` as generate_answers
+    has it.
+    """
     texts = generate_answers(
-        model, ids, end_id=template.end_id, stops=template.stops, max_new_tokens=max_new_tokens, tick=tick
+        model,
+        [question.ids for question in questions],
+        end_id=template.end_id,
+        stops=template.stops,
+        max_new_tokens=max_new_tokens,
+        tick=tick,
     )
     # An answer that is cut at its longest may end inside a character, which then decodes to U+FFFD.
     said = [
         template.tokenizer.decode(text, skip_special_tokens=True).rstrip("\ufffd").strip() for text in texts
     ]
-    return tuple({"prompt": prompt, "answer": text} for prompt, text in zip(prompts, said, strict=True))
+    return tuple(
+        {"prompt": question.text, "answer": text}
+        | ({} if question.expected is None else {"expected": question.expected})
+        for question, text in zip(questions, said, strict=True)
+    )

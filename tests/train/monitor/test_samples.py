@@ -11,11 +11,14 @@ from tests.conftest import REPO
 from tests.data.conftest import read_chat
 from tests.train.preflight.test_numerics import engine_of, made
 from tuner.config.schema import Chat
+from tuner.data.chat.template import compile_template
 from tuner.data.packs import Packs
+from tuner.data.questions import asked
+from tuner.data.tokenizer.load import load_vocabulary
 from tuner.models.load import load_tuned
 from tuner.train.batch import collate
 from tuner.train.engine import State
-from tuner.train.evaluate import ask_prompts
+from tuner.train.evaluate import answer_questions
 from tuner.train.monitor.metrics import Journal
 from tuner.train.monitor.rows import read_rows
 from tuner.train.monitor.samples import Sampler, why_no_samples
@@ -85,7 +88,8 @@ def test_it_answers_as_a_model_that_is_loaded_to_answer(
 ) -> None:
     Sampler(made(tiny_model), tiny_model, chat, PROMPTS, 8, tmp_path, journal(0)).write(1)
     model = load_tuned(tiny_model, None, dtype=torch.float32, device="cpu", attention="sdpa")
-    answers = ask_prompts(model, tiny_model, chat, PROMPTS, 8)
+    template = compile_template(chat, load_vocabulary(tiny_model))
+    answers = answer_questions(model, template, asked(template, PROMPTS), 8)
     assert [
         {"prompt": row["prompt"], "answer": row["answer"]} for row in read_rows(tmp_path / "samples.jsonl")
     ] == list(answers)

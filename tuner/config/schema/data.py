@@ -116,5 +116,9 @@ class Data(DataSource):
     """fail when more rows than this, or a larger share of them, are left out"""
     min_trained_tokens: int | None = identity("tokenize", default=None, left_out=None, at_least=1)
     """fail when there are fewer trained tokens than this"""
+    questions: tuple[str, ...] = neutral(default=())
+    """what shows whether it was learned, for eval=quick, in place of held-out rows"""
+    answer_tokens: int = neutral(default=256, at_least=1)
+    """of the longest answer, for eval=quick"""
     seed: int = identity("tokenize", default=0)
     """of the draws, the held-out share and the packing; the top-level `seed` is for training only"""

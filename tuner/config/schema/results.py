@@ -46,7 +46,9 @@ class Eval:
 
     prompts: tuple[str, ...] = identity("baseline", "evaluate", default=(), seen_by=("train",))
     """questions that the base and the tuned model answer, greedily"""
-    max_new_tokens: int = identity("baseline", "evaluate", default=48, seen_by=("train",), at_least=1)
+    held_out_rows: int = identity("baseline", "evaluate", default=8, left_out=8, at_least=0)
+    """without questions they answer the first turns of so many held-out rows, beside what stands there"""
+    max_new_tokens: int = identity("baseline", "evaluate", default=256, seen_by=("train",), at_least=1)
     """the longest answer, in tokens"""
 
 

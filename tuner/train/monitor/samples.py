@@ -18,12 +18,13 @@ from peft import PeftModel
 from tuner.config.schema import Chat
 from tuner.config.view import View
 from tuner.data.chat.template import Template, compile_template
+from tuner.data.questions import asked
 from tuner.data.tokenizer.load import load_vocabulary
 from tuner.kernels.compiled_layers import uncompiled
 from tuner.models.attention_needs import generation_attention
 from tuner.models.checkpoint.config_files import chat_with_system
 from tuner.train.distributed import World
-from tuner.train.evaluate import answer_prompts
+from tuner.train.evaluate import answer_questions
 from tuner.train.monitor.metrics import Journal
 from tuner.train.monitor.rows import read_rows
 
@@ -86,7 +87,8 @@ class Sampler:
             uncompiled(),
             torch.autocast(base.device.type, dtype=self._autocast) if self._autocast else nullcontext(),
         ):
-            answers = answer_prompts(base, self._template, self._prompts, self._longest)
+            questions = asked(self._template, self._prompts)
+            answers = answer_questions(base, self._template, questions, self._longest)
         with self._path.open("a", encoding="utf-8") as file:
             file.writelines(_line({"step": step, **answer}) for answer in answers)
         self._journal.text(
@@ -109,7 +111,10 @@ def open_sampler(
     """What answers eval.prompts after a step, where machine.samples asks for it and this process is the one
     that does; else nothing.
     """
-    if not config.machine.samples or not config.eval.prompts or not world.first:
+    if not config.machine.samples or not world.first:
+        return lambda _: None
+    if not config.eval.prompts:
+        say("machine.samples=true asks eval.prompts while training, and there are none")
         return lambda _: None
     if why := why_no_samples(zero_stage):
         say(why)
