@@ -159,20 +159,28 @@ def overview(jobs: Sequence[PlannedJob]) -> str:
     if not any(job.to_do or job.refusal for job in jobs):
         return f"{head}: all done"
     fields = list(dict.fromkeys(name for job in jobs for name in job.note.words))
-    names = list(dict.fromkeys(name for job in jobs for name in _cells(job)))
-    cells = {name: [_cells(job).get(name, "?") for job in jobs] for name in names}
-    common = {name: said for name, column in cells.items() if (said := _for_all(column))}
+    cells = {job.number: _cells(job) for job in jobs if not job.refusal}
+    names = list(dict.fromkeys(name for row in cells.values() for name in row))
+    common = {
+        name: said
+        for name in names
+        if (said := _for_all([row[name] for row in cells.values() if name in row]))
+    }
     apart = [name for name in names if name not in common]
+    shown = apart or [""]
     rows = [
         [
             str(job.number),
             *(value_text(job.note.words.get(name)) for name in fields),
-            *(["refused"] if job.refusal else [cells[name][job.number - 1] for name in apart]),
-            *([""] * (len(apart) - 1) if job.refusal else []),
+            *(
+                ["refused", *[""] * (len(shown) - 1)]
+                if job.refusal
+                else (cells[job.number].get(name, "") for name in shown)
+            ),
         ]
         for job in jobs
     ]
-    table = columns([["job", *short_names(fields), *apart], *rows], {0})
+    table = columns([["job", *short_names(fields), *shown], *rows], {0})
     shared = [f"all jobs: {', '.join(f'{name} {said}' for name, said in common.items())}"] if common else []
     return "\n".join(
         [head, *(f"  {line}" for line in (*table, *shared, in_all(sweep_work(plans_of(jobs)))) if line)]

@@ -57,16 +57,20 @@ def ranking_text(ranking: dict[str, Any]) -> str:
 
 
 def write_ranking(sweep: SweepDirectory, ranking: dict[str, Any]) -> str:
-    """Write the ranking beside the sweep's record; where it is, in words. Raises StoreError."""
-    file = sweep.dir / "ranking.csv"
+    """Write the page and the table beside the sweep's record; where they are, in words. Raises StoreError."""
+    from tuner.report.ranking_page import to_html
+
+    page, table = sweep.dir / "ranking.html", sweep.dir / "ranking.csv"
     try:
-        write_text(file, ranking_csv(ranking))
+        for file, text in ((table, ranking_csv(ranking)), (page, to_html(ranking))):
+            # a name on the disk may hold no text
+            write_text(file, text.encode("utf-8", "replace").decode("utf-8"))
     except OSError as error:
         raise StoreError(
-            f"The ranking {file} can't be written: {error.strerror}. Make space or mend its permissions; "
-            "the runs are done, and status --sweep shows it."
+            f"The ranking can't be written to {sweep.dir}: {error.strerror}. Make space or mend its "
+            "permissions. The runs are as they are, and `status --sweep` shows how they rank."
         ) from error
-    return f"table   {file}"
+    return f"page    {page}\ntable   {table}"
 
 
 def show_sweep(root: Path, word: str = "last", *, as_json: bool) -> int:

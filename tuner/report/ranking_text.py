@@ -50,7 +50,7 @@ def to_text(ranking: Mapping[str, Any], width: int) -> str:
         [
             str(row["rank"] or MISSING),
             *(value_text(row["fields"].get(field)) for field in fields),
-            *(_number(name, row[name]) for name in numbers),
+            *(number_text(name, row[name]) for name in numbers),
         ]
         for row in jobs
     ]
@@ -80,7 +80,8 @@ def job_title(fields: Mapping[str, str]) -> str:
     return " ".join(f"{field}={value_text(value)}" for field, value in fields.items()) or "the only job"
 
 
-def _number(name: str, value: float | None) -> str:
+def number_text(name: str, value: float | None) -> str:
+    """One of the numbers in a cell."""
     if value is None:
         return MISSING
     return readable_seconds(value) if name == "seconds" else COLUMNS[name].shown(value)
