@@ -75,6 +75,14 @@ def test_a_sweep_without_evaluation_is_ranked_by_the_last_loss_of_training() -> 
     assert order(ranked(job(1, 3.0), job(2, None, rows=rows))) == [(1, 1), (None, 2)]
 
 
+def test_a_loss_that_is_no_number_ranks_nothing() -> None:
+    assert order(ranked(job(1, float("nan")), job(2, 3.0), job(3, float("inf")))) == [
+        (1, 2),
+        (None, 1),
+        (None, 3),
+    ]
+
+
 def test_few_tokens_are_said_once() -> None:
     few = [job(i, i / 2, report=report(i / 2, tokens=100)) for i in (2, 3)]
     assert to_text(ranked(*few), 80).count("100 tokens, which is little") == 1

@@ -2,11 +2,13 @@
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuner.errors import Stopped
 from tuner.report.comparison import SCORES, ComparedRun, Score, compare_runs, points_of
 from tuner.report.page import LITTLE, tokens_measured
 
@@ -91,7 +93,9 @@ def _notes(measured: Sequence[RankedJob], *, comparable: bool, equal: bool) -> I
 
 
 def _value(job: RankedJob, name: str) -> float | None:
-    return COLUMNS[name].value(job.run) if job.run else None
+    """A number of a job; what is not finite ranks nothing and is left out."""
+    value = COLUMNS[name].value(job.run) if job.run else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _row(job: RankedJob, rank: int | None) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def _row(job: RankedJob, rank: int | None) -> dict[str, Any]:
 
 def _state(job: RankedJob) -> str:
     if job.message:
-        return "stopped" if job.code == 75 else "failed"
+        return "stopped" if job.code == Stopped.exit_code else "failed"
     return job.run.state if job.run else "not started"
 
 
