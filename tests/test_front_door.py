@@ -382,14 +382,16 @@ def test_two_rates_share_fetch_and_tokens(words: list[str], tmp_path: Path) -> N
 def test_sweep(tuner: Tuner, root: Path, words: list[str]) -> None:
     command = [*words, "-m", f"root={root}", "algo=lora,full", "seed=0,1", "algo.steps=2,-2", "until=train"]
     done = tuner(*command, code=2)
-    assert done.err.count("── ") == 8
+    assert len(re.findall(r"^── job \d of 8: .*: (done in|failed)", done.err, re.MULTILINE)) == 8
     built = re.findall(r"^(\w+) +done in", done.err, re.MULTILINE)
     assert built == ["train"] * 4
-    assert "4 of 8 jobs done" in done.out
-    assert "failed: " in done.out
+    assert "4 of 8 jobs done, 4 failed" in done.out
+    assert done.out.count("failed: algo.steps=-2 ") == 4
     assert "algo.steps is -2" in done.out
     again = tuner(*command, code=2)
     assert not re.findall(r"done in", again.err)
+    assert again.out == done.out
+    assert len(list((root / "sweeps").iterdir())) == 1
     assert len(list((root / "runs").iterdir())) == 5  # the finished run, and one for each job that trained
     single = tuner(*words, f"root={root}", "algo=full", "seed=1", "algo.steps=2", "until=train")
     assert "done in" not in single.err
@@ -431,15 +433,18 @@ def test_a_launcher_of_hydras_gets_its_fields_and_only_the_jobs_to_run(
         *words,
         "-m",
         f"root={root}",
-        "seed=0,1",
-        "until=fetch",
+        "data.seed=1,2",
+        "until=tokenize",
         "hydra/launcher=noting",
         f"hydra.launcher.note={note}",
     ]
     tuner("plan", *command, env=env)
     assert not note.exists()
-    assert "2 of 2 jobs done" in tuner(*command, env=env).out
-    assert note.read_text(encoding="utf-8") == "2\n"
+    for _ in range(2):  # what is done needs no launcher
+        assert "2 of 2 jobs done" in tuner(*command, env=env).out
+        assert note.read_text(encoding="utf-8") == "2\n"
+    assert "2 of 2 jobs done" in tuner(*command, "redo=tokenize", env=env).out
+    assert note.read_text(encoding="utf-8") == "2\n2\n"
 
 
 @pytest.fixture

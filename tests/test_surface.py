@@ -12,7 +12,7 @@ VERB_FLAGS = {
     "run": {"-m"},
     "plan": {"-m", "--check", "--json"},
     "preview": {"--ids", "--all", "--json"},
-    "status": {"--json"},
+    "status": {"--sweep", "--json"},
     "list": {"--json"},
     "config": {"--fields"},
     "copy": set(),

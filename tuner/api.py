@@ -85,7 +85,6 @@ def prepare(overrides: Sequence[str], config_dir: str | Path | None = None) -> C
 def execute_config(
     config: Config,
     tell: Callable[[str], None],
-    redone: set[str] | None = None,
     *,
     directory: RunDirectory | None = None,
 ) -> Run:
@@ -95,7 +94,7 @@ def execute_config(
     directory = directory or RunDirectory.of(config)
     found = plan(config, STAGES, store_of(config), directory, redo=config.redo)
     disk.check_disk([(found, config)])
-    return Run(execute(config, STAGES, tell, redone, run=directory, found=found).dir)
+    return Run(execute(config, STAGES, tell, run=directory, found=found).dir)
 
 
 def to_stderr(line: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from dataclasses import make_dataclass, replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from tuner.config.fields import identity
 from tuner.config.schema import Algo, Config, Data, Machine, Model, Optim
 from tuner.config.view import View, identity_fields
 from tuner.errors import StageError
-from tuner.pipeline.execute import execute
+from tuner.pipeline.build import build_stage
+from tuner.pipeline.execute import execute, redo_stages
 from tuner.pipeline.plan import plan
 from tuner.pipeline.reasons import differences
 from tuner.pipeline.run import RunDirectory, run_digest, run_name, store_of
@@ -101,9 +103,9 @@ def look(config: Config, stages: list[Stage]) -> dict[str, tuple[str, str]]:
     }
 
 
-def run(config: Config, stages: list[Stage], redone: set[str] | None = None) -> list[str]:
+def run(config: Config, stages: list[Stage]) -> list[str]:
     said: list[str] = []
-    execute(config, stages, said.append, redone)
+    execute(config, stages, said.append)
     return said
 
 
@@ -246,15 +248,32 @@ def test_what_was_removed_is_not_rebuilt_for_its_own_sake(
     assert built == [*ALL, "merge", "tokenize", "train", "convert"]
 
 
-def test_redo_once_per_invocation(config: Config, stages: list[Stage], built: list[str]) -> None:
+def test_jobs_that_share_a_stage_redo_it_once(config: Config, stages: list[Stage], built: list[str]) -> None:
     run(config, stages)
     redone: set[str] = set()
     again = replace(config, redo="train")
-    run(again, stages, redone)
-    assert built == [*ALL, "train", "convert", "merge"]
-    run(again, stages, redone)
-    assert built == [*ALL, "train", "convert", "merge"]
+    for _ in range(2):
+        redo_stages(again, stages, store_of(config), RunDirectory.of(config), redone, print)
+        run(config, stages)
+        assert built == [*ALL, "train", "convert", "merge"]
     assert len(list((store_of(config).root / ".trash").iterdir())) == 3
+
+
+def test_who_waited_does_not_wait_for_readers(config: Config, stages: list[Stage], built: list[str]) -> None:
+    """Two jobs need the same stage: when one has built it and reads it for hours, the other goes on."""
+    store, directory = store_of(config), RunDirectory.of(config)
+    run(replace(config, until="fetch"), stages)
+    stale = {step.stage.name: step for step in plan(config, stages, store, directory)}
+    run(config, stages)
+    said: list[str] = []
+    with store.shared([stale["tokenize"].key or ""]):
+        arguments = (stale["tokenize"], stale, store, directory, said.append)
+        waiter = threading.Thread(target=build_stage, args=arguments, daemon=True)
+        waiter.start()
+        waiter.join(10)
+        assert not waiter.is_alive()
+    assert built == ALL
+    assert not [line for line in said if "waiting" in line]
 
 
 def test_a_plan_shows_redo(config: Config, stages: list[Stage], built: list[str]) -> None:

@@ -40,7 +40,7 @@ def compare(runs: Sequence[RunDirectory], root: Path, *, as_json: bool) -> int:
         DifferingField(field=path, kind=kinds[path], values=values)
         for path, values in differing_fields(list(runs)).items()
     ]
-    comparison = compare_runs([_side(run) for run in runs], differing)
+    comparison = compare_runs([compared_run(run) for run in runs], differing)
     if as_json:
         print(json.dumps(comparison, ensure_ascii=False, indent=1))
         return 0
@@ -61,7 +61,8 @@ def compare(runs: Sequence[RunDirectory], root: Path, *, as_json: bool) -> int:
     return 0
 
 
-def _side(run: RunDirectory) -> ComparedRun:
+def compared_run(run: RunDirectory) -> ComparedRun:
+    """What there is of a run to compare, as far as it is."""
     config, place, key = run.config(), run.store(), run.key("train") or "-"
     # by the links, for the whole root may have been moved; without any, nothing is found
     store = Store(place or run.dir)

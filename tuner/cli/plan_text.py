@@ -1,20 +1,20 @@
-"""Text for the terminal: the plan, the end of a run, the end of a sweep."""
+"""Text for the terminal: the plan, and the end of a run."""
 
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from tuner.config.schema import Config
-from tuner.config.view import View
-from tuner.errors import Stopped
 from tuner.estimate import disk, training
 from tuner.estimate.model_size import measure_model
+from tuner.estimate.work import data_unknown, model_unknown, training_work
 from tuner.files import read_json
 from tuner.pipeline.planned_stage import PlannedStage
-from tuner.pipeline.run import RunDirectory, store_of
+from tuner.pipeline.run import RunDirectory
 from tuner.report.byte_size import readable_bytes
 from tuner.report.page import tokens_measured
 from tuner.report.printable import printable
+from tuner.report.span import readable_seconds
 
 MEMORY = "GPU memory"
 MANY = 100_000
@@ -51,22 +51,18 @@ def plan_text(steps: Sequence[PlannedStage], config: Config, run: RunDirectory) 
     return "\n".join(lines)
 
 
-def plan_json(steps: Sequence[PlannedStage], config: Config, run: RunDirectory) -> str:
+def plan_dict(steps: Sequence[PlannedStage], config: Config, run: RunDirectory) -> dict[str, Any]:
     """The plan for machines."""
-    stages = [
-        {"name": s.stage.name, "state": s.state, "why": s.why, "fingerprint": s.fingerprint} for s in steps
-    ]
     told = [step.told for step in steps if step.told]
-    return json.dumps(
-        {
-            "run": str(run.dir),
-            "stages": stages,
-            **({"told": told} if told else {}),
-            "estimate": estimate(steps, config),
-        },
-        ensure_ascii=False,
-        indent=1,
-    )
+    return {
+        "run": str(run.dir),
+        "stages": [
+            {"name": s.stage.name, "state": s.state, "why": s.why, "fingerprint": s.fingerprint}
+            for s in steps
+        ],
+        **({"told": told} if told else {}),
+        "estimate": estimate(steps, config),
+    }
 
 
 def estimate(steps: Sequence[PlannedStage], config: Config) -> dict[str, str]:
@@ -82,66 +78,38 @@ def estimate(steps: Sequence[PlannedStage], config: Config) -> dict[str, str]:
         told["to download"] = f"{'' if certain else '~'}{readable_bytes(missing)}" + (
             f" ({readable_bytes(here)} here already)" if here else ""
         )
-    model = by_name["fetch_model"]
-    if model.unresolved and not (config.model.geometry or config.model.parameters):
+    if model_unknown(by_name, config):
         return told | {"until the hub is asked": "the model's sizes are not known"}
     size = f"~{readable_bytes(disk.peak_bytes(disk.disk_needs(steps, config).values()))}"
-    data = by_name["fetch_data"]
     if "tokenize" not in by_name:
         return told | {"of disk": size}
-    if data.artifact is None and data.stage.remote.fetches(View(data.config, data.stage.name)):
+    if data_unknown(by_name):
         told |= {
             "of disk without the data": size,
             "until the data is downloaded": "tokens and steps are not known",
         }
         trains = "train" in by_name and by_name["train"].to_do
-        return told | _memory(
-            training.estimate_training(
-                measure_model(model).geometry, config, disk.training_order(MANY, config), None
-            )
+        shapes = measure_model(by_name["fetch_model"]).geometry
+        ahead = (
+            training.estimate_training(shapes, config, disk.training_order(MANY, config), None)
             if trains
             else None
         )
-    tokens, packs, counted = disk.epoch_size(by_name, config)
+        return told | _memory(ahead[0] if ahead else None)
+    tokens, _, counted = disk.epoch_size(by_name, config)
     guess = "" if counted else "~"
     told["tokens an epoch"] = f"{guess}{tokens:,}"
-    if "train" in by_name and by_name["train"].to_do:
-        order = disk.training_order(packs, config)
-        told[f"steps of {order.per_step} pack{'s' * (order.per_step > 1)}"] = f"{guess}{order.steps:,}"
-        shapes, made = measure_model(model), by_name["tokenize"].artifact
-        ahead = training.estimate_training(
-            shapes.geometry, config, order, made.manifest["facts"] if made else None
-        )
-        told |= _memory(ahead)
-        if (spent := _seconds(order.end * tokens / packs, config, ahead)) is not None:
-            told["training"] = f"~{_span(spent)}"
+    if work := training_work(by_name, config):
+        per_step = work.order.per_step
+        told[f"steps of {per_step} pack{'s' * (per_step > 1)}"] = f"{guess}{work.order.steps:,}"
+        told |= _memory(work.gpu)
+        if work.seconds is not None:
+            told["training"] = f"~{readable_seconds(work.seconds)}"
     return told | {"of disk": size}
 
 
-def _memory(ahead: tuple[training.GpuEstimate, float | None] | None) -> dict[str, str]:
-    return {MEMORY: f"{ahead[0].sentence} ({ahead[0].card.name})"} if ahead else {}
-
-
-def _seconds(
-    tokens: float, config: Config, ahead: tuple[training.GpuEstimate, float | None] | None
-) -> float | None:
-    """How long training takes: from the speed of an earlier run in this store on the same GPU, whatever it
-    trained; else from its FLOPs.
-    """
-    card = ahead[0].card.name if ahead else None
-    done = [artifact.manifest["facts"] for artifact in store_of(config).all("train")]
-    speeds = [facts["tokens_per_second"] for facts in done if facts.get("gpu") == card]
-    return tokens / speeds[-1] if speeds else ahead[1] if ahead else None
-
-
-def _span(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
+def _memory(ahead: training.GpuEstimate | None) -> dict[str, str]:
+    return {MEMORY: f"{ahead.sentence} ({ahead.card.name})"} if ahead else {}
 
 
 def summary(run: RunDirectory) -> str:
@@ -184,14 +152,3 @@ def shortened(text: str, most: int = 300) -> str:
     'a long …'
     """
     return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def sweep_summary(results: Sequence[tuple[str, int, str]]) -> str:
-    """Which jobs of a sweep are done and which failed, with the reason."""
-    rest = [
-        (title, "stopped" if code == Stopped.exit_code else "failed", message)
-        for title, code, message in results
-        if code not in (0, 3)
-    ]
-    lines = [f"sweep: {len(results) - len(rest)} of {len(results)} jobs done"]
-    return "\n".join(lines + [f"  {how}: {title}: {message}" for title, how, message in rest])

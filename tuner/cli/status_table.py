@@ -6,14 +6,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rich.cells import cell_len
-
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, StoreError, TunerError
 from tuner.pipeline.inherit import load_config
 from tuner.pipeline.plan import plan
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory, all_runs, store_of
+from tuner.report.columns import columns
 from tuner.report.printable import printable
 from tuner.stages import STAGES
 from tuner.store.artifacts import Store
@@ -196,11 +195,5 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     nobody fills are left out.
     """
     kept = [i for i in range(len(HEADER)) if any(row[i] for row in rows)]
-    width = {i: max(cell_len(row[i]) for row in [HEADER, *rows]) for i in kept}
-    lines = []
-    for row in [HEADER, *rows]:
-        cells = [(" " * (width[i] - cell_len(row[i])), row[i], HEADER[i] in NUMBERS) for i in kept]
-        lines.append(
-            "  ".join(f"{gap}{text}" if right else f"{text}{gap}" for gap, text, right in cells).rstrip()
-        )
-    return lines
+    right = {place for place, i in enumerate(kept) if HEADER[i] in NUMBERS}
+    return columns([[row[i] for i in kept] for row in [HEADER, *rows]], right)

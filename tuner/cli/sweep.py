@@ -1,89 +1,157 @@
-"""A sweep: one job for each combination, through Hydra's sweeper and launcher, on one store that builds
-equal stages once.
+"""A sweep: one job for each combination, on one store that builds equal stages once, and a ranking at the
+end. Jobs run here one after the other, or by the launcher of Hydra's that the words choose.
 """
 
+import sys
+import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from tuner.api import to_stderr
-from tuner.cli.plan_text import sweep_summary
-from tuner.config.compose import compose_sweep
+from tuner.api import execute_config, to_stderr
+from tuner.cli.sweep_plan import PlannedJob, overview, plan_jobs, plans_of, sweep_job_config
+from tuner.cli.sweep_ranking import rank_sweep, ranking_text, write_ranking
+from tuner.config.compose import chooses_launcher, launch_jobs
 from tuner.config.schema import Config
-from tuner.errors import ConfigError, Interrupted, Stopped, TunerError
+from tuner.errors import ConfigError, Interrupted, Stopped, StoreError, TunerError
 from tuner.estimate import disk
+from tuner.files import read_json
 from tuner.launch.signals import refuse_after_stop
-from tuner.pipeline.inherit import inherit
-from tuner.pipeline.plan import plan
-from tuner.pipeline.planned_stage import PlannedStage
+from tuner.pipeline.execute import redo_stages
 from tuner.pipeline.run import RunDirectory, store_of
-from tuner.pipeline.selection import check_stop_words
+from tuner.pipeline.sweeps import SweepDirectory, SweepJob, sweep_directory
+from tuner.report.ranking import first_sentence
+from tuner.report.ranking_text import job_title
+from tuner.report.span import readable_seconds
 from tuner.stages import STAGES
 
 
-def sweep(words: list[str], verb: Callable[[Config], int], *, extra: Path | None, dry: bool = False) -> int:
-    """Call `verb` with the config of every job; returns the highest of their exit codes. A `dry` sweep
-    builds nothing.
+def sweep(words: list[str], *, extra: Path | None) -> int:
+    """Run every job and print how they rank; returns the highest of their exit codes. Raises StoreError when
+    the disk does not hold what all jobs together will make.
     """
-    if not dry:
-        _check_disk(words, extra)
-    results = compose_sweep(words, partial(_job, verb), extra=extra, dry=dry)
-    if not dry:
-        print(sweep_summary(results))
-    return max((code for _, code, _ in results), default=0)
+    jobs = plan_jobs(words, extra=extra)
+    to_stderr(overview(jobs))
+    configs = [job.config for job in jobs if isinstance(job.config, Config)]
+    disk.check_disk(plans_of(jobs))
+    notes = [job.note if job.to_do or job.refusal else replace(job.note, code=0) for job in jobs]
+    place = sweep_directory(Path(configs[0].root), notes, configs) if configs else None
+    if place:
+        _write_record(place, notes)
+    _redo(configs)
+    if chooses_launcher(words) and any(job.to_do for job in jobs):
+        titles = {tuple(job.overrides): _title(job, len(jobs)) for job in jobs}
+        notes = [
+            replace(job.note, code=code, message=message)
+            for job, (code, message) in zip(
+                jobs, launch_jobs(words, partial(_launched, titles), extra=extra), strict=True
+            )
+        ]
+        if place:
+            _write_record(place, notes)
+    else:
+        for i, job in enumerate(jobs):
+            code, message = run_job(job.config, _title(job, len(jobs)), to_do=job.to_do)
+            before, notes[i] = notes[i], replace(job.note, code=code, message=message)
+            if place and notes[i] != before:  # at once: a sweep that is killed has told how far it was
+                _write_record(place, notes)
+    if place:
+        ranking = rank_sweep(place)
+        print(ranking_text(ranking))
+        print(write_ranking(place, ranking))
+    else:
+        print(f"sweep: 0 of {len(jobs)} jobs done")
+        for job, note in zip(jobs, notes, strict=True):
+            print(f"failed: {job_title(job.note.words)}: {first_sentence(note.message)}")
+    return max((note.code or 0 for note in notes), default=0)
 
 
-def _check_disk(words: list[str], extra: Path | None) -> None:
-    """Raise StoreError when the disk does not hold what all jobs together will make. A job that can't be
-    planned says so in its turn.
-    """
-    jobs: list[tuple[list[PlannedStage], Config]] = []
-
-    def look(job: Config | ConfigError, _overrides: list[str]) -> None:
-        with suppress(TunerError):
-            if isinstance(job, Config):
-                job = sweep_job_config(job)
-                jobs.append((plan(job, STAGES, store_of(job), RunDirectory.of(job), redo=job.redo), job))
-
-    compose_sweep(words, look, extra=extra, dry=True)
-    disk.check_disk(jobs)
-
-
-def sweep_job_config(job: Config) -> Config:
-    """A job's config: with what it takes from an earlier run, and without a merged model that nobody asked
-    for.
-    """
-    check_stop_words(job, STAGES)
-    return inherit(
-        replace(job, merge=replace(job.merge, when="never")) if job.merge.when == "auto" else job, STAGES
-    )
-
-
-def _job(
-    verb: Callable[[Config], int], job: Config | ConfigError, overrides: list[str]
-) -> tuple[str, int, str]:
-    """One job: (what it is, exit code, what went wrong). Only an interruption ends the sweep."""
-    title = " ".join(overrides)
-    to_stderr(f"── {title}")
+def _write_record(place: SweepDirectory, notes: Sequence[SweepJob]) -> None:
     try:
-        if isinstance(job, ConfigError):
-            raise job
-        return title, verb(sweep_job_config(job)), ""
-    except Stopped as stopped:  # this run only, and on purpose
-        to_stderr(f"tuner: {stopped}")
-        return title, stopped.exit_code, str(stopped)
+        place.write(notes)
+    except OSError as error:
+        raise StoreError(
+            f"The record of the sweep, {place.record}, can't be written: {error.strerror}. Make space, mend "
+            "its permissions, or choose another root=DIR."
+        ) from error
+
+
+def _redo(configs: Sequence[Config]) -> None:
+    """Move what `redo` names to the trash, for all jobs before any starts: what one has built again, another
+    would else build once more, in whatever process it runs.
+    """
+    redone: set[str] = set()
+    for config in configs:
+        if config.redo:
+            store = store_of(config)
+            store.open()
+            redo_stages(config, STAGES, store, RunDirectory.of(config), redone, to_stderr)
+
+
+def _title(job: PlannedJob, of: int) -> str:
+    return f"job {job.number} of {of}: {job_title(job.note.words)}"
+
+
+def _launched(
+    titles: Mapping[tuple[str, ...], str], config: Config | ConfigError, overrides: Sequence[str]
+) -> tuple[int, str]:
+    """A job as a launcher of Hydra's calls it, in whatever process."""
+    try:
+        found: Config | TunerError = config if isinstance(config, ConfigError) else sweep_job_config(config)
+    except TunerError as error:
+        found = error
+    try:
+        return run_job(found, titles.get(tuple(overrides), " ".join(overrides)), to_do=True)
     except (Interrupted, KeyboardInterrupt) as error:
         to_stderr(f"tuner: {error or 'interrupted'}")
         # not an Exception: Hydra's launcher would go on with the next job
         raise SystemExit(Interrupted.exit_code) from error
+
+
+def run_job(config: Config | TunerError, title: str, *, to_do: bool) -> tuple[int, str]:
+    """Run one job: (exit code, what went wrong). Only an interruption ends the sweep."""
+    began = time.monotonic()
+    try:
+        if isinstance(config, TunerError):
+            raise config
+        if not to_do:  # the overview has said so
+            execute_config(replace(config, redo=None), lambda _line: None)
+            return 0, ""
+        to_stderr(f"── {title}")
+        run = execute_config(replace(config, redo=None), to_stderr)
+        _tell(f"── {title}: done in {readable_seconds(time.monotonic() - began)}{_loss(run)}", "green")
+    except Stopped as stopped:  # this run only, and on purpose
+        return _ended(title, str(stopped), stopped.exit_code)
     except TunerError as error:
         refuse_after_stop()
-        to_stderr(f"tuner: {error}")
-        return title, error.exit_code, str(error)
+        return _ended(title, str(error), error.exit_code)
     except Exception as error:  # a bug of ours: shown in full, and the other jobs go on
         refuse_after_stop()
         traceback.print_exc()
-        return title, 1, f"{type(error).__name__}: {error}"
+        return _ended(title, f"{type(error).__name__}: {error}", 1)
+    return 0, ""
+
+
+def _ended(title: str, message: str, code: int) -> tuple[int, str]:
+    to_stderr(f"tuner: {message}")
+    _tell(f"── {title}: {'stopped' if code == Stopped.exit_code else 'failed'}", "red")
+    return code, message
+
+
+def _loss(run: RunDirectory) -> str:
+    """The held-out loss of a run that was evaluated."""
+    report = read_json(run.path("evaluate") / "report.json") or {}
+    loss = report.get("held_out", {}).get("loss", {}).get("after")
+    return f", held-out loss {loss:.4f}" if loss is not None else ""
+
+
+def _tell(line: str, style: str) -> None:
+    """A line on standard error, in colour on a terminal."""
+    if not sys.stderr.isatty():
+        to_stderr(line)
+        return
+    from rich.console import Console
+
+    Console(stderr=True).print(line, style=style, markup=False, highlight=False, soft_wrap=True)

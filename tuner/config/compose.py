@@ -7,20 +7,19 @@ LD_PRELOAD).
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tuner.config.build import build_config
-from tuner.config.overrides import GROUPS, Override, quote, translate
+from tuner.config.overrides import GROUPS, translate
 from tuner.config.schema import Config, DataSource
 from tuner.config.yaml_file import load_yaml
 from tuner.errors import ConfigError, did_you_mean
 
-LAUNCHER = re.compile(r"[+~]*hydra[./]launcher[=.]")
+SWEEPING = re.compile(r"[+~]*hydra[./](launcher|sweeper)[=.]")
 """a word that chooses what runs the jobs of a sweep, or tells it something"""
 
 
@@ -56,33 +55,57 @@ def compose(words: list[str], *, extra: Path | None = None, whole: bool = True) 
         return _freeze(composed, dict(composed.hydra.runtime.choices), extra, whole=whole)
 
 
-def compose_sweep(
-    words: list[str],
-    job: Callable[[Config | ConfigError, list[str]], Any],
-    *,
-    extra: Path | None = None,
-    dry: bool = False,
-) -> list[Any]:
-    """Call `job` for each config that the words multiply out to, through Hydra's sweeper and launcher; what
-    it returned, in order.
+def compose_jobs(
+    words: list[str], *, extra: Path | None = None
+) -> list[tuple[Config | ConfigError, list[str]]]:
+    """The config of each job that the words multiply out to, or why it is refused, with the words that make
+    it. Nothing runs, and each is composed once.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.types import RunMode
 
-    A job's config that is refused arrives as the ConfigError, so that the others go on. A `dry` sweep looks
-    at all jobs in this process, whatever launcher is to run them, and leaves nothing under the root, where
-    Hydra otherwise notes what it multiplied out and launchers keep their logs.
+    overrides = translate(words, group_options(extra), sweep=True)
+    hydra = _hydra(extra)
+    found: list[tuple[Config | ConfigError, list[str]]] = []
+    with _one_paragraph():
+        ours = OverridesParser.create().parse_overrides([w for w in overrides if not SWEEPING.match(w)])
+        for job in (job for batch in BasicSweeper.split_arguments(ours, None) for job in batch):
+            composed = hydra.compose_config(
+                config_name="tuner", overrides=job, run_mode=RunMode.RUN, with_log_configuration=False
+            )
+            found.append((_frozen(composed, dict(composed.hydra.runtime.choices), extra), _typed(job)))
+    return found
+
+
+def launch_jobs(
+    words: list[str], job: Callable[[Config | ConfigError, list[str]], Any], *, extra: Path | None = None
+) -> list[Any]:
+    """Call `job` for each config that the words multiply out to, through Hydra's sweeper and the launcher
+    that the words choose; what it returned, in order.
+
+    A job's config that is refused arrives as the ConfigError, so that the others go on.
     """
     overrides = translate(words, group_options(extra), sweep=True)
     hydra = _hydra(extra)
-    task = _Task(
-        job, extra, frozenset(word.removeprefix("++") for word in overrides if isinstance(word, Override))
-    )
-    with _one_paragraph(), TemporaryDirectory() as scratch:
-        if dry:
-            overrides = [word for word in overrides if not LAUNCHER.match(word)]
-            overrides += ["hydra/launcher=basic", f"hydra.sweep.dir={quote(scratch)}"]
+    with _one_paragraph():
         batches = hydra.multirun(
-            config_name="tuner", task_function=task, overrides=overrides, with_log_configuration=False
+            config_name="tuner",
+            task_function=_Task(job, extra),
+            overrides=overrides,
+            with_log_configuration=False,
         )
     return [result.return_value for batch in batches or () for result in batch]
+
+
+def chooses_launcher(words: list[str]) -> bool:
+    """Whether the words say what is to run the jobs of a sweep, or how."""
+    return any(SWEEPING.match(word) for word in words)
+
+
+def _typed(overrides: Iterable[str]) -> list[str]:
+    """A job's words as they were typed."""
+    return [word.removeprefix("++") for word in overrides]
 
 
 class _Task:
@@ -90,31 +113,23 @@ class _Task:
     other processes.
     """
 
-    def __init__(
-        self,
-        job: Callable[[Config | ConfigError, list[str]], Any],
-        extra: Path | None,
-        recipe: frozenset[str],
-    ) -> None:
-        self.job, self.extra, self.recipe = job, extra, recipe
+    def __init__(self, job: Callable[[Config | ConfigError, list[str]], Any], extra: Path | None) -> None:
+        self.job, self.extra = job, extra
 
     def __call__(self, composed: Any) -> Any:
         from hydra.core.hydra_config import HydraConfig
 
         runtime = HydraConfig.get()
-        config: Config | ConfigError
-        try:
-            config = _freeze(composed, dict(runtime.runtime.choices), self.extra)
-        except ConfigError as error:
-            config = error
-        return self.job(
-            config,
-            [
-                word
-                for word in (w.removeprefix("++") for w in runtime.overrides.task)
-                if word not in self.recipe
-            ],
-        )
+        config = _frozen(composed, dict(runtime.runtime.choices), self.extra)
+        return self.job(config, _typed(runtime.overrides.task))
+
+
+def _frozen(composed: Any, choices: dict[str, Any], extra: Path | None) -> Config | ConfigError:
+    """A job's config, or why it is none."""
+    try:
+        return _freeze(composed, choices, extra)
+    except ConfigError as error:
+        return error
 
 
 def _freeze(composed: Any, choices: dict[str, Any], extra: Path | None, *, whole: bool = True) -> Config:

@@ -46,15 +46,20 @@ def build_stage(
     assert planned.origin is not None
     say(f"{stage.name:<12} {planned.state}  {planned.why}")
     read = [others[name].key or "" for name in stage.upstream if others[name].artifact]
+
+    def made() -> bool:
+        """Whether somebody else has built it meanwhile; the next plan looks at it."""
+        other = store.find(key)
+        return other is not None and (
+            why_unusable(other, stage, config, planned.fingerprint or "", planned.contents, store) is None
+        )
+
     with ExitStack() as stack:
         lock = stack.enter_context(
-            store.lock(key, lambda holder: say(f"{stage.name:<12} waiting: {holder} builds it"))
+            store.lock_unless(key, lambda holder: say(f"{stage.name:<12} waiting: {holder} builds it"), made)
         )
-        assert planned.fingerprint is not None
-        if (other := store.find(key)) and why_unusable(
-            other, stage, config, planned.fingerprint, planned.contents, store
-        ) is None:
-            return  # built by somebody else while we waited; the next plan looks at it
+        if lock is None or made():
+            return
         if not _inputs_hold(planned, others, store, say):
             return
         # Held as long as anything reads them, by the child too: a clean meanwhile leaves them alone.

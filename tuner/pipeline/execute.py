@@ -29,14 +29,13 @@ def execute(
     config: Config,
     stages: Sequence[Stage],
     tell: Callable[[str], None],
-    redone: set[str] | None = None,
     *,
     run: RunDirectory | None = None,
     pinned: bool = False,
     found: Sequence[PlannedStage] = (),
 ) -> RunDirectory:
-    """Bring every requested stage to `done`; returns the run. `redone` holds what this invocation has moved
-    to the trash; `found` is a plan that was made just now, so that it is not made twice.
+    """Bring every requested stage to `done`; returns the run. `found` is a plan that was made just now, so
+    that it is not made twice.
 
     With `pinned`, what `run` was trained on and what was trained is taken as it is, and only later stages are
     built. Raises TunerError; whatever was finished before stays.
@@ -55,7 +54,7 @@ def execute(
             run.log(line)
 
         if config.redo:
-            _redo(config, stages, store, run, set() if redone is None else redone, say, pinned)
+            redo_stages(config, stages, store, run, set(), say, pinned=pinned)
         if config.redo or any(planned.pending for planned in found):
             found = ()
         _Execution(config, stages, store, run, say, pinned=pinned).finish(list(found))
@@ -203,17 +202,18 @@ def _refuse_driver(config: Config, found: Sequence[PlannedStage]) -> None:
         raise ConfigError(why.paragraph)
 
 
-def _redo(
+def redo_stages(
     config: Config,
     stages: Sequence[Stage],
     store: Store,
     run: RunDirectory,
     redone: set[str],
     say: Callable[[str], None],
-    pinned: bool,
+    *,
+    pinned: bool = False,
 ) -> None:
-    """Move what `redo` names, and all that is made from it, to the trash; only what this invocation has
-    not built already.
+    """Move what `redo` names, and all that is made from it, to the trash, but for the keys in `redone`, to
+    which it adds those that it has seen to.
     """
     again = stages_to_redo(stages, config.redo or "")
     for planned in plan(config, stages, store, run, hashing=say, pinned=pinned):

@@ -122,14 +122,18 @@ SCORES = {
 CURVES = {"loss": "training loss", "held_out": "held-out loss while training"}
 
 
-def compare_runs(sides: Sequence[ComparedRun], differing: Sequence[DifferingField]) -> dict[str, Any]:
+def compare_runs(
+    sides: Sequence[ComparedRun], differing: Sequence[DifferingField], labels: Sequence[str] = ()
+) -> dict[str, Any]:
     """All that is compared, as JSON can hold it. Lists of values have one for each run, null where a run has
-    none.
+    none. The runs are called by `labels`, or else A, B, C.
 
     `scores.*.best` are indices of runs; `curves.*` are points [step, value], of the training loss means over
     `steps_a_point` steps.
     """
-    labels = [string.ascii_uppercase[i % 26] + (str(i // 26) if i >= 26 else "") for i in range(len(sides))]
+    labels = labels or [
+        string.ascii_uppercase[i % 26] + (str(i // 26) if i >= 26 else "") for i in range(len(sides))
+    ]
     measured = [(label, side.held_out) for label, side in zip(labels, sides, strict=True) if _measured(side)]
     sets = group_equal(*zip(*measured, strict=True)) if measured else []
     scores: dict[str, Any] = {}
@@ -140,7 +144,7 @@ def compare_runs(sides: Sequence[ComparedRun], differing: Sequence[DifferingFiel
             "best": [] if score.held_out and len(sets) > 1 else _best(values, score),
         }
     width = math.ceil(max((row["step"] for side in sides for row in side.rows), default=1) / POINTS)
-    curves = {name: [_points(side.rows, name) for side in sides] for name in CURVES}
+    curves = {name: [points_of(side.rows, name) for side in sides] for name in CURVES}
     curves["loss"] = [chart.means(points, width) for points in curves["loss"]]
     asked = [{row["prompt"]: row for row in side.report["answers"]} if side.report else {} for side in sides]
     questions = list(dict.fromkeys(question for rows in asked for question in rows))
@@ -193,10 +197,11 @@ def compare_runs(sides: Sequence[ComparedRun], differing: Sequence[DifferingFiel
 
 def _measured(side: ComparedRun) -> bool:
     """Whether any loss on held-out tokens is there."""
-    return SCORES["held_out_loss"].value(side) is not None or bool(_points(side.rows, "held_out"))
+    return SCORES["held_out_loss"].value(side) is not None or bool(points_of(side.rows, "held_out"))
 
 
-def _points(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+def points_of(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    """A column of metrics.jsonl as (step, value), where there is a number."""
     found = [(row["step"], row.get(name)) for row in rows]
     return [(step, value) for step, value in found if isinstance(value, int | float) and math.isfinite(value)]
 

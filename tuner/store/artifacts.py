@@ -195,6 +195,13 @@ class Store:
         """
         return locks.exclusive(self.root / ".locks" / key, waiting, group=self.group() is not None)
 
+    def lock_unless(
+        self, key: str, waiting: Callable[[str], None], needless: Callable[[], bool]
+    ) -> AbstractContextManager[int | None]:
+        """The same, but for None when the lock is `needless` while another holds it."""
+        path = self.root / ".locks" / key
+        return locks.exclusive_unless(path, waiting, needless, group=self.group() is not None)
+
     def lock_at_once(self, key: str) -> AbstractContextManager[bool]:
         """Hold the lock of `key` alone if nobody else has it; yields whether that is so."""
         return locks.try_exclusive(self.root / ".locks" / key, group=self.group() is not None)

@@ -120,10 +120,25 @@ def exclusive(path: Path, waiting: Callable[[str], None], *, group: bool) -> Ite
 
     `waiting` is told once who is in the way.
     """
+    with exclusive_unless(path, waiting, lambda: False, group=group) as fd:
+        assert fd is not None
+        yield fd
+
+
+@contextmanager
+def exclusive_unless(
+    path: Path, waiting: Callable[[str], None], needless: Callable[[], bool], *, group: bool
+) -> Iterator[int | None]:
+    """The same, but for None when the lock is `needless` while another holds it: who waits for what another
+    builds must not wait for those that read it already.
+    """
     fd = open_lock(path, group=group)
     try:
         told = False
         while not _try(fd, fcntl.LOCK_EX):
+            if needless():
+                yield None
+                return
             if not told:
                 readers = _try(fd, fcntl.LOCK_SH)
                 waiting("runs that read it" if readers else _who(fd))

@@ -1,7 +1,7 @@
 """`plan`: what would run, and why."""
 
+import json
 from collections.abc import Collection
-from functools import partial
 from typing import TYPE_CHECKING
 
 from tuner.cli.verb import CommandLine, Verb
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 def run(line: CommandLine) -> int:
     from tuner.api import prepare
 
-    if "-m" not in line.flags:
-        return plan_config(prepare(line.words, line.extra), line.flags)
-    from tuner.cli.sweep import sweep
+    if "-m" in line.flags:
+        from tuner.cli.sweep_plan import plan_sweep
 
-    return sweep(line.words, partial(plan_config, flags=line.flags), extra=line.extra, dry=True)
+        return plan_sweep(line.words, line.flags, extra=line.extra)
+    return plan_config(prepare(line.words, line.extra), line.flags)
 
 
 def plan_config(config: "Config", flags: Collection[str]) -> int:
     """Print what would run; with --check, 3 says that something would."""
-    from tuner.cli.plan_text import plan_json, plan_text
+    from tuner.cli.plan_text import plan_dict, plan_text
     from tuner.config.view import View
     from tuner.models.locate import refuse_quantised_name
     from tuner.pipeline.plan import plan
@@ -32,7 +32,10 @@ def plan_config(config: "Config", flags: Collection[str]) -> int:
     directory = RunDirectory.of(config)
     refuse_quantised_name(View(config, "fetch_model"))
     steps = plan(config, STAGES, store_of(config), directory, redo=config.redo)
-    print(plan_json(steps, config, directory) if "--json" in flags else plan_text(steps, config, directory))
+    if "--json" in flags:
+        print(json.dumps(plan_dict(steps, config, directory), ensure_ascii=False, indent=1))
+    else:
+        print(plan_text(steps, config, directory))
     return 3 if "--check" in flags and any(step.to_do for step in steps) else 0
 
 

@@ -1,9 +1,17 @@
 """`status`: every run under the root."""
 
 from tuner.cli.verb import CommandLine, Verb
+from tuner.errors import ConfigError
 
 
 def run(line: CommandLine) -> int:
+    if "--sweep" in line.flags:
+        from tuner.cli.on_a_run import output_root
+        from tuner.cli.sweep_ranking import show_sweep
+
+        if len(line.bare) > 1:
+            raise ConfigError("status --sweep shows one sweep: a name, a digest, or nothing for the last.")
+        return show_sweep(output_root(line), *line.bare, as_json="--json" in line.flags)
     from tuner.cli.status_table import show_status
 
     return show_status(line.compose(), as_json="--json" in line.flags)
@@ -13,5 +21,8 @@ VERB = Verb(
     name="status",
     help="all runs under the root: stages, progress, loss, disk",
     run=run,
-    flags={"--json": "for machines"},
+    flags={
+        "--sweep": "ranks the jobs of the last sweep, or of the one that is named after it",
+        "--json": "for machines",
+    },
 )

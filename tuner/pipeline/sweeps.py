@@ -1,0 +1,150 @@
+"""The record of a sweep: which jobs it has, and what became of each.
+
+    sweeps/<name, or the fields that differ>-<digest>/   sweep.json, ranking.html, ranking.csv
+
+The digest is of the runs of its jobs, so the same line again, in any order of its values, is the same sweep.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tuner.config.schema import Config
+from tuner.errors import ConfigError, did_you_mean
+from tuner.files import read_json, write_json
+from tuner.pipeline.run import RunDirectory, run_digest
+from tuner.store.digests import json_digest
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepJob:
+    """A job of a sweep, and what became of it."""
+
+    words: Mapping[str, str] = field(default_factory=dict)
+    """what was typed for it: field → value"""
+    run: str | None = None
+    """the name of its run's directory; None where its config was refused"""
+    code: int | None = None
+    """the exit code; None where it has not ended"""
+    message: str = ""
+    """what went wrong, in one sentence"""
+
+
+class SweepDirectory:
+    """The directory of one sweep."""
+
+    def __init__(self, directory: Path) -> None:
+        self.dir = directory
+
+    @property
+    def name(self) -> str:
+        """What the sweep is called: its directory's name without the digest."""
+        return self.dir.name.rpartition("-")[0]
+
+    @property
+    def digest(self) -> str:
+        """The end of the directory's name."""
+        return self.dir.name.rpartition("-")[2]
+
+    @property
+    def root(self) -> Path:
+        """The output root."""
+        return self.dir.parent.parent
+
+    @property
+    def record(self) -> Path:
+        """The file that lists the jobs."""
+        return self.dir / "sweep.json"
+
+    def write(self, jobs: Sequence[SweepJob]) -> None:
+        """Note the jobs, whole or not at all."""
+        write_json(self.record, {"version": VERSION, "jobs": [asdict(job) for job in jobs]}, indent=1)
+
+    def jobs(self) -> list[SweepJob]:
+        """The jobs as they were noted. Raises ConfigError where the record can't be read."""
+        noted = read_json(self.record) or {}
+        try:
+            return [SweepJob(**job) for job in noted["jobs"]]
+        except (KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{self.record} can't be read. The same sweep typed again writes it anew; what is done is "
+                "not done again."
+            ) from error
+
+    def find_run(self, job: SweepJob) -> RunDirectory | None:
+        """The run of a job, whatever it is called by now; None while there is none."""
+        if job.run is None:
+            return None
+        runs, digest = self.root / "runs", job.run.rpartition("-")[2]
+        found = [runs / job.run, *sorted(runs.glob(f"*-{re.sub(r'[^0-9a-f]', '', digest)}"))]
+        return next((RunDirectory(path) for path in found if (path / "config.yaml").is_file()), None)
+
+
+def sweep_directory(root: Path, jobs: Sequence[SweepJob], configs: Sequence[Config]) -> SweepDirectory:
+    """The directory of a sweep with these jobs. It is called what their configs are called, or else after
+    the fields that differ.
+    """
+    names = {config.name for config in configs}
+    called = names.pop() if len(names) == 1 else None
+    words = called or "-".join(field.rpartition(".")[2] for field in swept_fields(jobs)) or "sweep"
+    plain = re.sub(r"[^\w.()+-]+", "_", words)[:80]
+    refused = [dict(job.words) for job in jobs if job.run is None]
+    digest = json_digest([sorted(run_digest(config) for config in configs), refused])[:8]
+    return SweepDirectory(root / "sweeps" / f"{plain}-{digest}")
+
+
+def swept_fields(jobs: Sequence[SweepJob]) -> list[str]:
+    """The words in which jobs differ, in the order in which they were typed."""
+    return [
+        name
+        for name in dict.fromkeys(name for job in jobs for name in job.words)
+        if len({job.words.get(name) for job in jobs}) > 1
+    ]
+
+
+def all_sweeps(root: Path) -> list[SweepDirectory]:
+    """Every sweep under an output root, the one that ran last at the end."""
+    found = [SweepDirectory(file.parent) for file in sorted((root / "sweeps").glob("*/sweep.json"))]
+    return sorted(found, key=lambda sweep: sweep.record.stat().st_mtime)
+
+
+def find_sweep(root: Path, word: str = "last") -> SweepDirectory:
+    """The sweep that a person means: its name, its digest or the start of it, or `last`. Raises
+    ConfigError.
+    """
+    sweeps = all_sweeps(root)
+    if word == "last" and sweeps:
+        return sweeps[-1]
+    found = (
+        [sweep for sweep in sweeps if sweep.dir.name == word]
+        or [sweep for sweep in sweeps if sweep.name == word]
+        or [sweep for sweep in sweeps if len(word) >= 3 and sweep.digest.startswith(word)]
+    )
+    if len(found) == 1:
+        return found[0]
+    if not sweeps:
+        raise ConfigError(f"There is no sweep under {root}. Start one with -m and commas between values.")
+    names = ", ".join(sweep.dir.name for sweep in found or sweeps)
+    if found:
+        raise ConfigError(f"{word} means {len(found)} sweeps under {root}; name one of {names}.")
+    hint = did_you_mean(word, {name for sweep in sweeps for name in (sweep.dir.name, sweep.name)})
+    raise ConfigError(f"{word} is no sweep under {root}.{hint} There are: {names}.")
+
+
+def words_of(overrides: Sequence[str]) -> dict[str, str]:
+    r"""A job's words, as field → value, without the quotes of Hydra's grammar.
+
+    >>> words_of(["algo=full", "data.system='it\\'s'", "seed=1"])
+    {'algo': 'full', 'data.system': "it's", 'seed': '1'}
+    """
+    found: dict[str, Any] = {}
+    for word in overrides:
+        name, _, value = word.partition("=")
+        if len(value) > 1 and value[0] == value[-1] == "'":
+            value = value[1:-1].replace("\\'", "'")
+        found[name] = value
+    return found
