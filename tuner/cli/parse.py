@@ -103,5 +103,19 @@ def _read_recipes(verb: Verb, bare: Sequence[str]) -> tuple[list[str], list[str]
                     f"{' '.join([verbs[0], *others])}"
                 )
             known = " A bare word is a verb, which comes first, or a recipe, which ends in .yaml."
-            raise ConfigError(f"{word!r} is not a verb.{did_you_mean(word, VERBS) or known}")
+            raise ConfigError(
+                f"{word!r} is not a verb.{did_you_mean(word, VERBS) or _equal_of_xtuners(word) or known}"
+            )
     return overrides, own + list(bare[max(end, 0) :])
+
+
+def _equal_of_xtuners(word: str) -> str:
+    """What writes the equal recipe, where `word` is the name of one of XTuner's configs."""
+    from tuner.config.compose import group_options
+    from tuner.config.xtuner_names import bare_name, equal_recipe
+
+    try:
+        equal_recipe(bare_name(word), group_options())
+    except ConfigError:
+        return ""
+    return f" It is a config of XTuner's, whose equal is a recipe: python -m tuner copy {bare_name(word)}"
