@@ -8,7 +8,14 @@ from tuner.cli.verbs import VERBS
 from tuner.errors import ConfigError, did_you_mean
 
 FLAGS = {flag for verb in VERBS.values() for flag in verb.flags}
-SPELLINGS = {"-h": "--help", "--multirun": "-m", "-cd": "--config-dir"}
+SPELLINGS = {
+    "-h": "--help",
+    "-V": "--version",
+    "-q": "--quiet",
+    "-v": "--verbose",
+    "--multirun": "-m",
+    "-cd": "--config-dir",
+}
 """another spelling of an option → the one that stands for both"""
 HYDRAS = {
     "--cfg -c --resolve --package -p": "python -m tuner config shows the composed config.",
@@ -17,7 +24,7 @@ HYDRAS = {
     "--config-path -cp": "-cd DIR is for a directory of your own options.",
 }
 """options of Hydra's that are none here → what to type instead"""
-OPTIONS = ("--help", "--version", "--config-dir", "--completion")
+OPTIONS = ("--help", "--version", "--quiet", "--verbose", "--config-dir", "--completion")
 """what goes with every verb"""
 SHELLS = ("bash", "zsh")
 
@@ -51,6 +58,10 @@ def parse(argv: Sequence[str]) -> CommandLine:
             verb = word
         else:
             bare.append(word)
+    if "--help" in flags:
+        verb, bare, flags = "help", [verb] if verb else [], set()
+    if {"--quiet", "--verbose"} <= flags:
+        raise ConfigError("--quiet says less and --verbose says more: give one of them.")
     chosen = VERBS[verb or "run"]
     for flag in sorted(flags - set(OPTIONS) - chosen.flags.keys()):
         takers = sorted(name for name, other in VERBS.items() if flag in other.flags)

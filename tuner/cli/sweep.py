@@ -2,6 +2,7 @@
 equal stages once.
 """
 
+import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +22,8 @@ from tuner.pipeline.plan import plan
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory, store_of
 from tuner.pipeline.selection import check_stop_words
+from tuner.progress import verbose
+from tuner.report.printable import visible
 from tuner.stages import STAGES
 
 
@@ -73,17 +76,24 @@ def _job(
             raise job
         return title, verb(sweep_job_config(job)), ""
     except Stopped as stopped:  # this run only, and on purpose
-        to_stderr(f"tuner: {stopped}")
+        _complain(stopped)
         return title, stopped.exit_code, str(stopped)
     except (Interrupted, KeyboardInterrupt) as error:
-        to_stderr(f"tuner: {error or 'interrupted'}")
+        _complain(error or "interrupted")
         # not an Exception: Hydra's launcher would go on with the next job
         raise SystemExit(Interrupted.exit_code) from error
     except TunerError as error:
         refuse_after_stop()
-        to_stderr(f"tuner: {error}")
+        if verbose():
+            traceback.print_exc()
+        _complain(error)
         return title, error.exit_code, str(error)
     except Exception as error:  # a bug of ours: shown in full, and the other jobs go on
         refuse_after_stop()
         traceback.print_exc()
         return title, 1, f"{type(error).__name__}: {error}"
+
+
+def _complain(why: object) -> None:
+    """Say what went wrong with a job, however quiet the command is."""
+    print(visible(f"tuner: {why}"), file=sys.stderr, flush=True)

@@ -52,7 +52,7 @@ def execute(
 
         def say(line: str) -> None:
             tell(line)
-            run.log(line)
+            run.log(line, shown=True)
 
         if config.redo:
             _redo(config, stages, store, run, set() if redone is None else redone, say, pinned)

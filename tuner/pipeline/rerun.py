@@ -124,7 +124,7 @@ def relabel(run: RunDirectory, names: Sequence[str], words: Sequence[str], stage
     if (
         replace(labels, name=None, note=None, tags=()) != replace(before, name=None, note=None, tags=())
         or len(names) > 1
-        or labels == before
+        or not (names or words)
     ):
         raise ConfigError(
             "rename takes a run and what it should be called: python -m tuner rename RUN NAME, or note=… or "

@@ -19,6 +19,10 @@ VERB = Verb(
     words="[WORD]",
     help="the composed config as YAML, with what differs from the default run marked",
     run=run,
+    examples={
+        "config algo=qlora data.length=1024": "what a run of that would be",
+        "config --fields warmup": "the fields that a word is about",
+    },
     flags={"--fields": "shows all fields, or those whose name or text has WORD, with what each decides"},
     recipes=True,
 )

@@ -53,4 +53,8 @@ VERB = Verb(
         "config of XTuner's in front, or alone, its equal"
     ),
     run=run,
+    examples={
+        "copy my.yaml algo=full algo.epochs=2": "then: python -m tuner my.yaml",
+        "copy internlm2_chat_7b_qlora_oasst1_e3": "the equal of XTuner's config of that name",
+    },
 )

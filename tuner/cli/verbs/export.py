@@ -51,5 +51,9 @@ VERB = Verb(
         "a third word names the directory"
     ),
     run=run,
+    examples={
+        "export last adapter": "the adapter, for PEFT",
+        "export support model ~/models/support": "the merged model, to a directory",
+    },
     on_a_run=True,
 )

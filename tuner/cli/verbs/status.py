@@ -13,5 +13,9 @@ VERB = Verb(
     name="status",
     help="all runs under the root: stages, progress, loss, disk",
     run=run,
+    examples={
+        "status": "the runs under outputs",
+        "status root=elsewhere --json": "those of another root, for machines",
+    },
     flags={"--json": "for machines"},
 )

@@ -73,5 +73,9 @@ VERB = Verb(
     words="RUN",
     help="end a run that is training, once it has saved; later stages can use what it saved",
     run=run,
+    examples={
+        "stop last": "the run that trains",
+        "stop support": "one of that name",
+    },
     on_a_run=True,
 )
