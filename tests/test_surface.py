@@ -81,7 +81,7 @@ def test_options_of_the_command_line() -> None:
         "--multirun": "-m",
         "-cd": "--config-dir",
     }
-    assert set(SHELLS) == {"bash", "zsh"}
+    assert set(SHELLS) == {"bash", "zsh", "fish"}
 
 
 def test_groups_of_the_config() -> None:

@@ -41,15 +41,14 @@ options
   redo=STAGE        build again from this stage on; the old artifacts go to the store's trash
   -q, --quiet       only errors, and what comes of it
   -v, --verbose     all that goes into the log, and where an error comes from
-  --completion SH   completion for your shell: eval "$(tuner --completion bash)", or zsh
+  --completion SH   completion for your shell: eval "$(tuner --completion bash)", or zsh;
+                    tuner --completion fish | source
   -h, --help        VERB --help is about a verb, with examples
   -V, --version
 
 exit codes: 0 done, 1 failed, 2 the config or the data is wrong, 3 work to do (plan --check),
 75 interrupted: run it again
 """
-FIELDLESS = ("help", "list")
-"""verbs that no field of the config concerns"""
 COLUMN = 20
 """where what a verb does begins"""
 
@@ -70,7 +69,7 @@ def help_text(extra: Path | None) -> str:
 def verb_help(verb: Verb) -> str:
     """The page of a verb."""
     words = ["[RECIPE.yaml]"] if verb.recipes else []
-    if verb.name not in FIELDLESS:
+    if verb.fields:
         words.append("[field=value ...]" if verb.on_a_run else "[group=option | field=value ...]")
     options = [*verb.flags.items(), ("-q, -v, -cd DIR", "as with every verb: python -m tuner --help")]
     lines = {f"python -m tuner {line}": use for line, use in verb.examples.items()}

@@ -26,7 +26,7 @@ HYDRAS = {
 """options of Hydra's that are none here → what to type instead"""
 OPTIONS = ("--help", "--version", "--quiet", "--verbose", "--config-dir", "--completion")
 """what goes with every verb"""
-SHELLS = ("bash", "zsh")
+SHELLS = ("bash", "zsh", "fish")
 
 
 def parse(argv: Sequence[str]) -> CommandLine:
@@ -42,7 +42,9 @@ def parse(argv: Sequence[str]) -> CommandLine:
         option = SPELLINGS.get(word, word)
         if option in ("--config-dir", "--completion"):
             if not rest:
-                what = "a directory" if option == "--config-dir" else " or ".join(SHELLS)
+                what = (
+                    "a directory" if option == "--config-dir" else f"{', '.join(SHELLS[:-1])} or {SHELLS[-1]}"
+                )
                 raise ConfigError(f"{word} needs {what} after it.")
             valued[option] = rest.pop(0)
         elif option in FLAGS or option in OPTIONS:
@@ -69,7 +71,7 @@ def parse(argv: Sequence[str]) -> CommandLine:
     recipe, own = _read_recipes(chosen, bare) if chosen.recipes else ([], bare)
     directory, shell = valued.get("--config-dir"), valued.get("--completion")
     if shell is not None and shell not in SHELLS:
-        raise ConfigError(f"--completion knows {' and '.join(SHELLS)}, not {shell!r}.")
+        raise ConfigError(f"--completion knows {', '.join(SHELLS[:-1])} and {SHELLS[-1]}, not {shell!r}.")
     return CommandLine(
         verb=chosen.name,
         bare=own,

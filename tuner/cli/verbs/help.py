@@ -25,4 +25,5 @@ VERB = Verb(
     help="what a verb does, with examples; the same as VERB --help",
     run=run,
     examples={"help plan": "one verb", "help": "all of it"},
+    fields=False,
 )

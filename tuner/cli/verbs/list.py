@@ -19,4 +19,5 @@ VERB = Verb(
         "list chats": "the chat templates",
     },
     flags={"--json": "for machines"},
+    fields=False,
 )
