@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from textwrap import shorten
 from typing import Any
 
 from tuner.config.schema import Config
@@ -17,6 +18,8 @@ from tuner.report.page import tokens_measured
 from tuner.report.printable import printable
 
 MEMORY = "GPU memory"
+REASON = 160
+"""characters of the reason of a job that failed, at the end of a sweep"""
 MANY = 100_000
 """packs assumed for data that is not here yet: so many that steps reach their full size"""
 
@@ -177,11 +180,14 @@ def summary(run: RunDirectory) -> str:
 
 
 def sweep_summary(results: Sequence[tuple[str, int, str]]) -> str:
-    """Which jobs of a sweep are done and which failed, with the reason."""
+    """Which jobs of a sweep are done and which failed, each on a line: the whole reason stands above."""
     rest = [
         (title, "stopped" if code == Stopped.exit_code else "failed", message)
         for title, code, message in results
         if code not in (0, 3)
     ]
     lines = [f"sweep: {len(results) - len(rest)} of {len(results)} jobs done"]
-    return "\n".join(lines + [f"  {how}: {title}: {message}" for title, how, message in rest])
+    return "\n".join(
+        lines
+        + [f"  {how}: {title}: {shorten(message, REASON, placeholder=' …')}" for title, how, message in rest]
+    )
