@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tuner.data.files import directory, splits
+from tuner.data.files.folder_kind import short_list
 from tuner.data.files.row_files import ENDINGS, is_readable
 from tuner.errors import ConfigError, DataError
 from tuner.files import decode_json
@@ -81,7 +82,7 @@ def describe_files(
         others = [file.name for file in found if splits.split_of(file.name) in ("test", "validation")]
         if not apart and others and len(others) < len(found):
             lines.append(
-                f"{path} also matches {directory.short_list(others)}, by the name not for training; to leave "
+                f"{path} also matches {short_list(others)}, by the name not for training; to leave "
                 "that out, name the others alone"
             )
     return lines
