@@ -1,5 +1,6 @@
 """argv → verb, flags, recipes and overrides."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,10 +66,10 @@ def parse(argv: Sequence[str]) -> CommandLine:
     if {"--quiet", "--verbose"} <= flags:
         raise ConfigError("--quiet says less and --verbose says more: give one of them.")
     chosen = VERBS[verb or "run"]
+    recipe, own = _read_recipes(chosen, bare, argv) if chosen.recipes else ([], bare)
     for flag in sorted(flags - set(OPTIONS) - chosen.flags.keys()):
         takers = sorted(name for name, other in VERBS.items() if flag in other.flags)
         raise ConfigError(f"{flag} does not go with {chosen.name}, but with {' and '.join(takers)}.")
-    recipe, own = _read_recipes(chosen, bare) if chosen.recipes else ([], bare)
     directory, shell = valued.get("--config-dir"), valued.get("--completion")
     if shell is not None and shell not in SHELLS:
         raise ConfigError(f"--completion knows {', '.join(SHELLS[:-1])} and {SHELLS[-1]}, not {shell!r}.")
@@ -96,7 +97,7 @@ def _instead(word: str, rest: Sequence[str]) -> str:
     return f" Fields are set without dashes: {field}={given}."
 
 
-def _read_recipes(verb: Verb, bare: Sequence[str]) -> tuple[list[str], list[str]]:
+def _read_recipes(verb: Verb, bare: Sequence[str], argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The overrides of the recipes among the bare words, and the words that are the verb's own."""
     from tuner.config.recipes import read_recipe
 
@@ -110,10 +111,9 @@ def _read_recipes(verb: Verb, bare: Sequence[str]) -> tuple[list[str], list[str]
             own.append(word)
         else:
             if verbs := [other for other in bare if other in VERBS]:
-                others = [other for other in bare if other != verbs[0]]
+                line = [verbs[0], *(other for other in argv if other != verbs[0])]
                 raise ConfigError(
-                    f"{word!r} is not a verb, and the verb comes first: python -m tuner "
-                    f"{' '.join([verbs[0], *others])}"
+                    f"{word!r} is not a verb, and the verb comes first: python -m tuner {shlex.join(line)}"
                 )
             known = " A bare word is a verb, which comes first, or a recipe, which ends in .yaml."
             raise ConfigError(

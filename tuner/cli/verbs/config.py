@@ -10,7 +10,7 @@ def run(line: CommandLine) -> int:
         print(config_text.fields_text(line.bare))
     else:
         config_text.refuse_bare(line.bare)
-        print(config_text.config_text(line.compose()))
+        print(config_text.config_text(line.compose(), line.extra))
     return 0
 
 

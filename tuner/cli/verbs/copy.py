@@ -27,8 +27,9 @@ def run(line: CommandLine) -> int:
             name, theirs, says = _xtuners(source, line)
             words, differs = words + theirs, differs + says
             file = file if last.endswith(YAML) else Path(f"{name}.yaml")
-    write_recipe(file, replace(line, words=words + line.words).compose(), differs)
-    print("\n".join([*differs, f"wrote {file}; run it with: python -m tuner {file}"]))
+    config = replace(line, words=words + line.words).compose()
+    command = write_recipe(file, config, differs, extra=line.extra)
+    print("\n".join([*differs, f"wrote {file}; run it with: {command}"]))
     return 0
 
 

@@ -31,6 +31,7 @@ def run(line: CommandLine) -> int:
     )
     source = ExportSource(
         called=found.name,
+        run=found,
         base=base,
         convert=result.path("convert").resolve(),
         merge=merge,
