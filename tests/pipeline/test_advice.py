@@ -13,7 +13,6 @@ from tuner.config.compose import compose
 from tuner.pipeline.advice import command, command_on
 from tuner.pipeline.run import RunDirectory
 
-
 MODEL = "defaults:\n  - chat: chatml\n  - _self_\nsource: path\npath: b\n"
 
 
