@@ -17,6 +17,7 @@ VERB_FLAGS = {
     "config": {"--fields"},
     "copy": set(),
     "doctor": set(),
+    "help": set(),
     "chat": set(),
     "compare": {"--json"},
     "stop": set(),
@@ -71,9 +72,16 @@ def test_verbs_and_their_flags() -> None:
 
 
 def test_options_of_the_command_line() -> None:
-    assert set(OPTIONS) == {"--help", "--version", "--config-dir", "--completion"}
-    assert SPELLINGS == {"-h": "--help", "--multirun": "-m", "-cd": "--config-dir"}
-    assert set(SHELLS) == {"bash", "zsh"}
+    assert set(OPTIONS) == {"--help", "--version", "--quiet", "--verbose", "--config-dir", "--completion"}
+    assert SPELLINGS == {
+        "-h": "--help",
+        "-V": "--version",
+        "-q": "--quiet",
+        "-v": "--verbose",
+        "--multirun": "-m",
+        "-cd": "--config-dir",
+    }
+    assert set(SHELLS) == {"bash", "zsh", "fish"}
 
 
 def test_groups_of_the_config() -> None:

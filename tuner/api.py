@@ -20,6 +20,7 @@ from tuner.pipeline.plan import plan
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory, store_of
 from tuner.pipeline.selection import check_stop_words
+from tuner.progress import quiet
 from tuner.report.printable import visible
 from tuner.stages import STAGES
 
@@ -98,4 +99,6 @@ def execute_config(
 
 
 def to_stderr(line: str) -> None:
-    print(visible(line), file=sys.stderr, flush=True)
+    """Show a line of progress, where the command is not quiet."""
+    if not quiet():
+        print(visible(line), file=sys.stderr, flush=True)

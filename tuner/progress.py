@@ -1,5 +1,8 @@
-"""Progress through things, of a known number or not: a bar on a terminal, a line now and then elsewhere."""
+"""Progress through things, of a known number or not: a bar on a terminal, a line now and then elsewhere. And
+how much a command says at all.
+"""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -9,6 +12,18 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 LINE_EVERY = 15.0
+VERBOSITY = "TUNER_VERBOSITY"
+"""the variable by which a command tells the processes of its stages how much to say: `quiet` or `verbose`"""
+
+
+def quiet() -> bool:
+    """Whether only errors and results are shown (`-q`)."""
+    return os.environ.get(VERBOSITY) == "quiet"
+
+
+def verbose() -> bool:
+    """Whether all that goes into the log is shown, and where an error comes from (`-v`)."""
+    return os.environ.get(VERBOSITY) == "verbose"
 
 
 @contextmanager
@@ -44,8 +59,11 @@ def _shown(
     columns: Callable[[], tuple[Any, ...]], total: int | None, tell: Callable[[int], None]
 ) -> Iterator[Callable[[int], None]]:
     """On a terminal the columns of rich, which is imported for them alone; elsewhere what is done so far
-    is told now and then.
+    is told now and then. A quiet command shows neither.
     """
+    if quiet():
+        yield lambda _: None
+        return
     done, said = 0, time.monotonic()
     if sys.stderr.isatty():
         from rich.console import Console
@@ -129,7 +147,7 @@ class _Spinner:
 def waiting(what: str) -> Iterator[None]:
     """While entered, a terminal shows that something is going on, wherever no bar does."""
     global _spinner
-    if not sys.stderr.isatty() or _spinner is not None:
+    if quiet() or not sys.stderr.isatty() or _spinner is not None:
         yield
         return
     _spinner = _Spinner(what)

@@ -1,6 +1,7 @@
 """What went wrong in a command → words on standard error, and the exit code."""
 
 import sys
+import traceback
 from collections.abc import Callable
 
 from tuner.config.schema import Machine
@@ -8,6 +9,7 @@ from tuner.errors import Interrupted
 from tuner.hardware.mistakes import mistake
 from tuner.launch import signals
 from tuner.launch.watch import supervise
+from tuner.progress import verbose
 from tuner.report.printable import visible
 
 
@@ -28,6 +30,8 @@ def _answer(work: Callable[[], int]) -> int:
     except Exception as error:
         signals.refuse_after_stop()  # in the middle of a library's work a stop may have broken anything
         if (known := mistake(error)) is not None:
+            if verbose():
+                traceback.print_exception(error)
             print(visible(f"tuner: {known}"), file=sys.stderr)
             return known.exit_code
         if isinstance(error, BrokenPipeError):  # the reader of our output went away: `tuner status | head`

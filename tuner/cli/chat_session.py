@@ -17,6 +17,7 @@ from tuner.files import read_json
 from tuner.hardware.gpus import VISIBLE_DEVICES, choose_gpus, gpus_hidden
 from tuner.hardware.nvidia_smi import list_gpus
 from tuner.hardware.optional_imports import block_optional_imports
+from tuner.pipeline.advice import command_on
 from tuner.pipeline.run import RunDirectory
 from tuner.report.printable import visible
 
@@ -123,7 +124,7 @@ def locate(run: RunDirectory, base: Path | None) -> Weights:
     if not convert.is_dir():
         raise ConfigError(
             f"{run.dir} has neither a merged nor a converted model, so there is nothing to chat with. "
-            f"Once it is trained, make one with: python -m tuner convert {run.digest}"
+            f"Once it is trained, make one with: {command_on(run, 'convert')}"
         )
     if not (convert / "adapter_config.json").is_file():
         return Weights(home=convert, base=convert, adapter=None, called=f"{step}the whole model")

@@ -9,6 +9,7 @@ from pathlib import Path
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, StoreError, TunerError
 from tuner.files import COMPILED, bytes_under, foreign_owner, owner, user_cache
+from tuner.pipeline.advice import command_on
 from tuner.pipeline.find_run import find_run
 from tuner.pipeline.inherit import load_config
 from tuner.pipeline.plan import plan
@@ -83,8 +84,8 @@ def _compiled(*, remove: bool) -> None:
 def _remove_run(run: RunDirectory, root: Path, store: Store, dry_run: bool) -> None:
     if holder := _builder(run, store):
         raise ConfigError(
-            f"{run.dir.name} is being built ({holder}) and can't be removed now. Stop it first (python -m "
-            f"tuner stop {run.digest}), or wait."
+            f"{run.dir.name} is being built ({holder}) and can't be removed now. Stop it first "
+            f"({command_on(run, 'stop')}), or wait."
         )
     if other := foreign_owner(run.dir):
         raise ConfigError(f"{run.dir.name} belongs to {other}, and only they can remove it.")

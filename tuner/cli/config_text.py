@@ -3,6 +3,7 @@
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from tuner.config.build import describe_type, field_paths
@@ -16,7 +17,7 @@ from tuner.errors import ConfigError, did_you_mean
 WIDTH = 108
 
 
-def config_text(config: Config) -> str:
+def config_text(config: Config, extra: Path | None = None) -> str:
     """The config as YAML, which is a recipe that means the same. Behind a value that is not that of the
     default run stands the default's.
     """
@@ -31,7 +32,7 @@ def config_text(config: Config) -> str:
         mark = "" if default.get(path) == value else f"  # {before}"
         inner[name] = _Line(f"{on_one_line({name: value})}{mark}")
     head = "# What stands behind a value is that of the default run."
-    return "\n".join([head, *defaults_lines(config), *_lines(nested, 0)])
+    return "\n".join([head, *defaults_lines(config, extra), *_lines(nested, 0)])
 
 
 class _Line(str):

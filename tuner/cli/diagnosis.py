@@ -18,6 +18,7 @@ from tuner.hardware.cuda_driver import cuda_problem, driver_problem, torch_build
 from tuner.hardware.gpus import VISIBLE_DEVICES, gpus_hidden, names_mig_instances, visible_gpus
 from tuner.hardware.libraries import how_to_install, installed_version
 from tuner.hardware.nvidia_smi import list_gpus
+from tuner.pipeline.advice import command
 from tuner.pipeline.run import store_of
 from tuner.store.artifacts import Store
 
@@ -142,7 +143,7 @@ def _disk(config: Config) -> Iterator[Finding]:
     yield Finding(
         "ok" if free > 5e9 else "!!",
         f"{free / 1e9:.0f} GB free under {config.root}",
-        "" if free > 5e9 else "python -m tuner clean",
+        "" if free > 5e9 else command("clean", root=config.root, store=config.store),
     )
     if store_of(config).root.is_dir():
         try:

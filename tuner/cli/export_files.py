@@ -12,6 +12,8 @@ from tuner.files import disk_full, read_json
 from tuner.models.checkpoint.files import ADAPTER_FILES
 from tuner.models.checkpoint.quantised import WORDS
 from tuner.models.layouts import detection
+from tuner.pipeline.advice import command_on
+from tuner.pipeline.run import RunDirectory
 
 KINDS = {
     "adapter": "the adapter, in the format of PEFT",
@@ -26,6 +28,7 @@ class ExportSource:
     """What a run has to export."""
 
     called: str
+    run: RunDirectory
     base: Path | None
     """the model that was trained on; None where it is gone"""
     convert: Path
@@ -54,7 +57,7 @@ def export(source: ExportSource, kind: str, out: Path, tell: Callable[[str], Non
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
-            f"{out} already exists. Name another directory: python -m tuner export {source.called} {kind} DIR"
+            f"{out} already exists. Name another directory: {command_on(source.run, 'export', kind, 'DIR')}"
         )
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -80,8 +83,8 @@ def _write(source: ExportSource, kind: str, out: Path, tell: Callable[[str], Non
     if kind == "adapter":
         if not source.adapted:
             raise ConfigError(
-                f"{source.called} trained all weights, so there is no adapter. Export the model: python -m "
-                f"tuner export {source.called} model"
+                f"{source.called} trained all weights, so there is no adapter. Export the model: "
+                f"{command_on(source.run, 'export', 'model')}"
             )
         _copy(source.convert, out)
     elif kind == "model":
@@ -89,7 +92,7 @@ def _write(source: ExportSource, kind: str, out: Path, tell: Callable[[str], Non
         if (read_json(whole / "manifest.json") or {}).get("facts", {}).get("layout") == "original":
             raise ConfigError(
                 "transformers has no class for this family, so the model is exported in its original layout: "
-                f"python -m tuner export {source.called} original"
+                f"{command_on(source.run, 'export', 'original')}"
             )
         _copy(whole, out)
     elif kind == "base":
@@ -114,12 +117,12 @@ def _write_original(source: ExportSource, out: Path, tell: Callable[[str], None]
         raise ConfigError(
             f"{source.called} was trained on weights that were dequantised to bf16 when they were fetched: "
             f"their publisher has them in {WORDS[method]}, which would round away what was trained. "
-            f"Export the model in bf16: python -m tuner export {source.called} model"
+            f"Export the model in bf16: {command_on(source.run, 'export', 'model')}"
         )
     if not aside.is_dir():
         raise ConfigError(
             f"{source.called} was trained on a model that transformers has a class for, so its layout is the "
-            f"original one: python -m tuner export {source.called} model"
+            f"original one: {command_on(source.run, 'export', 'model')}"
         )
     total = sum(spec.nbytes for spec in Checkpoint(weight_files(whole)).specs.values())
     with progress_bar("export", total, tell) as advance:

@@ -39,8 +39,12 @@ options
   -cd DIR           a directory of your own YAML, laid out as the groups; it wins over the shipped one
   until=STAGE       stop after {stages}
   redo=STAGE        build again from this stage on; the old artifacts go to the store's trash
-  --completion SH   completion for your shell: eval "$(tuner --completion bash)", or zsh
-  --version, --help
+  -q, --quiet       only errors, and what comes of it
+  -v, --verbose     all that goes into the log, and where an error comes from
+  --completion SH   completion for your shell: eval "$(tuner --completion bash)", or zsh;
+                    tuner --completion fish | source
+  -h, --help        VERB --help is about a verb, with examples
+  -V, --version
 
 exit codes: 0 done, 1 failed, 2 the config or the data is wrong, 3 work to do (plan --check),
 75 interrupted: run it again
@@ -59,6 +63,25 @@ def help_text(extra: Path | None) -> str:
         sweep=VERBS["run"].flags["-m"],
         way=" → ".join([*words, last]),
         stages=f"{', '.join(words)} or {last}",
+    )
+
+
+def verb_help(verb: Verb) -> str:
+    """The page of a verb."""
+    words = ["[RECIPE.yaml]"] if verb.recipes else []
+    if verb.fields:
+        words.append("[field=value ...]" if verb.on_a_run else "[group=option | field=value ...]")
+    options = [*verb.flags.items(), ("-q, -v, -cd DIR", "as with every verb: python -m tuner --help")]
+    lines = {f"python -m tuner {line}": use for line, use in verb.examples.items()}
+    return "\n\n".join(
+        (
+            " ".join(["usage: python -m tuner", verb.usage, *words, *(f"[{flag}]" for flag in verb.flags)]),
+            textwrap.fill(f"{verb.help[0].upper()}{verb.help[1:]}.", width=108, break_on_hyphens=False),
+            "\n".join(["options", *(f"  {flag:<{COLUMN - 2}}{does}" for flag, does in options)]),
+            "\n".join(
+                ["examples", *(f"  {line:<{max(map(len, lines))}}   {use}" for line, use in lines.items())]
+            ),
+        )
     )
 
 

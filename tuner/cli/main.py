@@ -1,7 +1,8 @@
 """argv → verb → config → pipeline. Nothing heavy is imported before the verb that needs it."""
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tuner.cli.answer import answer
 from tuner.cli.parse import parse
@@ -9,6 +10,7 @@ from tuner.cli.verb import CommandLine
 from tuner.cli.verbs import VERBS
 from tuner.errors import Interrupted
 from tuner.launch import signals
+from tuner.progress import VERBOSITY
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,14 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(line: CommandLine) -> int:
+    _set_verbosity(line.flags)
     if "--version" in line.flags:
         from tuner import __version__
 
         print(f"tuner {__version__}")
-    elif "--help" in line.flags:
-        from tuner.cli.help import help_text
-
-        print(help_text(line.extra))
     elif line.completion is not None:
         from tuner.cli.completion import completion_script
 
@@ -39,3 +38,10 @@ def _run(line: CommandLine) -> int:
     else:
         return VERBS[line.verb].run(line)
     return 0
+
+
+def _set_verbosity(flags: Collection[str]) -> None:
+    """For this process and those of its stages."""
+    chosen = [flag.removeprefix("--") for flag in ("--quiet", "--verbose") if flag in flags]
+    if chosen:
+        os.environ[VERBOSITY] = chosen[0]

@@ -1,5 +1,6 @@
 """argv → verb, flags, recipes and overrides."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,14 @@ from tuner.cli.verbs import VERBS
 from tuner.errors import ConfigError, did_you_mean
 
 FLAGS = {flag for verb in VERBS.values() for flag in verb.flags}
-SPELLINGS = {"-h": "--help", "--multirun": "-m", "-cd": "--config-dir"}
+SPELLINGS = {
+    "-h": "--help",
+    "-V": "--version",
+    "-q": "--quiet",
+    "-v": "--verbose",
+    "--multirun": "-m",
+    "-cd": "--config-dir",
+}
 """another spelling of an option → the one that stands for both"""
 HYDRAS = {
     "--cfg -c --resolve --package -p": "python -m tuner config shows the composed config.",
@@ -17,9 +25,9 @@ HYDRAS = {
     "--config-path -cp": "-cd DIR is for a directory of your own options.",
 }
 """options of Hydra's that are none here → what to type instead"""
-OPTIONS = ("--help", "--version", "--config-dir", "--completion")
+OPTIONS = ("--help", "--version", "--quiet", "--verbose", "--config-dir", "--completion")
 """what goes with every verb"""
-SHELLS = ("bash", "zsh")
+SHELLS = ("bash", "zsh", "fish")
 
 
 def parse(argv: Sequence[str]) -> CommandLine:
@@ -35,7 +43,9 @@ def parse(argv: Sequence[str]) -> CommandLine:
         option = SPELLINGS.get(word, word)
         if option in ("--config-dir", "--completion"):
             if not rest:
-                what = "a directory" if option == "--config-dir" else " or ".join(SHELLS)
+                what = (
+                    "a directory" if option == "--config-dir" else f"{', '.join(SHELLS[:-1])} or {SHELLS[-1]}"
+                )
                 raise ConfigError(f"{word} needs {what} after it.")
             valued[option] = rest.pop(0)
         elif option in FLAGS or option in OPTIONS:
@@ -51,14 +61,18 @@ def parse(argv: Sequence[str]) -> CommandLine:
             verb = word
         else:
             bare.append(word)
+    if "--help" in flags:
+        verb, bare, flags = "help", [verb] if verb else [], set()
+    if {"--quiet", "--verbose"} <= flags:
+        raise ConfigError("--quiet says less and --verbose says more: give one of them.")
     chosen = VERBS[verb or "run"]
+    recipe, own = _read_recipes(chosen, bare, argv) if chosen.recipes else ([], bare)
     for flag in sorted(flags - set(OPTIONS) - chosen.flags.keys()):
         takers = sorted(name for name, other in VERBS.items() if flag in other.flags)
         raise ConfigError(f"{flag} does not go with {chosen.name}, but with {' and '.join(takers)}.")
-    recipe, own = _read_recipes(chosen, bare) if chosen.recipes else ([], bare)
     directory, shell = valued.get("--config-dir"), valued.get("--completion")
     if shell is not None and shell not in SHELLS:
-        raise ConfigError(f"--completion knows {' and '.join(SHELLS)}, not {shell!r}.")
+        raise ConfigError(f"--completion knows {', '.join(SHELLS[:-1])} and {SHELLS[-1]}, not {shell!r}.")
     return CommandLine(
         verb=chosen.name,
         bare=own,
@@ -83,7 +97,7 @@ def _instead(word: str, rest: Sequence[str]) -> str:
     return f" Fields are set without dashes: {field}={given}."
 
 
-def _read_recipes(verb: Verb, bare: Sequence[str]) -> tuple[list[str], list[str]]:
+def _read_recipes(verb: Verb, bare: Sequence[str], argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The overrides of the recipes among the bare words, and the words that are the verb's own."""
     from tuner.config.recipes import read_recipe
 
@@ -97,11 +111,24 @@ def _read_recipes(verb: Verb, bare: Sequence[str]) -> tuple[list[str], list[str]
             own.append(word)
         else:
             if verbs := [other for other in bare if other in VERBS]:
-                others = [other for other in bare if other != verbs[0]]
+                line = [verbs[0], *(other for other in argv if other != verbs[0])]
                 raise ConfigError(
-                    f"{word!r} is not a verb, and the verb comes first: python -m tuner "
-                    f"{' '.join([verbs[0], *others])}"
+                    f"{word!r} is not a verb, and the verb comes first: python -m tuner {shlex.join(line)}"
                 )
             known = " A bare word is a verb, which comes first, or a recipe, which ends in .yaml."
-            raise ConfigError(f"{word!r} is not a verb.{did_you_mean(word, VERBS) or known}")
+            raise ConfigError(
+                f"{word!r} is not a verb.{did_you_mean(word, VERBS) or _equal_of_xtuners(word) or known}"
+            )
     return overrides, own + list(bare[max(end, 0) :])
+
+
+def _equal_of_xtuners(word: str) -> str:
+    """What writes the equal recipe, where `word` is the name of one of XTuner's configs."""
+    from tuner.config.compose import group_options
+    from tuner.config.xtuner_names import bare_name, equal_recipe
+
+    try:
+        equal_recipe(bare_name(word), group_options())
+    except ConfigError:
+        return ""
+    return f" It is a config of XTuner's, whose equal is a recipe: python -m tuner copy {bare_name(word)}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, StoreError, TunerError
+from tuner.pipeline.advice import command
 from tuner.pipeline.inherit import load_config
 from tuner.pipeline.plan import plan
 from tuner.pipeline.planned_stage import PlannedStage
@@ -47,7 +48,7 @@ def show_status(config: Config, *, as_json: bool) -> int:
     print(
         "\n".join(_table([_cells(row) for row in rows]))
         if rows
-        else f"no runs under {config.root}; start one with: python -m tuner"
+        else f"no runs under {config.root}; start one with: {command(root=config.root, store=config.store)}"
     )
     for found in stores:
         print(_line(found))

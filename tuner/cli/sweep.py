@@ -22,6 +22,8 @@ from tuner.launch.signals import refuse_after_stop
 from tuner.pipeline.execute import redo_stages
 from tuner.pipeline.run import RunDirectory, store_of
 from tuner.pipeline.sweeps import SweepDirectory, SweepJob, sweep_directory
+from tuner.progress import verbose
+from tuner.report.printable import visible
 from tuner.report.ranking import first_sentence
 from tuner.report.ranking_text import job_title
 from tuner.report.span import readable_seconds
@@ -105,7 +107,7 @@ def _launched(
     try:
         return run_job(found, titles.get(tuple(overrides), " ".join(overrides)), to_do=True)
     except (Interrupted, KeyboardInterrupt) as error:
-        to_stderr(f"tuner: {error or 'interrupted'}")
+        _complain(error or "interrupted")
         # not an Exception: Hydra's launcher would go on with the next job
         raise SystemExit(Interrupted.exit_code) from error
 
@@ -126,6 +128,8 @@ def run_job(config: Config | TunerError, title: str, *, to_do: bool) -> tuple[in
         return _ended(title, str(stopped), stopped.exit_code)
     except TunerError as error:
         refuse_after_stop()
+        if verbose():
+            traceback.print_exc()
         return _ended(title, str(error), error.exit_code)
     except Exception as error:  # a bug of ours: shown in full, and the other jobs go on
         refuse_after_stop()
@@ -135,9 +139,14 @@ def run_job(config: Config | TunerError, title: str, *, to_do: bool) -> tuple[in
 
 
 def _ended(title: str, message: str, code: int) -> tuple[int, str]:
-    to_stderr(f"tuner: {message}")
+    _complain(message)
     _tell(f"── {title}: {'stopped' if code == Stopped.exit_code else 'failed'}", "red")
     return code, message
+
+
+def _complain(why: object) -> None:
+    """Say what went wrong with a job, however quiet the command is."""
+    print(visible(f"tuner: {why}"), file=sys.stderr, flush=True)
 
 
 def _loss(run: RunDirectory) -> str:

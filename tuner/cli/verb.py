@@ -52,6 +52,10 @@ class Verb:
     """whether it is about runs that are there, and trains nothing"""
     recipes: bool = False
     """whether YAML files among its bare words are recipes"""
+    examples: Mapping[str, str]
+    """two command lines that run, after `python -m tuner`, with what each is for"""
+    fields: bool = True
+    """whether fields of the config concern it"""
     own_words: int | None = None
     """beside recipes, it takes just so many bare words, the last ones; None where it looks at them itself"""
 

@@ -5,7 +5,9 @@ A recipe is read as words of the command line, so it can do what the line can an
 
 import ast
 import inspect
-from collections.abc import Iterator
+import shlex
+import textwrap
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +28,8 @@ EDITED = tuple(
     ).split()
 )
 """the fields that people edit most: written as comments even where they are at their default"""
+WIDTH = 108
+"""of a comment"""
 
 
 def read_recipe(file: Path) -> list[str]:
@@ -86,43 +90,57 @@ def _grammar(item: Any) -> str:
     )
 
 
-def write_recipe(file: Path, config: Config) -> int:
+def write_recipe(file: Path, config: Config, notes: Iterable[str] = (), *, extra: Path | None = None) -> str:
     """Write `config` as a recipe: the options it was composed of, what differs from them, and the fields
-    people edit as comments.
+    people edit as comments; `notes` are comments at its head. Returns the command that runs it, which names
+    `extra`, the directory of the user's own options.
     """
     if file.exists():
         raise ConfigError(f"{file} is there already; copy does not overwrite.")
-    base = compose([f"{group}={option}" for group, option in config.choices.items()], whole=False)
+    chosen = [f"{group}={option}" for group, option in config.choices.items()]
+    base = compose(chosen, extra=extra, whole=False)
     before, after = recipe_values(base), recipe_values(config)
     changed = {path: value for path, value in after.items() if before.get(path) != value}
     about = dict(field_documentation(Config))
-    text = [f"# Run it with: python -m tuner {file}", *defaults_lines(config), ""]
+    command = shlex.join(["python", "-m", "tuner", *(["-cd", str(extra)] if extra else []), str(file)])
+    text = [f"# Run it with: {command}", *map(_comment, notes), *defaults_lines(config, extra), ""]
     text += _tree(
         {path: (value, about.get(path, ""), False) for path, value in changed.items()}
         | {path: (after[path], about[path], True) for path in EDITED if path not in changed}
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n".join(text) + "\n", encoding="utf-8")
-    print(f"wrote {file}; run it with: python -m tuner {file}")
-    return 0
+    return command
 
 
-def defaults_lines(config: Config) -> list[str]:
+def _comment(note: str) -> str:
+    indent = " " * (len(note) - len(note.lstrip()))
+    return textwrap.fill(
+        note.strip(),
+        width=WIDTH,
+        initial_indent=f"# {indent}",
+        subsequent_indent=f"# {indent}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def defaults_lines(config: Config, extra: Path | None = None) -> list[str]:
     """The options that a config was composed of, as a recipe's `defaults:`."""
     return [
         "defaults:",
         *(
             f"  - {group}: {option}"
             for group, option in config.choices.items()
-            if not (group == "model/chat" and _follows(config))
+            if not (group == "model/chat" and _follows(config, extra))
         ),
     ]
 
 
-def _follows(config: Config) -> bool:
+def _follows(config: Config, extra: Path | None) -> bool:
     """Whether the chat template is the one that the model's YAML chooses."""
     return (
-        compose([f"model={config.choices['model']}"], whole=False).choices.get("model/chat")
+        compose([f"model={config.choices['model']}"], extra=extra, whole=False).choices.get("model/chat")
         == config.choices["model/chat"]
     )
 

@@ -16,6 +16,7 @@ from tuner.errors import StoreError
 from tuner.estimate.model_size import ModelSize, measure_model, trainable_size
 from tuner.estimate.trained_model import count_trainable
 from tuner.files import bytes_under
+from tuner.pipeline.advice import command
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import store_of
 from tuner.pipeline.sizes import DiskNeed, Quantities
@@ -92,12 +93,13 @@ def check_disk(jobs: Sequence[tuple[Sequence[PlannedStage], Config]], free: int 
         wanted += wanted // SHARE + BLOCKS * len(found)
         room = _room(root) if free is None else free
         if found and room is not None and wanted > room:
+            clean = command("clean", root=jobs[0][1].root, store=jobs[0][1].store)
             who = "This run needs" if len(jobs) == 1 else f"These {len(jobs)} jobs need"
             raise StoreError(
                 f"{who} about {readable_bytes(wanted)} of disk, and {root} has {readable_bytes(room)} free; "
-                f"the most goes to {_largest(found)}. Nothing was started. Make space (python -m tuner clean "
-                "removes what no run uses), or put the store on a larger disk with store=DIR. Less is needed "
-                "with machine.keep=1 (fewer saved steps stay) and with merge.when=never (no merged model)."
+                f"the most goes to {_largest(found)}. Nothing was started. Make space ({clean} removes what "
+                "no run uses), or put the store on a larger disk with store=DIR. Less is needed with "
+                "machine.keep=1 (fewer saved steps stay) and with merge.when=never (no merged model)."
             )
 
 

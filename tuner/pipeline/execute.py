@@ -51,7 +51,7 @@ def execute(
 
         def say(line: str) -> None:
             tell(line)
-            run.log(line)
+            run.log(line, shown=True)
 
         if config.redo:
             redo_stages(config, stages, store, run, set(), say, pinned=pinned)

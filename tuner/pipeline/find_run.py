@@ -6,6 +6,7 @@ from typing import Any
 
 from tuner.config.view import leaves
 from tuner.errors import ConfigError, did_you_mean
+from tuner.pipeline.advice import command
 from tuner.pipeline.run import RunDirectory, all_runs
 
 
@@ -42,7 +43,7 @@ def find_run(root: Path, word: str) -> RunDirectory:
     there = (
         f" There are: {', '.join(run.dir.name for run in runs)}."
         if runs
-        else " There are none; start one with: python -m tuner"
+        else f" There are none; start one with: {command(root=root)}"
     )
     raise ConfigError(
         f"{word} is no run under "

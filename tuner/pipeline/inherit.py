@@ -13,6 +13,7 @@ from pathlib import Path
 from tuner.config.schema import Chat, Config
 from tuner.config.view import View
 from tuner.errors import ConfigError
+from tuner.pipeline.advice import command_on
 from tuner.pipeline.find_run import find_run
 from tuner.pipeline.plan import plan, settle_from_run
 from tuner.pipeline.planned_stage import PlannedStage
@@ -70,8 +71,8 @@ def inherit(config: Config, stages: Sequence[Stage]) -> Config:
             name for name, path in train.sources(View(config, train.name)).items() if not path.is_file()
         ]:
             raise ConfigError(
-                f"{adapter} has no {missing[0]}, so there is no adapter to go on with. Make it again: python "
-                f"-m tuner convert {parent.digest}"
+                f"{adapter} has no {missing[0]}, so there is no adapter to go on with. Make it again: "
+                f"{command_on(parent, 'convert')}"
             )
     return config
 
@@ -81,7 +82,7 @@ def _made(planned: PlannedStage, parent: RunDirectory) -> Path:
     if planned.artifact is None:
         name = planned.stage.name
         mend = (
-            f"Make it, which trains nothing: python -m tuner {name} {parent.digest}"
+            f"Make it, which trains nothing: {command_on(parent, name)}"
             if name in ("convert", "merge")
             else "Run its pipeline again."
         )

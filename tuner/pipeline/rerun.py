@@ -53,7 +53,7 @@ def with_overrides(
         ):
             raise ConfigError(
                 f"{path} decides what was trained, and this command takes that as it is. To train with "
-                f"{path}={value}, give it to the pipeline: python -m tuner …"
+                f"{path}={value}, add it to the command that trained the run."
             )
     return changed
 
@@ -92,8 +92,8 @@ def rerun(
     config = with_overrides(before, words, stages, extra)
     if config.redo and stages_named(stages, config.redo) & decides:
         raise ConfigError(
-            f"redo={config.redo} would train again, and this command trains nothing. Give it to the "
-            f"pipeline: python -m tuner … redo={config.redo}"
+            f"redo={config.redo} would train again, and this command trains nothing. Add it to the command "
+            "that trained the run."
         )
     target = run
     if run_digest(config) != run_digest(before):
@@ -124,7 +124,7 @@ def relabel(run: RunDirectory, names: Sequence[str], words: Sequence[str], stage
     if (
         replace(labels, name=None, note=None, tags=()) != replace(before, name=None, note=None, tags=())
         or len(names) > 1
-        or labels == before
+        or not (names or words)
     ):
         raise ConfigError(
             "rename takes a run and what it should be called: python -m tuner rename RUN NAME, or note=… or "

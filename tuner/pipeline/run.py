@@ -8,6 +8,7 @@ called), so a run and a sweep's job of the same config share the directory, and 
 
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ from tuner.config.build import build_config, dump_config
 from tuner.config.schema import Config
 from tuner.config.view import leaves
 from tuner.errors import ConfigError
+from tuner.progress import verbose
 from tuner.report.printable import visible
 from tuner.store import references
 from tuner.store.artifacts import Store, key_of
@@ -224,8 +226,10 @@ class RunDirectory:
         """Put the report where a person looks first."""
         self._point("report.md", "evaluate/report.md")
 
-    def log(self, line: str) -> None:
-        """Append a line to the run's log."""
+    def log(self, line: str, *, shown: bool = False) -> None:
+        """Append a line to the run's log; a verbose command shows it too, unless it was `shown` already."""
+        if verbose() and not shown:
+            print(visible(line), file=sys.stderr, flush=True)
         with (self.dir / "log").open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {visible(line)}\n")
 

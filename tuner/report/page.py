@@ -69,15 +69,17 @@ def headline(report: Mapping[str, Any]) -> str:
     )
 
 
-def tokens_measured(tokens: int) -> str:
-    """How many held-out tokens a loss is over, and whether that is little.
+def tokens_measured(tokens: int, *, briefly: bool = False) -> str:
+    """How many held-out tokens a loss is over, and whether that is little; `briefly`, where the result says
+    what that means.
 
     >>> tokens_measured(2000), tokens_measured(174)
     ('2,000 tokens', '174 tokens, which is little: under 2,000 a small difference may be chance')
     """
-    return f"{tokens:,} tokens" + (
-        f", which is little: under {LITTLE:,} a small difference may be chance" if tokens < LITTLE else ""
-    )
+    if tokens >= LITTLE:
+        return f"{tokens:,} tokens"
+    why = "" if briefly else f": under {LITTLE:,} a small difference may be chance"
+    return f"{tokens:,} tokens, which is little{why}"
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ def require_trainable_row(
 
     mixed   whether they are a source of a mixture, of which the command line says nothing
     """
-    read, compared, bad, sample = 0, 0, list[str](), list[Any]()
+    read, compared, bad, sample = 0, 0, list[tuple[str, str]](), list[Any]()
     for file in found:
         for count, samples, problems, row in _samples(file, encoding, shape):
             if any(map(has_trained_text, samples)):
@@ -38,18 +38,23 @@ def require_trainable_row(
             if len(sample) < hints.SAMPLE and row is not None:
                 sample.append(row)
             if len(bad) < SHOWN:
-                bad += [f"{file}:{line}: {reason}" for line, reason in problems][: SHOWN - len(bad)]
+                bad += [(f"{file}:{line}", reason) for line, reason in problems][: SHOWN - len(bad)]
     raise DataError(f"{data_paths.file_names(found)}: {_why_none(read, compared, bad, sample, shape, mixed)}")
 
 
 def _why_none(
-    read: int, compared: int, bad: Sequence[str], sample: Sequence[Any], shape: RowShape, mixed: bool
+    read: int,
+    compared: int,
+    bad: Sequence[tuple[str, str]],
+    sample: Sequence[Any],
+    shape: RowShape,
+    mixed: bool,
 ) -> str:
     """Why no row can be trained on, of so many that were read, so many of which compare answers; and what
     mends it.
     """
     many = f"{read:,} row{'s' if read > 1 else ''}"
-    first = "\n  ".join(bad)
+    first = "\n  ".join(data_paths.said_once(bad))
     if compared:
         better = hints.how_to_train(sample, shape, mixed=mixed)
         return (

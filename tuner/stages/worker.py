@@ -29,7 +29,7 @@ from tuner.launch import channel_client
 from tuner.launch.channel_client import ChannelClient
 from tuner.pipeline.run import RunDirectory
 from tuner.pipeline.stage import Context, Input, Stage
-from tuner.progress import waiting
+from tuner.progress import quiet, verbose, waiting
 from tuner.report.printable import visible
 from tuner.stages import STAGES
 
@@ -64,14 +64,20 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
     def write(text: str) -> None:
         print(visible(text), file=sys.stderr, flush=True)
         if rank == 0:  # the launcher writes down what the others say
-            run.log(text)
+            run.log(text, shown=True)
+
+    def say(line: str) -> None:
+        if not quiet():
+            write(f"  {line}")
+        elif rank == 0:
+            run.log(f"  {line}", shown=True)
 
     stage = next(s for s in stages if s.name == job["stage"])
     view = View(config, stage.name)
     if not stage.remote.fetches(view):  # what it reads is there; nothing may be looked up behind its back
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     inputs = {name: Input.of_json(told) for name, told in job["inputs"].items()}
-    context = Context(config=view, inputs=inputs, out=Path(job["out"]), say=lambda line: write(f"  {line}"))
+    context = Context(config=view, inputs=inputs, out=Path(job["out"]), say=say)
     result: dict[str, Any]
     try:
         with waiting(f"{stage.name}: starting"):
@@ -82,7 +88,8 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
             raise
         error = mistake(raised) or raised
         if isinstance(error, TunerError | Interrupted):
-            if isinstance(error, DataError) and (error is not raised or error.__cause__):
+            librarys = isinstance(error, DataError) and (error is not raised or error.__cause__)
+            if librarys or (verbose() and isinstance(error, TunerError)):
                 run.log(traceback.format_exc().rstrip())  # what a library had to say, for whoever asks why
             result, code = {"error": type(error).__name__, "message": str(error)}, error.exit_code
         else:

@@ -87,7 +87,7 @@ def describe_single_documents(state: str) -> str:
 def describe_held_out(packs: Sequence[Pack]) -> str:
     return (
         f"held-out loss while training: {len(packs)} pack{'s' * (len(packs) > 1)}, "
-        f"{tokens_measured(count_targets(packs))}"
+        f"{tokens_measured(count_targets(packs), briefly=True)}"
     )
 
 

@@ -133,13 +133,13 @@ def test_a_pattern_that_matches_a_directory_and_its_files_takes_each_once(tmp_pa
         (
             ["a.md", "b.md", "c.rst", "README.md"],
             (
-                r"without files of rows .*it holds README\.md, a\.md, b\.md, c\.rst\. Texts"
+                r"without files of rows .*It holds README\.md, a\.md, b\.md, c\.rst\. Texts"
                 r" .*data\.path='.*/\*\.md'"
             ),
         ),
-        (["model.safetensors", "config.json"], r"it holds config\.json, model\.safetensors\.$"),
-        ([".a.jsonl"], "it holds no files"),
-        (["load.py", "README.md"], r"it holds README\.md, load\.py\.$"),
+        (["model.safetensors", "config.json"], r"It is a model directory: model=local model\.path=/"),
+        ([".a.jsonl"], "It is empty"),
+        (["load.py", "README.md"], r"It holds README\.md, load\.py\.$"),
     ],
 )
 def test_a_directory_without_training_rows_is_refused_with_what_there_is(

@@ -410,3 +410,28 @@ def test_whatever_is_proposed_works_as_it_is_typed(names: list[str], data: st.Da
     assert trained
     assert left == set(found.unread)
     assert found.left.count(" of 2 rows") == min(len(left), 4)
+
+
+@pytest.mark.parametrize(
+    ("slip", "role"),
+    [
+        ("asistant", "assistant"),
+        ("Assitant", "assistant"),
+        ("useer", "user"),
+        ("humn", "user"),
+        ("sytem", "system"),
+    ],
+)
+def test_a_slip_of_a_role_is_read_by_nearness(slip: str, role: str) -> None:
+    """Also where another role is missing: a slip of `assistant` is never made a user."""
+    for others in (("user", "assistant"), ("assistant",), ("system",), ("user",)):
+        turns = [{"role": word, "content": f"{word} says"} for word in (*others, slip, "assistant")]
+        found = hints.best_hint([{"messages": turns}] * 4, RowShape())
+        if found is not None:
+            assert found.way.roles == {role: (slip,)}
+
+
+def test_a_slip_of_a_role_is_named_in_its_error() -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "asistant", "content": "b"}]
+    with pytest.raises(RowError, match="a turn of 'asistant', which may mean assistant; known are system"):
+        rows.read_row({"messages": turns}, RowShape())

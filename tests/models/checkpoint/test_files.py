@@ -64,7 +64,7 @@ def test_a_bad_index(tmp_path: Path, text: str, match: str) -> None:
 @pytest.mark.parametrize(
     ("names", "match"),
     [
-        ([], "holds no weights"),
+        ([], "is no model directory, .* It is empty"),
         (["config.json"], "no weights"),
         (
             ["config.json", "weights.pth"],
@@ -73,7 +73,7 @@ def test_a_bad_index(tmp_path: Path, text: str, match: str) -> None:
         (["config.json", "consolidated.safetensors"], "under another name"),
         (["adapter_config.json", "adapter_model.safetensors"], "a PEFT adapter"),
         (["model.gguf"], r"model\.path=.*model\.gguf"),
-        (["model.safetensors"], "has a config.json"),
+        (["model.safetensors"], r"It holds weights \(model.safetensors\) and no config.json"),
     ],
 )
 def test_near_misses(tmp_path: Path, names: list[str], match: str) -> None:

@@ -248,7 +248,7 @@ def test_the_unquantised_model_is_the_cards_or_the_configs_or_a_guess() -> None:
     other = {"_name_or_path": "org/Other"}
     assert "Qwen/Qwen2.5-7B-Instruct (as its card says)" in refused(other, card, "x/Y-AWQ")
     assert refused(other, card, "x/Y-AWQ").endswith(
-        "python -m tuner model=hub model.repo=Qwen/Qwen2.5-7B-Instruct algo=qlora"
+        "model=hub model.repo=Qwen/Qwen2.5-7B-Instruct algo=qlora"
     )
     assert "org/Other (as config.json says)" in refused(other, "# no YAML", "x/Y-AWQ")
     assert "x/Y (a guess from its name)" in refused({"_name_or_path": "/home/me/model"}, None, "x/Y-AWQ")

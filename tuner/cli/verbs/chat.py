@@ -20,5 +20,9 @@ VERB = Verb(
     words="RUN",
     help="chat with the result; /help lists the commands",
     run=run,
+    examples={
+        "chat last": "with the run that trained last",
+        "chat support generation.temperature=0.7": "with one of that name, less soberly",
+    },
     on_a_run=True,
 )

@@ -16,6 +16,10 @@ VERB = Verb(
     words="[RUN]",
     help="remove one run, or what no run refers to",
     run=run,
+    examples={
+        "clean --dry-run": "what could go",
+        "clean support": "the run, not what others use of it",
+    },
     flags={
         "--dry-run": "only lists",
         "--all": "does not spare what is younger than a day, and removes compiled kernels",

@@ -16,6 +16,10 @@ VERB = Verb(
     words="RUN RUN",
     help="fields that differ, scores, curves and answers side by side, here and as a page",
     run=run,
+    examples={
+        "compare last support": "in the terminal and as a page",
+        "compare last support --json": "for machines",
+    },
     flags={"--json": "for machines"},
     on_a_run=True,
 )

@@ -13,5 +13,9 @@ VERB = Verb(
     words="RUN",
     help="write a trained step as model files: convert.step=N, last or best",
     run=run,
+    examples={
+        "convert last convert.step=best": "the step with the lowest held-out loss",
+        "convert support convert.step=last": "the newest; a number names any other that was kept",
+    },
     on_a_run=True,
 )

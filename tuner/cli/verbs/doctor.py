@@ -13,4 +13,8 @@ VERB = Verb(
     name="doctor",
     help="versions, GPU, disk, locks, shadowed YAML, and how to fix what is wrong",
     run=run,
+    examples={
+        "doctor": "this machine, and the runs under outputs",
+        "doctor root=elsewhere": "with the runs under another root",
+    },
 )

@@ -13,5 +13,9 @@ VERB = Verb(
     words="RUN",
     help="evaluate again: another step, other questions",
     run=run,
+    examples={
+        "evaluate support 'eval.prompts=[Who are you?,你是谁？]'": "other questions",
+        "evaluate last convert.step=best": "another step",
+    },
     on_a_run=True,
 )

@@ -31,6 +31,7 @@ def run(line: CommandLine) -> int:
     )
     source = ExportSource(
         called=found.name,
+        run=found,
         base=base,
         convert=result.path("convert").resolve(),
         merge=merge,
@@ -51,5 +52,9 @@ VERB = Verb(
         "a third word names the directory"
     ),
     run=run,
+    examples={
+        "export last adapter": "the adapter, for PEFT",
+        "export support model ~/models/support": "the merged model, to a directory",
+    },
     on_a_run=True,
 )

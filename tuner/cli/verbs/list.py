@@ -14,5 +14,10 @@ VERB = Verb(
     words="[GROUP] [F]",
     help="models, algos, data, machines, evals and chat templates whose name or line contains F",
     run=run,
+    examples={
+        "list model internlm": "the models of the catalogue that InternLM is about",
+        "list chats": "the chat templates",
+    },
     flags={"--json": "for machines"},
+    fields=False,
 )

@@ -13,5 +13,9 @@ VERB = Verb(
     words="RUN",
     help="write the merged model, where the run did not",
     run=run,
+    examples={
+        "merge last": "base and adapter in one directory",
+        "merge support convert.step=best": "of another step",
+    },
     on_a_run=True,
 )

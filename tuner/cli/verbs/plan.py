@@ -43,6 +43,10 @@ VERB = Verb(
     name="plan",
     help="what would run, and why",
     run=run,
+    examples={
+        "plan algo.optim.lr=1e-4": "what another rate would make again, and why",
+        "plan --check until=tokenize": "for scripts: is there anything to do",
+    },
     flags={
         "-m": "the plan of each job of a sweep",
         "--check": "exits 3 when there is work",

@@ -62,6 +62,10 @@ VERB = Verb(
         "rows as the model will see them, and what is trained: the first of each source, or 12, 3-17, FILE:12"
     ),
     run=run,
+    examples={
+        "preview": "the first row of the data, with what is trained",
+        "preview 3-5 --ids": "three rows with their tokens",
+    },
     flags={"--ids": "shows the tokens", "--all": "leaves nothing out", "--json": "for machines"},
     recipes=True,
 )

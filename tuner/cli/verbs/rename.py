@@ -16,5 +16,9 @@ VERB = Verb(
     words="RUN NAME",
     help="give it another name; note=… and tags=[…] too",
     run=run,
+    examples={
+        "rename last support": "call it that",
+        "rename support support-v2 'note=the second try'": "and say what it is",
+    },
     on_a_run=True,
 )

@@ -19,6 +19,10 @@ VERB = Verb(
     name="run",
     help="run the pipeline; the same as no verb",
     run=run,
+    examples={
+        "run algo=full algo.optim.lr=2e-5": "full fine-tuning, at a lower learning rate",
+        "run -m algo=lora,full seed=1,2": "a sweep; equal stages are built once",
+    },
     flags={"-m": "a sweep over the values that commas separate"},
     recipes=True,
     own_words=0,

@@ -21,6 +21,10 @@ VERB = Verb(
     name="status",
     help="all runs under the root: stages, progress, loss, disk",
     run=run,
+    examples={
+        "status": "the runs under outputs",
+        "status root=elsewhere --json": "those of another root, for machines",
+    },
     flags={
         "--sweep": "ranks the jobs of the last sweep, or of the one that is named after it",
         "--json": "for machines",

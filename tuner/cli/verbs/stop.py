@@ -21,6 +21,7 @@ def stop(run: "RunDirectory") -> int:
     """Ask the run to stop, wait until it has saved, and say what can be done now. Raises ConfigError when
     it is not training.
     """
+    from tuner.pipeline.advice import command_on
     from tuner.pipeline.inherit import load_config
     from tuner.pipeline.run import store_of
     from tuner.train.checkpoints import steps
@@ -55,7 +56,7 @@ def stop(run: "RunDirectory") -> int:
         return 0
     print(
         f"{run.dir.name} is stopped at {_reached(run)}\n"
-        f"  use what is there   python -m tuner evaluate {run.digest}   (or convert, merge, chat)\n"
+        f"  use what is there   {command_on(run, 'evaluate')}   (or convert, merge, chat)\n"
         f"  continue training   the same command again"
     )
     return 0
@@ -73,5 +74,9 @@ VERB = Verb(
     words="RUN",
     help="end a run that is training, once it has saved; later stages can use what it saved",
     run=run,
+    examples={
+        "stop last": "the run that trains",
+        "stop support": "one of that name",
+    },
     on_a_run=True,
 )

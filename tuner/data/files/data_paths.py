@@ -7,10 +7,11 @@ import difflib
 import glob
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tuner.data.files import directory, splits
+from tuner.data.files.folder_kind import short_list
 from tuner.data.files.row_files import ENDINGS, is_readable
 from tuner.errors import ConfigError, DataError
 from tuner.files import decode_json
@@ -18,6 +19,19 @@ from tuner.files import decode_json
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 SHOWN = 3
 """files that an error names"""
+
+
+def said_once(found: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each (place, why), where a reason that a line above gives is not given again.
+
+    >>> said_once([("a.jsonl:1", "no answer"), ("a.jsonl:2", "no answer"), ("a.jsonl:9", "")])
+    ['a.jsonl:1: no answer', 'a.jsonl:2: the same', 'a.jsonl:9']
+    """
+    lines, before = [], ""
+    for place, why in found:
+        lines.append(f"{place}: {'the same' if why == before else why}" if why else place)
+        before = why
+    return lines
 
 
 def locate(paths: Sequence[str], package: str | None = None, *, apart: bool = False) -> dict[str, Path]:
@@ -68,7 +82,7 @@ def describe_files(
         others = [file.name for file in found if splits.split_of(file.name) in ("test", "validation")]
         if not apart and others and len(others) < len(found):
             lines.append(
-                f"{path} also matches {directory.short_list(others)}, by the name not for training; to leave "
+                f"{path} also matches {short_list(others)}, by the name not for training; to leave "
                 "that out, name the others alone"
             )
     return lines

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tuner.data.files.file_kind import PROSE
+from tuner.data.files.folder_kind import describe_folder, holds_weights, is_root, short_list
 from tuner.data.files.row_files import is_readable
-from tuner.data.files.splits import ASIDE, CARD, SHOWN, choose_files, one_kind, split_of
+from tuner.data.files.splits import ASIDE, CARD, choose_files, one_kind, split_of
 from tuner.errors import DataError
 
 MOST = 100_000
@@ -88,11 +89,6 @@ def held_out_files(folder: Path) -> DirectoryFiles:
     )
 
 
-def short_list(paths: Sequence[str]) -> str:
-    """Some of many."""
-    return ", ".join(paths[:SHOWN]) + (f" and {len(paths) - SHOWN:,} more" if len(paths) > SHOWN else "")
-
-
 def _taken(folder: Path, paths: Sequence[str], found: Sequence[str]) -> DirectoryFiles:
     left = {
         path: (split_of(path) or "" if is_readable(path) else "") for path in paths if path not in set(found)
@@ -118,7 +114,11 @@ def _paths(folder: Path) -> list[str]:
 
 def _need_rows(folder: Path, paths: Sequence[str]) -> None:
     """Raise DataError where no file is one of rows by its name."""
-    if any(is_readable(path) and not ASIDE.search(path) for path in paths):
+    settings = ".json" if holds_weights(paths) else "\0"
+    rows = [
+        path for path in paths if is_readable(path) and not ASIDE.search(path) and not path.endswith(settings)
+    ]
+    if rows and not is_root(folder):
         return
     endings = Counter(
         Path(path).suffix
@@ -130,8 +130,7 @@ def _need_rows(folder: Path, paths: Sequence[str]) -> None:
         if endings
         else ""
     )
-    there = f"it holds {short_list(paths)}" if paths else "it holds no files"
     raise DataError(
-        f"data.path: {folder} is a directory without files of rows (JSONL, JSON, CSV, Parquet, Arrow, text); "
-        f"{there}.{hint}"
+        f"data.path: {folder} is a directory without files of rows (JSONL, JSON, CSV, Parquet, Arrow, text). "
+        f"{describe_folder(folder)}{hint}"
     )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from tuner.data.conversation import RowError, Speaker
@@ -13,6 +14,10 @@ SHORT = 40
 """characters of a value that an error shows"""
 KEYS = 8
 """keys of a row that an error names"""
+SLIP = 0.8
+"""how alike two words are (difflib) of which one is a slip of the other"""
+SHORTEST = 4
+"""letters of a word that may be a slip of another: of fewer, one more or less makes many words"""
 DEEPEST = 100
 """objects and lists inside one another: more would be no call, and at some depth nothing could write them"""
 
@@ -83,11 +88,22 @@ def speaker_of(word: Any, words: RoleWords) -> Speaker:
     """Who speaks where the role is `word`. Raises RowError for one that isn't known."""
     role = words.get(word) if isinstance(word, str) else None
     if role is None:
+        near = nearest_role(word, words) if isinstance(word, str) else None
         raise RowError(
-            f"a turn of {quoted(word) if isinstance(word, str) else in_words(word)}; known are "
-            f"{', '.join(words)}"
+            f"a turn of {quoted(word) if isinstance(word, str) else in_words(word)}"
+            f"{f', which may mean {near}' if near else ''}; known are {', '.join(words)}"
         )
     return role
+
+
+def nearest_role(word: str, known: Iterable[str]) -> str | None:
+    """The one of the known words for roles that `word` is a slip of; None where it is none.
+
+    >>> nearest_role("asistant", ["user", "assistant"]), nearest_role("doctor", ["user", "assistant"])
+    ('assistant', None)
+    """
+    close = get_close_matches(word.lower(), known, n=1, cutoff=SLIP) if len(word) >= SHORTEST else []
+    return close[0] if close else None
 
 
 def parse_json(value: str, name: str) -> Any:

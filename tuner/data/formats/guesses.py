@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from tuner.data.conversation import Speaker
 from tuner.data.formats import column_names, messages, sharegpt
-from tuner.data.formats.checks import RoleWords
+from tuner.data.formats.checks import RoleWords, nearest_role
 from tuner.data.formats.columns import value_at
 from tuner.data.formats.detect import TURN_COLUMNS, turns_format
 from tuner.data.formats.shape import RowShape
@@ -231,11 +231,7 @@ def _roles(sample: Sequence[Any], shape: RowShape, base: RoleWords) -> dict[str,
     """
     base = {**base, **{word: cast("Speaker", role) for role, words in shape.roles.items() for word in words}}
     spoken = list(dict.fromkeys(word for row in sample for word in _speakers(row, shape)))
-    meant = {
-        word: next((role for role, words in SPOKEN.items() if word.lower() in words), None)
-        for word in spoken
-        if word not in base
-    }
+    meant = {word: _meant_by(word) for word in spoken if word not in base}
     lost = [word for word, role in meant.items() if role is None]
     sides = {base.get(word) or meant[word] for word in spoken if word not in lost}
     missing = [role for role in ("user", "assistant") if role not in sides]
@@ -248,6 +244,12 @@ def _roles(sample: Sequence[Any], shape: RowShape, base: RoleWords) -> dict[str,
         for role in SPOKEN
         if role in meant.values()
     }
+
+
+def _meant_by(word: str) -> str | None:
+    """The role that a word stands for, or is a slip of a word for."""
+    known = {said: role for role, words in SPOKEN.items() for said in words}
+    return known.get(word.lower()) or known.get(nearest_role(word, known) or "")
 
 
 def _speakers(row: Any, shape: RowShape) -> Iterator[str]:

@@ -184,8 +184,8 @@ def nothing_left(listed: Sequence[DataFile], sources: Sequence[FileCounts]) -> D
         return DataError(f"{file_names([file.path for file in listed])}: {no_answers(read)}")
     mend = "Raise data.length, or look at the rows" if why & {TOO_LONG, OUT_OF_REACH} else "Look at the rows"
     return DataError(
-        f"all {read} rows were left out ({'; '.join(sorted(why))}). {mend}: python -m tuner preview shows "
-        "them."
+        f"all {read} rows were left out ({'; '.join(sorted(why))}). {mend}: the same words "
+        "behind the verb preview show them."
     )
 
 

@@ -72,7 +72,7 @@ class HeldOut:
         )
         line = (
             f"held out: {self.rows:,} of {self.of_rows:,} rows{distinct}; a loss stands on "
-            f"{tokens_measured(self.tokens)}"
+            f"{tokens_measured(self.tokens, briefly=True)}"
         )
         leak = (
             "all rows to train on have the tokens of rows in data.held_out_path: the loss is over what was "

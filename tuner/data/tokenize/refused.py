@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tuner.data.files.data_paths import said_once
 from tuner.data.files.row_files import chunks, parse_rows
 from tuner.data.formats import hints, oasst_flat
 from tuner.data.tokenize.data_file import DataFile
@@ -18,7 +19,8 @@ class RefusedRows:
     """Rows that fail the run."""
 
     count: int = 0
-    first: list[str] = field(default_factory=list)
+    first: list[tuple[str, str]] = field(default_factory=list)
+    """place and reason of each"""
     lines: list[tuple[Path, int]] = field(default_factory=list)
     """of the first"""
 
@@ -27,14 +29,14 @@ class RefusedRows:
         for line, why in found:
             self.count += 1
             if len(self.first) < FIRST:
-                self.first.append(f"{path}:{line}{f': {why}' if why else ''}")
+                self.first.append((f"{path}:{line}", why))
                 self.lines.append((path, line))
 
     def refuse(self, what: str, mend: str) -> None:
         """Raise DataError when there are any."""
         if self.count:
             more = f". The first {FIRST}:" if self.count > FIRST else ":"
-            first = "\n  ".join(self.first)
+            first = "\n  ".join(said_once(self.first))
             raise DataError(
                 f"{self.count:,} row{'s' if self.count > 1 else ''} {what}{more}\n  {first}\n{mend}"
             )

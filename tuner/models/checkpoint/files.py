@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.config.view import View
+from tuner.data.files.folder_kind import describe_folder
 from tuner.errors import ConfigError, DataError
 from tuner.files import decode_json
 
@@ -81,8 +82,8 @@ def checkpoint_files(directory: Path) -> dict[str, Path]:
     """
     if not (directory / "config.json").is_file():
         raise DataError(
-            f"{directory} holds {_what(directory)}: a model directory has a config.json and safetensors "
-            "weights."
+            f"{directory} is no model directory, which has a config.json and safetensors weights. "
+            f"{describe_folder(directory)}"
         )
     names = [name for name in (*SETTINGS, *TEXT) if (directory / name).is_file()]
     return {name: directory / name for name in sorted([*names, *_weights(directory)])}

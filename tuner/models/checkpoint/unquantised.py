@@ -125,8 +125,8 @@ def refusal(
     return ConfigError(
         f"{what} is quantised already: {found.words}, as {found.said} tells. Such weights are not trained "
         f"here, since what is trained could not be merged into them. Take the unquantised model, {which}; "
-        "algo=qlora then holds it in 4 bits while it trains: python -m tuner model=hub "
-        f"model.repo={base or 'ORG/NAME'}{more} algo=qlora"
+        "algo=qlora then holds it in 4 bits while it trains. In place of the words for model and algo: "
+        f"model=hub model.repo={base or 'ORG/NAME'}{more} algo=qlora"
     )
 
 
