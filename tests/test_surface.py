@@ -25,6 +25,7 @@ VERB_FLAGS = {
     "merge": set(),
     "evaluate": set(),
     "export": set(),
+    "reproduce": {"--keep", "--json"},
     "rename": set(),
     "clean": {"--dry-run", "--all"},
 }
