@@ -198,12 +198,8 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ):
         for name in sorted({*before, *after}) if names is None else names:
             if (one := before.get(name)) != (other := after.get(name)):
-                told.append(f"{name} {_said(one)} → {_said(other)}")
+                told.append(f"{name} {_pair(one, other)}")
     return list(dict.fromkeys(told))
-
-
-def _said(value: Any) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _what(made: Artifact) -> str:

@@ -21,11 +21,19 @@ def run(line: CommandLine) -> int:
         raise ConfigError(
             f"reproduce makes a run again as it was recorded, so it takes no fields ({', '.join(words)})."
         )
+    said: set[str] = set()
+
+    def tell(text: str) -> None:
+        """Each line once: a stage after the other is asked for."""
+        if text not in said and not text.endswith(" done"):
+            said.add(text)
+            to_stderr(text)
+
     found = reproduce(
         run,
         STAGES,
-        lambda config, directory: execute_config(config, to_stderr, directory=directory),
-        to_stderr,
+        lambda config, directory: execute_config(config, tell, directory=directory),
+        tell,
         keep="--keep" in line.flags,
     )
     told = found.to_json()
