@@ -79,6 +79,12 @@ def test_a_quiet_command_says_what_came_of_it(tuner: Tuner, words: list[str], tm
     assert wrong.err.startswith("tuner: ")
 
 
+def test_a_quiet_chat_is_the_conversation_alone(tuner: Tuner, finished: Path) -> None:
+    assert "/exit leaves" in tuner("chat", "last", f"root={finished}").err
+    done = tuner("-q", "chat", "last", f"root={finished}")
+    assert (done.out, done.err) == ("", "")
+
+
 def test_a_verbose_command_says_where_an_error_comes_from(
     tuner: Tuner, words: list[str], tmp_path: Path
 ) -> None:
