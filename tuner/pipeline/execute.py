@@ -14,10 +14,16 @@ from tuner.hardware.gpus import gpus_hidden
 from tuner.hardware.mistakes import mistake
 from tuner.launch.child import refuse_external_launcher
 from tuner.pipeline.build import build_stage
+from tuner.pipeline.earlier import keep_earlier
 from tuner.pipeline.plan import plan
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory, link_parent, store_of
-from tuner.pipeline.selection import stages_to_redo, stages_until, stages_up_to_train
+from tuner.pipeline.selection import (
+    stages_to_redo,
+    stages_until,
+    stages_up_to_train,
+    with_downstream,
+)
 from tuner.pipeline.stage import Stage
 from tuner.store.artifacts import Store
 
@@ -133,11 +139,24 @@ class _Execution:
         """
         if planned.artifact is None:
             return True
+        self._keep_earlier(planned)
         with self.store.shared([planned.artifact.key]):
             self.run.link(planned.stage.name, planned.artifact.path)
             if planned.stage.name == "evaluate":
                 self.run.show_report()
             return self.store.find(planned.artifact.key) is not None
+
+    def _keep_earlier(self, planned: PlannedStage) -> None:
+        """What the run has of files that were edited since stays with a run of its own, and no longer with
+        this one.
+        """
+        if earlier := keep_earlier(self.run, planned, self.store):
+            self.run.unlink(with_downstream(self.stages, {planned.stage.name}), self.store)
+            name = earlier.dir.name
+            self._once(
+                f"  what was trained before stays as {name}; remove it with: python -m tuner clean {name}",
+                self.say,
+            )
 
     def _look_up(self, planned: PlannedStage) -> None:
         """Ask the hubs for the commits that the lock does not have."""
@@ -169,6 +188,7 @@ class _Execution:
                 f"({planned.why}): something changes its files while it runs."
             )
         self.built[name] += 1
+        self._keep_earlier(planned)
         build_stage(planned, {other.stage.name: other for other in found}, self.store, self.run, self.say)
 
 

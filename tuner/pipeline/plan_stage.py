@@ -94,7 +94,7 @@ def plan_stage(
         elif problem is None and (longer := find_predecessor(stage, origin, contents, view, store, key)):
             state, reason = "continue", longer.why
         elif problem is None:
-            reason = why_rebuild(origin, store, run)
+            reason = why_rebuild(origin, store, run, config)
     known_as: str | None = fingerprint
     if stage.by_content:
         # For referenced files the content is known without the artifact, and for a hub's files once anybody

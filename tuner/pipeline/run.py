@@ -9,7 +9,7 @@ called), so a run and a sweep's job of the same config share the directory, and 
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +53,11 @@ def run_digest(config: Config) -> str:
 
 def run_name(config: Config) -> str:
     """The name of the run's directory, without the root."""
+    return f"{_as_name(config.name or recipe_words(config))}-{run_digest(config)}"
+
+
+def recipe_words(config: Config) -> str:
+    """What a run is called that nobody gave a name: model-algo-data."""
 
     def called(group: str, path: Any) -> str:
         chosen = config.choices.get(group, group)
@@ -66,15 +71,19 @@ def run_name(config: Config) -> str:
         plain = re.sub(r"\.(jsonl?|gguf)\Z", "", Path(first).name)
         return plain if "*" not in plain else Path(first).parent.name or chosen
 
-    words = config.name or "-".join(
-        (
-            called("model", config.model.path),
-            config.choices.get("algo", "algo"),
-            called("data", config.data.path),
+    return _as_name(
+        "-".join(
+            (
+                called("model", config.model.path),
+                config.choices.get("algo", "algo"),
+                called("data", config.data.path),
+            )
         )
     )
-    plain = re.sub(r"[^\w.()+-]+", "_", words)[:80]
-    return f"{plain}-{run_digest(config)}"
+
+
+def _as_name(words: str) -> str:
+    return re.sub(r"[^\w.()+-]+", "_", words)[:80]
 
 
 class RunDirectory:
@@ -173,6 +182,16 @@ class RunDirectory:
         """The end of the directory's name."""
         return self.dir.name.rpartition("-")[2]
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything was made of what it reads, or is being brought: not where its input failed."""
+        for link in self.dir.iterdir():
+            with suppress(OSError):  # no link, or gone this moment
+                brought = ".partial" not in link.readlink().parts or not link.exists()
+                if link.name not in ("base", "adapter") and not (link.name.startswith("fetch_") and brought):
+                    return True
+        return False
+
     def used(self) -> float:
         """When something last ran here, in seconds since 1970."""
         file = next(
@@ -209,6 +228,12 @@ class RunDirectory:
         # before the link, and again after it, when the old target is let go
         references.write_note(store, self.dir, key_of(target.name))
         self._point(name, os.path.relpath(target, self.dir))
+        references.write_note(store, self.dir)
+
+    def unlink(self, names: Collection[str], store: Store) -> None:
+        """Refer no longer to what some stages made."""
+        for name in [*names, *(["report.md"] if "evaluate" in names else [])]:
+            self.path(name).unlink(missing_ok=True)
         references.write_note(store, self.dir)
 
     def _point(self, name: str, target: str) -> None:
