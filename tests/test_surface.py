@@ -12,7 +12,7 @@ VERB_FLAGS = {
     "run": {"-m"},
     "plan": {"-m", "--check", "--json"},
     "preview": {"--ids", "--all", "--json"},
-    "status": {"--json"},
+    "status": {"--all", "--json"},
     "list": {"--json"},
     "config": {"--fields"},
     "copy": set(),
@@ -25,7 +25,7 @@ VERB_FLAGS = {
     "evaluate": set(),
     "export": set(),
     "rename": set(),
-    "clean": {"--dry-run", "--all"},
+    "clean": {"--dry-run", "--not-started", "--all"},
 }
 """verb → its flags"""
 

@@ -1,6 +1,7 @@
 """Every run under the root: how far it is, and the disk that it takes."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,8 +26,10 @@ NUMBERS = {"loss", "disk", "own"}
 """columns with their text on the right"""
 
 
-def show_status(config: Config, *, as_json: bool) -> int:
-    """Print a row for each run, newest last, and what the store holds."""
+def show_status(config: Config, *, as_json: bool, every: bool) -> int:
+    """Print a row for each run, newest last, and what the store holds. Runs that came to nothing, as where
+    their input failed, are only counted, if not `every` one is asked for.
+    """
     root, store = Path(config.root), store_of(config)
     runs = sorted(all_runs(root), key=RunDirectory.used)
     ledgers: dict[Path, StoreUsage | StoreError] = {}
@@ -45,11 +48,17 @@ def show_status(config: Config, *, as_json: bool) -> int:
         )
         print(json.dumps({"runs": rows, **here, "stores": stores}, ensure_ascii=False, indent=1))
         return 0
-    print(
-        "\n".join(_table([_cells(row) for row in rows]))
-        if rows
-        else f"no runs under {config.root}; start one with: python -m tuner"
-    )
+    shown = [row for row in rows if row["started"] or every]
+    if shown:
+        print("\n".join(_table([_cells(row) for row in shown])))
+    if not rows:
+        print(f"no runs under {config.root}; start one with: python -m tuner")
+    if count := len(rows) - len(shown):
+        where = "" if config.root == Config().root else f" {shlex.quote(f'root={config.root}')}"
+        print(
+            f"{count} not started: nothing was made of their input. python -m tuner status --all{where} "
+            f"lists them, and python -m tuner clean --not-started{where} removes them"
+        )
     for found in stores:
         print(_line(found))
     return 0
@@ -105,6 +114,7 @@ def _row(run: RunDirectory, ledgers: dict[Path, StoreUsage | StoreError]) -> dic
         "bytes": 0,
         "own_bytes": 0,
         "changed": run.used(),
+        "started": run.begun,
     }
     place = run.store()
     if place and isinstance(ledger := ledgers.get(place.resolve()), StoreUsage):
@@ -146,7 +156,7 @@ def _where(config: Config, run: RunDirectory, store: Store, *, trained: bool) ->
     if running and running.stage.name == "train" and (last := _last_row(store, running)):
         return {"state": f"train running @step {last['step']}", "step": last["step"], "loss": last["loss"]}
     if running:
-        return {"state": f"{running.stage.name} running"}
+        return {"state": f"{running.stage.name} running", "started": True}
     if broken := next((step for step in steps.values() if step.replaces), None):
         return {"state": f"{broken.stage.name} {broken.why}"}
     if trained:
