@@ -2,6 +2,7 @@
 file.
 """
 
+import tuner
 from tuner.cli.parse import OPTIONS, SHELLS, SPELLINGS
 from tuner.cli.verbs import VERBS
 from tuner.config.overrides import GROUPS
@@ -64,6 +65,14 @@ FIELDS = {
     "": "seed variant root store lock locked until redo name note tags choices",
 }
 """node of the config → its fields; those at the top have none"""
+
+
+PYTHON = "Run compare convert evaluate export find merge plan rename run status stop"
+"""what `import tuner` gives"""
+
+
+def test_functions_in_python() -> None:
+    assert set(tuner.__all__) == set(PYTHON.split())
 
 
 def test_verbs_and_their_flags() -> None:

@@ -22,16 +22,12 @@ def run(line: CommandLine) -> int:
 
 def plan_config(config: "Config", flags: Collection[str]) -> int:
     """Print what would run; with --check, 3 says that something would."""
+    from tuner.api import look_ahead
     from tuner.cli.plan_text import plan_json, plan_text
-    from tuner.config.view import View
-    from tuner.models.locate import refuse_quantised_name
-    from tuner.pipeline.plan import plan
-    from tuner.pipeline.run import RunDirectory, store_of
-    from tuner.stages import STAGES
+    from tuner.pipeline.run import RunDirectory
 
     directory = RunDirectory.of(config)
-    refuse_quantised_name(View(config, "fetch_model"))
-    steps = plan(config, STAGES, store_of(config), directory, redo=config.redo)
+    steps = look_ahead(config, directory)
     print(plan_json(steps, config, directory) if "--json" in flags else plan_text(steps, config, directory))
     return 3 if "--check" in flags and any(step.to_do for step in steps) else 0
 
