@@ -9,9 +9,9 @@ from typing import Any
 
 from tuner.config.schema import Config
 from tuner.config.view import View, identity_fields
-from tuner.errors import TunerError
+from tuner.errors import ConfigError, TunerError
 from tuner.files import read_json
-from tuner.hub.lockfile import known_content, pinned_commits
+from tuner.hub.lockfile import known_content, missing_message, pinned_commits, refuse_other_files
 from tuner.pipeline.planned_stage import PlannedStage, State
 from tuner.pipeline.reasons import find_predecessor, why_rebuild
 from tuner.pipeline.run import RunDirectory
@@ -60,6 +60,8 @@ def plan_stage(
         known_as=None,
     )
     pins = stage.remote.pins(view)
+    if config.locked and None in pins.values():
+        raise ConfigError(missing_message(config.lock, next(name for name in pins if pins[name] is None)))
     if floating := [name for name, pin in pins.items() if pin is None]:
         return replace(
             step, why=f"{', '.join(name.partition(' ')[2] for name in floating)} unresolved", unresolved=True
@@ -69,6 +71,8 @@ def plan_stage(
     if unknown:
         return replace(step, why=f"after {', '.join(unknown)}")
     hashes = {name: store.hashes.sha256(path) for name, path in sources.items()}
+    if config.locked:
+        refuse_other_files(config.lock, own_digests(stage, view, sources, hashes))
     origin = origin_of(stage, config, hashes | pinned_commits(pins), upstream)
     fingerprint = json_digest(origin)
     key = f"{stage.name}-{fingerprint[:12]}"
@@ -120,6 +124,14 @@ def plan_stage(
         pick=pick,
         predecessor=longer,
     )
+
+
+def own_digests(
+    stage: Stage, view: View, sources: Mapping[str, Path], hashes: Mapping[str, str]
+) -> dict[Path, str]:
+    """What the sources hold that the lock has to say of: path → sha256."""
+    own = set(stage.own_files(view))
+    return {path: hashes[name] for name, path in sources.items() if path in own}
 
 
 def _choose_step(

@@ -147,6 +147,8 @@ class Stage:
     """local files that enter by content: name → where"""
     check: Callable[[View], None] = _nothing
     """raises what can be known to fail before anything runs; no heavy import"""
+    own_files: Callable[[View], Iterable[Path]] = lambda _: ()
+    """those of them that are the person's, and no package's or run's: the lock says what they hold"""
     references: Callable[[View], bool] = lambda _: False
     """whether `sources` are themselves the artifact's files: referenced with their hashes, not copied"""
     remote: Remote = Remote()
