@@ -134,6 +134,7 @@ def relabel(run: RunDirectory, names: Sequence[str], words: Sequence[str], stage
         )
     if labels.name and labels.name != before.name:
         run.rename(run_name(labels), store_of(before))
+        run.give_up_name(before.name, labels.name)
     run.write(replace(run.config(), name=labels.name, note=labels.note, tags=labels.tags))
 
 

@@ -22,6 +22,7 @@ from tuner.config.build import build_config, dump_config
 from tuner.config.schema import Config
 from tuner.config.view import leaves
 from tuner.errors import ConfigError
+from tuner.files import read_json, write_json
 from tuner.report.printable import visible
 from tuner.store import references
 from tuner.store.artifacts import Store, key_of
@@ -33,6 +34,10 @@ try:
 except ImportError:  # PyYAML without libyaml
     from yaml import SafeDumper as Dumper  # type: ignore[assignment]
     from yaml import SafeLoader as Loader  # type: ignore[assignment]
+
+
+GIVEN_UP = ".renamed"
+"""a file in a run's directory: names that it has no more, though its command or recipe may say so"""
 
 
 def store_of(config: Config) -> Store:
@@ -108,8 +113,11 @@ class RunDirectory:
         """Make the directory, under the name that the config gives, and write the config into it, if it is
         not there as it is now.
 
-        A name, note or tags from before stay where the config has none.
+        A name, note or tags from before stay where the config has none, and so does a name that the run was
+        given in place of this one.
         """
+        if config.name in self.names_given_up():
+            config = replace(config, name=None)
         if config.name and self.dir.exists():
             self.rename(run_name(config), store)
         self.dir.mkdir(parents=True, exist_ok=True)
@@ -132,6 +140,15 @@ class RunDirectory:
             part = self.dir / f".config.yaml.{os.getpid()}"
             part.write_text(text, encoding="utf-8")
             part.rename(file)
+
+    def names_given_up(self) -> list[str]:
+        """The names in place of which a person gave it another: the recipe may still have them."""
+        return list((read_json(self.dir / GIVEN_UP) or {}).get("names", ()))
+
+    def give_up_name(self, name: str | None, new: str) -> None:
+        """Note that a person calls it `new` in place of `name`."""
+        names = {*self.names_given_up(), *([name] if name else [])} - {new}
+        write_json(self.dir / GIVEN_UP, {"names": sorted(names)})
 
     def rename(self, name: str, store: Store) -> None:
         """Give the directory another name. Raises ConfigError while something of the run is being built,

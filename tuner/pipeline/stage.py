@@ -53,6 +53,8 @@ class Context:
     """an empty directory to write into; for a stage with `progress`, with what a killed one left"""
     say: Callable[[str], None]
     """tells the person, and the run's log, one line"""
+    run: Path | None = None
+    """the run's directory, for files of other tools that are no part of the artifact"""
 
 
 @dataclass(frozen=True, kw_only=True)

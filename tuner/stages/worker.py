@@ -70,7 +70,9 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
     if not stage.remote.fetches(view):  # what it reads is there; nothing may be looked up behind its back
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     inputs = {name: Input.of_json(told) for name, told in job["inputs"].items()}
-    context = Context(config=view, inputs=inputs, out=Path(job["out"]), say=lambda line: write(f"  {line}"))
+    context = Context(
+        config=view, inputs=inputs, out=Path(job["out"]), say=lambda line: write(f"  {line}"), run=run.dir
+    )
     result: dict[str, Any]
     try:
         facts = stage.run(context)
