@@ -10,7 +10,7 @@ from tuner.config.schema import Config
 from tuner.config.view import leaves
 
 VERB_FLAGS = {
-    "run": {"-m"},
+    "run": {"-m", "--json"},
     "plan": {"-m", "--check", "--json"},
     "preview": {"--ids", "--all", "--json"},
     "status": {"--all", "--json"},
