@@ -166,6 +166,15 @@ def test_reasons_are_told_against_runs_of_the_same_name_or_recipe(
     assert look(support, stages)["fetch_data"] == ("run", "the content of rows changed")
 
 
+def test_reasons_name_files_as_a_person_does() -> None:
+    one, two = {"0000-b.jsonl": "1" * 64, "0001-a.jsonl": "2" * 64}, {"a.jsonl": "2" * 64}
+    assert differences({"sources": one}, {"sources": two}) == ["b.jsonl is gone"]
+    swapped = {"0000-a.jsonl": "2" * 64, "0001-b.jsonl": "1" * 64}
+    assert differences({"sources": one}, {"sources": swapped}) == ["the order of the files changed"]
+    edited = one | {"0001-a.jsonl": "3" * 64}
+    assert differences({"sources": one}, {"sources": edited}) == ["the content of a.jsonl changed"]
+
+
 def test_what_was_trained_on_an_edited_file_stays_as_a_run(
     config: Config, stages: list[Stage], tmp_path: Path
 ) -> None:

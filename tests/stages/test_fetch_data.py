@@ -335,6 +335,13 @@ def test_a_locked_run_takes_nothing_that_is_not_in_the_lock(
     assert not (tmp_path / "tuner.lock").exists()
 
 
+def test_a_plan_refuses_a_misspelt_column_as_a_run_does(tuner: Tuner, tiny: list[str]) -> None:
+    for words in (["data.columns.instrution=question"], ["data.format=alpaca", "data.columns.promt=q"]):
+        planned, ran = (tuner(*verb, *tiny, *words, code=2).err for verb in (["plan"], []))
+        assert planned == ran
+        assert "reads no such column" in planned
+
+
 def test_a_lock_holds_what_local_files_hold(
     tuner: Tuner, tiny: list[str], data: Path, tmp_path: Path
 ) -> None:

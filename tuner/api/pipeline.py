@@ -14,7 +14,7 @@ from tuner.pipeline.inherit import inherit
 from tuner.pipeline.plan import plan
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory, store_of
-from tuner.pipeline.selection import check_stop_words
+from tuner.pipeline.selection import check_stop_words, stages_until
 from tuner.report.printable import visible
 from tuner.stages import STAGES
 
@@ -37,6 +37,8 @@ def plan_config(config: Config, directory: RunDirectory) -> list[PlannedStage]:
 def look_ahead(config: Config, directory: RunDirectory) -> list[PlannedStage]:
     """The same, of what is only looked at: what a run would refuse at once is refused. Raises ConfigError."""
     refuse_quantised_name(View(config, "fetch_model"))
+    for stage in stages_until(STAGES, config.until):
+        stage.check(View(config, stage.name))
     return plan_config(config, directory)
 
 

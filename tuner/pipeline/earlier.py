@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 
+from tuner.data.sources import plain_names
 from tuner.errors import ConfigError
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory, run_name
@@ -58,6 +59,6 @@ def keep_earlier(run: RunDirectory, planned: PlannedStage, store: Store) -> RunD
 
 def _told(sources: Mapping[str, str]) -> str:
     """What the files were, for `status`."""
-    name, digest = next(iter(sources.items()))
+    name, digest = next((plain_names(sources)[name], digest) for name, digest in sources.items())
     more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
     return f"{name} {digest[:12]}{more}"

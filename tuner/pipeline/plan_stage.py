@@ -9,6 +9,7 @@ from typing import Any
 
 from tuner.config.schema import Config
 from tuner.config.view import View, identity_fields
+from tuner.data.sources import plain_names
 from tuner.errors import ConfigError, TunerError
 from tuner.files import read_json
 from tuner.hub.lockfile import known_content, missing_message, pinned_commits, refuse_other_files
@@ -47,7 +48,8 @@ def plan_stage(
     pending = [] if hashing else large
     if large and hashing:
         size = sum(sources[name].stat().st_size for name in large)
-        hashing(f"{stage.name:<12} hashing {', '.join(large)} ({readable_bytes(size)}), once")
+        names = ", ".join(plain_names(large).values())
+        hashing(f"{stage.name:<12} hashing {names} ({readable_bytes(size)}), once")
     step = PlannedStage(
         stage=stage,
         config=config,
@@ -67,7 +69,7 @@ def plan_stage(
             step, why=f"{', '.join(name.partition(' ')[2] for name in floating)} unresolved", unresolved=True
         )
     if pending:
-        return replace(step, why=f"hash pending: {', '.join(pending)}", pending=True)
+        return replace(step, why=f"hash pending: {', '.join(plain_names(pending).values())}", pending=True)
     if unknown:
         return replace(step, why=f"after {', '.join(unknown)}")
     hashes = {name: store.hashes.sha256(path) for name, path in sources.items()}

@@ -13,6 +13,7 @@ from typing import Any
 from tuner.config.fields import UNSET
 from tuner.config.schema import Config
 from tuner.config.view import View, leaves
+from tuner.data.sources import plain_names
 from tuner.files import read_json
 from tuner.pipeline.find_run import similar_runs
 from tuner.pipeline.run import RunDirectory
@@ -37,7 +38,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         f"{path} {_shown(_meant(path, a))} → {_shown(_meant(path, b))}"
         for path, a, b in _changed(old, new, "inputs")
     ]
-    for name, a, b in _changed(old, new, "sources"):
+    before, after = (_plain_sources(origin) for origin in (old, new))
+    if before == after and old.get("sources") != new.get("sources"):
+        reasons.append("the order of the files changed")
+    for name, a, b in _changed({"sources": before}, {"sources": after}, "sources"):
         if a is MISSING or b is MISSING:
             reasons.append(f"{name} is {'new' if a is MISSING else 'gone'}")
         else:
@@ -47,6 +51,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     reasons += [f"{name} version {_shown(a)} → {_shown(b)}" for name, a, b in _changed(old, new, "versions")]
     reasons += [f"{stage} changes" for stage, _, _ in _changed(old, new, "upstream")]
     return reasons
+
+
+def _plain_sources(origin: Mapping[str, Any]) -> dict[str, str]:
+    """Content by the names that a person knows."""
+    sources: Mapping[str, str] = origin.get("sources", {})
+    return {shown: sources[name] for name, shown in plain_names(sorted(sources)).items()}
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any], part: str) -> list[tuple[str, Any, Any]]:
