@@ -349,6 +349,8 @@ def test_a_lock_holds_what_local_files_hold(
     line = [*tiny, "until=fetch"]
     here = [f"data.path={data.name}", "locked=true"]
     assert f"has no entry '{data.name}'" in tuner(*line, *here, code=2).err
+    tuner("preview", *tiny)  # a look
+    assert not (tmp_path / "tuner.lock").exists()
     tuner(*line)
     lock = json.loads((tmp_path / "tuner.lock").read_text(encoding="utf-8"))
     assert lock["files"][data.name] == hashlib.sha256(data.read_bytes()).hexdigest()

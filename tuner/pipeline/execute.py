@@ -165,7 +165,8 @@ class _Execution:
 
     def _note_files(self, planned: PlannedStage) -> None:
         """The lock says what the person's own files hold, as a locked run will want them."""
-        if self.pinned or self.config.locked or planned.origin is None:
+        looks = self.run.dir.parent != Path(self.config.root) / "runs"  # and leaves nothing
+        if looks or self.pinned or self.config.locked or planned.origin is None:
             return
         view, hashes = View(planned.config, planned.stage.name), planned.origin["sources"]
         if own := own_digests(planned.stage, view, planned.sources, hashes):

@@ -13,7 +13,7 @@ from tuner.errors import ConfigError, did_you_mean
 from tuner.pipeline.run import RunDirectory, all_runs, recipe_words, run_name
 
 LOOKED_INTO = 50
-"""runs of other names whose configs a plan reads, the newest: some milliseconds each"""
+"""runs that a reason is told against at most, the newest: each costs a plan some milliseconds"""
 
 
 def find_run(root: Path, word: str) -> RunDirectory:
@@ -81,13 +81,22 @@ def similar_runs(config: Config, run: RunDirectory) -> Iterator[list[RunDirector
     """The other runs of the name that `config` has, or would have without one; then those that are called
     otherwise and are of the same model, algo and data. Each list is newest first.
     """
-    others = [other for other in all_runs(Path(config.root)) if other.dir != run.dir]
-    others.sort(key=RunDirectory.used, reverse=True)
+    others: list[RunDirectory] = []
+    with suppress(OSError):  # no run yet, or one that was cleaned away this moment
+        root = Path(config.root)
+        others = [
+            other for other in _newest_first(root, (root / "runs").stat().st_mtime_ns) if other.dir != run.dir
+        ]
     recipe = recipe_words(config)
     names = {run.name, run_name(config).rpartition("-")[0], recipe}
-    yield [other for other in others if other.name in names]
+    yield [other for other in others if other.name in names][:LOOKED_INTO]
     named = [other for other in others if other.name not in names]
     yield [other for other in named[:LOOKED_INTO] if _recipe_of(other) == recipe]
+
+
+@lru_cache(maxsize=4)
+def _newest_first(root: Path, _changed: int) -> list[RunDirectory]:
+    return sorted(all_runs(root), key=RunDirectory.used, reverse=True)
 
 
 def _recipe_of(run: RunDirectory) -> str | None:
