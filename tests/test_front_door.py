@@ -304,6 +304,30 @@ def test_status_list_doctor_copy(tuner: Tuner, root: Path, words: list[str], tmp
     assert (tmp_path / "my.yaml").read_text(encoding="utf-8").startswith("# Run it with")
 
 
+def test_the_facts_of_a_run_on_one_line(tuner: Tuner, root: Path, words: list[str]) -> None:
+    done = tuner("run", "--json", f"root={root}", *words)
+    assert "done" in done.err  # progress is no part of it
+    (line,) = done.out.splitlines()
+    facts = json.loads(line)
+    (run,) = (root / "runs").iterdir()
+    assert (facts["run"], facts["steps"]) == (str(run), 6)
+    assert facts["paths"] == {
+        "adapter": f"{run}/convert",
+        "model": f"{run}/merge",
+        "report": f"{run}/report.md",
+    }
+    report = json.loads((run / "evaluate" / "report.json").read_text(encoding="utf-8"))
+    assert facts["held_out"] == report["held_out"]
+    for stage, digests in facts["stages"].items():
+        manifest = json.loads((run / stage / "manifest.json").read_text(encoding="utf-8"))
+        assert digests == {name: manifest[name] for name in ("fingerprint", "content")}
+    assert len(facts["stages"]) == 8
+    early = json.loads(tuner("--json", f"root={root}", *words, "seed=5", "until=tokenize").out)
+    assert early["paths"] == {}
+    assert early["loss"] is early["held_out"] is None
+    assert "leave one out" in tuner("--json", "-m", f"root={root}", *words, "seed=1,2", code=2).err
+
+
 def test_help_names_verbs_groups_and_examples(tuner: Tuner) -> None:
     text = tuner("--help").out
     for verb in VERBS:
@@ -336,12 +360,13 @@ def test_no_secret_reaches_the_disk(tuner: Tuner, words: list[str], tmp_path: Pa
 
 
 def test_full_fine_tuning(tuner: Tuner, words: list[str], tmp_path: Path) -> None:
-    tuner(f"root={tmp_path}/out", *words, "algo=full", "algo.precision=bf16", "algo.steps=2")
+    first = tuner(f"root={tmp_path}/out", *words, "algo=full", "algo.precision=bf16", "algo.steps=2")
     convert, merge = linked(tmp_path / "out", "convert"), linked(tmp_path / "out", "merge")
     names = [path.name for path in convert.glob("*.safetensors")]
     assert names
     assert all((convert / name).stat().st_ino == (merge / name).stat().st_ino for name in names)
     again = tuner(f"root={tmp_path}/out", *words, "algo=full", "algo.precision=bf16", "algo.steps=2")
+    assert "adapter" not in first.out + first.err + again.out + again.err
     assert all(line.endswith("done") for line in again.err.splitlines())
 
 

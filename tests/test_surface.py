@@ -2,6 +2,7 @@
 file.
 """
 
+import tuner
 from tuner.cli.parse import OPTIONS, SHELLS, SPELLINGS
 from tuner.cli.verbs import VERBS
 from tuner.config.overrides import GROUPS
@@ -9,10 +10,10 @@ from tuner.config.schema import Config
 from tuner.config.view import leaves
 
 VERB_FLAGS = {
-    "run": {"-m"},
+    "run": {"-m", "--json"},
     "plan": {"-m", "--check", "--json"},
     "preview": {"--ids", "--all", "--json"},
-    "status": {"--sweep", "--json"},
+    "status": {"--all", "--sweep", "--json"},
     "list": {"--json"},
     "config": {"--fields"},
     "copy": set(),
@@ -27,7 +28,7 @@ VERB_FLAGS = {
     "export": set(),
     "reproduce": {"--keep", "--json"},
     "rename": set(),
-    "clean": {"--dry-run", "--all"},
+    "clean": {"--dry-run", "--not-started", "--all"},
 }
 """verb → its flags"""
 
@@ -66,6 +67,14 @@ FIELDS = {
     "": "seed variant root store lock locked until redo name note tags choices",
 }
 """node of the config → its fields; those at the top have none"""
+
+
+PYTHON = "Run compare convert evaluate export find merge plan rename reproduce run status stop"
+"""what `import tuner` gives"""
+
+
+def test_functions_in_python() -> None:
+    assert set(tuner.__all__) == set(PYTHON.split())
 
 
 def test_verbs_and_their_flags() -> None:

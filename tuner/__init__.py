@@ -1,15 +1,42 @@
 """`tuner`: fine-tuning of language models as a pipeline that knows what it has done.
 
-From Python: `tuner.run(overrides)` and `tuner.find(word)`, both of which answer a `tuner.Run`; see
-`tuner.api`.
+From Python: `tuner.run(words)` and the other verbs of the command line; see `tuner.api`.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tuner.api import Run, find, run
+    from tuner.api import (
+        Run,
+        compare,
+        convert,
+        evaluate,
+        export,
+        find,
+        merge,
+        plan,
+        rename,
+        reproduce,
+        run,
+        status,
+        stop,
+    )
 
-__all__ = ["Run", "find", "run"]
+__all__ = [
+    "Run",
+    "compare",
+    "convert",
+    "evaluate",
+    "export",
+    "find",
+    "merge",
+    "plan",
+    "rename",
+    "reproduce",
+    "run",
+    "status",
+    "stop",
+]
 __version__ = "0.1.0"
 
 
@@ -22,3 +49,7 @@ def __getattr__(name: str) -> Any:
     from tuner import api
 
     return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

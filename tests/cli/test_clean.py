@@ -374,7 +374,7 @@ def test_status_shows_names_tags_and_sizes_under_each_other(root: Path, store: S
         (run.dir / "config.yaml").write_text(
             yaml.dump(dump_config(config), allow_unicode=True), encoding="utf-8"
         )
-        run.link("fetch_data", store.root / KEYS[0])
+        run.link("tokenize", store.root / KEYS[0])
     out = tuner("status", f"root={root}").out.splitlines()
     assert [line.split()[0] for line in out[:3]] == ["run", "客服-00000001", "support-00000002"]
     ends = [wide(line[: line.index("MB")]) for line in out[1:3]]

@@ -10,7 +10,7 @@ from tuner.cli.help import verb_help
 from tuner.cli.main import main
 from tuner.cli.parse import parse
 from tuner.cli.verbs import VERBS
-from tuner.config.compose import compose, compose_sweep
+from tuner.config.compose import compose, compose_jobs
 from tuner.progress import VERBOSITY
 
 LINES = [(verb, line) for verb in VERBS.values() for line in verb.examples]
@@ -38,7 +38,7 @@ def test_each_example_is_taken(verb: object, line: str) -> None:
     taken = parse(shlex.split(line))
     assert VERBS[taken.verb] is verb
     if "-m" in taken.flags:
-        assert len(compose_sweep(taken.words, lambda job, _: job, dry=True)) == 4
+        assert len(compose_jobs(taken.words)) == 4
     else:
         compose(taken.words, whole=False)
 
@@ -77,6 +77,12 @@ def test_a_quiet_command_says_what_came_of_it(tuner: Tuner, words: list[str], tm
     wrong = tuner("-q", *words, "data.path=nobody.jsonl", "until=tokenize", code=2)
     assert "nobody.jsonl" in wrong.err
     assert wrong.err.startswith("tuner: ")
+
+
+def test_a_quiet_chat_is_the_conversation_alone(tuner: Tuner, finished: Path) -> None:
+    assert "/exit leaves" in tuner("chat", "last", f"root={finished}").err
+    done = tuner("-q", "chat", "last", f"root={finished}")
+    assert (done.out, done.err) == ("", "")
 
 
 def test_a_verbose_command_says_where_an_error_comes_from(

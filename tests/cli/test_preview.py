@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pexpect
@@ -20,7 +21,7 @@ from tuner.cli.row_ranges import parse_row_ranges
 from tuner.config.schema import Config, Data, DataSource, Machine, Model
 from tuner.config.view import View
 from tuner.data.packs import Packs
-from tuner.data.sources import sources_of
+from tuner.data.sources import plain_names, sources_of
 from tuner.data.tokenize.settings import listed_files, settings_of
 from tuner.errors import ConfigError, DataError
 from tuner.pipeline.stage import Context, Input
@@ -91,7 +92,7 @@ def show(tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
         capsys.readouterr()
         done = preview(
             settings_of(view, tiny_model),
-            listed_files(view, fetch_data.local_files(View(config, "fetch_data"))),
+            listed_files(view, fetch_data.local_files(View(config, "fetch_data")), {}),
             parse_row_ranges([word for word in words if word not in flags]),
             takes=[part.take for part in sources_of(view)],
             seed=view.data.seed,
@@ -192,7 +193,7 @@ def test_the_documents_of_a_mixture_are_those_of_the_packs(
     config = config_of(None, parts=parts, held_out_path=str(tmp_path / "apart.jsonl"), bad_rows="skip")
     values = check_against_packs(show, tiny_model, tmp_path, config)
     assert {value["source"] for value in values} == {"chats", "tasks"}
-    assert {value["file"] for value in values} == {"p00-one.jsonl", "p01-two.jsonl", "held_out-apart.jsonl"}
+    assert {value["file"] for value in values} == {"one.jsonl", "two.jsonl", "apart.jsonl"}
 
 
 def check_against_packs(show: Show, model: Path, tmp_path: Path, config: Config) -> list[dict[str, Any]]:
@@ -206,7 +207,7 @@ def check_against_packs(show: Show, model: Path, tmp_path: Path, config: Config)
     tokenize.run(Context(config=View(config, "tokenize"), inputs=inputs, out=out, say=print))
     values = objects(show(config, "1-1000", "--json"))
     ledger = json.loads((out / "ledger.json").read_text(encoding="utf-8"))["sources"]
-    assert previewed(values) == packed(out, sorted(files))
+    assert previewed(values) == packed(out, list(plain_names(sorted(files)).values()))
     lost: Counter[Any] = Counter()
     for value in values:
         whole = not any(
@@ -354,25 +355,25 @@ def test_rows_are_named_by_number_range_file_and_source(show: Show, tmp_path: Pa
     config = config_of(tmp_path / "*.jsonl")
 
     def shown(*words: str) -> list[str]:
-        return [f"{value['file'][5:6]}{value['line']}" for value in objects(show(config, *words, "--json"))]
+        return [f"{value['file'][0]}{value['line']}" for value in objects(show(config, *words, "--json"))]
 
     assert shown() == ["a1", "a2", "a3"]
     assert shown("2", "2990-2991") == ["a2", "a2990", "a2991", "b2", "b2990", "b2991"]
-    assert shown("b.jsonl:7", f"{tmp_path}/a.jsonl:3", "0001-b.jsonl:5-6") == ["a3", "b5", "b6", "b7"]
+    assert shown("b.jsonl:7", f"{tmp_path}/a.jsonl:3", "b.jsonl:5-6") == ["a3", "b5", "b6", "b7"]
     parts = tuple(DataSource(label=name, path=str(tmp_path / f"{name}.jsonl")) for name in ("a", "b"))
     mixed = config_of(None, parts=parts)
     assert [(v["source"], v["line"]) for v in objects(show(mixed, "--json"))] == [
         (name, n) for name in ("a", "b") for n in (1, 2, 3)
     ]
     assert [(v["source"], v["line"]) for v in objects(show(mixed, "b:9", "--json"))] == [("b", 9)]
-    assert "── b · p01-b.jsonl:9 · " in show(mixed, "b:9")
+    assert "── b · b.jsonl:9 · " in show(mixed, "b:9")
     with pytest.raises(ConfigError, match="'9-3' is not a row"):
         show(config, "9-3")
     with pytest.raises(ConfigError, match=r"3001: the data has no such row"):
         show(config, "1", "3001")
     with pytest.raises(
         ConfigError,
-        match=r"c:1: no file or source of the data is called c\. There are: a, p00-a\.jsonl, b, p01-b\.jsonl",
+        match=r"c:1: no file or source of the data is called c\. There are: a, a\.jsonl, b, b\.jsonl",
     ):
         show(mixed, "c:1")
 
@@ -451,3 +452,36 @@ def test_the_middle_of_a_long_document_is_left_out_unless_all_is_wished(show: Sh
     assert "\ufffd" not in short
     assert short.count("🙂") < 200
     assert whole.count("🙂你") == 2000
+
+
+def test_rows_further_on_at_which_a_run_would_end_are_said(
+    tuner: Tuner, tiny: list[str], tmp_path: Path
+) -> None:
+    good = [row(f"q{n}", "yes") for n in range(30)]
+    bad = {12: {"messages": "no list"}, 17: {"messages": [{"role": "nobody", "content": "x"}]}}
+    file = written(tmp_path / "later.jsonl", *(bad.get(n, value) for n, value in enumerate(good, 1)))
+    words = [*tiny, f"data.path={file}"]
+    looked = tuner("preview", *words)
+    assert "q0" in looked.out
+    assert "2 of 30 rows can't be used, and a run ends there; data.bad_rows=skip leaves" in looked.err
+    ended = tuner(*words, "until=tokenize", code=2).err
+    for line in bad:
+        (why,) = re.findall(rf"later\.jsonl:{line}: .*", looked.err)
+        assert why in ended
+    assert "rows can't" not in tuner("preview", "2", *words).err  # who names rows looks at those
+    skipping = tuner("preview", *words, "data.bad_rows=skip").err
+    assert "2 of 30 rows are left out, as data.bad_rows=skip says" in skipping
+
+
+def test_of_much_data_the_rows_are_only_read(
+    show: Show, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.cli.preview_failures.WHOLE", 0)
+    file = written(tmp_path / "a.jsonl", *[row("q", "a")] * 9, {"messages": 1}, *[{"messages": 2}] * 4)
+    said: list[str] = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=said.append, flush=lambda: None))
+    show(config_of(file))
+    lines = "".join(said).splitlines()
+    (at,) = [n for n, line in enumerate(lines) if line.startswith("5 of 14 rows can't be used, and a run")]
+    assert [line.split(": ")[0] for line in lines[at + 1 : at + 4]] == [f"  {file}:{n}" for n in (10, 11, 12)]
+    assert lines[at + 4] == "  and 2 more"

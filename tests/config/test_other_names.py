@@ -84,6 +84,7 @@ def test_a_misspelt_member_of_a_list_is_named() -> None:
         (["hydra.run.dir=x"], "hydra.run.dir=x does nothing here."),
         (["-m", "hydra.job.name=x", "seed=1,2"], "hydra.job.name=x does nothing here."),
         (["last", "chat"], "the verb comes first: python -m tuner chat last"),
+        (["train", "mine.yaml", "seed=1"], "is called run here: python -m tuner run mine.yaml seed=1"),
         (["mine.yml"], "mine.yml is not there. Did you mean mine.yaml?"),
     ],
 )

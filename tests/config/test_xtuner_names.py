@@ -195,6 +195,12 @@ def test_copy_writes_the_equal_and_says_what_differs(tuner: Tuner, tmp_path: Pat
     own = (tmp_path / "mine" / "own.yaml").read_text(encoding="utf-8")
     assert STAND_IN not in own
     assert "epochs: 2.0" in own
+    there = tuner("copy-cfg", "llama2_7b_qlora_sql_e3", "mine", code=2)
+    assert there.err.endswith("is called copy here: python -m tuner copy llama2_7b_qlora_sql_e3 mine\n")
+    tuner("copy", "llama2_7b_qlora_sql_e3", "mine")
+    tuner("copy", "mine/own.yaml", "new/", "seed=3")
+    assert (tmp_path / "mine" / "llama2_7b_qlora_sql_e3.yaml").is_file()
+    assert "seed: 3" in (tmp_path / "new" / "own.yaml").read_text(encoding="utf-8")
     other = tuner("copy", "llama2_7b_qlora_custom_sft_e1")
     assert f"{STAND_IN} stands where your file belongs" in other.out
     refused = tuner("copy", "internlm2_chat_1_8b_dpo_full", code=2)

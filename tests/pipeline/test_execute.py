@@ -1,5 +1,6 @@
 """The pipeline on stages of a few lines: what is skipped, what runs, and what the plan says of it."""
 
+import hashlib
 import json
 import os
 import threading
@@ -16,11 +17,13 @@ from tuner.config.view import View, identity_fields
 from tuner.errors import StageError
 from tuner.pipeline.build import build_stage
 from tuner.pipeline.execute import execute, redo_stages
+from tuner.pipeline.find_run import find_run
 from tuner.pipeline.plan import plan
 from tuner.pipeline.reasons import differences
-from tuner.pipeline.run import RunDirectory, run_digest, run_name, store_of
+from tuner.pipeline.run import RunDirectory, all_runs, run_digest, run_name, store_of
 from tuner.pipeline.stage import Context, Stage
 from tuner.store.digests import json_digest
+from tuner.store.references import leftovers, referenced
 
 
 @pytest.fixture
@@ -129,10 +132,93 @@ def test_a_changed_rate_runs_training_and_what_follows(
     other = replace(config, algo=Algo(optim=Optim(lr=1e-4)))
     plans = look(other, stages)
     assert [state for state, _ in plans.values()] == ["done", "done", "run", "run", "run"]
-    assert plans["train"][1].startswith("algo.optim.lr 0.0002 → 0.0001 (against train-")
+    assert plans["train"][1] == f"algo.optim.lr 0.0002 → 0.0001 (against run {run_digest(config)})"
     assert plans["convert"][1].startswith("train changes")
     run(other, stages)
     assert built == [*ALL, "train", "convert", "merge"]
+
+
+def local(config: Config, path: Path, **changes: Any) -> Config:
+    """As `data=local data.path=…` makes it."""
+    return replace(config, choices={"data": "local"}, data=Data(path=str(path)), **changes)
+
+
+def test_reasons_are_told_against_runs_of_the_same_name_or_recipe(
+    config: Config, stages: list[Stage], tmp_path: Path
+) -> None:
+    for name in ("latin.csv", "support.jsonl"):
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    support = local(config, tmp_path / "support.jsonl")
+    run(local(config, tmp_path / "latin.csv", name="latin"), stages)
+    assert {why for _, why in look(support, stages).values()} == {"never made"}
+    other = Algo(optim=Optim(lr=1e-4))
+    # of the same name
+    assert look(replace(support, name="latin", algo=other), stages)["train"][1].startswith(
+        "algo.optim.lr 0.0002 → 0.0001, tokenize changes (against run "
+    )
+    # of the same recipe, under another name; the nearest of several
+    run(replace(support, name="first", algo=Algo(optim=Optim(lr=5e-4))), stages)
+    run(replace(support, name="second"), stages)
+    digest = run_digest(support)
+    assert look(replace(support, name="third", algo=other), stages)["train"][1] == (
+        f"algo.optim.lr 0.0002 → 0.0001 (against run {digest})"
+    )
+    # what the run's own directory has comes before all others, however near they are
+    (tmp_path / "support.jsonl").write_text("edited", encoding="utf-8")
+    assert look(support, stages)["fetch_data"] == ("run", "the content of rows changed")
+
+
+def test_reasons_name_files_as_a_person_does() -> None:
+    one, two = {"0000-b.jsonl": "1" * 64, "0001-a.jsonl": "2" * 64}, {"a.jsonl": "2" * 64}
+    assert differences({"sources": one}, {"sources": two}) == ["b.jsonl is gone"]
+    swapped = {"0000-a.jsonl": "2" * 64, "0001-b.jsonl": "1" * 64}
+    assert differences({"sources": one}, {"sources": swapped}) == ["the order of the files changed"]
+    edited = one | {"0001-a.jsonl": "3" * 64}
+    assert differences({"sources": one}, {"sources": edited}) == ["the content of a.jsonl changed"]
+
+
+def test_what_was_trained_on_an_edited_file_stays_as_a_run(
+    config: Config, stages: list[Stage], tmp_path: Path
+) -> None:
+    config = replace(config, name="support", note="the first try")
+    run(config, stages)
+    before, store = RunDirectory.of(config), store_of(config)
+    had = {name: before.path(name).resolve() for name in ALL}
+    sha = hashlib.sha256(b"hello").hexdigest()
+    (tmp_path / "rows").write_text("edited", encoding="utf-8")
+    said = run(replace(config, until="tokenize"), stages)
+    earlier = find_run(tmp_path / "out", f"support+data.{sha[:6]}")
+    assert any(f"stays as {earlier.dir.name}; remove it with" in line for line in said)
+    assert {name: earlier.path(name).resolve() for name in ALL} == had
+    assert earlier.config().note == f"the first try rows {sha[:12]}"
+    assert earlier.digest == run_digest(earlier.config()) != before.digest
+    # the run itself no longer shows the results of rows that it does not have
+    assert {link.name for link in before.dir.iterdir() if link.is_symlink()} == {"fetch_data", "tokenize"}
+    assert look(config, stages)["train"][1] == f"tokenize changes (against run {earlier.digest})"
+    run(config, stages)
+    assert find_run(tmp_path / "out", "last").dir == before.dir
+    assert list(leftovers(store, referenced(store, tmp_path / "out"))) == []
+    # back again: nothing is made, and each content has its run
+    (tmp_path / "rows").write_text("hello", encoding="utf-8")
+    assert {state for state, _ in look(config, stages).values()} == {"done"}
+    run(config, stages)
+    assert {run.name.partition(".")[0] for run in all_runs(tmp_path / "out")} == {"support", "support+data"}
+    assert len(list(all_runs(tmp_path / "out"))) == 3
+
+
+@pytest.mark.parametrize("how", ["touch", "untrained", "version"])
+def test_nothing_is_kept_apart_without_an_edited_file_and_a_result(
+    config: Config, stages: list[Stage], tmp_path: Path, how: str
+) -> None:
+    run(replace(config, until="tokenize" if how == "untrained" else None), stages)
+    if how == "touch":
+        os.utime(tmp_path / "rows")
+    elif how == "untrained":
+        (tmp_path / "rows").write_text("edited", encoding="utf-8")
+    else:
+        stages = [replace(stage, version=2) for stage in stages]
+    run(config, stages)
+    assert [run.dir for run in all_runs(tmp_path / "out")] == [RunDirectory.of(config).dir]
 
 
 def test_machine_name_and_note_run_nothing(config: Config, stages: list[Stage], built: list[str]) -> None:

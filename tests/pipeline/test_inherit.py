@@ -133,12 +133,8 @@ def test_a_rebuilt_parent_rebuilds_the_child(
     ]
     tuner(f"root={root}", *parent, "name=other")
     # The child of the same name, from the other parent.
-    other = [
-        word.replace("model.run=week1", "model.run=other")
-        for word in commands[1]
-        if not word.startswith("name=")
-    ]
-    plan = tuner("plan", "--json", f"root={root}", *other, "name=child")
+    other = [word.replace("model.run=week1", "model.run=other") for word in commands[1]]
+    plan = tuner("plan", "--json", f"root={root}", *other)
     assert states(plan)["train"] == "run"
     assert "fetch_model changes" in reasons(plan)["train"]
 

@@ -96,4 +96,12 @@ def test_rename_from_the_command_line(tuner: Tuner, finished: Path, words: list[
     assert (row["name"], row["note"], row["tags"]) == ("support", "客服 v1", ["week1", "zh"])
     tuner("plan", "--check", f"root={root}", *words)
     assert "support-" in tuner("plan", f"root={root}", *words).out
+    # the command or recipe that made it may still have the name of then; a third name is a new wish
+    tuner("rename", "support", "kept", f"root={root}")
+    assert "kept-" in tuner(f"root={root}", *words, "name=support", "until=fetch").out
+    assert "kept-" in tuner(f"root={root}", *words, "until=fetch").out
+    assert "third-" in tuner(f"root={root}", *words, "name=third", "until=fetch").out
+    assert "third-" in tuner(f"root={root}", *words, "name=support", "until=fetch").out
+    tuner("rename", "third", "support", f"root={root}")
+    assert "support-" in tuner(f"root={root}", *words, "name=support", "until=fetch").out
     assert "rename takes" in tuner("rename", "support", "other", "machine.keep=3", f"root={root}", code=2).err

@@ -5,8 +5,11 @@ terminal, and escapes what others wrote.
 import json
 import random
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -435,3 +438,54 @@ def test_curves_can_be_seen_in_light_and_dark() -> None:
             least = 4.5 if name in ("ink", "quiet") else 3.0 if re.fullmatch(r"c\d", name) else 1.0
             a, b = sorted((luminance(colour), luminance(scheme["paper"])))
             assert (b + 0.05) / (a + 0.05) >= least, (name, colour)
+
+
+LAYOUT = """<!doctype html><iframe id="page" src="page.html" style="width: 390px; height: 900px"></iframe>
+<pre></pre>
+<script>
+addEventListener("load", () => {
+  const page = document.getElementById("page").contentDocument;
+  const all = (what) => [...page.querySelectorAll(what)];
+  const size = (node) => node.getBoundingClientRect();
+  document.querySelector("pre").textContent = JSON.stringify({
+    page: page.documentElement.scrollWidth,
+    beside: all(".wide").map((node) => node.scrollWidth - node.clientWidth),
+    names: all(".runs td:nth-child(2)").map((node) => size(node).height),
+    right: Math.max(...all("td").map((node) => size(node).right)),
+    numbers: all("svg.chart text").map((node) => size(node).height),
+  });
+});
+</script>"""
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+@pytest.mark.parametrize("runs", [2, 4])
+def test_a_telephone_shows_all_of_the_page(runs: int, tmp_path: Path) -> None:
+    rows = [{"step": step, "loss": 9 / step, "held_out": 2.0} for step in range(1, 40)]
+    sides = [side(f"model-lora-support_desk-{n:08x}", loss=1.0 + n, rows=rows) for n in range(runs)]
+    lr = DifferingField(field="algo.optim.lr", kind="identity", values=[1e-4 * n for n in range(runs)])
+    (tmp_path / "page.html").write_text(to_html(compare_runs(sides, [lr])), encoding="utf-8")
+    (tmp_path / "frame.html").write_text(LAYOUT, encoding="utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --disable-web-security --allow-file-access-from-files"
+    done = subprocess.run(
+        [
+            "chromium",
+            *flags.split(),
+            f"--user-data-dir={tmp_path}/profile",
+            "--virtual-time-budget=5000",
+            "--dump-dom",
+            (tmp_path / "frame.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    found = re.search(r"<pre>(.+?)</pre>", done.stdout)
+    assert found, done.stdout[-2000:]
+    layout = json.loads(found[1])
+    assert layout["page"] <= 390
+    assert layout["beside"] == [0] * len(layout["beside"])  # nothing is out of sight to the right
+    assert layout["right"] <= 390
+    assert max(layout["names"]) < 30  # a run's name stands on one line
+    assert min(layout["numbers"]) > 10  # pixels

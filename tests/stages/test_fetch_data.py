@@ -1,5 +1,7 @@
+import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -319,19 +321,53 @@ def test_a_reference_is_looked_up_once(server: Hub, folder: Path) -> None:
     assert (folder / "out" / "p00-0000-train.jsonl").read_bytes() == jsonl([GOOD])
 
 
-def test_a_locked_run_takes_nothing_that_is_not_in_the_lock(server: Hub, folder: Path) -> None:
+def test_a_locked_run_takes_nothing_that_is_not_in_the_lock(
+    server: Hub, tuner: Tuner, words: list[str], tmp_path: Path
+) -> None:
     server.add("org/name", {"train.jsonl": jsonl([GOOD])})
-    with pytest.raises(
-        ConfigError,
-        match=(
-            r"tuner\.lock has no entry 'data hub org/name@main'.*once without locked=true.*commit"
-            r" tuner\.lock"
-        ),
-    ) as caught:
-        fetch_data.look_up(view(locked=True, source="hub", repo="org/name"), print)
-    assert "\n" not in str(caught.value)
+    for verb in ([], ["plan"]):
+        refused = tuner(*verb, *words, "locked=true", env=server.env, code=2).err
+        assert re.search(
+            r"tuner\.lock has no entry 'data hub org/name@main'.*once without locked=true.*commit tuner",
+            refused,
+        )
     assert server.asked == []
-    assert not (folder / "tuner.lock").exists()
+    assert not (tmp_path / "tuner.lock").exists()
+
+
+def test_a_plan_refuses_a_misspelt_column_as_a_run_does(tuner: Tuner, tiny: list[str]) -> None:
+    for words in (["data.columns.instrution=question"], ["data.format=alpaca", "data.columns.promt=q"]):
+        planned, ran = (tuner(*verb, *tiny, *words, code=2).err for verb in (["plan"], []))
+        assert planned == ran
+        assert "reads no such column" in planned
+
+
+def test_a_lock_holds_what_local_files_hold(
+    tuner: Tuner, tiny: list[str], data: Path, tmp_path: Path
+) -> None:
+    """Files below the lock by their place from there, so that a checkout may lie anywhere."""
+    line = [*tiny, "until=fetch"]
+    here = [f"data.path={data.name}", "locked=true"]
+    assert f"has no entry '{data.name}'" in tuner(*line, *here, code=2).err
+    tuner("preview", *tiny)  # a look
+    assert not (tmp_path / "tuner.lock").exists()
+    tuner(*line)
+    lock = json.loads((tmp_path / "tuner.lock").read_text(encoding="utf-8"))
+    assert lock["files"][data.name] == hashlib.sha256(data.read_bytes()).hexdigest()
+    model = Path(next(word for word in tiny if word.startswith("model.path=")).partition("=")[2])
+    assert {name for name in lock["files"] if name != data.name} == {
+        str(path) for path in model.iterdir() if path.name != "manifest.json"
+    }
+    tuner(*line, *here, "root=second")
+    tuner("plan", *line, *here)
+    whole = data.read_bytes()
+    data.write_bytes(whole + whole.splitlines(keepends=True)[0])
+    for verb in ([], ["plan"]):
+        refused = tuner(*verb, *line, *here, code=2).err
+        assert f"{data.name} has other content (sha256" in refused
+        assert "once without locked=true" in refused
+    tuner(*line)  # an edit that is meant
+    tuner(*line, *here)
 
 
 def test_nothing_is_locked_of_a_set_that_cant_be_looked_up(server: Hub, folder: Path) -> None:
@@ -419,9 +455,6 @@ def test_a_committed_lock_gives_the_same_rows_after_the_branch_moved(
     server: Hub, tuner: Tuner, words: list[str], tmp_path: Path
 ) -> None:
     server.add("org/name", {"train.jsonl": jsonl(ROWS)})
-    refused = tuner(*words, "locked=true", env=server.env, code=2)
-    assert "tuner.lock has no entry 'data hub org/name@main'" in refused.err
-    assert server.asked == []
     tuner(*words, "root=first", env=server.env)
     moved = server.add("org/name", {"train.jsonl": jsonl(ROWS * 2)})
     tuner(*words, "root=second", "locked=true", env=server.env)

@@ -106,7 +106,7 @@ def test_the_ledger_tells_every_fate(run: Run, tmp_path: Path) -> None:
         name: first[name]
         for name in ("file", "rows", "kept", "truncated", "split", "held_out", "documents", "dropped")
     } == {
-        "file": "0000-a.jsonl",
+        "file": "a.jsonl",
         "rows": 4,
         "kept": 2,
         "truncated": 1,

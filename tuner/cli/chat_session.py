@@ -54,7 +54,7 @@ def chat(run: RunDirectory, config: Config, base: Path | None) -> int:
     """
     found = locate(run, base)
     terminal = Terminal()
-    terminal.hint(f"{run.dir.name}: {found.called}")
+    terminal.introduce(f"{run.dir.name}: {found.called}")
     # read when transformers is imported; nothing may be looked up
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if (
@@ -101,7 +101,7 @@ def chat(run: RunDirectory, config: Config, base: Path | None) -> int:
     )
     known = (config.model.context, getattr(model.config.get_text_config(), "max_position_embeddings", None))
     context = min((length for length in known if length), default=None)
-    terminal.hint(
+    terminal.introduce(
         f"on {device.type} in {str(dtype).removeprefix('torch.')}; /help lists the commands, /exit leaves"
     )
     with terminal:

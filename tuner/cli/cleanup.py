@@ -13,7 +13,7 @@ from tuner.pipeline.advice import command_on
 from tuner.pipeline.find_run import find_run
 from tuner.pipeline.inherit import load_config
 from tuner.pipeline.plan import plan
-from tuner.pipeline.run import RunDirectory, store_of
+from tuner.pipeline.run import RunDirectory, all_runs, store_of
 from tuner.stages import STAGES
 from tuner.store import references
 from tuner.store.artifacts import Store
@@ -26,16 +26,23 @@ at all runs
 """
 
 
-def clean(config: Config, words: Sequence[str], *, dry_run: bool, spare_recent: bool) -> int:
-    """List, then remove. With words, the directories of the runs that they mean; without, what no run refers
-    to.
+def clean(
+    config: Config, words: Sequence[str], *, dry_run: bool, spare_recent: bool, not_started: bool = False
+) -> int:
+    """List, then remove. With words, the directories of the runs that they mean; of those `not_started`, or
+    else what no run refers to.
 
     Raises ConfigError for a run that is being built, StoreError when it can't be known what is still needed.
     """
     root, store = Path(config.root), store_of(config)
+    if words and not_started:
+        raise ConfigError("clean --not-started finds the runs itself, and takes no names of runs.")
     if words:
         for run in [find_run(root, word) for word in words]:
             _remove_run(run, root, Store(run.store() or store.root), dry_run)
+        return 0
+    if not_started:
+        _remove_not_started(root, store, dry_run)
         return 0
     if not store.root.is_dir():
         print(f"there is no store at {store.root}: nothing to free")
@@ -100,6 +107,16 @@ def _remove_run(run: RunDirectory, root: Path, store: Store, dry_run: bool) -> N
         note = references.note_file(store, run.dir)
         shutil.rmtree(run.dir)
         note.unlink(missing_ok=True)
+
+
+def _remove_not_started(root: Path, store: Store, dry_run: bool) -> None:
+    """The directories of runs of which nothing was made, and nothing is being made now."""
+    found = [(run, Store(run.store() or store.root)) for run in all_runs(root) if not run.begun]
+    idle = [(run, place) for run, place in found if not foreign_owner(run.dir) and not _builder(run, place)]
+    for run, place in idle:
+        _remove_run(run, root, place, dry_run)
+    if not idle:
+        print(f"every run under {root} was started")
 
 
 def _builder(run: RunDirectory, store: Store) -> str | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from tuner.cli.export_files import KINDS
+from tuner.api.exports import KINDS
 from tuner.cli.parse import OPTIONS, SHELLS
 from tuner.cli.verbs import VERBS
 from tuner.config.build import field_paths

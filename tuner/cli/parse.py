@@ -99,6 +99,7 @@ def _instead(word: str, rest: Sequence[str]) -> str:
 
 def _read_recipes(verb: Verb, bare: Sequence[str], argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The overrides of the recipes among the bare words, and the words that are the verb's own."""
+    from tuner.config.other_names import our_verb
     from tuner.config.recipes import read_recipe
 
     end = len(bare) - (verb.own_words or 0)
@@ -110,6 +111,9 @@ def _read_recipes(verb: Verb, bare: Sequence[str], argv: Sequence[str]) -> tuple
         elif verb.own_words is None:
             own.append(word)
         else:
+            if theirs := our_verb(word):
+                line = [theirs if other == word else other for other in argv]
+                raise ConfigError(f"{word!r} is called {theirs} here: python -m tuner {shlex.join(line)}")
             if verbs := [other for other in bare if other in VERBS]:
                 line = [verbs[0], *(other for other in argv if other != verbs[0])]
                 raise ConfigError(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tuner.config.schema import Config
@@ -9,12 +10,15 @@ from tuner.estimate import disk, training
 from tuner.estimate.model_size import measure_model
 from tuner.estimate.work import data_unknown, model_unknown, training_work
 from tuner.files import read_json
+from tuner.models.checkpoint.files import ADAPTER_FILES
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory
 from tuner.report.byte_size import readable_bytes
 from tuner.report.page import tokens_measured
 from tuner.report.printable import printable
 from tuner.report.span import readable_seconds
+from tuner.stages import STAGES
+from tuner.store.artifacts import Store
 
 MEMORY = "GPU memory"
 MANY = 100_000
@@ -115,11 +119,7 @@ def _memory(ahead: training.GpuEstimate | None) -> dict[str, str]:
 def summary(run: RunDirectory) -> str:
     """Where things are, and the answers before and after."""
     lines = [f"run     {run.dir}"]
-    lines += [
-        f"{label:<7} {run.dir / name}"
-        for label, name in (("adapter", "convert"), ("model", "merge"), ("report", "report.md"))
-        if (run.dir / name).exists()
-    ]
+    lines += [f"{label:<7} {path}" for label, path in _results(run).items()]
     made = read_json(run.dir / "tokenize" / "manifest.json") or {}
     lines += [cut] if (cut := made.get("facts", {}).get("cut")) else []
     try:
@@ -152,3 +152,38 @@ def shortened(text: str, most: int = 300) -> str:
     'a long …'
     """
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _results(run: RunDirectory) -> dict[str, Path]:
+    """Where what a person wants of the run is; of full fine-tuning there is no adapter."""
+    adapted = (run.dir / "convert" / ADAPTER_FILES[0]).exists()
+    names = {
+        **({"adapter": "convert"} if adapted else {"model": "convert"}),
+        **({"model": "merge"} if (run.dir / "merge").exists() else {}),
+        "report": "report.md",
+    }
+    return {label: run.dir / name for label, name in names.items() if (run.dir / name).exists()}
+
+
+def summary_json(run: RunDirectory) -> str:
+    """The same for machines, on one line: where things are, the losses, and the digests of each stage."""
+    store = Store(run.store() or run.dir)
+    made = {stage.name: artifact for stage in STAGES if (artifact := store.find(run.key(stage.name) or "-"))}
+    facts = {name: artifact.manifest["facts"] for name, artifact in made.items()}
+    report = read_json(run.dir / "evaluate" / "report.json") or {}
+    return json.dumps(
+        {
+            "run": str(run.dir),
+            "name": run.name,
+            "digest": run.digest,
+            "paths": {label: str(path) for label, path in _results(run).items()},
+            "steps": facts.get("train", {}).get("step"),
+            "loss": facts.get("train", {}).get("loss"),
+            "held_out": report.get("held_out"),
+            "stages": {
+                name: {"fingerprint": artifact.manifest["fingerprint"], "content": artifact.content}
+                for name, artifact in made.items()
+            },
+        },
+        ensure_ascii=False,
+    )

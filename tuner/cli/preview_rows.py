@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from tuner.cli.preview_failures import later_failures
 from tuner.cli.row_ranges import RowOrTree, RowRange, rows_of
 from tuner.data.tokenize import dataset
 from tuner.data.tokenize.data_file import DataFile, draw_rows
@@ -91,9 +92,11 @@ def preview(
                 whole="--all" in flags,
             )
             print(text, flush=True)
-    for line in unread_lines(counted.values(), dataset.reading_hints(settings, listed)) + null_lines(
-        counted.values()
-    ):
+    for line in [
+        *unread_lines(counted.values(), dataset.reading_hints(settings, listed)),
+        *null_lines(counted.values()),
+        *(() if requested else later_failures(maker, listed, drawn, skip=skip)),
+    ]:
         print(line, file=sys.stderr, flush=True)
     return 0
 

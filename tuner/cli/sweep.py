@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from tuner.api import execute_config, to_stderr
-from tuner.cli.sweep_plan import PlannedJob, overview, plan_jobs, plans_of, sweep_job_config
+from tuner.api.sweeps import redo_once, sweep_job_config
+from tuner.cli.sweep_plan import PlannedJob, overview, plan_jobs, plans_of
 from tuner.cli.sweep_ranking import rank_sweep, ranking_text, write_ranking
 from tuner.config.compose import chooses_launcher, launch_jobs
 from tuner.config.schema import Config
@@ -19,15 +20,13 @@ from tuner.errors import ConfigError, Interrupted, Stopped, StoreError, TunerErr
 from tuner.estimate import disk
 from tuner.files import read_json
 from tuner.launch.signals import refuse_after_stop
-from tuner.pipeline.execute import redo_stages
-from tuner.pipeline.run import RunDirectory, store_of
+from tuner.pipeline.run import RunDirectory
 from tuner.pipeline.sweeps import SweepDirectory, SweepJob, sweep_directory
 from tuner.progress import verbose
 from tuner.report.printable import visible
 from tuner.report.ranking import first_sentence
 from tuner.report.ranking_text import job_title
 from tuner.report.span import readable_seconds
-from tuner.stages import STAGES
 
 
 def sweep(words: list[str], *, extra: Path | None) -> int:
@@ -42,7 +41,7 @@ def sweep(words: list[str], *, extra: Path | None) -> int:
     place = sweep_directory(Path(configs[0].root), notes, configs) if configs else None
     if place:
         _write_record(place, notes)
-    _redo(configs)
+    redo_once(configs, to_stderr)
     if chooses_launcher(words) and any(job.to_do for job in jobs):
         titles = {tuple(job.overrides): _title(job, len(jobs)) for job in jobs}
         notes = [
@@ -78,18 +77,6 @@ def _write_record(place: SweepDirectory, notes: Sequence[SweepJob]) -> None:
             f"The record of the sweep, {place.record}, can't be written: {error.strerror}. Make space, mend "
             "its permissions, or choose another root=DIR."
         ) from error
-
-
-def _redo(configs: Sequence[Config]) -> None:
-    """Move what `redo` names to the trash, for all jobs before any starts: what one has built again, another
-    would else build once more, in whatever process it runs.
-    """
-    redone: set[str] = set()
-    for config in configs:
-        if config.redo:
-            store = store_of(config)
-            store.open()
-            redo_stages(config, STAGES, store, RunDirectory.of(config), redone, to_stderr)
 
 
 def _title(job: PlannedJob, of: int) -> str:

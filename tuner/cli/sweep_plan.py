@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tuner.api.sweeps import sweep_job_config
 from tuner.cli.plan_text import plan_dict, plan_text
 from tuner.config.compose import compose_jobs
 from tuner.config.schema import Config
@@ -14,11 +15,9 @@ from tuner.errors import TunerError
 from tuner.estimate import disk
 from tuner.estimate.work import SweepWork, sweep_work
 from tuner.models.locate import refuse_quantised_name
-from tuner.pipeline.inherit import inherit
 from tuner.pipeline.plan import plan
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory, store_of
-from tuner.pipeline.selection import check_stop_words
 from tuner.pipeline.sweeps import SweepJob, swept_fields, words_of
 from tuner.report.byte_size import readable_bytes
 from tuner.report.columns import columns
@@ -68,16 +67,6 @@ def plan_jobs(words: list[str], *, extra: Path | None) -> list[PlannedJob]:
         job = PlannedJob(number=len(jobs) + 1, overrides=overrides, note=note, config=found)
         jobs.append(_shared(_planned(job), made))
     return jobs
-
-
-def sweep_job_config(job: Config) -> Config:
-    """A job's config: with what it takes from an earlier run, and without a merged model that nobody asked
-    for.
-    """
-    check_stop_words(job, STAGES)
-    return inherit(
-        replace(job, merge=replace(job.merge, when="never")) if job.merge.when == "auto" else job, STAGES
-    )
 
 
 def _planned(job: PlannedJob) -> PlannedJob:

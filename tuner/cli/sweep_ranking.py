@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tuner.cli.compare_runs import compared_run
+from tuner.api.comparison import compared_run
 from tuner.config.schema import Config
 from tuner.config.view import leaves
 from tuner.errors import ConfigError, StoreError

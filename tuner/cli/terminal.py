@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from tuner.progress import quiet
+
 
 class Terminal:
     """Questions come from standard input, answers go to standard output, and all else to standard error.
@@ -79,6 +81,11 @@ class Terminal:
 
     def end_answer(self) -> None:
         print(flush=True)
+
+    def introduce(self, text: str) -> None:
+        """A line on what is talked with, where the command is not quiet."""
+        if not quiet():
+            self.hint(text)
 
     def hint(self, text: str) -> None:
         """A line for the user that is not part of an answer."""

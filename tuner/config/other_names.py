@@ -79,6 +79,21 @@ CHOICES = {
     "model/chat": "template chat_template prompt_template template_type",
 }
 """our group → others' names of it"""
+VERBS = {
+    "run": "train sft finetune fine-tune fit pt",
+    "copy": "copy-cfg",
+    "list": "list-cfg list-dataset-format",
+    "evaluate": "eval test",
+    "merge": "merge-lora merge_lora",
+    "convert": "pth_to_hf",
+    "export": "save push",
+    "preview": "log-dataset preprocess check-custom-dataset",
+    "status": "ls ps runs",
+    "clean": "rm gc prune",
+    "config": "show",
+    "stop": "kill",
+}
+"""our verb → others' names of it"""
 WORDS = {
     "algo.batch_tokens": (
         "It counts the tokens of an optimizer step; how often gradients are accumulated follows."
@@ -91,6 +106,7 @@ WORDS = {
 """what is to be said besides"""
 
 _OURS = {other: field for field, names in NAMES.items() for other in names.split()}
+_VERBS = {other: verb for verb, names in VERBS.items() for other in names.split()}
 _GROUPS = {other: group for group, names in CHOICES.items() for other in names.split()}
 
 
@@ -113,6 +129,15 @@ def ours_for(name: str, fields: Collection[str]) -> str:
     if group := _GROUPS.get(_last_part(name)):
         return f" Here it is a choice, {group}=NAME: python -m tuner list {group.rpartition('/')[2]}s."
     return ""
+
+
+def our_verb(word: str) -> str | None:
+    """What another tool's verb is called here; None where that is not known.
+
+    >>> our_verb("train")
+    'run'
+    """
+    return _VERBS.get(word)
 
 
 def _last_part(name: str) -> str:

@@ -6,12 +6,16 @@ only source.
 """
 
 import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from tuner.config.view import View
 from tuner.data.formats import table
 from tuner.data.formats.shape import RowShape
 from tuner.errors import ConfigError, did_you_mean
 
+NUMBERED = re.compile(r"\d{4}-")
+"""what names begin with where there are several files (tuner.data.files.data_paths.locate)"""
 OWNED = re.compile(r"p(\d{2,})-|held_out-")
 
 
@@ -48,6 +52,38 @@ def name_in_dataset(name: str, number: int | None) -> str:
 def source_prefix(number: int) -> str:
     """What names of a mixture's source begin with."""
     return f"p{number:02d}-"
+
+
+def plain_names(names: Iterable[str]) -> dict[str, str]:
+    """What a person calls files: their names without what holds their order and source. Those that are then
+    alike are counted.
+
+    >>> plain_names(["0000-b.jsonl", "0001-a.jsonl", "held_out-a.jsonl"])
+    {'0000-b.jsonl': 'b.jsonl', '0001-a.jsonl': 'a.jsonl (1)', 'held_out-a.jsonl': 'a.jsonl (2)'}
+    >>> plain_names(["0001-b.jsonl"]), plain_names(["0000-p01-x.jsonl"])
+    ({'0001-b.jsonl': '0001-b.jsonl'}, {'0000-p01-x.jsonl': 'p01-x.jsonl'})
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        owner = OWNED.match(name)
+        groups.setdefault(owner[0] if owner else "", []).append(name)
+    plain = {}
+    for prefix, group in groups.items():
+        for name in group:
+            rest = name.removeprefix(prefix)
+            numbered = NUMBERED.match(rest) and (len(group) > 1 or OWNED.match(rest[5:]))
+            plain[name] = rest[5:] if numbered else rest
+    return told_apart(plain)
+
+
+def told_apart(shown: Mapping[str, str]) -> dict[str, str]:
+    """Names to show, with a number behind those that are alike."""
+    times, seen = Counter(shown.values()), Counter[str]()
+    found = {}
+    for name, text in shown.items():
+        seen[text] += 1
+        found[name] = f"{text} ({seen[text]})" if times[text] > 1 else text
+    return found
 
 
 def check_columns(view: View) -> None:

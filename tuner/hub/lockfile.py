@@ -1,15 +1,17 @@
-"""tuner.lock: which commit a branch of a hub means, and what its files hold. One file for a project, meant to
-be committed.
+"""tuner.lock: the commits that branches of hubs mean, what their files hold, and what the person's own do.
+One file for a project, meant to be committed.
 
     {"version": 1, "pins": {"model hub internlm/internlm2-1_8b@main": {"commit": "…", "files": {"config.json":
-    {"size": 712, "sha256": "…"}, …}}}}
+    {"size": 712, "sha256": "…"}, …}}}, "files": {"data/support.jsonl": "sha256 …"}}
 
 A reference is looked up once and stays what it was: a branch that moves changes no run until somebody removes
-its entry. Entries are sorted, so that two branches of a project merge by lines.
+its entry. A file of one's own is in it as the last run found it that was not locked. Entries are sorted, so
+that two branches of a project merge by lines.
 """
 
 import fcntl
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -112,6 +114,36 @@ def lookup_message(lock: str, name: str, pin: Pin) -> str:
     return f"{name} is the commit {pin.commit[:12]}, as {lock} says from now on"
 
 
+def refuse_other_files(lock: str, files: Mapping[Path, str]) -> None:
+    """Raise ConfigError where a file of the person's own, with its sha256, is not as the lock has it."""
+    known = _entries(Path(lock), "files")
+    for path, digest in files.items():
+        there = known.get(file_key(Path(lock), path))
+        if there is None:
+            raise ConfigError(missing_message(lock, file_key(Path(lock), path)))
+        if there != digest:
+            raise ConfigError(
+                f"{path} has other content (sha256 {digest[:12]}) than {lock} says ({str(there)[:12]}), and "
+                "locked=true takes nothing else. Restore the file; or run the same command once without "
+                f"locked=true, which writes what it holds now, and commit {lock}."
+            )
+
+
+def write_files(lock: Path, files: Mapping[Path, str]) -> None:
+    """Note what files of the person's own hold: path → sha256."""
+    found = {file_key(lock, path): digest for path, digest in files.items()}
+    if found.items() <= _entries(lock, "files").items():
+        return
+    with _exclusive(lock):
+        _write(lock, _entries(lock), _entries(lock, "files") | found)
+
+
+def file_key(lock: Path, path: Path) -> str:
+    """What the lock calls a file: by its place from there, where it lies below; so a project may move."""
+    here, there = Path(os.path.abspath(lock)).parent, Path(os.path.abspath(path))  # noqa: PTH100  links stay
+    return there.relative_to(here).as_posix() if here in there.parents else str(there)
+
+
 def missing_message(lock: str, name: str) -> str:
     """What a run with locked=true is told that needs what the lock does not have."""
     return (
@@ -147,7 +179,7 @@ def add_pin(lock: Path, name: str, pin: Pin) -> Pin:
     with _exclusive(lock):
         if (other := find_pin(lock, name)) is not None:
             return other
-        _write(lock, name, pin)
+        _write(lock, _entries(lock) | {name: _plain(pin)}, _entries(lock, "files"))
         return pin
 
 
@@ -156,7 +188,7 @@ def write_pin(lock: Path, name: str, pin: Pin) -> None:
     several processes write at once.
     """
     with _exclusive(lock):
-        _write(lock, name, pin)
+        _write(lock, _entries(lock) | {name: _plain(pin)}, _entries(lock, "files"))
 
 
 @contextmanager
@@ -167,12 +199,11 @@ def _exclusive(lock: Path) -> Iterator[None]:
         yield
 
 
-def _write(lock: Path, name: str, pin: Pin) -> None:
-    entries = _entries(lock) | {name: _plain(pin)}
-    text = json.dumps(
-        {"version": VERSION, "pins": dict(sorted(entries.items()))}, indent=1, ensure_ascii=False
-    )
-    write_text(lock, text + "\n")
+def _write(lock: Path, pins: Mapping[str, Any], files: Mapping[str, Any]) -> None:
+    content = {"version": VERSION, "pins": dict(sorted(pins.items()))}
+    if files:
+        content["files"] = dict(sorted(files.items()))
+    write_text(lock, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _plain(pin: Pin) -> dict[str, Any]:
@@ -184,7 +215,7 @@ def _plain(pin: Pin) -> dict[str, Any]:
     return {"commit": pin.commit, **{name: value for name, value in more.items() if value}, "files": files}
 
 
-def _entries(lock: Path) -> dict[str, Any]:
+def _entries(lock: Path, part: str = "pins") -> dict[str, Any]:
     try:
         content = decode_json(lock.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -203,5 +234,9 @@ def _entries(lock: Path) -> dict[str, Any]:
             f"{lock} has version {content.get('version')}, and this tuner reads {VERSION}. Update "
             "tuner, or name another lock=FILE."
         )
-    entries: dict[str, Any] = content["pins"]
+    entries = content.get(part, {})
+    if not isinstance(entries, dict):
+        raise ConfigError(
+            f"{lock}: `{part}` should hold entries by name. Take it from version control again."
+        )
     return entries

@@ -5,6 +5,8 @@ nothing is left to do.
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from tuner.config.schema import Config
 from tuner.config.view import View
@@ -12,12 +14,20 @@ from tuner.errors import ConfigError, StageError, StoreError
 from tuner.hardware.cuda_driver import cuda_problem
 from tuner.hardware.gpus import gpus_hidden
 from tuner.hardware.mistakes import mistake
+from tuner.hub import lockfile
 from tuner.launch.child import refuse_external_launcher
 from tuner.pipeline.build import build_stage
+from tuner.pipeline.earlier import keep_earlier
 from tuner.pipeline.plan import plan
+from tuner.pipeline.plan_stage import own_digests
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory, link_parent, store_of
-from tuner.pipeline.selection import stages_to_redo, stages_until, stages_up_to_train
+from tuner.pipeline.selection import (
+    stages_to_redo,
+    stages_until,
+    stages_up_to_train,
+    with_downstream,
+)
 from tuner.pipeline.stage import Stage
 from tuner.store.artifacts import Store
 
@@ -132,11 +142,35 @@ class _Execution:
         """
         if planned.artifact is None:
             return True
+        self._keep_earlier(planned)
+        self._note_files(planned)
         with self.store.shared([planned.artifact.key]):
             self.run.link(planned.stage.name, planned.artifact.path)
             if planned.stage.name == "evaluate":
                 self.run.show_report()
             return self.store.find(planned.artifact.key) is not None
+
+    def _keep_earlier(self, planned: PlannedStage) -> None:
+        """What the run has of files that were edited since stays with a run of its own, and no longer with
+        this one.
+        """
+        if earlier := keep_earlier(self.run, planned, self.store):
+            self.run.unlink(with_downstream(self.stages, {planned.stage.name}), self.store)
+            name = earlier.dir.name
+            self._once(
+                f"  what was trained before stays as {name}; remove it with: python -m tuner clean {name}",
+                self.say,
+            )
+
+    def _note_files(self, planned: PlannedStage) -> None:
+        """The lock says what the person's own files hold, as a locked run will want them."""
+        looks = self.run.dir.parent != Path(self.config.root) / "runs"  # and leaves nothing
+        if looks or self.pinned or self.config.locked or planned.origin is None:
+            return
+        view, hashes = View(planned.config, planned.stage.name), planned.origin["sources"]
+        if own := own_digests(planned.stage, view, planned.sources, hashes):
+            with suppress(OSError):  # where nobody may write, nobody commits it
+                lockfile.write_files(Path(self.config.lock), own)
 
     def _look_up(self, planned: PlannedStage) -> None:
         """Ask the hubs for the commits that the lock does not have."""
@@ -168,6 +202,7 @@ class _Execution:
                 f"({planned.why}): something changes its files while it runs."
             )
         self.built[name] += 1
+        self._keep_earlier(planned)
         build_stage(planned, {other.stage.name: other for other in found}, self.store, self.run, self.say)
 
 

@@ -1,13 +1,20 @@
 """The run that a person means, among those under an output root, and in what runs differ."""
 
 import time
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tuner.config.schema import Config
 from tuner.config.view import leaves
 from tuner.errors import ConfigError, did_you_mean
 from tuner.pipeline.advice import command
-from tuner.pipeline.run import RunDirectory, all_runs
+from tuner.pipeline.run import RunDirectory, all_runs, recipe_words, run_name
+
+LOOKED_INTO = 50
+"""runs that a reason is told against at most, the newest: each costs a plan some milliseconds"""
 
 
 def find_run(root: Path, word: str) -> RunDirectory:
@@ -69,6 +76,40 @@ def _apart(run: RunDirectory, others: list[RunDirectory]) -> str:
     except ConfigError:
         return ""
     return "".join(f"  {path}={values[0]}" for path, values in differing.items())
+
+
+def similar_runs(config: Config, run: RunDirectory) -> Iterator[list[RunDirectory]]:
+    """The other runs of the name that `config` has, or would have without one; then those that are called
+    otherwise and are of the same model, algo and data. Each list is newest first.
+    """
+    others: list[RunDirectory] = []
+    with suppress(OSError):  # no run yet, or one that was cleaned away this moment
+        root = Path(config.root)
+        others = [
+            other for other in _newest_first(root, (root / "runs").stat().st_mtime_ns) if other.dir != run.dir
+        ]
+    recipe = recipe_words(config)
+    names = {run.name, run_name(config).rpartition("-")[0], recipe}
+    yield [other for other in others if other.name in names][:LOOKED_INTO]
+    named = [other for other in others if other.name not in names]
+    yield [other for other in named[:LOOKED_INTO] if _recipe_of(other) == recipe]
+
+
+@lru_cache(maxsize=4)
+def _newest_first(root: Path, _changed: int) -> list[RunDirectory]:
+    return sorted(all_runs(root), key=RunDirectory.used, reverse=True)
+
+
+def _recipe_of(run: RunDirectory) -> str | None:
+    """What a run would be called without a name; None where its config can't be read."""
+    with suppress(OSError, ConfigError):
+        return _read_recipe(run.dir, (run.dir / "config.yaml").stat().st_mtime_ns)
+    return None
+
+
+@lru_cache(maxsize=4 * LOOKED_INTO)
+def _read_recipe(directory: Path, _changed: int) -> str:
+    return recipe_words(RunDirectory(directory).config())
 
 
 def differing_fields(runs: list[RunDirectory]) -> dict[str, list[Any]]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from tuner.config.schema import Config
 from tuner.config.view import View, identity_fields
-from tuner.errors import TunerError
+from tuner.data.sources import plain_names
+from tuner.errors import ConfigError, TunerError
 from tuner.files import read_json
-from tuner.hub.lockfile import known_content, pinned_commits
+from tuner.hub.lockfile import known_content, missing_message, pinned_commits, refuse_other_files
 from tuner.pipeline.planned_stage import PlannedStage, State
 from tuner.pipeline.reasons import find_predecessor, why_rebuild
 from tuner.pipeline.run import RunDirectory
@@ -47,7 +48,8 @@ def plan_stage(
     pending = [] if hashing else large
     if large and hashing:
         size = sum(sources[name].stat().st_size for name in large)
-        hashing(f"{stage.name:<12} hashing {', '.join(large)} ({readable_bytes(size)}), once")
+        names = ", ".join(plain_names(large).values())
+        hashing(f"{stage.name:<12} hashing {names} ({readable_bytes(size)}), once")
     step = PlannedStage(
         stage=stage,
         config=config,
@@ -60,15 +62,19 @@ def plan_stage(
         known_as=None,
     )
     pins = stage.remote.pins(view)
+    if config.locked and None in pins.values():
+        raise ConfigError(missing_message(config.lock, next(name for name in pins if pins[name] is None)))
     if floating := [name for name, pin in pins.items() if pin is None]:
         return replace(
             step, why=f"{', '.join(name.partition(' ')[2] for name in floating)} unresolved", unresolved=True
         )
     if pending:
-        return replace(step, why=f"hash pending: {', '.join(pending)}", pending=True)
+        return replace(step, why=f"hash pending: {', '.join(plain_names(pending).values())}", pending=True)
     if unknown:
         return replace(step, why=f"after {', '.join(unknown)}")
     hashes = {name: store.hashes.sha256(path) for name, path in sources.items()}
+    if config.locked:
+        refuse_other_files(config.lock, own_digests(stage, view, sources, hashes))
     origin = origin_of(stage, config, hashes | pinned_commits(pins), upstream)
     fingerprint = json_digest(origin)
     key = f"{stage.name}-{fingerprint[:12]}"
@@ -94,7 +100,7 @@ def plan_stage(
         elif problem is None and (longer := find_predecessor(stage, origin, contents, view, store, key)):
             state, reason = "continue", longer.why
         elif problem is None:
-            reason = why_rebuild(origin, store, run)
+            reason = why_rebuild(origin, store, run, config)
     known_as: str | None = fingerprint
     if stage.by_content:
         # For referenced files the content is known without the artifact, and for a hub's files once anybody
@@ -120,6 +126,14 @@ def plan_stage(
         pick=pick,
         predecessor=longer,
     )
+
+
+def own_digests(
+    stage: Stage, view: View, sources: Mapping[str, Path], hashes: Mapping[str, str]
+) -> dict[Path, str]:
+    """What the sources hold that the lock has to say of: path → sha256."""
+    own = set(stage.own_files(view))
+    return {path: hashes[name] for name, path in sources.items() if path in own}
 
 
 def _choose_step(

@@ -13,10 +13,12 @@ from typing import Any
 from tuner.config.fields import UNSET
 from tuner.config.schema import Config
 from tuner.config.view import View, leaves
+from tuner.data.sources import plain_names
 from tuner.files import read_json
+from tuner.pipeline.find_run import similar_runs
 from tuner.pipeline.run import RunDirectory
 from tuner.pipeline.stage import Stage
-from tuner.store.artifacts import Artifact, Store
+from tuner.store.artifacts import Store
 
 MISSING = object()
 HUBS = ("hub ", "modelscope ")
@@ -36,7 +38,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         f"{path} {_shown(_meant(path, a))} → {_shown(_meant(path, b))}"
         for path, a, b in _changed(old, new, "inputs")
     ]
-    for name, a, b in _changed(old, new, "sources"):
+    before, after = (_plain_sources(origin) for origin in (old, new))
+    if before == after and old.get("sources") != new.get("sources"):
+        reasons.append("the order of the files changed")
+    for name, a, b in _changed({"sources": before}, {"sources": after}, "sources"):
         if a is MISSING or b is MISSING:
             reasons.append(f"{name} is {'new' if a is MISSING else 'gone'}")
         else:
@@ -46,6 +51,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     reasons += [f"{name} version {_shown(a)} → {_shown(b)}" for name, a, b in _changed(old, new, "versions")]
     reasons += [f"{stage} changes" for stage, _, _ in _changed(old, new, "upstream")]
     return reasons
+
+
+def _plain_sources(origin: Mapping[str, Any]) -> dict[str, str]:
+    """Content by the names that a person knows."""
+    sources: Mapping[str, str] = origin.get("sources", {})
+    return {shown: sources[name] for name, shown in plain_names(sorted(sources)).items()}
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any], part: str) -> list[tuple[str, Any, Any]]:
@@ -74,34 +85,38 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def why_rebuild(origin: Mapping[str, Any], store: Store, run: RunDirectory) -> str:
-    """In what `origin` differs from what this run last linked, else from the artifact of the stage that is
-    nearest to it.
+def why_rebuild(origin: Mapping[str, Any], store: Store, run: RunDirectory, config: Config) -> str:
+    """In what `origin` differs from what this run last linked, else from what is nearest to it among the
+    runs of the same name or recipe; what others made for another purpose explains nothing.
     """
     stage = origin["stage"]
-    linked = store.find(run.key(stage) or "-")
-    if linked is not None and (reasons := differences(linked.manifest["origin"], origin)):
+    if (last := _linked_origin(store, run, stage)) and (reasons := differences(last, origin)):
         return _listed(reasons)
-    others = [
-        (len(reasons), other, reasons)
-        for other in store.all(stage)
-        if (reasons := differences(other.manifest["origin"], origin))
-    ]
-    if not others:
-        return "never made"
-    _, other, reasons = min(others, key=lambda item: (item[0], _age(item[1])))
-    return f"{_listed(reasons)} (against {other.key})"
+    for runs in similar_runs(config, run):
+        others = [
+            (len(reasons), age, other, reasons)
+            for age, other in enumerate(runs)
+            if (theirs := _linked_origin(store, other, stage)) and (reasons := differences(theirs, origin))
+        ]
+        if others:
+            _, _, other, reasons = min(others, key=lambda found: found[:2])
+            return f"{_listed(reasons)} (against run {other.digest})"
+    return "never made"
+
+
+def _linked_origin(store: Store, run: RunDirectory, stage: str) -> Mapping[str, Any] | None:
+    """What the artifact is made from that a run links for a stage, finished or not."""
+    key = run.key(stage) or "-"
+    if artifact := store.find(key):
+        origin: Mapping[str, Any] = artifact.manifest["origin"]
+        return origin
+    return (read_json(store.partial(key).with_suffix(".json")) or {}).get("origin")
 
 
 def _listed(reasons: list[str]) -> str:
     """The first of them, and how many more there are."""
     more = f" and {len(reasons) - NAMED} more" if len(reasons) > NAMED else ""
     return ", ".join(reasons[:NAMED]) + more
-
-
-def _age(artifact: Artifact) -> float:
-    made: float = artifact.manifest.get("made", 0.0)
-    return -made
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """A finished run made again in a clean root, as it was recorded, and compared stage by stage.
 
-The clean root lies beside the run's own: on the same file system, with the same lock and caches. What was
+The clean root lies beside the run's own, on the same file system, with a copy of the lock. What was
 downloaded or rewritten is taken from the store, where its bytes are held to their manifest; files of one's
 own are read again where they lie. All that follows is made anew.
 """
@@ -8,7 +8,7 @@ own are read again where they lie. All that follows is made anew.
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,10 @@ def reproduce(
         with _clean_root(Path(config.root), keep) as root:
             tell(f"making {run.dir.name} again in {root}, which {'stays' if keep else 'goes at the end'}")
             clean = as_recorded(config, {name: a.manifest["facts"] for name, a in recorded.items()}, root)
+            with suppress(
+                FileNotFoundError
+            ):  # what is edited since is named, so it holds nobody to its files
+                shutil.copyfile(config.lock, clean.lock)
             _refer(store_of(clean), recorded.values())
             remaking = _Remaking(clean, stages, recorded, execute, tell)
             results = list(remaking.results())
@@ -70,8 +74,8 @@ def reproduce(
 
 
 def as_recorded(config: Config, facts: Mapping[str, Mapping[str, Any]], root: Path) -> Config:
-    """A run's config for another root: nothing is looked up, and `auto` is what it meant in the run, as far
-    as all of its stages agree.
+    """A run's config for another root, with the lock that is there; `auto` is what it meant in the run, as
+    far as all of its stages agree.
     """
     machine = config.machine
     for name in RESOLVED:
@@ -81,7 +85,8 @@ def as_recorded(config: Config, facts: Mapping[str, Mapping[str, Any]], root: Pa
     if machine.device == "auto" and _devices(facts.values()) == {"cpu"}:
         machine = replace(machine, device="cpu")
     merge = replace(config.merge, when="always" if "merge" in facts else "never")
-    return replace(config, root=str(root), store=None, locked=True, machine=machine, merge=merge)
+    lock = str(root / "tuner.lock")
+    return replace(config, root=str(root), store=None, lock=lock, locked=False, machine=machine, merge=merge)
 
 
 def _devices(facts: Iterable[Mapping[str, Any]]) -> set[str]:
@@ -186,6 +191,11 @@ class _Remaking:
             self.directory,
             hashing=self.tell,
         )
+        if floating := [step for step in planned if step.unresolved]:
+            raise ConfigError(
+                f"The lock does not say what the run was made from: {floating[0].why}. Start the command "
+                "where the run was started, or take tuner.lock from version control again."
+            )
         origins = {step.stage.name: step.origin for step in planned if step.origin}
         # where bits are not asked, another step may be the best
         free = ("convert.step",) if self.config.convert.step == "best" and not self.bits else ()

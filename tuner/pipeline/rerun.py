@@ -117,8 +117,10 @@ def rerun(
         raise
 
 
-def relabel(run: RunDirectory, names: Sequence[str], words: Sequence[str], stages: Sequence[Stage]) -> int:
-    """`rename RUN NAME`, with or without note=… and tags=[…]: what a run is called changes nothing else."""
+def relabel(run: RunDirectory, names: Sequence[str], words: Sequence[str], stages: Sequence[Stage]) -> None:
+    """`rename RUN NAME`, with or without note=… and tags=[…]: what a run is called changes nothing else.
+    Raises ConfigError.
+    """
     before = load_config(run)
     labels = with_overrides(before, [*words, *(f"name={name}" for name in names)], stages)
     if (
@@ -132,9 +134,8 @@ def relabel(run: RunDirectory, names: Sequence[str], words: Sequence[str], stage
         )
     if labels.name and labels.name != before.name:
         run.rename(run_name(labels), store_of(before))
+        run.give_up_name(before.name, labels.name)
     run.write(replace(run.config(), name=labels.name, note=labels.note, tags=labels.tags))
-    print(f"run     {run.dir}")
-    return 0
 
 
 def prepare_result(

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from tuner.config.build import build_config, dump_config
 from tuner.config.schema import Config
 from tuner.config.view import leaves
 from tuner.errors import ConfigError
+from tuner.files import read_json, write_json
 from tuner.progress import verbose
 from tuner.report.printable import visible
 from tuner.store import references
@@ -35,6 +36,10 @@ try:
 except ImportError:  # PyYAML without libyaml
     from yaml import SafeDumper as Dumper  # type: ignore[assignment]
     from yaml import SafeLoader as Loader  # type: ignore[assignment]
+
+
+GIVEN_UP = ".renamed"
+"""a file in a run's directory: names that it has no more, though its command or recipe may say so"""
 
 
 def store_of(config: Config) -> Store:
@@ -55,6 +60,11 @@ def run_digest(config: Config) -> str:
 
 def run_name(config: Config) -> str:
     """The name of the run's directory, without the root."""
+    return f"{_as_name(config.name or recipe_words(config))}-{run_digest(config)}"
+
+
+def recipe_words(config: Config) -> str:
+    """What a run is called that nobody gave a name: model-algo-data."""
 
     def called(group: str, path: Any) -> str:
         chosen = config.choices.get(group, group)
@@ -68,15 +78,19 @@ def run_name(config: Config) -> str:
         plain = re.sub(r"\.(jsonl?|gguf)\Z", "", Path(first).name)
         return plain if "*" not in plain else Path(first).parent.name or chosen
 
-    words = config.name or "-".join(
-        (
-            called("model", config.model.path),
-            config.choices.get("algo", "algo"),
-            called("data", config.data.path),
+    return _as_name(
+        "-".join(
+            (
+                called("model", config.model.path),
+                config.choices.get("algo", "algo"),
+                called("data", config.data.path),
+            )
         )
     )
-    plain = re.sub(r"[^\w.()+-]+", "_", words)[:80]
-    return f"{plain}-{run_digest(config)}"
+
+
+def _as_name(words: str) -> str:
+    return re.sub(r"[^\w.()+-]+", "_", words)[:80]
 
 
 class RunDirectory:
@@ -101,8 +115,11 @@ class RunDirectory:
         """Make the directory, under the name that the config gives, and write the config into it, if it is
         not there as it is now.
 
-        A name, note or tags from before stay where the config has none.
+        A name, note or tags from before stay where the config has none, and so does a name that the run was
+        given in place of this one.
         """
+        if config.name in self.names_given_up():
+            config = replace(config, name=None)
         if config.name and self.dir.exists():
             self.rename(run_name(config), store)
         self.dir.mkdir(parents=True, exist_ok=True)
@@ -125,6 +142,15 @@ class RunDirectory:
             part = self.dir / f".config.yaml.{os.getpid()}"
             part.write_text(text, encoding="utf-8")
             part.rename(file)
+
+    def names_given_up(self) -> list[str]:
+        """The names in place of which a person gave it another: the recipe may still have them."""
+        return list((read_json(self.dir / GIVEN_UP) or {}).get("names", ()))
+
+    def give_up_name(self, name: str | None, new: str) -> None:
+        """Note that a person calls it `new` in place of `name`."""
+        names = {*self.names_given_up(), *([name] if name else [])} - {new}
+        write_json(self.dir / GIVEN_UP, {"names": sorted(names)})
 
     def rename(self, name: str, store: Store) -> None:
         """Give the directory another name. Raises ConfigError while something of the run is being built,
@@ -175,6 +201,16 @@ class RunDirectory:
         """The end of the directory's name."""
         return self.dir.name.rpartition("-")[2]
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything was made of what it reads, or is being brought: not where its input failed."""
+        for link in self.dir.iterdir():
+            with suppress(OSError):  # no link, or gone this moment
+                brought = ".partial" not in link.readlink().parts or not link.exists()
+                if link.name not in ("base", "adapter") and not (link.name.startswith("fetch_") and brought):
+                    return True
+        return False
+
     def used(self) -> float:
         """When something last ran here, in seconds since 1970."""
         file = next(
@@ -211,6 +247,12 @@ class RunDirectory:
         # before the link, and again after it, when the old target is let go
         references.write_note(store, self.dir, key_of(target.name))
         self._point(name, os.path.relpath(target, self.dir))
+        references.write_note(store, self.dir)
+
+    def unlink(self, names: Collection[str], store: Store) -> None:
+        """Refer no longer to what some stages made."""
+        for name in [*names, *(["report.md"] if "evaluate" in names else [])]:
+            self.path(name).unlink(missing_ok=True)
         references.write_note(store, self.dir)
 
     def _point(self, name: str, target: str) -> None:

@@ -1,6 +1,6 @@
 """Which stages the words `until` and `redo` mean, and which come before or after them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, did_you_mean
@@ -44,7 +44,12 @@ def stages_until(stages: Sequence[Stage], until: str | None) -> list[Stage]:
 
 def stages_to_redo(stages: Sequence[Stage], word: str) -> set[str]:
     """The stages that `redo=word` builds again: those it names, and all that are made from them."""
-    found = stages_named(stages, word)
+    return with_downstream(stages, stages_named(stages, word))
+
+
+def with_downstream(stages: Sequence[Stage], names: Collection[str]) -> set[str]:
+    """Some stages, and all that are made from them."""
+    found = set(names)
     for stage in stages:  # in the order of the pipeline, so one pass is enough
         if found & set(stage.upstream):
             found.add(stage.name)

@@ -53,6 +53,8 @@ class Context:
     """an empty directory to write into; for a stage with `progress`, with what a killed one left"""
     say: Callable[[str], None]
     """tells the person, and the run's log, one line"""
+    run: Path | None = None
+    """the run's directory, for files of other tools that are no part of the artifact"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +149,8 @@ class Stage:
     """local files that enter by content: name → where"""
     check: Callable[[View], None] = _nothing
     """raises what can be known to fail before anything runs; no heavy import"""
+    own_files: Callable[[View], Iterable[Path]] = lambda _: ()
+    """those of them that are the person's, and no package's or run's: the lock says what they hold"""
     references: Callable[[View], bool] = lambda _: False
     """whether `sources` are themselves the artifact's files: referenced with their hashes, not copied"""
     remote: Remote = Remote()

@@ -55,6 +55,17 @@ def local_files(view: View) -> dict[str, Path]:
     return found
 
 
+def own_files(view: View) -> list[Path]:
+    """Of those, what no package brought."""
+    packaged = [
+        file
+        for part in sources_of(view)
+        if part.source == "package"
+        for file in _located(part.path, part.package, "data.path").values()
+    ]
+    return [file for file in local_files(view).values() if file not in packaged]
+
+
 def _located(
     paths: str | Sequence[str], package: str | None, where: str, *, apart: bool = False
 ) -> dict[str, Path]:
@@ -116,8 +127,6 @@ def look_up(view: View, say: Callable[[str], None]) -> None:
     for part in sources_of(view):
         if part.source not in HUBS or known[name := pin_name(part)] is not None:
             continue
-        if view.locked:
-            raise ConfigError(lockfile.missing_message(view.lock, name))
         found = fetch.pin_files(fetch.hub_of(part.source), part.repo, part.revision, patterns(part))
         known[name] = pin = lockfile.add_pin(Path(view.lock), name, found)
         say(lockfile.lookup_message(view.lock, name, pin))
@@ -222,6 +231,7 @@ STAGE = Stage(
     child=True,
     versions=versions,
     sources=local_files,
+    own_files=own_files,
     remote=Remote(
         fetches=lambda view: any(part.source in HUBS for part in sources_of(view)),
         pins=find_pins,

@@ -20,7 +20,6 @@ from tuner.data.chat import choice
 from tuner.errors import ConfigError, DataError, did_you_mean
 from tuner.hardware.limits import reading
 from tuner.hardware.mistakes import fault_of
-from tuner.hub import lockfile
 from tuner.models import locate
 from tuner.models.checkpoint import files, quantised
 from tuner.models.checkpoint.config_limits import check_config
@@ -42,8 +41,6 @@ def look_up(view: View, say: Callable[[str], None]) -> None:
     from tuner.models import fetch
 
     model, name = view.model, locate.lock_key(view)
-    if view.locked:
-        raise ConfigError(lockfile.missing_message(view.lock, name))
     fetch.lock_model(
         model.source,
         locate.repository_name(view),
@@ -286,6 +283,7 @@ STAGE = Stage(
     run=run,
     versions=versions,
     sources=locate.local_files,
+    own_files=lambda view: locate.local_files(view).values() if view.model.source == "path" else (),
     remote=Remote(
         fetches=lambda view: view.model.source in HUBS, pins=locate.locked_pins, look_up=look_up, cost=cost
     ),

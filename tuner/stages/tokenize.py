@@ -64,7 +64,8 @@ def run(context: Context) -> dict[str, Any]:
     data, length = context.config.data, context.config.data.length
     settings = settings_of(context.config, context.inputs["fetch_model"].dir)
     check_vocabulary(settings)
-    listed = listed_files(context.config, context.inputs["fetch_data"].files)
+    fetched = context.inputs["fetch_data"]
+    listed = listed_files(context.config, fetched.files, fetched.facts)
     settings = dataset.survey_sources(settings, listed)
     for line in dataset.source_notes(settings, listed):
         context.say(f"  {line}")

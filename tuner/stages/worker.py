@@ -77,7 +77,7 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
     if not stage.remote.fetches(view):  # what it reads is there; nothing may be looked up behind its back
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     inputs = {name: Input.of_json(told) for name, told in job["inputs"].items()}
-    context = Context(config=view, inputs=inputs, out=Path(job["out"]), say=say)
+    context = Context(config=view, inputs=inputs, out=Path(job["out"]), say=say, run=run.dir)
     result: dict[str, Any]
     try:
         with waiting(f"{stage.name}: starting"):

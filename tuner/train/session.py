@@ -112,7 +112,7 @@ class Session:
             self.say(line)
 
         start, seen = (found.step, found.tokens) if found else (0, 0)
-        journal = open_journal(config, out, world, step=start, say=self.say)
+        journal = open_journal(self.ctx, world, step=start, say=self.say)
         sample = open_sampler(
             config,
             model,

@@ -116,6 +116,7 @@ def test_trackers_get_the_rows(tmp_path: Path) -> None:
     trackers = open_trackers(
         ["tensorboard"],
         tmp_path,
+        place=tmp_path,
         project="p",
         name="n",
         config={},

@@ -7,7 +7,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,14 @@ def run(kind: str, out: Path, begin: int, end: int) -> str:
     """A training from one step to another; returns the run's id."""
     said: list[str] = []
     opened = open_trackers(
-        [kind], out, project="proofs", name="train-3abb8f", config=CONFIG, step=begin, say=said.append
+        [kind],
+        out,
+        place=out.parent / "outputs" / "runs" / "one",
+        project="proofs",
+        name="train-3abb8f",
+        config=CONFIG,
+        step=begin,
+        say=said.append,
     )
     for step in range(begin + 1, end + 1):
         opened.write(row(step))
@@ -77,7 +84,9 @@ def test_one_that_is_not_installed_is_said_and_left_out(
 ) -> None:
     monkeypatch.setitem(sys.modules, kind, None)
     said: list[str] = []
-    opened = open_trackers([kind], tmp_path, project="p", name="n", config={}, step=0, say=said.append)
+    opened = open_trackers(
+        [kind], tmp_path, place=tmp_path, project="p", name="n", config={}, step=0, say=said.append
+    )
     opened.write(row(1))
     opened.close()
     (sentence,) = said
@@ -91,7 +100,7 @@ def test_one_that_can_not_be_opened_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").write_text("a file", encoding="utf-8")
     said: list[str] = []
     opened = open_trackers(
-        ["tensorboard"], tmp_path, project="p", name="n", config={}, step=0, say=said.append
+        ["tensorboard"], tmp_path, place=tmp_path, project="p", name="n", config={}, step=0, say=said.append
     )
     opened.write(row(1))
     opened.close()
@@ -172,23 +181,26 @@ def test_what_is_no_number_is_not_sent() -> None:
     }
 
 
-# Where they are installed. They keep what they have under the working directory.
+# Where they are installed. They keep what they have with the run, and nothing in the working directory.
 
 real = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, value in (
         ("WANDB_MODE", "offline"),
         ("SWANLAB_MODE", "offline"),
-        ("TRACKIO_DIR", "trackio"),
-        ("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"),
+        ("TRACKIO_DIR", str(tmp_path / "trackio")),
     ):
         monkeypatch.setenv(name, value)
-    (tmp_path / "out").mkdir()
-    return tmp_path
+    for name in ("WANDB_DIR", "SWANLAB_LOG_DIR", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("out", "work", "outputs/runs/one"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    yield tmp_path
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def twice(kind: str, home: Path) -> str:
@@ -202,7 +214,7 @@ def twice(kind: str, home: Path) -> str:
 def test_wandb_goes_on_with_its_run(home: Path) -> None:
     pytest.importorskip("wandb")
     name = twice("wandb", home)
-    files = sorted(home.glob(f"wandb/offline-run-*-{name}/run-{name}.wandb"))
+    files = sorted(home.glob(f"outputs/runs/one/wandb/offline-run-*-{name}/run-{name}.wandb"))
     assert files
     sent = b"".join(file.read_bytes() for file in files)
     assert b"train/loss" in sent
@@ -213,7 +225,7 @@ def test_wandb_goes_on_with_its_run(home: Path) -> None:
 def test_swanlab_goes_on_with_its_run(home: Path) -> None:
     pytest.importorskip("swanlab")
     name = twice("swanlab", home)
-    directories = sorted(home.glob(f"swanlog/run-*-{name}"))
+    directories = sorted(home.glob(f"outputs/runs/one/swanlog/run-*-{name}"))
     assert directories
     sent = b"".join(
         file.read_bytes() for directory in directories for file in directory.glob(f"run-{name}.swanlab")
@@ -227,7 +239,7 @@ def test_mlflow_goes_on_with_its_run(home: Path) -> None:
     pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
     name = twice("mlflow", home)
-    with sqlite3.connect(home / "mlflow.db") as database:
+    with sqlite3.connect(home / "outputs" / "mlflow.db") as database:
         found = database.execute(
             "select run_uuid, step, value from metrics where key = 'train/loss' order by step"
         ).fetchall()
@@ -239,6 +251,7 @@ def test_mlflow_goes_on_with_its_run(home: Path) -> None:
     assert parameters == {"algo.r": "8", "algo.optim.lr": "0.0002", "algo.targets": "['q_proj', 'v_proj']"}
     assert tags == {"mlflow.runName": "train-3abb8f"}
     assert states == [("FINISHED",)]
+    assert len(list(home.glob("outputs/mlruns/*/artifacts/samples/*.md"))) == 2
 
 
 @real

@@ -7,7 +7,11 @@ def run(line: CommandLine) -> int:
     from tuner.cli.cleanup import clean
 
     return clean(
-        line.compose(), line.bare, dry_run="--dry-run" in line.flags, spare_recent="--all" not in line.flags
+        line.compose(),
+        line.bare,
+        dry_run="--dry-run" in line.flags,
+        spare_recent="--all" not in line.flags,
+        not_started="--not-started" in line.flags,
     )
 
 
@@ -22,6 +26,7 @@ VERB = Verb(
     },
     flags={
         "--dry-run": "only lists",
+        "--not-started": "removes the runs of which nothing was made",
         "--all": "does not spare what is younger than a day, and removes compiled kernels",
     },
     on_a_run=True,

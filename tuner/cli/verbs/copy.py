@@ -15,18 +15,21 @@ def run(line: CommandLine) -> int:
     if not line.bare:
         raise ConfigError("copy needs the file to write: python -m tuner copy my.yaml algo=full")
     *sources, last = line.bare
-    if not last.endswith(YAML):
+    file = Path(last).expanduser()
+    folder = file if sources and (file.is_dir() or last.endswith("/")) else None
+    if folder is None and not last.endswith(YAML):
         sources.append(last)
     words: list[str] = []
     differs: list[str] = []
-    file = Path(last).expanduser()
     for source in sources:
         if source.endswith(YAML):
             words += read_recipe(Path(source).expanduser())
+            name = Path(source).name
         else:
             name, theirs, says = _xtuners(source, line)
-            words, differs = words + theirs, differs + says
-            file = file if last.endswith(YAML) else Path(f"{name}.yaml")
+            words, differs, name = words + theirs, differs + says, f"{name}.yaml"
+        if not last.endswith(YAML):
+            file = (folder or Path()) / name
     config = replace(line, words=words + line.words).compose()
     command = write_recipe(file, config, differs, extra=line.extra)
     print("\n".join([*differs, f"wrote {file}; run it with: {command}"]))

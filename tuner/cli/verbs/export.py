@@ -11,9 +11,7 @@ from tuner.errors import ConfigError
 
 def run(line: CommandLine) -> int:
     from tuner.api import to_stderr
-    from tuner.cli.export_files import ExportSource, check_kind, export
-    from tuner.pipeline.rerun import prepare_result, rerun
-    from tuner.stages import STAGES
+    from tuner.api.exports import export_run
 
     found = find_one(line, more_words=True)
     if len(line.bare) not in (2, 3):
@@ -21,26 +19,8 @@ def run(line: CommandLine) -> int:
             "export takes a run, what of it, and where to, if not under the root: python -m tuner export "
             "RUN adapter DIR"
         )
-    kind = line.bare[1]
-    check_kind(kind)
-    result, config, base = prepare_result(found, fields_of_run(line), to_stderr, STAGES, line.extra)
-    merge = (
-        rerun(result, [], "merge", to_stderr, STAGES, line.extra).path("merge")
-        if kind == "model" and config.algo.uses_adapter
-        else None
-    )
-    source = ExportSource(
-        called=found.name,
-        run=found,
-        base=base,
-        convert=result.path("convert").resolve(),
-        merge=merge,
-        quant=config.algo.quant,
-        precision=config.algo.precision,
-    )
-    exports = found.dir.parent.parent / "exports"
-    out = Path(line.bare[2]).expanduser() if line.bare[2:] else exports / f"{result.name}-{kind}"
-    export(source, kind, out, to_stderr)
+    out = Path(line.bare[2]).expanduser() if line.bare[2:] else None
+    print(export_run(found, line.bare[1], out, fields_of_run(line), to_stderr, line.extra))
     return 0
 
 

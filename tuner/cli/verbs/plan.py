@@ -22,16 +22,12 @@ def run(line: CommandLine) -> int:
 
 def plan_config(config: "Config", flags: Collection[str]) -> int:
     """Print what would run; with --check, 3 says that something would."""
+    from tuner.api import look_ahead
     from tuner.cli.plan_text import plan_dict, plan_text
-    from tuner.config.view import View
-    from tuner.models.locate import refuse_quantised_name
-    from tuner.pipeline.plan import plan
-    from tuner.pipeline.run import RunDirectory, store_of
-    from tuner.stages import STAGES
+    from tuner.pipeline.run import RunDirectory
 
     directory = RunDirectory.of(config)
-    refuse_quantised_name(View(config, "fetch_model"))
-    steps = plan(config, STAGES, store_of(config), directory, redo=config.redo)
+    steps = look_ahead(config, directory)
     if "--json" in flags:
         print(json.dumps(plan_dict(steps, config, directory), ensure_ascii=False, indent=1))
     else:

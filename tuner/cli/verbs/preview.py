@@ -39,12 +39,13 @@ def run(line: CommandLine) -> int:
             from tuner.cli.preview_rows import preview
             from tuner.data.tokenize.settings import listed_files, settings_of
 
+            fetched_data = steps["fetch_data"].input()
             for note in [*(() if fetched else notes(View(config, "fetch_data"))), settled.told]:
                 if note and note not in said:
                     to_stderr(f"  {note}")
             return preview(
                 settings_of(view, steps["fetch_model"].input().dir),
-                listed_files(view, steps["fetch_data"].input().files),
+                listed_files(view, fetched_data.files, fetched_data.facts),
                 requested,
                 takes=[part.take for part in sources_of(view)],
                 seed=view.data.seed,

@@ -8,7 +8,10 @@ def run(line: CommandLine) -> int:
     from tuner.pipeline.rerun import relabel
     from tuner.stages import STAGES
 
-    return relabel(find_one(line, more_words=True), line.bare[1:], fields_of_run(line), STAGES)
+    found = find_one(line, more_words=True)
+    relabel(found, line.bare[1:], fields_of_run(line), STAGES)
+    print(f"run     {found.dir}")
+    return 0
 
 
 VERB = Verb(

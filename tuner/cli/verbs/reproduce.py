@@ -11,34 +11,17 @@ DIFFERS = 4
 
 
 def run(line: CommandLine) -> int:
-    from tuner.api import execute_config, to_stderr
-    from tuner.pipeline.reproduce import reproduce
+    from tuner.api import reproduce
     from tuner.report.reproduction import to_text
-    from tuner.stages import STAGES
 
     run = find_one(line)
     if words := fields_of_run(line):
         raise ConfigError(
             f"reproduce makes a run again as it was recorded, so it takes no fields ({', '.join(words)})."
         )
-    said: set[str] = set()
-
-    def tell(text: str) -> None:
-        """Each line once: a stage after the other is asked for."""
-        if text not in said and not text.endswith(" done"):
-            said.add(text)
-            to_stderr(text)
-
-    found = reproduce(
-        run,
-        STAGES,
-        lambda config, directory: execute_config(config, tell, directory=directory),
-        tell,
-        keep="--keep" in line.flags,
-    )
-    told = found.to_json()
+    told = reproduce(run.dir, keep="--keep" in line.flags)
     print(json.dumps(told, ensure_ascii=False, indent=1) if "--json" in line.flags else to_text(told))
-    return DIFFERS if found.first else 0
+    return 0 if told["equal"] else DIFFERS
 
 
 VERB = Verb(

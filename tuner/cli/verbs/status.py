@@ -14,7 +14,7 @@ def run(line: CommandLine) -> int:
         return show_sweep(output_root(line), *line.bare, as_json="--json" in line.flags)
     from tuner.cli.status_table import show_status
 
-    return show_status(line.compose(), as_json="--json" in line.flags)
+    return show_status(line.compose(), as_json="--json" in line.flags, every="--all" in line.flags)
 
 
 VERB = Verb(
@@ -26,6 +26,7 @@ VERB = Verb(
         "status root=elsewhere --json": "those of another root, for machines",
     },
     flags={
+        "--all": "also lists those of which nothing was made",
         "--sweep": "ranks the jobs of the last sweep, or of the one that is named after it",
         "--json": "for machines",
     },

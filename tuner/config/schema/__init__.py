@@ -58,10 +58,10 @@ class Config:
     store: str | None = neutral(default=None)
     """where the artifacts lie; `root`/store when null"""
     lock: str = neutral("fetch_data", "fetch_model", default="tuner.lock")
-    """the file that says which commit a branch of a hub means, and what its files hold; meant to be
-    committed
+    """the file that says which commit a branch of a hub means, and what its files and your own hold; meant
+    to be committed
     """
-    locked: bool = neutral("fetch_data", "fetch_model", default=False)
+    locked: bool = neutral(default=False)
     """refuse what is not in `lock`: for runs that must be the same everywhere"""
     until: str | None = neutral(default=None)
     """stop after this stage; `--help` lists the words"""

@@ -24,6 +24,7 @@ class DataFile:
     """A file of rows."""
 
     name: str
+    """as a person knows it"""
     path: Path
     source: int
     """index into the settings' sources"""

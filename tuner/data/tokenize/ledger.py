@@ -20,7 +20,7 @@ class FileCounts:
     source: str
     """of a mixture: its name there"""
     file: str
-    """the file's name, without its place"""
+    """the file's name as a person knows it, without its place; of a hub's, its path in the repository"""
     rows: int = 0
     kept: int = 0
     truncated: int = 0

@@ -4,6 +4,7 @@ Another tracker is a class here, an entry of `BACKENDS`, and its word in `machin
 imported where a run is opened. What they would send of the machine by themselves is switched off.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ class RunInfo:
 
     out: Path
     """the training directory"""
+    place: Path
+    """the run's directory, where a tracker may keep files of its own"""
     project: str
     name: str
     config: Mapping[str, Any]
@@ -90,6 +93,7 @@ class Wandb:
         self._run = wandb.init(
             project=info.project,
             name=info.name,
+            dir=None if "WANDB_DIR" in os.environ else str(info.place),
             config=dict(info.config),
             id=info.known,
             resume="allow",
@@ -129,6 +133,7 @@ class SwanLab:
         self._run = swanlab.init(
             project=info.project,
             name=info.name,
+            log_dir=None if "SWANLAB_LOG_DIR" in os.environ else str(info.place / "swanlog"),
             config=dict(info.config),
             id=info.known,
             resume="allow",
@@ -150,17 +155,28 @@ class SwanLab:
 
 
 class MLflow:
-    """MLflow, through its client, which adds no tags of its own. Texts are artifacts."""
+    """MLflow, through its client, which adds no tags of its own. Texts are artifacts.
+
+    Its database is one for all runs, since its page compares those that are in one.
+    """
 
     def __init__(self, info: RunInfo) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
-        self._client = client = MlflowClient()
+        root = info.place.parent.parent.absolute()
+        own = not {"MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_DIR"} & os.environ.keys()
+        self._client = client = MlflowClient(f"sqlite:///{root}/mlflow.db" if own else None)
         self._last = -1
         if info.known is None:
             experiment = client.get_experiment_by_name(info.project)
-            number = experiment.experiment_id if experiment else client.create_experiment(info.project)
+            number = (
+                experiment.experiment_id
+                if experiment
+                else client.create_experiment(
+                    info.project, artifact_location=(root / "mlruns").as_uri() if own else None
+                )
+            )
             self.run = client.create_run(number, run_name=info.name).info.run_id
             client.log_batch(
                 self.run, params=[Param(key, str(value)[:500]) for key, value in info.config.items()]

@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from tuner.config.view import View, identity_of
+from tuner.config.view import identity_of
+from tuner.pipeline.stage import Context
 from tuner.train.distributed import World
 from tuner.train.monitor.rows import read_rows
 from tuner.train.monitor.trackers import Trackers, open_trackers
@@ -126,15 +127,16 @@ class Journal:
             self._trackers.close(failed=failed)
 
 
-def open_journal(config: View, out: Path, world: World, *, step: int, say: Callable[[str], None]) -> Journal:
+def open_journal(ctx: Context, world: World, *, step: int, say: Callable[[str], None]) -> Journal:
     """The journal of a run that goes on after `step` steps; the first process writes it and tells the
     trackers.
     """
-    trackers = None
+    config, out, trackers = ctx.config, ctx.out, None
     if world.first:
         trackers = open_trackers(
             config.machine.trackers,
             out,
+            place=ctx.run or out,
             project=config.machine.project,
             name=out.name.removesuffix(".partial"),
             config=identity_of(config),

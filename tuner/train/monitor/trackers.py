@@ -7,8 +7,9 @@ run that goes on writes into the same one: `trackers.json` remembers which.
 
 Sent are the rows of the journal and the settings that decide the result. No host name, absolute path, git
 remote, command line or output of the terminal is sent by us, and what the trackers would add of these by
-themselves is switched off. Where a tracker keeps files of its own (./wandb, ./swanlog, ./mlflow.db, Trackio's
-cache), and with which account it speaks, its own environment variables say.
+themselves is switched off. Files of a tracker's own lie in the run's directory (wandb, swanlog), MLflow's
+database beside the runs and Trackio's in its cache, unless its environment variables say otherwise; these
+say, too, with which account it speaks.
 """
 
 import math
@@ -118,6 +119,7 @@ def open_trackers(
     names: Sequence[str],
     out: Path,
     *,
+    place: Path,
     project: str,
     name: str,
     config: Mapping[str, Any],
@@ -127,6 +129,7 @@ def open_trackers(
     """Open the trackers called `names` for the run in the directory `out`, which goes on after `step`
     steps (0: begins).
 
+    place   the run's directory, where trackers may keep files
     name    what the run is called
     config  the settings that decide the result, by dotted path
 
@@ -137,7 +140,15 @@ def open_trackers(
     sent = shareable_settings(config)
     threads = []
     for kind in names:
-        info = RunInfo(out=out, project=project, name=name, config=sent, step=step, known=known.get(kind))
+        info = RunInfo(
+            out=out,
+            place=place,
+            project=project,
+            name=name,
+            config=sent,
+            step=step,
+            known=known.get(kind),
+        )
         threads.append(TrackerThread(kind, partial(BACKENDS[kind], info), say))
     until = time.monotonic() + OPENING
     answering = [thread for thread in threads if thread.opened(until)]

@@ -3,7 +3,7 @@ store.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,9 @@ from tuner.models.checkpoint.files import ADAPTER_FILES
 from tuner.models.checkpoint.quantised import WORDS
 from tuner.models.layouts import detection
 from tuner.pipeline.advice import command_on
+from tuner.pipeline.rerun import prepare_result, rerun
 from tuner.pipeline.run import RunDirectory
+from tuner.stages import STAGES
 
 KINDS = {
     "adapter": "the adapter, in the format of PEFT",
@@ -51,7 +53,39 @@ def check_kind(kind: str) -> None:
         raise ConfigError(f"export has no kind {kind!r}.{did_you_mean(kind, KINDS)} The kinds are: {known}.")
 
 
-def export(source: ExportSource, kind: str, out: Path, tell: Callable[[str], None]) -> None:
+def export_run(
+    run: RunDirectory,
+    kind: str,
+    out: Path | None,
+    words: Sequence[str],
+    tell: Callable[[str], None],
+    extra: Path | None = None,
+) -> Path:
+    """Write `kind` of a run to `out`, or under the root; returns where. What is missing for it is made first,
+    which trains nothing. Raises ConfigError, StoreError.
+    """
+    check_kind(kind)
+    result, config, base = prepare_result(run, words, tell, STAGES, extra)
+    merge = (
+        rerun(result, [], "merge", tell, STAGES, extra).path("merge")
+        if kind == "model" and config.algo.uses_adapter
+        else None
+    )
+    source = ExportSource(
+        called=run.name,
+        run=run,
+        base=base,
+        convert=result.path("convert").resolve(),
+        merge=merge,
+        quant=config.algo.quant,
+        precision=config.algo.precision,
+    )
+    out = out or run.dir.parent.parent / "exports" / f"{result.name}-{kind}"
+    _export(source, kind, out, tell)
+    return out
+
+
+def _export(source: ExportSource, kind: str, out: Path, tell: Callable[[str], None]) -> None:
     """Write `kind` to the directory `out`, whole or not at all. Raises ConfigError for what this run can't
     give, StoreError for a full disk.
     """
@@ -76,7 +110,6 @@ def export(source: ExportSource, kind: str, out: Path, tell: Callable[[str], Non
         shutil.rmtree(partial, ignore_errors=True)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     tell(f"{KINDS[kind]}: {size / 1e6:,.0f} MB")
-    print(out)
 
 
 def _write(source: ExportSource, kind: str, out: Path, tell: Callable[[str], None]) -> None:
