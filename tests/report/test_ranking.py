@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 from rich.cells import cell_len
 
@@ -26,7 +26,7 @@ def job(number: int, loss: float | None, **changes: Any) -> RankedJob:
     fields = changes.pop("fields", {"algo.optim.lr": f"{number}e-4"})
     code, message = changes.pop("code", 0), changes.pop("message", "")
     run = None if message else side(f"run-{number:08x}", loss=loss, **changes)
-    return RankedJob(number=number, fields=fields, run=run, code=code, message=message)
+    return RankedJob(number=number, fields=fields, run=run, code=code, message=message, stopped=code == 75)
 
 
 def ranked(*jobs: RankedJob, places: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -113,6 +113,7 @@ LOSSES = some.lists(some.none() | some.floats(0.1, 20), min_size=1, max_size=9)
 VALUES = some.text(some.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=12)
 
 
+@settings(deadline=None)
 @given(LOSSES, some.data())
 def test_text_page_and_table_agree(losses: list[float | None], data: some.DataObject) -> None:
     words = [{"data.system": data.draw(VALUES), "seed": str(i)} for i in range(len(losses))]

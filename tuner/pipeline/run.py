@@ -11,10 +11,9 @@ import re
 import sys
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -285,17 +284,6 @@ def link_parent(config: Config, run: RunDirectory) -> None:
                 run.link(name, Path(place))
             if not Path(place).is_dir():
                 raise ConfigError(f"{place} was removed just now; run the same command again.")
-
-
-@contextmanager
-def passing_run(store: Store) -> Iterator[RunDirectory]:
-    """A run for a look: it refers to what it uses, leaves nothing under the root, and goes again."""
-    with TemporaryDirectory(prefix="tuner-") as place:
-        run = RunDirectory(Path(place))
-        try:
-            yield run
-        finally:
-            references.note_file(store, run.dir).unlink(missing_ok=True)
 
 
 def all_runs(root: Path) -> Iterator[RunDirectory]:

@@ -13,6 +13,7 @@ def to_html(comparison: Mapping[str, Any]) -> str:
     runs = comparison["runs"]
     return render(
         "comparison.html.j2",
+        style=f"html {{ --runs: {len(runs)}; }}\n",
         runs=runs,
         labels=[run["label"] for run in runs],
         fields=[(row["field"], shown_values(row["kind"], row["values"])) for row in comparison["differing"]],

@@ -17,9 +17,10 @@ DOTTED = 20
 """points up to which a line shows each"""
 
 
-def render(template: str, *, script: str = "", **values: Any) -> str:
+def render(template: str, *, script: str = "", style: str = "", **values: Any) -> str:
     """A page from a template beside this module; the same values give the same bytes. `script` names a file
-    of ours that may run. Its digest, and that of the style, are all that the page's policy lets in.
+    of ours that may run, `style` is added to that of all pages. The digests of both are all that the page's
+    policy lets in.
     """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
@@ -31,7 +32,7 @@ def render(template: str, *, script: str = "", **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, code = _read("page.css"), _read(script) if script else ""
+    style, code = _read("page.css") + style, _read(script) if script else ""
     allowed = f"style-src {_digest(style)}" + (f"; script-src {_digest(code)}" if code else "")
     page = environment.get_template(template).render(
         style=Markup(style),

@@ -13,8 +13,9 @@ def run(line: CommandLine) -> int:
     from tuner.cli.row_ranges import parse_row_ranges
     from tuner.config.view import View
     from tuner.data.sources import sources_of
+    from tuner.pipeline.passing_run import passing_run
     from tuner.pipeline.plan import plan
-    from tuner.pipeline.run import passing_run, store_of
+    from tuner.pipeline.run import store_of
     from tuner.stages import STAGES, fetch_model
     from tuner.stages.fetch_data import notes
 
