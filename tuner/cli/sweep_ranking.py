@@ -11,7 +11,7 @@ from typing import Any
 from tuner.cli.compare_runs import compared_run
 from tuner.config.schema import Config
 from tuner.config.view import leaves
-from tuner.errors import ConfigError, StoreError
+from tuner.errors import ConfigError, Stopped, StoreError
 from tuner.files import write_text
 from tuner.pipeline.sweeps import SweepDirectory, SweepJob, find_sweep
 from tuner.report.comparison import ComparedRun
@@ -29,6 +29,7 @@ def rank_sweep(sweep: SweepDirectory) -> dict[str, Any]:
             run=_run_of(sweep, job),
             code=job.code,
             message=job.message,
+            stopped=job.code == Stopped.exit_code,
         )
         for i, job in enumerate(sweep.jobs(), 1)
     ]

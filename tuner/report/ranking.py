@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.errors import Stopped
 from tuner.report.comparison import SCORES, ComparedRun, Score, compare_runs, points_of
 from tuner.report.page import LITTLE, tokens_measured
 
@@ -43,6 +42,8 @@ class RankedJob:
     """its exit code; None where it has not ended"""
     message: str
     """what went wrong"""
+    stopped: bool = False
+    """whether somebody has stopped it"""
 
 
 def rank_jobs(name: str, jobs: Sequence[RankedJob], places: Sequence[str] = ()) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def _row(job: RankedJob, rank: int | None) -> dict[str, Any]:
 
 def _state(job: RankedJob) -> str:
     if job.message:
-        return "stopped" if job.code == Stopped.exit_code else "failed"
+        return "stopped" if job.stopped else "failed"
     return job.run.state if job.run else "not started"
 
 
