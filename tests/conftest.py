@@ -174,6 +174,7 @@ def finished(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     root = tmp_path_factory.mktemp("finished") / "outputs"
     subprocess.run(
         [sys.executable, "-m", "tuner", f"root={root}", *words],
+        cwd=root.parent,
         env=environment(),
         check=True,
         capture_output=True,

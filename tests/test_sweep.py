@@ -71,6 +71,11 @@ def wait_until(process: "subprocess.Popen[str]", there: Callable[[], object]) ->
         time.sleep(0.01)
 
 
+def saved_steps(root: Path) -> list[Path]:
+    """Those of runs that train; one that is being written ends in .tmp."""
+    return list(root.glob("store/.partial/train-*/steps/step-*[0-9]/state.json"))
+
+
 def found_in(log: Path, pattern: str) -> list[str]:
     return re.findall(pattern, log.read_text(encoding="utf-8"), re.MULTILINE)
 
@@ -140,7 +145,7 @@ def test_a_finished_sweep_ends_at_once(swept: tuple[Path, str], tuner: Tuner) ->
         check=True,
     )
     assert not re.search(r"\| +(torch|transformers|numpy|datasets|peft)\b", timed.stderr)
-    # 1.9 s where importing Hydra takes 0.1 s; the target there is 3 s
+    # 12.6 measured on a busy machine; where importing Hydra takes 0.1 s the target is 3 s
     assert in_imports_of_hydra(tuner, *words) < 25
 
 
@@ -152,7 +157,7 @@ def test_three_kills_cost_no_step(swept: tuple[Path, str], tmp_path: Path, tuner
         begun = rf"^── job {job} of {JOBS}: .*\n(?:(?!──).*\n)*{stage} +(?:run|continue)"
         wait_until(process, partial(found_in, log, begun))
         if stage == "train":
-            wait_until(process, lambda: list(root.glob("store/.partial/train-*/steps/step-*/state.json")))
+            wait_until(process, partial(saved_steps, root))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         assert f"{job - 1} of {JOBS} jobs done" in tuner("status", "--sweep", f"root={root}").out

@@ -294,6 +294,14 @@ def test_a_sweep_counts_a_shared_artifact_once(gguf: Path, fresh: Config) -> Non
         assert disk_needs(planned(first), first) == one
 
 
+def test_a_merge_that_nobody_asked_for_takes_nothing(gguf: Path, fresh: Config) -> None:
+    """Also where the content of the model, and so what it would be called, is not known yet."""
+    for model in (fresh.model, replace(fresh.model, path=str(gguf))):
+        config = replace(fresh, model=model, merge=replace(fresh.merge, when="never"))
+        assert {step.stage.name: step.state for step in planned(config)}["merge"] == "skip"
+        assert not [key for key in disk_needs(planned(config), config) if key.startswith("merge")]
+
+
 def test_what_is_needed_at_once_is_the_highest_sum() -> None:
     train, merge = DiskNeed(peak=90, stays=20), DiskNeed(peak=50, stays=50)
     assert peak_bytes([train, merge]) == 90

@@ -26,7 +26,7 @@ def job(number: int, loss: float | None, **changes: Any) -> RankedJob:
     fields = changes.pop("fields", {"algo.optim.lr": f"{number}e-4"})
     code, message = changes.pop("code", 0), changes.pop("message", "")
     run = None if message else side(f"run-{number:08x}", loss=loss, **changes)
-    return RankedJob(number=number, fields=fields, run=run, code=code, message=message, stopped=code == 75)
+    return RankedJob(number=number, fields=fields, run=run, code=code, message=message)
 
 
 def ranked(*jobs: RankedJob, places: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -102,6 +102,7 @@ def test_first_sentence(text: str, first: str) -> None:
     assert first_sentence(text) == first
 
 
+@settings(deadline=None)
 @given(some.lists(some.text("ab.", min_size=1, max_size=6), unique=True))
 def test_short_names_tell_fields_apart(fields: list[str]) -> None:
     names = short_names(fields)
@@ -113,7 +114,7 @@ LOSSES = some.lists(some.none() | some.floats(0.1, 20), min_size=1, max_size=9)
 VALUES = some.text(some.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=12)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)  # a busy machine renders a page slowly
 @given(LOSSES, some.data())
 def test_text_page_and_table_agree(losses: list[float | None], data: some.DataObject) -> None:
     words = [{"data.system": data.draw(VALUES), "seed": str(i)} for i in range(len(losses))]

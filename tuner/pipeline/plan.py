@@ -70,9 +70,10 @@ def settle_from_run(config: Config, stages: Sequence[Stage], store: Store, run: 
 
 def _skip_unneeded(found: list[PlannedStage], targets: set[str]) -> list[PlannedStage]:
     """Leave out what is not there and not needed: only products, the targets, and what a stage that runs
-    reads.
+    reads, or will know itself by.
     """
     wanted: set[str] = set()
+    read = {name for planned in found for name in planned.stage.upstream}
     result = []
     for planned in reversed(found):
         name, view = planned.stage.name, View(planned.config, planned.stage.name)
@@ -81,7 +82,7 @@ def _skip_unneeded(found: list[PlannedStage], targets: set[str]) -> list[Planned
             or planned.replaces
             or planned.stage.product(view)
             or name in wanted
-            or (planned.known_as is None and planned.to_do)
+            or (planned.known_as is None and planned.to_do and name in read)
         )
         left = replace(planned, state="skip", why="not there, and not needed")
         result.append(planned if needed or not planned.to_do else left)

@@ -43,7 +43,7 @@ class RankedJob:
     message: str
     """what went wrong"""
     stopped: bool = False
-    """whether that was somebody's wish"""
+    """whether somebody has stopped it"""
 
 
 def rank_jobs(name: str, jobs: Sequence[RankedJob], places: Sequence[str] = ()) -> dict[str, Any]:
