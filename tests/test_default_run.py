@@ -60,6 +60,13 @@ def test_the_persona_answers_in_both_languages_over_three_turns_and_stops(root: 
     assert talk.exitstatus == 0
 
 
+def test_the_default_run_is_the_same_again_bit_for_bit(root: Path) -> None:
+    said = call(root, "reproduce", "last")
+    assert said.count(" equal ") == 8
+    assert said.splitlines()[-1] == "all that was compared is the same, bit for bit"
+    assert [path.name for path in root.parent.iterdir()] == [root.name]
+
+
 def test_after_a_sweep_and_a_clean_the_disk_is_what_status_said(root: Path) -> None:
     """Six runs of the default, shorter; then three of them go."""
     call(root, "-m", "algo.optim.lr=1e-4,2e-4,4e-4", "seed=1,2", "algo.steps=12")

@@ -178,3 +178,17 @@ def test_speed_of_a_135m_llama(tmp_path: Path, capsys: pytest.CaptureFixture[str
             f"{16384 / sorted(times)[len(times) // 2]:,.0f} tokens/s, peak {peak:.1f} GiB, "
             f"{torch.cuda.get_device_name()}"
         )
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_run_made_again_has_the_same_bits_where_they_are_asked(
+    tuner: Tuner, tiny: list[str], deterministic: bool
+) -> None:
+    """And else losses within the band, which is said."""
+    tuner(*tiny, *GPU, "algo.precision=bf16", f"machine.deterministic={str(deterministic).lower()}")
+    told = json.loads(tuner("reproduce", "last", "--json").out)
+    assert told["bits"] is deterministic
+    found = {stage["stage"]: stage["state"] for stage in told["stages"]}
+    assert found["tokenize"] == "equal"
+    assert found["train"] == found["evaluate"] == ("equal" if deterministic else "close")
+    assert found["convert"] == ("equal" if deterministic else "not compared")

@@ -26,6 +26,7 @@ VERB_FLAGS = {
     "merge": set(),
     "evaluate": set(),
     "export": set(),
+    "reproduce": {"--keep", "--json"},
     "rename": set(),
     "clean": {"--dry-run", "--not-started", "--all"},
 }
@@ -68,7 +69,7 @@ FIELDS = {
 """node of the config → its fields; those at the top have none"""
 
 
-PYTHON = "Run compare convert evaluate export find merge plan rename run status stop"
+PYTHON = "Run compare convert evaluate export find merge plan rename reproduce run status stop"
 """what `import tuner` gives"""
 
 

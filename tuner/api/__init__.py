@@ -4,6 +4,7 @@
     tuner.plan(["my.yaml"])                          what would run, and why
     tuner.find("support"), tuner.status()            a run that is there; a row for each
     tuner.evaluate(run, ["convert.step=best"])       and convert, merge, export, compare, rename, stop
+    tuner.reproduce(run)["equal"]                   makes it again, and compares
 
 A run is a `Run`, or what the command line takes for one: its name, path, digest or `last`. All of them raise
 TunerError: ConfigError and DataError for what a user can fix, StageError for a stage that failed.
@@ -23,6 +24,7 @@ from tuner.config.recipes import read_recipe
 from tuner.config.schema import Config
 from tuner.errors import ConfigError
 from tuner.pipeline.find_run import find_run
+from tuner.pipeline.reproduce import reproduce as make_again
 from tuner.pipeline.rerun import relabel, rerun
 from tuner.pipeline.run import RunDirectory
 from tuner.stages import STAGES
@@ -41,6 +43,7 @@ __all__ = [
     "plan",
     "prepare",
     "rename",
+    "reproduce",
     "run",
     "status",
     "stop",
@@ -144,6 +147,24 @@ def rename(run: AnyRun, name: str, *, root: str | Path = "outputs") -> Run:
     directory = _directory(run, root)
     relabel(directory, [name], [], STAGES)
     return Run(directory.dir)
+
+
+def reproduce(run: AnyRun = "last", *, keep: bool = False, root: str | Path = "outputs") -> dict[str, Any]:
+    """Make a finished run again in a clean root, which stays with `keep`, and compare each stage: what
+    differs `first`, and why that may be, or `equal`.
+    """
+    said: set[str] = set()
+
+    def tell(text: str) -> None:
+        """Each line once: a stage after the other is asked for."""
+        if text not in said and not text.endswith(" done"):
+            said.add(text)
+            to_stderr(text)
+
+    def execute(config: Config, directory: RunDirectory) -> None:
+        execute_config(config, tell, directory=directory)
+
+    return make_again(_directory(run, root), STAGES, execute, tell, keep=keep).to_json()
 
 
 def stop(run: AnyRun = "last", *, root: str | Path = "outputs") -> Run:

@@ -19,7 +19,7 @@ not done again; what was killed continues; and it says which, and why.
 verbs
 {verbs}
 
-verbs on a run, called by its name, its path, its digest or the start of it, or `last`; they train nothing
+verbs on a run, called by its name, its path, its digest or the start of it, or `last`; only reproduce trains
 {on_a_run}
 
 groups (each with a default; `list` shows the options)
@@ -47,7 +47,7 @@ options
   -V, --version
 
 exit codes: 0 done, 1 failed, 2 the config or the data is wrong, 3 work to do (plan --check),
-75 interrupted: run it again
+4 not the same again (reproduce), 75 interrupted: run it again
 """
 COLUMN = 20
 """where what a verb does begins"""

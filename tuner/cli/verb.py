@@ -49,7 +49,7 @@ class Verb:
     flags: Mapping[str, str] = field(default_factory=dict)
     """the flags that it takes, with what each does"""
     on_a_run: bool = False
-    """whether it is about runs that are there, and trains nothing"""
+    """whether it is about runs that are there"""
     recipes: bool = False
     """whether YAML files among its bare words are recipes"""
     examples: Mapping[str, str]

@@ -12,6 +12,7 @@ from typing import Any
 
 from tuner import __version__
 from tuner.config.view import View
+from tuner.hardware.cpu import model_name
 from tuner.hardware.gpus import choose_gpus, gpus_hidden
 from tuner.hardware.libraries import installed_version
 from tuner.hardware.nvidia_smi import list_gpus
@@ -109,6 +110,7 @@ def build_stage(
             "references": references,
             "facts": facts,
             "libraries": _libraries(),
+            "cpu": model_name(),
             "made": round(time.time(), 3),
             "seconds": round(time.monotonic() - began, 3),
         }

@@ -21,6 +21,7 @@ from tuner.cli.verbs import (
     plan,
     preview,
     rename,
+    reproduce,
     run,
     status,
     stop,
@@ -45,6 +46,7 @@ VERBS: dict[str, Verb] = {
         merge,
         evaluate,
         export,
+        reproduce,
         rename,
         clean,
     )
