@@ -133,6 +133,7 @@ def test_a_run_ends_with_what_is_cut(tuner: Tuner, words: list[str], tmp_path: P
     assert " cuts " not in again.out + again.err
 
 
+@pytest.mark.slow
 def test_a_preflight_is_paid_for_once_while_its_memory_is_free(
     tuner: Tuner, root: Path, words: list[str], tmp_path: Path
 ) -> None:
@@ -395,6 +396,7 @@ def test_two_processes_build_every_stage_once(words: list[str], tmp_path: Path) 
     assert "waiting" in one.err + two.err or "held by" in one.err + two.err
 
 
+@pytest.mark.slow  # a sweep shows it too
 def test_two_rates_share_fetch_and_tokens(words: list[str], tmp_path: Path) -> None:
     one, two = processes(
         *([f"root={tmp_path}/out", *words, f"algo.optim.lr={lr}", "until=train"] for lr in ("1e-4", "2e-4"))

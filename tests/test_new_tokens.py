@@ -50,6 +50,7 @@ def write_seeing(directory: Path) -> None:
         shutil.copyfile(SHARED / "tokenizers" / "minimind" / name, directory / name)
 
 
+@pytest.mark.slow
 def test_new_tokens_in_a_checkpoint_that_sees(tuner: Tuner, tmp_path: Path) -> None:
     if not (SHARED / "tokenizers" / "minimind").is_dir():
         pytest.skip("the shared tokenizers are not here")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tuner.data.files.data_paths import said_once
 from tuner.data.tokenize.data_file import DataFile, count_units, job_rows
 from tuner.data.tokenize.documents import DocumentMaker
 from tuner.data.tokenize.job import Job
@@ -58,6 +59,6 @@ def _told(bad: RefusedRows, of: str, skip: bool) -> list[str]:
     more = f"  and {bad.count - NAMED:,} more"
     return [
         f"{bad.count:,} {of} {end}:",
-        *(f"  {line}" for line in bad.first[:NAMED]),
+        *(f"  {line}" for line in said_once(bad.first[:NAMED])),
         *([more] if bad.count > NAMED else []),
     ]
