@@ -1,6 +1,7 @@
 """A function in several processes that know each other, as the ranks of a training on the processor."""
 
 import importlib
+import os
 import subprocess
 import sys
 import time
@@ -104,6 +105,9 @@ def main(function: str, directory: Path, rank: int, size: int, bitsandbytes: boo
     if size > 1:
         dist.barrier()
         dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # gloo's threads may still be there when the interpreter ends, and abort it
 
 
 if __name__ == "__main__":
