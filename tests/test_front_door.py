@@ -406,6 +406,7 @@ def test_two_rates_share_fetch_and_tokens(words: list[str], tmp_path: Path) -> N
     assert sorted(built) == ["fetch_data", "fetch_model", "tokenize", "train", "train"]
 
 
+@pytest.mark.slow  # tests/cli/test_sweep.py has a smaller one
 def test_sweep(tuner: Tuner, root: Path, words: list[str]) -> None:
     command = [*words, "-m", f"root={root}", "algo=lora,full", "seed=0,1", "algo.steps=2,-2", "until=train"]
     done = tuner(*command, code=2)

@@ -26,7 +26,7 @@ def written(kind: str, tiny_model: Path, out: Path) -> Path:
 @pytest.mark.parametrize(
     ("kind", "more"),
     [
-        ("lfm2", ("algo.optim.lr=0.01",)),
+        pytest.param("lfm2", ("algo.optim.lr=0.01",), marks=pytest.mark.slow),
         pytest.param("qwen3_next", ("algo.optim.lr=0.01",), marks=pytest.mark.slow),
         pytest.param("falcon_h1", ("algo.optim.lr=0.01", "machine.micro_batch=4"), marks=pytest.mark.slow),
         pytest.param("bamba", ("algo=full", "algo.optim.lr=0.01"), marks=pytest.mark.slow),

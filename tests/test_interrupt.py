@@ -113,6 +113,7 @@ def test_an_orphaned_training_saves_and_the_next_run_waits(
         os.kill(child, 0)
 
 
+@pytest.mark.slow
 def test_a_held_lock_is_waited_for(tuner: Tuner, tiny: list[str], tmp_path: Path, straight: bytes) -> None:
     """The orphan is stopped in its tracks (SIGSTOP): the second run must not touch its partial directory."""
     root, words = tmp_path / "out", [*tiny, *LONG]

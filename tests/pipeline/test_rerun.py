@@ -105,6 +105,7 @@ def test_what_decided_the_training_is_refused(tuner: Tuner, desk: Path, word: st
     assert trainings(desk) == before
 
 
+@pytest.mark.slow
 def test_a_base_model_that_changed_is_said(
     tuner: Tuner, finished: Path, words: list[str], tiny_model: Path, tmp_path: Path
 ) -> None:
