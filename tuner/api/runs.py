@@ -9,6 +9,7 @@ from tuner.config.schema import Config
 from tuner.errors import ConfigError, did_you_mean
 from tuner.files import read_json
 from tuner.pipeline.inherit import load_config
+from tuner.pipeline.named_directory import NamedDirectory
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory
 from tuner.stages import STAGES
@@ -27,21 +28,8 @@ class StagePlan(NamedTuple):
     why: str
 
 
-class Run:
+class Run(NamedDirectory):
     """A run: its directory `dir`, and what is in it."""
-
-    def __init__(self, directory: Path) -> None:
-        self.dir = directory
-
-    @property
-    def name(self) -> str:
-        """What it is called: its directory's name without the digest."""
-        return RunDirectory(self.dir).name
-
-    @property
-    def digest(self) -> str:
-        """The end of its directory's name."""
-        return RunDirectory(self.dir).digest
 
     @property
     def config(self) -> Config:

@@ -1,7 +1,6 @@
 """Every run under the root: how far it is, and the disk that it takes."""
 
 import json
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,10 +30,10 @@ def show_status(config: Config, *, as_json: bool, every: bool) -> int:
     if not rows:
         print(f"no runs under {config.root}; start one with: {command(root=config.root, store=config.store)}")
     if count := len(rows) - len(shown):
-        where = "" if config.root == Config().root else f" {shlex.quote(f'root={config.root}')}"
         print(
-            f"{count} not started: nothing was made of their input. python -m tuner status --all{where} "
-            f"lists them, and python -m tuner clean --not-started{where} removes them"
+            f"{count} not started: nothing was made of their input. "
+            f"{command('status', '--all', root=config.root)} lists them, and "
+            f"{command('clean', '--not-started', root=config.root)} removes them"
         )
     for found in overview["stores"]:
         print(_line(found))

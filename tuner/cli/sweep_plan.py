@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tuner.api.pipeline import plan_config
 from tuner.api.sweeps import sweep_job_config
 from tuner.cli.plan_text import plan_dict, plan_text
 from tuner.config.compose import compose_jobs
@@ -15,7 +16,6 @@ from tuner.errors import TunerError
 from tuner.estimate import disk
 from tuner.estimate.work import SweepWork, sweep_work
 from tuner.models.locate import refuse_quantised_name
-from tuner.pipeline.plan import plan
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory, store_of
 from tuner.pipeline.sweeps import SweepJob, swept_fields, words_of
@@ -24,7 +24,6 @@ from tuner.report.columns import columns
 from tuner.report.printable import visible
 from tuner.report.ranking_text import job_title, short_names, value_text
 from tuner.report.span import readable_seconds
-from tuner.stages import STAGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +78,7 @@ def _planned(job: PlannedJob) -> PlannedJob:
         return replace(job, config=error)
     job = replace(job, config=config, note=replace(job.note, run=run.dir.name))
     try:
-        return replace(job, plan=plan(config, STAGES, store_of(config), run, redo=config.redo))
+        return replace(job, plan=plan_config(config, run))
     except TunerError as error:
         return replace(job, plan=error)
 

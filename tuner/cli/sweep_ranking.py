@@ -13,6 +13,7 @@ from tuner.config.schema import Config
 from tuner.config.view import leaves
 from tuner.errors import ConfigError, Stopped, StoreError
 from tuner.files import write_text
+from tuner.pipeline.advice import command
 from tuner.pipeline.sweeps import SweepDirectory, SweepJob, find_sweep
 from tuner.report.comparison import ComparedRun
 from tuner.report.ranking import RankedJob, rank_jobs, ranking_csv
@@ -35,7 +36,7 @@ def rank_sweep(sweep: SweepDirectory) -> dict[str, Any]:
     ]
     ranking = rank_jobs(sweep.dir.name, jobs, places)
     best = ranking["best"]
-    return ranking | {"use": _chat_line(best, sweep.root) if best else None}
+    return ranking | {"use": command("chat", shlex.quote(best), root=sweep.root) if best else None}
 
 
 def _run_of(sweep: SweepDirectory, job: SweepJob) -> ComparedRun | None:
@@ -44,11 +45,6 @@ def _run_of(sweep: SweepDirectory, job: SweepJob) -> ComparedRun | None:
         return compared_run(run) if run else None
     except ConfigError:  # an older version's field, an edited file: the job is still shown
         return None
-
-
-def _chat_line(run: str, root: Path) -> str:
-    words = [run] if root == Path(Config().root) else [run, f"root={root}"]
-    return shlex.join(["python", "-m", "tuner", "chat", *words])
 
 
 def ranking_text(ranking: dict[str, Any]) -> str:

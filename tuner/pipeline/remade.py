@@ -123,7 +123,7 @@ def compare_artifacts(stage: Stage, old: Artifact, new: Artifact, *, bits: bool)
 
 
 def _rows(old: Artifact, new: Artifact, bits: bool) -> list[str]:
-    """In what the first step differs that does, of a training run's rows; and how many steps there are."""
+    """In what the first step differs that does, of the rows of metrics; and how many steps there are."""
     before, after = _read_rows(old), _read_rows(new)
     names = ROW if bits else LOSSES
     for one, other in zip(before, after, strict=False):

@@ -23,6 +23,7 @@ from tuner.config.schema import Config
 from tuner.config.view import leaves
 from tuner.errors import ConfigError
 from tuner.files import read_json, write_json
+from tuner.pipeline.named_directory import NamedDirectory
 from tuner.progress import verbose
 from tuner.report.printable import visible
 from tuner.store import references
@@ -92,11 +93,8 @@ def _as_name(words: str) -> str:
     return re.sub(r"[^\w.()+-]+", "_", words)[:80]
 
 
-class RunDirectory:
+class RunDirectory(NamedDirectory):
     """The directory of one run."""
-
-    def __init__(self, directory: Path) -> None:
-        self.dir = directory
 
     @classmethod
     def of(cls, config: Config) -> "RunDirectory":
@@ -189,16 +187,6 @@ class RunDirectory:
             return build_config(yaml.load(file.read_text(encoding="utf-8"), Loader=Loader))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{file} can't be read: {' '.join(str(error).split())}") from error
-
-    @property
-    def name(self) -> str:
-        """What the run is called: its directory's name without the digest."""
-        return self.dir.name.rpartition("-")[0]
-
-    @property
-    def digest(self) -> str:
-        """The end of the directory's name."""
-        return self.dir.name.rpartition("-")[2]
 
     @property
     def begun(self) -> bool:

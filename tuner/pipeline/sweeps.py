@@ -14,6 +14,7 @@ from typing import Any
 from tuner.config.schema import Config
 from tuner.errors import ConfigError, did_you_mean
 from tuner.files import read_json, write_json
+from tuner.pipeline.named_directory import NamedDirectory
 from tuner.pipeline.run import RunDirectory, run_digest
 from tuner.store.digests import json_digest
 
@@ -34,21 +35,8 @@ class SweepJob:
     """what went wrong, in one sentence"""
 
 
-class SweepDirectory:
+class SweepDirectory(NamedDirectory):
     """The directory of one sweep."""
-
-    def __init__(self, directory: Path) -> None:
-        self.dir = directory
-
-    @property
-    def name(self) -> str:
-        """What the sweep is called: its directory's name without the digest."""
-        return self.dir.name.rpartition("-")[0]
-
-    @property
-    def digest(self) -> str:
-        """The end of the directory's name."""
-        return self.dir.name.rpartition("-")[2]
 
     @property
     def root(self) -> Path:
