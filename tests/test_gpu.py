@@ -99,6 +99,39 @@ def test_two_deterministic_qlora_runs_make_the_same_adapter(
     assert made[0] == made[1]
 
 
+def test_compiled_and_deterministic_means_the_same_adapter(
+    tuner: Tuner, tiny: list[str], tmp_path: Path
+) -> None:
+    """In fresh processes with empty caches of what is compiled, with what they left, and after a stop. What
+    is compiled was proven on the rows.
+    """
+    words = [
+        *tiny,
+        *GPU,
+        "algo=qlora",
+        "algo.precision=bf16",
+        "machine.deterministic=true",
+        "machine.kernels=compiled",
+        "until=convert",
+    ]
+
+    def adapter(root: str, cache: str, *more: str) -> bytes:
+        tuner(*words, *more, f"root={tmp_path}/{root}", env={"XDG_CACHE_HOME": str(tmp_path / cache)})
+        return (linked(tmp_path / root, "convert") / "adapter_model.safetensors").read_bytes()
+
+    one = adapter("one", "cache-one")
+    facts = json.loads((linked(tmp_path / "one", "train") / "manifest.json").read_text(encoding="utf-8"))[
+        "facts"
+    ]
+    assert facts["compiled"]
+    assert facts["kernels"]["adapter_linear"]
+    assert facts["proofs"]["kernels"] < 0.06
+    assert adapter("two", "cache-two") == one
+    assert adapter("warm", "cache-one") == one
+    adapter("stopped", "cache-two", "algo.stop_step=3")
+    assert adapter("stopped", "cache-two") == one
+
+
 def test_bf16_trains(tuner: Tuner, tiny: list[str], tmp_path: Path) -> None:
     for algo in ("lora", "full"):
         words = [

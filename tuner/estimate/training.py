@@ -200,7 +200,7 @@ def may_compile(geometry: Geometry, config: Config) -> bool:
     return (
         machine.kernels in ("auto", "compiled")
         and geometry.get("model_type") in LAYERS
-        and why_not_compiled(algo, machine, engine=engine, processes=count) is None
+        and why_not_compiled(algo, engine=engine, processes=count) is None
     )
 
 

@@ -28,7 +28,7 @@ class Op:
     trouble: Callable[[nn.Module], str | None]
     """why such a module keeps its own forward pass, if it does"""
     fused: Callable[[type[nn.Module]], type[nn.Module]]
-    """its class with the op"""
+    """its class with the op, in which `unfused` is the class that it was"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +104,19 @@ def output_head(model: Any) -> Any:
     return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
 
 
+@contextmanager
+def unfused(model: nn.Module) -> Iterator[None]:
+    """In here the modules of a model have the forward passes that they had before `apply`."""
+    changed = [(module, type(module)) for module in model.modules() if hasattr(type(module), "unfused")]
+    for module, kind in changed:
+        module.__class__ = kind.unfused  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for module, kind in changed:
+            module.__class__ = kind
+
+
 class WaitingHead(nn.Linear):
     """An output head that can return the hidden states themselves, for the loss to multiply a part at a time.
 
@@ -111,6 +124,7 @@ class WaitingHead(nn.Linear):
     `hidden_states`.
     """
 
+    unfused = nn.Linear
     waits = False
     last: Tensor | None = None
     """what it returned while it waited"""

@@ -37,15 +37,13 @@ def capturing_pays(layers: int, seconds: float) -> bool:
     return 0 < seconds < layers * SECONDS_A_LAYER
 
 
-def why_not_compiled(algo: Any, machine: Any, *, engine: str, processes: int) -> str | None:
+def why_not_compiled(algo: Any, *, engine: str, processes: int) -> str | None:
     """What of a config keeps a run on a GPU from compiling its layers, if anything does.
 
     engine  what computes the steps: `torch` or `deepspeed`
     """
     if engine != "torch" or processes > 1:
         return "several processes or DeepSpeed"
-    if machine.deterministic:
-        return "machine.deterministic=true, and a compiler chooses some kernels by the clock"
     if algo.dropout or algo.neftune:
         return "algo.dropout and algo.neftune draw their numbers pack by pack"
     if algo.precision != "bf16":

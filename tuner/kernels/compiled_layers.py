@@ -41,11 +41,14 @@ LIMIT = 4 << 30
 
 
 def _inductor(settings: dict[str, Any]) -> Callable[..., Any]:
-    """PyTorch's compiler, with settings of what it keeps for the backward pass."""
+    """PyTorch's compiler, with settings of what it keeps for the backward pass. Where only algorithms are
+    allowed that give the same bits each time, nothing that rounds otherwise is chosen by the clock.
+    """
 
     def compile_graph(graph: Any, inputs: Any) -> Any:
+        same_bits = {"deterministic": torch.are_deterministic_algorithms_enabled()}
         with partitioner.patch(settings):
-            return compile_fx(graph, inputs)
+            return compile_fx(graph, inputs, config_patches=same_bits)
 
     return compile_graph
 

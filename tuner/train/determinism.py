@@ -3,8 +3,9 @@
 What would differ otherwise on a GPU are sums in which threads take turns by chance: the gradient of rows that
 are picked several times (embeddings, the positions of targets, new tokens' rows), split sums inside
 matmuls and attention. PyTorch has another algorithm for each of these, which sorts first or takes more
-memory; the flash kernels are told by tuner.kernels, FlexAttention and bitsandbytes' 4 and 8 bits take no
-turns. On the CPU sums are in a fixed order already, for a fixed number of threads.
+memory; the flash kernels are told by tuner.kernels, as PyTorch's compiler is, which else picks some kernels
+by the clock. FlexAttention and bitsandbytes' 4 and 8 bits take no turns. On the CPU sums are in a fixed order
+already, for a fixed number of threads.
 
 Bits are promised for one kind of machine, one set of versions, and the facts that a run notes
 (attention, micro batch, processes).

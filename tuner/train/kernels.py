@@ -175,7 +175,7 @@ def obstacle(config: View, model: Any, facts: Mapping[str, Any], world: World) -
         return "this family's compiled layers are not tested yet"
     if carried_state(model) is not None:
         return "its layers carry a state from token to token"
-    return why_not_compiled(config.algo, config.machine, engine=facts["engine"], processes=world.size)
+    return why_not_compiled(config.algo, engine=facts["engine"], processes=world.size)
 
 
 def distinct_rows(packs: Packs, order: Order, shape: BatchShape, world: World, done: int) -> list[Batch]:

@@ -111,4 +111,4 @@ def fused(kind: type[nn.Module]) -> type[nn.Module]:
             x, parts, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name], base.bias
         )
 
-    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    return type(kind.__name__, (kind,), {"forward": forward, "unfused": kind, "__module__": kind.__module__})

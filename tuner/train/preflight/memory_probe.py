@@ -87,12 +87,15 @@ def hardest_micro_batches(sizes: Sequence[tuple[int, int]], micro: int) -> list[
 
 def available_gpu_memory(world: World, most: Dial = "auto") -> int:
     """Bytes that PyTorch may hold on the fullest GPU of all processes, with machine.memory=`most`; 0 on the
-    CPU.
+    CPU. With machine.deterministic nothing may depend on what happens to be free: then what a GPU has.
     """
     if world.device.type != "cuda":
         return 0
-    free, _ = torch.cuda.mem_get_info(world.device)
-    found = int(min(world.gather(free + torch.cuda.memory_reserved(world.device))))
+    free, total = torch.cuda.mem_get_info(world.device)
+    here = free + torch.cuda.memory_reserved(world.device)
+    if torch.are_deterministic_algorithms_enabled():
+        here = total - CONTEXT
+    found = int(min(world.gather(here)))
     return found if isinstance(most, str) else min(found, int(most * GIB - CONTEXT))
 
 

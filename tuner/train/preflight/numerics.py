@@ -8,6 +8,8 @@ adapter      an adapter that begins as nothing leaves the base's logits as they 
 accumulated  documents in one micro batch give the gradient that they give one by one, spread over all
              processes
 mask         trained is what the assistant says
+kernels      fused ops and compiled layers give the gradient that PyTorch's and PEFT's own modules give
+             (tuner.train.preflight.kernels)
 
 Differences are relative 2-norms. In exact arithmetic all are 0; what is left is rounding. A logit is the end
 of some hundred roundings, of a relative size of 2^-24 (fp32) or 2^-9 (bf16) each, which mostly cancel.
@@ -36,17 +38,12 @@ from tuner.train.batch import collate, count_targets, empty_batch
 from tuner.train.distributed import World, raise_together
 from tuner.train.engine import Engine
 from tuner.train.preflight.documents import document_logits, plain_attention, sample_documents
+from tuner.train.preflight.gradients import gradient_difference, sampled_gradient
 from tuner.train.preflight.mask import MASKED, check_mask
+from tuner.train.preflight.tolerance import GRADIENT, LOGITS, LOGITS_INT8, agree, relative_difference
 
-LOGITS = {torch.float32: 2e-4, torch.bfloat16: 0.1}
-"""the largest relative difference of a document's logits"""
-LOGITS_INT8 = 0.2
-GRADIENT = {torch.float32: 2e-4, torch.bfloat16: 0.06}
-"""the largest relative difference of all gradients together"""
 ROOM = {"cpu": 256, "cuda": 4096}
 """tokens of these documents together: some seconds"""
-VALUES = 65_536
-"""values of a tensor's gradient that are looked at"""
 
 
 def prove(
@@ -143,28 +140,6 @@ def proofs_line(found: Mapping[str, float]) -> str:
     return f"proved on these rows: {', '.join(parts)}"
 
 
-WORDS = {
-    "packed": (
-        "a document has other logits in a pack than alone, so documents of a pack see each other. Set "
-        "another machine.attention; if it is the same there, layers of this model carry something from "
-        "document to document that config.json doesn't tell of"
-    ),
-    "attention": (
-        "the attention that trains gives other logits than the plain one of transformers. Set another "
-        "machine.attention"
-    ),
-    "adapter": (
-        "the new adapter changes the base model's logits before it has learnt anything. Set "
-        "algo.lora_init=default"
-    ),
-    "accumulated": (
-        "the gradient of documents in one micro batch differs from that of the same documents one by one, "
-        "so the result would depend on machine.micro_batch and on the number of processes. Set "
-        "machine.engine or machine.zero otherwise"
-    ),
-}
-
-
 def check_logits(
     name: str,
     pairs: Iterator[tuple[Tensor, Tensor]],
@@ -178,7 +153,7 @@ def check_logits(
     """
     differences = [relative_difference(one, other) for one, other in pairs]
     worst = max(range(len(differences)), key=differences.__getitem__)
-    _agree(name, differences[worst], tolerance, lambda: ", ".join(where(documents[worst])), world)
+    agree(name, differences[worst], tolerance, lambda: ", ".join(where(documents[worst])), world)
     return differences[worst]
 
 
@@ -203,18 +178,8 @@ def check_accumulation(
     singly = [
         collate([documents[i] for i in part], indices=part) if part else empty_batch() for part in parts
     ]
-    engine.reset()
-    engine.forward_backward(together, targets)
-    expected = {name: _values(tensor).cpu().clone() for name, tensor in engine.gradients()}
-    engine.reset()
-    engine.forward_backward(singly, targets)
-    size = sum(float(values.double().square().sum()) for values in expected.values())
-    off = {
-        name: float((_values(tensor).cpu() - expected[name]).double().square().sum())
-        for name, tensor in engine.gradients()
-    }
-    difference = (sum(off.values()) / size) ** 0.5 if size else float(any(off.values()))
-    worst = max(off, key=off.__getitem__)
+    expected = sampled_gradient(engine, together, targets)
+    difference, worst = gradient_difference(expected, sampled_gradient(engine, singly, targets))
     odd = next((name for name, values in expected.items() if not is_finite(values)), None)
     rows_of = ", ".join(row for document in documents for row in where(document))
     raise_together(
@@ -229,7 +194,7 @@ def check_accumulation(
     def place() -> str:
         return f"{rows_of}, most of it in {worst}"
 
-    _agree("accumulated", difference, tolerance, place, world)
+    agree("accumulated", difference, tolerance, place, world)
     return difference
 
 
@@ -262,23 +227,6 @@ def refuse_not_finite(
     )
 
 
-def _agree(name: str, difference: float, tolerance: float, place: Callable[[], str], world: World) -> None:
-    complaint = ""
-    if not difference <= tolerance:  # not a number is no proof either
-        complaint = (
-            f"A proof on this run's own model and rows has failed ({name}): {WORDS[name]}; "
-            f"machine.preflight=false skips the proofs. The relative difference is {difference:.1e}, and "
-            f"rounding explains up to {tolerance:.0e}. The rows: {place()}."
-        )
-    raise_together(world, complaint)
-
-
-def relative_difference(one: Tensor, other: Tensor) -> float:
-    """||one - other|| / ||one||, in the 2-norm and in fp64; nan where a value is none."""
-    size, off = (float(x.double().norm()) for x in (one, one.double() - other.double()))
-    return off / size if size else off
-
-
 def _in_rows(model: Any, documents: Sequence[Pack], device: torch.device) -> list[Tensor]:
     """The logits of each document in a row of its own, the last one first: what came before is another
     than in their order.
@@ -289,9 +237,3 @@ def _in_rows(model: Any, documents: Sequence[Pack], device: torch.device) -> lis
 def _apart(logits_KV: Tensor, alone: Sequence[Tensor]) -> Sequence[Tensor]:
     """The logits of each document, as many as it has alone."""
     return torch.split(logits_KV, [len(one) for one in alone])
-
-
-def _values(tensor: Tensor) -> Tensor:
-    """At most so many values of a tensor, evenly spaced, flat."""
-    flat = tensor.detach().reshape(-1)
-    return flat[:: max(1, -(-flat.numel() // VALUES))]

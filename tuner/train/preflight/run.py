@@ -3,7 +3,7 @@ remembered for this machine and config.
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tuner.config import lora_init
-from tuner.config.view import identity_of
+from tuner.config.view import View, identity_of
 from tuner.data.chat.template import compile_template
 from tuner.data.packs import Pack, Packs
 from tuner.data.tokenizer.load import load_vocabulary
@@ -24,6 +24,7 @@ from tuner.train.batch import SingleDocuments
 from tuner.train.distributed import World
 from tuner.train.engine import Engine
 from tuner.train.fixed_rows import FixedRows
+from tuner.train.preflight.kernels import prove_kernels
 from tuner.train.preflight.memory import probe_memory
 from tuner.train.preflight.memory_estimate import memory_estimate
 from tuner.train.preflight.memory_probe import MemoryProbe, ProbeRequest, available_gpu_memory
@@ -113,6 +114,9 @@ def preflight(
             if world.first:
                 remember(key, verdict)
     set_recompute(model, recompute_of(model, verdict.recompute, rows).blocks)
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(world.device)  # what was tried may have taken more than steps do
     return verdict_facts(verdict)
 
 
@@ -165,13 +169,24 @@ def run_checks(
             say=say,
         )
     say(probe.sentence)
-    if rows and rows.compiled:  # as they were, layers take more memory
-        set_recompute(model, len(layers_to_recompute(model)))
-    with (
-        working("proving the numerics on these rows", say),
-        rows.aside() if rows and rows.compiled else nullcontext(),
-    ):
-        proofs = run_proofs(ctx, engine, model, packs, world, compute, where, apart=apart)
+    proofs: dict[str, float] = {}
+    with working("proving the numerics on these rows", say), ExitStack() as stack:
+        if (facts.get("kernels") or (rows and rows.compiled)) and world.size == 1:
+            proofs = prove_kernels(
+                engine,
+                model,
+                found,
+                world,
+                micro_batch=probe.micro_batch,
+                rows=rows,
+                new_adapter=new_adapter(ctx.config),
+                compute=compute,
+                where=where,
+            )
+        if rows and rows.compiled:
+            set_recompute(model, len(layers_to_recompute(model)))  # as they were, layers take more memory
+            stack.enter_context(rows.aside())
+        proofs = run_proofs(ctx, engine, model, packs, world, compute, where, apart=apart) | proofs
     if proofs:
         say(proofs_line(proofs))
     return Verdict(
@@ -214,12 +229,6 @@ def run_proofs(
         chat_with_system(config.model.chat, config.data.system),
         load_vocabulary(ctx.inputs["fetch_model"].dir),
     )
-    fresh = (
-        algo.uses_adapter
-        and algo.init != "continue"
-        and not lora_init.changes_base(algo.lora_init)
-        and algo.lora_init != "orthogonal"
-    )
     return prove(
         engine,
         model,
@@ -231,9 +240,20 @@ def run_proofs(
         compute=compute,
         autocast=autocast_of(algo, compute),
         quant=algo.quant,
-        zero_adapter=fresh,
+        zero_adapter=new_adapter(config),
         apart=apart,
         files=weight_files(ctx.inputs["fetch_model"].dir),
+    )
+
+
+def new_adapter(config: View) -> bool:
+    """Whether the model has an adapter that is nothing yet: B is 0."""
+    algo = config.algo
+    return bool(
+        algo.uses_adapter
+        and algo.init != "continue"
+        and not lora_init.changes_base(algo.lora_init)
+        and algo.lora_init != "orthogonal"
     )
 
 

@@ -25,7 +25,7 @@ LIBRARIES = (
     "triton",
 )
 """whose versions decide speed, memory and rounding"""
-FORMAT = 2
+FORMAT = 3
 """of the file; raised when what is checked changes"""
 
 
