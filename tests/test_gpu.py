@@ -115,9 +115,11 @@ def test_compiled_and_deterministic_means_the_same_adapter(
         "until=convert",
     ]
 
-    def adapter(root: str, cache: str, *more: str) -> bytes:
-        tuner(*words, *more, f"root={tmp_path}/{root}", env={"XDG_CACHE_HOME": str(tmp_path / cache)})
-        return (linked(tmp_path / root, "convert") / "adapter_model.safetensors").read_bytes()
+    def adapter(root: str, cache: str, *more: str, name: str = "whole") -> bytes:
+        env = {"XDG_CACHE_HOME": str(tmp_path / cache)}
+        tuner(*words, *more, f"root={tmp_path}/{root}", f"name={name}", env=env)
+        (found,) = (tmp_path / root / "runs").glob(f"{name}-*/convert/adapter_model.safetensors")
+        return found.read_bytes()
 
     one = adapter("one", "cache-one")
     facts = json.loads((linked(tmp_path / "one", "train") / "manifest.json").read_text(encoding="utf-8"))[
@@ -128,7 +130,7 @@ def test_compiled_and_deterministic_means_the_same_adapter(
     assert facts["proofs"]["kernels"] < 0.06
     assert adapter("two", "cache-two") == one
     assert adapter("warm", "cache-one") == one
-    adapter("stopped", "cache-two", "algo.stop_step=3")
+    adapter("stopped", "cache-two", "algo.stop_step=3", name="short")
     assert adapter("stopped", "cache-two") == one
 
 

@@ -79,7 +79,7 @@ def test_a_number_of_gib_is_as_a_card_of_that_size() -> None:
     ("machine", "compiled"),
     [
         ({"kernels": "fused"}, False),
-        ({"deterministic": True}, False),
+        ({"deterministic": True, "kernels": "compiled"}, True),
         ({"zero": 2}, False),
         ({"kernels": "compiled"}, True),
     ],

@@ -235,7 +235,7 @@ def test_a_rows_seconds_are_wall_time_without_what_is_measured(
 
         monkeypatch.setattr(kind, name, longer)
 
-    monkeypatch.setattr("tuner.train.monitor.metrics.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("tuner.train.monitor.step_clock.time", SimpleNamespace(monotonic=lambda: now[0]))
     takes(TorchEngine, "step", 1.0)
     takes(Saver, "save", 10.0)
     takes(HeldOut, "measure", 100.0)

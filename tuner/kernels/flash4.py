@@ -20,8 +20,10 @@ from tuner.kernels.packed_documents import Documents, Offsets
 
 CAPABILITIES = (9, 10)
 """compute capabilities that it is fast on"""
-WIDEST = 128
-"""of the heads that it takes"""
+WIDTHS = (64, 96, 128)
+"""of heads whose gradients are right: those of others were seen to be wrong (version 4.0.0b36, of 80 the
+queries'), so they are filled up
+"""
 
 
 def installed() -> bool:
@@ -35,8 +37,8 @@ def trouble(needs: AttentionNeeds) -> str | None:
         return reason
     if torch.cuda.get_device_capability(needs.device)[0] not in CAPABILITIES:
         return "it is for Hopper and Blackwell GPUs (compute capability 9 and 10)"
-    if needs.head_dim > WIDEST:
-        return f"it takes a head dimension of at most {WIDEST}, and this model's is {needs.head_dim}"
+    if needs.head_dim > WIDTHS[-1]:
+        return f"it takes a head dimension of at most {WIDTHS[-1]}, and this model's is {needs.head_dim}"
     if torch.are_deterministic_algorithms_enabled():
         return "its backward pass is not known to give the same bits each time (machine.deterministic)"
     if not installed():
@@ -55,7 +57,7 @@ def attend(
 ) -> Tensor:
     """softmax(q k' * scaling) v within each document; returns [1, N, H, E]."""
     before, _ = flash_window(scoring.window, documents.longest)
-    q_NHF, k_NKF, v_NKF = (x.contiguous() for x in flash_rows(q_1HND, k_1KND, v_1KNE))
+    q_NHF, k_NKF, v_NKF = (x.contiguous() for x in flash_rows(q_1HND, k_1KND, v_1KNE, WIDTHS))
     out_NHF, _ = flash4_forward(
         q_NHF, k_NKF, v_NKF, documents.offsets, documents.longest, scoring.scaling, before
     )

@@ -1,5 +1,6 @@
 """What the flash kernels (arXiv:2307.08691) have in common: where they run, and the shapes that they take."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,14 +32,17 @@ def flash_trouble(needs: AttentionNeeds, *, softcap: bool = False, dropout: bool
     return unsupported(needs, softcap=softcap, dropout=dropout)
 
 
-def flash_rows(q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As flash kernels take them: [N, H, F], [N, K, F], [N, K, F], where F is the width of the heads, up to
-    the next multiple of 8.
+def flash_rows(
+    q_1HND: Tensor, k_1KND: Tensor, v_1KNE: Tensor, widths: Sequence[int] = range(8, 257, 8)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As flash kernels take them: [N, H, F], [N, K, F], [N, K, F], where F is the next of `widths` from the
+    width of the heads on.
 
     Columns of zeros add nothing to a score, and to the output only columns that are cut off again. They are
     needed by heads of unusual width, and where values are narrower than keys.
     """
-    width = -(-max(q_1HND.shape[-1], v_1KNE.shape[-1]) // 8) * 8
+    widest = max(q_1HND.shape[-1], v_1KNE.shape[-1])
+    width = next(width for width in widths if width >= widest)
     q_NHF, k_NKF, v_NKF = (
         (x if x.shape[-1] == width else pad(x, (0, width - x.shape[-1])))[0].transpose(0, 1)
         for x in (q_1HND, k_1KND, v_1KNE)

@@ -35,8 +35,9 @@ from tuner.train.monitor.anomalies import (
     refuse_not_finite,
     rows_of,
 )
-from tuner.train.monitor.metrics import Journal, StepClock
+from tuner.train.monitor.metrics import Journal
 from tuner.train.monitor.progress import Progress
+from tuner.train.monitor.step_clock import StepClock
 from tuner.train.read_later import read_later
 from tuner.train.schedule import lr_at, patience_exhausted
 from tuner.train.stop_signal import Stop
@@ -61,6 +62,8 @@ class LaunchedStep:
     """
     norm: Callable[[], float]
     """waits for the device: of the gradient, before clipping; raises StageError where it is not finite"""
+    ended: Callable[[], float]
+    """waits for the device: the moment, of time.monotonic(), at which its weights were there"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,14 +114,14 @@ class TrainingLoop:
         machine, steps_ = self.config.machine, self.order.steps
         late = self.engine.asynchronous and self.world.size == 1 and not self.config.algo.early_stop
         watch = AnomalyWatch(horizon=self.horizon, rows=self.journal.recent)
-        clock = StepClock()
+        clock = StepClock(self.engine.device)
         with Progress(start=begin, steps=steps_, say=self.say, shown=self.world.first) as progress:
             finish = partial(self._finish, clock, progress, watch)
             with finishing(finish) as unread:
                 for step in range(begin, steps_):
                     if self._patience_exhausted():
                         return step  # it had ended here before it was killed
-                    launched = self._launch(step, tokens, late=late)
+                    launched = self._launch(step, tokens, clock, late=late)
                     if unread:
                         finish(unread.pop())  # the step before, while the device computes this one
                     done, tokens, last = launched.number, launched.tokens, launched.number == steps_
@@ -144,7 +147,7 @@ class TrainingLoop:
                         return done
         return steps_
 
-    def _launch(self, step: int, tokens: int, *, late: bool) -> LaunchedStep:
+    def _launch(self, step: int, tokens: int, clock: StepClock, *, late: bool) -> LaunchedStep:
         """Let the device compute gradients and apply them, of the step after `step` others, which saw
         `tokens`. Unless its losses and norm are read late, they are read here, each as soon as it is there.
         """
@@ -180,6 +183,7 @@ class TrainingLoop:
             decay=algo.decay,
         )
         gradient_norm = read_later(self.engine.step(lr, algo.clip))
+        ended = clock.mark()
 
         @cache
         def norm() -> float:
@@ -198,6 +202,7 @@ class TrainingLoop:
             lr=lr,
             losses=losses,
             norm=norm,
+            ended=ended,
         )
 
     def _finish(
@@ -213,7 +218,7 @@ class TrainingLoop:
         row of metrics.
         """
         losses, norm = launched.losses(), launched.norm()
-        spent, seen = clock.lap(), sum(len(pack.ids) for pack in launched.packs)
+        spent, seen = clock.lap(launched.ended()), sum(len(pack.ids) for pack in launched.packs)
         row = {
             "step": launched.number,
             "loss": sum(losses) / max(1, launched.targets),

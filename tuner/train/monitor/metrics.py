@@ -12,10 +12,8 @@ Those of a process's first step begin with it.
 import json
 import os
 import resource
-import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,27 +48,6 @@ def device_usage(
     if device.type == "cuda":
         shares["allocated"] = torch.cuda.max_memory_allocated(device)
     return shares | {"memory": memory}
-
-
-class StepClock:
-    """Wall time from row to row; begins to run when it is made."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-
-    def lap(self) -> float:
-        """The seconds since the last lap, or the beginning."""
-        began, self._began = self._began, time.monotonic()
-        return self._began - began
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """While entered, it stands still."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self._began += time.monotonic() - began
 
 
 class Journal:
