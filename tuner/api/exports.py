@@ -4,13 +4,24 @@ store.
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tuner.errors import ConfigError, StoreError, did_you_mean
 from tuner.files import disk_full, read_json
 from tuner.models.checkpoint.files import ADAPTER_FILES
 from tuner.models.checkpoint.quantised import WORDS
+from tuner.models.handover import (
+    ADAPTER,
+    MODEL,
+    TOOLS,
+    Served,
+    check_loads,
+    served_model,
+    takes_adapter,
+    write_handover,
+)
 from tuner.models.layouts import detection
 from tuner.pipeline.advice import command_on
 from tuner.pipeline.rerun import prepare_result, rerun
@@ -22,7 +33,12 @@ KINDS = {
     "model": "base and adapter merged, in the format of transformers",
     "base": "the base model that the adapter belongs to, in the format of transformers",
     "original": "the merged model in the layout of its publisher, for a family that was rewritten",
+    "lmdeploy": "the merged model with chat template and start script for LMDeploy",
+    "opencompass": "the merged model with an evaluation config for OpenCompass",
+    "vllm": "the merged model and, where vLLM takes it, the adapter, with start scripts for vLLM",
 }
+WHOLE = ("model", *TOOLS)
+"""kinds that take the merged model"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,9 +82,11 @@ def export_run(
     """
     check_kind(kind)
     result, config, base = prepare_result(run, words, tell, STAGES, extra)
+    if kind in TOOLS and base is not None:
+        check_loads(kind, base)
     merge = (
         rerun(result, [], "merge", tell, STAGES, extra).path("merge")
-        if kind == "model" and config.algo.uses_adapter
+        if kind in WHOLE and config.algo.uses_adapter
         else None
     )
     source = ExportSource(
@@ -121,17 +139,48 @@ def _write(source: ExportSource, kind: str, out: Path, tell: Callable[[str], Non
             )
         _copy(source.convert, out)
     elif kind == "model":
-        whole = source.merge or source.convert
-        if (read_json(whole / "manifest.json") or {}).get("facts", {}).get("layout") == "original":
-            raise ConfigError(
-                "transformers has no class for this family, so the model is exported in its original layout: "
-                f"{command_on(source.run, 'export', 'original')}"
-            )
-        _copy(whole, out)
+        _copy(_whole(source), out)
     elif kind == "base":
         _copy(_base(source), out)
+    elif kind in TOOLS:
+        _hand_over(source, kind, out)
     else:
         _write_original(source, out, tell)
+
+
+def _hand_over(source: ExportSource, kind: str, out: Path) -> None:
+    whole = _whole(source)
+    served = _served(source, kind, whole)
+    write_handover(kind, served, out)
+    for name, artifact in ((MODEL, whole), (ADAPTER, source.convert if served.adapter else None)):
+        if artifact is not None:
+            (out / name).mkdir()
+            _copy(artifact, out / name)
+
+
+def _served(source: ExportSource, kind: str, whole: Path) -> Served:
+    """The adapter goes along where its base is one that others have, just as it was trained on."""
+    rewritten = source.base is None or _facts(source.base).get("rewritten")
+    along = kind == "vllm" and source.adapted and source.quant == "none" and not rewritten
+    served = served_model(whole, source.called, source.convert if along else None)
+    takes = served.adapter is not None and takes_adapter(served.adapter)
+    return served if takes else replace(served, adapter=None)
+
+
+def _whole(source: ExportSource) -> Path:
+    """The merged model. Raises ConfigError where transformers can't load it."""
+    whole = source.merge or source.convert
+    if _facts(whole).get("layout") == "original":
+        raise ConfigError(
+            "transformers has no class for this family, so the model is exported in its original layout: "
+            f"{command_on(source.run, 'export', 'original')}"
+        )
+    return whole
+
+
+def _facts(artifact: Path) -> dict[str, Any]:
+    found: dict[str, Any] = (read_json(artifact / "manifest.json") or {}).get("facts", {})
+    return found
 
 
 def _write_original(source: ExportSource, out: Path, tell: Callable[[str], None]) -> None:
@@ -143,9 +192,7 @@ def _write_original(source: ExportSource, out: Path, tell: Callable[[str], None]
     base = _base(source)
     whole = base if source.adapted else source.convert
     aside = base / detection.ORIGINAL
-    rewritten = [
-        str(name) for name in (read_json(base / "manifest.json") or {}).get("facts", {}).get("rewritten", ())
-    ]
+    rewritten = [str(name) for name in _facts(base).get("rewritten", ())]
     if method := next((name.partition(".")[2] for name in rewritten if name.startswith("dequantize.")), None):
         raise ConfigError(
             f"{source.called} was trained on weights that were dequantised to bf16 when they were fetched: "

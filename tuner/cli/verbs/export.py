@@ -28,13 +28,13 @@ VERB = Verb(
     name="export",
     words="RUN KIND",
     help=(
-        "copies to take away: adapter, base, model, or original, the layout of the model's publisher; "
-        "a third word names the directory"
+        "copies to take away: adapter, base, model, or original, the layout of the model's publisher; or for "
+        "lmdeploy, opencompass, vllm, with what starts them; a third word names the directory"
     ),
     run=run,
     examples={
         "export last adapter": "the adapter, for PEFT",
-        "export support model ~/models/support": "the merged model, to a directory",
+        "export support lmdeploy ~/served/support": "the merged model, chat template and start script",
     },
     on_a_run=True,
 )
