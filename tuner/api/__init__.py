@@ -4,6 +4,7 @@
     tuner.plan(["my.yaml"])                          what would run, and why
     tuner.find("support"), tuner.status()            a run that is there; a row for each
     tuner.evaluate(run, ["convert.step=best"])       and convert, merge, export, compare, rename, stop
+    tuner.predict(run, "rows.csv", "answers.csv")    answers every row of a file
     tuner.reproduce(run)["equal"]                   makes it again, and compares
 
 A run is a `Run`, or what the command line takes for one: its name, path, digest or `last`. All of them raise
@@ -41,6 +42,7 @@ __all__ = [
     "look_ahead",
     "merge",
     "plan",
+    "predict",
     "prepare",
     "rename",
     "reproduce",
@@ -140,6 +142,34 @@ def export(
 
     out = Path(directory).expanduser() if directory is not None else None
     return export_run(_directory(run, root), kind, out, [], to_stderr)
+
+
+def predict(
+    run: AnyRun,
+    rows: str | Path,
+    out: str | Path,
+    words: Words = (),
+    *,
+    base: bool = False,
+    logprobs: bool = False,
+    root: str | Path = "outputs",
+) -> Path:
+    """Answer every row of a file with the model of a run, into `out`, in the format of its ending; `base` has
+    the model that was trained on answer too. Killed, the same call goes on.
+    """
+    from tuner.api.predictions import predict_file
+
+    line, target = _take_apart(words, None), Path(out).expanduser()
+    predict_file(
+        _directory(run, root),
+        Path(rows).expanduser(),
+        target,
+        line.words,
+        to_stderr,
+        base=base,
+        logprobs=logprobs,
+    )
+    return target
 
 
 def rename(run: AnyRun, name: str, *, root: str | Path = "outputs") -> Run:

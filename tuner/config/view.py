@@ -11,11 +11,13 @@ from tuner.config.schema import Config
 
 
 class View:
-    """The config as one stage may read it: any field that was not declared for the stage raises."""
+    """The config as one stage may read it: any field that was not declared for the stage raises. What leaves
+    no artifact, and so has no fingerprint, is no stage and may read all.
+    """
 
     __slots__ = ("_node", "_path", "_stage")
 
-    def __init__(self, node: Any, stage: str, path: str = "") -> None:
+    def __init__(self, node: Any, stage: str | None, path: str = "") -> None:
         self._node, self._stage, self._path = node, stage, path
 
     def __getattr__(self, name: str) -> Any:
@@ -36,7 +38,11 @@ class View:
             ),
             None,
         )
-        if declared is not None and self._stage not in declared.stages | declared.seen_by:
+        if (
+            declared is not None
+            and self._stage is not None
+            and self._stage not in declared.stages | declared.seen_by
+        ):
             raise AttributeError(
                 f"{path} is not declared for the stage {self._stage}; declare it in tuner/config/schema/, "
                 "so that it enters the fingerprint"
@@ -77,4 +83,4 @@ def identity_fields(config: Config, stage: str) -> dict[str, Any]:
 
 def identity_of(view: View) -> dict[str, Any]:
     """The identity fields that enter the view's own stage, by dotted path: what decides its result."""
-    return identity_fields(view._node, view._stage)
+    return identity_fields(view._node, view._stage) if view._stage else {}

@@ -30,19 +30,7 @@ def with_overrides(
     """
     if not words:
         return config
-    composed = compose(list(words), extra=extra, whole=False)
-    said, values = dump_config(composed), dump_config(config)
-    for word in words:
-        path = word.lstrip("+").partition("=")[0]
-        for key in [
-            leaf
-            for leaf, _ in flatten(said)
-            if leaf == path or (path in GROUPS and leaf.startswith(f"{path.replace('/', '.')}."))
-        ] or [path]:
-            _put(values, key, _get(said, key))
-        if path in GROUPS:
-            values["choices"][path] = composed.choices[path]
-    changed = build_config(values)
+    changed = overridden(config, words, extra)
     check_stop_words(changed, stages)
     before, decides = {path: value for path, _, value in leaves(config)}, stages_up_to_train(stages)
     for path, declared, value in leaves(changed):
@@ -56,6 +44,23 @@ def with_overrides(
                 f"{path}={value}, add it to the command that trained the run."
             )
     return changed
+
+
+def overridden(config: Config, words: Sequence[str], extra: Path | None = None) -> Config:
+    """A config with what the words say of it, whatever that decides. Raises ConfigError."""
+    composed = compose(list(words), extra=extra, whole=False)
+    said, values = dump_config(composed), dump_config(config)
+    for word in words:
+        path = word.lstrip("+").partition("=")[0]
+        for key in [
+            leaf
+            for leaf, _ in flatten(said)
+            if leaf == path or (path in GROUPS and leaf.startswith(f"{path.replace('/', '.')}."))
+        ] or [path]:
+            _put(values, key, _get(said, key))
+        if path in GROUPS:
+            values["choices"][path] = composed.choices[path]
+    return build_config(values)
 
 
 def _get(values: dict[str, Any], path: str) -> Any:

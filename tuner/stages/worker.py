@@ -31,7 +31,7 @@ from tuner.pipeline.run import RunDirectory
 from tuner.pipeline.stage import Context, Input, Stage
 from tuner.progress import quiet, verbose, waiting
 from tuner.report.printable import visible
-from tuner.stages import STAGES
+from tuner.stages import OF_VERBS, STAGES
 
 
 def main(stages: Sequence[Stage] = STAGES) -> int:
@@ -72,8 +72,8 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
         elif rank == 0:
             run.log(f"  {line}", shown=True)
 
-    stage = next(s for s in stages if s.name == job["stage"])
-    view = View(config, stage.name)
+    stage = next(s for s in (*stages, *OF_VERBS) if s.name == job["stage"])
+    view = View(config, None if stage in OF_VERBS else stage.name)
     if not stage.remote.fetches(view):  # what it reads is there; nothing may be looked up behind its back
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     inputs = {name: Input.of_json(told) for name, told in job["inputs"].items()}
