@@ -23,6 +23,7 @@ from tuner.cli.verbs import (
     rename,
     reproduce,
     run,
+    serve,
     status,
     stop,
 )
@@ -40,6 +41,7 @@ VERBS: dict[str, Verb] = {
         doctor,
         help,
         chat,
+        serve,
         compare,
         stop,
         convert,
