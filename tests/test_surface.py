@@ -64,6 +64,7 @@ FIELDS = {
     "convert": "step best_by",
     "merge": "when layout",
     "generation": "system temperature top_p max_new_tokens seed",
+    "sweep": "objective",
     "": "seed variant root store lock locked until redo name note tags choices",
 }
 """node of the config → its fields; those at the top have none"""

@@ -5,17 +5,20 @@ end. Jobs run here one after the other, or by the launcher of Hydra's that the w
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from tuner.api import execute_config, to_stderr
+from tuner.api.pipeline import Tell
 from tuner.api.sweeps import redo_once, sweep_job_config
+from tuner.api.trial_watch import Pruned
 from tuner.cli.sweep_plan import PlannedJob, overview, plan_jobs, plans_of
 from tuner.cli.sweep_ranking import rank_sweep, ranking_text, write_ranking
 from tuner.config.compose import chooses_launcher, launch_jobs
 from tuner.config.schema import Config
+from tuner.config.search_space import is_search
 from tuner.errors import ConfigError, Interrupted, Stopped, StoreError, TunerError
 from tuner.estimate import disk
 from tuner.files import read_json
@@ -33,6 +36,10 @@ def sweep(words: list[str], *, extra: Path | None) -> int:
     """Run every job and print how they rank; returns the highest of their exit codes. Raises StoreError when
     the disk does not hold what all jobs together will make.
     """
+    if is_search(words):
+        from tuner.cli.search import search
+
+        return search(words, extra=extra)
     jobs = plan_jobs(words, extra=extra)
     to_stderr(overview(jobs))
     configs = [job.config for job in jobs if isinstance(job.config, Config)]
@@ -99,7 +106,13 @@ def _launched(
         raise SystemExit(Interrupted.exit_code) from error
 
 
-def run_job(config: Config | TunerError, title: str, *, to_do: bool) -> tuple[int, str]:
+def run_job(
+    config: Config | TunerError,
+    title: str,
+    *,
+    to_do: bool,
+    execute: Callable[[Config, Tell], RunDirectory] = execute_config,
+) -> tuple[int, str]:
     """Run one job: (exit code, what went wrong). Only an interruption ends the sweep."""
     began = time.monotonic()
     try:
@@ -109,8 +122,10 @@ def run_job(config: Config | TunerError, title: str, *, to_do: bool) -> tuple[in
             execute_config(replace(config, redo=None), lambda _line: None)
             return 0, ""
         to_stderr(f"── {title}")
-        run = execute_config(replace(config, redo=None), to_stderr)
+        run = execute(replace(config, redo=None), to_stderr)
         _tell(f"── {title}: done in {readable_seconds(time.monotonic() - began)}{_loss(run)}", "green")
+    except Pruned as pruned:
+        _tell(f"── {title}: {pruned}", "yellow")
     except Stopped as stopped:  # this run only, and on purpose
         return _ended(title, str(stopped), stopped.exit_code)
     except TunerError as error:

@@ -5,6 +5,7 @@ record. It builds nothing.
 import json
 import shlex
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ def rank_sweep(sweep: SweepDirectory) -> dict[str, Any]:
             code=job.code,
             message=job.message,
             stopped=job.code == Stopped.exit_code,
+            pruned=job.pruned,
         )
         for i, job in enumerate(sweep.jobs(), 1)
     ]
-    ranking = rank_jobs(sweep.dir.name, jobs, places)
+    ranking = rank_jobs(sweep.dir.name, jobs, places, **asdict(sweep.aim()))
     best = ranking["best"]
     return ranking | {"use": command("chat", shlex.quote(best), root=sweep.root) if best else None}
 

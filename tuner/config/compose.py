@@ -98,6 +98,20 @@ def launch_jobs(
     return [result.return_value for batch in batches or () for result in batch]
 
 
+def sweeper_settings(words: list[str], *, extra: Path | None = None) -> dict[str, Any]:
+    """What stands under `hydra.sweeper` with these words of Hydra's own. Raises ConfigError."""
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    hydra = _hydra(extra)
+    with _one_paragraph():
+        composed = hydra.compose_config(
+            config_name="tuner", overrides=words, run_mode=RunMode.MULTIRUN, with_log_configuration=False
+        )
+        values: Any = OmegaConf.to_container(composed.hydra.sweeper, resolve=True)
+    return dict(values)
+
+
 def chooses_launcher(words: list[str]) -> bool:
     """Whether the words say what is to run the jobs of a sweep, or how."""
     return any(SWEEPING.match(word) for word in words)

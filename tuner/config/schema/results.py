@@ -1,4 +1,4 @@
-"""What becomes of what was trained: `train`, `convert`, `merge`, `eval` and `generation`."""
+"""What becomes of what was trained: `train`, `convert`, `merge`, `eval`, `generation` and `sweep`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -66,3 +66,14 @@ class Generation:
     """the longest answer, in tokens"""
     seed: int | None = neutral(default=None)
     """of the draws; null for a new one each time"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """What the jobs of a sweep are for."""
+
+    objective: Literal["held_out_loss", "perplexity", "held_out_while_training", "loss"] = neutral(
+        default="held_out_loss"
+    )
+    """what ranks them, and what a search optimizes: the held-out loss or perplexity of the evaluation, the
+    last held-out loss while training, or the loss of the last training step"""
