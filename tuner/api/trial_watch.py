@@ -31,6 +31,11 @@ class Pruned(Stopped):
     """A search has given the trial up."""
 
 
+def measured_every(config: Config) -> int:
+    """The steps between two measurements that a study is told of."""
+    return config.machine.measure_every or config.machine.save_every
+
+
 class TrialWatch:
     """Runs the config of a trial, and tells the study what it measures."""
 
@@ -40,7 +45,7 @@ class TrialWatch:
         self.pruned: str | None = None
         """why the trial was given up"""
         self._config, self._store = config, store_of(config)
-        self._every = config.machine.measure_every or config.machine.save_every
+        self._every = measured_every(config)
         self._reader, self._told = RowReader(), set[int]()
         self._error: Exception | None = None
 

@@ -4,7 +4,7 @@ the end.
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ from tuner.api.pipeline import plan_config
 from tuner.api.search import Execute, noted_jobs, open_search, place_of, prepare_search
 from tuner.api.study import Study, load_study
 from tuner.api.sweeps import sweep_job_config
+from tuner.api.trial_watch import measured_every
 from tuner.cli.sweep import run_job
 from tuner.cli.sweep_plan import in_all
 from tuner.cli.sweep_ranking import rank_sweep, ranking_text, write_ranking
 from tuner.config.schema import Config
 from tuner.config.search_space import Search
 from tuner.errors import TunerError
-from tuner.estimate.work import SweepWork, sweep_work
+from tuner.estimate.work import SweepWork, sweep_work, training_work
 from tuner.pipeline.run import RunDirectory
 from tuner.pipeline.sweeps import STUDY, SweepDirectory, SweepJob
 from tuner.report.columns import columns
@@ -31,7 +32,7 @@ def search(words: list[str], *, extra: Path | None) -> int:
     with open_search(found, extra, to_stderr) as opened:
         place = opened.place
         left = found.settings.n_trials - _finished(opened.jobs)
-        to_stderr(search_text(found, place, opened.jobs, _a_trial(found, extra) if left > 0 else None))
+        to_stderr(search_text(found, place, opened.jobs, _a_trial(found, extra) if left > 0 else Trial()))
         opened.run(_run_trial, to_stderr)
         ranking = rank_sweep(place)
         print(ranking_text(ranking))
@@ -51,7 +52,7 @@ def plan_search(words: list[str], flags: Collection[str], *, extra: Path | None)
     place = place_of(found)
     jobs = noted_jobs(Study(load_study(place, found), found)) if (place.dir / STUDY).exists() else []
     left = max(found.settings.n_trials - _finished(jobs), 0)
-    work = _a_trial(found, extra) if left else None
+    trial = _a_trial(found, extra) if left else Trial()
     if "--json" in flags:
         told = {
             "search": place.dir.name,
@@ -59,17 +60,23 @@ def plan_search(words: list[str], flags: Collection[str], *, extra: Path | None)
             "objective": found.base.sweep.objective,
             **asdict(found.settings),
             "left": left,
-            "a_trial": work.to_json() if work else None,
+            "a_trial": trial.work.to_json() if trial.work else None,
         }
         print(json.dumps(told, ensure_ascii=False, indent=1))
     else:
-        print(search_text(found, place, jobs, work))
+        print(search_text(found, place, jobs, trial))
     return 3 if "--check" in flags and left else 0
 
 
-def search_text(
-    search: Search, place: SweepDirectory, jobs: Sequence[SweepJob], work: SweepWork | None
-) -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """What one trial takes, as far as that is known."""
+
+    work: SweepWork | None = None
+    steps: int | None = None
+
+
+def search_text(search: Search, place: SweepDirectory, jobs: Sequence[SweepJob], trial: Trial) -> str:
     """The space of a search, how it is searched, and how far it is."""
     settings, trials = search.settings, max(search.settings.n_trials, len(jobs))
     head = f"search {place.dir.name}: {_finished(jobs)} of {trials} trials finished"
@@ -82,8 +89,14 @@ def search_text(
         f"  {settings.direction}s {search.base.sweep.objective}: sampler {_words(settings.sampler)}; pruner "
         f"{_words(settings.pruner)}",
     ]
-    if work and (told := in_all(work)):
+    if trial.work and (told := in_all(trial.work)):
         lines.append(f"  a trial: {told}, what all share among them")
+    every = measured_every(search.base)
+    if settings.pruner["name"] != "none" and trial.steps and trial.steps <= every:
+        lines.append(
+            f"  none is pruned: it has {trial.steps:,} steps, and the held-out loss is measured every "
+            f"{every:,} (machine.measure_every)"
+        )
     if search.ignored:
         lines.append(f"  trials run one after the other: {' '.join(search.ignored)} has no part in a search")
     return "\n".join(lines)
@@ -100,10 +113,12 @@ def _finished(jobs: Sequence[SweepJob]) -> int:
     return sum(job.code is not None for job in jobs)
 
 
-def _a_trial(search: Search, extra: Path | None) -> SweepWork | None:
-    """What a trial takes; None where the point that stands for all is refused."""
+def _a_trial(search: Search, extra: Path | None) -> Trial:
+    """What a trial takes, by one that stands for all; nothing where that one is refused."""
     try:
         config = sweep_job_config(search.config(search.first_point(), extra))
-        return sweep_work([(plan_config(config, RunDirectory.of(config)), config)])
+        plan = plan_config(config, RunDirectory.of(config))
+        training = training_work({planned.stage.name: planned for planned in plan}, config)
+        return Trial(work=sweep_work([(plan, config)]), steps=training.order.end if training else None)
     except TunerError:
-        return None
+        return Trial()
