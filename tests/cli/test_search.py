@@ -64,9 +64,20 @@ def test_a_search(tuner: Tuner, root: Path, words: list[str], tmp_path: Path) ->
     told = json.loads(tuner("plan", "--json", "--check", *line).out)
     assert (told["left"], told["space"]["algo.optim.lr"]["high"]) == (0, 0.1)
 
-    # another seed, or other rows: another search
-    other = tuner("plan", *line, "hydra.sweeper.sampler.seed=1").out.splitlines()[0]
-    assert other.endswith(": 0 of 2 trials finished")
+    # another seed, or other rows of the same name: another search
+    rows = next(word for word in words if word.startswith("data.path=")).partition("=")[2]
+    shutil.copy(rows, tmp_path)
+    names = {name}
+    for words_more in (
+        ["hydra.sweeper.sampler.seed=1"],
+        [copied := f"data.path={Path(rows).name}"],
+        [copied],
+    ):
+        other = tuner("plan", *line, *words_more).out.splitlines()[0].split()
+        assert (other[2], other[1] in names) == ("0", False)
+        names.add(other[1])
+        with (tmp_path / Path(rows).name).open("a", encoding="utf-8") as file:
+            file.write('{"messages": []}\n')
     found = from_python.run([*line, f"root={root}"], tell=lambda _line: None)
     assert [run.dir.name for run in found] == [row["run"] for row in rows]
     with pytest.raises(ConfigError, match="A search has no jobs to plan"):

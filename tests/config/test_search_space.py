@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from tuner.config.search_space import SWEEPER, Choices, Numbers, Search, is_search, read_search
+from tuner.config.search_space import SETTINGS, SWEEPER, Choices, Numbers, Search, is_search, read_search
 from tuner.errors import ConfigError
 
 LR = "algo.optim.lr"
@@ -85,6 +85,15 @@ def test_settings() -> None:
     found = search("seed=1,2", *chosen).settings
     assert (found.n_trials, found.direction) == (20, "maximize")
     assert (found.sampler, found.pruner) == ({"name": "random", "seed": 0}, {"name": "none"})
+
+
+def test_settings_that_are_completed_are_those_there_are() -> None:
+    found = search("seed=1,2").settings
+    assert sorted(SETTINGS) == sorted(
+        ["n_trials", "direction"]
+        + [f"sampler.{key}" for key in found.sampler if key != "name"]
+        + [f"pruner.{key}" for key in found.pruner if key != "name"]
+    )
 
 
 def test_what_makes_it_another_search() -> None:

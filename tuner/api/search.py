@@ -17,8 +17,9 @@ from tuner.api.sweeps import sweep_job_config
 from tuner.api.trial_watch import Pruned, TrialWatch
 from tuner.config.schema import Config
 from tuner.config.search_space import Search, read_search
+from tuner.config.validate import validate
 from tuner.config.view import View
-from tuner.errors import ConfigError, StageError, Stopped, StoreError, TunerError
+from tuner.errors import ConfigError, DataError, StageError, Stopped, StoreError, TunerError
 from tuner.pipeline.run import RunDirectory, store_of
 from tuner.pipeline.selection import check_stop_words, stages_until
 from tuner.pipeline.sweeps import Aim, SweepDirectory, SweepJob, search_directory, words_of
@@ -69,9 +70,10 @@ def place_of(search: Search) -> SweepDirectory:
 
 
 def _data(base: Config) -> dict[str, str]:
-    """sha256 of the data's local files, as far as they are known before there is a trial."""
+    """sha256 of the data's local files; none where the trials decide which these are."""
     fetch_data = next(stage for stage in STAGES if stage.name == "fetch_data")
     with suppress(TunerError, OSError):
+        validate(base)  # it may lack what every trial gives
         sources = fetch_data.sources(View(base, fetch_data.name))
         return {name: store_of(base).hashes.sha256(path) for name, path in sources.items()}
     return {}
@@ -91,19 +93,23 @@ class OpenSearch:
     def run(self, run_trial: RunTrial, tell: Tell) -> None:
         """Make the trials that are left; each is noted when it begins and when it has ended.
 
-        What is as true for the next trial is raised, and leaves this one to be gone on with, as a stop does:
-        StoreError, and ConfigError where the runs have no score.
+        What is as true for the next trial ends the search, and leaves this one to be gone on with, as a stop
+        does. Raises StoreError, and ConfigError where the runs have no score.
         """
         failed = 0
         for trial in self.study.next_trials():
-            job = self._run_one(trial, run_trial)
+            job, stuck = self._run_one(trial, run_trial)
             self._note(trial.number, job)
             failed = failed + 1 if job.code not in (0, Stopped.exit_code) else 0
+            if stuck:
+                tell("This is as true for other trials, so the search ends here; the same line goes on.")
+                return
             if failed == IN_A_ROW and trial.number + 1 < self.search.settings.n_trials:
                 tell(f"{failed} trials in a row failed, so the search ends here; the same line goes on.")
                 return
 
-    def _run_one(self, trial: "Trial", run_trial: RunTrial) -> SweepJob:
+    def _run_one(self, trial: "Trial", run_trial: RunTrial) -> tuple[SweepJob, bool]:
+        """What became of the trial, and whether that would become of others."""
         job = SweepJob(words=words_of(self.search.point_words(trial.params)))
         found: Config | TunerError
         try:
@@ -115,27 +121,28 @@ class OpenSearch:
             job = replace(job, run=watch.run.dir.name)
             self.study.note_run(trial, watch.run.dir.name)
         self._note(trial.number, job)
-        stuck: list[StoreError] = []
+        stuck = False
 
         def execute(config: Config, tell: Tell) -> RunDirectory:
+            nonlocal stuck
             assert watch
             try:
                 return watch.execute(config, tell)
-            except StoreError as error:
-                stuck.append(error)
+            except TunerError as error:
+                # before any trial has come through, what is read is wrong, and not the point of the space
+                unread = isinstance(error, ConfigError | DataError) and not self.study.finished
+                stuck = unread or isinstance(error, StoreError)
                 raise
 
         code, message = run_trial(found, self._title(trial.number, job), execute)
-        if stuck:
-            raise stuck[0]
         if watch and watch.pruned:
             self.study.prune(trial)
-            return replace(job, code=0, pruned=True)
+            return replace(job, code=0, pruned=True), False
         if watch and code == 0:
             code, message = self._tell_score(trial, watch.run)
-        elif code != Stopped.exit_code:
+        elif code != Stopped.exit_code and not stuck:
             self.study.fail(trial, code, message)
-        return replace(job, code=code, message=message)
+        return replace(job, code=code, message=message), stuck
 
     def _tell_score(self, trial: "Trial", run: RunDirectory) -> tuple[int, str]:
         objective = self.search.base.sweep.objective

@@ -51,6 +51,13 @@ class Study:
         found: list[FrozenTrial] = self.study.get_trials()
         return found
 
+    @property
+    def finished(self) -> bool:
+        """Whether a trial has come to its end or was pruned."""
+        from optuna.trial import TrialState
+
+        return any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in self.trials)
+
     def next_trials(self) -> "Iterator[Trial]":
         """Those that were begun and not finished, then new ones, until there are as many as were wanted."""
         from optuna import Trial

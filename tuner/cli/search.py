@@ -24,6 +24,7 @@ from tuner.estimate.work import SweepWork, sweep_work, training_work
 from tuner.pipeline.run import RunDirectory
 from tuner.pipeline.sweeps import STUDY, SweepDirectory, SweepJob
 from tuner.report.columns import columns
+from tuner.report.ranking import first_sentence
 
 
 def search(words: list[str], *, extra: Path | None) -> int:
@@ -74,6 +75,8 @@ class Trial:
 
     work: SweepWork | None = None
     steps: int | None = None
+    refused: str = ""
+    """why there is none at the first values of the space"""
 
 
 def search_text(search: Search, place: SweepDirectory, jobs: Sequence[SweepJob], trial: Trial) -> str:
@@ -97,6 +100,8 @@ def search_text(search: Search, place: SweepDirectory, jobs: Sequence[SweepJob],
             f"  none is pruned: it has {trial.steps:,} steps, and the held-out loss is measured every "
             f"{every:,} (machine.measure_every)"
         )
+    if trial.refused:
+        lines.append(f"  a trial at the first values is refused: {trial.refused}")
     if search.ignored:
         lines.append(f"  trials run one after the other: {' '.join(search.ignored)} has no part in a search")
     return "\n".join(lines)
@@ -120,5 +125,5 @@ def _a_trial(search: Search, extra: Path | None) -> Trial:
         plan = plan_config(config, RunDirectory.of(config))
         training = training_work({planned.stage.name: planned for planned in plan}, config)
         return Trial(work=sweep_work([(plan, config)]), steps=training.order.end if training else None)
-    except TunerError:
-        return Trial()
+    except TunerError as error:
+        return Trial(refused=first_sentence(str(error)))

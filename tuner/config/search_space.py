@@ -17,6 +17,11 @@ from tuner.errors import ConfigError, did_you_mean
 
 SWEEPER = "hydra/sweeper=optuna"
 """the word that makes a sweep a search"""
+SETTINGS = (
+    "n_trials direction sampler.seed sampler.n_startup_trials sampler.multivariate pruner.n_startup_trials "
+    "pruner.n_warmup_steps"
+).split()
+"""what may be typed behind `hydra.sweeper.` with the default sampler and pruner"""
 _INTERVAL = re.compile(r"((int|float)\(\s*|tag\([^()]*,\s*)*interval\(.*\)\Z", re.DOTALL)
 NOT_HERE = {
     "n_jobs": "trials run one after the other.",
