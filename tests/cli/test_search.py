@@ -65,18 +65,18 @@ def test_a_search(tuner: Tuner, root: Path, words: list[str], tmp_path: Path) ->
     assert (told["left"], told["space"]["algo.optim.lr"]["high"]) == (0, 0.1)
 
     # another seed, or other rows of the same name: another search
-    rows = next(word for word in words if word.startswith("data.path=")).partition("=")[2]
-    shutil.copy(rows, tmp_path)
+    data = next(word for word in words if word.startswith("data.path=")).partition("=")[2]
+    shutil.copy(data, tmp_path)
     names = {name}
     for words_more in (
         ["hydra.sweeper.sampler.seed=1"],
-        [copied := f"data.path={Path(rows).name}"],
+        [copied := f"data.path={Path(data).name}"],
         [copied],
     ):
         other = tuner("plan", *line, *words_more).out.splitlines()[0].split()
         assert (other[2], other[1] in names) == ("0", False)
         names.add(other[1])
-        with (tmp_path / Path(rows).name).open("a", encoding="utf-8") as file:
+        with (tmp_path / Path(data).name).open("a", encoding="utf-8") as file:
             file.write('{"messages": []}\n')
     found = from_python.run([*line, f"root={root}"], tell=lambda _line: None)
     assert [run.dir.name for run in found] == [row["run"] for row in rows]
