@@ -167,21 +167,3 @@ def test_three_kills_cost_no_step(swept: tuple[Path, str], tmp_path: Path, tuner
     assert steps_of(root) == steps_of(swept[0]) == [list(range(1, STEPS + 1))] * JOBS
     assert table(root) == table(swept[0])
     assert out.splitlines()[0] == swept[1].splitlines()[0]
-
-
-@pytest.mark.skipif(
-    find_spec("hydra_plugins.hydra_joblib_launcher") is None if find_spec("hydra_plugins") else True,
-    reason="needs hydra-joblib-launcher",
-)
-def test_jobs_in_several_processes_are_ranked(tiny: list[str], tuner: Tuner) -> None:
-    words = ["-m", *tiny, "seed=1,2", "algo.steps=2,-2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    for more in ([], ["redo=tokenize"]):
-        done = tuner(*words, *more, code=2)
-        built = Counter(re.findall(r"^(\w+) +done in", done.err, re.MULTILINE))
-        assert built.items() >= {"tokenize": 1, "train": 2, "evaluate": 2}.items()
-        assert "2 of 4 jobs done, 2 failed" in done.out
-        assert done.out.count("failed: algo.steps=-2 seed=") == 2
-        assert re.search(r"^use +python -m tuner chat ", done.out, re.MULTILINE)
-    again = tuner(*words, code=2)
-    assert again.out == done.out
-    assert "done in" not in again.err

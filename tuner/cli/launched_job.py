@@ -6,6 +6,7 @@ it into a note beside that, and while it runs it holds a lock in the store, whic
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from tuner.config.schema import Config
-from tuner.errors import Interrupted
+from tuner.errors import Interrupted, StoreError, TunerError
 from tuner.hardware.gpus import VISIBLE_DEVICES
 from tuner.launch import signals
 from tuner.pipeline.run import store_of
@@ -41,7 +42,8 @@ class LaunchedJob:
     """the working directory of the command"""
     visible: str | None = field(default_factory=lambda: os.environ.get(VISIBLE_DEVICES))
     """the GPUs that it sees"""
-    parent: int = field(default_factory=os.getpid)
+    parent: tuple[str, int] = field(default_factory=lambda: (socket.gethostname(), os.getpid()))
+    """the process of the command"""
 
     @property
     def lock(self) -> str:
@@ -54,8 +56,20 @@ class LaunchedJob:
 
     def __call__(self) -> End | None:
         """Run it; None where another process runs it already."""
-        if os.getpid() == self.parent:  # a launcher that starts none
+        if (socket.gethostname(), os.getpid()) == self.parent:  # a launcher that starts none
             return self.work()
+        try:
+            return self._begin()
+        except OSError as error:
+            where = f"{socket.gethostname()}: {error.strerror} ({error.filename})"
+            return (
+                StoreError.exit_code,
+                f"The job can't begin on {where}. Every machine needs the same paths.",
+            )
+        except TunerError as error:
+            return error.exit_code, str(error)
+
+    def _begin(self) -> End | None:
         os.chdir(self.home)
         if self.shows_gpus:
             _set_visible_gpus(self.visible)

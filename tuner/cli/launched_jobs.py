@@ -94,7 +94,7 @@ class Launch:
         self._new = [one for one in self._jobs if one not in self._running]
         self._results: dict[str, End] = {}
         """what the launcher has brought back, by title"""
-        self._trouble: BaseException | None = None
+        self._trouble: Exception | None = None
         # Ctrl-C is for this process, which passes it on
         self._thread = threading.Thread(target=self._launch, daemon=True)
 
@@ -139,7 +139,7 @@ class Launch:
                 self._trouble = None
                 try:
                     ends = self._launcher.map([one.job for one in left])
-                except BaseException as error:  # of whatever a launcher is made of, in another thread
+                except Exception as error:  # of whatever a launcher is made of
                     self._trouble = error
                 else:
                     self._results = {one.title: end for one, end in zip(left, ends, strict=True) if end}

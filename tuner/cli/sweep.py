@@ -12,10 +12,12 @@ from pathlib import Path
 
 from tuner.api import execute_config, to_stderr
 from tuner.api.sweeps import check_launcher, chosen_launcher, redo_once
+from tuner.cli.idle_gpus import idle_gpus_line
 from tuner.cli.launched_job import LaunchedJob
 from tuner.cli.launched_jobs import VISIBLE, Launch
 from tuner.cli.sweep_plan import PlannedJob, overview, plan_jobs, plans_of
 from tuner.cli.sweep_ranking import loss_in_words, rank_sweep, ranking_text, write_ranking
+from tuner.config.launchers import launcher_name
 from tuner.config.schema import Config
 from tuner.errors import Stopped, StoreError, TunerError
 from tuner.estimate import disk
@@ -35,6 +37,8 @@ def sweep(words: list[str], *, extra: Path | None) -> int:
     check_launcher(words)
     jobs = plan_jobs(words, extra=extra)
     to_stderr(overview(jobs))
+    if launcher_name(words) is None and (idle := idle_gpus_line(jobs)):
+        to_stderr(idle)
     configs = [job.config for job in jobs if isinstance(job.config, Config)]
     disk.check_disk(plans_of(jobs))
     notes = [job.note if job.to_do or job.refusal else replace(job.note, code=0) for job in jobs]
