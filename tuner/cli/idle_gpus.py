@@ -21,7 +21,10 @@ def idle_gpus_line(jobs: Sequence[PlannedJob]) -> str | None:
     if at_once < 2:
         return None
     first = "" if installed_version(PLUGIN) else f", after {how_to_install(PLUGIN)}"
-    return f"{idle} GPUs are idle, and these jobs run one after the other. {at_once} run at once, apart, with hydra/launcher=joblib hydra.launcher.n_jobs={at_once}{first}"
+    return (
+        f"{idle} GPUs are idle, and these jobs run one after the other. {at_once} run at once, on GPUs of "
+        f"their own, with hydra/launcher=joblib hydra.launcher.n_jobs={at_once}{first}"
+    )
 
 
 def _gpus_wanted(job: PlannedJob) -> int:

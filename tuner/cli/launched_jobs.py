@@ -133,9 +133,7 @@ class Launch:
                 if not left or (again and (self._launcher.name in QUEUES or self._sweep.stopping)):
                     return
                 if again:
-                    self._tell(
-                        f"{self._trouble_told()} Its {len(left)} jobs that have not ended go on", "red"
-                    )
+                    self._tell(f"{self._trouble_told()} Jobs that have not ended are launched again", "red")
                 self._trouble = None
                 try:
                     ends = self._launcher.map([one.job for one in left])
@@ -190,8 +188,7 @@ class Launch:
             queued = ", but it may still be in the queue" if self._launcher.name in QUEUES else ""
             why = f"{self._launcher.name} has not started it{queued}."
         else:
-            log = self._sweep.log(one.job.note)
-            why = f"Its process, {one.holder}, ended without an answer; its last words are in {log}."
+            why = f"Its process, {one.holder}, ended without an answer; its log has its last words."
         return " ".join([why, "The same line goes on from what is saved.", self._trouble_told()]).rstrip()
 
     def _finish(self, one: _Followed, end: End) -> None:
@@ -204,7 +201,7 @@ class Launch:
         elif code == Interrupted.exit_code:
             self._say(one, f"stopped: {message}", "red")
         else:
-            self._say(one, f"failed: {message}", "red")
+            self._say(one, f"failed: {message} Its log: {self._sweep.log(one.job.note)}", "red")
 
     def _say(self, one: _Followed, what: str, style: str = "") -> None:
         one.told = time.monotonic()
