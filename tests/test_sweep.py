@@ -5,6 +5,7 @@ cost nothing but time, and its ranking, page and table agree. Minutes; `scripts/
 import csv
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -20,7 +21,6 @@ import pytest
 from tests.conftest import Tuner, environment
 from tests.report.browser import CHROMIUM, browser
 from tests.report.test_comparison import Reader
-from tests.test_front_door import in_imports_of_hydra
 from tuner.train.monitor.rows import read_rows
 
 pytestmark = [
@@ -132,6 +132,14 @@ def test_ranking_page_and_table_agree(swept: tuple[Path, str], tmp_path: Path) -
             assert shown.requests == [file.as_uri()]
 
 
+def processor_seconds(tuner: Tuner, words: list[str]) -> float:
+    """What a command takes of the CPU: the machine may be busy."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    tuner(*words)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def test_a_finished_sweep_ends_at_once(swept: tuple[Path, str], tuner: Tuner) -> None:
     root, out = swept
     words = ["-m", *WORDS, f"root={root}"]
@@ -145,8 +153,7 @@ def test_a_finished_sweep_ends_at_once(swept: tuple[Path, str], tuner: Tuner) ->
         check=True,
     )
     assert not re.search(r"\| +(torch|transformers|numpy|datasets|peft)\b", timed.stderr)
-    # 12.6 measured on a busy machine; where importing Hydra takes 0.1 s the target is 3 s
-    assert in_imports_of_hydra(tuner, *words) < 25
+    assert min(processor_seconds(tuner, words) for _ in range(3)) < 3
 
 
 def test_three_kills_cost_no_step(swept: tuple[Path, str], tmp_path: Path, tuner: Tuner) -> None:
