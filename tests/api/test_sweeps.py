@@ -1,5 +1,6 @@
 """Which launcher the words of a sweep choose, and what is said of one that is not there."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,14 @@ def test_a_launcher_that_is_misspelt_or_set_up_wrongly() -> None:
         sweeps.check_launcher(["hydra/launcher=jobli"])
     with pytest.raises(ConfigError, match="n_job"):
         sweeps.check_launcher(["hydra/launcher=basic", "hydra.launcher.n_job=3"])
+
+
+@pytest.mark.skipif(bool(shutil.which("srun")), reason="Slurm is here")
+def test_slurm_that_is_not_here() -> None:
+    if "submitit_slurm" not in sweeps.installed_launchers():
+        pytest.skip("needs hydra-submitit-launcher")
+    with pytest.raises(ConfigError, match="whose srun is not found here"):
+        sweeps.check_launcher(["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu"])
 
 
 def test_one_job_at_a_time_needs_no_launcher(tmp_path: Path) -> None:

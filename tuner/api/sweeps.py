@@ -1,5 +1,6 @@
 """The jobs of a sweep: their configs, the disk that all of them take, and running them from Python."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -54,6 +55,12 @@ def check_launcher(words: list[str]) -> None:
     if name is None or name in (there := installed_launchers()):
         if chooses_launcher(words):
             find_launcher(words, Path())
+        if name == "submitit_slurm" and not shutil.which("srun"):
+            raise ConfigError(
+                "hydra/launcher=submitit_slurm hands jobs to Slurm, whose srun is not found here: type the "
+                "line on a machine of the cluster, or run the jobs on this one, with "
+                "hydra/launcher=submitit_local."
+            )
         return
     if plugin := PLUGINS.get(name):
         raise ConfigError(

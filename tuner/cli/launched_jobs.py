@@ -100,7 +100,7 @@ class Launch:
 
     def run(self) -> list[End]:
         """What became of each job. An interruption ends them, or says that they go on; raises Interrupted."""
-        self._sweep.forget_ends([one.job.note for one in self._jobs])
+        self._sweep.forget_ends([one.job.note for one in self._new])
         self._introduce()
         self._thread.start()
         try:
@@ -216,9 +216,9 @@ class Launch:
                 "",
             )
             return
-        self._sweep.ask_to_stop()
-        self._tell("the jobs finish the step at hand and save it; again to stop without saving", "")
         with count_signals(for_another=True) as came:
+            self._sweep.ask_to_stop()
+            self._tell("the jobs finish the step at hand and save it; again to stop without saving", "")
             passed_on = -1
             while pids := self._pids():
                 if len(came) > passed_on:

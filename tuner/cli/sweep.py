@@ -23,7 +23,7 @@ from tuner.errors import Stopped, StoreError, TunerError
 from tuner.estimate import disk
 from tuner.launch.signals import refuse_after_stop
 from tuner.pipeline.sweeps import SweepDirectory, SweepJob, sweep_directory
-from tuner.progress import verbose
+from tuner.progress import quiet, verbose
 from tuner.report.printable import visible
 from tuner.report.ranking import first_sentence
 from tuner.report.ranking_text import job_title
@@ -138,7 +138,7 @@ def _complain(why: object) -> None:
 
 def _tell(line: str, style: str) -> None:
     """A line on standard error, in colour on a terminal."""
-    if not sys.stderr.isatty():
+    if quiet() or not sys.stderr.isatty():
         to_stderr(line)
         return
     from rich.console import Console
