@@ -10,12 +10,14 @@ import sys
 import time
 from collections import Counter
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
 import tuner as python_tuner
 from tests.conftest import ROWS, Tuner, environment, write_rows
+from tuner.pipeline.gpus import idle_gpus
 from tuner.train.monitor.rows import read_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -192,7 +194,31 @@ def test_from_python(
     launcher: list[str], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    runs = python_tuner.run(["-m", *tiny, "seed=1,2", "algo.steps=2", "eval=none", *launcher])
+    words = ["-m", *tiny, "seed=1,2", "algo.steps=2", "eval=none", *launcher]
+    runs = python_tuner.run(words)
     assert [run.config.seed for run in runs] == [1, 2]
     assert {path.name for path in (tmp_path / "outputs").iterdir()} == {"runs", "store", "sweeps"}
     assert list((tmp_path / "outputs" / "sweeps").iterdir()) == []
+    again = python_tuner.run([*words, "redo=tokenize"])
+    assert [run.dir for run in again] == [run.dir for run in runs]
+    logs = [(run.dir / "log").read_text(encoding="utf-8") for run in runs]
+    assert sum(log.count("tokenize     done in") for log in logs) == 2  # once each time, for both
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("launcher", [WITH_JOBLIB])
+def test_no_two_jobs_are_on_one_gpu(
+    launcher: list[str], tiny: list[str], tuner: Tuner, tmp_path: Path
+) -> None:
+    """Three jobs at once on two GPUs or more: each has its turn. Told by the logs of the runs."""
+    if len(idle_gpus()) < 2:
+        pytest.skip("needs two NVIDIA GPUs that are idle")
+    words = [word for word in tiny if word != "machine=cpu"]
+    tuner("-m", *words, "seed=1,2,3", "eval=none", *launcher, "hydra.launcher.n_jobs=3", timeout=500)
+    taken: list[tuple[str, str, str]] = []
+    for log in (tmp_path / "outputs" / "runs").glob("*/log"):
+        text = log.read_text(encoding="utf-8")
+        taken += re.findall(r"^(\S+)   on GPU (\d+) .*\n(?:.*\n)*?(\S+) \w+ +done in", text, re.MULTILINE)
+    assert len({gpu for _, gpu, _ in taken}) > 1
+    for (begin, gpu, end), (other_begin, other, other_end) in combinations(taken, 2):
+        assert gpu != other or end <= other_begin or other_end <= begin
