@@ -1,6 +1,11 @@
 """The record of a sweep: which jobs it has, and what became of each.
 
-    sweeps/<name, or the fields that differ>-<digest>/   sweep.json, ranking.html, ranking.csv; study.log
+    sweeps/<name, or the fields that differ>-<digest>/
+      sweep.json  ranking.html  ranking.csv
+      jobs/<digest of a run>.json    what became of a job that a launcher ran, noted by the job itself
+      jobs/stop                      none shall begin
+      logs/<run>.log                 what such a job said
+      study.log                      of a search, what Optuna keeps of it
 
 The digest is of the runs of its jobs, so the same line again, in any order of its values, is the same sweep.
 That of a search, which has a study and finds its jobs as it goes, is of what it searches.
@@ -8,7 +13,7 @@ That of a search, which has a study and finds its jobs as it goes, is of what it
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,8 +88,10 @@ class SweepDirectory(NamedDirectory):
         return self._aim
 
     def jobs(self) -> list[SweepJob]:
-        """The jobs as they were noted. Raises ConfigError where the record can't be read."""
-        return self._read("jobs", lambda jobs: [SweepJob(**job) for job in jobs], None)
+        """The jobs as they were noted, by whoever started them or by themselves. Raises ConfigError where the
+        record can't be read.
+        """
+        return self._read("jobs", lambda jobs: [self._with_end(SweepJob(**job)) for job in jobs], None)
 
     def _read(self, part: str, make: Callable[[Any], T], absent: Any) -> T:
         try:
@@ -94,6 +101,47 @@ class SweepDirectory(NamedDirectory):
                 f"{self.record} can't be read. The same sweep typed again writes it anew; what is done is "
                 "not done again."
             ) from error
+
+    def _with_end(self, job: SweepJob) -> SweepJob:
+        if job.code is not None or (end := self.end(job)) is None:
+            return job
+        return replace(job, code=end[0], message=end[1])
+
+    def log(self, job: SweepJob) -> Path:
+        """What a job says that a launcher runs."""
+        return self.dir / "logs" / f"{job.run}.log"
+
+    def end(self, job: SweepJob) -> tuple[int, str] | None:
+        """What became of a job, as it has noted itself: exit code, and what went wrong."""
+        noted = read_json(self._end_file(job)) or {}
+        return (int(noted["code"]), str(noted["message"])) if {"code", "message"} <= noted.keys() else None
+
+    def note_end(self, job: SweepJob, code: int, message: str) -> None:
+        """Note what became of a job: whoever launched it may not be there any more."""
+        self._end_file(job).parent.mkdir(exist_ok=True)
+        write_json(self._end_file(job), {"code": code, "message": message})
+
+    def forget_ends(self, jobs: Sequence[SweepJob]) -> None:
+        """Before jobs run again."""
+        for file in (*map(self._end_file, jobs), self._stop_file):
+            file.unlink(missing_ok=True)
+
+    def _end_file(self, job: SweepJob) -> Path:
+        return self.dir / "jobs" / f"{(job.run or '').rpartition('-')[2]}.json"
+
+    @property
+    def _stop_file(self) -> Path:
+        return self.dir / "jobs" / "stop"
+
+    def ask_to_stop(self) -> None:
+        """Let no job begin that a launcher has still to start."""
+        self._stop_file.parent.mkdir(exist_ok=True)
+        self._stop_file.touch()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether none shall begin."""
+        return self._stop_file.exists()
 
     def find_run(self, job: SweepJob) -> RunDirectory | None:
         """The run of a job, whatever it is called by now; None while there is none."""
