@@ -211,6 +211,7 @@ def test_only_config_knows_hydra(name: str) -> None:
         for path in modules()
         if any(f"{word} {name}" in path.read_text(encoding="utf-8") for word in ("import", "from"))
     ]
+    assert "config/compose.py" in users
     assert set(users) <= {"config/compose.py", "config/search_space.py"}
 
 
