@@ -65,6 +65,7 @@ FIELDS = {
     "merge": "when layout",
     "generation": "system temperature top_p max_new_tokens seed",
     "serve": "engine python weights port timeout",
+    "sweep": "objective",
     "": "seed variant root store lock locked until redo name note tags choices",
 }
 """node of the config → its fields; those at the top have none"""

@@ -23,7 +23,9 @@ GROUPS = ("model", "algo", "data", "machine", "eval", "model/chat")
 SHOWN = 40
 """options of a group that an error names"""
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[\w./@:-]+)=(?P<value>.*)", re.DOTALL)
-_SWEEP_CALL = re.compile(r"(choice|range|interval|glob|shuffle|sort)\(.*\)\Z", re.DOTALL)
+_SWEEP_CALL = re.compile(
+    r"((int|float)\(\s*|tag\([^()]*,\s*)*(choice|range|interval|glob|shuffle|sort)\(.*\)\Z", re.DOTALL
+)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SWEEPING = re.compile(r"hydra[./](launcher|sweeper)\b")
 _WRITTEN = re.compile(r"data\.(columns|fill)\b|(data|generation)\.system\b|model\.chat\.|eval\.prompts\b")

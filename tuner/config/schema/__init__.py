@@ -13,7 +13,7 @@ from tuner.config.schema.data import Data, DataSource
 from tuner.config.schema.machine import Machine
 from tuner.config.schema.model import Model
 from tuner.config.schema.optim import Optim
-from tuner.config.schema.results import Convert, Eval, Generation, Merge, Serve, Train
+from tuner.config.schema.results import Convert, Eval, Generation, Merge, Serve, Sweep, Train
 
 __all__ = [
     "HUBS",
@@ -30,6 +30,7 @@ __all__ = [
     "Model",
     "Optim",
     "Serve",
+    "Sweep",
     "Train",
 ]
 
@@ -51,6 +52,7 @@ class Config:
     merge: Merge = field(default_factory=Merge)
     generation: Generation = field(default_factory=Generation)
     serve: Serve = field(default_factory=Serve)
+    sweep: Sweep = field(default_factory=Sweep)
     seed: int = identity("train", default=0)
     """of the initial adapters, the order of the packs, and dropout"""
     variant: str = identity("train", default="", left_out="")

@@ -1,4 +1,4 @@
-"""What becomes of what was trained: `train`, `convert`, `merge`, `eval`, `generation` and `serve`."""
+"""What becomes of what was trained: `train`, `convert`, `merge`, `eval`, `generation`, `serve` and `sweep`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -82,3 +82,14 @@ class Serve:
     """on this machine alone; 0 takes a free one"""
     timeout: int = neutral(default=600, at_least=1)
     """seconds that the server may take to load the model"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """What the jobs of a sweep are for."""
+
+    objective: Literal["held_out_loss", "perplexity", "held_out_while_training", "loss"] = neutral(
+        default="held_out_loss"
+    )
+    """what ranks them, and what a search optimizes: the held-out loss or perplexity of the evaluation, the
+    last held-out loss while training, or the loss of the last training step"""
