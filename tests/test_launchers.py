@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
@@ -42,11 +43,11 @@ WITH_SUBMITIT = launcher(SUBMITIT, "hydra_submitit_launcher")
 class Sweep:
     """A sweep in a process of its own, and what it has said so far."""
 
-    def __init__(self, directory: Path, words: list[str]) -> None:
+    def __init__(self, directory: Path, words: list[str], python: Sequence[str] = ("-m", "tuner")) -> None:
         self.root, self._said = directory / "outputs", directory / "said"
         with self._said.open("a") as said:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tuner", "-m", *words],
+                [sys.executable, *python, "-m", *words],
                 cwd=directory,
                 env=environment(),
                 stdout=said,
@@ -175,6 +176,34 @@ def test_the_same_line_follows_jobs_that_go_on(launcher: list[str], tiny: list[s
     assert "2 of 2 jobs done" in again.said
     assert logged(again.root, r"^(train) +done in") == {"train": 2}
     assert logged(again.root, r"^train +continue") == {}
+
+
+IN_A_QUEUE = """
+import sys
+import tuner.cli.launched_jobs
+from tuner.cli.main import main
+tuner.cli.launched_jobs.QUEUES = ("submitit_local",)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("launcher", [WITH_SUBMITIT])
+def test_ctrl_c_leaves_the_jobs_of_a_queue_alone(
+    launcher: list[str], tiny: list[str], tmp_path: Path, tuner: Tuner
+) -> None:
+    """As those of Slurm, which is not here: submitit's own processes stand for its machines. Nobody follows
+    them to their end, and how they rank is known all the same.
+    """
+    words = [*tiny, "algo.steps=300", "machine.save_every=20", "seed=1,2", "until=train", *launcher]
+    left = Sweep(tmp_path, words, ["-c", IN_A_QUEUE])
+    left.until_saved(2)
+    os.killpg(left.process.pid, signal.SIGINT)
+    assert left.ends() == 75
+    assert "the jobs go on in the queue, and the same line follows them" in left.said
+    while "2 of 2 jobs done" not in (ranking := tuner("status", "--sweep").out):
+        assert running(tmp_path), ranking
+        time.sleep(0.5)
+    assert left.steps() == [list(range(1, 301))] * 2
 
 
 @pytest.mark.parametrize("launcher", [WITH_SUBMITIT])
