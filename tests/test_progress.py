@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 
 import pytest
 
@@ -32,3 +33,19 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     assert list(progress.track(range(3), "work", 3, print)) == [0, 1, 2]
     assert "work" in terminal.getvalue()
+
+
+def test_a_bar_may_wait_and_then_shows_all_that_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress.progress_bar("soon over", 4, print, after=60) as advance:
+        advance(4)
+    assert terminal.getvalue() == ""
+    with progress.progress_bar("long", 4, print, after=0.05) as advance:
+        advance(2)
+        time.sleep(0.1)
+        advance(1)
+    assert "long" in terminal.getvalue()
+    assert "75%" in terminal.getvalue()
