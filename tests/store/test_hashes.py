@@ -63,7 +63,10 @@ def test_a_large_file_has_a_bar_that_fits_the_window(tiny_model: Path, tmp_path:
 
 def test_a_small_one_shows_none(tmp_path: Path) -> None:
     (tmp_path / "small").write_bytes(b"tuner")
-    code = f"from pathlib import Path; from tuner.store.hashes import hash_file; hash_file(Path({str(tmp_path / 'small')!r}))"
+    code = (
+        "from pathlib import Path; from tuner.store.hashes import hash_file; "
+        f"hash_file(Path({str(tmp_path / 'small')!r}))"
+    )
     terminal = pexpect.spawn(
         sys.executable, ["-c", code], env=environment({"TERM": "xterm"}), encoding="utf-8"
     )
