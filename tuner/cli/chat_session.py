@@ -19,6 +19,7 @@ from tuner.hardware.nvidia_smi import list_gpus
 from tuner.hardware.optional_imports import block_optional_imports
 from tuner.pipeline.advice import command_on
 from tuner.pipeline.run import RunDirectory
+from tuner.progress import waiting
 from tuner.report.answered import BITS, unlike_report
 from tuner.report.printable import visible
 
@@ -70,22 +71,23 @@ def chat(run: RunDirectory, config: Config, base: Path | None) -> int:
     if cards:
         os.environ[VISIBLE_DEVICES] = cards  # read when CUDA starts
     block_optional_imports(bitsandbytes=config.algo.quant != "none", deepspeed=False)
-    import torch
+    with waiting("loading the model"):
+        import torch
 
-    from tuner.data.chat.template import compile_template
-    from tuner.data.tokenizer.load import load_vocabulary
-    from tuner.models.checkpoint.config_files import chat_with_system
-    from tuner.models.generate import CachedGenerator, Dialogue, stop_ids
-    from tuner.models.load import compute_dtype, resolve_device
+        from tuner.data.chat.template import compile_template
+        from tuner.data.tokenizer.load import load_vocabulary
+        from tuner.models.checkpoint.config_files import chat_with_system
+        from tuner.models.generate import CachedGenerator, Dialogue, stop_ids
+        from tuner.models.load import compute_dtype, resolve_device
 
-    if config.machine.threads != "auto":
-        torch.set_num_threads(config.machine.threads)
-    device = resolve_device(config.machine.device)
-    dtype = compute_dtype(config.algo.precision, device)
-    template = compile_template(
-        chat_with_system(config.model.chat, config.data.system), load_vocabulary(found.home)
-    )
-    model = load_weights(found, config, dtype=dtype, device=device)
+        if config.machine.threads != "auto":
+            torch.set_num_threads(config.machine.threads)
+        device = resolve_device(config.machine.device)
+        dtype = compute_dtype(config.algo.precision, device)
+        template = compile_template(
+            chat_with_system(config.model.chat, config.data.system), load_vocabulary(found.home)
+        )
+        model = load_weights(found, config, dtype=dtype, device=device)
     requested = config.generation
     stops = stop_ids(found.home, template.stops)
     speaker = CachedGenerator(
