@@ -8,7 +8,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuner.cli.terminal import Terminal
 from tuner.config.schema import Config, Generation
@@ -19,9 +19,13 @@ from tuner.hardware.nvidia_smi import list_gpus
 from tuner.hardware.optional_imports import block_optional_imports
 from tuner.pipeline.advice import command_on
 from tuner.pipeline.run import RunDirectory
+from tuner.progress import waiting
+from tuner.report.answered import BITS, unlike_report
 from tuner.report.printable import visible
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from tuner.models.generate import CachedGenerator, Dialogue
 
 COMMANDS = """\
@@ -43,6 +47,8 @@ class Weights:
     """None when `base` is the whole model"""
     called: str
     """in words"""
+    quant: str = "none"
+    """how the base stays, with the adapter beside it; "none" where both are one matrix"""
 
 
 def chat(run: RunDirectory, config: Config, base: Path | None) -> int:
@@ -52,43 +58,36 @@ def chat(run: RunDirectory, config: Config, base: Path | None) -> int:
     base    the directory of the model that an adapter of this run belongs to
     Raises ConfigError when the run has made no model yet.
     """
-    found = locate(run, base)
+    cards = (
+        choose_gpus(config.machine.gpus, list_gpus(), os.environ)
+        if config.machine.device != "cpu" and not gpus_hidden(os.environ)
+        else None
+    )
+    found = locate(run, base, quant=config.algo.quant if cards else "none")
     terminal = Terminal()
     terminal.introduce(f"{run.dir.name}: {found.called}")
     # read when transformers is imported; nothing may be looked up
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    if (
-        config.machine.device != "cpu"
-        and not gpus_hidden(os.environ)
-        and (cards := choose_gpus(config.machine.gpus, list_gpus(), os.environ))
-    ):
+    if cards:
         os.environ[VISIBLE_DEVICES] = cards  # read when CUDA starts
     block_optional_imports(bitsandbytes=config.algo.quant != "none", deepspeed=False)
-    import torch
+    with waiting("loading the model"):
+        import torch
 
-    from tuner.data.chat.template import compile_template
-    from tuner.data.tokenizer.load import load_vocabulary
-    from tuner.models.checkpoint.config_files import chat_with_system
-    from tuner.models.generate import CachedGenerator, Dialogue, stop_ids
-    from tuner.models.load import PRECISIONS, compute_dtype, load_tuned, resolve_device
+        from tuner.data.chat.template import compile_template
+        from tuner.data.tokenizer.load import load_vocabulary
+        from tuner.models.checkpoint.config_files import chat_with_system
+        from tuner.models.generate import CachedGenerator, Dialogue, stop_ids
+        from tuner.models.load import compute_dtype, resolve_device
 
-    if config.machine.threads != "auto":
-        torch.set_num_threads(config.machine.threads)
-    device = resolve_device(config.machine.device)
-    dtype = compute_dtype(config.algo.precision, device)
-    template = compile_template(
-        chat_with_system(config.model.chat, config.data.system), load_vocabulary(found.home)
-    )
-    quant = config.algo.quant if found.adapter else "none"
-    model = load_tuned(
-        found.base,
-        found.adapter,
-        dtype=dtype,
-        device=device,
-        attention="sdpa",
-        rounded=PRECISIONS[config.algo.precision],
-        quant=quant,
-    )
+        if config.machine.threads != "auto":
+            torch.set_num_threads(config.machine.threads)
+        device = resolve_device(config.machine.device)
+        dtype = compute_dtype(config.algo.precision, device)
+        template = compile_template(
+            chat_with_system(config.model.chat, config.data.system), load_vocabulary(found.home)
+        )
+        model = load_weights(found, config, dtype=dtype, device=device)
     requested = config.generation
     stops = stop_ids(found.home, template.stops)
     speaker = CachedGenerator(
@@ -101,20 +100,29 @@ def chat(run: RunDirectory, config: Config, base: Path | None) -> int:
     )
     known = (config.model.context, getattr(model.config.get_text_config(), "max_position_embeddings", None))
     context = min((length for length in known if length), default=None)
+    computed = str(dtype).removeprefix("torch.")
+    measured = (read_json(run.path("evaluate") / "manifest.json") or {}).get("facts", {})
     terminal.introduce(
-        f"on {device.type} in {str(dtype).removeprefix('torch.')}; /help lists the commands, /exit leaves"
+        f"on {device.type} in {computed}; "
+        f"{unlike_report(measured, device=device.type, dtype=computed, quant=found.quant)}"
+        "/help lists the commands, /exit leaves"
     )
     with terminal:
         return converse(terminal, Dialogue(template, requested.system), speaker, requested, context)
 
 
-def locate(run: RunDirectory, base: Path | None) -> Weights:
-    """The merged model of a run, or else what it converted: a whole model, or an adapter on `base`. Raises
-    ConfigError.
+def locate(run: RunDirectory, base: Path | None, *, quant: str = "none") -> Weights:
+    """The merged model of a run, or else what it converted: a whole model, or an adapter on `base`. With
+    `quant`, how the base was held in training, the adapter on a base that is held so, where they are there.
+    Raises ConfigError.
     """
     merge, convert = run.path("merge"), run.path("convert")
     made, merged = (read_json(directory / "manifest.json") or {} for directory in (convert, merge))
     step = f"step {made['facts']['step']}, " if "step" in made.get("facts", {}) else ""
+    adapted = (convert / "adapter_config.json").is_file()
+    if quant != "none" and adapted and base is not None and base.is_dir():
+        called = f"{step}the adapter on its base in {BITS[quant]} bits, as it was trained"
+        return Weights(home=convert, base=base, adapter=convert, called=called, quant=quant)
     current = made.get("content")
     # only what transformers has a class for can generate
     native = merged.get("facts", {}).get("layout", "native") == "native"
@@ -126,7 +134,7 @@ def locate(run: RunDirectory, base: Path | None) -> Weights:
             f"{run.dir} has neither a merged nor a converted model, so there is nothing to chat with. "
             f"Once it is trained, make one with: {command_on(run, 'convert')}"
         )
-    if not (convert / "adapter_config.json").is_file():
+    if not adapted:
         return Weights(home=convert, base=convert, adapter=None, called=f"{step}the whole model")
     if base is None or not base.is_dir():
         raise ConfigError(
@@ -135,6 +143,27 @@ def locate(run: RunDirectory, base: Path | None) -> Weights:
             "pipeline again."
         )
     return Weights(home=convert, base=base, adapter=convert, called=f"{step}the adapter on its base")
+
+
+def load_weights(found: Weights, config: Config, *, dtype: Any, device: Any) -> "PreTrainedModel":
+    """The model, ready to answer: the one that was evaluated, or with `found.quant` the one that was trained.
+
+    dtype, device   of torch: that of the matmuls, and where
+    """
+    from tuner.models.load import PRECISIONS, load_tuned
+    from tuner.models.load_adapted import load_adapted
+
+    if found.adapter and found.quant != "none":
+        return load_adapted(found.base, found.adapter, dtype=dtype, device=device, quant=found.quant)
+    return load_tuned(
+        found.base,
+        found.adapter,
+        dtype=dtype,
+        device=device,
+        attention="sdpa",
+        rounded=PRECISIONS[config.algo.precision],
+        quant=config.algo.quant if found.adapter else "none",
+    )
 
 
 def converse(
