@@ -20,6 +20,7 @@ VERB_FLAGS = {
     "doctor": set(),
     "help": set(),
     "chat": set(),
+    "serve": set(),
     "compare": {"--json"},
     "stop": set(),
     "convert": set(),

@@ -234,9 +234,10 @@ def _read(override: str) -> tuple[str, Dimension | None]:
         raise ConfigError(f"{key}: tag(log, …) goes with interval(…), as in tag(log, interval(1e-5,1e-2)).")
     if isinstance(value, IntervalSweep):
         return key, _interval(key, value)
-    if isinstance(value, RangeSweep) and not value.shuffle:
+    if isinstance(value, RangeSweep):
         return key, _range(key, value)
-    assert isinstance(value, ChoiceSweep | RangeSweep)
+    assert isinstance(value, ChoiceSweep)
+    value.shuffle = False  # the order is the sampler's, and a study knows a dimension by its values in order
     return key, Choices(values=tuple(dict.fromkeys(parsed.sweep_string_iterator())))
 
 

@@ -1,4 +1,4 @@
-"""What becomes of what was trained: `train`, `convert`, `merge`, `eval`, `generation`, `serve` and `sweep`."""
+"""What becomes of what was trained: train, convert, merge, eval, generation, serve and sweep."""
 
 from dataclasses import dataclass
 from typing import Literal
