@@ -103,6 +103,14 @@ def test_gpus_that_a_sweep_leaves_idle_are_named(tuner: Tuner, words: list[str],
         assert " idle, " not in tuner(*sweep_words, *more, env={"PATH": path}, code=None).err
 
 
+def test_what_fails_alike_is_explained_once(tuner: Tuner, words: list[str]) -> None:
+    """Here for a file that is not there."""
+    done = tuner("-m", *words, "data.path=nowhere.jsonl", "seed=0,1,2", code=2)
+    assert done.err.count("tuner: ") == 1
+    assert done.err.count(": failed, for the same reason") == 2
+    assert done.out.count("failed: seed=") == 3  # in the summary each has its line
+
+
 def test_all_jobs_refused(tuner: Tuner, words: list[str], tmp_path: Path) -> None:
     done = tuner("-m", *words, "algo.r=-1,-2", code=2)
     assert done.out.splitlines()[0] == "sweep: 0 of 2 jobs done"

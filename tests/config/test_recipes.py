@@ -109,6 +109,9 @@ def test_a_model_of_ones_own_names_a_chat_template(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="model=own chooses no chat template: begin its YAML") as told:
         compose(["model=own"], extra=tmp_path)
     advice = str(told.value).split("`")[1]
+    with pytest.raises(ConfigError, match="model/chat can't be chosen, since the YAML of this model") as also:
+        compose(["model=own", "model/chat=qwen3"], extra=tmp_path)
+    assert str(also.value).split("`")[1] == advice
     file.write_text(f"{advice}\n{place}", encoding="utf-8")
     assert compose(["model=own"], extra=tmp_path).model.chat.auto
     assert compose(["model=own", "model/chat=qwen3"], extra=tmp_path).choices["model/chat"] == "qwen3"

@@ -55,8 +55,10 @@ def sweep(words: list[str], *, extra: Path | None) -> int:
         _write_record(place, notes)
     redo_once(configs, to_stderr)
     ends = _launch(words, [job for job in jobs if job.to_do], len(jobs), place) if place else {}
+    said: set[str] = set()
     for i, job in enumerate(jobs):
-        code, message = ends.get(job.number) or run_job(job.config, _title(job, len(jobs)), to_do=job.to_do)
+        title = _title(job, len(jobs))
+        code, message = ends.get(job.number) or run_job(job.config, title, to_do=job.to_do, said=said)
         before, notes[i] = notes[i], replace(job.note, code=code, message=message)
         if place and notes[i] != before:  # at once: a sweep that is killed has told how far it was
             _write_record(place, notes)
@@ -110,9 +112,13 @@ def run_job(
     title: str,
     *,
     to_do: bool,
+    said: set[str] | None = None,
     execute: Callable[[Config, Tell], RunDirectory] = execute_config,
 ) -> tuple[int, str]:
-    """Run one job: (exit code, what went wrong). Only an interruption ends the sweep."""
+    """Run one job: (exit code, what went wrong). Only an interruption ends the sweep. What went wrong is
+    printed, but for what was `said` of a job before it.
+    """
+    said = set() if said is None else said
     began = time.monotonic()
     try:
         if isinstance(config, TunerError):
@@ -128,22 +134,26 @@ def run_job(
     except Pruned as pruned:
         _tell(f"── {title}: {pruned}", "yellow")
     except Stopped as stopped:  # this run only, and on purpose
-        return _ended(title, str(stopped), stopped.exit_code)
+        return _ended(title, str(stopped), stopped.exit_code, said)
     except TunerError as error:
         refuse_after_stop()
         if verbose():
             traceback.print_exc()
-        return _ended(title, str(error), error.exit_code)
+        return _ended(title, str(error), error.exit_code, said)
     except Exception as error:  # a bug of ours: shown in full, and the other jobs go on
         refuse_after_stop()
         traceback.print_exc()
-        return _ended(title, f"{type(error).__name__}: {error}", 1)
+        return _ended(title, f"{type(error).__name__}: {error}", 1, said)
     return 0, ""
 
 
-def _ended(title: str, message: str, code: int) -> tuple[int, str]:
-    _complain(message)
-    _tell(f"── {title}: {'stopped' if code == Stopped.exit_code else 'failed'}", "red")
+def _ended(title: str, message: str, code: int, said: set[str]) -> tuple[int, str]:
+    again = message in said
+    if not again:
+        _complain(message)
+        said.add(message)
+    end = "stopped" if code == Stopped.exit_code else "failed"
+    _tell(f"── {title}: {end}{', for the same reason' if again else ''}", "red")
     return code, message
 
 

@@ -184,7 +184,13 @@ def one_paragraph() -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(" ".join(f"{error} {error.__cause__ or ''}".split())) from error
+        said = " ".join(f"{error} {error.__cause__ or ''}".split())
+        if said.startswith("Could not override 'model/chat'"):  # that of the catalogue's models always can
+            said = (
+                "model/chat can't be chosen, since the YAML of this model has no place for it: begin it with "
+                "`defaults: [{chat: auto}, _self_]`."
+            )
+        raise ConfigError(said) from error
 
 
 def check_directory(directory: Path) -> None:
