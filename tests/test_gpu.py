@@ -3,16 +3,19 @@ Run by scripts/gpu.
 """
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import Tuner, linked
+from tests.conftest import Tuner, environment, linked
 from tuner.config.schema import Optim
 from tuner.data.packs import Packs
 from tuner.models.load import load_model
+from tuner.models.load_adapted import load_adapted
 from tuner.models.lora.add import add_lora
 from tuner.train.batch import collate
 from tuner.train.engine import TorchEngine, trainable_parameters
@@ -132,6 +135,38 @@ def test_compiled_and_deterministic_means_the_same_adapter(
     assert adapter("warm", "cache-one") == one
     adapter("stopped", "cache-two", "algo.stop_step=3", name="short")
     assert adapter("stopped", "cache-two") == one
+
+
+def test_chat_of_a_qlora_run_keeps_the_base_in_4_bits(
+    tuner: Tuner, tiny: list[str], tiny_model: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "out"
+    tuner(*tiny, "algo=qlora", "algo.precision=bf16", "algo.optim.lr=1e-3", *GPU, f"root={root}")
+    line = [
+        sys.executable,
+        "-m",
+        "tuner",
+        "chat",
+        "last",
+        f"root={root}",
+        *GPU,
+        "generation.max_new_tokens=8",
+    ]
+    said = subprocess.run(
+        line, input="What is 1 plus 1?", env=environment(), capture_output=True, text=True, check=True
+    )
+    assert "the adapter on its base in 4 bits, as it was trained" in said.stderr
+    assert "on cuda in bfloat16; the report's answers are of the merged model, and may differ" in said.stderr
+    assert said.stdout.endswith("\n")
+    merged, adapter = linked(root, "merge"), linked(root, "convert")
+    held, whole = (
+        load_adapted(tiny_model, adapter, dtype=torch.bfloat16, device="cuda", quant="nf4"),
+        load_model(merged, dtype=torch.bfloat16, device="cuda", attention="sdpa"),
+    )
+    ids = torch.arange(20, 60, device="cuda")[None]
+    with torch.inference_mode():
+        assert (held(ids).logits - whole(ids).logits).abs().max().item() < 0.1
+    assert type(held.model.layers[0].self_attn.q_proj.base_layer).__name__ == "Linear4bit"
 
 
 def test_bf16_trains(tuner: Tuner, tiny: list[str], tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_the_second_ctrl_c_ends_at_once_and_says_so(
 
 def test_before_the_first_step_there_is_nothing_to_wait_for(tiny: list[str], tmp_path: Path) -> None:
     terminal = at_a_terminal(tmp_path / "out", [*tiny, *LONG])
-    terminal.expect("train: starting|loading the model|rehearsing")
+    terminal.expect("train +[0-9]|loading the model|rehearsing")
     terminal.sendintr()
     terminal.expect("train was stopped; run the same command again to go on")
     terminal.expect(pexpect.EOF)

@@ -20,6 +20,7 @@ VERB_FLAGS = {
     "doctor": set(),
     "help": set(),
     "chat": set(),
+    "serve": set(),
     "compare": {"--json"},
     "stop": set(),
     "convert": set(),
@@ -64,6 +65,8 @@ FIELDS = {
     "convert": "step best_by",
     "merge": "when layout",
     "generation": "system temperature top_p max_new_tokens seed",
+    "serve": "engine python weights port timeout",
+    "sweep": "objective",
     "": "seed variant root store lock locked until redo name note tags choices",
 }
 """node of the config → its fields; those at the top have none"""

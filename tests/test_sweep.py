@@ -5,6 +5,7 @@ cost nothing but time, and its ranking, page and table agree. Minutes; `scripts/
 import csv
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -20,7 +21,6 @@ import pytest
 from tests.conftest import Tuner, environment
 from tests.report.browser import CHROMIUM, browser
 from tests.report.test_comparison import Reader
-from tests.test_front_door import in_imports_of_hydra
 from tuner.train.monitor.rows import read_rows
 
 pytestmark = [
@@ -132,6 +132,14 @@ def test_ranking_page_and_table_agree(swept: tuple[Path, str], tmp_path: Path) -
             assert shown.requests == [file.as_uri()]
 
 
+def processor_seconds(tuner: Tuner, words: list[str]) -> float:
+    """What a command takes of the CPU: the machine may be busy."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    tuner(*words)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def test_a_finished_sweep_ends_at_once(swept: tuple[Path, str], tuner: Tuner) -> None:
     root, out = swept
     words = ["-m", *WORDS, f"root={root}"]
@@ -145,8 +153,7 @@ def test_a_finished_sweep_ends_at_once(swept: tuple[Path, str], tuner: Tuner) ->
         check=True,
     )
     assert not re.search(r"\| +(torch|transformers|numpy|datasets|peft)\b", timed.stderr)
-    # 12.6 measured on a busy machine; where importing Hydra takes 0.1 s the target is 3 s
-    assert in_imports_of_hydra(tuner, *words) < 25
+    assert min(processor_seconds(tuner, words) for _ in range(3)) < 3
 
 
 def test_three_kills_cost_no_step(swept: tuple[Path, str], tmp_path: Path, tuner: Tuner) -> None:
@@ -167,21 +174,3 @@ def test_three_kills_cost_no_step(swept: tuple[Path, str], tmp_path: Path, tuner
     assert steps_of(root) == steps_of(swept[0]) == [list(range(1, STEPS + 1))] * JOBS
     assert table(root) == table(swept[0])
     assert out.splitlines()[0] == swept[1].splitlines()[0]
-
-
-@pytest.mark.skipif(
-    find_spec("hydra_plugins.hydra_joblib_launcher") is None if find_spec("hydra_plugins") else True,
-    reason="needs hydra-joblib-launcher",
-)
-def test_jobs_in_several_processes_are_ranked(tiny: list[str], tuner: Tuner) -> None:
-    words = ["-m", *tiny, "seed=1,2", "algo.steps=2,-2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    for more in ([], ["redo=tokenize"]):
-        done = tuner(*words, *more, code=2)
-        built = Counter(re.findall(r"^(\w+) +done in", done.err, re.MULTILINE))
-        assert built.items() >= {"tokenize": 1, "train": 2, "evaluate": 2}.items()
-        assert "2 of 4 jobs done, 2 failed" in done.out
-        assert done.out.count("failed: algo.steps=-2 seed=") == 2
-        assert re.search(r"^use +python -m tuner chat ", done.out, re.MULTILINE)
-    again = tuner(*words, code=2)
-    assert again.out == done.out
-    assert "done in" not in again.err

@@ -9,8 +9,12 @@ import os
 import pwd
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+PIECE = 1 << 20
+"""bytes of a file that are read at once"""
 
 COMPILED = "compiled"
 """the name of the user's cache of compiled kernels"""
@@ -81,10 +85,14 @@ def drop_leftovers(directory: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def sha256_of(path: Path) -> str:
-    """A file's sha256, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(path: Path, tick: Callable[[int], object] = lambda _: None) -> str:
+    """A file's sha256, in hex; `tick` hears of each piece that was read, how many bytes it has."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+            tick(len(piece))
+    return digest.hexdigest()
 
 
 def file_identity(path: Path) -> list[int]:

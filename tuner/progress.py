@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -27,17 +27,34 @@ def verbose() -> bool:
 
 
 @contextmanager
-def progress_bar(what: str, total: int, say: Callable[[str], None]) -> Iterator[Callable[[int], None]]:
+def progress_bar(
+    what: str, total: int, say: Callable[[str], None], *, after: float = 0.0
+) -> Iterator[Callable[[int], None]]:
     """A function that hears how much more was done. `total` may be in any unit; work that is over in a
-    moment says nothing on a plain log.
+    moment says nothing on a plain log, and draws nothing that is over `after` so many seconds.
     """
 
     def columns() -> tuple[Any, ...]:
-        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            SpinnerColumn,
+            TaskProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+        from rich.table import Column
 
-        return TextColumn(f"  {what}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+        # in a narrow window the name is cut, and the rest stays
+        name = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        return (
+            SpinnerColumn(),
+            TextColumn(what, table_column=name, markup=False),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            TimeRemainingColumn(compact=True),
+        )
 
-    with _shown(columns, total, lambda done: say(f"{what}: {done / max(total, 1):.0%}")) as advance:
+    with _shown(columns, total, lambda done: say(f"{what}: {done / max(total, 1):.0%}"), after) as advance:
         yield advance
 
 
@@ -56,24 +73,19 @@ def progress_counter(what: str, things: str, say: Callable[[str], None]) -> Iter
 
 @contextmanager
 def _shown(
-    columns: Callable[[], tuple[Any, ...]], total: int | None, tell: Callable[[int], None]
+    columns: Callable[[], tuple[Any, ...]],
+    total: int | None,
+    tell: Callable[[int], None],
+    after: float = 0.0,
 ) -> Iterator[Callable[[int], None]]:
-    """On a terminal the columns of rich, which is imported for them alone; elsewhere what is done so far
-    is told now and then. A quiet command shows neither.
+    """On a terminal the columns of rich, which is imported for them alone, once `after` seconds have passed;
+    elsewhere what is done so far is told now and then. A quiet command shows neither.
     """
     if quiet():
         yield lambda _: None
         return
     done, said = 0, time.monotonic()
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        bar = Progress(*columns(), console=Console(stderr=True), transient=True)
-        with drawing(), bar:
-            task = bar.add_task("", total=total)
-            yield lambda more: bar.update(task, advance=more)
-        return
+    begins = said + after
 
     def advance(more: int) -> None:
         nonlocal done, said
@@ -82,7 +94,36 @@ def _shown(
             said = time.monotonic()
             tell(done)
 
-    yield advance
+    if not sys.stderr.isatty():
+        yield advance
+        return
+
+    with ExitStack() as drawn:
+        move: Callable[[int], None] | None = None
+
+        def draw(more: int) -> None:
+            nonlocal done, move
+            done += more
+            if move is None and time.monotonic() >= begins:
+                move = drawn.enter_context(_drawn(columns(), total))
+                more = done
+            if move is not None:
+                move(more)
+
+        draw(0)
+        yield draw
+
+
+@contextmanager
+def _drawn(columns: tuple[Any, ...], total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar of rich, in place of what `waiting` shows."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, expand=True)
+    with drawing(), bar:
+        task = bar.add_task("", total=total)
+        yield lambda more: bar.update(task, advance=more)
 
 
 _spinner: "_Spinner | None" = None
@@ -130,7 +171,7 @@ class _Spinner:
 
         self._shown = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             TimeElapsedColumn(),
             console=Console(stderr=True),
             transient=True,

@@ -138,6 +138,21 @@ def test_through_a_pipe_each_line_is_a_question_and_only_answers_come_out(
     assert say(ASKED[0], "", "/exit", ASKED[1])[0] == shown(expected[0]) + "\n"
 
 
+def test_a_report_that_was_computed_elsewhere_is_said(
+    run: RunDirectory, say: Callable[..., tuple[str, str]]
+) -> None:
+    manifest = json.loads((run.path("evaluate") / "manifest.json").read_text(encoding="utf-8"))
+    made = run.path("evaluate").resolve()
+    run.path("evaluate").unlink()
+    shutil.copytree(made, run.path("evaluate"))
+    manifest["facts"] |= {"device": "cuda", "compute": "bfloat16"}
+    (run.path("evaluate") / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert (
+        "on cpu in float32; the report's answers are in bfloat16 on cuda, and may differ; /help lists"
+        in say("Hi")[1]
+    )
+
+
 def test_undo_reset_and_system(run: RunDirectory, say: Callable[..., tuple[str, str]]) -> None:
     home, (a, b, c) = run.path("merge"), ASKED
     first, second = answers(home, [a, b])

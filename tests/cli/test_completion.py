@@ -57,6 +57,11 @@ def complete(line: str, directory: Path, extra: Path | None = None) -> list[str]
         ("tuner --vers", ["--version"]),
         ("tuner mac", ["machine=", *(f"{path}=" for path in field_paths() if path.startswith("machine."))]),
         ("tuner model/", ["model/chat="]),
+        ("tuner -m hydra/", ["hydra/sweeper=optuna"]),
+        (
+            "tuner -m hydra.sweeper.p",
+            ["hydra.sweeper.pruner.n_startup_trials=", "hydra.sweeper.pruner.n_warmup_steps="],
+        ),
         ("tuner model=smollm2_135m_q", ["smollm2_135m_q4"]),
         ("tuner model/chat=chatm", ["chatml"]),
         ("tuner plan algo.optim.l", ["algo.optim.lr="]),

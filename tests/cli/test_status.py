@@ -52,6 +52,10 @@ def test_an_edited_file_keeps_the_earlier_result_findable(
     assert why["train"] == f"tokenize changes (against run {earlier['digest']})"
 
 
+def test_a_name_is_refused_and_not_passed_over(tuner: Tuner) -> None:
+    assert "takes no name (support)" in tuner("status", "support", code=2).err
+
+
 def test_runs_whose_input_failed_are_counted_and_cleaned(
     tuner: Tuner, words: list[str], tmp_path: Path
 ) -> None:

@@ -4,13 +4,16 @@ of it later.
 
 import csv
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import Done, Tuner
+from tests.hardware.smi import A, B, C, nvidia_smi
 from tuner.errors import ConfigError
 from tuner.pipeline.find_run import find_run
 from tuner.pipeline.sweeps import find_sweep
@@ -80,6 +83,32 @@ def test_a_sweep_ends_with_a_ranking(tuner: Tuner, root: Path, words: list[str],
     assert [row["run"] for row in left["jobs"]] == [f"other-{rows[1]['run'].rpartition('-')[2]}", None, None]
     with pytest.raises(ConfigError, match="is no sweep under"):
         find_sweep(root, "sed")
+
+
+IDLE = "".join(
+    f"{i}, {uuid}, NVIDIA A100-SXM4-80GB, 81920, {used}, 580.95.05, Disabled\n"
+    for i, (uuid, used) in enumerate(((A, 0), (B, 0), (C, 70000)))
+)
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch would look for these GPUs")
+def test_gpus_that_a_sweep_leaves_idle_are_named(tuner: Tuner, words: list[str], tmp_path: Path) -> None:
+    """With the words that use them; those are not told twice. This torch can't, which each job says."""
+    path = f"{nvidia_smi(tmp_path / 'bin', IDLE)}{os.pathsep}{os.environ['PATH']}"
+    sweep_words = ["-m", *words, "machine=auto", "seed=1,2,3"]
+    line = tuner(*sweep_words, env={"PATH": path}, code=2).err
+    (hint,) = re.findall(r"^2 GPUs are idle, .* with (.*)$", line, re.MULTILINE)
+    assert hint == "hydra/launcher=joblib hydra.launcher.n_jobs=2"
+    for more in (hint.split(), ["machine.gpus=2"], ["machine=cpu", "until=tokenize"]):
+        assert " idle, " not in tuner(*sweep_words, *more, env={"PATH": path}, code=None).err
+
+
+def test_what_fails_alike_is_explained_once(tuner: Tuner, words: list[str]) -> None:
+    """Here for a file that is not there."""
+    done = tuner("-m", *words, "data.path=nowhere.jsonl", "seed=0,1,2", code=2)
+    assert done.err.count("tuner: ") == 1
+    assert done.err.count(": failed, for the same reason") == 2
+    assert done.out.count("failed: seed=") == 3  # in the summary each has its line
 
 
 def test_all_jobs_refused(tuner: Tuner, words: list[str], tmp_path: Path) -> None:

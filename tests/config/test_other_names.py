@@ -56,13 +56,13 @@ def test_a_part_that_several_fields_share_is_not_guessed() -> None:
 def test_what_a_hub_has_is_told_from_a_path(words: list[str], hint: str) -> None:
     with pytest.raises(ConfigError) as refused:
         compose(words)
-    assert f"For what a hub has write {hint} " in str(refused.value)
+    assert str(refused.value).endswith(f". For what a hub has write {hint}")
     compose(hint.split())
 
 
 def test_a_path_that_is_there_and_one_that_is_not(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match=f"write data=local data.path={tmp_path}/rows.jsonl "):
+    with pytest.raises(ConfigError, match=f"write data=local data.path={tmp_path}/rows.jsonl$"):
         compose([f"data={tmp_path}/rows.jsonl"])
     with pytest.raises(ConfigError, match=r"model\.path=\./nothing, but that is not there"):
         compose(["model=./nothing"])

@@ -101,6 +101,22 @@ def test_own_directory_wins_and_adds(tmp_path: Path) -> None:
     assert compose(["algo=full"], extra=tmp_path).algo.epochs == 9
 
 
+def test_a_model_of_ones_own_names_a_chat_template(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    file = tmp_path / "model" / "own.yaml"
+    place = "source: path\npath: /models/own\n"
+    file.write_text(place, encoding="utf-8")
+    with pytest.raises(ConfigError, match="model=own chooses no chat template: begin its YAML") as told:
+        compose(["model=own"], extra=tmp_path)
+    advice = str(told.value).split("`")[1]
+    with pytest.raises(ConfigError, match="model/chat can't be chosen, since the YAML of this model") as also:
+        compose(["model=own", "model/chat=qwen3"], extra=tmp_path)
+    assert str(also.value).split("`")[1] == advice
+    file.write_text(f"{advice}\n{place}", encoding="utf-8")
+    assert compose(["model=own"], extra=tmp_path).model.chat.auto
+    assert compose(["model=own", "model/chat=qwen3"], extra=tmp_path).choices["model/chat"] == "qwen3"
+
+
 def test_every_field_is_documented() -> None:
     docs = dict(field_documentation(Config))
     assert not [path for path, _, _ in leaves(Config()) if not docs[path]]

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.kernels.reference import reference, row
 from tuner import kernels
 from tuner.config.schema.machine import Machine
-from tuner.errors import ConfigError
+from tuner.errors import ConfigError, StageError
 from tuner.kernels import attention, flash, flash4, varlen
 from tuner.kernels.attention import choose_backend, packed_attention, using_backend
 from tuner.kernels.backend import AttentionNeeds, Scoring
@@ -133,6 +133,9 @@ def test_what_it_cannot_do_is_refused() -> None:
     with pytest.raises(NotImplementedError, match="no cache; load the model with attention='sdpa'"):
         packed_attention(torch.nn.Module(), q, k, k, None, position_ids=positions(1))
     with pytest.raises(NotImplementedError, match="no cache"):
+        packed_attention(torch.nn.Module(), *[k.expand(2, -1, -1, -1)] * 3, None, position_ids=None)
+    announce_documents(positions(3, 2), (0, 3, 5))
+    with pytest.raises(StageError, match=r"code \(Module\) does not tell its attention where"):
         packed_attention(torch.nn.Module(), k, k, k, None, position_ids=None)
     where = positions(3, 2)
     announce_documents(where, (0, 3, 4))

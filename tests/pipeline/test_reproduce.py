@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import Tuner, linked
+from tests.conftest import Tuner, environment, linked
 from tuner.files import sha256_of
 from tuner.pipeline.remade import BAND, UNEXPLAINED, compare_artifacts
 from tuner.pipeline.reproduce import as_recorded
@@ -77,6 +80,29 @@ def test_a_run_on_the_cpu_is_the_same_bit_for_bit(tuner: Tuner, root: Path) -> N
     after = {path: path.lstat().st_mtime_ns for path in root.parent.rglob("*") if ".hashes" not in str(path)}
     assert after.keys() == before.keys()
     assert {path.name for path in before if before[path] != after[path]} <= {root.parent.name, ".locks"}
+
+
+def test_one_that_is_stopped_says_that_it_begins_again(root: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tuner", "reproduce", "last", f"root={root}"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a suite that runs in the background ignores it, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stderr is not None
+    said = ""
+    while not said.startswith("tokenize "):
+        said = process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75
+    last = said.splitlines()[-1]
+    assert last.startswith("tuner: reproduce was stopped before all was compared.")
+    assert "The same command begins again" in last
+    assert [path.name for path in root.parent.iterdir()] == [root.name]
 
 
 def test_a_flipped_byte_of_the_data_is_named_before_anything_is_made(

@@ -1,6 +1,7 @@
 """Verbs on a run work on what was trained, whatever became of the data and the recipe, and train nothing."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import tuner as package
 from tests.conftest import ROWS, Tuner, environment, tiny_words, write_rows
 from tuner.errors import ConfigError
+from tuner.pipeline.run import all_runs
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,25 @@ def test_a_base_model_that_changed_is_said(
     error = tuner("merge", "last", f"root={root}", code=2).err
     assert "config.json changed" in error
     assert "not what the run was trained with" in error
+
+
+@pytest.mark.parametrize("line", [("chat", "last"), ("export", "last", "base", "out")], ids=" ".join)
+def test_a_base_model_that_is_gone_is_said(
+    tuner: Tuner, finished: Path, tmp_path: Path, line: tuple[str, ...]
+) -> None:
+    """A model of one's own is referred to, not copied; what needs no base is there without it."""
+    root = tmp_path / "outputs"
+    shutil.copytree(finished, root, symlinks=True)
+    (run,) = all_runs(root)
+    run.path("merge").unlink()
+    config = (run.dir / "config.yaml").read_text(encoding="utf-8")
+    gone = re.sub(r"(?m)^(  path: ).*/model$", rf"\g<1>{tmp_path}/nowhere", config)
+    assert gone != config
+    (run.dir / "config.yaml").write_text(gone, encoding="utf-8")
+    error = tuner(*line, f"root={root}", code=2).err
+    assert re.search("its base model is missing|The base model of .* is gone", error)
+    tuner("export", "last", "adapter", "out", f"root={root}")
+    assert "is not where it was" in tuner("plan", "model=run", "model.run=last", f"root={root}", code=2).err
 
 
 def test_from_python(finished: Path, words: list[str], tmp_path: Path) -> None:

@@ -79,3 +79,24 @@ def test_a_run_is_found_under_another_name(tmp_path: Path) -> None:
     found = sweep.find_run(job)
     assert found
     assert found.name == "b"
+
+
+def test_what_a_job_notes_itself_is_part_of_the_record(tmp_path: Path) -> None:
+    """Whoever launched it may be gone; what the command that launched it has noted counts more."""
+    sweep = SweepDirectory(tmp_path / "sweeps" / "lr-87654321")
+    jobs = [SweepJob(run=f"a-0badf00{i}") for i in range(3)]
+    sweep.write([*jobs[:2], replace(jobs[2], code=0)])
+    sweep.note_end(jobs[1], 1, "out of memory")
+    sweep.note_end(jobs[2], 75, "stopped")
+    assert sweep.jobs() == [
+        jobs[0],
+        replace(jobs[1], code=1, message="out of memory"),
+        replace(jobs[2], code=0),
+    ]
+    sweep.ask_to_stop()
+    assert sweep.stopping
+    sweep.forget_ends(jobs)
+    assert not sweep.stopping
+    assert sweep.end(jobs[1]) is None
+    (tmp_path / "sweeps" / "lr-87654321" / "jobs" / "0badf000.json").write_text("{", encoding="utf-8")
+    assert sweep.jobs()[:2] == jobs[:2]

@@ -5,6 +5,7 @@ and what others wrote is text in all of them.
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,34 @@ def test_a_loss_that_is_no_number_ranks_nothing() -> None:
         (None, 1),
         (None, 3),
     ]
+
+
+def test_what_a_search_has_pruned_is_not_ranked() -> None:
+    rows = [{"step": 1, "loss": 3.0, "held_out": 1.0}]
+    pruned = replace(job(2, None, rows=rows), pruned=True)
+    ranking = rank_jobs("lr-0badf00d", [job(1, 2.0), pruned], trials=5) | {"use": None}
+    assert order(ranking) == [(1, 1), (None, 2)]
+    text = to_text(ranking, 120)
+    assert text.startswith("sweep lr-0badf00d: 1 of 5 jobs done, 1 pruned\n")
+    assert "(pruned)" in text
+    # nor where all are ranked by losses while training
+    alone = rank_jobs("lr-0badf00d", [job(1, None, rows=[rows[0] | {"held_out": 2.0}]), pruned])
+    assert order(alone) == [(1, 1), (None, 2)]
+
+
+def test_another_objective_ranks() -> None:
+    jobs = [job(i, 3.0 - i, train={"loss": float(i)}, held_out=str(i)) for i in (1, 2)]
+    assert order(rank_jobs("s", jobs, objective="loss")) == [(1, 1), (2, 2)]
+    best = rank_jobs("s", jobs, objective="loss", maximize=True) | {"use": None}
+    assert order(best) == [(1, 2), (2, 1)]
+    assert "training loss" in to_text(best, 120)
+    # over other held-out tokens, which only held-out losses mind
+    assert order(rank_jobs("s", jobs)) == [(None, 1), (None, 2)]
+
+
+def test_what_was_tried_twice_is_best_once() -> None:
+    twice = [job(1, 1.0), replace(job(1, 1.0), number=2), job(3, 2.0)]
+    assert rank_jobs("s", twice)["best"] == "run-00000001"
 
 
 def test_few_tokens_are_said_once() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from tests.models.tiny import write_tiny
 from tests.stages.support import config, held_out, run, trained_lora
 from tuner.config.schema import Config, Eval
 from tuner.data.packs import Packs
+from tuner.data.tokenizer.load import load_vocabulary
+from tuner.files import write_json
 from tuner.stages import baseline, convert, evaluate, merge
 
 
@@ -117,6 +120,25 @@ def test_the_same_measurement_gives_the_same_bytes(base: Path, tmp_path: Path) -
     for name in ("a", "b"):
         run(baseline.STAGE, config(), tmp_path / name, fetch_model=base, tokenize=tokens)
     assert (tmp_path / "a" / "baseline.json").read_bytes() == (tmp_path / "b" / "baseline.json").read_bytes()
+
+
+def test_an_answer_ends_at_each_token_that_ends_one_for_transformers(base: Path, tmp_path: Path) -> None:
+    """A publisher's generation_config.json may name more than the template has."""
+    tokens, told = held_out(tmp_path / "tokens"), tmp_path / "told"
+    shutil.copytree(base, told)
+
+    def answers(name: str) -> list[str]:
+        run(baseline.STAGE, config(), tmp_path / name, fetch_model=told, tokenize=tokens)
+        measured = json.loads((tmp_path / name / "baseline.json").read_text(encoding="utf-8"))
+        return [row["answer"] for row in measured["answers"]]
+
+    whole, tokenizer = answers("before"), load_vocabulary(told).tokenizer
+    stop = tokenizer.encode(whole[0], add_special_tokens=False).ids[3]
+    write_json(told / "generation_config.json", {"eos_token_id": [0, stop]})
+    said = answers("after")
+    assert whole[0].startswith(said[0])
+    assert len(said[0]) < len(whole[0])
+    assert tokenizer.decode([stop]) not in said[0]
 
 
 def test_a_system_prompt_of_the_data_is_part_of_the_question(base: Path, tmp_path: Path) -> None:

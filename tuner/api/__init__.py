@@ -23,6 +23,7 @@ from tuner.api.pipeline import Tell, execute_config, look_ahead, prepare, to_std
 from tuner.api.runs import Run, StagePlan, stage_plans
 from tuner.config.recipes import read_recipe
 from tuner.config.schema import Config
+from tuner.config.search_space import is_search
 from tuner.errors import ConfigError
 from tuner.pipeline.find_run import find_run
 from tuner.pipeline.reproduce import reproduce as make_again
@@ -69,6 +70,10 @@ def run(words: Words = (), *, config_dir: str | Path | None = None, tell: Tell |
     work = partial(_run_config, tell=tell or to_stderr)
     if not line.sweep:
         return work(prepare(line.words, line.extra))
+    if is_search(line.words):
+        from tuner.api.search import run_search
+
+        return [Run(found) for found in run_search(line.words, line.extra, tell or to_stderr)]
     from tuner.api.sweeps import map_jobs, prepare_sweep
 
     prepare_sweep(line.words, line.extra, tell or to_stderr)
@@ -85,6 +90,11 @@ def plan(words: Words = (), *, config_dir: str | Path | None = None) -> Any:
     line = _take_apart(words, config_dir)
     if not line.sweep:
         return _plan_told(prepare(line.words, line.extra))
+    if is_search(line.words):
+        raise ConfigError(
+            "A search has no jobs to plan: what each trial is follows from the trials before it. On the "
+            "command line, plan -m shows its space and what a trial takes."
+        )
     from tuner.api.sweeps import map_jobs
 
     return map_jobs(line.words, line.extra, _plan_told)

@@ -55,7 +55,8 @@ def predict_file(
     others = [word for word in words if word not in reading]
     result, config, trained_on = prepare_result(run, others, tell, STAGES, extra)
     config = _for_rows(config, reading, extra)
-    found = locate_weights(result, trained_on)
+    gpus = _gpus(config)
+    found = locate_weights(result, trained_on, quant=config.algo.quant if gpus else "none")
     if base and (trained_on is None or not trained_on.is_dir()):
         raise ConfigError(f"--base asks the model that {result.dir.name} was trained on, and it is gone.")
     files = {
@@ -69,6 +70,7 @@ def predict_file(
         "dir": str(found.home.absolute()),
         "files": {name: str(path.absolute()) for name, path in files.items() if path is not None},
         "facts": {
+            "kept": found.quant != "none",
             "content": found.content,
             "told": any(not _field(word).endswith((".bad_rows", ".encoding")) for word in reading),
             "together": None if batch == "auto" else batch,
@@ -82,7 +84,7 @@ def predict_file(
         out,
         result.dir,
         locks=[],
-        gpus=_gpus(config),
+        gpus=gpus,
         log=result.log,
     )
 

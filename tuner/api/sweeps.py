@@ -1,16 +1,20 @@
 """The jobs of a sweep: their configs, the disk that all of them take, and running them from Python."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from tuner.api.pipeline import Tell, plan_config
-from tuner.config.compose import chooses_launcher, compose_jobs, launch_jobs
+from tuner.config.compose import chooses_launcher, compose_jobs
+from tuner.config.launchers import Launcher, find_launcher, installed_launchers, launcher_name
 from tuner.config.schema import Config
-from tuner.errors import ConfigError, StageError, TunerError
+from tuner.errors import ConfigError, StageError, TunerError, did_you_mean
 from tuner.estimate import disk
+from tuner.hardware.libraries import how_to_install
 from tuner.pipeline.execute import redo_stages
 from tuner.pipeline.inherit import inherit
 from tuner.pipeline.run import RunDirectory, store_of
@@ -24,17 +28,72 @@ def map_jobs(words: list[str], extra: Path | None, work: Callable[[Config], T]) 
     """What `work` makes of each job's config, in order. A job that fails does not stop the others; raises
     StageError at the end, which names those that failed.
     """
-    call = _Job(work)
-    results = (
-        launch_jobs(words, call, extra=extra)
-        if chooses_launcher(words)
-        else [call(config, overrides) for config, overrides in compose_jobs(words, extra=extra)]
-    )
+    check_launcher(words)
+    jobs = compose_jobs(words, extra=extra)
+    calls = [partial(_Job(work), config, overrides) for config, overrides in jobs]
+    results = _launch(words, jobs, calls) if launcher_name(words) else [call() for call in calls]
     if failed := [f"{title}: {message}" for title, message, _ in results if message]:
         raise StageError(
             f"{len(failed)} of {len(results)} jobs failed, the others are done. {' '.join(failed)}"
         )
     return [found for _, _, found in results]  # type: ignore[misc]  # those that did not fail
+
+
+PLUGINS = {
+    "joblib": "hydra-joblib-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "submitit_slurm": "hydra-submitit-launcher",
+}
+"""launcher → the distribution that brings it"""
+
+
+def check_launcher(words: list[str]) -> None:
+    """Raise ConfigError where the launcher that the words choose is not installed here, or where it has no
+    such settings.
+    """
+    name = launcher_name(words)
+    if name is None or name in (there := installed_launchers()):
+        if chooses_launcher(words):
+            find_launcher(words, Path())
+        if name == "submitit_slurm" and not shutil.which("srun"):
+            raise ConfigError(
+                "hydra/launcher=submitit_slurm hands jobs to Slurm, whose srun is not found here: type the "
+                "line on a machine of the cluster, or run the jobs on this one, with "
+                "hydra/launcher=submitit_local."
+            )
+        return
+    if plugin := PLUGINS.get(name):
+        raise ConfigError(
+            f"hydra/launcher={name} needs {plugin}, which is not installed here. Install it, with: "
+            f"{how_to_install(plugin)}"
+        )
+    raise ConfigError(
+        f"hydra/launcher={name}: there is no such launcher here.{did_you_mean(name, [*there, *PLUGINS])} "
+        f"There are: {', '.join(there)}."
+    )
+
+
+def chosen_launcher(words: list[str], directory: Path) -> Launcher | None:
+    """The launcher that the words choose, set up to write into `directory`; None where jobs run here, one
+    after the other. Raises ConfigError.
+    """
+    if launcher_name(words) is None:
+        return None
+    launcher = find_launcher(words, directory)
+    return None if launcher.settings.get("n_jobs") == 1 else launcher
+
+
+def _launch(
+    words: list[str], jobs: Sequence[tuple[Config | ConfigError, list[str]]], calls: Sequence[Callable[[], T]]
+) -> list[T]:
+    root = next((job.root for job, _ in jobs if isinstance(job, Config)), Config().root)
+    directory = Path(root) / "sweeps" / ".launched"
+    launcher = chosen_launcher(words, directory)
+    try:
+        return launcher.map(calls) if launcher else [call() for call in calls]
+    finally:
+        with suppress(OSError):  # it is not there, or holds what a launcher wrote
+            directory.rmdir()
 
 
 @dataclass(frozen=True)

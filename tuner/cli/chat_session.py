@@ -6,22 +6,23 @@ trained.
 
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.cli.terminal import Terminal
 from tuner.config.schema import Config, Generation
-from tuner.errors import ConfigError
 from tuner.files import read_json
 from tuner.hardware.gpus import VISIBLE_DEVICES, choose_gpus, gpus_hidden
 from tuner.hardware.nvidia_smi import list_gpus
 from tuner.hardware.optional_imports import block_optional_imports
-from tuner.pipeline.advice import command_on
 from tuner.pipeline.run import RunDirectory
+from tuner.pipeline.weights import locate_weights
+from tuner.progress import waiting
+from tuner.report.answered import unlike_report
 from tuner.report.printable import visible
 
 if TYPE_CHECKING:
+
     from tuner.models.generate import CachedGenerator, Dialogue
 
 COMMANDS = """\
@@ -32,19 +33,6 @@ COMMANDS = """\
 Ctrl-C stops an answer; what was said so far stays in the conversation."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Weights:
-    """Where the model of a run is."""
-
-    home: Path
-    """the artifact: tokenizer, generation settings"""
-    base: Path
-    adapter: Path | None
-    """None when `base` is the whole model"""
-    called: str
-    """in words"""
-
-
 def chat(run: RunDirectory, config: Config, base: Path | None) -> int:
     """Chat with the model of `run` until the user leaves; returns the exit code.
 
@@ -52,43 +40,44 @@ def chat(run: RunDirectory, config: Config, base: Path | None) -> int:
     base    the directory of the model that an adapter of this run belongs to
     Raises ConfigError when the run has made no model yet.
     """
-    found = locate(run, base)
+    cards = (
+        choose_gpus(config.machine.gpus, list_gpus(), os.environ)
+        if config.machine.device != "cpu" and not gpus_hidden(os.environ)
+        else None
+    )
+    found = locate_weights(run, base, quant=config.algo.quant if cards else "none")
     terminal = Terminal()
     terminal.introduce(f"{run.dir.name}: {found.called}")
     # read when transformers is imported; nothing may be looked up
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    if (
-        config.machine.device != "cpu"
-        and not gpus_hidden(os.environ)
-        and (cards := choose_gpus(config.machine.gpus, list_gpus(), os.environ))
-    ):
+    if cards:
         os.environ[VISIBLE_DEVICES] = cards  # read when CUDA starts
     block_optional_imports(bitsandbytes=config.algo.quant != "none", deepspeed=False)
-    import torch
+    with waiting("loading the model"):
+        import torch
 
-    from tuner.data.chat.template import compile_template
-    from tuner.data.tokenizer.load import load_vocabulary
-    from tuner.models.checkpoint.config_files import chat_with_system
-    from tuner.models.generate import CachedGenerator, Dialogue, stop_ids
-    from tuner.models.load import PRECISIONS, compute_dtype, load_tuned, resolve_device
+        from tuner.data.chat.template import compile_template
+        from tuner.data.tokenizer.load import load_vocabulary
+        from tuner.models.checkpoint.config_files import chat_with_system
+        from tuner.models.generate import CachedGenerator, Dialogue, stop_ids
+        from tuner.models.load import compute_dtype, resolve_device
+        from tuner.models.load_adapted import load_result
 
-    if config.machine.threads != "auto":
-        torch.set_num_threads(config.machine.threads)
-    device = resolve_device(config.machine.device)
-    dtype = compute_dtype(config.algo.precision, device)
-    template = compile_template(
-        chat_with_system(config.model.chat, config.data.system), load_vocabulary(found.home)
-    )
-    quant = config.algo.quant if found.adapter else "none"
-    model = load_tuned(
-        found.base,
-        found.adapter,
-        dtype=dtype,
-        device=device,
-        attention="sdpa",
-        rounded=PRECISIONS[config.algo.precision],
-        quant=quant,
-    )
+        if config.machine.threads != "auto":
+            torch.set_num_threads(config.machine.threads)
+        device = resolve_device(config.machine.device)
+        dtype = compute_dtype(config.algo.precision, device)
+        template = compile_template(
+            chat_with_system(config.model.chat, config.data.system), load_vocabulary(found.home)
+        )
+        model = load_result(
+            found.base,
+            found.adapter,
+            precision=config.algo.precision,
+            quant=config.algo.quant,
+            kept=found.quant != "none",
+            device=device,
+        )
     requested = config.generation
     stops = stop_ids(found.home, template.stops)
     speaker = CachedGenerator(
@@ -101,40 +90,15 @@ def chat(run: RunDirectory, config: Config, base: Path | None) -> int:
     )
     known = (config.model.context, getattr(model.config.get_text_config(), "max_position_embeddings", None))
     context = min((length for length in known if length), default=None)
+    computed = str(dtype).removeprefix("torch.")
+    measured = (read_json(run.path("evaluate") / "manifest.json") or {}).get("facts", {})
     terminal.introduce(
-        f"on {device.type} in {str(dtype).removeprefix('torch.')}; /help lists the commands, /exit leaves"
+        f"on {device.type} in {computed}; "
+        f"{unlike_report(measured, device=device.type, dtype=computed, quant=found.quant)}"
+        "/help lists the commands, /exit leaves"
     )
     with terminal:
         return converse(terminal, Dialogue(template, requested.system), speaker, requested, context)
-
-
-def locate(run: RunDirectory, base: Path | None) -> Weights:
-    """The merged model of a run, or else what it converted: a whole model, or an adapter on `base`. Raises
-    ConfigError.
-    """
-    merge, convert = run.path("merge"), run.path("convert")
-    made, merged = (read_json(directory / "manifest.json") or {} for directory in (convert, merge))
-    step = f"step {made['facts']['step']}, " if "step" in made.get("facts", {}) else ""
-    current = made.get("content")
-    # only what transformers has a class for can generate
-    native = merged.get("facts", {}).get("layout", "native") == "native"
-    # not of a step that was converted before
-    if native and merge.is_dir() and current in (None, merged.get("upstream", {}).get("convert", current)):
-        return Weights(home=merge, base=merge, adapter=None, called=f"{step}the merged model")
-    if not convert.is_dir():
-        raise ConfigError(
-            f"{run.dir} has neither a merged nor a converted model, so there is nothing to chat with. "
-            f"Once it is trained, make one with: {command_on(run, 'convert')}"
-        )
-    if not (convert / "adapter_config.json").is_file():
-        return Weights(home=convert, base=convert, adapter=None, called=f"{step}the whole model")
-    if base is None or not base.is_dir():
-        raise ConfigError(
-            f"{run.dir.name} has an adapter, but its base model is "
-            f"missing{f' ({base})' if base else ''}. Put it back where the run's config says, or run the "
-            "pipeline again."
-        )
-    return Weights(home=convert, base=base, adapter=convert, called=f"{step}the adapter on its base")
 
 
 def converse(

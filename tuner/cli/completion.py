@@ -19,6 +19,7 @@ from tuner.cli.parse import OPTIONS, SHELLS
 from tuner.cli.verbs import VERBS
 from tuner.config.build import field_paths
 from tuner.config.compose import group_options
+from tuner.config.search_space import SETTINGS, SWEEPER
 from tuner.pipeline.selection import stop_words
 from tuner.stages import STAGES
 
@@ -196,7 +197,7 @@ def completion_script(shell: str, extra: Path | None) -> str:
         ),
         fieldless=(" " if shell == "fish" else "|").join(fieldless),
         groups=offer(f"{group}=" for group in groups),
-        fields=offer(f"{path}=" for path in known),
+        fields=offer([*(f"{path}=" for path in known), SWEEPER, *(f"hydra.sweeper.{s}=" for s in SETTINGS)]),
         shells=offer(SHELLS),
     )
 

@@ -137,11 +137,9 @@ def summary(run: RunDirectory) -> str:
         )
     for answer in report["answers"]:
         lines.append(shortened(printable(answer["prompt"])))
-        lines += [
-            f"    {when:<8}{shortened(printable(answer[when]))}"
-            for when in ("before", "after", "expected")
-            if when in answer
-        ]
+        told = [when for when in ("before", "after", "expected") if when in answer]
+        width = max(map(len, told)) + 2
+        lines += [f"    {when:<{width}}{shortened(printable(answer[when]))}" for when in told]
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from tuner.api.sweeps import sweep_job_config
 from tuner.cli.plan_text import plan_dict, plan_text
 from tuner.config.compose import compose_jobs
 from tuner.config.schema import Config
+from tuner.config.search_space import is_search
 from tuner.config.view import View
 from tuner.errors import TunerError
 from tuner.estimate import disk
@@ -99,6 +100,10 @@ def plan_sweep(words: list[str], flags: Collection[str], *, extra: Path | None) 
     """Print the plan of each job and of all together; with --check, 3 says that something would run. A job
     that is refused gives its exit code.
     """
+    if is_search(words):
+        from tuner.cli.search import plan_search
+
+        return plan_search(words, flags, extra=extra)
     jobs = plan_jobs(words, extra=extra)
     told = []
     for i, job in enumerate(jobs):

@@ -5,6 +5,7 @@ record. It builds nothing.
 import json
 import shlex
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from tuner.api.comparison import compared_run
 from tuner.config.schema import Config
 from tuner.config.view import leaves
 from tuner.errors import ConfigError, Stopped, StoreError
-from tuner.files import write_text
+from tuner.files import read_json, write_text
 from tuner.pipeline.advice import command
+from tuner.pipeline.run import RunDirectory
 from tuner.pipeline.sweeps import SweepDirectory, SweepJob, find_sweep
 from tuner.report.comparison import ComparedRun
 from tuner.report.ranking import RankedJob, rank_jobs, ranking_csv
@@ -31,10 +33,11 @@ def rank_sweep(sweep: SweepDirectory) -> dict[str, Any]:
             code=job.code,
             message=job.message,
             stopped=job.code == Stopped.exit_code,
+            pruned=job.pruned,
         )
         for i, job in enumerate(sweep.jobs(), 1)
     ]
-    ranking = rank_jobs(sweep.dir.name, jobs, places)
+    ranking = rank_jobs(sweep.dir.name, jobs, places, **asdict(sweep.aim()))
     best = ranking["best"]
     return ranking | {"use": command("chat", shlex.quote(best), root=sweep.root) if best else None}
 
@@ -68,6 +71,13 @@ def write_ranking(sweep: SweepDirectory, ranking: dict[str, Any]) -> str:
             "permissions. The runs are as they are, and `status --sweep` shows how they rank."
         ) from error
     return f"page    {page}\ntable   {table}"
+
+
+def loss_in_words(run: RunDirectory) -> str:
+    """The held-out loss of a run that was evaluated, to end a line with."""
+    report = read_json(run.path("evaluate") / "report.json") or {}
+    loss = report.get("held_out", {}).get("loss", {}).get("after")
+    return f", held-out loss {loss:.4f}" if loss is not None else ""
 
 
 def show_sweep(root: Path, word: str = "last", *, as_json: bool) -> int:

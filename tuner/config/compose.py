@@ -1,4 +1,4 @@
-"""Words on the command line → configs. The only module that knows Hydra and OmegaConf; they end here.
+"""Words on the command line → configs. Hydra and OmegaConf end here, and in `config/launchers`.
 
 Hydra finds the YAML, composes the groups and multiplies a sweep out; `tuner.config.build` judges what comes
 out. Nothing of Hydra's is reached from YAML that is not ours: a recipe or a config directory from outside may
@@ -7,7 +7,7 @@ LD_PRELOAD).
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -46,7 +46,7 @@ def compose(words: list[str], *, extra: Path | None = None, whole: bool = True) 
 
     overrides = translate(words, group_options(extra), sweep=False)
     hydra = _hydra(extra)
-    with _one_paragraph():
+    with one_paragraph():
         composed = hydra.compose_config(
             config_name="tuner", overrides=overrides, run_mode=RunMode.RUN, with_log_configuration=False
         )
@@ -68,7 +68,7 @@ def compose_jobs(
     overrides = translate(words, group_options(extra), sweep=True)
     hydra = _hydra(extra)
     found: list[tuple[Config | ConfigError, list[str]]] = []
-    with _one_paragraph():
+    with one_paragraph():
         ours = OverridesParser.create().parse_overrides([w for w in overrides if not SWEEPING.match(w)])
         for job in (job for batch in BasicSweeper.split_arguments(ours, None) for job in batch):
             composed = hydra.compose_config(
@@ -78,24 +78,18 @@ def compose_jobs(
     return found
 
 
-def launch_jobs(
-    words: list[str], job: Callable[[Config | ConfigError, list[str]], Any], *, extra: Path | None = None
-) -> list[Any]:
-    """Call `job` for each config that the words multiply out to, through Hydra's sweeper and the launcher
-    that the words choose; what it returned, in order.
+def sweeper_settings(words: list[str], *, extra: Path | None = None) -> dict[str, Any]:
+    """What stands under `hydra.sweeper` with these words of Hydra's own. Raises ConfigError."""
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
 
-    A job's config that is refused arrives as the ConfigError, so that the others go on.
-    """
-    overrides = translate(words, group_options(extra), sweep=True)
     hydra = _hydra(extra)
-    with _one_paragraph():
-        batches = hydra.multirun(
-            config_name="tuner",
-            task_function=_Task(job, extra),
-            overrides=overrides,
-            with_log_configuration=False,
+    with one_paragraph():
+        composed = hydra.compose_config(
+            config_name="tuner", overrides=words, run_mode=RunMode.MULTIRUN, with_log_configuration=False
         )
-    return [result.return_value for batch in batches or () for result in batch]
+        values: Any = OmegaConf.to_container(composed.hydra.sweeper, resolve=True)
+    return dict(values)
 
 
 def chooses_launcher(words: list[str]) -> bool:
@@ -106,22 +100,6 @@ def chooses_launcher(words: list[str]) -> bool:
 def _typed(overrides: Iterable[str]) -> list[str]:
     """A job's words as they were typed."""
     return [word.removeprefix("++") for word in overrides]
-
-
-class _Task:
-    """What Hydra's launcher calls for each job; a class, so that launchers that pickle can send it to
-    other processes.
-    """
-
-    def __init__(self, job: Callable[[Config | ConfigError, list[str]], Any], extra: Path | None) -> None:
-        self.job, self.extra = job, extra
-
-    def __call__(self, composed: Any) -> Any:
-        from hydra.core.hydra_config import HydraConfig
-
-        runtime = HydraConfig.get()
-        config = _frozen(composed, dict(runtime.runtime.choices), self.extra)
-        return self.job(config, _typed(runtime.overrides.task))
 
 
 def _frozen(composed: Any, choices: dict[str, Any], extra: Path | None) -> Config | ConfigError:
@@ -198,7 +176,7 @@ def _check_paths(words: list[str], choices: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _one_paragraph() -> Iterator[None]:
+def one_paragraph() -> Iterator[None]:
     """Turn what Hydra and OmegaConf raise into a ConfigError of one paragraph."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -206,7 +184,13 @@ def _one_paragraph() -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(" ".join(f"{error} {error.__cause__ or ''}".split())) from error
+        said = " ".join(f"{error} {error.__cause__ or ''}".split())
+        if said.startswith("Could not override 'model/chat'"):  # that of the catalogue's models always can
+            said = (
+                "model/chat can't be chosen, since the YAML of this model has no place for it: begin it with "
+                "`defaults: [{chat: auto}, _self_]`."
+            )
+        raise ConfigError(said) from error
 
 
 def check_directory(directory: Path) -> None:

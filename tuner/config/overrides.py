@@ -23,7 +23,9 @@ GROUPS = ("model", "algo", "data", "machine", "eval", "model/chat")
 SHOWN = 40
 """options of a group that an error names"""
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[\w./@:-]+)=(?P<value>.*)", re.DOTALL)
-_SWEEP_CALL = re.compile(r"(choice|range|interval|glob|shuffle|sort)\(.*\)\Z", re.DOTALL)
+_SWEEP_CALL = re.compile(
+    r"((int|float)\(\s*|tag\([^()]*,\s*)*(choice|range|interval|glob|shuffle|sort)\(.*\)\Z", re.DOTALL
+)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SWEEPING = re.compile(r"hydra[./](launcher|sweeper)\b")
 _WRITTEN = re.compile(r"data\.(columns|fill)\b|(data|generation)\.system\b|model\.chat\.|eval\.prompts\b")
@@ -105,16 +107,15 @@ def _choice(group: str, value: str, options: dict[str, list[str]], sweep: bool) 
         return value
     for name in value.split(",") if sweep else [value]:
         if name not in options[group]:
-            hint = (group in ("model", "data") and _elsewhere(group, name)) or did_you_mean(
-                name, options[group]
-            )
+            elsewhere = _elsewhere(group, name) if group in ("model", "data") else ""
+            hint = "" if elsewhere else did_you_mean(name, options[group])
             there = options[group] if len(options[group]) <= SHOWN else []
             known = (
                 f"There are: {', '.join(there)}."
                 if there
                 else f"There are {len(options[group])}: python -m tuner list {group} shows them."
             )
-            raise ConfigError(f"{group}={name}: there is no such option.{hint} {known}")
+            raise ConfigError(f"{group}={name}: there is no such option.{hint} {known}{elsewhere}")
     return value
 
 

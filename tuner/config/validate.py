@@ -52,6 +52,12 @@ def validate(config: Config) -> None:
             "data.length is 1, but a pack needs at least 2 tokens: one to read and one to predict."
         )
     problems += _model(model)
+    chosen = {"model", "model/chat"} & config.choices.keys()
+    if chosen == {"model"} and model.chat == Chat() and model.source != "run":
+        problems.append(
+            f"model={config.choices['model']} chooses no chat template: begin its YAML with `defaults: "
+            "[{chat: auto}, _self_]`, or name one in place of auto."
+        )
     problems += algo_problems(algo)
     problems += _machine(machine, algo)
     if algo.init == "continue" and (model.source != "run" or not algo.uses_adapter):

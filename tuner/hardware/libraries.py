@@ -9,6 +9,9 @@ REQUIREMENTS = {
     "flash-attn": "flash-attn>=2.8",
     "flash-attn-4": "flash-attn-4>=4.0.0b36",
     "lm-eval": "lm-eval>=0.4.13",
+    "hydra-joblib-launcher": "hydra-joblib-launcher>=1.2",
+    "hydra-submitit-launcher": "hydra-submitit-launcher>=1.2",
+    "optuna": "optuna>=5.0,<6",
 }
 """distribution → what the extras of pyproject.toml ask for"""
 

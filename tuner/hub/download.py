@@ -121,9 +121,17 @@ def _download_file(
     stop: threading.Event,
     count: Callable[[int], None],
 ) -> None:
-    if target.is_file() and is_intact(target, remote):
-        count(target.stat().st_size)
+    read = 0
+
+    def tick(more: int) -> None:
+        nonlocal read
+        read += more
+        count(more)
+
+    if target.is_file() and is_intact(target, remote, tick):
+        count(target.stat().st_size - read)
         return
+    count(-read)
     part = parts / part_name(remote)
     for beginning in range(ATTEMPTS):
         size = _receive_part(remote, part, headers, stop, count)

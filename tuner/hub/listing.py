@@ -3,15 +3,13 @@ called here. Nothing is asked or brought.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tuner.errors import DataError
+from tuner.files import PIECE
 from tuner.hub.lockfile import Pin, Pinned
-
-PIECE = 1 << 20
-"""bytes that are read at a time"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,15 +69,21 @@ def check_names(names: Iterable[str]) -> None:
             )
 
 
-def is_intact(file: Path, known: RemoteFile | Pinned) -> bool:
-    """Whether a file is what the hub describes, as far as it does."""
+def is_intact(file: Path, known: RemoteFile | Pinned, tick: Callable[[int], object] = lambda _: None) -> bool:
+    """Whether a file is what the hub describes, as far as it does; `tick` as sha256_of has it."""
     size = file.stat().st_size
     if known.size is not None and size != known.size:
         return False
     if not (known.sha256 or known.blob):
         return True
     with file.open("rb") as stream:
-        return digest_of(iter(lambda: stream.read(PIECE), b""), size, known) == (known.sha256 or known.blob)
+
+        def pieces() -> Iterator[bytes]:
+            while piece := stream.read(PIECE):
+                yield piece
+                tick(len(piece))
+
+        return digest_of(pieces(), size, known) == (known.sha256 or known.blob)
 
 
 def digest_of(pieces: Iterable[bytes], size: int, known: RemoteFile | Pinned) -> str | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tuner.errors import ConfigError
+from tuner.errors import ConfigError, StageError
 from tuner.kernels import flash, flash4, flex, sdpa, varlen
 from tuner.kernels.backend import HALF, AttentionNeeds, Scoring
 from tuner.kernels.packed_documents import Documents, Offsets, documents_of, single_document
@@ -100,7 +100,7 @@ def register_attention() -> None:
 
 
 def packed_attention(
-    _module: torch.nn.Module,
+    module: torch.nn.Module,
     q_1HND: Tensor,
     k_1KND: Tensor,
     v_1KND: Tensor,
@@ -133,6 +133,12 @@ def packed_attention(
         return _used.attend(*in_one_dtype(q_1HND, k_1KND, v_1KND), offsets, scoring), None
     if documents is None and position_ids is None and q_1HND.shape[0] == 1:
         documents = single_document(q_1HND.shape[2])
+    if documents is None and position_ids is None and q_1HND.shape[0] == 1:
+        raise StageError(
+            f"This model's own code ({type(module).__name__}) does not tell its attention where the "
+            "documents of a packed row begin, so that they would see each other: models of its family can't "
+            "be trained here. `list model` shows some that can, and any model of their families can too."
+        )
     told = documents is not None or (position_ids is not None and position_ids.ndim == 2)
     if not told or q_1HND.shape[0] != 1 or q_1HND.shape[2] != k_1KND.shape[2]:
         raise NotImplementedError(

@@ -68,6 +68,11 @@ def refuse_after_stop() -> None:
         raise Interrupted(_words())
 
 
+def answered() -> None:
+    """The stop that was asked for is how the command ends in order."""
+    _asked.clear()
+
+
 @contextmanager
 def without_ctrl_c() -> Iterator[None]:
     """Processes that are started in here never hear of Ctrl-C; this one hears of it afterwards."""

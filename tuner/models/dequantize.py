@@ -30,6 +30,7 @@ from tuner.models.checkpoint.quantised import (
 from tuner.models.checkpoint.safetensors import Checkpoint, Spec
 from tuner.models.checkpoint.write_safetensors import write_checkpoint
 from tuner.models.layouts.mapped_tensor import MappedTensor, renamed
+from tuner.progress import progress_bar
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """what the 4 bits of MXFP4 stand for"""
@@ -44,7 +45,6 @@ def dequantize_checkpoint(
     out: Path,
     *,
     say: Callable[[str], None],
-    tick: Callable[[Spec], None] = lambda _: None,
 ) -> None:
     """Write the checkpoint whose files are `source` (name → path) in bf16 to `out`, with its small files;
     config.json says nothing of it any more.
@@ -65,7 +65,13 @@ def dequantize_checkpoint(
     (out / "config.json").write_text(
         json.dumps(config_in_bf16(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    write_checkpoint(out, [tensor.spec for tensor in made.values()], value, tick=tick)
+    with progress_bar("dequantise", sum(tensor.spec.nbytes for tensor in made.values()), say) as advance:
+        write_checkpoint(
+            out,
+            [tensor.spec for tensor in made.values()],
+            value,
+            tick=lambda spec: advance(spec.nbytes),
+        )
     count = sum(len(tensor.sources) > 1 for tensor in made.values())
     say(f"{count:,} tensors in bf16; the other {len(made) - count:,} are as they were")
 

@@ -8,7 +8,7 @@ settings too, where every one of these tools looks for them.
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,9 +137,15 @@ def _script(tool: str, package: str, command: str) -> str:
     )
 
 
+def lmdeploy_template(model: str, stops: Sequence[str]) -> dict[str, Any]:
+    """What LMDeploy's --chat-template reads: the Jinja template of the model in a directory, which it would
+    else choose by the directory's name.
+    """
+    return {"model_name": "hf", "model_path": model, "stop_words": [*stops]}
+
+
 def _lmdeploy(served: Served) -> dict[str, str]:
-    # "hf" is the model's own Jinja template; without a word LMDeploy goes by the directory's name
-    template = {"model_name": "hf", "model_path": f"./{MODEL}", "stop_words": served.stops}
+    template = lmdeploy_template(f"./{MODEL}", served.stops)
     command = (
         f"lmdeploy serve api_server ./{MODEL} --model-name {shlex.quote(served.name)} "
         "--chat-template ./chat_template.json --server-name 127.0.0.1"

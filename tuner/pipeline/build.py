@@ -13,14 +13,13 @@ from typing import Any
 from tuner import __version__
 from tuner.config.view import View
 from tuner.hardware.cpu import model_name
-from tuner.hardware.gpus import choose_gpus, gpus_hidden
 from tuner.hardware.libraries import installed_version
-from tuner.hardware.nvidia_smi import list_gpus
 from tuner.hub import lockfile
 from tuner.hub.lockfile import known_content
 from tuner.launch.child import launch
 from tuner.launch.members import place_ranks
 from tuner.launch.signals import refuse_after_stop
+from tuner.pipeline.gpus import gpus_for
 from tuner.pipeline.plan_stage import why_unusable
 from tuner.pipeline.planned_stage import PlannedStage
 from tuner.pipeline.run import RunDirectory
@@ -208,37 +207,24 @@ def _run(
     """Run the stage, in a process of its own where it wants one; returns its facts."""
     stage, config = planned.stage, planned.config
     if stage.child:
-        gpus = _gpus(planned, say)
-        ranks = place_ranks(config.machine, gpus, os.environ) if stage.several else None
         inputs = {name: source.to_json() for name, source in given.items()}
-        return launch(
-            stage.name, config, inputs, out, run.dir, locks=locks, gpus=gpus, ranks=ranks, log=run.log
-        )
+        with gpus_for(planned, say) as gpus:
+            ranks = place_ranks(config.machine, gpus.visible, os.environ) if stage.several else None
+            return launch(
+                stage.name,
+                config,
+                inputs,
+                out,
+                run.dir,
+                locks=[*locks, *gpus.locks],
+                gpus=gpus.visible,
+                ranks=ranks,
+                log=run.log,
+            )
     context = Context(
         config=View(config, stage.name), inputs=given, out=out, say=lambda line: say(f"  {line}")
     )
     return stage.run(context)
-
-
-def _gpus(planned: PlannedStage, say: Callable[[str], None]) -> str | None:
-    """The GPUs for a stage that computes on them, chosen when it starts: what is idle changes."""
-    machine = planned.config.machine
-    if not planned.stage.computes or machine.device == "cpu" or gpus_hidden(os.environ):
-        return None
-    found = list_gpus()
-    chosen = choose_gpus(machine.gpus, found, os.environ)
-    if chosen and len(found) > 1:
-        cards = [card for card in found if card.uuid in chosen.split(",")]
-        alone = len(cards) > 1 and not planned.stage.several
-        more = ", of which one process uses the first" if alone else ""
-        say(
-            "  on "
-            + " and ".join(
-                f"GPU {card.index} ({card.name}, {card.free / 1024:.0f} GiB free)" for card in cards
-            )
-            + more
-        )
-    return chosen
 
 
 def _libraries() -> dict[str, str]:

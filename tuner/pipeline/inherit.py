@@ -89,6 +89,11 @@ def _made(planned: PlannedStage, parent: RunDirectory) -> Path:
         raise ConfigError(
             f"The run {parent.dir.name} has no {name} to start from ({planned.why or planned.state}). {mend}"
         )
+    if planned.lost:
+        raise ConfigError(
+            f"The base model of {parent.dir.name} is not where it was: {planned.lost[0]} is gone. Put it "
+            "back where that run's config says."
+        )
     return planned.input().dir
 
 

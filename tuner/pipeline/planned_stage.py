@@ -56,8 +56,14 @@ class PlannedStage:
     def to_do(self) -> bool:
         return self.state in ("run", "continue", "wait")
 
+    @property
+    def lost(self) -> list[str]:
+        """The files of one's own that the artifact refers to and that are not where they were."""
+        referred = self.artifact.manifest["references"] if self.artifact else ()
+        return [name for name in referred if name not in self.sources or not self.sources[name].is_file()]
+
     def input(self) -> Input:
-        """The artifact as a later stage reads it."""
+        """The artifact as a later stage reads it; nothing of it is `lost`."""
         assert self.artifact is not None
         referenced = {name: self.sources[name] for name in self.artifact.manifest["references"]}
         own = {name: self.artifact.path / name for name in self.artifact.manifest["files"]}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.config.schema import Config
-from tuner.errors import ConfigError, StoreError
+from tuner.errors import ConfigError, Interrupted, StoreError
 from tuner.pipeline.inherit import load_config
 from tuner.pipeline.plan import plan
 from tuner.pipeline.remade import (
@@ -67,7 +67,14 @@ def reproduce(
                 shutil.copyfile(config.lock, clean.lock)
             _refer(store_of(clean), recorded.values())
             remaking = _Remaking(clean, stages, recorded, execute, tell)
-            results = list(remaking.results())
+            try:
+                results = list(remaking.results())
+            except Interrupted as stop:
+                kept = f"What was made stays in {root}. " if keep else ""
+                raise Interrupted(
+                    f"reproduce was stopped before all was compared. {kept}The same command begins again, in "
+                    "a clean root of its own."
+                ) from stop
             return Reproduction(
                 run=run.dir.name, bits=remaking.bits, stages=results, root=str(root) if keep else None
             )

@@ -151,7 +151,7 @@ def prepare_result(
     extra: Path | None = None,
 ) -> tuple[RunDirectory, Config, Path | None]:
     """What a conversation with the run needs: the run that holds its result, its config, and where the
-    base of its adapter lies.
+    base of its adapter lies; None where that is gone.
     """
     config = with_overrides(load_config(run), words, stages, extra)
     # what asks for another result; the rest is how to talk
@@ -167,7 +167,7 @@ def prepare_result(
     return (
         run,
         settle_from_run(config, stages, store_of(ours), run),
-        model.input().dir if model.artifact else None,
+        model.input().dir if model.artifact and not model.lost else None,
     )
 
 

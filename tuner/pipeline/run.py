@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from tuner.config.build import build_config, dump_config
-from tuner.config.schema import Config
+from tuner.config.schema import Config, Sweep
 from tuner.config.view import leaves
 from tuner.errors import ConfigError
 from tuner.files import read_json, write_json
@@ -132,7 +132,9 @@ class RunDirectory(NamedDirectory):
 
     def write(self, config: Config) -> None:
         """Write the config down, without what was a wish of one invocation."""
-        whole = replace(config, until=None, redo=None, merge=replace(config.merge, when="auto"))
+        whole = replace(
+            config, until=None, redo=None, merge=replace(config.merge, when="auto"), sweep=Sweep()
+        )
         text = yaml.dump(dump_config(whole), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
         file = self.dir / "config.yaml"
         if not file.exists() or file.read_bytes() != text.encode():

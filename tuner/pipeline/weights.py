@@ -1,12 +1,13 @@
-"""Which files are the model of a run: the merged model where there is one, else what was converted."""
+"""Which files answer for a run: the merged model where there is one, else what was converted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tuner.errors import ConfigError
 from tuner.files import read_json
 from tuner.pipeline.advice import command_on
 from tuner.pipeline.run import RunDirectory
+from tuner.report.answered import BITS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,31 +19,50 @@ class Weights:
     base: Path
     adapter: Path | None
     """None when `base` is the whole model"""
-    content: str
+    called: str
+    """in words"""
+    quant: str = "none"
+    """how the base stays, with the adapter beside it; "none" where both are one matrix"""
+    content: str = ""
     """the digest of what was converted: the same result has the same one, merged or not"""
 
 
-def locate_weights(run: RunDirectory, base: Path | None) -> Weights:
-    """The model of a run; `base` is where the model lies that its adapter belongs to. Raises ConfigError."""
+def locate_weights(run: RunDirectory, base: Path | None, *, quant: str = "none") -> Weights:
+    """The merged model of a run, or else what it converted: a whole model, or an adapter on `base`. With
+    `quant`, how the base was held in training, the adapter on a base that is held so, where they are there.
+    Raises ConfigError.
+    """
     merge, convert = run.path("merge"), run.path("convert")
     made, merged = (read_json(directory / "manifest.json") or {} for directory in (convert, merge))
-    content = str(made.get("content", ""))
+    step = f"step {made['facts']['step']}, " if "step" in made.get("facts", {}) else ""
+    current = made.get("content")
+    adapter = Weights(
+        home=convert,
+        base=convert if base is None else base,
+        adapter=convert,
+        called=f"{step}the adapter on its base",
+        content=current or "",
+    )
+    adapted = (convert / "adapter_config.json").is_file()
+    if quant != "none" and adapted and base is not None and base.is_dir():
+        called = f"{step}the adapter on its base in {BITS[quant]} bits, as it was trained"
+        return replace(adapter, called=called, quant=quant)
     # only what transformers has a class for can generate
     native = merged.get("facts", {}).get("layout", "native") == "native"
     # not of a step that was converted before
-    if native and merge.is_dir() and merged.get("upstream", {}).get("convert", content) == content:
-        return Weights(home=merge, base=merge, adapter=None, content=content)
+    if native and merge.is_dir() and current in (None, merged.get("upstream", {}).get("convert", current)):
+        return replace(adapter, home=merge, base=merge, adapter=None, called=f"{step}the merged model")
     if not convert.is_dir():
         raise ConfigError(
-            f"{run.dir} has neither a merged nor a converted model, so nothing can answer. Once it is "
-            f"trained, make one with: {command_on(run, 'convert')}"
+            f"{run.dir} has neither a merged nor a converted model, so there is nothing to answer with. "
+            f"Once it is trained, make one with: {command_on(run, 'convert')}"
         )
-    if not (convert / "adapter_config.json").is_file():
-        return Weights(home=convert, base=convert, adapter=None, content=content)
+    if not adapted:
+        return replace(adapter, base=convert, adapter=None, called=f"{step}the whole model")
     if base is None or not base.is_dir():
         raise ConfigError(
             f"{run.dir.name} has an adapter, but its base model is "
             f"missing{f' ({base})' if base else ''}. Put it back where the run's config says, or run the "
             "pipeline again."
         )
-    return Weights(home=convert, base=base, adapter=convert, content=content)
+    return adapter

@@ -8,24 +8,28 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tuner.report.answered import BITS, decoding, differences
 from tuner.report.printable import visible
 
 VERSION = 1
-BITS = {"nf4": 4, "int8": 8}
-"""of a base that was held so while it trained"""
 
 HELD_OUT = (
     " The questions are first turns of rows that were kept out of training; expected is what stands there."
 )
+SAME = (
+    "`chat`, and transformers on the merged model, answer from the same weights, in the same dtype and by "
+    "the same decoding; only rounding may still change a word."
+)
+OTHERWISE = "`chat`, and transformers on the merged model, answer from the same weights, but:"
 LITTLE = 2_000
 """held-out tokens, under which a loss says little"""
 
 
 def compare_measurements(
-    before: Mapping[str, Any], after: Mapping[str, Any], *, quant: str = "none"
+    before: Mapping[str, Any], after: Mapping[str, Any], how: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Two measurements ({"loss", "perplexity", "tokens", "answers"}) as one report; `quant` is how the base
-    was held while it trained.
+    """Two measurements ({"loss", "perplexity", "tokens", "answers"}) as one report; `how` they were asked,
+    see `answered`.
 
     Raises ValueError when they are not over the same held-out tokens and questions: a comparison would mean
     nothing.
@@ -46,7 +50,8 @@ def compare_measurements(
             "perplexity": {"before": before["perplexity"], "after": after["perplexity"]},
         },
         "answers": answers,
-    } | ({"quant": quant} if quant != "none" else {})
+        "answered": dict(how),
+    }
 
 
 def headline(report: Mapping[str, Any]) -> str:
@@ -103,7 +108,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
                 f"{tokens_measured(held_out['tokens'])}."
             ),
         ]
-    if bits := BITS.get(report.get("quant", "none")):
+    if bits := BITS.get(report["answered"].get("quant", "none")):
         lines += [
             "",
             (
@@ -113,7 +118,11 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         ]
     if report["answers"]:
         rows = any("expected" in row for row in report["answers"])
-        lines += ["", "## Answers", "", "Greedy, one turn each." + HELD_OUT * rows]
+        lines += ["", "## Answers", "", decoding(report["answered"]) + HELD_OUT * rows]
+        lines += [
+            "",
+            " ".join([OTHERWISE, *unlike] if (unlike := differences(report["answered"])) else [SAME]),
+        ]
     for row in report["answers"]:
         lines += ["", f"### {_escape(_one_line(row['prompt']))}"]
         for key in [key for key in ("before", "after", "expected") if key in row]:

@@ -19,6 +19,7 @@ WHILE_TRAINING = Score(
     held_out=True,
 )
 """what a sweep that ends before `evaluate` is ranked by"""
+EVALUATED = "held_out_loss"
 COLUMNS = {
     name: SCORES[name]
     for name in ("held_out_loss", "held_out_loss_base", "perplexity", "loss", "step", "tokens", "seconds")
@@ -44,21 +45,36 @@ class RankedJob:
     """what went wrong"""
     stopped: bool = False
     """whether somebody has stopped it"""
+    pruned: bool = False
+    """whether a search has stopped it before its end; it is not ranked"""
 
 
-def rank_jobs(name: str, jobs: Sequence[RankedJob], places: Sequence[str] = ()) -> dict[str, Any]:
+def rank_jobs(
+    name: str,
+    jobs: Sequence[RankedJob],
+    places: Sequence[str] = (),
+    *,
+    objective: str = EVALUATED,
+    maximize: bool = False,
+    trials: int | None = None,
+) -> dict[str, Any]:
     """The jobs of the sweep `name`, best first, as JSON can hold it. Jobs that can't be ranked have no rank
-    and follow in the order of the line. `places` are the fields that say where something lies.
+    and follow in the order of the line. `places` are the fields that say where something lies, `trials` the
+    number of jobs that a search is to have.
 
-    What ranks is the held-out loss of the evaluation or, where no job was evaluated, the last one while
-    training. Losses over different held-out tokens rank nothing.
+    What ranks is the `objective`: the held-out loss of the evaluation or, where no job was evaluated, the
+    last one while training. Losses over different held-out tokens rank nothing.
     """
-    by = "held_out_loss"
-    if not any(_value(job, by) is not None for job in jobs):
+    by = objective
+    if by == EVALUATED and not any(_value(job, by) is not None for job in jobs):
         by = "held_out_while_training"
-    measured = [job for job in jobs if _value(job, by) is not None]
-    comparable = len({job.run.held_out for job in measured if job.run}) < 2
-    ordered = sorted(measured, key=lambda job: _value(job, by)) if comparable else []  # type: ignore[arg-type, return-value]
+    measured = [job for job in jobs if _value(job, by) is not None and not job.pruned]
+    comparable = not COLUMNS[by].held_out or len({job.run.held_out for job in measured if job.run}) < 2
+    ordered = (
+        sorted(measured, key=lambda job: _value(job, by), reverse=maximize)  # type: ignore[arg-type, return-value]
+        if comparable
+        else []
+    )
     ordered += [job for job in jobs if job not in ordered]
     ranks = [i + 1 if comparable and job in measured else None for i, job in enumerate(ordered)]
     sides = [
@@ -66,12 +82,14 @@ def rank_jobs(name: str, jobs: Sequence[RankedJob], places: Sequence[str] = ()) 
     ]
     compared = compare_runs([side for side, _ in sides], (), [label for _, label in sides])
     rows = [_row(job, rank) for job, rank in zip(ordered, ranks, strict=True)]
-    shown = [COLUMNS[by].shown(row[by]) for row in rows if row["rank"]]
+    # what a search has tried twice is one run
+    shown = list({row["run"]: COLUMNS[by].shown(row[by]) for row in rows if row["rank"]}.values())
     first = rows[0] if shown and (len(shown) == 1 or shown[0] != shown[1]) else None
     fields = list(dict.fromkeys(field for job in jobs for field in job.fields))
     return {
         "sweep": name,
         "by": by,
+        "trials": trials or len(jobs),
         "fields": fields,
         "places": [field for field in fields if field in places],
         "jobs": rows,
@@ -99,6 +117,12 @@ def _value(job: RankedJob, name: str) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def score(run: ComparedRun, objective: str) -> float | None:
+    """What a finished run counts by, as in its sweep's ranking; None where it was not measured."""
+    while_training = objective == EVALUATED and run.report is None
+    return COLUMNS["held_out_while_training" if while_training else objective].value(run)
+
+
 def _row(job: RankedJob, rank: int | None) -> dict[str, Any]:
     return {
         "rank": rank,
@@ -115,6 +139,8 @@ def _row(job: RankedJob, rank: int | None) -> dict[str, Any]:
 def _state(job: RankedJob) -> str:
     if job.message:
         return "stopped" if job.stopped else "failed"
+    if job.pruned:
+        return "pruned"
     return job.run.state if job.run else "not started"
 
 
@@ -138,18 +164,19 @@ def without_places(text: str) -> str:
 
 def is_done(row: Mapping[str, Any]) -> bool:
     """Whether a job has ended well, or has all that it is to make though nobody saw it end."""
-    return row["code"] == 0 or (row["code"] is None and row["state"] == "evaluated")
+    ended = row["code"] == 0 or (row["code"] is None and row["state"] == "evaluated")
+    return ended and row["state"] != "pruned"
 
 
 def outcome(ranking: Mapping[str, Any]) -> str:
     """How many jobs are done, and what became of the others.
 
-    >>> outcome({"jobs": [{"code": 0, "state": "evaluated"}, {"code": 2, "state": "failed"}]})
+    >>> outcome({"trials": 2, "jobs": [{"code": 0, "state": "evaluated"}, {"code": 2, "state": "failed"}]})
     '1 of 2 jobs done, 1 failed'
     """
     rows = ranking["jobs"]
-    told = f"{sum(map(is_done, rows))} of {len(rows)} jobs done"
-    for state in ("failed", "stopped"):
+    told = f"{sum(map(is_done, rows))} of {max(ranking['trials'], len(rows))} jobs done"
+    for state in ("pruned", "failed", "stopped"):
         if count := sum(row["state"] == state for row in rows):
             told += f", {count} {state}"
     return told

@@ -15,10 +15,11 @@ SHOWN = {
     "held_out_loss": "held-out loss",
     "held_out_while_training": "held-out loss while training",
     "perplexity": "perplexity",
+    "loss": "training loss",
     "seconds": "time",
 }
 """numbers that have a column, where any job has them, and what stands above it"""
-RANKING = ("held_out_loss", "held_out_while_training")
+RANKING = ("held_out_loss", "held_out_while_training", "loss")
 """of which a ranking is by one"""
 LONGEST = 32
 """columns of a field's value; the page and the CSV have all of it"""

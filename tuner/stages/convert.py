@@ -10,7 +10,7 @@ from typing import Any
 from tuner.config.schema import Config
 from tuner.config.view import View
 from tuner.errors import ConfigError, StageError
-from tuner.models.checkpoint.files import ADAPTER_FILES, TOKENIZED, checkpoint_files
+from tuner.models.checkpoint.files import ADAPTER_FILES, TOKENIZED, checkpoint_files, weight_files
 from tuner.models.layouts import detection
 from tuner.pipeline.sizes import TENSOR, DiskNeed, Quantities
 from tuner.pipeline.stage import Choice, ChosenStep, Context, Stage
@@ -69,9 +69,11 @@ def run(ctx: Context) -> dict[str, Any]:
         write_generation_config,
         write_tokenizer,
     )
+    from tuner.models.checkpoint.safetensors import Checkpoint
     from tuner.models.export import write_full
     from tuner.models.lora.export import write_adapter
     from tuner.models.lora.tied_head import tied_head_in
+    from tuner.progress import progress_bar
     from tuner.train.checkpoints import sharded
 
     base, trained, out = ctx.inputs["fetch_model"].dir, ctx.inputs["train"].dir, ctx.out
@@ -99,7 +101,9 @@ def run(ctx: Context) -> dict[str, Any]:
         )
     else:
         code, dtype = {"bf16": ("BF16", "bfloat16"), "fp32": ("F32", "float32")}[algo.precision]
-        write_full(weights, base, out, code)
+        numbers = sum(spec.count for spec in Checkpoint(weight_files(base)).specs.values())
+        with progress_bar("convert", numbers, ctx.say) as advance:
+            write_full(weights, base, out, code, tick=lambda spec: advance(spec.count))
         write_config(base, out, dtype)
         detection.copy_original_files(base, out)
     pad = write_tokenizer(base, out, chat)

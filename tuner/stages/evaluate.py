@@ -8,13 +8,15 @@ import json
 from typing import Any
 
 from tuner.config.view import View
+from tuner.files import read_json
 from tuner.models.checkpoint.files import ADAPTER_FILES
 from tuner.pipeline.stage import Context, Stage
 from tuner.report import page
+from tuner.report.answered import answered
 from tuner.stages.measured import FP32, measure, measure_versions, size, write_result
 
-PAGE = 2
-"""2: says where held-out tokens are few"""
+PAGE = 3
+"""2: says where held-out tokens are few; 3: how the answers were computed, and who would answer otherwise"""
 QUANT = 1
 """with a base in 4 or 8 bits, the report says what its "before" is"""
 
@@ -37,7 +39,15 @@ def run(ctx: Context) -> dict[str, Any]:
     result, facts = measure(ctx, base, adapter, quant)
     before = json.loads((ctx.inputs["baseline"].dir / "baseline.json").read_text(encoding="utf-8"))
     after = result.to_json()
-    report = page.compare_measurements(before, after, quant=quant)
+    how = answered(
+        precision=ctx.config.algo.precision,
+        quant=quant,
+        most=ctx.config.eval.max_new_tokens,
+        facts=facts,
+        before=ctx.inputs["baseline"].facts,
+        settings=read_json(tuned.dir / "generation_config.json") or {},
+    )
+    report = page.compare_measurements(before, after, how)
     write_result(ctx.out / "eval.json", after)
     write_result(ctx.out / "report.json", report)
     (ctx.out / "report.md").write_text(page.to_markdown(report), encoding="utf-8")

@@ -7,7 +7,6 @@ their rows: each from one directory to the next, and the last one is the artifac
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib import import_module
@@ -168,8 +167,7 @@ def run(ctx: Context) -> dict[str, Any]:
     """Bring the files, rewrite them where that is needed, and read every header, where a cut-off download
     shows.
     """
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, so before transformers
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, so before transformers
     from tuner.data.tokenizer.load import load_vocabulary
     from tuner.data.tokenizer.save import save_vocabulary
     from tuner.models.checkpoint.config_files import read_json_object

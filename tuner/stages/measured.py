@@ -11,8 +11,9 @@ from tuner.pipeline.stage import Context
 if TYPE_CHECKING:
     from tuner.train.evaluate import Measurement
 
-MEASURE = {"held_out": 1, "answers": 1}
-"""versions of tuner.train.evaluate and tuner.models.generate"""
+MEASURE = {"held_out": 1, "answers": 2}
+"""versions of tuner.train.evaluate and tuner.models.generate; answers 2: they end at all that ends those of
+`chat` and transformers"""
 ROWS = 1
 """of tuner.data.questions: which held-out rows are asked, and how they are told"""
 FP32 = 1

@@ -20,6 +20,7 @@ def run(ctx: Context) -> dict[str, Any]:
         model=given.files["model"],
         adapter=given.files.get("adapter"),
         base=given.files.get("base"),
+        kept=told["kept"],
         content=told["content"],
         told=told["told"],
         together=told["together"],

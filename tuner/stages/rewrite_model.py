@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tuner.config.view import View
 from tuner.models.checkpoint import files, quantised
+from tuner.progress import working
 
 
 def clear_leftovers(directory: Path, keep: list[Path]) -> None:
@@ -30,7 +31,8 @@ def rewrite_files(
 
             path = next(path for path in found.values() if path.suffix == ".gguf")
             say(f"rewriting {path.name} as bf16 safetensors, once")
-            convert_gguf(path, out)
+            with working(f"dequantising {path.name}", say):
+                convert_gguf(path, out)
         case "pickle", _, _:
             from tuner.models.checkpoint import pickles
 

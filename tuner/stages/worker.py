@@ -80,7 +80,7 @@ def main(stages: Sequence[Stage] = STAGES) -> int:
     context = Context(config=view, inputs=inputs, out=Path(job["out"]), say=say, run=run.dir)
     result: dict[str, Any]
     try:
-        with waiting(f"{stage.name}: starting"):
+        with waiting(stage.name):
             facts = stage.run(context)
         result, code = {"facts": facts if rank == 0 else {}}, 0
     except BaseException as raised:

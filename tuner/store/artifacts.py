@@ -35,13 +35,12 @@ from tuner.files import (
     group_of,
     open_to_group,
     read_json,
-    sha256_of,
     sync_to_disk,
     write_json,
 )
 from tuner.store import locks
 from tuner.store.digests import content_digest
-from tuner.store.hashes import FileHashes
+from tuner.store.hashes import FileHashes, hash_file
 from tuner.store.manifest import MANIFEST, is_manifest
 
 FOLDERS = (".partial", ".locks", ".trash", ".hashes", ".refs")
@@ -242,7 +241,7 @@ class Store:
             sync_to_disk(path)
             status = path.stat()
             files[path.relative_to(partial).as_posix()] = {
-                "sha256": sha256_of(path),
+                "sha256": hash_file(path),
                 "size": status.st_size,
                 "times": [status.st_mtime_ns, status.st_ctime_ns],
             }

@@ -2,12 +2,25 @@
 
 import hashlib
 import os
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tuner.files import file_identity, group_of, read_json, sha256_of, write_json
+from tuner.progress import progress_bar
+from tuner.report.printable import visible
+
+
+def hash_file(path: Path) -> str:
+    """A file's sha256; one that takes more than a second shows how far it is."""
+    with progress_bar(f"sha256 of {path.name}", path.stat().st_size, _to_stderr, after=1.0) as advance:
+        return sha256_of(path, advance)
+
+
+def _to_stderr(line: str) -> None:
+    print(f"  {visible(line)}", file=sys.stderr, flush=True)
 
 
 class FileHashes:
@@ -29,7 +42,7 @@ class FileHashes:
         if not fresh and (known := self._recorded(record)) and known.get("file") == before:
             sha: str = known["sha256"]
             return sha
-        sha = sha256_of(path)
+        sha = hash_file(path)
         # A file written to in the last tick of the clock could change again without a change of its times:
         # not remembered.
         if file_identity(path) != before or time.time_ns() - before[2] <= 50_000_000:

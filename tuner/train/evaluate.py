@@ -20,7 +20,7 @@ from tuner.kernels import attention
 from tuner.models.attention_needs import attention_needs, generation_attention
 from tuner.models.checkpoint.config_files import chat_with_system
 from tuner.models.checkpoint.files import weight_files
-from tuner.models.generate import generate_answers
+from tuner.models.generate import generate_answers, stop_ids
 from tuner.models.load import PRECISIONS, compute_dtype, load_tuned, resolve_device
 from tuner.progress import progress_bar, track
 from tuner.train.determinism import deterministic
@@ -98,7 +98,7 @@ def measure_model(
             questions = asked(template, ask.prompts) or held_out_questions(template, packs, ask.held_out_rows)
             most = len(questions) * ask.max_new_tokens
             with progress_bar("answers", most, say) as advance:
-                answers = answer_questions(model, template, questions, ask.max_new_tokens, advance)
+                answers = answer_questions(model, template, questions, ask.max_new_tokens, directory, advance)
     facts = {
         "device": device.type,
         "attention": backend,
@@ -124,16 +124,17 @@ def answer_questions(
     template: Template,
     questions: Sequence[Question],
     max_new_tokens: int,
+    directory: Path,
     tick: Callable[[int], object] = lambda _: None,
 ) -> tuple[dict[str, str], ...]:
-    """What the model answers to each question, by the end of turn of `template`; `tick` as generate_answers
-    has it.
+    """What the model answers to each question, up to an end of turn: of `template`, or one that the settings
+    in `directory`, the model's, name, as in `chat`. `tick` as generate_answers has it.
     """
     texts = generate_answers(
         model,
         [question.ids for question in questions],
         end_id=template.end_id,
-        stops=template.stops,
+        stops=stop_ids(directory, template.stops),
         max_new_tokens=max_new_tokens,
         tick=tick,
     )

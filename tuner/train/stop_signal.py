@@ -9,7 +9,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-STOP_FILE = "stop"
+STOP_FILE = ".stop"
+"""left over, it goes with the other hidden files when the training is published"""
 
 
 class Stop:

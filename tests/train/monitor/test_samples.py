@@ -89,7 +89,7 @@ def test_it_answers_as_a_model_that_is_loaded_to_answer(
     Sampler(made(tiny_model), tiny_model, chat, PROMPTS, 8, tmp_path, journal(0)).write(1)
     model = load_tuned(tiny_model, None, dtype=torch.float32, device="cpu", attention="sdpa")
     template = compile_template(chat, load_vocabulary(tiny_model))
-    answers = answer_questions(model, template, asked(template, PROMPTS), 8)
+    answers = answer_questions(model, template, asked(template, PROMPTS), 8, tiny_model)
     assert [
         {"prompt": row["prompt"], "answer": row["answer"]} for row in read_rows(tmp_path / "samples.jsonl")
     ] == list(answers)

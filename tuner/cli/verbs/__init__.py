@@ -24,6 +24,7 @@ from tuner.cli.verbs import (
     rename,
     reproduce,
     run,
+    serve,
     status,
     stop,
 )
@@ -42,6 +43,7 @@ VERBS: dict[str, Verb] = {
         help,
         chat,
         predict,
+        serve,
         compare,
         stop,
         convert,

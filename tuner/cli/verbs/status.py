@@ -12,6 +12,11 @@ def run(line: CommandLine) -> int:
         if len(line.bare) > 1:
             raise ConfigError("status --sweep shows one sweep: a name, a digest, or nothing for the last.")
         return show_sweep(output_root(line), *line.bare, as_json="--json" in line.flags)
+    if line.bare:
+        raise ConfigError(
+            f"status shows all runs under the root, and takes no name ({' '.join(line.bare)}); "
+            "status --sweep takes that of a sweep."
+        )
     from tuner.cli.status_table import show_status
 
     return show_status(line.compose(), as_json="--json" in line.flags, every="--all" in line.flags)

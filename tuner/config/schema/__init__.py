@@ -13,7 +13,7 @@ from tuner.config.schema.data import Data, DataSource
 from tuner.config.schema.machine import Machine
 from tuner.config.schema.model import Model
 from tuner.config.schema.optim import Optim
-from tuner.config.schema.results import Convert, Eval, Generation, Merge, Train
+from tuner.config.schema.results import Convert, Eval, Generation, Merge, Serve, Sweep, Train
 
 __all__ = [
     "HUBS",
@@ -29,6 +29,8 @@ __all__ = [
     "Merge",
     "Model",
     "Optim",
+    "Serve",
+    "Sweep",
     "Train",
 ]
 
@@ -49,6 +51,8 @@ class Config:
     convert: Convert = field(default_factory=Convert)
     merge: Merge = field(default_factory=Merge)
     generation: Generation = field(default_factory=Generation)
+    serve: Serve = field(default_factory=Serve)
+    sweep: Sweep = field(default_factory=Sweep)
     seed: int = identity("train", default=0)
     """of the initial adapters, the order of the packs, and dropout"""
     variant: str = identity("train", default="", left_out="")

@@ -1,4 +1,4 @@
-"""What becomes of what was trained: `train`, `convert`, `merge`, `eval` and `generation`."""
+"""What becomes of what was trained: train, convert, merge, eval, generation, serve and sweep."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -66,3 +66,30 @@ class Generation:
     """the longest answer, in tokens"""
     seed: int | None = neutral(default=None)
     """of the draws; null for a new one each time"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Serve:
+    """How `serve` starts a server with OpenAI's protocol."""
+
+    engine: Literal["auto", "vllm", "sglang", "lmdeploy", "transformers"] = neutral(default="auto")
+    """`auto`: the first of these that serve.python has, on a machine without a GPU `transformers`"""
+    python: str | None = neutral(default=None)
+    """the Python of the environment that the server is installed in; null for this one"""
+    weights: Literal["merged", "adapter"] = neutral(default="merged")
+    """the merged model, or the adapter beside its base"""
+    port: int = neutral(default=8000, at_least=0)
+    """on this machine alone; 0 takes a free one"""
+    timeout: int = neutral(default=600, at_least=1)
+    """seconds that the server may take to load the model"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """What the jobs of a sweep are for."""
+
+    objective: Literal["held_out_loss", "perplexity", "held_out_while_training", "loss"] = neutral(
+        default="held_out_loss"
+    )
+    """what ranks them, and what a search optimizes: the held-out loss or perplexity of the evaluation, the
+    last held-out loss while training, or the loss of the last training step"""

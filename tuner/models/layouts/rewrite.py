@@ -25,6 +25,7 @@ from tuner.models.checkpoint.write_safetensors import write_checkpoint, write_fi
 from tuner.models.layouts.detection import LAYOUT_FILE, MODULES, NATIVE, ORIGINAL, WITHOUT_CLASS
 from tuner.models.layouts.llama import DTYPES, vocabulary_size
 from tuner.models.layouts.mapped_tensor import MappedTensor, NativeCheckpoint
+from tuner.progress import progress_bar
 
 KEPT = "kept.safetensors"
 """beside the settings in `original`: the tensors that were kept"""
@@ -105,7 +106,13 @@ def write_native(
     def value(name: str) -> Tensor:
         return _make(made[name], weights.__getitem__)
 
-    write_checkpoint(out, [tensor.spec for tensor in native.tensors], value, tick=tick)
+    with progress_bar("rewrite", sum(tensor.spec.nbytes for tensor in native.tensors), say) as advance:
+
+        def written(spec: Spec) -> None:
+            advance(spec.nbytes)
+            tick(spec)
+
+        write_checkpoint(out, [tensor.spec for tensor in native.tensors], value, tick=written)
     for warning in native.warnings:
         say(warning)
 

@@ -19,9 +19,10 @@ from tuner.errors import DataError
 from tuner.files import file_identity, sha256_of
 from tuner.models.generate import stop_ids
 from tuner.models.load import resolve_device
+from tuner.models.load_adapted import load_result
 from tuner.models.predict.bar import answer_bar
 from tuner.models.predict.journal import Journal
-from tuner.models.predict.local import Bar, Decoding, LocalModel, Weights
+from tuner.models.predict.local import Decoding, LocalModel
 from tuner.models.predict.requests import Request, Requests, choose_shape, file_rows, read_requests
 from tuner.progress import progress_counter
 
@@ -47,6 +48,8 @@ class PredictJob:
     adapter: Path | None
     base: Path | None
     """the model that was trained on, where its answers are wanted too"""
+    kept: bool
+    """whether a base in 4 or 8 bits stays so, with the adapter beside it"""
     content: str
     """the digest of what answers"""
     told: bool
@@ -106,6 +109,7 @@ def _identity(job: PredictJob, config: View, maker: DocumentMaker) -> dict[str, 
         "data.roles": {role: list(words) for role, words in shape.roles.items()},
         "data.fill": dict(maker.settings.sources[0].fill),
         "--base": job.base is not None,
+        "the base in 4 or 8 bits": job.kept,
         "--logprobs": job.logprobs,
         **{
             f"generation.{name}": getattr(generation, name)
@@ -142,30 +146,28 @@ def _ask(
     with answer_bar("predict", total, there, say) as bar:
         for name, (directory, adapter) in models.items():
             if len(journal.answers.get(name, {})) < len(asked):
-                weights = Weights(
-                    base=directory,
-                    adapter=adapter,
-                    precision=config.algo.precision,
-                    quant=config.algo.quant,
-                )
-                _answer(name, weights, decoding, config, maker, asked, journal, bar, job.together)
+                local = _load(job, config, directory, adapter, maker, decoding)
+                local.answer_all(name, asked, journal, bar, job.together)
+                del local  # a second model finds the memory of the first
 
 
-def _answer(
-    name: str,
-    weights: Weights,
-    decoding: Decoding,
+def _load(
+    job: PredictJob,
     config: View,
+    directory: Path,
+    adapter: Path | None,
     maker: DocumentMaker,
-    asked: Mapping[int, Request],
-    journal: Journal,
-    bar: Bar,
-    together: int | None,
-) -> None:
-    """Load a model and let it answer; its memory is free again when this returns."""
-    model = weights.load(resolve_device(config.machine.device))
-    local = LocalModel(model, maker.template.tokenizer, decoding, config.model.context)
-    local.answer_all(name, asked, journal, bar, together)
+    decoding: Decoding,
+) -> LocalModel:
+    model = load_result(
+        directory,
+        adapter,
+        precision=config.algo.precision,
+        quant=config.algo.quant,
+        kept=job.kept,
+        device=resolve_device(config.machine.device),
+    )
+    return LocalModel(model, maker.template.tokenizer, decoding, config.model.context)
 
 
 def _write(

@@ -3,14 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from tuner.models.load import PRECISIONS, compute_dtype, load_tuned
 from tuner.models.predict.batch import Answer, Batcher, Prompt, plan_batches
 from tuner.models.predict.journal import Journal
 from tuner.models.predict.requests import Request
@@ -23,31 +21,6 @@ CPU_CACHE = 2 << 30
 """bytes that they may take in a machine's memory"""
 TOKENS = 1 << 16
 """tokens that are read at once: their activations take memory too"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Weights:
-    """A model, and how it is computed."""
-
-    base: Path
-    adapter: Path | None
-    """None when `base` is the whole model"""
-    precision: str
-    """algo.precision"""
-    quant: str
-    """how the base was held while the adapter trained"""
-
-    def load(self, device: torch.device) -> PreTrainedModel:
-        """Ready to generate: the weights that were evaluated and that `chat` answers with."""
-        return load_tuned(
-            self.base,
-            self.adapter,
-            dtype=compute_dtype(self.precision, device),
-            device=device,
-            attention="sdpa",
-            rounded=PRECISIONS[self.precision],
-            quant=self.quant if self.adapter else "none",
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

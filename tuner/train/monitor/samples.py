@@ -88,7 +88,7 @@ class Sampler:
             torch.autocast(base.device.type, dtype=self._autocast) if self._autocast else nullcontext(),
         ):
             questions = asked(self._template, self._prompts)
-            answers = answer_questions(base, self._template, questions, self._longest)
+            answers = answer_questions(base, self._template, questions, self._longest, self._directory)
         with self._path.open("a", encoding="utf-8") as file:
             file.writelines(_line({"step": step, **answer}) for answer in answers)
         self._journal.text(
