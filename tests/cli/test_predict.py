@@ -7,11 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -81,6 +82,7 @@ def test_answers_are_those_of_transformers_on_the_merged_model(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "outputs"]
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_and_gives_the_same_file(root: Path, tmp_path: Path) -> None:
     """Whatever the number of rows in a batch, in fp32."""
     write_rows(tmp_path / "in.jsonl", asked(400))
@@ -115,60 +117,31 @@ def _lines(path: Path) -> int:
 
 
 def test_tables_keep_their_columns_and_say_why_a_row_has_no_answer(root: Path, tmp_path: Path) -> None:
-    long = "plus " * 600
+    rows = [
+        ["nr", "question", "answer"],
+        [7, "1 plus 1?", "2"],
+        [8, "plus " * 600, ""],
+        [9, "你好"],
+        [10, "Hi", ""],
+    ]
     with (tmp_path / "in.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(
-            [["nr", "question", "answer"], [7, "1 plus 1?", "2"], [8, long, ""], [9, "你好", ""]]
-        )
-    words = (*WORDS, "data.columns.instruction=question", "data.columns.output=answer", "data.format=alpaca")
+        csv.writer(file).writerows(rows)
+    columns = ("data.format=alpaca", "data.columns.instruction=question", "data.columns.output=answer")
+    words = (*WORDS, *columns, "data.bad_rows=skip")
     api.predict("last", tmp_path / "in.csv", tmp_path / "out.csv", words, root=root)
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
         found = list(csv.DictReader(file))
     assert list(found[0]) == ["nr", "question", "answer", "model_answer", "model_expected", "model_reason"]
-    assert [row["nr"] for row in found] == ["7", "8", "9"]
-    assert [row["model_expected"] for row in found] == ["2", "", ""]
-    assert [bool(row["model_answer"]) for row in found] == [True, False, True]
+    assert [row["nr"] for row in found] == ["7", "8", "", "10"]
+    assert [row["model_expected"] for row in found] == ["2", "", "", ""]
+    assert [bool(row["model_answer"]) for row in found] == [True, False, False, True]
     assert found[1]["model_reason"].endswith("tokens, and the model's context is 512")
-    api.predict("last", tmp_path / "in.csv", tmp_path / "out.parquet", words, root=root)
-    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == [
-        {key: value or (value if key in ("question", "answer", "nr") else None) for key, value in row.items()}
-        for row in found
-    ]
+    assert found[2]["model_reason"] == "in line 4: 2 cells, where the first line names 3 columns"
 
 
-def test_bad_rows_are_named_and_can_be_left_without_an_answer(
-    tuner: Tuner, root: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "in.jsonl").write_text(
-        '{"messages": 3}\n{"broken\n{"messages": [{"role": "user", "content": "Hi"}]}\n'
-    )
-    refused = tuner("predict", "last", "in.jsonl", "out.jsonl", *WORDS, code=2)
-    assert "2 rows can't be used" in refused.err
-    assert "in.jsonl:1: messages must be a list" in refused.err
-    assert "in.jsonl:2: " in refused.err
-    assert "data.bad_rows=skip" in refused.err
-    assert not (tmp_path / "out.jsonl").exists()
-    tuner("predict", "last", "in.jsonl", "out.jsonl", "data.bad_rows=skip", *WORDS)
-    first, second, third = read(tmp_path / "out.jsonl")
-    assert (first["messages"], first["answer"], second["answer"]) == (3, None, None)
-    assert first["reason"].startswith("messages must be a list")
-    assert third["answer"]
-    assert "reason" not in third
-
-
-def test_what_can_not_go_on_is_refused_and_loses_nothing(root: Path, tmp_path: Path) -> None:
-    rows, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+def test_what_can_not_be_done_is_refused_before_any_work(root: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "in.jsonl"
     write_rows(rows, asked(2))
-    journal_path(out).write_text(
-        json.dumps({"format": 1, "of": {"generation.max_new_tokens": 99}})
-        + "\n"
-        + json.dumps({"model": "tuned", "rows": [[0, {"text": "x"}]]})
-        + "\n"
-    )
-    before = journal_path(out).read_bytes()
-    with pytest.raises(ConfigError, match=r"generation.max_new_tokens was 99 and is 12.*rm '.*partial'"):
-        api.predict("last", rows, out, WORDS, root=root)
-    assert journal_path(out).read_bytes() == before
     for words, place, why in (
         (WORDS, tmp_path / "out.xlsx", "the ending says in which format"),
         (WORDS, rows, "already exists, and nothing is overwritten"),
@@ -180,4 +153,99 @@ def test_what_can_not_go_on_is_refused_and_loses_nothing(root: Path, tmp_path: P
             api.predict("last", rows, place, words, root=root)
     with pytest.raises(ConfigError, match=r"nowhere.jsonl is not there"):
         api.predict("last", tmp_path / "nowhere.jsonl", tmp_path / "b.csv", root=root)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.jsonl.partial", "in.jsonl", "outputs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "outputs"]
+
+
+class Server:
+    """A server of OpenAI's chat completions with a real model behind it, which has a bad moment every third
+    time.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(home)
+        self.model = AutoModelForCausalLM.from_pretrained(home, dtype=torch.float32)
+        self.asked: list[dict[str, Any]] = []
+        self.lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.tell(200, {"object": "list", "data": [{"id": "it", "object": "model"}]})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with outer.lock:
+                    outer.asked.append({"path": self.path, **body})
+                    if len(outer.asked) % 3 == 0:
+                        self.tell(503, {"error": {"message": "busy"}})
+                    else:
+                        self.tell(*outer.answer(body))
+
+            def tell(self, status: int, value: Any) -> None:
+                data = json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def answer(self, body: dict[str, Any]) -> tuple[int, Any]:
+        ids = self.tokenizer.apply_chat_template(
+            body["messages"], add_generation_prompt=True, return_tensors="pt", return_dict=False
+        )
+        if ids.shape[1] > 512:
+            return 400, {"error": {"message": "maximum context length is 512"}}
+        out = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=body["max_tokens"],
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        fresh = out.sequences[0, ids.shape[1] :]
+        logs = [float(one[0].log_softmax(-1)[at]) for one, at in zip(out.logits, fresh, strict=True)]
+        ended = int(fresh[-1]) == self.tokenizer.eos_token_id
+        text = self.tokenizer.decode(fresh, skip_special_tokens=True).rstrip("\ufffd")
+        choice = {
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": "stop" if ended else "length",
+            "logprobs": {"content": [{"logprob": one} for one in (logs[:-1] if ended else logs)]},
+        }
+        return 200, {"choices": [choice], "usage": {"completion_tokens": len(fresh)}}
+
+
+def test_an_endpoint_gives_the_answers_of_the_weights(root: Path, tmp_path: Path) -> None:
+    rows = asked(20)
+    rows.append({"id": 20, "messages": [{"role": "user", "content": "plus " * 600}]})
+    write_rows(tmp_path / "in.jsonl", rows)
+    server = Server(linked(root, "merge"))
+    try:
+        for out, words in (("served.jsonl", {"endpoint": server.address}), ("own.jsonl", {})):
+            api.predict(
+                "last", tmp_path / "in.jsonl", tmp_path / out, WORDS, logprobs=True, root=root, **words
+            )
+    finally:
+        server.http.shutdown()
+        server.http.server_close()
+    served, own = read(tmp_path / "served.jsonl"), read(tmp_path / "own.jsonl")
+    assert [row["answer"] for row in served] == [row["answer"] for row in own]
+    assert [row.get("expected") for row in served] == [row.get("expected") for row in own]
+    for one, other in zip(served[:-1], own[:-1], strict=True):
+        assert one["logprobs"] == pytest.approx(other["logprobs"], abs=1e-4)
+    assert served[-1]["reason"] == ("the endpoint answers with the status 400: maximum context length is 512")
+    body = server.asked[0]
+    assert (body["path"], body["model"], body["temperature"], body["max_tokens"]) == (
+        "/v1/chat/completions",
+        "it",
+        0.0,
+        MOST,
+    )
+    with pytest.raises(ConfigError, match="is no address"):
+        api.predict("last", tmp_path / "in.jsonl", tmp_path / "b.csv", endpoint="localhost:80", root=root)

@@ -34,6 +34,8 @@ def predict_file(
     *,
     base: bool = False,
     logprobs: bool = False,
+    endpoint: str | None = None,
+    endpoint_model: str | None = None,
     extra: Path | None = None,
 ) -> dict[str, Any]:
     """Answer each of `rows` with the model of a run, into the file `out`, whole or not at all; returns how
@@ -42,9 +44,12 @@ def predict_file(
     words      overrides: of generation, of machine, and of `data` those that say how the rows are read
     base       the model that was trained on answers too
     logprobs   with the log-probabilities of each answer's tokens
+    endpoint   the address of a server of OpenAI's chat completions, such as http://127.0.0.1:8000/v1, that
+               answers in place of the run's weights, with the model that it calls `endpoint_model`
     Raises TunerError.
     """
     _check_places(rows, out)
+    _check_endpoint(endpoint, endpoint_model, base)
     reading = [word for word in words if _field(word).startswith("data.")]
     for word in reading:
         if _field(word).split(".")[1] not in READING:
@@ -55,7 +60,7 @@ def predict_file(
     others = [word for word in words if word not in reading]
     result, config, trained_on = prepare_result(run, others, tell, STAGES, extra)
     config = _for_rows(config, reading, extra)
-    gpus = _gpus(config)
+    gpus = None if endpoint else _gpus(config)
     found = locate_weights(result, trained_on, quant=config.algo.quant if gpus else "none")
     if base and (trained_on is None or not trained_on.is_dir()):
         raise ConfigError(f"--base asks the model that {result.dir.name} was trained on, and it is gone.")
@@ -75,6 +80,8 @@ def predict_file(
             "told": any(not _field(word).endswith((".bad_rows", ".encoding")) for word in reading),
             "together": None if batch == "auto" else batch,
             "logprobs": logprobs,
+            "endpoint": endpoint,
+            "endpoint_model": endpoint_model,
         },
     }
     return launch(
@@ -105,6 +112,17 @@ def _check_places(rows: Path, out: Path) -> None:
         )
     if not out.parent.is_dir():
         raise ConfigError(f"There is no directory {out.parent} to write {out.name} into.")
+
+
+def _check_endpoint(endpoint: str | None, name: str | None, base: bool) -> None:
+    if endpoint is None and name is not None:
+        raise ConfigError("endpoint_model=NAME is about a server: add endpoint=http://…/v1")
+    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+        raise ConfigError(f"endpoint={endpoint} is no address, such as http://127.0.0.1:8000/v1.")
+    if endpoint is not None and base:
+        raise ConfigError(
+            "An endpoint has one model: --base goes with the run's own weights, without endpoint=."
+        )
 
 
 def _for_rows(config: Config, reading: Sequence[str], extra: Path | None) -> Config:

@@ -22,7 +22,6 @@ from tuner.report.answered import unlike_report
 from tuner.report.printable import visible
 
 if TYPE_CHECKING:
-
     from tuner.models.generate import CachedGenerator, Dialogue
 
 COMMANDS = """\

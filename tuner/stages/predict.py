@@ -25,6 +25,8 @@ def run(ctx: Context) -> dict[str, Any]:
         told=told["told"],
         together=told["together"],
         logprobs=told["logprobs"],
+        endpoint=told["endpoint"],
+        endpoint_model=told["endpoint_model"],
     )
     return answer_file(job, ctx.config, ctx.say)
 

@@ -21,6 +21,7 @@ from tuner.models.generate import stop_ids
 from tuner.models.load import resolve_device
 from tuner.models.load_adapted import load_result
 from tuner.models.predict.bar import answer_bar
+from tuner.models.predict.endpoint import EndpointModel
 from tuner.models.predict.journal import Journal
 from tuner.models.predict.local import Decoding, LocalModel
 from tuner.models.predict.requests import Request, Requests, choose_shape, file_rows, read_requests
@@ -57,6 +58,10 @@ class PredictJob:
     together: int | None
     """rows in a batch, where the command says so"""
     logprobs: bool
+    endpoint: str | None = None
+    """the address of a server that answers in place of the weights"""
+    endpoint_model: str | None = None
+    """what it calls the model; its first one when None"""
 
 
 def answer_file(job: PredictJob, config: View, say: Callable[[str], None]) -> dict[str, Any]:
@@ -111,6 +116,8 @@ def _identity(job: PredictJob, config: View, maker: DocumentMaker) -> dict[str, 
         "--base": job.base is not None,
         "the base in 4 or 8 bits": job.kept,
         "--logprobs": job.logprobs,
+        "endpoint": job.endpoint,
+        "endpoint_model": job.endpoint_model,
         **{
             f"generation.{name}": getattr(generation, name)
             for name in ("system", "temperature", "top_p", "max_new_tokens", "seed")
@@ -146,9 +153,13 @@ def _ask(
     with answer_bar("predict", total, there, say) as bar:
         for name, (directory, adapter) in models.items():
             if len(journal.answers.get(name, {})) < len(asked):
-                local = _load(job, config, directory, adapter, maker, decoding)
-                local.answer_all(name, asked, journal, bar, job.together)
-                del local  # a second model finds the memory of the first
+                model = (
+                    EndpointModel(job.endpoint, job.endpoint_model, decoding)
+                    if job.endpoint
+                    else _load(job, config, directory, adapter, maker, decoding)
+                )
+                model.answer_all(name, asked, journal, bar, job.together)
+                del model  # a second one finds the memory of the first
 
 
 def _load(
