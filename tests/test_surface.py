@@ -20,6 +20,7 @@ VERB_FLAGS = {
     "doctor": set(),
     "help": set(),
     "chat": set(),
+    "predict": {"--base", "--logprobs"},
     "serve": set(),
     "compare": {"--json"},
     "stop": set(),
@@ -65,6 +66,7 @@ FIELDS = {
     "convert": "step best_by",
     "merge": "when layout",
     "generation": "system temperature top_p max_new_tokens seed",
+    "predict": "batch endpoint model",
     "serve": "engine python weights port timeout",
     "sweep": "objective",
     "": "seed variant root store lock locked until redo name note tags choices",
@@ -72,7 +74,7 @@ FIELDS = {
 """node of the config → its fields; those at the top have none"""
 
 
-PYTHON = "Run compare convert evaluate export find merge plan rename reproduce run status stop"
+PYTHON = "Run compare convert evaluate export find merge plan predict rename reproduce run status stop"
 """what `import tuner` gives"""
 
 

@@ -86,7 +86,7 @@ def test_answers_are_those_of_transformers_on_the_merged_model(
 def test_a_killed_command_goes_on_and_gives_the_same_file(root: Path, tmp_path: Path) -> None:
     """Whatever the number of rows in a batch, in fp32."""
     write_rows(tmp_path / "in.jsonl", asked(400))
-    words = ["in.jsonl", "out.jsonl", "machine.micro_batch=4", *WORDS]
+    words = ["in.jsonl", "out.jsonl", "predict.batch=4", *WORDS]
     command = [sys.executable, "-m", "tuner", "predict", "last", *words]
     journal, lines = journal_path(tmp_path / "out.jsonl"), 2
     for _ in range(2):
@@ -227,9 +227,9 @@ def test_an_endpoint_gives_the_answers_of_the_weights(root: Path, tmp_path: Path
     write_rows(tmp_path / "in.jsonl", rows)
     server = Server(linked(root, "merge"))
     try:
-        for out, words in (("served.jsonl", {"endpoint": server.address}), ("own.jsonl", {})):
+        for out, words in (("served.jsonl", [f"predict.endpoint={server.address}"]), ("own.jsonl", [])):
             api.predict(
-                "last", tmp_path / "in.jsonl", tmp_path / out, WORDS, logprobs=True, root=root, **words
+                "last", tmp_path / "in.jsonl", tmp_path / out, [*WORDS, *words], logprobs=True, root=root
             )
     finally:
         server.http.shutdown()
@@ -248,4 +248,6 @@ def test_an_endpoint_gives_the_answers_of_the_weights(root: Path, tmp_path: Path
         MOST,
     )
     with pytest.raises(ConfigError, match="is no address"):
-        api.predict("last", tmp_path / "in.jsonl", tmp_path / "b.csv", endpoint="localhost:80", root=root)
+        api.predict(
+            "last", tmp_path / "in.jsonl", tmp_path / "b.csv", "predict.endpoint=localhost:80", root=root
+        )

@@ -162,13 +162,10 @@ def predict(
     *,
     base: bool = False,
     logprobs: bool = False,
-    endpoint: str | None = None,
-    endpoint_model: str | None = None,
     root: str | Path = "outputs",
 ) -> Path:
     """Answer every row of a file with the model of a run, into `out`, in the format of its ending; `base` has
-    the model that was trained on answer too, and `endpoint` a server in place of the run's weights. Killed,
-    the same call goes on.
+    the model that was trained on answer too. Killed, the same call goes on.
     """
     from tuner.api.predictions import predict_file
 
@@ -181,8 +178,6 @@ def predict(
         to_stderr,
         base=base,
         logprobs=logprobs,
-        endpoint=endpoint,
-        endpoint_model=endpoint_model,
     )
     return target
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.config.schema import Config
+from tuner.config.schema.results import Predict
 from tuner.data.files.write_rows import check_ending
 from tuner.errors import ConfigError
 from tuner.hardware.gpus import choose_gpus, gpus_hidden
@@ -21,8 +22,6 @@ from tuner.stages import STAGES
 
 READING = ("format", "columns", "roles", "encoding", "paths", "fill", "bad_rows")
 """fields of `data` that say how the rows of the file are read, in place of those of training"""
-BATCH = "machine.micro_batch"
-"""on the command line: how many rows are answered together"""
 
 
 def predict_file(
@@ -34,22 +33,18 @@ def predict_file(
     *,
     base: bool = False,
     logprobs: bool = False,
-    endpoint: str | None = None,
-    endpoint_model: str | None = None,
     extra: Path | None = None,
 ) -> dict[str, Any]:
     """Answer each of `rows` with the model of a run, into the file `out`, whole or not at all; returns how
     many there were. What a command that was killed has answered is not answered again.
 
-    words      overrides: of generation, of machine, and of `data` those that say how the rows are read
+    words      overrides: of generation, predict and machine, and of `data` those that say how the rows
+               are read
     base       the model that was trained on answers too
     logprobs   with the log-probabilities of each answer's tokens
-    endpoint   the address of a server of OpenAI's chat completions, such as http://127.0.0.1:8000/v1, that
-               answers in place of the run's weights, with the model that it calls `endpoint_model`
     Raises TunerError.
     """
     _check_places(rows, out)
-    _check_endpoint(endpoint, endpoint_model, base)
     reading = [word for word in words if _field(word).startswith("data.")]
     for word in reading:
         if _field(word).split(".")[1] not in READING:
@@ -59,8 +54,9 @@ def predict_file(
             )
     others = [word for word in words if word not in reading]
     result, config, trained_on = prepare_result(run, others, tell, STAGES, extra)
+    _check_endpoint(config.predict, base)
     config = _for_rows(config, reading, extra)
-    gpus = None if endpoint else _gpus(config)
+    gpus = None if config.predict.endpoint else _gpus(config)
     found = locate_weights(result, trained_on, quant=config.algo.quant if gpus else "none")
     if base and (trained_on is None or not trained_on.is_dir()):
         raise ConfigError(f"--base asks the model that {result.dir.name} was trained on, and it is gone.")
@@ -70,7 +66,6 @@ def predict_file(
         "adapter": found.adapter,
         "base": trained_on if base else None,
     }
-    batch = config.machine.micro_batch if any(_field(word) == BATCH for word in words) else "auto"
     request = {
         "dir": str(found.home.absolute()),
         "files": {name: str(path.absolute()) for name, path in files.items() if path is not None},
@@ -78,10 +73,7 @@ def predict_file(
             "kept": found.quant != "none",
             "content": found.content,
             "told": any(not _field(word).endswith((".bad_rows", ".encoding")) for word in reading),
-            "together": None if batch == "auto" else batch,
             "logprobs": logprobs,
-            "endpoint": endpoint,
-            "endpoint_model": endpoint_model,
         },
     }
     return launch(
@@ -114,15 +106,19 @@ def _check_places(rows: Path, out: Path) -> None:
         raise ConfigError(f"There is no directory {out.parent} to write {out.name} into.")
 
 
-def _check_endpoint(endpoint: str | None, name: str | None, base: bool) -> None:
-    if endpoint is None and name is not None:
-        raise ConfigError("endpoint_model=NAME is about a server: add endpoint=http://…/v1")
-    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
-        raise ConfigError(f"endpoint={endpoint} is no address, such as http://127.0.0.1:8000/v1.")
-    if endpoint is not None and base:
+def _check_endpoint(asked: Predict, base: bool) -> None:
+    if asked.endpoint is None:
+        if asked.model is not None:
+            raise ConfigError(
+                "predict.model is what a server calls its model: add predict.endpoint=http://…/v1"
+            )
+        return
+    if not asked.endpoint.startswith(("http://", "https://")):
         raise ConfigError(
-            "An endpoint has one model: --base goes with the run's own weights, without endpoint=."
+            f"predict.endpoint={asked.endpoint} is no address, such as http://127.0.0.1:8000/v1."
         )
+    if base:
+        raise ConfigError("An endpoint has one model: --base goes without predict.endpoint.")
 
 
 def _for_rows(config: Config, reading: Sequence[str], extra: Path | None) -> Config:

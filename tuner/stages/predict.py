@@ -23,10 +23,7 @@ def run(ctx: Context) -> dict[str, Any]:
         kept=told["kept"],
         content=told["content"],
         told=told["told"],
-        together=told["together"],
         logprobs=told["logprobs"],
-        endpoint=told["endpoint"],
-        endpoint_model=told["endpoint_model"],
     )
     return answer_file(job, ctx.config, ctx.say)
 

@@ -6,9 +6,6 @@ from tuner.cli.on_a_run import fields_of_run, find_one
 from tuner.cli.verb import CommandLine, Verb
 from tuner.errors import ConfigError
 
-ENDPOINT = ("endpoint=", "endpoint_model=")
-"""words of this verb alone: a server that answers, and what it calls the model"""
-
 
 def run(line: CommandLine) -> int:
     from tuner.api import to_stderr
@@ -19,18 +16,15 @@ def run(line: CommandLine) -> int:
         raise ConfigError(
             "predict takes a run, a file of rows, and the file to write: python -m tuner predict RUN IN OUT"
         )
-    told = dict(word.split("=", 1) for word in line.words if word.startswith(ENDPOINT))
     rows, out = (Path(word).expanduser() for word in line.bare[1:])
     predict_file(
         found,
         rows,
         out,
-        [word for word in fields_of_run(line) if not word.startswith(ENDPOINT)],
+        fields_of_run(line),
         to_stderr,
         base="--base" in line.flags,
         logprobs="--logprobs" in line.flags,
-        endpoint=told.get("endpoint"),
-        endpoint_model=told.get("endpoint_model"),
         extra=line.extra,
     )
     print(out)
@@ -42,7 +36,7 @@ VERB = Verb(
     words="RUN IN OUT",
     help=(
         "answer every row of a file of JSONL, JSON, CSV, Parquet …, in the format of OUT's ending; killed, "
-        "the same command goes on; endpoint=http://… asks a server that speaks OpenAI's API"
+        "the same command goes on; predict.endpoint=http://… asks a server with OpenAI's protocol"
     ),
     run=run,
     flags={

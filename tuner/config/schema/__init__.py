@@ -13,7 +13,7 @@ from tuner.config.schema.data import Data, DataSource
 from tuner.config.schema.machine import Machine
 from tuner.config.schema.model import Model
 from tuner.config.schema.optim import Optim
-from tuner.config.schema.results import Convert, Eval, Generation, Merge, Serve, Sweep, Train
+from tuner.config.schema.results import Convert, Eval, Generation, Merge, Predict, Serve, Sweep, Train
 
 __all__ = [
     "HUBS",
@@ -51,6 +51,7 @@ class Config:
     convert: Convert = field(default_factory=Convert)
     merge: Merge = field(default_factory=Merge)
     generation: Generation = field(default_factory=Generation)
+    predict: Predict = field(default_factory=Predict)
     serve: Serve = field(default_factory=Serve)
     sweep: Sweep = field(default_factory=Sweep)
     seed: int = identity("train", default=0)

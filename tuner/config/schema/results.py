@@ -1,4 +1,6 @@
-"""What becomes of what was trained: train, convert, merge, eval, generation, serve and sweep."""
+"""What becomes of what was trained: train, convert, merge, eval, generation, predict, serve
+and sweep.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -54,7 +56,7 @@ class Eval:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Generation:
-    """How a finished run answers, in `chat`."""
+    """How a finished run answers, in `chat` and `predict`."""
 
     system: str | None = neutral(default=None)
     """a system prompt for the conversation, before the one that was trained"""
@@ -66,6 +68,20 @@ class Generation:
     """the longest answer, in tokens"""
     seed: int | None = neutral(default=None)
     """of the draws; null for a new one each time"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predict:
+    """How `predict` answers the rows of a file."""
+
+    batch: int | Literal["auto"] = neutral(default="auto", at_least=1)
+    """rows that are answered together; `auto` by memory, or 16 of an endpoint"""
+    endpoint: str | None = neutral(default=None)
+    """the address of a server with OpenAI's protocol that answers in place of the run's weights, such as
+    http://127.0.0.1:8000/v1
+    """
+    model: str | None = neutral(default=None)
+    """what the endpoint calls the model; null for the first that it names"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -55,13 +55,7 @@ class PredictJob:
     """the digest of what answers"""
     told: bool
     """whether the command says how rows are read"""
-    together: int | None
-    """rows in a batch, where the command says so"""
     logprobs: bool
-    endpoint: str | None = None
-    """the address of a server that answers in place of the weights"""
-    endpoint_model: str | None = None
-    """what it calls the model; its first one when None"""
 
 
 def answer_file(job: PredictJob, config: View, say: Callable[[str], None]) -> dict[str, Any]:
@@ -116,8 +110,8 @@ def _identity(job: PredictJob, config: View, maker: DocumentMaker) -> dict[str, 
         "--base": job.base is not None,
         "the base in 4 or 8 bits": job.kept,
         "--logprobs": job.logprobs,
-        "endpoint": job.endpoint,
-        "endpoint_model": job.endpoint_model,
+        "predict.endpoint": config.predict.endpoint,
+        "predict.model": config.predict.model,
         **{
             f"generation.{name}": getattr(generation, name)
             for name in ("system", "temperature", "top_p", "max_new_tokens", "seed")
@@ -138,7 +132,7 @@ def _ask(
     total = len(asked) * len(models)
     if there:
         say(f"goes on: {there:,} of {total:,} answers are there")
-    generation = config.generation
+    generation, predict = config.generation, config.predict
     seed = journal.choice("seed", lambda: randbits(32) if generation.seed is None else generation.seed)
     decoding = Decoding(
         stops=stop_ids(job.home, maker.template.stops),
@@ -154,11 +148,13 @@ def _ask(
         for name, (directory, adapter) in models.items():
             if len(journal.answers.get(name, {})) < len(asked):
                 model = (
-                    EndpointModel(job.endpoint, job.endpoint_model, decoding)
-                    if job.endpoint
+                    EndpointModel(predict.endpoint, predict.model, decoding)
+                    if predict.endpoint
                     else _load(job, config, directory, adapter, maker, decoding)
                 )
-                model.answer_all(name, asked, journal, bar, job.together)
+                model.answer_all(
+                    name, asked, journal, bar, None if predict.batch == "auto" else predict.batch
+                )
                 del model  # a second one finds the memory of the first
 
 

@@ -47,7 +47,7 @@ class EndpointModel:
             return str(found["data"][0]["id"])
         except (KeyError, IndexError, TypeError):
             raise ConfigError(
-                f"{self._address}/models names no model. Name the one that is meant: endpoint_model=NAME"
+                f"{self._address}/models names no model. Name the one that is meant: predict.model=NAME"
             ) from None
 
     def answer_all(
