@@ -127,6 +127,19 @@ def test_formats_with_and_without_an_answer(
     assert one.expected == expected
 
 
+def test_a_system_prompt_of_the_command_is_for_conversations_without_one(
+    maker: DocumentMaker, tmp_path: Path
+) -> None:
+    rows = [QUESTION, {"messages": [SYSTEM, *QUESTION["messages"]]}]
+    write_rows(tmp_path / "in.jsonl", rows)
+    file = DataFile(name="in", path=tmp_path / "in.jsonl", source=0, label="", apart=True, encoding="auto")
+    words = {"skip": False, "tick": lambda _: None}
+    one, other = read_requests(file, maker, system=SYSTEM["content"], **words).every
+    assert list(one.ids) == list(other.ids)
+    one, other = read_requests(file, maker, system="Another", **words).every
+    assert list(one.ids) != list(other.ids)
+
+
 def test_plain_texts_are_gone_on_with(maker: DocumentMaker, tmp_path: Path) -> None:
     one, blank = asked([{"text": "Once upon"}, {"text": " "}], maker, tmp_path)
     assert list(one.ids) == maker.template.tokenizer.encode("Once upon", add_special_tokens=False).ids

@@ -45,7 +45,7 @@ VERB = Verb(
     },
     examples={
         "predict last questions.jsonl answers.jsonl": "greedily; `generation` has other ways",
-        "predict support week.csv answers.csv data.columns.instruction=question --base": "other columns",
+        "predict support week.csv answers.csv --base --logprobs": "and what the base answers",
     },
     on_a_run=True,
 )
