@@ -43,13 +43,13 @@ def complete(line: str, directory: Path, extra: Path | None = None) -> list[str]
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("tuner pre", ["preview"]),
+        ("tuner prev", ["preview"]),
         ("tuner -m algo=lora cle", ["clean"]),
         ("tuner plan --", ["--check", "--json", *OPTIONS]),
         ("tuner plan --he", ["--help"]),
         ("tuner clean --dry", ["--dry-run"]),
         ("tuner clean --json", []),
-        ("tuner help pre", ["preview"]),
+        ("tuner help pre", ["predict", "preview"]),
         ("tuner list mac", ["machine"]),
         ("tuner export last orig", ["original"]),
         ("tuner -cd ", []),

@@ -50,6 +50,8 @@ def test_each_example_runs(tuner: Tuner, words: list[str], tmp_path: Path) -> No
     """
     tuner(*words, "name=support")
     env = {"HOME": str(tmp_path)}
+    (tmp_path / "questions.jsonl").write_text('{"prompt": "1 plus 1?"}\n', encoding="utf-8")
+    (tmp_path / "week.csv").write_text("question\n1 plus 1?\n", encoding="utf-8")
     for verb, line in LINES:
         if verb.name != "stop":
             tiny = words if verb.name in ("run", "preview") else []

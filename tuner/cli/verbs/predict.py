@@ -44,7 +44,7 @@ VERB = Verb(
         "--logprobs": "with the log-probabilities of the answers",
     },
     examples={
-        "predict last questions.jsonl answers.jsonl": "greedily; `generation` has other ways",
+        "predict last questions.jsonl answers.jsonl": "greedily",
         "predict support week.csv answers.csv --base --logprobs": "and what the base answers",
     },
     on_a_run=True,
