@@ -49,7 +49,7 @@ def complete(line: str, directory: Path, extra: Path | None = None) -> list[str]
         ("tuner plan --he", ["--help"]),
         ("tuner clean --dry", ["--dry-run"]),
         ("tuner clean --json", []),
-        ("tuner help pre", ["predict", "preview"]),
+        ("tuner help pre", ["preview", "predict"]),
         ("tuner list mac", ["machine"]),
         ("tuner export last orig", ["original"]),
         ("tuner -cd ", []),
