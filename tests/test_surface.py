@@ -28,6 +28,7 @@ VERB_FLAGS = {
     "merge": set(),
     "evaluate": set(),
     "export": set(),
+    "push": {"--public", "--yes"},
     "reproduce": {"--keep", "--json"},
     "rename": set(),
     "clean": {"--dry-run", "--not-started", "--all"},

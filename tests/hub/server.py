@@ -24,6 +24,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from tests.hub.uploads import Uploads
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -68,6 +70,7 @@ class Repo:
     token: str | None = None
     """without it the repository is as good as none"""
     gated: bool = False
+    private: bool = False
 
     def commit(self, revision: str) -> str | None:
         return self.refs.get(revision, revision if revision in self.commits else None)
@@ -84,6 +87,8 @@ class Hub:
         self.pages_at = ""
         """the server that the next pages of a listing are said to be at; empty: this one"""
         self.counted: Counter[str] = Counter()
+        self.stored: dict[str, bytes] = {}
+        """what was uploaded, by its sha256"""
         self.busy, self.counting = 0, threading.Lock()
         self.asked: list[tuple[str, str, Mapping[str, str]]] = []
         self.expired: set[str] = set()
@@ -207,17 +212,17 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Uploads):
     hub: Hub
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
-    def do_HEAD(self) -> None:
+    def do_HEAD(self) -> None:  # noqa: N802  http.server's name
         self._answer()
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         self._answer()
 
     def _answer(self) -> None:
@@ -314,7 +319,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "id": name,
                 "sha": commit,
                 "siblings": siblings,
-                "private": False,
+                "private": repo.private,
                 "gated": False,
                 "tags": [],
                 "downloads": 0,

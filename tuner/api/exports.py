@@ -159,11 +159,12 @@ def _hand_over(source: ExportSource, kind: str, out: Path) -> None:
 
 
 def _served(source: ExportSource, kind: str, whole: Path) -> Served:
-    """The adapter goes along where its base is one that others have, just as it was trained on."""
+    """The adapter goes along where its base is one that others have by its name, as it was trained on."""
     rewritten = source.base is None or _facts(source.base).get("rewritten")
     along = kind == "vllm" and source.adapted and source.quant == "none" and not rewritten
     served = served_model(whole, source.called, source.convert if along else None)
-    takes = served.adapter is not None and takes_adapter(served.adapter)
+    named = served.adapter and served.adapter.get("base_model_name_or_path")
+    takes = served.adapter is not None and named and takes_adapter(served.adapter)
     return served if takes else replace(served, adapter=None)
 
 

@@ -135,7 +135,7 @@ def _asked(ask: Callable[[], Any], repo: str, revision: str | None, repo_type: K
                 error,
                 http.retry_after(error.response.headers.get("Retry-After")),
             )
-        except _network() as error:
+        except network_errors() as error:
             why, cause = str(error) or type(error).__name__, error
         if pause is None:
             raise http.unreachable_error(constants.ENDPOINT, why) from cause
@@ -164,7 +164,7 @@ def _drop_credentials(request: Any) -> None:
             request.headers.pop(name, None)
 
 
-def _network() -> type[Exception]:
+def network_errors() -> type[Exception]:
     """What the hub's client raises when the network fails: the error of httpx, or of its successor,
     whichever the client is built on.
     """

@@ -116,7 +116,7 @@ def write_handover(kind: str, served: Served, out: Path) -> None:
 
 
 def takes_adapter(adapter: Mapping[str, Any]) -> bool:
-    """Whether vLLM serves this adapter on its base: plain LoRA on linear layers."""
+    """Whether vLLM serves this adapter: plain LoRA on linear layers."""
     plain = not any(
         adapter.get(key)
         for key in (
