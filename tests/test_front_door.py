@@ -388,6 +388,7 @@ def processes(*commands: list[str], env: dict[str, str] | None = None) -> Iterat
         yield Done(process.returncode, out, err)
 
 
+@pytest.mark.slow
 def test_two_processes_build_every_stage_once(words: list[str], tmp_path: Path) -> None:
     one, two = processes(*[[f"root={tmp_path}/out", *words]] * 2)
     assert (one.code, two.code) == (0, 0), one.err + two.err

@@ -97,6 +97,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     assert steps == list(range(1, 121))
 
 
+@pytest.mark.slow
 def test_an_orphaned_training_saves_and_the_next_run_waits(
     tuner: Tuner, tiny: list[str], tmp_path: Path, straight: bytes
 ) -> None:
@@ -236,6 +237,7 @@ def at_rest(pid: int) -> bool:
     return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(tuner: Tuner, tiny: list[str], tmp_path: Path, small_disk: Path) -> None:
     """It fills up while the training runs: what the check before the start could not know."""
     root, words = small_disk / "out", [*tiny, *LONG]

@@ -82,7 +82,8 @@ def of_transformers(run: RunDirectory, **settings: Any) -> list[str]:
     return answers
 
 
-@pytest.mark.parametrize("algo", ["lora", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["lora", "full"])
 def test_the_report_chat_and_transformers_answer_the_same_word_for_word(
     tiny_model: Path, words: list[str], tmp_path: Path, algo: str
 ) -> None:
@@ -98,6 +99,7 @@ def test_the_report_chat_and_transformers_answer_the_same_word_for_word(
     assert "Greedy, one turn each, up to 12 tokens, in float32 on cpu." in page
 
 
+@pytest.mark.slow
 def test_where_they_would_answer_otherwise_the_report_says_so_and_how_not(
     tiny_model: Path, words: list[str], tmp_path: Path
 ) -> None:

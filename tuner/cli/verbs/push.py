@@ -54,7 +54,7 @@ VERB = Verb(
     run=run,
     examples={
         "push support me/support-lora": "the adapter, for you alone",
-        "push support me/support model --public --yes": "the merged model, for everybody, without a question",
+        "push support me/support model --public --yes": "the merged model, for everybody",
     },
     flags={"--public": "lets everybody see it", "--yes": "asks nothing"},
     on_a_run=True,

@@ -28,7 +28,7 @@ VERB = Verb(
     run=run,
     examples={
         "serve last": "with the first server that is installed here",
-        "serve support serve.engine=vllm serve.python=~/vllm/bin/python": "with one of another environment",
+        "serve support serve.python=~/vllm/bin/python": "with the one of that environment",
     },
     on_a_run=True,
 )
