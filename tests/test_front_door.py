@@ -207,6 +207,7 @@ def test_a_moved_model_runs_nothing(
     tuner("plan", "--check", f"root={root}", *moved)
 
 
+@pytest.mark.slow
 def test_two_empty_roots_give_the_same_bytes(
     tuner: Tuner, finished: Path, words: list[str], tmp_path: Path
 ) -> None:
@@ -360,6 +361,7 @@ def test_no_secret_reaches_the_disk(tuner: Tuner, words: list[str], tmp_path: Pa
         assert not [word for word in (b"sentinel_", b"proxysentinel77") if word in content], path
 
 
+@pytest.mark.slow
 def test_full_fine_tuning(tuner: Tuner, words: list[str], tmp_path: Path) -> None:
     first = tuner(f"root={tmp_path}/out", *words, "algo=full", "algo.precision=bf16", "algo.steps=2")
     convert, merge = linked(tmp_path / "out", "convert"), linked(tmp_path / "out", "merge")

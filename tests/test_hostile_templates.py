@@ -70,7 +70,7 @@ ENDLESS = {
 }
 HARMLESS = ("shared: plain", "shared: escape_attr")
 """a template of no guile, and one that writes nothing where it reaches for a class"""
-FEW = ("recursive macro", "doubled text", "batch")
+FEW = ("doubled text", "batch")
 
 
 def shared() -> dict[str, str]:

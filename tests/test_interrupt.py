@@ -207,6 +207,7 @@ def test_before_the_first_step_there_is_nothing_to_wait_for(tiny: list[str], tmp
     assert "KeyboardInterrupt" not in terminal.before
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_is_named(tiny: list[str], tmp_path: Path) -> None:
     root = tmp_path / "out"
     process = start(root, [*tiny, *LONG])

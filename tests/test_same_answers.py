@@ -16,14 +16,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import environment, linked
 from tests.models.talkers import moody, put
-from tuner.cli.chat_session import load_weights, locate
 from tuner.data.chat.template import compile_template
 from tuner.data.tokenizer.load import load_vocabulary
 from tuner.files import read_json, write_json
 from tuner.models.generate import CachedGenerator, Dialogue
+from tuner.models.load_adapted import load_result
 from tuner.pipeline.inherit import load_config
 from tuner.pipeline.plan import settle_from_run
 from tuner.pipeline.run import RunDirectory, all_runs, store_of
+from tuner.pipeline.weights import locate_weights
 from tuner.stages import STAGES
 
 ASKED = ["What is 1 plus 2?", "你好", "Who are you?"]
@@ -128,9 +129,11 @@ def test_where_they_would_answer_otherwise_the_report_says_so_and_how_not(
 
     # what a GPU talks with, here on the CPU
     config = settle_from_run(load_config(run), STAGES, store_of(load_config(run)), run)
-    found = locate(run, tmp_path / "base", quant="nf4")
+    found = locate_weights(run, tmp_path / "base", quant="nf4")
     assert found.called == "step 6, the adapter on its base in 4 bits, as it was trained"
-    model = load_weights(found, config, dtype=torch.float32, device="cpu")
+    model = load_result(
+        found.base, found.adapter, precision=config.algo.precision, quant="nf4", kept=True, device="cpu"
+    )
     assert type(model.model.layers[0].self_attn.q_proj.base_layer).__name__ == "Linear4bit"
     template = compile_template(config.model.chat, load_vocabulary(found.home))
     speaker = CachedGenerator(

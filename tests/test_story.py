@@ -192,6 +192,7 @@ def test_a_job_that_is_stopped_ends_alone(desk: Desk, tiny_model: Path, tmp_path
     assert said.count("stopped: ") == 2
 
 
+@pytest.mark.slow
 def test_a_raised_stop_costs_only_the_new_steps(desk: Desk, tiny_model: Path, tmp_path: Path) -> None:
     """20, then 40: the second command does 20 steps, and the result is that of a straight 40, bit for bit."""
     write_rows(tmp_path / "rows.jsonl", ROWS)

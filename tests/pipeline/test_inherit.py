@@ -110,6 +110,7 @@ def test_a_chain_is_done_and_says_what_it_starts_from(
         assert how in plan
 
 
+@pytest.mark.slow
 def test_a_rebuilt_parent_rebuilds_the_child(
     tuner: Tuner, chain: tuple[list[list[str]], Path], tmp_path: Path
 ) -> None:

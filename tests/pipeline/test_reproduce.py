@@ -65,6 +65,7 @@ def first(result: Mapping[str, Any]) -> tuple[str, list[str], list[str]]:
     return tuple(result["first"][name] for name in ("stage", "differences", "causes"))  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 def test_a_run_on_the_cpu_is_the_same_bit_for_bit(tuner: Tuner, root: Path) -> None:
     """Also where another version is recorded, which is named; and the root and what is beside it stay as they
     were.

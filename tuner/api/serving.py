@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tuner.errors import ConfigError, StageError
 from tuner.files import read_json
 from tuner.hardware.nvidia_smi import list_gpus
 from tuner.launch.server import free_port, running, told, wait_until_it_answers
+from tuner.launch.signals import refuse_after_stop
 from tuner.models.checkpoint.files import ADAPTER_FILES
 from tuner.models.servers import HOST, SERVERS, Serving, why_no_adapter
 from tuner.pipeline.advice import command_on
@@ -20,6 +22,8 @@ from tuner.pipeline.run import RunDirectory
 from tuner.progress import working
 from tuner.stages import STAGES
 
+LOOK = 0.2
+"""seconds between two looks at whether the server is still there"""
 FINDS = "import importlib.util, sys; sys.exit(any(importlib.util.find_spec(m) is None for m in sys.argv[1:]))"
 
 
@@ -57,7 +61,9 @@ def serve_run(
                     process, f"http://{HOST}:{port}/health", log, seconds=wish.timeout, tick=lambda: None
                 )
             tell(introduction(serving))
-            code = process.wait()
+            while (code := process.poll()) is None:
+                refuse_after_stop()  # where something has swallowed it
+                time.sleep(LOOK)
     raise StageError(f"The server ended with code {code}. {told(log)}")
 
 
