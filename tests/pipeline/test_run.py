@@ -46,6 +46,10 @@ def test_last_is_the_last_that_trained(tmp_path: Path) -> None:
     time.sleep(0.02)
     other.log("a look at its data")
     assert find_run(tmp_path, "last").dir == trained.dir
+    other.link("train", tmp_path / "store" / "train-0123456789ab")
+    time.sleep(0.02)
+    trained.log("answers to questions")
+    assert find_run(tmp_path, "last").dir == other.dir
 
 
 def test_ambiguity_lists_the_candidates_and_what_tells_them_apart(tmp_path: Path) -> None:

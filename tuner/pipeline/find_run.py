@@ -30,7 +30,7 @@ def find_run(root: Path, word: str) -> RunDirectory:
     runs = list(all_runs(root))
     if word == "last" and runs:
         trained = [run for run in runs if run.path("train").is_symlink()]
-        return max(trained or runs, key=RunDirectory.used)
+        return max(trained, key=RunDirectory.trained) if trained else max(runs, key=RunDirectory.used)
     found = (
         [run for run in runs if run.dir.name == word]
         or [run for run in runs if run.name == word]

@@ -207,6 +207,12 @@ class RunDirectory(NamedDirectory):
         )
         return file.stat().st_mtime
 
+    def trained(self) -> float:
+        """When its training began or was found done, in seconds since 1970: what asks a run later, as
+        `predict` does, has not trained it.
+        """
+        return self.path("train").lstat().st_mtime
+
     def path(self, stage: str) -> Path:
         """The directory of what a stage made: a link into the store."""
         return self.dir / stage
