@@ -6,10 +6,9 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tuner.errors import ConfigError, StoreError, did_you_mean
-from tuner.files import disk_full, read_json
+from tuner.files import disk_full
 from tuner.models.checkpoint.files import ADAPTER_FILES
 from tuner.models.checkpoint.quantised import WORDS
 from tuner.models.handover import (
@@ -24,9 +23,10 @@ from tuner.models.handover import (
 )
 from tuner.models.layouts import detection
 from tuner.pipeline.advice import command_on
-from tuner.pipeline.rerun import prepare_result, rerun
+from tuner.pipeline.rerun import prepare_result, whole_model
 from tuner.pipeline.run import RunDirectory
 from tuner.stages import STAGES
+from tuner.store.manifest import facts_of
 
 KINDS = {
     "adapter": "the adapter, in the format of PEFT",
@@ -50,8 +50,8 @@ class ExportSource:
     base: Path | None
     """the model that was trained on; None where it is gone"""
     convert: Path
-    merge: Path | None
-    """the merged model, in the layout of transformers"""
+    whole: Path | None
+    """the merged model, or what was trained as a whole, for kinds that take it"""
     quant: str
     """how the base was held while it was trained"""
     precision: str
@@ -84,17 +84,13 @@ def export_run(
     result, config, base = prepare_result(run, words, tell, STAGES, extra)
     if kind in TOOLS and base is not None:
         check_loads(kind, base)
-    merge = (
-        rerun(result, [], "merge", tell, STAGES, extra).path("merge")
-        if kind in WHOLE and config.algo.uses_adapter
-        else None
-    )
+    whole = whole_model(result, config, tell, STAGES, extra) if kind in WHOLE else None
     source = ExportSource(
         called=run.name,
         run=run,
         base=base,
         convert=result.path("convert").resolve(),
-        merge=merge,
+        whole=whole,
         quant=config.algo.quant,
         precision=config.algo.precision,
     )
@@ -160,7 +156,7 @@ def _hand_over(source: ExportSource, kind: str, out: Path) -> None:
 
 def _served(source: ExportSource, kind: str, whole: Path) -> Served:
     """The adapter goes along where its base is one that others have by its name, as it was trained on."""
-    rewritten = source.base is None or _facts(source.base).get("rewritten")
+    rewritten = source.base is None or facts_of(source.base).get("rewritten")
     along = kind == "vllm" and source.adapted and source.quant == "none" and not rewritten
     served = served_model(whole, source.called, source.convert if along else None)
     named = served.adapter and served.adapter.get("base_model_name_or_path")
@@ -170,18 +166,14 @@ def _served(source: ExportSource, kind: str, whole: Path) -> Served:
 
 def _whole(source: ExportSource) -> Path:
     """The merged model. Raises ConfigError where transformers can't load it."""
-    whole = source.merge or source.convert
-    if _facts(whole).get("layout") == "original":
+    whole = source.whole
+    assert whole is not None
+    if facts_of(whole).get("layout") == "original":
         raise ConfigError(
             "transformers has no class for this family, so the model is exported in its original layout: "
             f"{command_on(source.run, 'export', 'original')}"
         )
     return whole
-
-
-def _facts(artifact: Path) -> dict[str, Any]:
-    found: dict[str, Any] = (read_json(artifact / "manifest.json") or {}).get("facts", {})
-    return found
 
 
 def _write_original(source: ExportSource, out: Path, tell: Callable[[str], None]) -> None:
@@ -193,7 +185,7 @@ def _write_original(source: ExportSource, out: Path, tell: Callable[[str], None]
     base = _base(source)
     whole = base if source.adapted else source.convert
     aside = base / detection.ORIGINAL
-    rewritten = [str(name) for name in _facts(base).get("rewritten", ())]
+    rewritten = [str(name) for name in facts_of(base).get("rewritten", ())]
     if method := next((name.partition(".")[2] for name in rewritten if name.startswith("dequantize.")), None):
         raise ConfigError(
             f"{source.called} was trained on weights that were dequantised to bf16 when they were fetched: "

@@ -9,9 +9,9 @@ from typing import Any
 
 from tuner.config.schema import Config
 from tuner.estimate.disk import training_order
-from tuner.files import read_json
 from tuner.pipeline.run import RunDirectory
 from tuner.report.live_curve import live_html, live_text
+from tuner.store.manifest import facts_of
 from tuner.train.monitor.rows import read_rows
 
 EVERY = 1.0
@@ -62,7 +62,7 @@ class _Cell:
         run = RunDirectory.of(self.config)
         with suppress(OSError):  # the step before was just published
             rows = read_rows(run.path("train") / "metrics.jsonl")
-            packs = (read_json(run.path("tokenize") / "manifest.json") or {}).get("facts", {}).get("packs")
+            packs = facts_of(run.path("tokenize")).get("packs")
             if _finished(run) == self.before is not None or len(rows) <= self.rows or not packs:
                 return
             self.rows, end = len(rows), training_order(packs, self.config).end

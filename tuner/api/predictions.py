@@ -2,19 +2,16 @@
 own.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tuner.config.schema import Config
-from tuner.config.schema.results import Predict
+from tuner.config.schema import Config, Predict
 from tuner.data.files.write_rows import check_ending
 from tuner.errors import ConfigError
-from tuner.hardware.gpus import choose_gpus, gpus_hidden
-from tuner.hardware.nvidia_smi import list_gpus
 from tuner.launch.child import launch
+from tuner.pipeline.gpus import gpus_to_see
 from tuner.pipeline.rerun import overridden, prepare_result
 from tuner.pipeline.run import RunDirectory
 from tuner.pipeline.weights import locate_weights
@@ -56,7 +53,7 @@ def predict_file(
     result, config, trained_on = prepare_result(run, others, tell, STAGES, extra)
     _check_endpoint(config.predict, base)
     config = _for_rows(config, reading, extra)
-    gpus = None if config.predict.endpoint else _gpus(config)
+    gpus = None if config.predict.endpoint else gpus_to_see(config.machine)
     found = locate_weights(result, trained_on, quant=config.algo.quant if gpus else "none")
     if base and (trained_on is None or not trained_on.is_dir()):
         raise ConfigError(f"--base asks the model that {result.dir.name} was trained on, and it is gone.")
@@ -132,9 +129,3 @@ def _for_rows(config: Config, reading: Sequence[str], extra: Path | None) -> Con
         data = replace(data, columns={}, roles={})
     config = replace(config, data=data)
     return overridden(config, reading, extra) if reading else config
-
-
-def _gpus(config: Config) -> str | None:
-    if config.machine.device == "cpu" or gpus_hidden(os.environ):
-        return None
-    return choose_gpus(config.machine.gpus, list_gpus(), os.environ)

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tuner import __version__
 from tuner.config.schema import Config
@@ -16,11 +15,12 @@ from tuner.hardware.libraries import installed_version
 from tuner.hub.publish import publish
 from tuner.models.checkpoint.files import ADAPTER_FILES
 from tuner.pipeline.advice import command_on
-from tuner.pipeline.rerun import prepare_result, rerun
+from tuner.pipeline.rerun import prepare_result, whole_model
 from tuner.pipeline.run import RunDirectory
 from tuner.report.byte_size import readable_bytes
 from tuner.report.card import CardFacts, model_card
 from tuner.stages import STAGES
+from tuner.store.manifest import facts_of
 
 KINDS = ("adapter", "model")
 CARD = "README.md"
@@ -72,9 +72,7 @@ def pack(
     if kind == "adapter" and not adapted:
         instead = command_on(run, "push", repo, "model")
         raise ConfigError(f"{run.name} trained all weights, so there is no adapter: {instead}")
-    source = convert
-    if kind == "model" and adapted:
-        source = rerun(result, [], "merge", tell, STAGES, extra).path("merge").resolve()
+    source = convert if kind == "adapter" else whole_model(result, config, tell, STAGES, extra)
     for path in source.iterdir():
         if path.is_file() and path.name != "manifest.json":
             (directory / path.name).symlink_to(path)
@@ -127,10 +125,6 @@ def _base_name(config: Config, directory: Path) -> str:
 
 
 def _card_facts(result: RunDirectory, repo: str, base: str, *, adapter: bool) -> CardFacts:
-    def facts(stage: str) -> dict[str, Any]:
-        found: dict[str, Any] = (read_json(result.path(stage) / "manifest.json") or {}).get("facts", {})
-        return found
-
     libraries = ("torch", "transformers", "peft")
     versions = {name: found for name in libraries if (found := installed_version(name))}
     return CardFacts(
@@ -139,9 +133,9 @@ def _card_facts(result: RunDirectory, repo: str, base: str, *, adapter: bool) ->
         lora=read_json(result.path("convert") / "adapter_config.json"),
         base=base,
         public_base=base.count("/") == 1,
-        tokenize=facts("tokenize"),
-        train=facts("train"),
-        evaluate=facts("evaluate"),
+        tokenize=facts_of(result.path("tokenize")),
+        train=facts_of(result.path("train")),
+        evaluate=facts_of(result.path("evaluate")),
         versions={"tuner": __version__, **versions},
     )
 

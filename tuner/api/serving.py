@@ -10,17 +10,18 @@ from pathlib import Path
 
 from tuner.config.schema import Serve
 from tuner.errors import ConfigError, StageError
-from tuner.files import read_json
 from tuner.hardware.nvidia_smi import list_gpus
 from tuner.launch.server import free_port, running, told, wait_until_it_answers
 from tuner.launch.signals import refuse_after_stop
 from tuner.models.checkpoint.files import ADAPTER_FILES
-from tuner.models.servers import HOST, SERVERS, Serving, why_no_adapter
+from tuner.models.handover import HOST
+from tuner.models.servers import SERVERS, Serving, why_no_adapter
 from tuner.pipeline.advice import command_on
-from tuner.pipeline.rerun import prepare_result, rerun
+from tuner.pipeline.rerun import prepare_result, whole_model
 from tuner.pipeline.run import RunDirectory
 from tuner.progress import working
 from tuner.stages import STAGES
+from tuner.store.manifest import facts_of
 
 LOOK = 0.2
 """seconds between two looks at whether the server is still there"""
@@ -38,17 +39,12 @@ def serve_run(
     python = str(Path(wish.python).expanduser()) if wish.python else sys.executable
     engine = choose_engine(wish, python)
     port = free_port(HOST, wish.port)
-    convert = result.path("convert").resolve()
-    adapter = convert if wish.weights == "adapter" else None
+    adapter = result.path("convert").resolve() if wish.weights == "adapter" else None
     if adapter is None:
-        model = (
-            rerun(result, [], "merge", tell, STAGES, extra).path("merge").resolve()
-            if config.algo.uses_adapter
-            else convert
-        )
+        model = whole_model(result, config, tell, STAGES, extra)
     else:
         model = _base_of(run, adapter, base, engine)
-    if (read_json(model / "manifest.json") or {}).get("facts", {}).get("layout") == "original":
+    if facts_of(model).get("layout") == "original":
         raise ConfigError("transformers has no class for this family, and neither have these servers.")
     log = run.dir / "serve.log"
     with tempfile.TemporaryDirectory(prefix="serve-") as scratch:
@@ -57,9 +53,7 @@ def serve_run(
         tell(f"starting {SERVERS[engine].called} on {'the adapter' if adapter else model.name}: {log}")
         with running(command, log, serving.scratch) as process:
             with working("loading the model", tell):
-                wait_until_it_answers(
-                    process, f"http://{HOST}:{port}/health", log, seconds=wish.timeout, tick=lambda: None
-                )
+                wait_until_it_answers(process, f"http://{HOST}:{port}/health", log, seconds=wish.timeout)
             tell(introduction(serving))
             while (code := process.poll()) is None:
                 refuse_after_stop()  # where something has swallowed it

@@ -31,7 +31,7 @@ def map_jobs(words: list[str], extra: Path | None, work: Callable[[Config], T]) 
     check_launcher(words)
     jobs = compose_jobs(words, extra=extra)
     calls = [partial(_Job(work), config, overrides) for config, overrides in jobs]
-    results = _launch(words, jobs, calls) if launcher_name(words) else [call() for call in calls]
+    results = _launch(words, jobs, calls)
     if failed := [f"{title}: {message}" for title, message, _ in results if message]:
         raise StageError(
             f"{len(failed)} of {len(results)} jobs failed, the others are done. {' '.join(failed)}"

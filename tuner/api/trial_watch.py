@@ -15,8 +15,8 @@ from tuner.api.study import Study
 from tuner.config.schema import Config
 from tuner.errors import Stopped
 from tuner.estimate.disk import training_order
-from tuner.files import read_json
 from tuner.pipeline.run import RunDirectory, store_of
+from tuner.store.manifest import facts_of
 from tuner.train.monitor.rows import RowReader
 from tuner.train.stop_signal import STOP_FILE
 
@@ -116,7 +116,7 @@ class TrialWatch:
 
     def _end(self) -> int:
         """The last step: a run that has come there is not given up."""
-        facts = (read_json(self.run.path("tokenize") / "manifest.json") or {}).get("facts", {})
+        facts = facts_of(self.run.path("tokenize"))
         return training_order(facts["packs"], self._config).end if "packs" in facts else 0
 
     def _ask_to_stop(self) -> bool:

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 from tuner.cli.terminal import Terminal
 from tuner.config.schema import Config, Generation
-from tuner.files import read_json
-from tuner.hardware.gpus import VISIBLE_DEVICES, choose_gpus, gpus_hidden
-from tuner.hardware.nvidia_smi import list_gpus
+from tuner.hardware.gpus import VISIBLE_DEVICES
 from tuner.hardware.optional_imports import block_optional_imports
+from tuner.pipeline.gpus import gpus_to_see
 from tuner.pipeline.run import RunDirectory
 from tuner.pipeline.weights import locate_weights
 from tuner.progress import waiting
 from tuner.report.answered import unlike_report
 from tuner.report.printable import visible
+from tuner.store.manifest import facts_of
 
 if TYPE_CHECKING:
     from tuner.models.generate import CachedGenerator, Dialogue
@@ -39,11 +39,7 @@ def chat(run: RunDirectory, config: Config, base: Path | None) -> int:
     base    the directory of the model that an adapter of this run belongs to
     Raises ConfigError when the run has made no model yet.
     """
-    cards = (
-        choose_gpus(config.machine.gpus, list_gpus(), os.environ)
-        if config.machine.device != "cpu" and not gpus_hidden(os.environ)
-        else None
-    )
+    cards = gpus_to_see(config.machine)
     found = locate_weights(run, base, quant=config.algo.quant if cards else "none")
     terminal = Terminal()
     terminal.introduce(f"{run.dir.name}: {found.called}")
@@ -58,7 +54,7 @@ def chat(run: RunDirectory, config: Config, base: Path | None) -> int:
         from tuner.data.chat.template import compile_template
         from tuner.data.tokenizer.load import load_vocabulary
         from tuner.models.checkpoint.config_files import chat_with_system
-        from tuner.models.generate import CachedGenerator, Dialogue, stop_ids
+        from tuner.models.generate import CachedGenerator, Dialogue, context_of, stop_ids
         from tuner.models.load import compute_dtype, resolve_device
         from tuner.models.load_adapted import load_result
 
@@ -87,10 +83,9 @@ def chat(run: RunDirectory, config: Config, base: Path | None) -> int:
         top_p=requested.top_p,
         seed=requested.seed,
     )
-    known = (config.model.context, getattr(model.config.get_text_config(), "max_position_embeddings", None))
-    context = min((length for length in known if length), default=None)
+    context = context_of(model, config.model.context)
     computed = str(dtype).removeprefix("torch.")
-    measured = (read_json(run.path("evaluate") / "manifest.json") or {}).get("facts", {})
+    measured = facts_of(run.path("evaluate"))
     terminal.introduce(
         f"on {device.type} in {computed}; "
         f"{unlike_report(measured, device=device.type, dtype=computed, quant=found.quant)}"

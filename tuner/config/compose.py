@@ -45,7 +45,7 @@ def compose(words: list[str], *, extra: Path | None = None, whole: bool = True) 
     from hydra.types import RunMode
 
     overrides = translate(words, group_options(extra), sweep=False)
-    hydra = _hydra(extra)
+    hydra = main_hydra(extra)
     with one_paragraph():
         composed = hydra.compose_config(
             config_name="tuner", overrides=overrides, run_mode=RunMode.RUN, with_log_configuration=False
@@ -66,7 +66,7 @@ def compose_jobs(
     from hydra.types import RunMode
 
     overrides = translate(words, group_options(extra), sweep=True)
-    hydra = _hydra(extra)
+    hydra = main_hydra(extra)
     found: list[tuple[Config | ConfigError, list[str]]] = []
     with one_paragraph():
         ours = OverridesParser.create().parse_overrides([w for w in overrides if not SWEEPING.match(w)])
@@ -83,7 +83,7 @@ def sweeper_settings(words: list[str], *, extra: Path | None = None) -> dict[str
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    hydra = _hydra(extra)
+    hydra = main_hydra(extra)
     with one_paragraph():
         composed = hydra.compose_config(
             config_name="tuner", overrides=words, run_mode=RunMode.MULTIRUN, with_log_configuration=False
@@ -144,7 +144,8 @@ def _part(name: str, take: Any, extra: Path | None) -> dict[str, Any]:
     )
 
 
-def _hydra(extra: Path | None) -> Any:
+def main_hydra(extra: Path | None) -> Any:
+    """Hydra on our configs, and before them on those of the directory `extra`."""
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_config_search_path
     from hydra.core.global_hydra import GlobalHydra

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tuner.config.compose import SWEEPING, conf_dir, one_paragraph
+from tuner.config.compose import SWEEPING, main_hydra, one_paragraph
 from tuner.config.overrides import quote
 
 T = TypeVar("T")
@@ -31,8 +31,7 @@ def launcher_name(words: Sequence[str]) -> str | None:
 
 def installed_launchers() -> list[str]:
     """Those that `hydra/launcher=` can choose here."""
-    loader, _ = _hydra()
-    return sorted(loader.get_group_options("hydra/launcher"))
+    return sorted(main_hydra(None).config_loader.get_group_options("hydra/launcher"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +74,7 @@ def find_launcher(words: Sequence[str], directory: Path) -> Launcher:
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    loader, hydra = _hydra()
+    hydra = main_hydra(None)
     with one_paragraph():
         composed = hydra.compose_config(
             config_name="tuner",
@@ -94,7 +93,7 @@ def find_launcher(words: Sequence[str], directory: Path) -> Launcher:
             settings={str(key): value for key, value in settings.items()},
             batch=composed.hydra.sweeper.get("max_batch_size"),
             _config=composed,
-            _loader=loader,
+            _loader=hydra.config_loader,
         )
 
 
@@ -110,17 +109,6 @@ class _Call:
         from hydra.core.hydra_config import HydraConfig
 
         return self.calls[HydraConfig.get().job.num]()
-
-
-def _hydra() -> tuple[Any, Any]:
-    """Hydra's loader of configs, and Hydra."""
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_config_search_path
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    hydra = Hydra.create_main_hydra2("tuner", create_config_search_path(str(conf_dir())))
-    return hydra.config_loader, hydra
 
 
 def _no_callbacks() -> Any:

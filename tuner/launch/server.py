@@ -7,7 +7,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -64,9 +64,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
             process.wait(seconds)
 
 
-def wait_until_it_answers(
-    process: "subprocess.Popen[bytes]", url: str, log: Path, *, seconds: float, tick: Callable[[], object]
-) -> None:
+def wait_until_it_answers(process: "subprocess.Popen[bytes]", url: str, log: Path, *, seconds: float) -> None:
     """Return when `url` answers. Raises StageError where the server ends before, or takes too long."""
     end = time.monotonic() + seconds
     while True:
@@ -76,7 +74,6 @@ def wait_until_it_answers(
             return
         if time.monotonic() > end:
             raise StageError(f"The server has not answered for {seconds:.0f} s (serve.timeout). {told(log)}")
-        tick()
         time.sleep(0.2)
 
 

@@ -69,6 +69,12 @@ def stop_ids(home: Path, stops: Iterable[int]) -> frozenset[int]:
     return frozenset([*stops, *(told if isinstance(told, list) else [] if told is None else [told])])
 
 
+def context_of(model: PreTrainedModel, told: int | None) -> int | None:
+    """The longest sequence, in tokens: by its config and as `told`. None where neither says."""
+    known = (told, getattr(model.config.get_text_config(), "max_position_embeddings", None))
+    return min((length for length in known if length), default=None)
+
+
 class CachedGenerator:
     """A model that answers, and the cache of what it has read.
 

@@ -20,6 +20,8 @@ MODEL, ADAPTER = "model", "adapter"
 """directories beside the files"""
 ANSWER = 1024
 """tokens of an answer that OpenCompass asks for, at most"""
+HOST = "127.0.0.1"
+"""where a model is served: on its machine alone"""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """that vLLM's --max-lora-rank takes"""
 LMDEPLOY = frozenset(
@@ -76,8 +78,13 @@ def served_model(model: Path, name: str, adapter: Path | None) -> Served:
         architecture=architecture_of(config),
         context=text.get("max_position_embeddings"),
         stops=tuple(called[end] for end in ([ends] if isinstance(ends, int) else ends) if end in called),
-        adapter=None if adapter is None else _read(adapter / "adapter_config.json"),
+        adapter=None if adapter is None else adapter_settings(adapter),
     )
+
+
+def adapter_settings(adapter: Path) -> dict[str, Any]:
+    """What PEFT's adapter_config.json says."""
+    return _read(adapter / "adapter_config.json")
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -130,6 +137,11 @@ def takes_adapter(adapter: Mapping[str, Any]) -> bool:
     return plain and adapter.get("bias", "none") == "none" and adapter["r"] <= RANKS[-1]
 
 
+def lora_rank(adapter: Mapping[str, Any]) -> int:
+    """The least of vLLM's ranks that holds an adapter."""
+    return next(rank for rank in RANKS if rank >= adapter["r"])
+
+
 def _script(tool: str, package: str, command: str) -> str:
     return (
         f"#!/bin/sh\n# Made for {tool} {TOOLS[package].release}, from an environment of its own: "
@@ -148,7 +160,7 @@ def _lmdeploy(served: Served) -> dict[str, str]:
     template = lmdeploy_template(f"./{MODEL}", served.stops)
     command = (
         f"lmdeploy serve api_server ./{MODEL} --model-name {shlex.quote(served.name)} "
-        "--chat-template ./chat_template.json --server-name 127.0.0.1"
+        f"--chat-template ./chat_template.json --server-name {HOST}"
     )
     return {
         "chat_template.json": json.dumps(template, indent=2, ensure_ascii=False) + "\n",
@@ -197,16 +209,15 @@ def _opencompass(served: Served) -> dict[str, str]:
 
 def _vllm(served: Served) -> dict[str, str]:
     name = shlex.quote(served.name)
-    whole = f"vllm serve ./{MODEL} --served-model-name {name} --host 127.0.0.1"
+    whole = f"vllm serve ./{MODEL} --served-model-name {name} --host {HOST}"
     files = {"serve.sh": _script("vLLM", "vllm", whole)}
     if served.adapter is None:
         return files
-    rank = next(rank for rank in RANKS if rank >= served.adapter["r"])
     base = shlex.quote(str(served.adapter["base_model_name_or_path"]))
     command = (
-        f"vllm serve {base} --enable-lora --max-lora-rank {rank} "
+        f"vllm serve {base} --enable-lora --max-lora-rank {lora_rank(served.adapter)} "
         f"--lora-modules {shlex.quote(f'{served.name}=./{ADAPTER}')} "
-        f"--chat-template ./{ADAPTER}/chat_template.jinja --host 127.0.0.1"
+        f"--chat-template ./{ADAPTER}/chat_template.jinja --host {HOST}"
     )
     return files | {"serve-adapter.sh": _script("vLLM", "vllm", command)}
 

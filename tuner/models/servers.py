@@ -6,15 +6,11 @@ vLLM, SGLang and LMDeploy pin PyTorch and transformers, so each is looked for in
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tuner.files import decode_json
-from tuner.models.handover import RANKS, lmdeploy_template, takes_adapter
-
-HOST = "127.0.0.1"
+from tuner.models.handover import HOST, adapter_settings, lmdeploy_template, lora_rank, takes_adapter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +48,7 @@ def _vllm(serving: Serving) -> list[str]:
     words += ["--host", HOST, "--port", str(serving.port)]
     if serving.adapter is None:
         return [*words, "--served-model-name", serving.name]
-    rank = next(rank for rank in RANKS if rank >= _settings(serving.adapter)["r"])
+    rank = lora_rank(adapter_settings(serving.adapter))
     template = ["--chat-template", str(serving.adapter / "chat_template.jinja")]
     lora = ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules"]
     return [*words, *template, *lora, f"{serving.name}={serving.adapter}"]
@@ -92,14 +88,9 @@ def _transformers(serving: Serving) -> list[str]:
     return ["-c", start, "serve", serving.name, "--host", HOST, "--port", str(serving.port)]
 
 
-def _settings(adapter: Path) -> Mapping[str, Any]:
-    settings: Mapping[str, Any] = decode_json((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    return settings
-
-
 def why_no_adapter(server: str, adapter: Path) -> str | None:
     """Why a server can't have this adapter beside its base, if so."""
-    if server == "transformers" or takes_adapter(_settings(adapter)):
+    if server == "transformers" or takes_adapter(adapter_settings(adapter)):
         return None
     return f"{SERVERS[server].called} serves plain LoRA only, and this adapter is more than that"
 

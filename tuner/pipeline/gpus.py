@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from tuner.config.schema import Machine
 from tuner.errors import ConfigError, StoreError
 from tuner.files import user_cache
 from tuner.hardware.gpus import choose_gpus, gpus_hidden, visible_gpus
@@ -77,6 +78,15 @@ def claimed_gpus(
             stack.close()  # somebody was faster
             time.sleep(LOOK)
         yield found, ClaimedGpus(visible, [fd for fd in held if fd is not None and fd >= 0])
+
+
+def gpus_to_see(machine: Machine) -> str | None:
+    """CUDA_VISIBLE_DEVICES for what answers beside the pipeline, and holds no GPU for itself; None leaves it
+    as it is. Raises ConfigError.
+    """
+    if machine.device == "cpu" or gpus_hidden(os.environ):
+        return None
+    return choose_gpus(machine.gpus, list_gpus(), os.environ)
 
 
 def idle_gpus() -> list[Gpu]:

@@ -171,6 +171,21 @@ def prepare_result(
     )
 
 
+def whole_model(
+    result: RunDirectory,
+    config: Config,
+    tell: Callable[[str], None],
+    stages: Sequence[Stage],
+    extra: Path | None = None,
+) -> Path:
+    """The directory of a result as one model: merged, which is made first where it is not there, or what was
+    trained as a whole.
+    """
+    if config.algo.uses_adapter:
+        return rerun(result, [], "merge", tell, stages, extra).path("merge").resolve()
+    return result.path("convert").resolve()
+
+
 def _called(before: Config, after: Config) -> str:
     """What a result of other wishes is called: `step20`, `best`, or the groups that differ."""
     step = after.convert.step

@@ -1,6 +1,9 @@
 """What an artifact says of itself, as far as it must hold before anything else of it is believed."""
 
+from pathlib import Path
 from typing import Any
+
+from tuner.files import read_json
 
 MANIFEST = "manifest.json"
 PARTS = {
@@ -16,6 +19,12 @@ PARTS = {
 """what a manifest consists of, at least"""
 ENTRY = {"sha256": str, "size": int, "times": list}
 """what it says of a file"""
+
+
+def facts_of(artifact: Path) -> dict[str, Any]:
+    """What an artifact's manifest tells of how it was made; nothing where there is none."""
+    found: dict[str, Any] = (read_json(artifact / MANIFEST) or {}).get("facts", {})
+    return found
 
 
 def is_manifest(value: Any) -> bool:

@@ -29,6 +29,7 @@ __all__ = [
     "Merge",
     "Model",
     "Optim",
+    "Predict",
     "Serve",
     "Sweep",
     "Train",

@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
+from tuner.models.generate import context_of
 from tuner.models.predict.batch import Answer, Batcher, Prompt, plan_batches
 from tuner.models.predict.journal import Journal
 from tuner.models.predict.requests import Request
@@ -49,7 +50,7 @@ class LocalModel:
     def __init__(
         self, model: PreTrainedModel, tokenizer: Tokenizer, decoding: Decoding, context: int | None
     ) -> None:
-        self._tokenizer, self._decoding, self._context = tokenizer, decoding, context
+        self._tokenizer, self._decoding = tokenizer, decoding
         self._batcher = Batcher(
             model,
             stops=decoding.stops,
@@ -57,9 +58,7 @@ class LocalModel:
             top_p=decoding.top_p,
             logprobs=decoding.logprobs,
         )
-        told = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        known = [length for length in (context, told) if length]
-        self.context = min(known, default=None)
+        self.context = context_of(model, context)
         """the longest sequence, in tokens"""
         self._device, self._per_token = model.device, cache_bytes(model)
 

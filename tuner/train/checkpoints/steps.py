@@ -18,6 +18,7 @@ from typing import Any
 
 from tuner.files import link_or_copy, read_json, sha256_of, write_json
 from tuner.store.digests import content_digest
+from tuner.store.manifest import facts_of
 
 MARKER = "state.json"
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
@@ -228,7 +229,7 @@ def adopt(source: Path, out: Path, checkpoint: SavedStep) -> None:
     for name in (*SETTINGS, "metrics.jsonl", "samples.jsonl"):
         if (source / name).exists():
             shutil.copyfile(source / name, out / name)
-    facts = read_json(source / FACTS) or (read_json(source / "manifest.json") or {}).get("facts", {})
+    facts = read_json(source / FACTS) or facts_of(source)
     write_json(out / FACTS, {name: facts[name] for name in RESOLVED if name in facts})
     partial.rename(target)
 
